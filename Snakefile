@@ -1,0 +1,28 @@
+# ditscope: prompts -> images -> captures, calibration, sensitivity, plans, benchmarks, trajectories and what they
+# mean, refiner -> videos and figures. `snakemake --profile local` runs the demo; docs/ tells the rest.
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+
+
+pathvars:
+    results=RESULTS,
+    logs=f"{RESULTS}/logs",
+    benchmarks=f"{RESULTS}/.benchmarks",
+
+
+include: "rules/models.smk"
+include: "rules/prompts.smk"
+include: "rules/generate.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        all_targets(),

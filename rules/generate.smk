@@ -1,0 +1,33 @@
+# Images. Needs: prompt shards and a generator. Leaves: <results>/images/<model>/shard-*: a WebDataset tar (png, json,
+# latent), the table `images` (one row a run) and the table `images.timing`.
+
+
+rule generate:
+    input:
+        image_shards(*CONFIG.generate.models),
+
+
+rule image_shard:
+    input:
+        prompts="<results>/prompts/shard-{shard}.parquet",
+        weights=lambda w: model_files(w.model),
+    output:
+        images="<results>/images/{model}/shard-{shard}.tar",
+        manifest="<results>/images/{model}/shard-{shard}.parquet",
+        timing="<results>/images/{model}/shard-{shard}.timing.parquet",
+    log:
+        "<logs>/generate/{model}/{shard}.log",
+    benchmark:
+        "<benchmarks>/generate/{model}/{shard}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        gpu=1,
+        mem_mb=4000,
+        runtime=120,
+    params:
+        code=code("generate"),
+        model=lambda w: model_params(w.model),
+        settings=stage("generate"),
+    script:
+        "../scripts/image_shard.py"

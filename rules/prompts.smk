@@ -1,0 +1,25 @@
+# Prompts. Needs: the prompt CSV. Leaves: <results>/prompts/shard-*.parquet (table `prompts`, one row a run).
+
+
+rule prompts:
+    input:
+        prompt_shards(),
+
+
+rule prompt_shard:
+    input:
+        csv=ancient(CONFIG.prompts.csv),
+    output:
+        shard="<results>/prompts/shard-{shard}.parquet",
+    log:
+        "<logs>/prompts/{shard}.log",
+    conda:
+        "../envs/tables.yaml"
+    localrule: True
+    params:
+        code=code("prompts"),
+        runs=lambda w: SHARD_INDEX[int(w.shard)]["digest"],
+        settings=stage("prompts"),
+        experiment=CONFIG.experiment,
+    script:
+        "../scripts/prompt_shard.py"

@@ -1,0 +1,3 @@
+"""ditscope: a microscope for diffusion transformers."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,161 @@
+"""Read a config into `settings.Config`: strict types, no unknown keys, the nearest valid key in every refusal."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import GenericAlias
+from typing import Any, get_args, get_origin, get_type_hints
+
+from ditscope.errors import InputError
+from ditscope.settings import STAGES, Config
+
+ROOT = Path(__file__).resolve().parents[2]
+type_hints = cache(get_type_hints)
+
+
+def decode(kind: Any, value: Any, path: str = "") -> Any:
+    """Turn plain YAML data into `kind`, or raise an InputError that names the key `path`."""
+    where = path or "config"
+    if is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where}: expected a map of settings, got {value!r}")
+        hints = type_hints(kind)
+        for key in value:
+            if key not in hints:
+                raise InputError(unknown(f"{path}.{key}" if path else str(key), str(key), hints, "a setting"))
+        for f in fields(kind):
+            if f.default is MISSING and f.default_factory is MISSING and f.name not in value:
+                raise InputError(f"{where}: the required key `{f.name}` is missing ({f.metadata['help']})")
+        decoded = {k: decode(hints[k], v, f"{path}.{k}" if path else k) for k, v in value.items()}
+        for f in fields(kind):
+            choices = f.metadata.get("choices")
+            if choices and decoded.get(f.name, choices[0]) not in choices:
+                raise InputError(unknown(f"{where}.{f.name}", decoded[f.name], choices, "a choice"))
+        return kind(**decoded)
+    if isinstance(kind, GenericAlias):
+        origin, inner = get_origin(kind), get_args(kind)
+        if origin is list and isinstance(value, (list, tuple)):
+            return [decode(inner[0], v, f"{path}[{i}]") for i, v in enumerate(value)]
+        if origin is dict and isinstance(value, Mapping):
+            return {str(k): decode(inner[1], v, f"{path}.{k}") for k, v in value.items()}
+        raise InputError(f"{where}: expected a {'list' if origin is list else 'map'}, got {value!r}")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise InputError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def unknown(where: str, name: Any, valid: Any, what: str) -> str:
+    """One line that refuses `name` and offers the nearest valid one."""
+    valid = [str(v) for v in valid]
+    near = difflib.get_close_matches(str(name), valid, 1, 0.5)
+    hint = f"did you mean `{near[0]}`?" if near else f"valid: {', '.join(valid) or 'none'}"
+    return f"{where}: `{name}` is not {what}; {hint}"
+
+
+def load_config(data: Mapping[str, Any]) -> Config:
+    """Decode and cross-check a config (keys that Snakemake itself adds are ignored)."""
+    config = decode(Config, {k: v for k, v in data.items() if k != "pathvars"})
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Check what types cannot: names that refer to registry entries, sizes, exclusive options."""
+    if not config.experiment or set(config.experiment) & set("/\\ ") or config.experiment.startswith("."):
+        raise InputError(f"experiment: `{config.experiment}` must be a plain folder name")
+    for name, model in config.models.items():
+        for side in ("width", "height"):
+            if getattr(model, side) % 16:
+                raise InputError(f"models.{name}.{side}: {getattr(model, side)} is not a multiple of 16")
+    for stage, registry, valid in (
+        ("generate", "models", config.models),
+        ("capture", "models", config.models),
+        ("calibrate", "models", config.models),
+        ("sensitivity", "models", config.models),
+        ("benchmark", "models", config.models),
+        ("refine", "models", config.models),
+        ("benchmark", "schemes", config.schemes),
+        ("trajectories", "networks", config.networks),
+        ("embed", "embedders", config.embedders),
+    ):
+        for name in getattr(getattr(config, stage), registry):
+            if name not in valid:
+                raise InputError(unknown(f"{stage}.{registry}", name, valid, f"in the config's `{registry}`"))
+    for name in config.trajectories.networks:
+        for entry in config.networks[name]:
+            model, _, variant = entry.partition(":")
+            if model not in config.models:
+                raise InputError(unknown(f"networks.{name}", model, config.models, "in the config's `models`"))
+            if variant and variant not in config.schemes and variant not in config.plan.budgets:
+                valid = [*config.schemes, *config.plan.budgets]
+                raise InputError(unknown(f"networks.{name}", variant, valid, "a scheme or a plan's budget"))
+    for name, scheme in config.schemes.items():
+        if scheme.kind == "plan" and scheme.plan not in config.plan.budgets:
+            raise InputError(unknown(f"schemes.{name}.plan", scheme.plan, config.plan.budgets, "a plan's budget"))
+    for name, capture in config.capture.sets.items():
+        if capture.offload and capture.multi_gpu:
+            raise InputError(f"capture.sets.{name}: `offload` and `multi_gpu` exclude each other; set one to false")
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """A dataclass as plain data, for Snakemake's params."""
+    return asdict(settings)
+
+
+def json_schema() -> dict[str, Any]:
+    """The closed JSON Schema of config.yaml."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "ditscope config", **_schema(Config)}
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return {
+            "type": "object",
+            "description": (kind.__doc__ or "").strip(),
+            "properties": {
+                f.name: _schema(hints[f.name])
+                | ({"description": f.metadata["help"]} if f.metadata["help"] else {})
+                | ({"enum": list(f.metadata["choices"])} if f.metadata["choices"] else {})
+                for f in fields(kind)
+            },
+            "required": [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING],
+            "additionalProperties": False,
+        }
+    if isinstance(kind, GenericAlias):
+        inner = get_args(kind)
+        if get_origin(kind) is list:
+            return {"type": "array", "items": _schema(inner[0])}
+        return {"type": "object", "additionalProperties": _schema(inner[1])}
+    return {"type": {str: "string", int: "integer", float: "number", bool: "boolean"}[kind]}
+
+
+def reference() -> str:
+    """The config reference in Markdown, one table for each section."""
+    lines = ["# Config reference", "", "Made from `scripts/ditscope/settings.py` by `ditscope reference`; do not edit.", ""]
+    hints = get_type_hints(Config)
+    sections = [("(top level)", Config)]
+    sections += [(f"{n}.<name>", get_args(hints[n])[1]) for n in ("models", "schemes", "embedders")]
+    for stage in STAGES:
+        sections.append((stage, hints[stage]))
+        for name, kind in get_type_hints(hints[stage]).items():
+            if get_origin(kind) is dict:
+                sections.append((f"{stage}.{name}.<name>", get_args(kind)[1]))
+    for title, kind in sections:
+        lines += [f"## `{title}`", "", (kind.__doc__ or "").strip(), "", "| key | type | default | meaning |", "|---|---|---|---|"]
+        kinds = get_type_hints(kind)
+        for f in fields(kind):
+            if is_dataclass(kinds[f.name]):
+                continue
+            required = f.default is MISSING and f.default_factory is MISSING
+            default = "required" if required else f"`{f.default if f.default is not MISSING else f.default_factory()!r}`"  # type: ignore[misc]
+            name = kinds[f.name].__name__ if isinstance(kinds[f.name], type) and not isinstance(kinds[f.name], GenericAlias) else str(kinds[f.name])
+            choices = f" One of {', '.join(f'`{c}`' for c in f.metadata['choices'])}." if f.metadata["choices"] else ""
+            name = name.replace("ditscope.settings.", "")
+            lines.append(f"| `{f.name}` | {name} | {default} | {f.metadata['help']}.{choices} |")
+        lines.append("")
+    return "\n".join(lines)

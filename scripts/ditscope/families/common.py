@@ -1,0 +1,42 @@
+"""What the flow-matching families share: conditioning, dtype names, the VAE's decode."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Text conditioning of a batch; the negative half is present only under classifier-free guidance."""
+
+    embeds: Tensor  # (batch, tokens, channels)
+    pooled: Tensor  # (batch, channels)
+    negative_embeds: Tensor | None = None
+    negative_pooled: Tensor | None = None
+
+    def __getitem__(self, rows: slice) -> "Conditioning":
+        """The same conditioning for some rows of the batch."""
+        return replace(self, **{k: v[rows] for k, v in vars(self).items() if v is not None})
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Embeds and pooled with the negative half, if any, appended: [cond, uncond] along the batch."""
+        if self.negative_embeds is None or self.negative_pooled is None:
+            return self.embeds, self.pooled
+        return torch.cat([self.embeds, self.negative_embeds]), torch.cat([self.pooled, self.negative_pooled])
+
+
+def vae_decode(pipe: Any, latents: Tensor) -> Tensor:
+    """Images (batch, 3, height, width) in [0, 1] from latents, by the pipeline's own VAE and scaling."""
+    vae = pipe.vae
+    latents = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    return (vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
+
+
+def vae_latent_shape(pipe: Any, width: int, height: int) -> tuple[int, int, int]:
+    """Latent (channels, height, width) of an image of `width` x `height` pixels."""
+    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    return pipe.vae.config.latent_channels, height // factor, width // factor

@@ -1,0 +1,94 @@
+"""Stable Diffusion 3 (Esser et al. 2024): joint blocks over image and text, classifier-free guidance."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditscope.families.common import DTYPES, Conditioning, vae_decode, vae_latent_shape
+from ditscope.settings import Model
+
+PIPELINE = "StableDiffusion3Pipeline"
+decode = vae_decode
+latent_shape = vae_latent_shape
+
+
+def load(source: str, entry: Model, **kwargs: Any) -> Any:
+    """The diffusers pipeline of `source`, without its T5 encoder if the entry says so."""
+    from diffusers import StableDiffusion3Pipeline
+
+    if not entry.use_t5:
+        kwargs |= {"text_encoder_3": None, "tokenizer_3": None}
+    return StableDiffusion3Pipeline.from_pretrained(source, dtype=DTYPES[entry.dtype], **kwargs)
+
+
+def uses_cfg(pipe: Any, guidance: float) -> bool:
+    """Classifier-free guidance is on above 1."""
+    return guidance > 1
+
+
+def encode(pipe: Any, prompts: list[str], negatives: list[str], entry: Model, guidance: float) -> Conditioning:
+    """CLIP and T5 token embeddings and pooled CLIP embeddings, with the negative half under guidance."""
+    cfg = uses_cfg(pipe, guidance)
+    t5_limit = pipe.tokenizer_3.model_max_length if pipe.tokenizer_3 is not None else pipe.tokenizer_max_length
+    length = entry.max_sequence_length or min(256, t5_limit)
+    embeds, negative_embeds, pooled, negative_pooled = pipe.encode_prompt(
+        prompts,
+        prompts,
+        prompts,
+        negative_prompt=negatives if cfg else None,
+        do_classifier_free_guidance=cfg,
+        max_sequence_length=length,
+    )
+    return Conditioning(embeds, pooled, negative_embeds, negative_pooled)
+
+
+def sigmas(pipe: Any, steps: int, latents: Tensor) -> Tensor:
+    """Noise levels from 1 to 0, (steps + 1,), with the scheduler's static shift."""
+    pipe.scheduler.set_timesteps(steps)
+    return pipe.scheduler.sigmas.float()
+
+
+def velocity(pipe: Any, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float) -> Tensor:
+    """The guided velocity at noise level `sigma`, in the shape of `x` (batch, channels, height, width)."""
+    embeds, pooled = cond.stacked()
+    doubled = x if embeds.shape[0] == x.shape[0] else torch.cat([x, x])
+    out = pipe.transformer(
+        hidden_states=doubled,
+        timestep=(sigma * 1000).to(x).expand(doubled.shape[0]),
+        encoder_hidden_states=embeds,
+        pooled_projections=pooled,
+        return_dict=False,
+    )[0]
+    return combine(out, x.shape[0], guidance)
+
+
+def combine(out: Tensor, batch: int, guidance: float) -> Tensor:
+    """Classifier-free guidance over a [cond, uncond] batch; a plain batch passes unchanged."""
+    if out.shape[0] == batch:
+        return out
+    cond, uncond = out.chunk(2)
+    return uncond + guidance * (cond - uncond)
+
+
+def blocks(transformer: nn.Module) -> dict[str, nn.Module]:
+    """Every block by name (`joint_block_0`, ...), in network order."""
+    return {f"joint_block_{i}": b for i, b in enumerate(transformer.transformer_blocks)}
+
+
+def block_streams(output: tuple[Tensor | None, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """(image tokens, text tokens) of a block's output; the last block has no text."""
+    text, image = output
+    return image, text
+
+
+def project(transformer: nn.Module, image_tokens: Tensor, temb: Tensor, latents: Tensor) -> Tensor:
+    """Read a block's image tokens as if it were the last: final norm, projection, unpatchify.
+
+    Returns a prediction (batch of the tokens, channels, height, width); `latents` gives height and width only.
+    """
+    tokens = transformer.proj_out(transformer.norm_out(image_tokens, temb))
+    height, width = latents.shape[-2:]
+    p = transformer.config.patch_size
+    grid = tokens.reshape(tokens.shape[0], height // p, width // p, p, p, transformer.out_channels)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], transformer.out_channels, height, width)

@@ -1,0 +1,105 @@
+"""Load generators: check the folder first, then hand over the family's pipeline on one device."""
+
+import json
+import logging
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ditscope.errors import InputError
+from ditscope.settings import Model
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+GENERATORS = ("flux", "sd3")
+CAPTIONERS = ("blip", "blip2", "florence2")
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A loaded text-to-image model."""
+
+    name: str
+    entry: Model
+    family: ModuleType
+    pipe: Any
+    device: "torch.device"
+
+
+def is_generator(entry: Model) -> bool:
+    """Whether the model makes images from text (and not text from images)."""
+    return entry.family not in CAPTIONERS
+
+
+def default_device() -> str:
+    """The accelerator that torch sees, else the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load_generator(name: str, entry: Model, device: str | None = None) -> Generator:
+    """Load a generator of the registry onto one device, in evaluation mode."""
+    import torch
+
+    if entry.family not in GENERATORS:
+        raise InputError(f"models.{name}.family: `{entry.family}` does not sample by flow matching; {GENERATORS} do")
+    family = import_module(f"ditscope.families.{entry.family}")
+    pipe = family.load(str(resolve_source(name, entry)), entry, use_safetensors=True)
+    target = torch.device(device or default_device())
+    pipe.to(target)
+    pipe.set_progress_bar_config(disable=True)
+    log.info("loaded %s (%s, %s) on %s", name, entry.family, entry.dtype, target)
+    return Generator(name, entry, family, pipe, target)
+
+
+def resolve_source(name: str, entry: Model) -> Path:
+    """The local folder of a model: its own, or where a hub id was downloaded to; checked before anything loads."""
+    folder = source_folder(entry)
+    if not folder.is_dir():
+        hint = "run the workflow once to download it" if entry.revision else "set `source` to an existing folder"
+        raise InputError(f"models.{name}.source: no folder {folder}; {hint}")
+    check_model_folder(folder)
+    return folder
+
+
+def source_folder(entry: Model) -> Path:
+    """Where the weights lie: `source` itself, or resources/models/<id>@<revision> for a hub id."""
+    if not entry.revision:
+        return Path(entry.source)
+    return Path("resources/models") / f"{entry.source.replace('/', '--')}@{entry.revision}"
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse pickled weights, symbolic links out of the folder, and truncated safetensors."""
+    found = False
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in PICKLES:
+            raise InputError(f"{file}: pickled weights are refused; convert the model to safetensors")
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
+            found = True
+    if not found:
+        raise InputError(f"{folder}: holds no .safetensors weights")
+
+
+def check_safetensors(file: Path) -> None:
+    """Refuse a safetensors file whose header and length do not agree."""
+    size = file.stat().st_size
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        try:
+            header = json.loads(opened.read(length)) if size >= 8 + length else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise InputError(f"{file}: not a safetensors file (bad header); fetch or copy it again")
+    end = max((t["data_offsets"][1] for key, t in header.items() if key != "__metadata__"), default=0)
+    if size != 8 + length + end:
+        raise InputError(f"{file}: truncated safetensors ({size} bytes, its header says {8 + length + end}); copy it again")

@@ -1,0 +1,302 @@
+"""Every setting of every stage, as frozen dataclasses.
+
+These classes are the single source of the config's closed schema (`ditscope.config`), of the command-line options
+(`ditscope.cli`) and of the config reference in docs/. A field's help text stands beside its default.
+"""
+
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+
+def setting(default: Any = MISSING, help: str = "", *, choices: tuple = (), config_only: bool = False) -> Any:
+    """A documented dataclass field; `config_only` keeps it off the command line."""
+    metadata = {"help": help, "choices": choices, "config_only": config_only}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+# Registries: maps from a short name to one of these -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    """A generator (text to image) or a captioner (image to text): its weights and how it is run."""
+
+    family: str = setting(help="flux, sd3 or sdxl-turbo (generators); blip, blip2 or florence2 (captioners)")
+    source: str = setting(help="A diffusers / transformers folder, or a hub id")
+    revision: str = setting("", "Commit of a hub id; required for one, so that results stay reproducible")
+    dtype: str = setting("float32", "Type of weights and activations", choices=("float32", "bfloat16", "float16"))
+    width: int = setting(1024, "Image width in pixels, a multiple of 16")
+    height: int = setting(1024, "Image height in pixels, a multiple of 16")
+    steps: int = setting(4, "Denoising steps")
+    guidance: float = setting(
+        0.0, "Guidance: the distilled value (FLUX.1-dev) or the classifier-free scale (SD3; <= 1 is off)"
+    )
+    use_t5: bool = setting(True, "SD3: load the T5 encoder; without it the pipeline feeds zeros")
+    max_sequence_length: int = setting(0, "Tokens of the T5 prompt; 0 takes the pipeline's own limit")
+    max_new_tokens: int = setting(50, "Captioner: longest caption in tokens")
+    num_beams: int = setting(1, "Captioner: beams")
+    allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to quantize a generator's transformer."""
+
+    kind: str = setting(help="Name of a registered scheme in ditscope.quantize")
+    bits: int = setting(8, "Weight bits, where the scheme has a choice")
+    group_size: int = setting(0, "Weights that share one scale along the input dimension; 0: a whole row")
+    plan: str = setting("", "kind: plan only: the budget whose bit plan is applied")
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A model that maps a text or an image of a trajectory to a vector."""
+
+    family: str = setting(help="sentence-transformers, minilm, clip, siglip, dinov2 or random-walk (the control)")
+    source: str = setting("", "Folder, hub id, or empty where the package carries its weights")
+    revision: str = setting("", "Commit of a hub id")
+    modality: str = setting("text", "What is embedded", choices=("text", "image"))
+    dimension: int = setting(64, "random-walk only: dimension of the walk")
+    allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
+
+
+# Stages, in pipeline order ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Split a prompt CSV into shards of runs (prompt x seed)."""
+
+    csv: str = setting("prompts/demo.csv", "CSV with `prompt` and optional `prompt_id, seed, family, negative_prompt`")
+    shard_size: int = setting(64, "Prompts in a shard; appending prompts touches only the last shard", config_only=True)
+    seeds: list[int] = setting([0], "Seeds of each prompt; a `seed` in the CSV wins; -1 derives a recorded one")
+    limit: int = setting(0, "Use only the first N prompts; 0: all")
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Sample one image for each run of a prompt shard."""
+
+    models: list[str] = setting([], "Models to generate with", config_only=True)
+    slice_size: int = setting(16, "Images sampled together; also the unit that an interrupted job resumes at")
+
+
+@dataclass(frozen=True)
+class CaptureSet:
+    """Record the output of every block at every denoising step, and decode it."""
+
+    generations: int = setting(2, "How many runs (the first of the prompt list) to capture", config_only=True)
+    blocks: str = setting("*", "Blocks by pattern, as `double:0-5,single:*`")
+    steps: str = setting("*", "Steps by pattern, as `0,2,-1`")
+    decode: list[str] = setting(["x0"], "Decodes to draw: x0 (clean estimate) and / or x_prev (next noisy state)")
+    should_decode_intermediates: bool = setting(True, "Decode each block's output to an image")
+    add_sampling_metadata: bool = setting(True, "Write the prompt into the image's EXIF data")
+    format: str = setting("safetensors", "How captures are stored", choices=("safetensors", "pt"))
+    store: str = setting("tensors", "Keep whole tensors, or only their pooled statistics", choices=("tensors", "statistics"))
+    max_bytes: int = setting(2_000_000_000, "Refuse a capture set that would take more bytes than this")
+    offload: bool = setting(False, "Keep idle components in host memory")
+    multi_gpu: bool = setting(False, "Give each component a GPU of its own")
+
+
+@dataclass(frozen=True)
+class Capture:
+    """Which models are captured, and how."""
+
+    models: list[str] = setting([], "Models to capture", config_only=True)
+    sets: dict[str, CaptureSet] = setting({}, "Capture sets by name; each model is captured under each", config_only=True)
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Record the transformer's inputs along sampling trajectories, for calibration and sensitivity."""
+
+    models: list[str] = setting([], "Models to calibrate", config_only=True)
+    num_images: int = setting(10, "Images (prompts) to sample")
+    num_steps: int = setting(50, "Denoising steps of each image")
+    cfg_weight: float = setting(7.5, "Classifier-free guidance; <= 1 is off")
+    seed: int = setting(0, "Seed of the first image; image i uses seed + i")
+    shard_size: int = setting(8, "Images of one job", config_only=True)
+    format: str = setting("samples", "One NPZ a sample, or packed with conditioning once a prompt", choices=("samples", "packed"))
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Quantize one layer at a time and measure the change of the predicted velocity."""
+
+    models: list[str] = setting([], "Models to analyse", config_only=True)
+    bits: list[int] = setting([2, 3, 4, 6, 8], "Bit widths")
+    quantizer: str = setting("group", "Weight quantizer", choices=("palettize", "group"))
+    group_size: int = setting(32, "Weights that share one scale and zero point (quantizer: group)")
+    buckets: str = setting("thirds", "Timestep buckets: thirds of the steps, or sigma 0.7 / 0.3", choices=("thirds", "sigma"))
+    max_images: int = setting(4, "Calibration images used; 0: all")
+    step_stride: int = setting(1, "Use every n-th step")
+    layer_groups: int = setting(2, "Jobs that the layers are spread over", config_only=True)
+    mode: str = setting("exact", "How scores are made", choices=("exact", "adaptive", "fast"))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How large a bit plan may be."""
+
+    mean_bits: float = setting(0.0, "Mean bits per quantized weight, scales and zero points included; 0: use bytes")
+    bytes: int = setting(0, "Nominal bytes of the quantized layers")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Choose bits for every layer by an integer program under a size budget."""
+
+    budgets: dict[str, Budget] = setting({}, "Budgets by name", config_only=True)
+    metric: str = setting("relative_l2", "Sensitivity that is summed", choices=("relative_l2", "sqnr_db", "psnr_db"))
+    min_bits: int = setting(2, "Fewest bits a layer may get")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Time, weigh and judge a model under one quantization scheme."""
+
+    models: list[str] = setting([], "Models to benchmark", config_only=True)
+    schemes: list[str] = setting([], "Schemes, by name in `schemes`", config_only=True)
+    compile: list[str] = setting(["eager"], "Compile states: eager, regional, full", config_only=True)
+    batches: list[int] = setting([1], "Batch sizes that are timed")
+    repeats: int = setting(5, "Timed runs of each batch size")
+    warmup: int = setting(2, "Untimed runs before them")
+    num_images: int = setting(16, "Images generated for the quality metrics")
+    num_steps: int = setting(0, "Denoising steps; 0: the model's own")
+    cfg_scale: float = setting(-1.0, "Guidance; -1: the model's own")
+    skip_metrics: bool = setting(False, "Leave image quality out: latency and memory only")
+    hardware: str = setting("auto", "Id under which results are filed; auto: named after this host's accelerator or CPU")
+    features: str = setting("shapes-clip", "Embedder whose image features FID, KID and the cosine are computed on")
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Feed text to a generator, its image to a captioner, the caption back, and so on."""
+
+    networks: list[str] = setting([], "Networks, by name in `networks`", config_only=True)
+    prompts: int = setting(4, "How many prompts (the first of the list) start a trajectory; 0: all", config_only=True)
+    seeds: list[int] = setting([0], "Seeds of each prompt; -1 derives and records one and never stops on a repeat")
+    max_length: int = setting(8, "Invocations of a trajectory, text and image together")
+    shard_size: int = setting(16, "Runs of one job", config_only=True)
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Embed every text and image of the trajectories."""
+
+    embedders: list[str] = setting([], "Embedders, by name in `embedders`", config_only=True)
+    batch_size: int = setting(32, "Items embedded together")
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Distances of each state to the trajectory's first prompt."""
+
+    shuffles: int = setting(1, "Shuffled-order controls of each trajectory")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Cluster the embedded states (HDBSCAN) and describe how trajectories move between clusters."""
+
+    min_cluster_size: int = setting(0, "Smallest cluster; 0: max(2, n / 1000)")
+    epsilon: float = setting(0.4, "HDBSCAN's cluster_selection_epsilon on unit vectors")
+    drop_outliers: bool = setting(False, "Glue run lengths across outliers instead of breaking at them")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Persistent homology of each trajectory's point cloud."""
+
+    max_dimension: int = setting(2, "Highest homology dimension, 0 to 2")
+
+
+@dataclass(frozen=True)
+class Refine:
+    """Train a one-step refiner of interpolated latents with the drifting loss."""
+
+    models: list[str] = setting([], "Models whose latents are refined", config_only=True)
+    codes: int = setting(16, "Pseudo-classes of the codebook")
+    mae_steps: int = setting(200, "Training steps of the latent masked autoencoder")
+    steps: int = setting(200, "Training steps of the refiner")
+    width: int = setting(128, "Width of the refiner and of the autoencoder")
+    depth: int = setting(4, "Transformer blocks of the refiner")
+    levels: int = setting(4, "Nested corruption levels")
+    min_anchors: int = setting(4, "Known patches at the hardest level")
+    interpolation: str = setting("laplacian", "How missing patches are filled", choices=("linear", "idw", "laplacian"))
+    classes_per_step: int = setting(4, "Pseudo-classes of a training batch")
+    generated_per_class: int = setting(8, "Generated samples of each class in a batch")
+    positives: int = setting(16, "Real samples of the class in a batch")
+    unconditional: int = setting(8, "Unconditional real samples in a batch")
+    radii: list[float] = setting([0.02, 0.05, 0.2], "Kernel radii R of the drifting field")
+    weighting: str = setting("official", "Weight of unconditional negatives", choices=("official", "log"))
+    alpha_power: float = setting(3.0, "Guidance alpha on [1, 4] has density proportional to alpha^-power")
+    optimizer: str = setting("adamw", "Optimizer of the matrix weights", choices=("adamw", "muon"))
+    learning_rate: float = setting(4e-4, "Peak learning rate")
+    grad_accum: int = setting(1, "Batches of one optimizer step")
+    seed: int = setting(0, "Seed of the training")
+
+
+@dataclass(frozen=True)
+class Video:
+    """Draw captures, trajectories and refinements as moving pictures."""
+
+    output_format: str = setting("gif", "Container", choices=("gif", "mp4"))
+    fps: float = setting(2.0, "Frames per second")
+    block_type: str = setting("", "Only this type of block (double, single, joint); empty: all")
+    max_blocks: int = setting(0, "Most blocks of a step, in network order; 0: all")
+    font_size: int = setting(24, "Size of the overlay's text in pixels")
+    tile_size: int = setting(256, "Side of a tile of the trajectory mosaic in pixels")
+    prompt_order: list[str] = setting([], "Prompt ids in the order of the mosaic's rows; empty: as in the CSV")
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Draw the figures and write the tables of the report."""
+
+    formats: list[str] = setting(["svg", "png", "pdf"], "File types of each figure")
+    dpi: int = setting(160, "Resolution of PNG figures")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole study."""
+
+    experiment: str = setting("demo", "Name of the study: its results are in results/<experiment>/")
+    backends: list[str] = setting(["torch"], "Back ends that `all` asks for")
+    staleness: str = setting(
+        "code", "What makes results stale: the library's code, or only a new release", choices=("code", "release")
+    )
+    models: dict[str, Model] = setting({}, "Generators and captioners by name")
+    schemes: dict[str, Scheme] = setting({}, "Quantization schemes by name")
+    embedders: dict[str, Embedder] = setting({}, "Embedders by name")
+    networks: dict[str, list[str]] = setting(
+        {}, "Cycles of models by name; an entry may be `model:scheme` or `model:budget`"
+    )
+    prompts: Prompts = setting(Prompts(), "")
+    generate: Generate = setting(Generate(), "")
+    capture: Capture = setting(Capture(), "")
+    calibrate: Calibrate = setting(Calibrate(), "")
+    sensitivity: Sensitivity = setting(Sensitivity(), "")
+    plan: Plan = setting(Plan(), "")
+    benchmark: Benchmark = setting(Benchmark(), "")
+    trajectories: Trajectories = setting(Trajectories(), "")
+    embed: Embed = setting(Embed(), "")
+    drift: Drift = setting(Drift(), "")
+    cluster: Cluster = setting(Cluster(), "")
+    topology: Topology = setting(Topology(), "")
+    refine: Refine = setting(Refine(), "")
+    video: Video = setting(Video(), "")
+    publish: Publish = setting(Publish(), "")
+
+    def stages(self) -> dict[str, Any]:
+        """The settings of each stage by the stage's name, in pipeline order."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in STAGES}
+
+
+STAGES = (
+    "prompts", "generate", "capture", "calibrate", "sensitivity", "plan", "benchmark", "trajectories", "embed",
+    "drift", "cluster", "topology", "refine", "video", "publish",
+)  # fmt: skip

@@ -1,0 +1,78 @@
+"""WebDataset shards of images: deterministic tars of png, json and latent, written whole or not at all."""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ditscope.errors import InputError
+
+Sample = dict[str, Any]  # "__key__", and "png" (bytes), "json" (dict), "latent.npy" (array)
+
+
+def write_tar(samples: Iterable[Sample], path: Path | str) -> None:
+    """Write samples in order, with fixed times and owners, so that equal samples give equal bytes."""
+    import webdataset
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file, webdataset.TarWriter(file, mtime=0, encoder=False) as writer:
+        for sample in samples:
+            writer.write({k: encode(k, v) for k, v in sample.items()})
+    os.replace(partial, path)
+
+
+def encode(name: str, value: Any) -> Any:
+    """Bytes of one member by its extension."""
+    if name == "json":
+        return json.dumps(value, sort_keys=True).encode()
+    if name.endswith("npy"):
+        buffer = io.BytesIO()
+        np.save(buffer, value, allow_pickle=False)
+        return buffer.getvalue()
+    return value
+
+
+def read_tar(path: Path | str) -> Iterator[Sample]:
+    """Samples of a shard in order. Refuses members that are no plain files or would leave the folder."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            sample: Sample = {}
+            for member in tar:
+                name = PurePosixPath(member.name)
+                if not member.isfile() or name.is_absolute() or ".." in name.parts:
+                    raise InputError(f"{path}: member `{member.name}` is not a plain file inside the shard")
+                key, _, extension = name.name.partition(".")
+                if sample and sample["__key__"] != key:
+                    yield sample
+                    sample = {}
+                data = tar.extractfile(member).read()  # type: ignore[union-attr]
+                sample |= {"__key__": key, extension: decode(extension, data)}
+            if sample:
+                yield sample
+    except (tarfile.TarError, EOFError) as error:
+        raise InputError(f"{path}: not a readable tar shard ({error}); delete it and run again") from None
+
+
+def decode(extension: str, data: bytes) -> Any:
+    """The value of one member: parsed json, an array, or the bytes themselves."""
+    if extension == "json":
+        return json.loads(data)
+    if extension.endswith("npy"):
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    return data
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """A (height, width, 3) uint8 image as PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()

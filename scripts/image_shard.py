@@ -1,0 +1,20 @@
+"""Rule image_shard: the images of one prompt shard."""
+
+from pathlib import Path
+
+from ditscope.config import decode
+from ditscope.generate import generate
+from ditscope.job import job, model_entry, partial_root
+from ditscope.settings import Generate
+
+with job(snakemake):
+    generate(
+        name=snakemake.wildcards.model,
+        model=model_entry(snakemake.params.model),
+        prompts=Path(snakemake.input.prompts),
+        images=Path(snakemake.output.images),
+        manifest=Path(snakemake.output.manifest),
+        timing=Path(snakemake.output.timing),
+        settings=decode(Generate, snakemake.params.settings),
+        partial=partial_root(snakemake),
+    )

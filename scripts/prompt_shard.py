@@ -1,0 +1,15 @@
+"""Rule prompt_shard: the runs of one shard of the prompt CSV."""
+
+from ditscope.config import decode
+from ditscope.job import job
+from ditscope.prompts import write_shard
+from ditscope.settings import Prompts
+
+with job(snakemake):
+    write_shard(
+        csv=snakemake.input.csv,
+        shard=int(snakemake.wildcards.shard),
+        out=snakemake.output.shard,
+        settings=decode(Prompts, snakemake.params.settings),
+        experiment=snakemake.params.experiment,
+    )
