@@ -25,4 +25,16 @@ include: "rules/generate.smk"
 rule all:
     default_target: True
     input:
-        all_targets(),
+        targets().values(),
+
+
+onstart:
+    write_plan(RESULTS, targets(), rule_patterns(), plain(CONFIG))
+
+
+onsuccess:
+    write_progress(RESULTS)
+
+
+onerror:
+    write_progress(RESULTS, failed=log)

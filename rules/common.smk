@@ -1,14 +1,17 @@
 # Helper functions of every rules file: the checked config, paths of what stages leave, parameters that make them stale.
+import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import strip_wildcard_constraints
 
 from ditscope.config import load_config, plain
 from ditscope.errors import InputError
 from ditscope.models import check_model_folder, is_generator, source_folder
+from ditscope.progress import write_plan, write_progress
 from ditscope.prompts import shard_index
 from ditscope.staleness import cached, code_digest, source_digest
 
@@ -80,6 +83,30 @@ def image_shards(*models, suffix="tar"):
     return expand(f"{RESULTS}/images/{{model}}/shard-{{shard}}.{suffix}", model=models, shard=SHARDS)
 
 
-def all_targets():
-    """Everything that the config selects."""
-    return [*prompt_shards(), *image_shards(*CONFIG.generate.models)]
+# What the workflow knows of itself ---------------------------------------------------------------------------------
+
+
+def targets():
+    """What each stage leaves under this config, in pipeline order."""
+    return {
+        "prompts": prompt_shards(),
+        "generate": image_shards(*CONFIG.generate.models),
+    }
+
+
+def rule_patterns():
+    """Globs of each rule's benchmark files and outputs below the study's results, for `ditscope estimate`."""
+
+    def globs(paths):
+        below = [str(path).removeprefix(f"{RESULTS}/") for path in paths if str(path).startswith(RESULTS)]
+        return sorted({re.sub(r"\{[^}]*\}", "*", strip_wildcard_constraints(path)) for path in below})
+
+    return {
+        r.name: {
+            "benchmarks": globs([r.benchmark] if r.benchmark else []),
+            "outputs": globs(r.output),
+            "gpu": "gpu" in r.resources,
+        }
+        for r in workflow.rules
+        if r.output
+    }

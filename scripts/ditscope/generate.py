@@ -11,12 +11,18 @@ from tqdm import tqdm
 from ditscope.identity import request_hash
 from ditscope.models import Generator, load_generator
 from ditscope.partial import publish, unfinished
+from ditscope.prompts import read_runs
 from ditscope.sampling import decode, encode_prompts, sample, starting_noise
 from ditscope.settings import Generate, Model
 from ditscope.shards import png_bytes, read_tar, write_tar
-from ditscope.tables import read_table, write_table
+from ditscope.tables import write_table
 
 log = logging.getLogger(__name__)
+
+COLUMNS = (
+    "request_hash", "model", "revision", "scheme", "backend", "dtype", "prompt_id", "prompt", "negative_prompt", "seed",
+    "derived_seed", "steps", "guidance", "width", "height", "prompt_tokens", "prompt_truncated", "key", "png_sha256",
+)  # fmt: skip
 
 
 def generate(
@@ -24,17 +30,18 @@ def generate(
     model: Model,
     prompts: Path,
     images: Path,
-    manifest: Path,
-    timing: Path,
+    manifest: Path | None = None,
+    timing: Path | None = None,
     settings: Generate = Generate(),
     partial: Path | None = None,
 ) -> None:
-    """Sample every run of the table `prompts` with one model into a WebDataset shard and its manifest.
+    """Sample every run of `prompts` (a table or a CSV) with one model into a WebDataset shard and its manifest.
 
     Leaves `images` (tar of png, json, latent), `manifest` (table `images`, one row a run) and `timing` (table
-    `images.timing`: seconds of each slice). Finished slices in `partial` are reused.
+    `images.timing`: seconds of each slice), the last two beside the first where no path is given. Finished slices
+    in `partial` are reused.
     """
-    runs = read_table(prompts, "prompts").to_dicts()
+    runs = read_runs(prompts)
     slices = [runs[i : i + settings.slice_size] for i in range(0, len(runs), settings.slice_size)]
     parts = unfinished(partial, images, {"model": model, "runs": runs, "settings": settings})
     loaded: Generator | None = None
@@ -50,8 +57,8 @@ def generate(
     samples = [sample for number in range(len(slices)) for sample in read_tar(parts / f"{number:05d}.tar")]
     write_tar(samples, images)
     records = [s["json"] | {"key": s["__key__"], "png_sha256": hashlib.sha256(s["png"]).hexdigest()} for s in samples]
-    write_table(pl.DataFrame(records), manifest, "images")
-    write_table(pl.DataFrame(seconds), timing, "images.timing")
+    write_table(pl.DataFrame(records).select(COLUMNS), manifest or images.with_suffix(".parquet"), "images")
+    write_table(pl.DataFrame(seconds), timing or images.with_suffix(".timing.parquet"), "images.timing")
     publish(parts)
 
 

@@ -99,6 +99,15 @@ def shard_index(settings: Prompts, experiment: str) -> list[dict]:
     return [{"digest": digest(runs), "runs": len(runs)} for runs in shards]
 
 
+def read_runs(path: Path | str) -> list[dict]:
+    """The runs of a `prompts` table, or of a prompt CSV (seed 0 where it names none)."""
+    if Path(path).suffix == ".csv":
+        return runs_of(read_prompts(path), [0], Path(path).stem)
+    from ditscope.tables import read_table
+
+    return read_table(path, "prompts").to_dicts()
+
+
 def write_shard(csv: Path | str, shard: int, out: Path | str, settings: Prompts, experiment: str) -> None:
     """Write the runs of one shard as the table `prompts`."""
     import polars as pl
