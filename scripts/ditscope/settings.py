@@ -113,12 +113,13 @@ class Calibrate:
     """Record the transformer's inputs along sampling trajectories, for calibration and sensitivity."""
 
     models: list[str] = setting([], "Models to calibrate", config_only=True)
-    num_images: int = setting(10, "Images (prompts) to sample")
+    num_images: int = setting(10, "Images to sample, one a prompt; the prompts repeat with new seeds where there are fewer")
     num_steps: int = setting(50, "Denoising steps of each image")
-    cfg_weight: float = setting(7.5, "Classifier-free guidance; <= 1 is off")
+    cfg_weight: float = setting(7.5, "Classifier-free guidance, <= 1 is off; guidance-distilled models keep their own")
     seed: int = setting(0, "Seed of the first image; image i uses seed + i")
     shard_size: int = setting(8, "Images of one job", config_only=True)
-    format: str = setting("samples", "One NPZ a sample, or packed with conditioning once a prompt", choices=("samples", "packed"))
+    slice_size: int = setting(4, "Images sampled together; also the unit that an interrupted job resumes at")
+    format: str = setting("samples", "One NPZ a step, or packed: one an image, conditioning once", choices=("samples", "packed"))
 
 
 @dataclass(frozen=True)
@@ -132,16 +133,18 @@ class Sensitivity:
     buckets: str = setting("thirds", "Timestep buckets: thirds of the steps, or sigma 0.7 / 0.3", choices=("thirds", "sigma"))
     max_images: int = setting(4, "Calibration images used; 0: all")
     step_stride: int = setting(1, "Use every n-th step")
+    batch_size: int = setting(32, "Samples x bit widths of one forward pass (twice the rows under guidance)")
     layer_groups: int = setting(2, "Jobs that the layers are spread over", config_only=True)
-    mode: str = setting("exact", "How scores are made", choices=("exact", "adaptive", "fast"))
+    mode: str = setting("exact", "How scores are made", choices=("exact",))
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How large a bit plan may be."""
+    """How large a bit plan may be: exactly one of these, the others 0."""
 
-    mean_bits: float = setting(0.0, "Mean bits per quantized weight, scales and zero points included; 0: use bytes")
+    mean_bits: float = setting(0.0, "Mean bits per quantized weight, scales and zero points included")
     bytes: int = setting(0, "Nominal bytes of the quantized layers")
+    uniform_bits: int = setting(0, "As large as every layer at this bit width")
 
 
 @dataclass(frozen=True)
@@ -218,25 +221,54 @@ class Refine:
     """Train a one-step refiner of interpolated latents with the drifting loss."""
 
     models: list[str] = setting([], "Models whose latents are refined", config_only=True)
-    codes: int = setting(16, "Pseudo-classes of the codebook")
-    mae_steps: int = setting(200, "Training steps of the latent masked autoencoder")
-    steps: int = setting(200, "Training steps of the refiner")
-    width: int = setting(128, "Width of the refiner and of the autoencoder")
-    depth: int = setting(4, "Transformer blocks of the refiner")
-    levels: int = setting(4, "Nested corruption levels")
-    min_anchors: int = setting(4, "Known patches at the hardest level")
+    seed: int = setting(0, "Seed of codebook, corruption and training")
+    # corruption
+    patch: int = setting(2, "Side of a patch of latents, which is one token")
+    levels: int = setting(4, "Nested corruption levels; the last keeps the fewest patches")
+    min_anchors: int = setting(4, "Known patches (anchors) at the hardest level")
+    schedule: str = setting("geometric", "How anchors grow over levels", choices=("linear", "doubling", "geometric"))
     interpolation: str = setting("laplacian", "How missing patches are filled", choices=("linear", "idw", "laplacian"))
-    classes_per_step: int = setting(4, "Pseudo-classes of a training batch")
-    generated_per_class: int = setting(8, "Generated samples of each class in a batch")
-    positives: int = setting(16, "Real samples of the class in a batch")
-    unconditional: int = setting(8, "Unconditional real samples in a batch")
+    sigma_feature: float = setting(0.2, "laplacian: feature difference, in standard deviations, that counts as an edge")
+    ridge: float = setting(1e-4, "laplacian: pull towards the inverse-distance fill, against bad conditioning")
+    noise: str = setting("none", "Noise on filled patches: even, or growing with distance", choices=("none", "gauss", "dist"))
+    noise_scale: float = setting(0.1, "Standard deviation of that noise, in standard deviations of the latents")
+    # pseudo-classes
+    codes: int = setting(8, "Pseudo-classes of the codebook")
+    keyframe_weight: float = setting(1.0, "Weight of the anchor patches beside the prompt in the condition embedding")
+    # latent masked autoencoder
+    mae_steps: int = setting(200, "Training steps of the latent masked autoencoder")
+    mae_batch: int = setting(16, "Latents of one of its steps")
+    mae_width: int = setting(24, "Channels of its finest scale; each coarser scale doubles them")
+    mae_scales: int = setting(3, "Scales, each half as fine as the one before")
+    mask_ratio: float = setting(0.5, "Share of patches that it must fill in")
+    # refiner
+    steps: int = setting(200, "Training steps of the refiner")
+    width: int = setting(96, "Width of the refiner")
+    depth: int = setting(3, "Transformer blocks of the refiner")
+    heads: int = setting(4, "Attention heads of the refiner")
+    clamp_anchors: bool = setting(False, "Put the known patches back into the refiner's output")
+    # drifting loss
+    features: list[str] = setting(
+        ["locations", "global", "patches", "input_rms"], "Feature sets of the loss: also vanilla (raw latents, no encoder)"
+    )
     radii: list[float] = setting([0.02, 0.05, 0.2], "Kernel radii R of the drifting field")
-    weighting: str = setting("official", "Weight of unconditional negatives", choices=("official", "log"))
+    weighting: str = setting("official", "Where the weight of unconditional negatives enters", choices=("official", "log"))
+    classes_per_step: int = setting(4, "Pseudo-classes of a training batch")
+    generated_per_class: int = setting(8, "Refined samples of each class in a batch")
+    positives: int = setting(16, "Real samples of the class in a batch")
+    unconditional: int = setting(8, "Real samples of any class in a batch, negatives under guidance")
     alpha_power: float = setting(3.0, "Guidance alpha on [1, 4] has density proportional to alpha^-power")
-    optimizer: str = setting("adamw", "Optimizer of the matrix weights", choices=("adamw", "muon"))
-    learning_rate: float = setting(4e-4, "Peak learning rate")
+    alpha_atom: float = setting(0.5, "Probability that alpha is 1, no guidance")
+    # optimization
+    optimizer: str = setting("adamw", "Optimizer of the matrices inside blocks", choices=("adamw", "muon"))
+    learning_rate: float = setting(4e-4, "Peak learning rate of the refiner")
+    mae_learning_rate: float = setting(2e-3, "Peak learning rate of the autoencoder")
     grad_accum: int = setting(1, "Batches of one optimizer step")
-    seed: int = setting(0, "Seed of the training")
+    ema: float = setting(0.999, "Decay of the moving average of the weights, which is what is kept")
+    checkpoint_every: int = setting(50, "Steps between checkpoints that an interrupted training resumes from")
+    # diagnostics
+    neighbours: int = setting(5, "Nearest neighbours looked at in the retrieval diagnostics")
+    gallery: int = setting(4, "Samples drawn at each corruption level")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,234 @@
+"""Bit plans: a bit width for every layer that costs least under a size budget, and its export to torchao."""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import reduce
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array
+
+from ditscope.errors import InputError
+from ditscope.settings import Budget, Plan
+from ditscope.tables import read_table
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torchao.quantization import FqnToConfig
+
+SCHEMA_VERSION = "1"
+FRONTIER_POINTS = 4  # steps between the sizes of two neighbouring uniform bit widths
+SCALE_BITS = 16  # one half-precision scale for each group of weights
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the integer program chooses from: one bit width for each layer."""
+
+    layers: list[str]
+    bits: list[int]
+    cost: np.ndarray  # (layers, bits), summed over the chosen cells
+    bytes: np.ndarray  # (layers, bits) int64, nominal
+    parameters: np.ndarray  # (layers,) int64
+
+    def totals(self, chosen: np.ndarray) -> dict[str, Any]:
+        """Size and predicted error of one column index a layer."""
+        rows = np.arange(len(self.layers))
+        size = int(self.bytes[rows, chosen].sum())
+        return {
+            "nominal_bytes": size,
+            "mean_bits": 8 * size / int(self.parameters.sum()),
+            "predicted": float(self.cost[rows, chosen].sum()),
+        }
+
+
+def plan(
+    model: str,
+    sensitivity: Path,
+    out: Path,
+    budget: Budget,
+    settings: Plan = Plan(),
+    budget_name: str = "budget",
+) -> None:
+    """Choose bits for every linear layer of a model under one budget and write the plan as JSON.
+
+    `sensitivity` is the table `sensitivity`; its convolutions stay in full precision, because no back end quantizes
+    them. Raises InputError where the budget is below the smallest possible size.
+    """
+    table = read_table(sensitivity, "sensitivity").filter((pl.col("model") == model) & (pl.col("module") == "linear"))
+    if table.is_empty():
+        raise InputError(f"{sensitivity}: no rows of model `{model}`; add it to `sensitivity.models`")
+    choices = choices_of(table, settings)
+    limit = budget_bytes(choices, budget, f"plan.budgets.{budget_name}")
+    chosen = solve(choices, limit)
+    uniform = [np.full(len(choices.layers), i) for i in range(len(choices.bits))]
+    fitting = max((i for i, u in enumerate(uniform) if choices.totals(u)["nominal_bytes"] <= limit), default=None)
+    first = table.row(0, named=True)
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "model": model,
+        "budget": budget_name,
+        "budget_bytes": limit,
+        "quantizer": first["quantizer"],
+        "group_size": first["group_size"],
+        "metric": settings.metric,
+        "layers": {layer: choices.bits[i] for layer, i in zip(choices.layers, chosen, strict=True)},
+        **choices.totals(chosen),
+        "uniform": None if fitting is None else {"bits": choices.bits[fitting], **choices.totals(uniform[fitting])},
+        "frontier": frontier(choices),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def choices_of(table: pl.DataFrame, settings: Plan) -> Choices:
+    """Costs and sizes of one model's layers from its rows of the table `sensitivity`.
+
+    The cost of a cell is the noise-to-signal power of the velocity, averaged over the timestep buckets: relative L2 squared,
+    or the same power read back from a decibel value. Powers may be added where norms may not: to first order the layers'
+    errors add as vectors, sum_l J_l dW_l, and for nearly uncorrelated quantization errors the expected square of the sum is
+    the sum of squares.
+    """
+    value = pl.col("value")
+    power = value**2 if settings.metric == "relative_l2" else 10 ** (-value / 10)
+    cells = (
+        table.filter((pl.col("metric") == settings.metric) & (pl.col("bits") >= settings.min_bits))
+        .group_by("layer", "bits", maintain_order=True)
+        .agg(power.mean().alias("cost"), pl.col("parameters").first(), pl.col("shared_weights").first())
+    )
+    layers, bits = cells["layer"].unique(maintain_order=True).to_list(), sorted(cells["bits"].unique())
+    if len(cells) != len(layers) * len(bits):
+        raise InputError("the table `sensitivity` lacks bit widths of some layers; run the sensitivity stage again")
+    if not bits:
+        raise InputError(f"plan.min_bits: no bit width of `sensitivity.bits` is at least {settings.min_bits}")
+    order = {layer: i for i, layer in enumerate(layers)}
+    cost, size = np.zeros((len(layers), len(bits))), np.zeros((len(layers), len(bits)), np.int64)
+    parameters = np.zeros(len(layers), np.int64)
+    for row in cells.iter_rows(named=True):
+        cell = order[row["layer"]], bits.index(row["bits"])
+        cost[cell] = row["cost"]
+        size[cell] = nominal_bytes(row["parameters"], row["bits"], row["shared_weights"])
+        parameters[cell[0]] = row["parameters"]
+    return Choices(layers, bits, cost, size, parameters)
+
+
+def nominal_bytes(parameters: int, bits: int, shared_weights: int) -> int:
+    """Bytes of `parameters` weights of `bits` bits, with a 16-bit scale and a zero point of `bits` bits for each group.
+
+    `shared_weights` share one scale. This is the packed size that a bit width stands for; a library may store more.
+    """
+    return math.ceil((parameters * bits + parameters // shared_weights * (SCALE_BITS + bits)) / 8)
+
+
+def budget_bytes(choices: Choices, budget: Budget, where: str) -> int:
+    """The byte limit that a budget means for these layers; refuses an ambiguous or impossible one."""
+    given = [key for key in ("mean_bits", "bytes", "uniform_bits") if getattr(budget, key)]
+    if len(given) != 1:
+        raise InputError(
+            f"{where}: set exactly one of mean_bits, bytes and uniform_bits (set: {', '.join(given) or 'none'})"
+        )
+    weights = int(choices.parameters.sum())
+    if budget.uniform_bits:
+        if budget.uniform_bits not in choices.bits:
+            raise InputError(f"{where}.uniform_bits: {budget.uniform_bits} is not among the measured {choices.bits}")
+        return int(choices.bytes[:, choices.bits.index(budget.uniform_bits)].sum())
+    limit = budget.bytes or math.floor(budget.mean_bits * weights / 8)
+    least = int(choices.bytes.min(axis=1).sum())
+    if limit < least:
+        raise InputError(
+            f"{where}: {limit} bytes ({8 * limit / weights:.3f} mean bits) is too small; "
+            f"the minimum is {least} bytes ({8 * least / weights:.3f} mean bits)"
+        )
+    return limit
+
+
+def solve(choices: Choices, limit: int) -> np.ndarray:
+    """The cheapest column index of each layer within `limit` bytes: an integer program, solved exactly by HiGHS.
+
+    Binary variables x[l, b], one chosen for each layer: minimise sum cost x subject to sum bytes x <= limit.
+    """
+    layers, widths = choices.cost.shape
+    columns = np.arange(layers * widths)
+    one_each = coo_array((np.ones(layers * widths), (columns // widths, columns)))
+    # Small integers keep the size constraint exact within the solver's tolerances; a cost scale of 1e6 keeps the
+    # differences between high bit widths, ten orders below the largest cost, above its absolute gap.
+    unit = reduce(math.gcd, (int(b) for b in choices.bytes.flat))
+    size = (choices.bytes // unit).reshape(1, -1)
+    scale = 1e6 / (choices.cost.max() or 1.0)
+    solution = milp(
+        c=choices.cost.ravel() * scale,
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(size, 0, limit // unit)],
+        integrality=np.ones(layers * widths),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 0.0},
+    )
+    if solution.x is None:
+        raise RuntimeError(f"HiGHS found no plan within {limit} bytes: {solution.message}")
+    return solution.x.reshape(layers, widths).argmax(axis=1)
+
+
+def frontier(choices: Choices) -> list[dict[str, Any]]:
+    """Size and predicted error of the best plans from the smallest size to the largest, uniform sizes included."""
+    sizes = choices.bytes.sum(axis=0)
+    limits = {int(limit) for pair in pairwise(sizes) for limit in np.linspace(*pair, FRONTIER_POINTS + 1)}
+    return [choices.totals(solve(choices, limit)) for limit in sorted(limits | {int(sizes[0])})]
+
+
+def load_plan(path: Path | str, transformer: "nn.Module | None" = None) -> dict[str, Any]:
+    """Read a plan; with `transformer`, check that every layer of the plan is one of its linear layers."""
+    try:
+        loaded = json.loads(Path(path).read_text())
+        layers = {str(layer): int(bits) for layer, bits in loaded["layers"].items()}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such plan; run the plan stage first") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"{path}: not a bit plan (JSON with `layers`: name -> bits); run the plan stage again"
+        ) from None
+    if loaded.get("schema_version") != SCHEMA_VERSION:
+        version = loaded.get("schema_version")
+        raise InputError(
+            f"{path}: schema version {version}, this ditscope reads {SCHEMA_VERSION}; run the plan stage again"
+        )
+    for layer, bits in layers.items():
+        if not 1 <= bits <= 8:
+            raise InputError(f"{path}: layer `{layer}` has {bits} bits; 1 to 8 can be exported")
+    if transformer is not None:
+        from ditscope.quantizers import quantizable
+
+        known = quantizable(transformer)
+        for layer in layers:
+            if layer not in known:
+                raise InputError(
+                    f"{path}: the model has no layer `{layer}`; make the plan from this model's sensitivity"
+                )
+    return loaded | {"layers": layers}
+
+
+def to_fqn_config(plan: dict[str, Any], transformer: "nn.Module") -> "FqnToConfig":
+    """torchao's config of a plan: for each layer weight-only integers of its bits, asymmetric, by group or by row.
+
+    Apply it with `quantize_(transformer, config, filter_fn=None)`. The weights are then those that the sensitivity stage
+    measured with quantizer `group`; a `palettize` plan keeps its bits and gets one scale a row.
+    """
+    import torch
+    from torchao.quantization import FqnToConfig, IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup
+
+    from ditscope.quantizers import effective_group_size, quantizable
+
+    layers = quantizable(transformer)
+    configs = {}
+    for layer, bits in plan["layers"].items():
+        row = layers[layer].weight[0].numel()
+        group = effective_group_size(row, plan["group_size"])
+        configs[layer] = IntxWeightOnlyConfig(
+            weight_dtype=getattr(torch, f"int{bits}"),
+            granularity=PerGroup(group) if group < row else PerAxis(0),
+            mapping_type=MappingType.ASYMMETRIC,
+        )
+    return FqnToConfig(configs)
