@@ -71,7 +71,7 @@ def add_function(parser: argparse.ArgumentParser, function: Callable[..., Any]) 
     taken: set[str] = set()
     for parameter in inspect.signature(function).parameters.values():
         kind = hints[parameter.name]
-        if registry_of(kind):
+        if registry_of(kind) or kind is Config or parameter.name == "configfile":
             continue
         if kind in REGISTRIES:
             names = f"--{kind.__name__.lower()}"
@@ -141,7 +141,9 @@ def call(function: Callable[..., Any], options: dict[str, Any]) -> None:
         kind, name = hints[parameter.name], parameter.name
         if registry_of(kind) or kind in REGISTRIES or kind is Config:
             config = config or read_config(overlays)
-        if registry := registry_of(kind):
+        if name == "configfile":
+            arguments[name] = overlays
+        elif registry := registry_of(kind):
             arguments[name] = getattr(config, registry)
         elif kind is Config:
             arguments[name] = config

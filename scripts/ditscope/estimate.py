@@ -14,14 +14,14 @@ from ditscope.progress import read_plan
 JOB_LINE = re.compile(r"^(\w+)\s+(\d+)\s*$")
 
 
-def estimate(configfile: list[str] | None = None, measured: Path = Path("results/demo"), out: Path | None = None) -> None:
+def estimate(configfile: list[Path], measured: Path = Path("results/demo"), out: Path | None = None) -> None:
     """Print jobs, hours and bytes of a study, stage by stage, before it is submitted.
 
     Jobs come from a dry run with the overlays `configfile`; hours and bytes a job are medians over the study
     `measured`: run a few prompts of the same models first (`prompts: {limit: 8}`) and give its results folder. A rule
     that was never measured says so instead of a number.
     """
-    table = estimate_table(planned_jobs(configfile or []), measured_costs(measured))
+    table = estimate_table(planned_jobs(configfile), measured_costs(measured))
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
         print(table)
     known = table.filter(pl.col("hours").is_not_null())
@@ -33,10 +33,10 @@ def estimate(configfile: list[str] | None = None, measured: Path = Path("results
         table.write_csv(out)
 
 
-def planned_jobs(overlays: list[str]) -> dict[str, int]:
+def planned_jobs(overlays: list[Path]) -> dict[str, int]:
     """Jobs of each rule that the workflow would run now, from Snakemake's dry run."""
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "rules", "--forceall"]
-    command += ["--configfile", *overlays] if overlays else []
+    command += ["--configfile", *map(str, overlays)] if overlays else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")

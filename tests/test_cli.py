@@ -1,0 +1,100 @@
+"""The command line: every command helps, both spellings, one-line refusals."""
+
+
+import pytest
+
+from ditscope import cli
+from ditscope.estimate import estimate_table, parse_job_stats
+from ditscope.identity import derived_seed, generation_id, request_hash
+from ditscope.progress import markdown, write_plan
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_each_command_helps(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert "--configfile" in capsys.readouterr().out
+
+
+def test_prompts_runs_without_snakemake(tmp_path):
+    csv = tmp_path / "p.csv"
+    csv.write_text("prompt\na red ring\n")
+    options = ["--csv", str(csv), "--shard", "0", "--out", str(tmp_path / "s.parquet"), "--experiment", "x"]
+    assert cli.main(["prompts", *options, "--seeds", "3", "4"]) == 0
+    from ditscope.tables import read_table
+
+    assert read_table(tmp_path / "s.parquet", "prompts")["seed"].to_list() == [3, 4]
+
+
+def test_bad_input_is_one_line(capsys):
+    options = ["--model", "shapes-flx", "--prompts", "x", "--images", "y"]
+    assert cli.main(["generate", *options]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "`shapes-flx`" in message and "did you mean `shapes-flux`?" in message
+
+
+def test_both_spellings_and_booleans():
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    cli.add_option(parser, "num_steps", int, 4)
+    cli.add_option(parser, "multi_gpu", bool, False)
+    assert parser.parse_args(["--num_steps", "7", "--multi_gpu", "True"]).multi_gpu is True
+    assert parser.parse_args(["--num-steps", "7", "--multi_gpu"]).num_steps == 7
+    assert parser.parse_args(["--multi-gpu=False"]).multi_gpu is False
+
+
+def test_job_stats_are_read_from_a_dry_run():
+    text = "Job stats:\njob             count\n------------  -------\nall                 1\nimage_shard        12\ntotal              13\n"
+    assert parse_job_stats(text) == {"all": 1, "image_shard": 12}
+
+
+def test_estimate_multiplies_jobs_by_unit_costs():
+    costs = {"image_shard": {"seconds": 1800.0, "bytes": 10, "memory": 5.0, "gpu": True}}
+    rows = estimate_table({"image_shard": 4, "video": 1}, costs).to_dicts()
+    assert rows[0] | {} == {"rule": "image_shard", "jobs": 4, "gpu": True, "hours": 2.0, "bytes": 40, "peak_memory_mib": 5.0}
+    assert rows[1]["hours"] is None, "what was never measured is not estimated"
+
+
+def test_progress_counts_files(tmp_path):
+    done, todo = tmp_path / "a", tmp_path / "b"
+    done.touch()
+    write_plan(tmp_path / "study", {"prompts": [str(done), str(todo)], "generate": [str(done)]}, {}, {})
+    text = markdown(tmp_path / "study")
+    assert "## Overall progress: 67 %" in text
+    assert "- [ ] prompts: 1 of 2 (50 %)" in text and "- [x] generate: 1 of 1 (100 %)" in text
+
+
+REQUEST = dict(
+    model="m", revision="", scheme="base", backend="torch", dtype="float32", prompt="p", negative_prompt="",
+    seed=0, steps=4, guidance=0.0, width=64, height=64,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key, value", [("seed", 1), ("prompt", "q"), ("scheme", "int4"), ("guidance", 0.5), ("width", 80)])
+def test_request_hash_depends_on_every_field(key, value):
+    assert len(request_hash(**REQUEST)) == 32
+    assert request_hash(**REQUEST) != request_hash(**REQUEST | {key: value})
+
+
+def test_generation_id_is_base32_of_the_first_40_bits():
+    import base64
+
+    assert generation_id("00" * 16) == "aaaaaaaa"
+    request = request_hash(**REQUEST)
+    assert base64.b32decode(generation_id(request).upper()).hex() == request[:10]
+
+
+def test_derived_seeds_are_stable_and_32_bit():
+    assert derived_seed("a", 1) == derived_seed("a", 1) != derived_seed("a", 2)
+    assert 0 <= derived_seed("x") < 2**32
