@@ -25,6 +25,9 @@ try:
         lambda: shard_index(CONFIG.prompts, CONFIG.experiment),
         CACHE,
     )
+    for name in CONFIG.selected_models():
+        if not CONFIG.models[name].revision:
+            check_model_folder(Path(CONFIG.models[name].source))
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
@@ -58,12 +61,7 @@ def stage(name):
 def model_params(name):
     """A registry entry and the digest of its weights: what a job must know of a model, and what makes it stale."""
     entry = CONFIG.models[name]
-    try:
-        if not entry.revision:
-            check_model_folder(Path(entry.source))
-        return plain(entry) | {"digest": entry.revision or source_digest(entry.source, CACHE)}
-    except InputError as error:
-        raise WorkflowError(f"models.{name}: {error}") from None
+    return plain(entry) | {"digest": entry.revision or source_digest(entry.source, CACHE)}
 
 
 def model_files(*names):

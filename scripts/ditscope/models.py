@@ -77,7 +77,9 @@ def source_folder(entry: Model) -> Path:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse pickled weights, symbolic links out of the folder, and truncated safetensors."""
+    """Refuse a missing folder, pickled weights and truncated safetensors."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such model folder; set the model's `source` to an existing one")
     found = False
     for file in sorted(folder.rglob("*")):
         if file.suffix in PICKLES:

@@ -323,6 +323,12 @@ class Config:
     video: Video = setting(Video(), "")
     publish: Publish = setting(Publish(), "")
 
+    def selected_models(self) -> list[str]:
+        """Names of the models that some stage uses, in the registry's order."""
+        names = {name for stage in self.stages().values() for name in getattr(stage, "models", [])}
+        names |= {entry.partition(":")[0] for network in self.trajectories.networks for entry in self.networks[network]}
+        return [name for name in self.models if name in names]
+
     def stages(self) -> dict[str, Any]:
         """The settings of each stage by the stage's name, in pipeline order."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name in STAGES}
