@@ -29,6 +29,14 @@ class Conditioning:
         return torch.cat([self.embeds, self.negative_embeds]), torch.cat([self.pooled, self.negative_pooled])
 
 
+def combine(out: Tensor, batch: int, guidance: float) -> Tensor:
+    """Classifier-free guidance over a [cond, uncond] batch; a plain batch passes unchanged."""
+    if out.shape[0] == batch:
+        return out
+    cond, uncond = out.chunk(2)
+    return uncond + guidance * (cond - uncond)
+
+
 def vae_decode(pipe: Any, latents: Tensor) -> Tensor:
     """Images (batch, 3, height, width) in [0, 1] from latents, by the pipeline's own VAE and scaling."""
     vae = pipe.vae

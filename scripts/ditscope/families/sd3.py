@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditscope.families.common import DTYPES, Conditioning, vae_decode, vae_latent_shape
+from ditscope.families.common import DTYPES, Conditioning, combine, vae_decode, vae_latent_shape
 from ditscope.settings import Model
 
 PIPELINE = "StableDiffusion3Pipeline"
@@ -61,14 +61,6 @@ def velocity(pipe: Any, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: 
         return_dict=False,
     )[0]
     return combine(out, x.shape[0], guidance)
-
-
-def combine(out: Tensor, batch: int, guidance: float) -> Tensor:
-    """Classifier-free guidance over a [cond, uncond] batch; a plain batch passes unchanged."""
-    if out.shape[0] == batch:
-        return out
-    cond, uncond = out.chunk(2)
-    return uncond + guidance * (cond - uncond)
 
 
 def blocks(transformer: nn.Module) -> dict[str, nn.Module]:
