@@ -40,11 +40,17 @@ class Model:
     allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
 
 
+SCHEME_KINDS = (
+    "base", "int8-weight-only", "int8-dynamic", "fp8-weight-only", "intx-weight-only", "int8-dynamic-intx",
+    "fp8-dynamic-row", "fp8-dynamic-tensor", "int4-weight-only", "sparse-2-4", "plan",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Scheme:
     """One way to quantize a generator's transformer."""
 
-    kind: str = setting(help="Name of a registered scheme in ditscope.quantize")
+    kind: str = setting(help="What is done to the linear layers", choices=SCHEME_KINDS)
     bits: int = setting(8, "Weight bits, where the scheme has a choice")
     group_size: int = setting(0, "Weights that share one scale along the input dimension; 0: a whole row")
     plan: str = setting("", "kind: plan only: the budget whose bit plan is applied")
@@ -87,9 +93,9 @@ class Generate:
 class CaptureSet:
     """Record the output of every block at every denoising step, and decode it."""
 
-    generations: int = setting(2, "How many runs (the first of the prompt list) to capture", config_only=True)
-    blocks: str = setting("*", "Blocks by pattern, as `double:0-5,single:*`")
-    steps: str = setting("*", "Steps by pattern, as `0,2,-1`")
+    generations: int = setting(2, "How many runs (the first of the prompt list) to capture; 0: all")
+    blocks: str = setting("*", "Blocks by pattern, as `double:0-5,single:*`; a number may count from the end, as -1")
+    steps: str = setting("*", "Steps by pattern, as `0,2,-1` or `0-3`")
     decode: list[str] = setting(["x0"], "Decodes to draw: x0 (clean estimate) and / or x_prev (next noisy state)")
     should_decode_intermediates: bool = setting(True, "Decode each block's output to an image")
     add_sampling_metadata: bool = setting(True, "Write the prompt into the image's EXIF data")
@@ -279,6 +285,8 @@ class Video:
     fps: float = setting(2.0, "Frames per second")
     block_type: str = setting("", "Only this type of block (double, single, joint); empty: all")
     max_blocks: int = setting(0, "Most blocks of a step, in network order; 0: all")
+    decode: str = setting("x0", "Which decode of a capture is shown", choices=("x0", "x_prev"))
+    max_generations: int = setting(4, "Most generations side by side in the video of a capture set")
     font_size: int = setting(24, "Size of the overlay's text in pixels")
     tile_size: int = setting(256, "Side of a tile of the trajectory mosaic in pixels")
     prompt_order: list[str] = setting([], "Prompt ids in the order of the mosaic's rows; empty: as in the CSV")

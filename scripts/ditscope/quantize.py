@@ -1,0 +1,215 @@
+"""Quantization schemes of a generator's transformer: a registry that says what torchao does to each linear layer.
+
+A scheme is data (`settings.Scheme`); its kind turns it into one torchao config a layer, and everything else (applying it,
+its nominal size, whether torchao only simulates it) is read off those configs, so that a bit plan is no special case.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchao.core.config import AOBaseConfig
+from torchao.quantization import (
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8WeightOnlyConfig,
+    FqnToConfig,
+    Int4WeightOnlyConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    Int8DynamicActivationIntxWeightConfig,
+    Int8WeightOnlyConfig,
+    IntxWeightOnlyConfig,
+    MappingType,
+    PerAxis,
+    PerGroup,
+    PerRow,
+    PerTensor,
+    quantize_,
+)
+from torchao.quantization.quantize_.workflows import Int4PackingFormat
+from torchao.sparsity.sparse_api import SemiSparseWeightConfig, apply_fake_sparsity
+
+from ditscope.errors import InputError
+from ditscope.plan import SCALE_BITS, load_plan, to_fqn_config
+from ditscope.settings import Scheme
+
+INTX = (IntxWeightOnlyConfig, Int8DynamicActivationIntxWeightConfig)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of scheme does to a linear layer, and what it needs of the machine."""
+
+    config: Callable[[Scheme], AOBaseConfig | None]
+    capability: tuple[int, int] | None = None  # least CUDA compute capability; None: runs on a CPU as well
+    dtypes: tuple[str, ...] = ()  # weight types it starts from; (): any
+    multiple: int = 1  # layers whose sides this does not divide stay in full precision
+
+
+def intx(scheme: Scheme) -> torch.dtype:
+    """torch.int1 ... torch.int8 of a scheme's bits."""
+    if not 1 <= scheme.bits <= 8:
+        raise InputError(f"schemes: `{scheme.kind}` with bits: {scheme.bits}; 1 to 8 are possible")
+    return getattr(torch, f"int{scheme.bits}")
+
+
+def by_group(scheme: Scheme, row: PerRow | PerAxis) -> PerGroup | PerRow | PerAxis:
+    """One scale for each `group_size` inputs, or for each row."""
+    return PerGroup(scheme.group_size) if scheme.group_size else row
+
+
+KINDS: dict[str, Kind] = {
+    "base": Kind(lambda s: None),
+    "int8-weight-only": Kind(lambda s: Int8WeightOnlyConfig(granularity=by_group(s, PerRow()))),
+    "int8-dynamic": Kind(lambda s: Int8DynamicActivationInt8WeightConfig()),
+    "fp8-weight-only": Kind(lambda s: Float8WeightOnlyConfig()),
+    "intx-weight-only": Kind(
+        lambda s: IntxWeightOnlyConfig(weight_dtype=intx(s), granularity=by_group(s, PerAxis(0)))
+    ),
+    "int8-dynamic-intx": Kind(
+        lambda s: Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=intx(s), weight_granularity=by_group(s, PerAxis(0))
+        )
+    ),
+    "fp8-dynamic-row": Kind(
+        lambda s: Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), (8, 9), ("bfloat16",), 16
+    ),
+    "fp8-dynamic-tensor": Kind(
+        lambda s: Float8DynamicActivationFloat8WeightConfig(granularity=PerTensor()), (8, 9), multiple=16
+    ),
+    "int4-weight-only": Kind(
+        lambda s: Int4WeightOnlyConfig(
+            group_size=s.group_size or 128, int4_packing_format=Int4PackingFormat.TILE_PACKED_TO_4D
+        ),
+        (8, 0),
+        ("bfloat16",),
+    ),
+    "sparse-2-4": Kind(lambda s: SemiSparseWeightConfig(), (8, 0), ("bfloat16", "float16"), 64),
+    "plan": Kind(lambda s: None),  # its configs come from the plan file: see `layer_configs`
+}
+
+
+def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
+    """Why a scheme cannot run on `device` ("cpu", "cuda", "mps") from weights of `dtype`; empty where it can."""
+    kind = KINDS[scheme.kind]
+    if kind.capability:
+        need = f"{scheme.kind} needs CUDA compute capability {kind.capability[0]}.{kind.capability[1]}"
+        if not device.startswith("cuda"):
+            return f"{need}; this device is `{device}`"
+        if (found := torch.cuda.get_device_capability(device)) < kind.capability:
+            return f"{need}; this GPU has {found[0]}.{found[1]}"
+    if scheme.kind.startswith("fp8") and device.startswith("mps"):
+        return f"{scheme.kind} needs float8, which MPS has not"
+    if kind.dtypes and dtype not in kind.dtypes:
+        return f"{scheme.kind} quantizes {' or '.join(kind.dtypes)} weights; the model is loaded as {dtype}"
+    return ""
+
+
+def layer_configs(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> dict[str, AOBaseConfig]:
+    """torchao's config of each linear layer that the scheme quantizes, by fully qualified name, in module order.
+
+    Layers that a group size (or a kernel's tile) does not divide are left out: they stay in full precision. A plan takes
+    the whole row as one group there.
+    """
+    if scheme.kind == "plan":
+        if plan is None:
+            raise InputError(f"scheme `plan` ({scheme.plan}): give the plan's file; the plan stage makes it")
+        return dict(to_fqn_config(load_plan(plan, transformer), transformer).fqn_to_config)
+    kind = KINDS[scheme.kind]
+    config = kind.config(scheme)
+    if config is None:
+        return {}
+    group = group_size(config)
+    return {
+        name: config
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear)
+        and not (group and module.in_features % group)
+        and not (module.in_features % kind.multiple or module.out_features % kind.multiple)
+    }
+
+
+def apply_scheme(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> None:
+    """Quantize a transformer's linear layers in place, on the device where it is."""
+    configs = layer_configs(transformer, scheme, plan)
+    if not configs:
+        return
+    if scheme.kind == "sparse-2-4":  # keep the two largest of every four weights
+        apply_fake_sparsity(transformer, filter_fn=lambda module, name: name in configs)
+    quantize_(transformer, FqnToConfig(OrderedDict(configs)), filter_fn=None)
+
+
+def nominal_bytes(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> int:
+    """Bytes that a transformer stands for under a scheme: bits of the weights, 16-bit scales and zero points.
+
+    Computed from the transformer before the scheme is applied; what is not quantized counts as it is stored. This is the
+    size of a packed file, whatever layout torchao keeps in memory.
+    """
+    configs = layer_configs(transformer, scheme, plan)
+    saved = 0
+    for name, config in configs.items():
+        weight = transformer.get_submodule(name).weight
+        saved += weight.nbytes - weight_bytes(weight, config)
+    return stored_bytes(transformer) - saved
+
+
+def weight_bytes(weight: Tensor, config: AOBaseConfig) -> int:
+    """Nominal bytes of one weight (out, in) under a torchao config."""
+    if isinstance(config, SemiSparseWeightConfig):  # two of four values and a 2-bit position of each
+        return weight.nbytes // 2 + weight.numel() // 8
+    bits = weight_bits(config)
+    shared = weight.numel() if per_tensor(config) else group_size(config) or weight[0].numel()
+    zero_point = bits if asymmetric(config) else 0
+    return math.ceil((weight.numel() * bits + weight.numel() // shared * (SCALE_BITS + zero_point)) / 8)
+
+
+def weight_bits(config: AOBaseConfig) -> int:
+    """Bits of one quantized weight under a torchao config."""
+    if isinstance(config, INTX):
+        return int(str(config.weight_dtype).removeprefix("torch.int"))
+    return 4 if isinstance(config, Int4WeightOnlyConfig) else 8
+
+
+def group_size(config: AOBaseConfig) -> int:
+    """Inputs that share a scale under a torchao config; 0 where that is a whole row or tensor."""
+    if isinstance(config, Int4WeightOnlyConfig):
+        return config.group_size
+    granularity = getattr(config, "weight_granularity", None) or getattr(config, "granularity", None)
+    return granularity.group_size if isinstance(granularity, PerGroup) else 0
+
+
+def per_tensor(config: AOBaseConfig) -> bool:
+    """Whether one scale serves the whole weight."""
+    granularity = getattr(config, "granularity", None)  # fp8 dynamic: [of the activation, of the weight]
+    return isinstance(granularity[1] if isinstance(granularity, list) else granularity, PerTensor)
+
+
+def asymmetric(config: AOBaseConfig) -> bool:
+    """Whether the weights have zero points beside their scales."""
+    if isinstance(config, Int4WeightOnlyConfig):
+        return True
+    mapping = getattr(config, "weight_mapping_type", None) or getattr(config, "mapping_type", None)
+    return mapping == MappingType.ASYMMETRIC
+
+
+def is_simulated(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> bool:
+    """Whether torchao stores some weights in more bits than the scheme says: 1 to 7 bit integers lie in int8."""
+    configs = layer_configs(transformer, scheme, plan).values()
+    return any(isinstance(config, INTX) and weight_bits(config) < 8 for config in configs)
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """Bytes that the parameters and buffers of a module really take, inside torchao's tensor subclasses too."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(tensor_bytes(t) for t in tensors)
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor, or of all inner tensors of a tensor subclass."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(tensor_bytes(getattr(tensor, name)) for name in names)
+    return tensor.nbytes
