@@ -3,13 +3,12 @@
 import json
 import logging
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ditscope.errors import InputError
-from ditscope.settings import Model
+from ditscope.settings import Embedder, Model
 
 if TYPE_CHECKING:
     import torch
@@ -48,9 +47,11 @@ def load_generator(name: str, entry: Model, device: str | None = None) -> Genera
     """Load a generator of the registry onto one device, in evaluation mode."""
     import torch
 
+    from ditscope.families import flux, sd3
+
     if entry.family not in GENERATORS:
         raise InputError(f"models.{name}.family: `{entry.family}` does not sample by flow matching; {GENERATORS} do")
-    family = import_module(f"ditscope.families.{entry.family}")
+    family = {"flux": flux, "sd3": sd3}[entry.family]
     pipe = family.load(str(resolve_source(name, entry)), entry, use_safetensors=True)
     target = torch.device(device or default_device())
     pipe.to(target)
@@ -59,17 +60,17 @@ def load_generator(name: str, entry: Model, device: str | None = None) -> Genera
     return Generator(name, entry, family, pipe, target)
 
 
-def resolve_source(name: str, entry: Model) -> Path:
+def resolve_source(name: str, entry: Model | Embedder, registry: str = "models") -> Path:
     """The local folder of a model: its own, or where a hub id was downloaded to; checked before anything loads."""
     folder = source_folder(entry)
     if not folder.is_dir():
         hint = "run the workflow once to download it" if entry.revision else "set `source` to an existing folder"
-        raise InputError(f"models.{name}.source: no folder {folder}; {hint}")
+        raise InputError(f"{registry}.{name}.source: no folder {folder}; {hint}")
     check_model_folder(folder)
     return folder
 
 
-def source_folder(entry: Model) -> Path:
+def source_folder(entry: Model | Embedder) -> Path:
     """Where the weights lie: `source` itself, or resources/models/<id>@<revision> for a hub id."""
     if not entry.revision:
         return Path(entry.source)

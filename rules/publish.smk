@@ -1,0 +1,51 @@
+# Publication. Needs: what the other stages leave. Leaves: <results>/figures/ (each figure in every format, with its
+# data as CSV), <results>/tables/, <results>/catalog.duckdb and <results>/explorer.html. `snakemake --report` makes
+# the HTML report of what is marked here.
+
+
+rule publish:
+    input:
+        publications(),
+
+
+rule figures:
+    input:
+        unpack(figure_inputs),
+    output:
+        [
+            report(
+                f"<results>/figures/{figure.name}.svg",
+                caption=f"../report/{figure.name}.rst",
+                category=figure.category,
+                labels={"figure": figure.name},
+            )
+            for figure in FIGURE_LIST
+        ],
+        figure_files(),
+    log:
+        "<logs>/figures.log",
+    benchmark:
+        "<benchmarks>/figures.tsv"
+    conda:
+        "../envs/figures.yaml"
+    params:
+        code=code("figures.draw"),
+        settings=stage("publish"),
+        names=[figure.name for figure in FIGURE_LIST],
+    script:
+        "../scripts/figures.py"
+
+
+rule catalog:
+    input:
+        tables=lambda w: [path for path in figure_inputs(w).values() for path in path if path.endswith(".parquet")],
+    output:
+        catalog="<results>/catalog.duckdb",
+    log:
+        "<logs>/catalog.log",
+    conda:
+        "../envs/figures.yaml"
+    params:
+        code=code("catalog"),
+    script:
+        "../scripts/catalog.py"

@@ -1,0 +1,16 @@
+"""Rule figures: every figure of the study."""
+
+from pathlib import Path
+
+from ditscope.config import decode
+from ditscope.figures.draw import draw_figures
+from ditscope.job import job
+from ditscope.settings import Publish
+
+with job(snakemake):
+    draw_figures(
+        names=snakemake.params.names,
+        files={stage: [Path(path) for path in paths] for stage, paths in snakemake.params.stages.items()},
+        out=Path(snakemake.output[0]).parent,
+        settings=decode(Publish, snakemake.params.settings),
+    )

@@ -1,0 +1,129 @@
+"""The workflow for real, on the tiny study: it completes, then is idle, then re-runs just what is stale."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ditscope.estimate import parse_job_stats
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--configfile", "experiments/tiny.yaml"]
+
+
+def snakemake(folder: Path, *args: str) -> str:
+    """Run Snakemake in a checkout; its output, or a failure that shows the end of it."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *args]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""})
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-6000:]
+    return output
+
+
+def planned(folder: Path, *args: str) -> dict[str, int]:
+    """Jobs of each rule that a dry run would run; `all` and the stages' own targets left out."""
+    output = snakemake(folder, "--dry-run", *TINY, *args)
+    if "Nothing to be done" in output:
+        return {}
+    jobs = parse_job_stats(output)
+    return {rule: count for rule, count in jobs.items() if rule != "all"}
+
+
+def checkout(target: Path) -> Path:
+    """A copy of every file that git tracks or would track, links as links, with fresh modification times."""
+    files = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, text=True)
+    for name in filter(None, files.split("\0")):
+        source, copy = ROOT / name, target / name
+        if source.is_symlink() or source.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy, follow_symlinks=False)
+    return target
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A checkout in which the tiny study has been run."""
+    folder = checkout(tmp_path_factory.mktemp("study"))
+    snakemake(folder, *TINY)
+    return folder
+
+
+@pytest.fixture
+def edited(study, tmp_path) -> Callable[[str, Callable[[str], str]], Path]:
+    """Edit one file of a fresh clone that has the study's results, and give the clone."""
+
+    def edit(name: str, change: Callable[[str], str]) -> Path:
+        clone = reclone(study, tmp_path / "clone")
+        path = clone / name
+        text = path.read_text()
+        assert change(text) != text
+        path.write_text(change(text))
+        return clone
+
+    return edit
+
+
+def reclone(study: Path, clone: Path) -> Path:
+    """A fresh checkout beside the study, with its results and Snakemake's records."""
+    checkout(clone)
+    for name in ("results", ".snakemake"):
+        shutil.copytree(study / name, clone / name, symlinks=True)
+    return clone
+
+
+def test_second_run_is_idle(study):
+    assert planned(study) == {}
+
+
+def test_every_result_is_complete(study):
+    assert "## Overall progress: 100 %" in (study / "results/tiny/progress.md").read_text()
+
+
+def test_touched_and_recloned_sources_make_nothing_stale(study, tmp_path):
+    assert planned(reclone(study, tmp_path / "clone")) == {}
+
+
+def test_edited_prompt_reruns_its_shard_and_the_aggregates(edited):
+    clone = edited("prompts/tiny.csv", lambda text: text.replace("small blue star", "small pink star"))
+    jobs = planned(clone)
+    assert jobs["prompt_shard"] == 1 and jobs["image_shard"] == 2, "one shard, both models"
+
+
+def test_appended_prompts_rerun_the_unfilled_shard_and_add_new_ones(edited):
+    added = "large-green-cross,a large green cross at the bottom on a gray background\n"
+    more = "small-pink-circle,a small pink circle at the center on a black background\n"
+    jobs = planned(edited("prompts/tiny.csv", lambda text: text + added + more))
+    assert jobs["prompt_shard"] == 2 and jobs["image_shard"] == 4
+
+
+@pytest.mark.parametrize(
+    "module, stale",
+    [
+        ("topology", {"topology", "figures"}),
+        ("video", {"trajectory_video"}),
+    ],
+)
+def test_edited_stage_code_reruns_that_stage_and_its_downstream_only(edited, module, stale):
+    jobs = planned(edited(f"scripts/ditscope/{module}.py", lambda text: text + "\nEDITED = True\n"))
+    assert set(jobs) == stale
+
+
+def test_staleness_release_ignores_edited_code(study, tmp_path):
+    clone = reclone(study, tmp_path / "clone")
+    overlay = clone / "release.yaml"
+    overlay.write_text("staleness: release\n")
+    first = planned(clone, str(overlay))
+    path = clone / "scripts/ditscope/topology.py"
+    path.write_text(path.read_text() + "\nEDITED = True\n")
+    assert planned(clone, str(overlay)) == first
+
+
+def test_edited_config_key_reruns_its_stage_and_downstream(study, tmp_path):
+    clone = reclone(study, tmp_path / "clone")
+    overlay = clone / "edit.yaml"
+    overlay.write_text("topology: {max_dimension: 1}\n")
+    assert set(planned(clone, str(overlay))) == {"topology", "figures"}
