@@ -47,17 +47,24 @@ def load_generator(name: str, entry: Model, device: str | None = None) -> Genera
     """Load a generator of the registry onto one device, in evaluation mode."""
     import torch
 
-    from ditscope.families import flux, sd3
-
-    if entry.family not in GENERATORS:
-        raise InputError(f"models.{name}.family: `{entry.family}` does not sample by flow matching; {GENERATORS} do")
-    family = {"flux": flux, "sd3": sd3}[entry.family]
+    family = family_of(name, entry)
     pipe = family.load(str(resolve_source(name, entry)), entry, use_safetensors=True)
     target = torch.device(device or default_device())
     pipe.to(target)
     pipe.set_progress_bar_config(disable=True)
     log.info("loaded %s (%s, %s) on %s", name, entry.family, entry.dtype, target)
     return Generator(name, entry, family, pipe, target)
+
+
+def family_of(name: str, entry: Model) -> ModuleType:
+    """The module of pure functions for the entry's architecture."""
+    from ditscope.families import flux, sd3  # spelled out, so that code digests reach them
+
+    families = {"flux": flux, "sd3": sd3}
+    if entry.family not in families:
+        valid = ", ".join(families)
+        raise InputError(f"models.{name}.family: `{entry.family}` does not sample by flow matching; valid: {valid}")
+    return families[entry.family]
 
 
 def resolve_source(name: str, entry: Model | Embedder, registry: str = "models") -> Path:
