@@ -1,0 +1,115 @@
+# Two commands: `make demo` (a prompt CSV through every stage to a report) and `make test` (proof that it works).
+
+SHELL := bash
+export TIMEFORMAT = $@: %0R s
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell sed -n 's/^\(uv==[^ ;]*\).*/\1/p' requirements.lock)
+STAMP := $(VENV)/.installed
+
+# What this machine has: cores, memory in MB, and GPUs (NVIDIA's; one on a Mac; else the CPU, a core at a time).
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+ifeq ($(shell uname),Darwin)
+PROFILE ?= apple
+GPUS ?= 1
+MEMORY ?= $(shell echo $$(($$(sysctl -n hw.memsize) / 1048576)))
+else
+PROFILE ?= local
+NVIDIA := $(words $(wildcard /dev/nvidia[0-9] /dev/nvidia[0-9][0-9]))
+GPUS ?= $(if $(filter-out 0,$(NVIDIA)),$(NVIDIA),$(CORES))
+MEMORY ?= $(shell awk '/MemTotal/ {print int($$2 / 1024)}' /proc/meminfo)
+endif
+
+SNAKEMAKE = $(BIN)/snakemake --profile $(PROFILE) --cores $(CORES) --resources gpu=$(GPUS) mem_mb=$(MEMORY)
+CONFIGFILE ?=
+OVERLAY = $(if $(CONFIGFILE),--configfile $(CONFIGFILE))
+
+.PHONY: help
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+# Set-up --------------------------------------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: $(STAMP) ## make .venv from requirements.lock (once per lock)
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@time { \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV) && \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock && \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable . && \
+		touch $@; }
+
+# The study -----------------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: setup ## every stage on the shipped models, then the report (CONFIGFILE=experiments/NAME.yaml for another study)
+	@time $(SNAKEMAKE) $(OVERLAY)
+	@$(MAKE) --no-print-directory report
+
+.PHONY: report
+report: setup ## results/<experiment>/report.html of a finished study
+	@name=$$($(BIN)/python -c 'import sys; from ditscope.cli import Path, read_config; print(read_config([Path(p) for p in sys.argv[1:]]).experiment)' $(CONFIGFILE)) && \
+		$(SNAKEMAKE) $(OVERLAY) --report results/$$name/report.html
+
+.PHONY: dag
+dag: setup ## the rule graph as mermaid, on standard output
+	@$(SNAKEMAKE) $(OVERLAY) --quiet all --rulegraph mermaid-js
+
+# Proof ---------------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: setup ## functions, configs, the tiny study for real (about 20 minutes on two cores)
+	@time $(BIN)/pytest
+
+.PHONY: test-system
+test-system: setup ## whole runs, SLURM, browser (about 30 minutes more)
+	@time $(BIN)/pytest -m "system and not hardware"
+
+.PHONY: test-all
+test-all: setup ## everything, hardware included where there is any
+	@time $(BIN)/pytest -m "system or hardware or not system"
+
+.PHONY: lint
+lint: setup ## ruff, snakefmt, mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/snakefmt --check Snakefile rules
+	@$(BIN)/mypy
+
+.PHONY: format
+format: setup ## rewrite Python and rules files in the house style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/snakefmt Snakefile rules
+
+# Generated files -----------------------------------------------------------------------------------------------------
+
+.PHONY: docs
+docs: setup ## regenerate docs/config.md and the rule graph in docs/how-it-fits.md
+	@$(BIN)/ditscope reference > docs/config.md
+	@$(BIN)/python tests/rulegraph.py --fix
+
+.PHONY: lock
+lock: setup ## resolve requirements.lock again from pyproject.toml
+	@$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --extra dev --python-version 3.11 \
+		--no-emit-index-url -o requirements.lock
+
+.PHONY: train-models
+train-models: setup ## train the shipped models again, under results/training/ (hours; resumes)
+	@$(BIN)/snakemake -s models/train.smk --cores $(CORES)
+
+.PHONY: install-models
+install-models: ## copy freshly trained models over the shipped ones
+	@test -d results/training/models || { echo "no results/training/models; run 'make train-models' first" >&2; exit 1; }
+	@cp -R results/training/models/. models
+
+.PHONY: clean
+clean: ## remove what the project made (results, caches); downloads and .venv stay
+	@rm -rf results resources/.cache .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+	@find Snakefile rules scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
