@@ -1,0 +1,169 @@
+"""Calibration: record what the transformer is given along sampling trajectories, with the images that come out."""
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from ditscope.calibration_set import SCHEMA_VERSION, calibration_images, write_manifest, write_npz
+from ditscope.errors import InputError
+from ditscope.families.common import Conditioning
+from ditscope.models import Generator, load_generator
+from ditscope.partial import publish, unfinished
+from ditscope.prompts import read_prompts
+from ditscope.sampling import Observer, decode, encode_prompts, sample, starting_noise
+from ditscope.settings import Calibrate, Model
+from ditscope.shards import png_bytes
+
+log = logging.getLogger(__name__)
+
+
+class InputRecorder(Observer):
+    """Keeps the noise levels and the latents that the transformer is given at every step."""
+
+    def start(self, model: Generator, sigmas: Tensor, cond: Conditioning, guidance: float) -> None:
+        self.sigmas = sigmas[:-1].float().cpu().numpy()
+        self.latents: list[np.ndarray] = []
+
+    def before(self, index: int, x: Tensor) -> None:
+        self.latents.append(x.float().permute(0, 2, 3, 1).cpu().numpy())
+
+
+def calibrate(
+    name: str,
+    model: Model,
+    prompt_csv: Path = Path("all_prompts.csv"),
+    calib_dir: Path = Path("calibration_data"),
+    settings: Calibrate = Calibrate(),
+) -> None:
+    """Record the calibration set of one model: NPZ samples and images in shards, and their manifest.
+
+    Run again, it continues an interrupted set; a folder that was made with other settings is refused.
+    """
+    load = cache(lambda: load_generator(name, model))
+    shards = [calib_dir / "shards" / f"{i:05d}" for i in range(math.ceil(settings.num_images / settings.shard_size))]
+    for number, shard in enumerate(shards):
+        wanted = provenance(name, model, shard_images(prompt_csv, number, settings), settings)
+        found = json.loads((shard / "shard.json").read_text()) if shard.exists() else None
+        if found and found | {"images": []} != wanted | {"images": []}:
+            raise InputError(f"{shard}: made with other settings; choose another --calib-dir")
+        if found != wanted:
+            calibrate_shard(name, model, prompt_csv, shard, number, settings, calib_dir / ".partial", load)
+    write_manifest(shards, calib_dir / "manifest.json")
+    shutil.rmtree(calib_dir / ".partial", ignore_errors=True)
+
+
+def calibrate_shard(
+    name: str,
+    model: Model,
+    prompt_csv: Path,
+    out: Path,
+    shard: int,
+    settings: Calibrate = Calibrate(),
+    partial: Path | None = None,
+    load: Callable[[], Generator] | None = None,
+) -> None:
+    """Record the images of one shard into the folder `out`: *.npz, images/*.png and shard.json.
+
+    Images are sampled in fixed slices; finished slices in `partial` are reused. `load` gives an already loaded model.
+    """
+    load = load or cache(lambda: load_generator(name, model))
+    images = shard_images(prompt_csv, shard, settings)
+    record = provenance(name, model, images, settings)
+    parts = unfinished(partial, out, {"model": model, "slice_size": settings.slice_size, **record})
+    slices = [images[i : i + settings.slice_size] for i in range(0, len(images), settings.slice_size)]
+    for number, rows in enumerate(tqdm(slices, desc=name, unit="slice", disable=None)):
+        part = parts / f"{number:05d}"
+        if not part.exists():
+            shutil.rmtree(working := parts / "working", ignore_errors=True)
+            (working / "images").mkdir(parents=True)
+            record_slice(load(), rows, settings, working)
+            os.replace(working, part)
+        log.info("%s: calibration slice %d of %d done", name, number + 1, len(slices))
+    shutil.rmtree(working := out.with_name(out.name + ".partial"), ignore_errors=True)
+    for number in range(len(slices)):
+        shutil.copytree(parts / f"{number:05d}", working, copy_function=link, dirs_exist_ok=True)
+    (working / "shard.json").write_text(json.dumps(record, indent=1) + "\n")
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(working, out)
+    publish(parts)
+
+
+def shard_images(prompt_csv: Path, shard: int, settings: Calibrate) -> list[dict[str, Any]]:
+    """The images of one shard, from the first rows of a prompt CSV."""
+    images = calibration_images(read_prompts(prompt_csv), settings.num_images, settings.seed)
+    return images[shard * settings.shard_size : (shard + 1) * settings.shard_size]
+
+
+def provenance(name: str, model: Model, images: list[dict[str, Any]], settings: Calibrate) -> dict[str, Any]:
+    """What a shard says of itself; the manifest repeats it for the whole set."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": name,
+        "revision": model.revision,
+        "num_steps": settings.num_steps,
+        "cfg_weight": settings.cfg_weight,
+        "seed": settings.seed,
+        "width": model.width,
+        "height": model.height,
+        "dtype": model.dtype,
+        "format": settings.format,
+        "images": [image | {"file": f"images/{image['image_id']:05d}.png"} for image in images],
+    }
+
+
+def record_slice(model: Generator, images: list[dict[str, Any]], settings: Calibrate, out: Path) -> None:
+    """Sample a batch of images and write their samples and reference images below `out`."""
+    entry = model.entry
+    # A family without classifier-free guidance has a distilled scale of its own, which `cfg_weight` does not mean.
+    guided = model.family.uses_cfg(model.pipe, math.inf)
+    guidance = settings.cfg_weight if guided else entry.guidance
+    noise = starting_noise(
+        [i["seed"] for i in images], model.family.latent_shape(model.pipe, entry.width, entry.height)
+    )
+    cond = encode_prompts(model, [i["prompt"] for i in images], [i["negative_prompt"] for i in images], guidance)
+    recorder = InputRecorder()
+    latents = sample(model, noise, cond, [recorder], steps=settings.num_steps, guidance=guidance)
+    for row, (image, pixels) in enumerate(zip(images, decode(model, latents).numpy(), strict=True)):
+        embeds, pooled = (t.float().cpu().numpy() for t in cond[row : row + 1].stacked())
+        shared = {
+            "conditioning": embeds,
+            "pooled_conditioning": pooled,
+            "guidance": np.float32(guidance),
+            "prompt_id": np.str_(image["prompt_id"]),
+            "image_id": np.int64(image["image_id"]),
+        }
+        (out / f"images/{image['image_id']:05d}.png").write_bytes(png_bytes(pixels))
+        write_samples(
+            out, image["image_id"], recorder.sigmas, [x[row : row + 1] for x in recorder.latents], shared, settings
+        )
+
+
+def write_samples(
+    out: Path, image: int, sigmas: np.ndarray, latents: list[np.ndarray], shared: dict[str, Any], settings: Calibrate
+) -> None:
+    """Write one image's samples: an NPZ a step, or one packed NPZ."""
+    if settings.format == "packed":
+        steps = {"step_indices": np.arange(len(sigmas)), "timesteps": sigmas * 1000, "sigmas": sigmas}
+        write_npz(out / f"{image:05d}.npz", {"xs": np.concatenate(latents)} | steps | shared)
+        return
+    for index, (sigma, x) in enumerate(zip(sigmas, latents, strict=True)):
+        step = {"x": x, "timestep": np.float32(sigma * 1000), "sigma": sigma, "step_index": np.int64(index)}
+        write_npz(out / f"{image:05d}_{index:03d}.npz", step | shared)
+
+
+def link(source: str, target: str) -> None:
+    """A hard link where the file system allows one, else a copy: shards of real models are gigabytes."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
