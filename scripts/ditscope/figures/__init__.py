@@ -23,6 +23,21 @@ FIGURES = {
     figure.name: figure
     for figure in (
         Figure("image-grid", ("generate",), "Images"),
+        Figure("block-grid", ("capture",), "Captures"),
+        Figure("sensitivity-heatmap", ("sensitivity",), "Quantization"),
+        Figure("bit-plan", ("plan",), "Quantization"),
+        Figure("benchmark-quality", ("benchmark",), "Quantization"),
+        Figure("benchmark-pareto", ("benchmark",), "Quantization"),
+        Figure("benchmark-latency", ("benchmark",), "Quantization"),
+        Figure("trajectory-strips", ("trajectories",), "Trajectories"),
+        Figure("drift-curves", ("drift",), "Trajectories"),
+        Figure("cluster-map", ("cluster",), "Trajectories"),
+        Figure("cluster-transitions", ("cluster",), "Trajectories"),
+        Figure("run-lengths", ("cluster",), "Trajectories"),
+        Figure("persistence-diagrams", ("topology",), "Trajectories"),
+        Figure("persistence-entropy", ("topology",), "Trajectories"),
+        Figure("refiner-training", ("refine",), "Refiner"),
+        Figure("refiner-diagnostics", ("refine",), "Refiner"),
     )
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 from matplotlib.figure import Figure as Canvas
 
-from ditscope.figures import FIGURES, Files, images
+from ditscope.figures import FIGURES, Files, images, quantization, refine, trajectories
 from ditscope.figures.style import save
 from ditscope.settings import Publish
 
@@ -15,6 +15,21 @@ log = logging.getLogger(__name__)
 
 FUNCTIONS: dict[str, Callable[[Files], tuple[Canvas, pl.DataFrame]]] = {
     "image-grid": images.image_grid,
+    "block-grid": images.block_grid,
+    "sensitivity-heatmap": quantization.sensitivity_heatmap,
+    "bit-plan": quantization.bit_plan,
+    "benchmark-quality": quantization.benchmark_quality,
+    "benchmark-pareto": quantization.benchmark_pareto,
+    "benchmark-latency": quantization.benchmark_latency,
+    "trajectory-strips": trajectories.trajectory_strips,
+    "drift-curves": trajectories.drift_curves,
+    "cluster-map": trajectories.cluster_map,
+    "cluster-transitions": trajectories.cluster_transitions,
+    "run-lengths": trajectories.run_lengths,
+    "persistence-diagrams": trajectories.persistence_diagrams,
+    "persistence-entropy": trajectories.persistence_entropy,
+    "refiner-training": refine.refiner_training,
+    "refiner-diagnostics": refine.refiner_diagnostics,
 }
 
 

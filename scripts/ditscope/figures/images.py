@@ -1,6 +1,7 @@
 """Pictures that the study made: what was asked for beside what came out."""
 
 import io
+import json
 import textwrap
 
 import numpy as np
@@ -40,3 +41,27 @@ def image_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
 def picture(png: bytes) -> np.ndarray:
     """A PNG as an array (height, width, 3) uint8."""
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def block_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """The first captured generation of the first model: steps down, blocks across, every decode."""
+    folder = sorted(files["capture"])[0]
+    generation = sorted(path for path in folder.iterdir() if (path / "intermediates").is_dir())[0]
+    metadata = json.loads((generation / "intermediates/metadata.json").read_text())
+    steps, blocks = metadata["captured_steps"], metadata["captured_blocks"]
+    figure, axes = grid(len(steps), len(blocks), width=0.75 * len(blocks) + 0.5, height=0.75 * len(steps) + 0.5)
+    records = []
+    for row, step in enumerate(steps):
+        for column, block in enumerate(blocks):
+            axis = axes[row, column]
+            path = generation / f"intermediates/decoded/step_{step}/{block}.jpg"
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if path.exists():
+                axis.imshow(np.asarray(Image.open(path)), interpolation="nearest")
+            if row == 0:
+                axis.set_title(block.replace("_block_", " "), fontsize=6)
+            if column == 0:
+                axis.set_ylabel(f"step {step}", fontsize=6)
+            records.append({"generation_id": generation.name, "step": step, "block": block, "decoded": path.exists()})
+    return figure, pl.DataFrame(records)
