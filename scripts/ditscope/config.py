@@ -9,7 +9,8 @@ from types import GenericAlias
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ditscope.errors import InputError
-from ditscope.settings import STAGES, Config
+from ditscope.networks import resolve_network
+from ditscope.settings import COMPILE_STATES, STAGES, Config
 
 ROOT = Path(__file__).resolve().parents[2]
 type_hints = cache(get_type_hints)
@@ -93,9 +94,13 @@ def check(config: Config) -> None:
             if variant and variant not in config.schemes and variant not in config.plan.budgets:
                 valid = [*config.schemes, *config.plan.budgets]
                 raise InputError(unknown(f"networks.{name}", variant, valid, "a scheme or a plan's budget"))
+        resolve_network(name, config.networks[name], config.models, config.schemes)
     for name, scheme in config.schemes.items():
         if scheme.kind == "plan" and scheme.plan not in config.plan.budgets:
             raise InputError(unknown(f"schemes.{name}.plan", scheme.plan, config.plan.budgets, "a plan's budget"))
+    for state in config.benchmark.compile:
+        if state not in COMPILE_STATES:
+            raise InputError(unknown("benchmark.compile", state, COMPILE_STATES, "a compile state"))
     for name, capture in config.capture.sets.items():
         if capture.offload and capture.multi_gpu:
             raise InputError(f"capture.sets.{name}: `offload` and `multi_gpu` exclude each other; set one to false")

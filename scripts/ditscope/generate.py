@@ -62,7 +62,7 @@ def generate(
     publish(parts)
 
 
-def generate_slice(model: Generator, rows: list[dict]) -> list[dict]:
+def generate_slice(model: Generator, rows: list[dict], scheme: str = "base") -> list[dict]:
     """Sample a batch of runs; WebDataset samples with png, json (the image's own record) and latent."""
     entry = model.entry
     shape = model.family.latent_shape(model.pipe, entry.width, entry.height)
@@ -72,7 +72,7 @@ def generate_slice(model: Generator, rows: list[dict]) -> list[dict]:
     images = decode(model, latents).numpy()
     samples = []
     for row, latent, image in zip(rows, latents.float().cpu().numpy(), images, strict=True):
-        record = describe(model, row)
+        record = describe(model, row, scheme)
         samples.append(
             {"__key__": record["request_hash"], "png": png_bytes(image), "json": record, "latent.npy": latent}
         )

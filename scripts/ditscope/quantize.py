@@ -36,6 +36,7 @@ from ditscope.errors import InputError
 from ditscope.plan import SCALE_BITS, load_plan, to_fqn_config
 from ditscope.settings import Scheme
 
+PURE: dict = {"set_inductor_config": False}  # torchao would tune the compiler for quantized models only, not for the base
 INTX = (IntxWeightOnlyConfig, Int8DynamicActivationIntxWeightConfig)
 
 
@@ -63,9 +64,9 @@ def by_group(scheme: Scheme, row: PerRow | PerAxis) -> PerGroup | PerRow | PerAx
 
 KINDS: dict[str, Kind] = {
     "base": Kind(lambda s: None),
-    "int8-weight-only": Kind(lambda s: Int8WeightOnlyConfig(granularity=by_group(s, PerRow()))),
-    "int8-dynamic": Kind(lambda s: Int8DynamicActivationInt8WeightConfig()),
-    "fp8-weight-only": Kind(lambda s: Float8WeightOnlyConfig()),
+    "int8-weight-only": Kind(lambda s: Int8WeightOnlyConfig(granularity=by_group(s, PerRow()), **PURE)),
+    "int8-dynamic": Kind(lambda s: Int8DynamicActivationInt8WeightConfig(**PURE)),
+    "fp8-weight-only": Kind(lambda s: Float8WeightOnlyConfig(**PURE)),
     "intx-weight-only": Kind(
         lambda s: IntxWeightOnlyConfig(weight_dtype=intx(s), granularity=by_group(s, PerAxis(0)))
     ),
@@ -75,14 +76,14 @@ KINDS: dict[str, Kind] = {
         )
     ),
     "fp8-dynamic-row": Kind(
-        lambda s: Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), (8, 9), ("bfloat16",), 16
+        lambda s: Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), **PURE), (8, 9), ("bfloat16",), 16
     ),
     "fp8-dynamic-tensor": Kind(
-        lambda s: Float8DynamicActivationFloat8WeightConfig(granularity=PerTensor()), (8, 9), multiple=16
+        lambda s: Float8DynamicActivationFloat8WeightConfig(granularity=PerTensor(), **PURE), (8, 9), multiple=16
     ),
     "int4-weight-only": Kind(
         lambda s: Int4WeightOnlyConfig(
-            group_size=s.group_size or 128, int4_packing_format=Int4PackingFormat.TILE_PACKED_TO_4D
+            group_size=s.group_size or 128, int4_packing_format=Int4PackingFormat.TILE_PACKED_TO_4D, **PURE
         ),
         (8, 0),
         ("bfloat16",),

@@ -37,6 +37,7 @@ class Model:
     max_sequence_length: int = setting(0, "Tokens of the T5 prompt; 0 takes the pipeline's own limit")
     max_new_tokens: int = setting(50, "Captioner: longest caption in tokens")
     num_beams: int = setting(1, "Captioner: beams")
+    caption_task: str = setting("<CAPTION>", "florence2: its task, as <DETAILED_CAPTION>")
     allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
 
 
@@ -64,6 +65,7 @@ class Embedder:
     source: str = setting("", "Folder, hub id, or empty where the package carries its weights")
     revision: str = setting("", "Commit of a hub id")
     modality: str = setting("text", "What is embedded", choices=("text", "image"))
+    prompt: str = setting("", "sentence-transformers: text put before each item, as `clustering: ` for nomic")
     dimension: int = setting(64, "random-walk only: dimension of the walk")
     allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
 
@@ -162,13 +164,16 @@ class Plan:
     min_bits: int = setting(2, "Fewest bits a layer may get")
 
 
+COMPILE_STATES = ("eager", "regional", "full")
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """Time, weigh and judge a model under one quantization scheme."""
 
     models: list[str] = setting([], "Models to benchmark", config_only=True)
     schemes: list[str] = setting([], "Schemes, by name in `schemes`", config_only=True)
-    compile: list[str] = setting(["eager"], "Compile states: eager, regional, full", config_only=True)
+    compile: list[str] = setting(["eager"], "torch.compile states: eager, regional (block by block), full", config_only=True)
     batches: list[int] = setting([1], "Batch sizes that are timed")
     repeats: int = setting(5, "Timed runs of each batch size")
     warmup: int = setting(2, "Untimed runs before them")
@@ -185,10 +190,10 @@ class Trajectories:
     """Feed text to a generator, its image to a captioner, the caption back, and so on."""
 
     networks: list[str] = setting([], "Networks, by name in `networks`", config_only=True)
-    prompts: int = setting(4, "How many prompts (the first of the list) start a trajectory; 0: all", config_only=True)
-    seeds: list[int] = setting([0], "Seeds of each prompt; -1 derives and records one and never stops on a repeat")
+    prompts: int = setting(4, "How many prompts (the first of the list) start a trajectory, one for each seed; 0: all", config_only=True)
     max_length: int = setting(8, "Invocations of a trajectory, text and image together")
-    shard_size: int = setting(16, "Runs of one job", config_only=True)
+    shard_size: int = setting(16, "Runs (prompt x seed) of one job, which advance together", config_only=True)
+    batch_size: int = setting(16, "Invocations computed together; an interrupted job resumes at a whole round")
 
 
 @dataclass(frozen=True)
@@ -210,8 +215,11 @@ class Drift:
 class Cluster:
     """Cluster the embedded states (HDBSCAN) and describe how trajectories move between clusters."""
 
-    min_cluster_size: int = setting(0, "Smallest cluster; 0: max(2, n / 1000)")
-    epsilon: float = setting(0.4, "HDBSCAN's cluster_selection_epsilon on unit vectors")
+    min_cluster_size: int = setting(0, "Smallest cluster; 0: max(2, n / 1000) for n states of an embedder")
+    min_samples: int = setting(0, "Neighbours that make a dense place; 0: as min_cluster_size")
+    epsilon: float = setting(0.4, "Clusters closer than this Euclidean distance of unit vectors are not split")
+    allow_single_cluster: bool = setting(True, "Let all states be one cluster")
+    max_points: int = setting(20_000, "Cluster a fixed sample of so many states and label the rest by it; 0: all")
     drop_outliers: bool = setting(False, "Glue run lengths across outliers instead of breaking at them")
 
 
@@ -219,7 +227,8 @@ class Cluster:
 class Topology:
     """Persistent homology of each trajectory's point cloud."""
 
-    max_dimension: int = setting(2, "Highest homology dimension, 0 to 2")
+    max_dimension: int = setting(2, "Highest homology dimension", choices=(0, 1, 2))
+    max_pairs: int = setting(200, "Most pairs of runs compared in each relation, pair of networks and pair of embedders; 0: all")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,181 @@
+"""Benchmark: one model under one scheme and one compile state, in a process of its own, all batch sizes inside.
+
+Peaks and latencies follow one protocol: load, quantize and compile; then for each batch size warm-up runs, counters
+reset, timed runs. What the machine cannot run is a row with the reason.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torchao.quantization.utils import recommended_inductor_config_setter
+from tqdm import tqdm
+
+from ditscope.config import unknown
+from ditscope.errors import InputError
+from ditscope.generate import generate_slice
+from ditscope.hardware import fingerprint, hardware_id
+from ditscope.latency import TIMING_TYPES, first_line, timed
+from ditscope.memory import peaks, reset_peaks
+from ditscope.models import Generator, load_generator
+from ditscope.prompts import read_runs
+from ditscope.quantize import apply_scheme, is_simulated, layer_configs, nominal_bytes, stored_bytes, unsupported
+from ditscope.settings import COMPILE_STATES, Benchmark, Embedder, Model, Scheme
+from ditscope.shards import Sample, write_tar
+from ditscope.tables import write_table
+
+log = logging.getLogger(__name__)
+
+RUN_TYPES = {"stored_bytes": pl.Int64, "images_sha256": pl.String}
+
+
+def benchmark(
+    name: str,
+    model: Model,
+    schemes: dict[str, Scheme],
+    embedders: dict[str, Embedder],
+    prompts: list[Path],
+    output_dir: Path,
+    config: str = "base",
+    compile: str = "eager",
+    plan: Path | None = None,
+    reference_dir: Path | None = None,
+    settings: Benchmark = Benchmark(),
+) -> None:
+    """Time, weigh and sample a model under the scheme `config`, and judge its images against `reference_dir`.
+
+    Leaves in `output_dir`, under `<config>-<compile>`: `.timing.parquet` (table `benchmark.run.timing`, a row a batch
+    size: latency and memory), `.parquet` (table `benchmark.run`: what the scheme is and weighs), `.tar` (the images of
+    the first `num_images` runs of `prompts`: tables or CSVs). `reference_dir` holds such files of the base in eager
+    mode; with it, and unless `skip_metrics`, `quality.parquet` is left as well.
+    """
+    if config not in schemes:
+        raise InputError(unknown("--config", config, schemes, "in the config's `schemes`"))
+    if compile not in COMPILE_STATES:
+        raise InputError(unknown("--compile", compile, COMPILE_STATES, "a compile state"))
+    scheme, model = schemes[config], requested(model, settings)
+    runs = [run for path in prompts for run in read_runs(path)]
+    hardware = hardware_id() if settings.hardware == "auto" else settings.hardware
+    identity = {"model": name, "hardware": hardware, "scheme": config, "kind": scheme.kind, "compile": compile}
+
+    reset_peaks()
+    began = time.perf_counter()
+    generator = load_generator(name, model)
+    load = {"load_seconds": time.perf_counter() - began}
+    transformer = generator.pipe.transformer
+    made = {
+        "bits": scheme.bits,
+        "group_size": scheme.group_size,
+        "dtype": model.dtype,
+        "steps": model.steps,
+        "guidance": model.guidance,
+        "width": model.width,
+        "height": model.height,
+        "quantized_layers": len(layer_configs(transformer, scheme, plan)),
+        "nominal_bytes": nominal_bytes(transformer, scheme, plan),
+        "simulated": is_simulated(transformer, scheme, plan),
+    }
+    reason = prepare(generator, scheme, compile, plan)
+    load |= {"prepare_seconds": time.perf_counter() - began - load["load_seconds"]}
+    load |= {f"load_peak_{key}": value for key, value in peaks().items()}
+
+    timings = []
+    for batch in settings.batches:
+        rows = [runs[i % len(runs)] for i in range(batch)]
+        if compile != "eager":
+            torch._dynamo.reset()  # graphs of the batch size before neither help nor hold memory
+        found = {"reason": reason} if reason else timed(generator, rows, settings.repeats, settings.warmup)
+        timings.append({"batch": batch} | found)
+        log.info("%s %s %s: batch %d done", name, config, compile, batch)
+    ran = [t["batch"] for t in timings if not t["reason"]]
+    samples: list[Sample] = []
+    if ran and not settings.skip_metrics:
+        label = config if compile == "eager" else f"{config}-{compile}"
+        samples = generate_images(generator, runs[: settings.num_images], max(ran), label)
+
+    made |= {
+        "stored_bytes": stored_bytes(transformer) if not reason else None,
+        "images": len(samples),
+        "images_sha256": hashlib.sha256(b"".join(s["png"] for s in samples)).hexdigest() if samples else None,
+        "reason": reason or ("" if ran else "no batch size ran; the timing table has the reasons"),
+    }
+    stem = output_dir / f"{config}-{compile}"
+    host = {"device": generator.device.type, "threads": torch.get_num_threads()} | fingerprint()
+    write_tar(samples, f"{stem}.tar")
+    write_table(pl.DataFrame([identity | made], schema_overrides=RUN_TYPES), f"{stem}.parquet", "benchmark.run")
+    table = pl.DataFrame([identity | dict.fromkeys(TIMING_TYPES) | t | load | host for t in timings], schema_overrides=TIMING_TYPES)
+    write_table(table, f"{stem}.timing.parquet", "benchmark.run.timing")
+    if reference_dir and not settings.skip_metrics:
+        # Imported by name: how images are judged is no part of the code whose edits make timings stale.
+        quality = import_module("ditscope.quality").quality
+        tables = [Path(f"{stem}.parquet"), *sorted(reference_dir.glob("*-eager.parquet"))]
+        quality(list(dict.fromkeys(tables)), output_dir / "quality.parquet", embedders, settings)
+
+
+def requested(model: Model, settings: Benchmark) -> Model:
+    """The model with the steps and the guidance that the benchmark asks for."""
+    steps = settings.num_steps or model.steps
+    return replace(model, steps=steps, guidance=model.guidance if settings.cfg_scale < 0 else settings.cfg_scale)
+
+
+def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | None) -> str:
+    """Quantize and compile the transformer in place; the reason if that is not possible here, else an empty string."""
+    transformer = generator.pipe.transformer
+    if reason := unsupported(scheme, generator.device.type, generator.entry.dtype) or uncompilable(compile):
+        return reason
+    try:
+        apply_scheme(transformer, scheme, plan)
+    except (RuntimeError, NotImplementedError, ImportError, AssertionError) as error:  # a kernel that is not there
+        log.exception("%s cannot be quantized", generator.name)
+        return first_line(error)
+    if compile == "eager":
+        return ""
+    recommended_inductor_config_setter()  # torchao's settings, for the base as well
+    # Static shapes: the batch sizes are few, and one graph for all of them would be slower than one for each.
+    if compile == "full":
+        transformer.compile(dynamic=False)
+    else:
+        for block in generator.family.blocks(transformer).values():
+            block.compile(dynamic=False)
+    return ""
+
+
+def uncompilable(compile: str) -> str:
+    """Why torch.compile cannot run here; empty where it can. Sets its caches inside the project."""
+    if compile == "eager":
+        return ""
+    cache = Path("resources/.cache").absolute()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError:
+        return "torch.compile needs a C++ compiler (g++); install one or set CXX"
+    return ""
+
+
+def generate_images(generator: Generator, runs: list[dict], batch: int, label: str) -> list[Sample]:
+    """WebDataset samples of the runs, in batches of one size (a smaller last one would be compiled anew)."""
+    samples: list[Sample] = []
+    with tqdm(total=len(runs), desc=f"{generator.name} {label}", unit="img", disable=None) as bar:
+        began = time.perf_counter()
+        for start in range(0, len(runs), batch):
+            rows = runs[start : start + batch]
+            filled = [rows[i % len(rows)] for i in range(batch)]
+            samples += generate_slice(generator, filled, label)[: len(rows)]
+            bar.update(len(rows))
+            each = (time.perf_counter() - began) / len(samples)
+            peak = peaks()
+            memory = (peak["reserved_bytes"] or peak["rss_bytes"] or 0) / 1e9
+            eta = f"{each * (len(runs) - len(samples)):.0f}s"
+            bar.set_postfix({"s/img": f"{each:.2f}", "ETA": eta, "memory_GB": f"{memory:.2f}"})
+    return samples
