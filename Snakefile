@@ -8,6 +8,9 @@ min_version("9.19")
 configfile: "config.yaml"
 
 
+report: "report/workflow.rst"
+
+
 include: "rules/common.smk"
 
 
@@ -20,6 +23,7 @@ pathvars:
 include: "rules/models.smk"
 include: "rules/prompts.smk"
 include: "rules/generate.smk"
+include: "rules/publish.smk"
 
 
 rule all:

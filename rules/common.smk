@@ -1,6 +1,7 @@
 # Helper functions of every rules file: the checked config, paths of what stages leave, parameters that make them stale.
 import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
@@ -10,7 +11,9 @@ from snakemake.io import strip_wildcard_constraints
 
 from ditscope.config import load_config, plain
 from ditscope.errors import InputError
+from ditscope.figures import available
 from ditscope.models import check_model_folder, is_generator, source_folder
+from ditscope.networks import plan_file, resolve_network, trajectory_index
 from ditscope.progress import write_plan, write_progress
 from ditscope.prompts import shard_index
 from ditscope.staleness import cached, code_digest, source_digest
@@ -25,6 +28,16 @@ try:
         lambda: shard_index(CONFIG.prompts, CONFIG.experiment),
         CACHE,
     )
+    TRAJECTORY_INDEX = cached(
+        "trajectories",
+        [source_digest(CONFIG.prompts.csv, CACHE), plain(CONFIG.prompts), plain(CONFIG.trajectories), CONFIG.experiment],
+        lambda: trajectory_index(CONFIG.prompts, CONFIG.trajectories, CONFIG.experiment),
+        CACHE,
+    )
+    NETWORKS = {
+        name: resolve_network(name, CONFIG.networks[name], CONFIG.models, CONFIG.schemes)
+        for name in CONFIG.trajectories.networks
+    }
     for name in CONFIG.selected_models():
         if not CONFIG.models[name].revision:
             check_model_folder(Path(CONFIG.models[name].source))
@@ -33,6 +46,7 @@ except InputError as error:
 
 RESULTS = f"results/{CONFIG.experiment}"
 SHARDS = [f"{i:05d}" for i in range(len(SHARD_INDEX))]
+TRAJECTORY_SHARDS = [f"{i:05d}" for i in range(len(TRAJECTORY_INDEX))]
 
 
 wildcard_constraints:
@@ -58,6 +72,13 @@ def stage(name):
     return plain(getattr(CONFIG, name))
 
 
+def job_settings(name):
+    """The settings of a stage that its jobs read: what it selects and how it shards is the workflow's business."""
+    settings = getattr(CONFIG, name)
+    kept = [f.name for f in fields(settings) if not f.metadata["config_only"]]
+    return {key: plain(settings)[key] for key in kept}
+
+
 def model_params(name):
     """A registry entry and the digest of its weights: what a job must know of a model, and what makes it stale."""
     entry = CONFIG.models[name]
@@ -66,8 +87,36 @@ def model_params(name):
 
 def model_files(*names):
     """Inputs of a job that loads models: nothing for local folders, the download's mark for hub models."""
-    folders = [source_folder(CONFIG.models[name]) for name in names if CONFIG.models[name].revision]
-    return [f"{folder}/model_index.json" for folder in folders]
+    entries = [CONFIG.models[name] for name in dict.fromkeys(names) if CONFIG.models[name].revision]
+    return [source_folder(e) / ("model_index.json" if is_generator(e) else "config.json") for e in entries]
+
+
+def embedder_params(name):
+    """An embedder's registry entry and the digest of its weights, where they are not a package's."""
+    entry = CONFIG.embedders[name]
+    return plain(entry) | {"digest": entry.revision or (source_digest(entry.source, CACHE) if entry.source else "")}
+
+
+def embedder_files(name):
+    """Input of a job that loads an embedder: the download's mark for a hub model."""
+    entry = CONFIG.embedders[name]
+    return [source_folder(entry) / "config.json"] if entry.revision else []
+
+
+def network_params(network):
+    """What a job must know of the models and schemes of a network, and what makes it stale."""
+    entries = NETWORKS[network]
+    return {
+        "entries": [e.label for e in entries],
+        "models": {e.name: model_params(e.name) for e in entries},
+        "schemes": {e.variant: plain(CONFIG.schemes[e.variant]) for e in entries if e.variant in CONFIG.schemes},
+    }
+
+
+def network_plans(network):
+    """The bit plans that a network's entries are quantized by."""
+    plans = [plan_file(f"{RESULTS}/plans", entry) for entry in NETWORKS[network]]
+    return sorted({plan for plan in plans if plan})
 
 
 # What stages leave --------------------------------------------------------------------------------------------------
@@ -81,15 +130,49 @@ def image_shards(*models, suffix="tar"):
     return expand(f"{RESULTS}/images/{{model}}/shard-{{shard}}.{suffix}", model=models, shard=SHARDS)
 
 
+def trajectory_shards(*networks, suffix="parquet"):
+    return expand(
+        f"{RESULTS}/trajectories/{{network}}/shard-{{shard}}.{suffix}", network=networks, shard=TRAJECTORY_SHARDS
+    )
+
+
+def embedding_shards(embedders, networks):
+    pattern = f"{RESULTS}/embeddings/{{embedder}}/{{network}}-{{shard}}.parquet"
+    return expand(pattern, embedder=embedders, network=networks, shard=TRAJECTORY_SHARDS)
+
+
+def figure_inputs(w=None):
+    """What the figures read, by stage."""
+    return {name: files for name, files in targets(publish=False).items() if files}
+
+
+def explorer_inputs(w=None):
+    """What the explorer reads, by stage."""
+    return {name: files for name, files in figure_inputs().items() if name in ("cluster", "drift", "benchmark")}
+
+
+def figure_files():
+    """Every figure beside its SVG, and its data."""
+    kinds = [*(kind for kind in CONFIG.publish.formats if kind != "svg"), "csv"]
+    names = [figure.name for figure in available(set(figure_inputs()))]
+    return expand(f"{RESULTS}/figures/{{name}}.{{kind}}", name=names, kind=kinds)
+
+
+def publications():
+    svgs = [f"{RESULTS}/figures/{figure.name}.svg" for figure in available(set(figure_inputs()))]
+    return [*svgs, *figure_files(), f"{RESULTS}/catalog.duckdb", f"{RESULTS}/explorer.html"]
+
+
 # What the workflow knows of itself ---------------------------------------------------------------------------------
 
 
-def targets():
+def targets(publish=True):
     """What each stage leaves under this config, in pipeline order."""
-    return {
+    left = {
         "prompts": prompt_shards(),
         "generate": image_shards(*CONFIG.generate.models),
     }
+    return left | ({"publish": publications()} if publish else {})
 
 
 def rule_patterns():

@@ -19,7 +19,7 @@ rule figures:
                 category=figure.category,
                 labels={"figure": figure.name},
             )
-            for figure in FIGURE_LIST
+            for figure in available(set(figure_inputs()))
         ],
         figure_files(),
     log:
@@ -31,7 +31,8 @@ rule figures:
     params:
         code=code("figures.draw"),
         settings=stage("publish"),
-        names=[figure.name for figure in FIGURE_LIST],
+        names=[figure.name for figure in available(set(figure_inputs()))],
+        stages=figure_inputs(),
     script:
         "../scripts/figures.py"
 
@@ -49,3 +50,19 @@ rule catalog:
         code=code("catalog"),
     script:
         "../scripts/catalog.py"
+
+
+rule explorer:
+    input:
+        unpack(explorer_inputs),
+    output:
+        page="<results>/explorer.html",
+    log:
+        "<logs>/explorer.log",
+    conda:
+        "../envs/figures.yaml"
+    params:
+        code=code("explorer"),
+        stages=explorer_inputs(),
+    script:
+        "../scripts/explorer.py"

@@ -8,15 +8,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Canvas
 
 from ditscope.figures import Files
+from ditscope.figures.files import benchmark_points, named
 from ditscope.figures.style import COLOURS, grid, note
 from ditscope.tables import concat_tables
 
 BUCKETS = ("early", "mid", "late")
-
-
-def named(files: Files, stage: str, name: str) -> list:
-    """The files of a stage whose name is `name`."""
-    return [path for path in files[stage] if path.name == name]
 
 
 def sensitivity_heatmap(files: Files) -> tuple[Canvas, pl.DataFrame]:
@@ -99,11 +95,7 @@ def benchmark_quality(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 def benchmark_pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Quality loss against nominal size, one point a scheme; hollow where the library only simulates the bits."""
-    quality = concat_tables(named(files, "benchmark", "quality.parquet"), "benchmark.quality").filter(metric="quality_loss")
-    sizes = concat_tables(named(files, "benchmark", "benchmark.parquet"), "benchmark")
-    keys = ["model", "hardware", "scheme", "compile"]
-    table = sizes.select(*keys, "nominal_bytes", "stored_bytes", "simulated").unique(keys, maintain_order=True)
-    table = table.join(quality.select(*keys, "value", "low", "high"), on=keys, how="inner").drop_nulls("value")
+    table = benchmark_points(files)
     if table.is_empty():
         return note("No scheme has both a size and a quality loss."), table
     figure, axes = grid(1, 1, width=5, height=3.2)

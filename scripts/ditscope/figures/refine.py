@@ -4,7 +4,7 @@ import polars as pl
 from matplotlib.figure import Figure as Canvas
 
 from ditscope.figures import Files
-from ditscope.figures.quantization import named
+from ditscope.figures.files import named
 from ditscope.figures.style import COLOURS, grid, note
 from ditscope.tables import read_table
 

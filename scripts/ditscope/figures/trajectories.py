@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Canvas
 
 from ditscope.figures import Files
 from ditscope.figures.images import picture
-from ditscope.figures.quantization import named
+from ditscope.figures.files import drift_quantiles, labelled_map, named
 from ditscope.figures.style import COLOURS, grid, note
 from ditscope.shards import read_tar
 from ditscope.tables import concat_tables
@@ -65,13 +65,7 @@ def facets(table: pl.DataFrame, width: float = 7.5, height: float = 1.7, **kwarg
 
 def drift_curves(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Cosine distance to the first state: median and quartiles over runs, with the shuffled control dashed."""
-    table = concat_tables(named(files, "drift", "drift.parquet"), "drift")
-    shown = table.filter(pl.col("cosine_distance").is_not_null())
-    curves = (
-        shown.group_by("embedder", "network", "control", "sequence_number", maintain_order=True)
-        .agg(*(pl.col("cosine_distance").quantile(q, "linear").alias(f"q{int(q * 100)}") for q in (0.25, 0.5, 0.75)), pl.len().alias("runs"))
-        .sort("embedder", "network", "control", "sequence_number")
-    )
+    curves = drift_quantiles(files)
     figure, cells = facets(curves, sharex=True, sharey="row")
     for (embedder, network), axis in cells.items():
         for control, colour, dash in (("observed", COLOURS[0], "-"), ("shuffled", COLOURS[1], "--")):
@@ -87,12 +81,7 @@ def drift_curves(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 def cluster_map(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """t-SNE of the states of each embedder, coloured by cluster; outliers grey."""
-    points = concat_tables(named(files, "cluster", "map.parquet"), "clusters.map")
-    labels = concat_tables(named(files, "cluster", "clusters.parquet"), "clusters")
-    table = points.join(
-        labels.select("embedder", "network", "run_id", "sequence_number", "label"),
-        on=["embedder", "network", "run_id", "sequence_number"], how="left",
-    ).drop_nulls(["x", "y"])  # fmt: skip
+    table = labelled_map(files)
     if table.is_empty():
         return note("Too few states for a map."), table
     embedders = table["embedder"].unique(maintain_order=True).to_list()
