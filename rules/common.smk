@@ -15,7 +15,7 @@ from ditscope.figures import available
 from ditscope.models import check_model_folder, is_generator, source_folder
 from ditscope.networks import plan_file, resolve_network, trajectory_index
 from ditscope.progress import write_plan, write_progress
-from ditscope.prompts import shard_index
+from ditscope.prompts import first_runs, shard_index
 from ditscope.staleness import cached, code_digest, source_digest
 
 CACHE = Path("resources/.cache")
@@ -34,6 +34,15 @@ try:
         lambda: trajectory_index(CONFIG.prompts, CONFIG.trajectories, CONFIG.experiment),
         CACHE,
     )
+    CAPTURE_RUNS = {
+        name: cached(
+            f"capture {name}",
+            [source_digest(CONFIG.prompts.csv, CACHE), plain(CONFIG.prompts), captured.generations, CONFIG.experiment],
+            lambda: first_runs(CONFIG.prompts, CONFIG.experiment, captured.generations),
+            CACHE,
+        )
+        for name, captured in CONFIG.capture.sets.items()
+    }
     NETWORKS = {
         name: resolve_network(name, CONFIG.networks[name], CONFIG.models, CONFIG.schemes)
         for name in CONFIG.trajectories.networks
@@ -128,6 +137,21 @@ def prompt_shards():
 
 def image_shards(*models, suffix="tar"):
     return expand(f"{RESULTS}/images/{{model}}/shard-{{shard}}.{suffix}", model=models, shard=SHARDS)
+
+
+def capture_sets(*models):
+    return expand(f"{RESULTS}/captures/{{model}}/{{capture}}", model=models, capture=CONFIG.capture.sets)
+
+
+def capture_videos(*models):
+    """Videos of the capture sets that have decoded pictures."""
+    pattern = f"{RESULTS}/videos/captures/{{model}}/{{capture}}.{CONFIG.video.output_format}"
+    decoded = [name for name, captured in CONFIG.capture.sets.items() if captured.should_decode_intermediates]
+    return expand(pattern, model=models, capture=decoded)
+
+
+def trajectory_videos():
+    return [f"{RESULTS}/videos/trajectories.{CONFIG.video.output_format}"] if CONFIG.trajectories.networks else []
 
 
 def trajectory_shards(*networks, suffix="parquet"):

@@ -99,6 +99,15 @@ def shard_index(settings: Prompts, experiment: str) -> list[dict]:
     return [{"digest": digest(runs), "runs": len(runs)} for runs in shards]
 
 
+def first_runs(settings: Prompts, experiment: str, count: int) -> dict:
+    """What the workflow must know of the first `count` runs (0: all): their digest, and the shards they are in."""
+    prompts = read_prompts(settings.csv)
+    prompts = prompts[: settings.limit] if settings.limit else prompts
+    shards = [runs_of(shard, settings.seeds, experiment) for shard in shards_of(prompts, settings.shard_size)]
+    runs = [(number, run) for number, shard in enumerate(shards) for run in shard][: count or None]
+    return {"digest": digest([run for _, run in runs]), "shards": sorted({number for number, _ in runs})}
+
+
 def read_runs(path: Path | str) -> list[dict]:
     """The runs of a `prompts` table, or of a prompt CSV (seed 0 where it names none)."""
     if Path(path).suffix == ".csv":

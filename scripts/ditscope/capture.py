@@ -1,0 +1,407 @@
+"""Captures: the output of every block at every denoising step, its statistics, and what it would draw."""
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import polars as pl
+import torch
+from accelerate import init_empty_weights
+from PIL import ExifTags, Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ditscope.capture_files import (
+    METADATA,
+    estimate_step_bytes,
+    in_memory,
+    load_capture,
+    step_file,
+    write_metadata,
+    write_step,
+)
+from ditscope.errors import InputError
+from ditscope.families.common import Conditioning, combine
+from ditscope.generate import describe
+from ditscope.identity import derived_seed, file_digest, generation_id
+from ditscope.models import Generator, family_of, resolve_source
+from ditscope.partial import publish, unfinished
+from ditscope.patterns import block_index, block_type, select_blocks, select_indices
+from ditscope.placement import load_placed
+from ditscope.prompts import read_runs
+from ditscope.sampling import Observer, Step, decode, encode_prompts, sample, starting_noise
+from ditscope.settings import CaptureSet, Model
+from ditscope.tables import write_table
+
+log = logging.getLogger(__name__)
+
+STATISTICS = ("mean", "std", "rms", "absmax", "mean_token_norm")
+DECODED = {"x0": "decoded", "x_prev": "decoded_x_prev"}  # a decode's folder in `intermediates`
+DECODE_BATCH = 16
+JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}  # small pictures of noise lose their colours otherwise
+
+
+def capture(
+    name: str,
+    model: Model,
+    output_dir: Path = Path("output"),
+    prompt: str = "",
+    prompts: list[Path] | None = None,
+    negative_prompt: str = "",
+    seed: int = -1,
+    num_steps: int = 0,
+    guidance: float = -1.0,
+    width: int = 0,
+    height: int = 0,
+    settings: CaptureSet = CaptureSet(),
+    partial: Path | None = None,
+) -> None:
+    """Sample with a model while recording what its blocks put out; one folder `output_dir`/<generation id> a run.
+
+    Runs are `prompt` with `seed` (-1: one derived from the prompt, and recorded) or the first `settings.generations`
+    of the tables (or prompt CSVs) `prompts`. num_steps, guidance, width and height replace the model entry's where
+    they are given. A run that is complete in `partial` is not sampled again; no unfinished one reaches `output_dir`.
+    """
+    runs = read_captured_runs(prompt, prompts, negative_prompt, seed, settings.generations)
+    entry = override(name, model, num_steps, guidance, width, height)
+    blocks, steps = selection(name, entry, settings)
+    root = partial or writable(output_dir) / ".partial"
+    parts = unfinished(root, output_dir, {"model": entry, "runs": runs, "settings": settings})
+    loaded = load_placed(name, entry, offload=settings.offload, multi_gpu=settings.multi_gpu)
+    records: dict[str, dict] = {}
+    for run in runs:
+        record = describe(loaded, run)
+        gid = generation_id(record["request_hash"])
+        first = records.setdefault(gid, record)
+        if first["request_hash"] != record["request_hash"]:
+            both = f"{first['prompt_id']} and {record['prompt_id']}"
+            raise InputError(f"prompts {both} share the generation id {gid}; capture them apart")
+    for position, (gid, record) in enumerate(records.items()):
+        if (parts / gid).exists():
+            log.info("%s: generation %s is already captured", name, gid)
+            continue
+        log.info("%s: generation %s: %s (seed %d)", name, gid, record["prompt"], record["seed"])
+        folder = parts / f"{gid}.unfinished"
+        shutil.rmtree(folder, ignore_errors=True)
+        record |= {"generation_id": gid, "position": position}
+        capture_run(loaded, record, folder, blocks, steps, settings, len(records))
+        os.replace(folder, parts / gid)
+    writable(output_dir)
+    for gid in records:
+        shutil.rmtree(output_dir / gid, ignore_errors=True)
+        shutil.move(parts / gid, output_dir / gid)
+    publish(parts)
+    if partial is None:
+        with suppress(OSError):  # unfinished runs of another call may be in it
+            root.rmdir()
+
+
+def read_captured_runs(prompt: str, prompts: list[Path] | None, negative: str, seed: int, limit: int) -> list[dict]:
+    """The runs to capture: one prompt, or the first `limit` (0: all) rows of the tables or CSVs `prompts`."""
+    if bool(prompt) == bool(prompts):
+        raise InputError("give either `prompt` or `prompts` (tables or CSVs of prompts)")
+    if prompts:
+        runs = [run for path in prompts for run in read_runs(path)]
+        return runs[:limit] if limit else runs
+    derived = seed == -1
+    return [
+        {
+            "prompt_id": "prompt",
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "seed": derived_seed("capture", prompt) if derived else seed,
+            "derived_seed": derived,
+        }
+    ]
+
+
+def override(name: str, model: Model, num_steps: int, guidance: float, width: int, height: int) -> Model:
+    """The model entry with those settings replaced that are given (not 0; guidance: not negative)."""
+    for side, pixels in (("width", width), ("height", height)):
+        if pixels % 16 or pixels < 0:
+            raise InputError(f"{side}: {pixels} is not a multiple of 16")
+    return replace(
+        model,
+        steps=num_steps or model.steps,
+        guidance=model.guidance if guidance < 0 else guidance,
+        width=width or model.width,
+        height=height or model.height,
+    )
+
+
+def selection(name: str, entry: Model, settings: CaptureSet) -> tuple[list[str], list[int]]:
+    """Names of the blocks and numbers of the steps that the patterns choose, before any weight is read."""
+    if settings.offload and settings.multi_gpu:
+        raise InputError("`offload` and `multi_gpu` exclude each other; choose one")
+    if unknown := set(settings.decode) - set(DECODED):
+        raise InputError(f"decode: `{unknown.pop()}` is not a decode; valid: {', '.join(DECODED)}")
+    family = family_of(name, entry)
+    folder = resolve_source(name, entry)
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    with init_empty_weights():
+        transformer = getattr(diffusers, config["_class_name"]).from_config(config)
+    blocks = select_blocks(settings.blocks, list(family.blocks(transformer)), "blocks")
+    return blocks, select_indices(settings.steps, entry.steps, "steps")
+
+
+def writable(folder: Path) -> Path:
+    """`folder`, made if need be; refused if nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another output_dir") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written; choose another output_dir")
+    return folder
+
+
+def capture_run(
+    model: Generator,
+    record: dict,
+    folder: Path,
+    blocks: Sequence[str],
+    steps: Sequence[int],
+    settings: CaptureSet,
+    runs: int = 1,
+) -> Tensor:
+    """Capture one run into `folder`; returns the final latents. A failure leaves nothing behind.
+
+    Raises InputError, before the first byte, where `runs` such captures would take more than `settings.max_bytes`.
+    """
+    entry = model.entry
+    noise = starting_noise([record["seed"]], model.family.latent_shape(model.pipe, entry.width, entry.height))
+    cond = encode_prompts(model, [record["prompt"]], [record["negative_prompt"]])
+    recorder = Recorder(folder / "intermediates", blocks, steps, settings, record)
+    expected = runs * len(steps) * recorder.step_bytes(model, noise, cond)
+    if expected > settings.max_bytes:
+        raise InputError(
+            f"capture would take {expected:,} bytes, more than max_bytes {settings.max_bytes:,}; choose fewer blocks, "
+            "steps or generations, set store to statistics, or raise max_bytes"
+        )
+    try:
+        recorder.intermediates.mkdir(parents=True)
+        latents = sample(model, noise, cond, [recorder])
+        image = Image.fromarray(decode(model, latents)[0].numpy())
+        image.save(folder / "img_0.jpg", **JPEG, exif=exif(record) if settings.add_sampling_metadata else b"")
+        write_table(recorder.table(), folder / "statistics.parquet", "capture_statistics")
+        write_metadata(recorder.metadata(), recorder.intermediates)
+        if settings.should_decode_intermediates:
+            decode_blocks(model, recorder.intermediates, settings.decode)
+        if settings.format == "pt":
+            pack_single_file(recorder.intermediates, record["model"])
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return latents
+
+
+class Recorder(Observer):
+    """Hooks a model's blocks and writes each captured step as the step ends, so that memory holds one step."""
+
+    def __init__(
+        self, intermediates: Path, blocks: Sequence[str], steps: Sequence[int], settings: CaptureSet, record: dict
+    ) -> None:
+        self.intermediates, self.blocks, self.steps = intermediates, blocks, frozenset(steps)
+        self.store_tensors = settings.store == "tensors"
+        self.predict = settings.should_decode_intermediates
+        self.record = record
+        self.handles: list[Any] = []
+        self.tensors: dict[str, Tensor] = {}
+        self.pooled: list[tuple[dict, Tensor]] = []
+        self.rows: list[dict] = []
+        self.files: dict[str, dict] = {}
+        self.txt_seq_len = 0
+
+    def step_bytes(self, model: Generator, noise: Tensor, cond: Conditioning) -> int:
+        """Bytes of one captured step."""
+        transformer = model.pipe.transformer
+        chosen = {name: block for name, block in model.family.blocks(transformer).items() if name in self.blocks}
+        return estimate_step_bytes(
+            transformer,
+            chosen,
+            noise.shape,
+            cond.embeds.shape[1],
+            branches=1 if cond.negative_embeds is None else 2,
+            store_tensors=self.store_tensors,
+            predictions=self.predict,
+        )
+
+    def start(self, model: Generator, sigmas: Tensor, cond: Conditioning, guidance: float) -> None:
+        """Register the hooks: the blocks, and the embedding of time and text that the last norm needs."""
+        self.model, self.cond, self.guidance = model, cond, guidance
+        self.sigmas = sigmas.tolist()
+        self.txt_seq_len = cond.embeds.shape[1]
+        transformer = model.pipe.transformer
+        self.depth = {name: depth for depth, name in enumerate(model.family.blocks(transformer))}
+        self.handles = [transformer.time_text_embed.register_forward_hook(self.keep_temb)]
+        for name, block in model.family.blocks(transformer).items():
+            if name in self.blocks:
+                self.handles.append(block.register_forward_hook(self.block_hook(name)))
+        self.bar = tqdm(total=len(self.sigmas) - 1, desc="denoising", unit="step", disable=None)
+
+    def before(self, index: int, x: Tensor) -> None:
+        """Begin a step: `x` are the latents that the model is about to see."""
+        self.active, self.latents = index in self.steps, x
+
+    def keep_temb(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        """Keep the modulation vector of this step."""
+        self.temb = output
+
+    def block_hook(self, name: str) -> Any:
+        """A forward hook that keeps the output of the block `name`."""
+
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not self.active:
+                return
+            image, text = self.model.family.block_streams(output)
+            for stream, tokens in (("img", image), ("txt", text)):
+                if tokens is not None:
+                    self.pooled.append(({"block": name, "stream": stream, "tokens": tokens.shape[1]}, pool(tokens)))
+            if self.store_tensors and block_type(name) == "single":
+                self.tensors[name] = torch.cat([text, image], dim=1).cpu()
+            elif self.store_tensors:
+                self.tensors |= {f"{name}.{s}": t.cpu() for s, t in (("img", image), ("txt", text)) if t is not None}
+            if self.predict:
+                self.tensors[f"{name}.prediction"] = self.prediction(image).cpu()
+
+        return hook
+
+    def prediction(self, image: Tensor) -> Tensor:
+        """The velocity that the model would predict from these image tokens, after guidance, in the latents' shape."""
+        out = self.model.family.project(self.model.pipe.transformer, image, self.temb, self.latents)
+        return combine(out, self.latents.shape[0], self.guidance)
+
+    def after(self, step: Step) -> None:
+        """Write the step's file and turn its pooled statistics into rows."""
+        self.bar.update()
+        if not self.active:
+            return
+        self.tensors |= {
+            "context.latents": step.x.cpu(),
+            "context.velocity": step.velocity.cpu(),
+            "context.pooled": self.cond.stacked()[1].cpu(),
+            "context.temb": self.temb.cpu(),
+        }
+        for where, values in self.pooled:
+            self.rows += list(self.statistics_rows(step, where, values.tolist()))
+        name = step_file(step.index)
+        self.files[name] = write_step(self.tensors, self.intermediates / name)
+        self.tensors, self.pooled = {}, []
+
+    def statistics_rows(self, step: Step, where: dict, values: list[list[float]]) -> Iterator[dict]:
+        """One row for each half of the batch; stops the run where a block put out NaN or Inf."""
+        for half, numbers in zip(("cond", "uncond"), values, strict=False):
+            row = dict(zip(STATISTICS, numbers, strict=True))
+            if not all(map(math.isfinite, numbers)):
+                raise FloatingPointError(f"{self.model.name}: {where['block']} put out NaN or Inf at step {step.index}")
+            name = where["block"]
+            yield {
+                "generation_id": self.record["generation_id"],
+                "prompt_id": self.record["prompt_id"],
+                "model": self.record["model"],
+                "step": step.index,
+                "sigma": self.sigmas[step.index],
+                "block": name,
+                "block_type": block_type(name),
+                "block_index": block_index(name),
+                "depth": self.depth[name],
+                "stream": where["stream"],
+                "half": half,
+                "tokens": where["tokens"],
+            } | row
+
+    def stop(self) -> None:
+        """Remove the hooks."""
+        for handle in self.handles:
+            handle.remove()
+        self.bar.close()
+
+    def table(self) -> pl.DataFrame:
+        """The pooled statistics of every captured block and step."""
+        return pl.DataFrame(self.rows).sort("step", "depth", "stream", "half")
+
+    def metadata(self) -> dict[str, Any]:
+        """What metadata.json says: the request, the schedule, the blocks and the files."""
+        return self.record | {
+            "num_steps": len(self.sigmas) - 1,
+            "guidance": self.guidance,
+            "sigmas": self.sigmas,
+            "timesteps": [1000 * sigma for sigma in self.sigmas[:-1]],
+            "steps": sorted(self.steps),
+            "blocks": list(self.blocks),
+            "store": "tensors" if self.store_tensors else "statistics",
+            "txt_seq_len": self.txt_seq_len,
+            "files": self.files,
+        }
+
+
+def pool(tokens: Tensor) -> Tensor:
+    """STATISTICS of tokens (batch, tokens, width) for each batch entry, in float32: (batch, 5)."""
+    tokens = tokens.float()
+    flat = tokens.flatten(1)
+    rms = flat.square().mean(1).sqrt()
+    norm = tokens.norm(dim=2).mean(1)
+    return torch.stack([flat.mean(1), flat.std(1, correction=0), rms, flat.abs().amax(1), norm], dim=1)
+
+
+def read_out(kind: str, latents: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """Latents that a velocity at noise level `sigma` leads to: the clean estimate x0, or the next noisy state x_prev.
+
+    On the straight path x = (1 - sigma) x0 + sigma noise the velocity is noise - x0 (Liu et al. 2023), so that
+    x0 = x - sigma v; one Euler step gives x_prev = x + (sigma_next - sigma) v.
+    """
+    change = {"x0": -sigma, "x_prev": sigma_next - sigma}[kind]
+    return latents.float() + change * velocity.float()
+
+
+def decode_blocks(model: Generator, intermediates: Path, kinds: Sequence[str]) -> None:
+    """Draw every block's stored prediction as `<decoded>/step_<i>/<block>.jpg`, for each of `kinds` (x0, x_prev)."""
+    data = load_capture(intermediates)
+    pairs, latents = data["denoising_context"]["timestep_pairs"], data["denoising_context"]["img_state"]
+    dtype = next(model.pipe.vae.parameters()).dtype
+    for i, index in enumerate(tqdm(data["metadata"]["steps"], desc="decoding", unit="step", disable=None)):
+        for kind in kinds:
+            folder = intermediates / DECODED[kind] / f"step_{index}"
+            folder.mkdir(parents=True)
+            states = {b: read_out(kind, latents[i], v[i], *pairs[i]) for b, v in data["predictions"].items()}
+            names = list(states)
+            for begin in range(0, len(names), DECODE_BATCH):
+                batch = names[begin : begin + DECODE_BATCH]
+                images = decode(model, torch.cat([states[name] for name in batch]).to(dtype))
+                for name, image in zip(batch, images.numpy(), strict=True):
+                    Image.fromarray(image).save(folder / f"{name}.jpg", **JPEG)
+
+
+def exif(record: dict) -> Image.Exif:
+    """EXIF data of a generated image: the prompt as its description, the model, and that it is synthetic."""
+    data = Image.Exif()
+    data[ExifTags.Base.ImageDescription] = record["prompt"].encode()
+    data[ExifTags.Base.Software] = "ditscope;AI generated;txt2img"
+    data[ExifTags.Base.Model] = record["model"]
+    return data
+
+
+def pack_single_file(intermediates: Path, model: str) -> None:
+    """Replace the step files by one `capture_<time>_<model>.pt`, readable with `weights_only=True`.
+
+    The whole capture passes through memory: `torch.save` wants its object complete.
+    """
+    stamp = f"{datetime.now(UTC):%Y%m%d_%H%M%S}_{model}"
+    data = in_memory(load_capture(intermediates))
+    metadata = data["metadata"]
+    steps, metadata["files"] = metadata["files"], {}
+    single = intermediates / f"capture_{stamp}.pt"
+    torch.save(data, single)
+    metadata["files"] = {single.name: {"sha256": file_digest(single, 256), "bytes": single.stat().st_size}}
+    for name in [*steps, METADATA]:
+        (intermediates / name).unlink()
+    write_metadata(metadata, intermediates, f"metadata_{stamp}.json")
