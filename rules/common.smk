@@ -165,6 +165,27 @@ def embedding_shards(embedders, networks):
     return expand(pattern, embedder=embedders, network=networks, shard=TRAJECTORY_SHARDS)
 
 
+def analysis_tables(folder):
+    """Tables of drift/, clusters/ or topology/; none where nothing is embedded."""
+    tables = {
+        "drift": ["drift", "similarity", "autoregression", "normality"],
+        "clusters": [
+            "clusters",
+            "map",
+            "run_lengths",
+            "longest_runs",
+            "transitions",
+            "label_phases",
+            "returns",
+            "outliers",
+            "agreement",
+        ],
+        "topology": ["diagrams", "entropy", "distances"],
+    }
+    embedded = CONFIG.embed.embedders and CONFIG.trajectories.networks
+    return expand(f"{RESULTS}/{folder}/{{table}}.parquet", table=tables[folder]) if embedded else []
+
+
 def figure_inputs(w=None):
     """What the figures read, by stage."""
     return {name: files for name, files in targets(publish=False).items() if files}
@@ -185,6 +206,56 @@ def figure_files():
 def publications():
     svgs = [f"{RESULTS}/figures/{figure.name}.svg" for figure in available(set(figure_inputs()))]
     return [*svgs, *figure_files(), f"{RESULTS}/catalog.duckdb", f"{RESULTS}/explorer.html"]
+
+
+def calibration_index():
+    """The images of each calibration shard: appending prompts beyond the first `num_images` changes nothing."""
+
+    def read():
+        from ditscope.calibration_set import calibration_images
+
+        prompts = read_prompts(CONFIG.prompts.csv)[: CONFIG.prompts.limit or None]
+        images = calibration_images(prompts, CONFIG.calibrate.num_images, CONFIG.calibrate.seed)
+        size = CONFIG.calibrate.shard_size
+        return {f"{i // size:05d}": images[i : i + size] for i in range(0, len(images), size)}
+
+    key = [source_digest(CONFIG.prompts.csv, CACHE), CONFIG.prompts.limit, plain(CONFIG.calibrate)]
+    return cached("calibration", key, read, CACHE)
+
+
+def calibration_shards(model):
+    return expand(f"{RESULTS}/calibration/{model}/shards/{{shard}}", shard=calibration_index())
+
+
+def calibration_manifests(*models):
+    return expand(f"{RESULTS}/calibration/{{model}}/manifest.json", model=models)
+
+
+def own_calibration(model):
+    """Digest of the calibration set of the user's own for a model, if there is one."""
+    folder = CONFIG.sensitivity.calibrations.get(model)
+    return source_digest(folder, CACHE) if folder else ""
+
+
+def calibration_folder(model):
+    return CONFIG.sensitivity.calibrations.get(model, f"{RESULTS}/calibration/{model}")
+
+
+def calibration_inputs(model):
+    return [] if model in CONFIG.sensitivity.calibrations else [*calibration_manifests(model), *calibration_shards(model)]
+
+
+def sensitivity_layers(*models):
+    groups = [f"{i:03d}" for i in range(CONFIG.sensitivity.layer_groups)]
+    return expand(f"{RESULTS}/sensitivity/{{model}}/layers-{{group}}.parquet", model=models, group=groups)
+
+
+def sensitivity_table():
+    return [f"{RESULTS}/sensitivity/sensitivity.parquet"] if CONFIG.sensitivity.models else []
+
+
+def bit_plans(*models):
+    return expand(f"{RESULTS}/plans/{{model}}/{{budget}}.json", model=models, budget=CONFIG.plan.budgets)
 
 
 # What the workflow knows of itself ---------------------------------------------------------------------------------

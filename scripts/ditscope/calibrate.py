@@ -51,13 +51,15 @@ def calibrate(
     """
     load = cache(lambda: load_generator(name, model))
     shards = [calib_dir / "shards" / f"{i:05d}" for i in range(math.ceil(settings.num_images / settings.shard_size))]
+    images = calibration_images(read_prompts(prompt_csv), settings.num_images, settings.seed)
     for number, shard in enumerate(shards):
-        wanted = provenance(name, model, shard_images(prompt_csv, number, settings), settings)
+        rows = images[number * settings.shard_size : (number + 1) * settings.shard_size]
+        wanted = provenance(name, model, rows, settings)
         found = json.loads((shard / "shard.json").read_text()) if shard.exists() else None
         if found and found | {"images": []} != wanted | {"images": []}:
             raise InputError(f"{shard}: made with other settings; choose another --calib-dir")
         if found != wanted:
-            calibrate_shard(name, model, prompt_csv, shard, number, settings, calib_dir / ".partial", load)
+            calibrate_shard(name, model, rows, shard, settings, calib_dir / ".partial", load)
     write_manifest(shards, calib_dir / "manifest.json")
     shutil.rmtree(calib_dir / ".partial", ignore_errors=True)
 
@@ -65,19 +67,17 @@ def calibrate(
 def calibrate_shard(
     name: str,
     model: Model,
-    prompt_csv: Path,
+    images: list[dict[str, Any]],
     out: Path,
-    shard: int,
     settings: Calibrate = Calibrate(),
     partial: Path | None = None,
     load: Callable[[], Generator] | None = None,
 ) -> None:
-    """Record the images of one shard into the folder `out`: *.npz, images/*.png and shard.json.
+    """Record one shard's `images` (of `calibration_images`) into the folder `out`: *.npz, images/*.png and shard.json.
 
-    Images are sampled in fixed slices; finished slices in `partial` are reused. `load` gives an already loaded model.
+    They are sampled in fixed slices; finished slices in `partial` are reused. `load` gives an already loaded model.
     """
     load = load or cache(lambda: load_generator(name, model))
-    images = shard_images(prompt_csv, shard, settings)
     record = provenance(name, model, images, settings)
     parts = unfinished(partial, out, {"model": model, "slice_size": settings.slice_size, **record})
     slices = [images[i : i + settings.slice_size] for i in range(0, len(images), settings.slice_size)]
@@ -96,12 +96,6 @@ def calibrate_shard(
     shutil.rmtree(out, ignore_errors=True)
     os.replace(working, out)
     publish(parts)
-
-
-def shard_images(prompt_csv: Path, shard: int, settings: Calibrate) -> list[dict[str, Any]]:
-    """The images of one shard, from the first rows of a prompt CSV."""
-    images = calibration_images(read_prompts(prompt_csv), settings.num_images, settings.seed)
-    return images[shard * settings.shard_size : (shard + 1) * settings.shard_size]
 
 
 def provenance(name: str, model: Model, images: list[dict[str, Any]], settings: Calibrate) -> dict[str, Any]:

@@ -89,6 +89,8 @@ def opened(file: Path) -> Iterator[Any]:
             raise InputError(f"{file}: a single array, not an NPZ archive; write it with np.savez")
         with archive:
             yield archive
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{file}: no such calibration sample; run the calibrate stage again") from None
     except ValueError as error:
@@ -226,7 +228,7 @@ def read_sample(reference: Reference) -> dict[str, Any]:
             rank = RANKS.get(key)
             if rank and (value.ndim != rank or len(value) not in ((1,) if key == "x" else (1, 2))):
                 raise InputError(
-                    f"{file}: key `{name}` has shape {value.shape}; expected rank {rank}, first axis 1 (2 under guidance)"
+                    f"{file}: key `{name}` has shape {value.shape}, not rank {rank} with 1 (2 under guidance) first"
                 )
             if not np.isfinite(value).all():
                 raise InputError(f"{file}: key `{name}` has NaN or infinite values; calibrate again")

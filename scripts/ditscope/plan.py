@@ -89,10 +89,10 @@ def plan(
 def choices_of(table: pl.DataFrame, settings: Plan) -> Choices:
     """Costs and sizes of one model's layers from its rows of the table `sensitivity`.
 
-    The cost of a cell is the noise-to-signal power of the velocity, averaged over the timestep buckets: relative L2 squared,
-    or the same power read back from a decibel value. Powers may be added where norms may not: to first order the layers'
-    errors add as vectors, sum_l J_l dW_l, and for nearly uncorrelated quantization errors the expected square of the sum is
-    the sum of squares.
+    The cost of a cell is the noise-to-signal power of the velocity, averaged over the timestep buckets: relative L2
+    squared, or the same power read back from a decibel value. Powers may be added where norms may not: to first order
+    the layers' errors add as vectors, sum_l J_l dW_l, and for nearly uncorrelated quantization errors the expected
+    square of the sum is the sum of squares.
     """
     value = pl.col("value")
     power = value**2 if settings.metric == "relative_l2" else 10 ** (-value / 10)
@@ -211,10 +211,10 @@ def load_plan(path: Path | str, transformer: "nn.Module | None" = None) -> dict[
 
 
 def to_fqn_config(plan: dict[str, Any], transformer: "nn.Module") -> "FqnToConfig":
-    """torchao's config of a plan: for each layer weight-only integers of its bits, asymmetric, by group or by row.
+    """Export a plan to torchao: for each layer weight-only integers of its bits, asymmetric, by group or by row.
 
-    Apply it with `quantize_(transformer, config, filter_fn=None)`. The weights are then those that the sensitivity stage
-    measured with quantizer `group`; a `palettize` plan keeps its bits and gets one scale a row.
+    Apply it with `quantize_(transformer, config, filter_fn=None)`. The weights are then those that the sensitivity
+    stage measured with quantizer `group`; torchao has no palettes, so a `palettize` plan only keeps its bits.
     """
     import torch
     from torchao.quantization import FqnToConfig, IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup

@@ -42,7 +42,7 @@ QUANTIZERS: dict[str, Quantizer] = {"palettize": palettize, "group": group_affin
 
 
 def effective_group_size(row: int, group_size: int) -> int:
-    """Weights of a row of length `row` that really share a scale: `group_size` where it divides the row, else the row."""
+    """Weights of a row of length `row` that share a scale: `group_size` where it divides the row, else the row."""
     return group_size if group_size and row % group_size == 0 else row
 
 

@@ -22,23 +22,11 @@ from ditscope.models import Generator, load_generator
 from ditscope.partial import publish, unfinished
 from ditscope.quantizers import QUANTIZERS, quantizable, shared_weights
 from ditscope.replay import record, replaced, variants
+from ditscope.sensitivity_table import assign_buckets, layer_kind, tabulate
 from ditscope.settings import Model, Sensitivity
 from ditscope.tables import concat_tables, write_table
 
 log = logging.getLogger(__name__)
-
-BUCKETS = ("early", "mid", "late")
-# Kinds of layers, by what their names contain; the first that fits holds.
-KINDS = (
-    ("modulation", ("norm",)),
-    ("mlp_text", ("ff_context.",)),
-    ("attention_text", ("attn.add_", "attn.to_add_out")),
-    ("attention", ("attn.", "attn2.")),
-    ("mlp", (".ff.", ".proj_mlp", "blocks.")),  # a single block's proj_out reads its MLP and its attention
-    ("output", ("proj_out",)),
-    ("embedder", ("",)),
-)
-KEYS = ["layer", "kind", "depth", "module", "parameters", "shared_weights"]
 
 
 @dataclass(frozen=True)
@@ -103,29 +91,6 @@ def sensitivity(
     publish(parts)
 
 
-def gather(tables: list[Path], out: Path) -> None:
-    """Join the tables of all models and layer groups, sorted by model and place in the network."""
-    table = concat_tables(tables, "sensitivity")
-    write_table(table.sort("model", "depth", "layer", "bits", "bucket", "metric"), out, "sensitivity")
-
-
-def assign_buckets(found: CalibrationSet, rule: str, where: Path) -> dict[Reference, str]:
-    """The timestep bucket of each sample: thirds of the steps, or sigma > 0.7 / 0.3 to 0.7 / < 0.3."""
-
-    def bucket(sample: Reference) -> int:
-        if rule == "thirds":
-            return sample.step_index * 3 // found.num_steps
-        return 0 if sample.sigma > 0.7 else 1 if sample.sigma >= 0.3 else 2
-
-    assigned = {sample: BUCKETS[bucket(sample)] for sample in found.samples}
-    for name in BUCKETS:
-        if name not in assigned.values():
-            raise InputError(
-                f"{where}: no calibration sample in bucket `{name}` ({rule}); use more steps or a smaller step_stride"
-            )
-    return assigned
-
-
 def batches(model: Generator, found: CalibrationSet, buckets: dict[Reference, str], size: int) -> Iterator[Batch]:
     """The samples of a set, step by step, in batches of at most `size` images."""
     dtype = DTYPES[model.entry.dtype]
@@ -185,11 +150,6 @@ def network_layers(model: Generator, batch: Batch) -> list[Layer]:
     return sorted(found, key=lambda layer: layer.depth)
 
 
-def layer_kind(name: str) -> str:
-    """What a layer does, told from its name in diffusers: one of the kinds of `KINDS`."""
-    return next(kind for kind, parts in KINDS if any(part in name for part in parts))
-
-
 @torch.no_grad()
 def score_block(
     model: Generator, layers: Sequence[Layer], depth: int, samples: Iterator[Batch], settings: Sensitivity
@@ -214,27 +174,8 @@ def score_block(
                         {"layer": layer.name, "bits": width, "bucket": batch.bucket} | s
                         for s in scores(reference, output)
                     ]
-    about = pl.DataFrame([described(layer, settings) for layer in mine])
-    constants = [
-        pl.lit(v).alias(k)
-        for k, v in (("model", model.name), ("quantizer", settings.quantizer), ("group_size", settings.group_size))
-    ]
-    return (
-        pl.DataFrame(rows)
-        .unpivot(list(METRICS), index=["layer", "bits", "bucket"], variable_name="metric")
-        .group_by("layer", "bits", "bucket", "metric", maintain_order=True)
-        .agg(
-            pl.col("value").mean(),
-            pl.col("value").std(ddof=0).alias("value_std"),
-            pl.len().cast(pl.Int64).alias("n_samples"),
-        )
-        .join(about, on="layer", how="left")
-        .with_columns(*constants)
-        .select(
-            "model", "layer", "kind", "depth", "module", "bits", "quantizer", "group_size", "shared_weights", "bucket",
-            "metric", "value", "value_std", "n_samples", "parameters",
-        )
-    )  # fmt: skip
+    constants = {"model": model.name, "quantizer": settings.quantizer, "group_size": settings.group_size}
+    return tabulate(rows, [described(layer, settings) for layer in mine], constants)
 
 
 def chunks(bits: list[int], size: int) -> list[list[int]]:

@@ -1,0 +1,47 @@
+# Calibration. Needs: the first rows of the prompt CSV and a generator. Leaves: <results>/calibration/<model>/shards/<id>/
+# (*.npz, one a step or one an image; images/*.png; shard.json) and <results>/calibration/<model>/manifest.json.
+
+
+rule calibrate:
+    input:
+        calibration_manifests(*CONFIG.calibrate.models),
+
+
+rule calibration_shard:
+    input:
+        weights=lambda w: model_files(w.model),
+    output:
+        shard=directory("<results>/calibration/{model}/shards/{shard}"),
+    log:
+        "<logs>/calibrate/{model}/{shard}.log",
+    benchmark:
+        "<benchmarks>/calibrate/{model}/{shard}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        gpu=1,
+        mem_mb=4000,
+        runtime=240,
+    params:
+        code=code("calibrate"),
+        model=lambda w: model_params(w.model),
+        images=lambda w: calibration_index()[w.shard],
+        settings={key: value for key, value in job_settings("calibrate").items() if key != "num_images"},
+    script:
+        "../scripts/calibration_shard.py"
+
+
+rule calibration_manifest:
+    input:
+        shards=lambda w: calibration_shards(w.model),
+    output:
+        manifest="<results>/calibration/{model}/manifest.json",
+    log:
+        "<logs>/calibrate/{model}/manifest.log",
+    conda:
+        "../envs/tables.yaml"
+    localrule: True
+    params:
+        code=code("calibration_set"),
+    script:
+        "../scripts/calibration_manifest.py"

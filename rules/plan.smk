@@ -1,0 +1,23 @@
+# Bit plans. Needs: the table `sensitivity`. Leaves: <results>/plans/<model>/<budget>.json: bits of every linear layer.
+
+
+rule plan:
+    input:
+        bit_plans(*CONFIG.sensitivity.models),
+
+
+rule bit_plan:
+    input:
+        sensitivity="<results>/sensitivity/sensitivity.parquet",
+    output:
+        plan="<results>/plans/{model}/{budget}.json",
+    log:
+        "<logs>/plan/{model}/{budget}.log",
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        code=code("plan"),
+        budget=lambda w: plain(CONFIG.plan.budgets[w.budget]),
+        settings=job_settings("plan"),
+    script:
+        "../scripts/bit_plan.py"

@@ -1,0 +1,52 @@
+# Sensitivity. Needs: a calibration set (the calibrate stage's, or a folder of your own) and the generator. Leaves:
+# <results>/sensitivity/<model>/layers-<group>.parquet and <results>/sensitivity/sensitivity.parquet (table `sensitivity`).
+
+
+rule sensitivity:
+    input:
+        sensitivity_table(),
+
+
+rule sensitivity_layers:
+    input:
+        calibration=lambda w: calibration_inputs(w.model),
+        weights=lambda w: model_files(w.model),
+    output:
+        layers="<results>/sensitivity/{model}/layers-{group}.parquet",
+    log:
+        "<logs>/sensitivity/{model}/{group}.log",
+    benchmark:
+        "<benchmarks>/sensitivity/{model}/{group}.tsv"
+    wildcard_constraints:
+        group=r"\d{3}",
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        gpu=1,
+        mem_mb=4000,
+        runtime=480,
+    params:
+        code=code("sensitivity"),
+        model=lambda w: model_params(w.model),
+        settings=job_settings("sensitivity"),
+        groups=CONFIG.sensitivity.layer_groups,
+        calibration=lambda w: calibration_folder(w.model),
+        own=lambda w: own_calibration(w.model),
+    script:
+        "../scripts/sensitivity_layers.py"
+
+
+rule sensitivity_table:
+    input:
+        layers=sensitivity_layers(*CONFIG.sensitivity.models),
+    output:
+        table="<results>/sensitivity/sensitivity.parquet",
+    log:
+        "<logs>/sensitivity/table.log",
+    conda:
+        "../envs/tables.yaml"
+    localrule: True
+    params:
+        code=code("sensitivity_table"),
+    script:
+        "../scripts/sensitivity_table.py"

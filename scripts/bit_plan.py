@@ -1,0 +1,18 @@
+"""Rule bit_plan: bits for every layer of a model under one budget."""
+
+from pathlib import Path
+
+from ditscope.config import decode
+from ditscope.job import job
+from ditscope.plan import plan
+from ditscope.settings import Budget, Plan
+
+with job(snakemake):
+    plan(
+        model=snakemake.wildcards.model,
+        sensitivity=Path(snakemake.input.sensitivity),
+        out=Path(snakemake.output.plan),
+        budget=decode(Budget, snakemake.params.budget),
+        settings=decode(Plan, snakemake.params.settings),
+        budget_name=snakemake.wildcards.budget,
+    )

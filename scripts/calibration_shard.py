@@ -1,0 +1,18 @@
+"""Rule calibration_shard: the calibration samples and reference images of one shard."""
+
+from pathlib import Path
+
+from ditscope.calibrate import calibrate_shard
+from ditscope.config import decode
+from ditscope.job import job, model_entry, partial_root
+from ditscope.settings import Calibrate
+
+with job(snakemake):
+    calibrate_shard(
+        name=snakemake.wildcards.model,
+        model=model_entry(snakemake.params.model),
+        images=snakemake.params.images,
+        out=Path(snakemake.output.shard),
+        settings=decode(Calibrate, snakemake.params.settings),
+        partial=partial_root(snakemake),
+    )

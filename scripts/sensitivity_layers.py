@@ -1,0 +1,20 @@
+"""Rule sensitivity_layers: the sensitivity of one group of a model's layers."""
+
+from pathlib import Path
+
+from ditscope.config import decode
+from ditscope.job import job, model_entry, partial_root
+from ditscope.sensitivity import sensitivity
+from ditscope.settings import Sensitivity
+
+with job(snakemake):
+    sensitivity(
+        name=snakemake.wildcards.model,
+        model=model_entry(snakemake.params.model),
+        calibration=Path(snakemake.params.calibration),
+        out=Path(snakemake.output.layers),
+        settings=decode(Sensitivity, snakemake.params.settings),
+        group=int(snakemake.wildcards.group),
+        groups=snakemake.params.groups,
+        partial=partial_root(snakemake),
+    )

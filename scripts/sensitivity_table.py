@@ -1,0 +1,9 @@
+"""Rule sensitivity_table: one table of all models and layer groups."""
+
+from pathlib import Path
+
+from ditscope.job import job
+from ditscope.sensitivity_table import gather
+
+with job(snakemake):
+    gather([Path(table) for table in snakemake.input.layers], Path(snakemake.output.table))

@@ -1,0 +1,280 @@
+"""Calibration sets: the NPZ contract, resume with equal bytes, every alias and layout, every way to be broken."""
+
+import io
+import json
+import pickle
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import ENTRIES, tiny_generator
+
+from ditscope import calibrate as stage
+from ditscope.calibrate import calibrate, calibrate_shard
+from ditscope.calibration_set import calibration_images, load_calibration, read_sample, validate_calibration, write_manifest, write_npz
+from ditscope.errors import InputError
+from ditscope.families.common import Conditioning
+from ditscope.prompts import read_prompts
+from ditscope.sampling import sample
+from ditscope.settings import Calibrate
+
+SETTINGS = Calibrate(num_images=3, num_steps=6, cfg_weight=2.5, shard_size=2, slice_size=1)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt_id,prompt\na,a red ring\nb,a blue star\n")
+    return path
+
+
+@pytest.fixture
+def made(tmp_path: Path, prompts: Path, monkeypatch):
+    """A function that calibrates a tiny model of some kind and returns its folder."""
+
+    def make(kind: str = "sd3", folder: str = "set", **changes) -> Path:
+        monkeypatch.setattr(stage, "load_generator", lambda name, entry: tiny_generator(kind, name))
+        calibrate("tiny", ENTRIES[kind], prompts, tmp_path / folder, replace(SETTINGS, **changes))
+        return tmp_path / folder
+
+    return make
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "halves", "guidance"), [("sd3", 2, 2.5), ("flux", 1, 0.0), ("flux-distilled", 1, 3.5)]
+)
+def test_samples_hold_what_the_transformer_was_given(made, kind, halves, guidance):
+    folder = made(kind)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["n_completed"], manifest["num_steps"], manifest["model"]) == (3, 6, "tiny")
+    assert len(manifest["sample_files"]) == 18
+    assert [i["prompt_id"] for i in manifest["images"]] == ["a", "b", "a"]
+    assert [i["seed"] for i in manifest["images"]] == [0, 1, 2]
+    order = []
+    for file in manifest["sample_files"]:
+        with np.load(folder / file, allow_pickle=False) as npz:
+            assert npz["x"].shape == (1, 16, 16, 4)
+            assert npz["conditioning"].shape == (halves, 5, 24)
+            assert npz["pooled_conditioning"].shape == (halves, 20)
+            assert npz["timestep"] == pytest.approx(npz["sigma"] * 1000)
+            assert npz["guidance"] == guidance
+            order.append((int(npz["image_id"]), int(npz["step_index"])))
+    assert order == [(image, step) for image in range(3) for step in range(6)]
+    # From the last sample alone the model must reach the image that was saved beside it.
+    model = tiny_generator(kind)
+    last = read_sample(load_calibration(folder).samples[-1])
+    x = torch.from_numpy(last["x"]).permute(0, 3, 1, 2)
+    keys = ("conditioning", "pooled_conditioning")
+    parts = [torch.from_numpy(last[key])[half : half + 1] for half in range(halves) for key in keys]
+    with torch.no_grad():
+        v = model.family.velocity(model.pipe, x, torch.tensor(last["sigma"]), Conditioning(*parts), last["guidance"])
+    pixels = model.family.decode(model.pipe, x - last["sigma"] * v).detach()
+    expected = (pixels[0] * 255).round().permute(1, 2, 0).numpy()
+    saved = np.asarray(Image.open(folder / manifest["images"][2]["file"]), float)
+    assert np.abs(saved - expected).max() <= 1
+
+
+def test_interrupted_job_resumes_to_equal_bytes(made, tmp_path, prompts, monkeypatch):
+    whole = contents(made())
+    sampled = []
+
+    def failing(model, noise, *rest, **options):
+        sampled.append(noise)
+        if len(sampled) == 2:
+            raise KeyboardInterrupt
+        return sample(model, noise, *rest, **options)
+
+    monkeypatch.setattr(stage, "sample", failing)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate("tiny", ENTRIES["sd3"], prompts, tmp_path / "again", SETTINGS)
+    monkeypatch.setattr(time, "time", lambda: 2e9)  # member dates must not enter the files
+    calibrate("tiny", ENTRIES["sd3"], prompts, tmp_path / "again", SETTINGS)
+    assert len(sampled) == 4  # image 0, the interrupted one, it again, and the third; image 0 was not sampled twice
+    assert contents(tmp_path / "again") == whole
+
+
+def test_finished_set_is_kept_and_other_settings_are_refused(made, monkeypatch):
+    folder = made()
+    monkeypatch.setattr(stage, "record_slice", None)
+    made()
+    with pytest.raises(InputError, match="made with other settings; choose another --calib-dir"):
+        made(num_steps=4)
+    assert load_calibration(folder).num_steps == 6
+
+
+def test_packed_holds_the_same_samples_and_conditioning_once(made):
+    plain, packed = load_calibration(made()), load_calibration(made(folder="packed", format="packed"))
+    assert len({s.file for s in packed.samples}) == 3
+    assert [(s.image, s.step_index) for s in packed.samples] == [(s.image, s.step_index) for s in plain.samples]
+    for one, other in zip(plain.samples, packed.samples, strict=True):
+        one, other = read_sample(one), read_sample(other)
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
+
+
+def test_subset_by_images_and_stride(made):
+    found = load_calibration(made(), max_images=2, step_stride=4)
+    assert [(s.image, s.step_index) for s in found.samples] == [(0, 0), (0, 4), (1, 0), (1, 4)]
+    assert found.num_steps == 6
+
+
+# Files of other programs ---------------------------------------------------------------------------------------------
+
+
+def arrays(step: int = 0, **changes) -> dict:
+    rng = np.random.default_rng(step)
+    plain = {
+        "x": rng.normal(size=(1, 4, 4, 2)), "timestep": np.array([1000.0 - step]), "sigma": np.array(1 - step / 10),
+        "conditioning": rng.normal(size=(2, 3, 4)), "pooled_conditioning": rng.normal(size=(2, 5)), "step_index": step,
+    }  # fmt: skip
+    return plain | changes
+
+
+def positional(step: int) -> dict:
+    return {f"arr_{i}": value for i, value in enumerate(arrays(step).values())}
+
+
+def latent(step: int) -> dict:
+    return {"latent" if key == "x" else key: value for key, value in arrays(step).items()}
+
+
+@pytest.mark.parametrize("form", [arrays, positional, latent])
+@pytest.mark.parametrize("layout", ["samples", "."])
+def test_every_alias_and_layout_without_manifest(tmp_path, form, layout):
+    (tmp_path / layout).mkdir(exist_ok=True)
+    for image in range(2):
+        for step in range(3):
+            np.savez(tmp_path / layout / f"{image:04d}_{step:03d}.npz", **form(step))
+        np.savez(tmp_path / layout / f"{image:04d}_003.npz", **form(3), is_final=True)
+    found = validate_calibration(tmp_path)
+    assert [(s.image, s.step_index) for s in found.samples] == [(i, s) for i in range(2) for s in range(3)]
+    for reference in found.samples:
+        expected, got = arrays(reference.step_index), read_sample(reference)
+        for key in ("x", "conditioning", "pooled_conditioning"):
+            np.testing.assert_array_equal(got[key], expected[key].astype(np.float32))
+        assert (got["timestep"], got["sigma"]) == (expected["timestep"][0], pytest.approx(float(expected["sigma"])))
+
+
+def test_plural_form(tmp_path):
+    for image in range(2):
+        steps = [arrays(s) for s in range(3)]
+        np.savez(
+            tmp_path / f"{image}.npz",
+            xs=np.stack([s["x"] for s in steps]),
+            timesteps=[s["timestep"][0] for s in steps],
+            sigmas=[float(s["sigma"]) for s in steps],
+            conditioning=steps[0]["conditioning"],
+            pooled_conditioning=steps[0]["pooled_conditioning"],
+        )
+    found = validate_calibration(tmp_path)
+    assert [(s.image, s.step_index) for s in found.samples] == [(i, s) for i in range(2) for s in range(3)]
+    np.testing.assert_array_equal(read_sample(found.samples[4])["x"], arrays(1)["x"].astype(np.float32))
+
+
+# Broken files --------------------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, **changes) -> Path:
+    """Three good samples, the second with `changes` (None removes a key)."""
+    for step in range(3):
+        content = arrays(step) | (changes if step == 1 else {})
+        np.savez(folder / f"s{step}.npz", **{k: v for k, v in content.items() if v is not None})
+    return folder / "s1.npz"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sigma": None}, "key `sigma` is missing"),
+        ({"conditioning": None}, "key `conditioning` is missing"),
+        ({"x": np.zeros((4, 4, 2))}, r"key `x` has shape \(4, 4, 2\)"),
+        ({"conditioning": np.zeros((3, 3, 4))}, r"key `conditioning` has shape \(3, 3, 4\)"),
+        ({"pooled_conditioning": np.zeros(5)}, "key `pooled_conditioning` has shape"),
+        ({"x": np.full((1, 4, 4, 2), np.nan)}, "key `x` has NaN"),
+        ({"timestep": np.inf}, "key `timestep` has NaN or infinite"),
+        ({"sigma": np.nan}, "key `sigma` has NaN"),
+        ({"x": np.array([{}], dtype=object)}, "key `x` is a pickled object"),
+    ],
+)
+def test_validator_names_file_and_key(tmp_path, changes, message):
+    file = written(tmp_path, **changes)
+    with pytest.raises(InputError, match=f"^{file}: {message}") as caught:
+        validate_calibration(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_zip_damaged_member_and_foreign_files(tmp_path):
+    file = written(tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-30])
+    with pytest.raises(InputError, match=f"{file}: truncated or damaged NPZ"):
+        validate_calibration(tmp_path)
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        start = archive.getinfo("x.npy").header_offset
+    file.write_bytes(whole[: start + 200] + bytes([whole[start + 200] ^ 255]) + whole[start + 201 :])
+    with pytest.raises(InputError, match=f"{file}: key `x` is damaged"):
+        validate_calibration(tmp_path)
+    file.write_bytes(pickle.dumps({"x": 1}))
+    with pytest.raises(InputError, match=f"{file}: pickled object"):
+        validate_calibration(tmp_path)
+    with open(file, "wb") as opened:
+        np.save(opened, np.zeros(3))
+    with pytest.raises(InputError, match=f"{file}: a single array"):
+        validate_calibration(tmp_path)
+
+
+def test_counts_must_match(tmp_path):
+    written(tmp_path)
+    manifest = {"n_completed": 2, "num_steps": 3, "sample_files": ["s0.npz", "s1.npz", "s2.npz"]}
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=f"{path}: n_completed is 2, the files hold 1 images"):
+        load_calibration(tmp_path)
+    path.write_text(json.dumps(manifest | {"n_completed": 1, "num_steps": 4}))
+    with pytest.raises(InputError, match="image 0 has 3 samples, not steps 0 to 3"):
+        load_calibration(tmp_path)
+    path.write_text(json.dumps(manifest | {"n_completed": 1, "sample_files": ["s0.npz", "s1.npz", "s3.npz"]}))
+    with pytest.raises(InputError, match=r"s3\.npz: no such calibration sample"):
+        load_calibration(tmp_path)
+    path.write_text(json.dumps(manifest | {"n_completed": 1, "sample_files": ["../s0.npz"]}))
+    with pytest.raises(InputError, match="is not a plain file inside the folder"):
+        load_calibration(tmp_path)
+
+
+def test_other_model_other_steps_and_empty_folder(made, tmp_path):
+    folder = made()
+    validate_calibration(folder, "tiny", 6)
+    with pytest.raises(InputError, match="made with model `tiny`, not `other`"):
+        validate_calibration(folder, "other")
+    with pytest.raises(InputError, match="made with 6 steps, not 50"):
+        validate_calibration(folder, "tiny", 50)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no calibration samples"):
+        load_calibration(tmp_path / "empty")
+
+
+def test_manifest_refuses_shards_of_different_settings(made, tmp_path, prompts):
+    folder = made()
+    shard = folder / "shards/00001"
+    images = calibration_images(read_prompts(prompts), 3, 0)[2:]
+    calibrate_shard("tiny", ENTRIES["sd3"], images, shard, replace(SETTINGS, cfg_weight=3.0))
+    with pytest.raises(InputError, match=f"{shard}: made with other settings"):
+        write_manifest([folder / "shards/00000", shard], folder / "manifest.json")
+
+
+def test_equal_arrays_give_equal_bytes(tmp_path, monkeypatch):
+    write_npz(tmp_path / "a.npz", arrays(1))
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    monkeypatch.setattr(time, "localtime", lambda *_: time.gmtime(1e9))
+    write_npz(tmp_path / "b.npz", arrays(1))
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
