@@ -1,0 +1,71 @@
+"""Figures, explorer and catalog: complete registries, hostile captions, readable files."""
+
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+
+from ditscope.catalog import write_catalog
+from ditscope.explorer import write_explorer
+from ditscope.figures import FIGURES, available
+from ditscope.figures.draw import FUNCTIONS
+from ditscope.figures.style import grid, save
+from ditscope.tables import write_table
+
+ROOT = Path(__file__).resolve().parents[1]
+HOSTILE = "</script><img src=x onerror=alert(1)> & \"quotes\" <!-- $\\alpha$"
+
+
+def test_every_figure_has_a_function_and_a_caption():
+    assert list(FUNCTIONS) == list(FIGURES)
+    for name in FIGURES:
+        caption = (ROOT / "report" / f"{name}.rst").read_text()
+        assert caption.strip().endswith(".")
+
+
+def test_only_figures_of_finished_stages_are_asked_for():
+    assert [f.name for f in available({"generate"})] == ["image-grid"]
+    assert available(set()) == []
+
+
+def test_saved_figures_are_reproducible(tmp_path):
+    for copy in "ab":
+        figure, axes = grid(1, 1, width=2)
+        axes[0, 0].plot([1, 3, 2])
+        save(figure, pl.DataFrame({"y": [1, 3, 2]}), tmp_path / copy, ["svg", "png", "pdf"], 80)
+    for kind in ("svg", "png", "pdf", "csv"):
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes(), kind
+
+
+def test_captions_cannot_break_out_of_the_explorer(tmp_path):
+    state = {"embedder": ["e"] * 2, "network": ["n"] * 2, "run_id": ["r"] * 2, "sequence_number": [0, 1]}
+    labels = pl.DataFrame(state | {"label": [0, 0], "text": [HOSTILE, "plain"]})
+    points = pl.DataFrame(state | {"x": [0.0, 1.0], "y": [1.0, 2.0]})
+    write_table(labels, tmp_path / "clusters.parquet", "clusters")
+    write_table(points, tmp_path / "map.parquet", "clusters.map")
+    write_explorer({"cluster": [tmp_path / "clusters.parquet", tmp_path / "map.parquet"]}, tmp_path / "e.html")
+    page = (tmp_path / "e.html").read_text()
+    assert "onerror=alert(1)" in page, "the caption is data of the page"
+    assert "</script><img" not in page
+    data = page.rpartition("const spec = ")[2].partition(";\n")[0]
+    assert "<" not in data
+
+
+def test_catalog_unites_tables_by_name(tmp_path):
+    write_table(pl.DataFrame({"a": [1]}), tmp_path / "1.parquet", "drift")
+    write_table(pl.DataFrame({"a": [2]}), tmp_path / "2.parquet", "drift")
+    write_table(pl.DataFrame({"b": ["x"]}), tmp_path / "3.parquet", "benchmark.timing")
+    write_catalog(sorted(tmp_path.glob("*.parquet")), tmp_path / "c.duckdb")
+    with duckdb.connect(tmp_path / "c.duckdb", read_only=True) as database:
+        assert database.execute("SELECT sum(a) FROM drift").fetchone() == (3,)
+        assert database.execute("SELECT b FROM benchmark_timing").fetchone() == ("x",)
+
+
+@pytest.mark.parametrize("text", [HOSTILE])
+def test_captions_are_drawn_as_plain_text(text, tmp_path):
+    """A caption with dollar signs is no formula: an unbalanced one must not stop the figure."""
+    figure, axes = grid(1, 1, width=2)
+    axes[0, 0].text(0, 0.5, text, parse_math=False)
+    save(figure, pl.DataFrame({"t": [text]}), tmp_path / "t", ["png"], 50)
+    assert (tmp_path / "t.png").stat().st_size > 0
