@@ -1,0 +1,26 @@
+# Clusters. Needs: all trajectories and their embeddings. Leaves: <results>/clusters/: the tables `clusters` (a label for
+# each state), `clusters.map` (t-SNE) and those of the label sequences: run_lengths, longest_runs, transitions,
+# label_phases, returns, outliers, agreement.
+
+
+rule cluster:
+    input:
+        embeddings=embedding_shards(CONFIG.embed.embedders, CONFIG.trajectories.networks),
+        trajectories=trajectory_shards(*CONFIG.trajectories.networks),
+    output:
+        analysis_tables("clusters"),
+    log:
+        "<logs>/cluster.log",
+    benchmark:
+        "<benchmarks>/cluster.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=240,
+    params:
+        code=code("cluster"),
+        settings=stage("cluster"),
+        folder=f"{RESULTS}/clusters",
+    script:
+        "../scripts/cluster.py"
