@@ -17,15 +17,17 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from ditscope import capture as stage
-from ditscope import placement
-from ditscope.capture import Recorder, capture, capture_run, pool, read_out
-from ditscope.capture_files import captures_in, load_capture, read_metadata, verify_capture
+from ditscope import placement, recorder
+from ditscope.capture import capture, capture_run, read_out
+from ditscope.capture_files import load_capture, verify_capture
+from ditscope.capture_layout import captures_in, read_metadata
 from ditscope.errors import InputError
 from ditscope.families import flux, sd3
 from ditscope.families.common import Conditioning
 from ditscope.models import Generator, load_generator
 from ditscope.patterns import select_blocks, select_indices
 from ditscope.placement import load_across, place
+from ditscope.recorder import Recorder, pool
 from ditscope.sampling import Observer, encode_prompts, sample, starting_noise
 from ditscope.settings import CaptureSet, Model
 from ditscope.tables import read_table
@@ -372,7 +374,7 @@ def test_a_failure_leaves_nothing(folder, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stage, "write_step", full)
+    monkeypatch.setattr(recorder, "write_step", full)
     with pytest.raises(OSError, match="No space"):
         folder()
     assert not list(tmp_path.iterdir())

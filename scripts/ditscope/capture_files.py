@@ -1,4 +1,4 @@
-"""The files of a capture: one safetensors file a step, metadata.json beside them; written streaming, read lazily.
+"""The tensors of a capture: one safetensors file a step, written as the step ends and read lazily.
 
 A step file holds, each in the type that the model computes in:
   <block>.img, <block>.txt   tokens of a double or joint block (batch, tokens, width); a block without text has no .txt
@@ -8,7 +8,6 @@ A step file holds, each in the type that the model computes in:
 Under classifier-free guidance tokens, pooled and temb have a batch of two: conditional, then unconditional.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -18,13 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ditscope.capture_layout import intermediates_of, read_metadata
 from ditscope.errors import InputError
 from ditscope.identity import file_digest
 from ditscope.models import check_safetensors
 from ditscope.patterns import block_index, block_type
 
-SCHEMA_VERSION = "1"
-METADATA = "metadata.json"
 CONTEXT = {
     "y": "context.pooled",
     "img_state": "context.latents",
@@ -54,48 +52,10 @@ class Steps(Sequence):
         return tensors if len(tensors) > 1 else tensors[0]
 
 
-def step_file(index: int) -> str:
-    """The file name of a step's tensors."""
-    return f"step_{index:03d}.safetensors"
-
-
 def write_step(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     """Write one step's tensors; what metadata.json says of the file: its sha256 and bytes."""
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
     return {"sha256": file_digest(path, 256), "bytes": path.stat().st_size}
-
-
-def write_metadata(metadata: dict[str, Any], intermediates: Path, name: str = METADATA) -> None:
-    """Write metadata.json once every tensor file is there: a folder without it is no capture."""
-    text = json.dumps({"schema_version": SCHEMA_VERSION} | metadata, indent=1, ensure_ascii=False)
-    (intermediates / name).write_text(text + "\n", encoding="utf-8")
-
-
-def read_metadata(path: Path | str) -> dict[str, Any]:
-    """The metadata of a capture, given its generation folder or the `intermediates` folder in it."""
-    folder = intermediates_of(path)
-    files = [folder / METADATA] if (folder / METADATA).exists() else sorted(folder.glob("metadata_*.json"))
-    if len(files) != 1:
-        raise InputError(f"{folder}: holds no finished capture (no {METADATA}); capture it again")
-    try:
-        metadata = json.loads(files[0].read_text(encoding="utf-8"))
-    except ValueError:
-        raise InputError(f"{files[0]}: not JSON; capture it again") from None
-    if (version := metadata.get("schema_version")) != SCHEMA_VERSION:
-        raise InputError(f"{files[0]}: schema version {version}, not {SCHEMA_VERSION}; capture it again")
-    return metadata
-
-
-def intermediates_of(path: Path | str) -> Path:
-    """The folder of tensors of a generation folder; `path` itself if it is that already."""
-    path = Path(path)
-    return path / "intermediates" if (path / "intermediates").is_dir() else path
-
-
-def captures_in(folder: Path | str) -> list[Path]:
-    """The finished generation folders below `folder`, in the order of their prompts."""
-    found = [p.parent for p in sorted(Path(folder).glob("*/intermediates")) if not p.parts[-2].startswith(".")]
-    return sorted(found, key=lambda p: (read_metadata(p)["position"], p.name))
 
 
 def load_capture(path: Path | str) -> dict[str, Any]:

@@ -1,0 +1,54 @@
+"""Where things are in a capture folder, and its metadata; light enough for readers without torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ditscope.errors import InputError
+
+SCHEMA_VERSION = "1"
+METADATA = "metadata.json"
+DECODED = {"x0": "decoded", "x_prev": "decoded_x_prev"}  # folder of each kind of decode
+
+
+def step_file(index: int) -> str:
+    """The file name of a step's tensors."""
+    return f"step_{index:03d}.safetensors"
+
+
+def write_metadata(metadata: dict[str, Any], intermediates: Path, name: str = METADATA) -> None:
+    """Write metadata.json once every tensor file is there: a folder without it is no capture."""
+    text = json.dumps({"schema_version": SCHEMA_VERSION} | metadata, indent=1, ensure_ascii=False)
+    (intermediates / name).write_text(text + "\n", encoding="utf-8")
+
+
+def read_metadata(path: Path | str) -> dict[str, Any]:
+    """The metadata of a capture, given its generation folder or the `intermediates` folder in it."""
+    folder = intermediates_of(path)
+    files = [folder / METADATA] if (folder / METADATA).exists() else sorted(folder.glob("metadata_*.json"))
+    if len(files) != 1:
+        raise InputError(f"{folder}: holds no finished capture (no {METADATA}); capture it again")
+    try:
+        metadata = json.loads(files[0].read_text(encoding="utf-8"))
+    except ValueError:
+        raise InputError(f"{files[0]}: not JSON; capture it again") from None
+    if (version := metadata.get("schema_version")) != SCHEMA_VERSION:
+        raise InputError(f"{files[0]}: schema version {version}, not {SCHEMA_VERSION}; capture it again")
+    return metadata
+
+
+def intermediates_of(path: Path | str) -> Path:
+    """The folder of tensors of a generation folder; `path` itself if it is that already."""
+    path = Path(path)
+    return path / "intermediates" if (path / "intermediates").is_dir() else path
+
+
+def captures_in(folder: Path | str) -> list[Path]:
+    """The finished generation folders below `folder`, in the order of their prompts."""
+    found = [p.parent for p in sorted(Path(folder).glob("*/intermediates")) if not p.parts[-2].startswith(".")]
+    return sorted(found, key=lambda p: (read_metadata(p)["position"], p.name))
+
+
+def decoded_file(folder: Path | str, kind: str, step: int, block: str) -> Path:
+    """The picture of a block's read-out (`kind` x0 or x_prev) at a step of a capture."""
+    return intermediates_of(folder) / DECODED[kind] / f"step_{step}" / f"{block}.jpg"
