@@ -11,7 +11,7 @@ from snakemake.io import strip_wildcard_constraints
 
 from ditscope.config import load_config, plain
 from ditscope.errors import InputError
-from ditscope.figures import available
+from ditscope.figures import PAPER_TABLES, available
 from ditscope.models import check_model_folder, is_generator, source_folder
 from ditscope.networks import plan_file, resolve_network, trajectory_index
 from ditscope.progress import write_plan, write_progress
@@ -196,6 +196,16 @@ def explorer_inputs(w=None):
     return {name: files for name, files in figure_inputs().items() if name in ("cluster", "drift", "benchmark")}
 
 
+def paper_table_inputs(w=None):
+    """What the paper tables read, by stage."""
+    return {name: files for name, files in figure_inputs().items() if name in PAPER_TABLES.values()}
+
+
+def paper_table_files():
+    names = [name for name, needed in PAPER_TABLES.items() if needed in paper_table_inputs()]
+    return expand(f"{RESULTS}/tables/{{name}}.{{kind}}", name=names, kind=["csv", "md", "tex"])
+
+
 def figure_files():
     """Every figure beside its SVG, and its data."""
     kinds = [*(kind for kind in CONFIG.publish.formats if kind != "svg"), "csv"]
@@ -205,7 +215,7 @@ def figure_files():
 
 def publications():
     svgs = [f"{RESULTS}/figures/{figure.name}.svg" for figure in available(set(figure_inputs()))]
-    return [*svgs, *figure_files(), f"{RESULTS}/catalog.duckdb", f"{RESULTS}/explorer.html"]
+    return [*svgs, *figure_files(), *paper_table_files(), f"{RESULTS}/catalog.duckdb", f"{RESULTS}/explorer.html"]
 
 
 def calibration_index():

@@ -37,6 +37,22 @@ rule figures:
         "../scripts/figures.py"
 
 
+rule paper_tables:
+    input:
+        unpack(paper_table_inputs),
+    output:
+        paper_table_files(),
+    log:
+        "<logs>/paper_tables.log",
+    conda:
+        "../envs/figures.yaml"
+    params:
+        code=code("paper_tables"),
+        stages=paper_table_inputs(),
+    script:
+        "../scripts/paper_tables.py"
+
+
 rule catalog:
     input:
         tables=lambda w: [path for path in figure_inputs(w).values() for path in path if path.endswith(".parquet")],

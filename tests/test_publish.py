@@ -6,9 +6,10 @@ import duckdb
 import polars as pl
 import pytest
 
+from ditscope import paper_tables
 from ditscope.catalog import write_catalog
 from ditscope.explorer import write_explorer
-from ditscope.figures import FIGURES, available
+from ditscope.figures import FIGURES, PAPER_TABLES, available
 from ditscope.figures.draw import FUNCTIONS
 from ditscope.figures.style import grid, save
 from ditscope.tables import write_table
@@ -22,6 +23,18 @@ def test_every_figure_has_a_function_and_a_caption():
     for name in FIGURES:
         caption = (ROOT / "report" / f"{name}.rst").read_text()
         assert caption.strip().endswith(".")
+
+
+def test_every_paper_table_has_a_function():
+    assert list(paper_tables.FUNCTIONS) == list(PAPER_TABLES)
+
+
+def test_latex_and_markdown_escape():
+    table = pl.DataFrame({"a_b": [r"50 % & {x} \ $1 #2 ~ ^ | <i>"], "n": [0.123456]})
+    tex = paper_tables.latex(table)
+    assert r"50 \% \& \{x\} \textbackslash{} \$1 \#2 \textasciitilde{} \textasciicircum{} | \textless{}i" in tex
+    assert r"a\_b & n" in tex and "0.1235" in tex
+    assert r"\|" in paper_tables.markdown(table)
 
 
 def test_only_figures_of_finished_stages_are_asked_for():

@@ -148,7 +148,7 @@ def reference() -> str:
     for stage in STAGES:
         sections.append((stage, hints[stage]))
         for name, kind in get_type_hints(hints[stage]).items():
-            if get_origin(kind) is dict:
+            if get_origin(kind) is dict and is_dataclass(get_args(kind)[1]):
                 sections.append((f"{stage}.{name}.<name>", get_args(kind)[1]))
     for title, kind in sections:
         lines += [f"## `{title}`", "", (kind.__doc__ or "").strip(), "", "| key | type | default | meaning |", "|---|---|---|---|"]

@@ -6,6 +6,7 @@ from ditscope.catalog import write_catalog
 from ditscope.explorer import write_explorer
 from ditscope.figures import available
 from ditscope.figures.draw import draw_figures
+from ditscope.paper_tables import write_paper_tables
 from ditscope.progress import read_plan
 from ditscope.settings import Publish
 
@@ -17,4 +18,5 @@ def publish(results: Path, settings: Publish = Publish()) -> None:
     complete = {stage: paths for stage, paths in files.items() if all(path.exists() for path in paths)}
     draw_figures([f.name for f in available(set(complete))], complete, results / "figures", settings)
     write_catalog([p for paths in complete.values() for p in paths if p.suffix == ".parquet"], results / "catalog.duckdb")
+    write_paper_tables(complete, results / "tables")
     write_explorer(complete, results / "explorer.html")

@@ -1,4 +1,4 @@
-"""Figures of the paper and the report: which there are, what they need, and where they stand in the report.
+"""Figures and tables of the paper and the report: which there are, what they need, where they stand in the report.
 
 `ditscope.figures.draw` has the drawing function of each. Adding one: a line here, the function in the module of its
 topic, its name in `draw.FUNCTIONS`, and a caption report/<name>.rst.
@@ -39,6 +39,14 @@ FIGURES = {
         Figure("refiner-training", ("refine",), "Refiner"),
         Figure("refiner-diagnostics", ("refine",), "Refiner"),
     )
+}
+
+PAPER_TABLES = {  # the stage that each table of `ditscope.paper_tables` sums up
+    "sensitivity-ranking": "sensitivity",
+    "bit-plans": "plan",
+    "benchmark": "benchmark",
+    "drift": "drift",
+    "clusters": "cluster",
 }
 
 

@@ -1,0 +1,87 @@
+"""Training batches of the refiner: classes in balance, samples without replacement, corrupted inputs, guidance."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ditscope.refine.corruption import corrupt, draw_keys, key_counts
+from ditscope.refine.drifting import sample_alpha
+from ditscope.refine.latents import LatentSet
+from ditscope.refine.patches import patchify, token_grid
+from ditscope.settings import Refine
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What batches are drawn from."""
+
+    latents: np.ndarray  # (samples, channels, *space), standardised
+    tokens: np.ndarray  # (samples, tokens, size), the same as patches
+    codes: np.ndarray  # (samples,) pseudo-class of each
+    members: dict[int, np.ndarray]  # rows of each class that has any
+    grid: tuple[int, ...]
+    counts: list[int]  # keys at levels 1, 2, ...
+
+
+@dataclass(frozen=True)
+class RefinerInput:
+    """Arguments of the refiner for a batch, and the clean tokens that it started from."""
+
+    corrupted: Tensor  # (batch, tokens, size)
+    anchors: Tensor  # (batch, tokens) bool
+    classes: Tensor  # (batch,)
+    levels: Tensor  # (batch,) from 1
+    alpha: Tensor  # (batch,)
+    clean: Tensor  # (batch, tokens, size)
+
+
+def training_set(latents: LatentSet, codes: np.ndarray, settings: Refine) -> TrainingSet:
+    """Cut latents into tokens and list the members of each pseudo-class."""
+    grid = token_grid(latents.space, settings.patch)
+    counts = key_counts(int(np.prod(grid)), settings.levels, settings.min_anchors, settings.schedule)
+    members = {int(code): np.flatnonzero(codes == code) for code in np.unique(codes)}
+    return TrainingSet(latents.values, patchify(latents.values, settings.patch), codes, members, grid, counts)
+
+
+def without_replacement(rng: np.random.Generator, pool: np.ndarray, count: int) -> np.ndarray:
+    """`count` draws from `pool` that repeat an item only when every other one has been drawn as often."""
+    rounds = -(-count // len(pool))
+    return np.concatenate([rng.permutation(pool) for _ in range(rounds)])[:count]
+
+
+def refiner_input(
+    data: TrainingSet, rows: np.ndarray, levels: np.ndarray, alpha: Tensor, settings: Refine, rng: np.random.Generator
+) -> RefinerInput:
+    """Corrupt samples `rows` to `levels`, each with keys of its own."""
+    clean = data.tokens[rows]
+    keys = draw_keys(rng, levels, clean.shape[1], data.counts)
+    corrupted = corrupt(clean, keys, data.grid, settings, rng).astype(np.float32)
+    arrays = (corrupted, keys, data.codes[rows].astype(np.int64), levels.astype(np.int64))
+    tensors = [torch.from_numpy(array) for array in arrays]
+    return RefinerInput(*tensors, alpha, torch.from_numpy(clean))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One drifting batch: what is refined, and the rows of real samples that it is compared with."""
+
+    inputs: RefinerInput  # classes * generated_per_class samples, class by class
+    alpha: Tensor  # (classes,)
+    positives: np.ndarray  # (classes, positives) rows
+    unconditional: np.ndarray  # (unconditional,) rows, shared by the classes
+
+
+def draw_batch(data: TrainingSet, settings: Refine, rng: np.random.Generator) -> Batch:
+    """Draw classes evenly, then samples of each to refine, positives of the same class, and any unconditional ones."""
+    classes = without_replacement(rng, np.array(list(data.members)), settings.classes_per_step)
+    generated = settings.generated_per_class
+    rows = np.concatenate([without_replacement(rng, data.members[c], generated) for c in classes])
+    positives = np.stack([without_replacement(rng, data.members[c], settings.positives) for c in classes])
+    unconditional = without_replacement(rng, np.arange(len(data.latents)), settings.unconditional)
+    draws, atoms = torch.from_numpy(rng.random((2, len(classes)), dtype=np.float32))
+    alpha = sample_alpha(draws, atoms, settings.alpha_power, settings.alpha_atom)
+    levels = rng.integers(1, settings.levels + 1, len(rows))
+    inputs = refiner_input(data, rows, levels, alpha.repeat_interleave(generated), settings, rng)
+    return Batch(inputs, alpha, positives, unconditional)

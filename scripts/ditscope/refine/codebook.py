@@ -1,0 +1,110 @@
+"""Pseudo-classes: quantize what a refiner is conditioned on, the prompt and the kept patches, by k-means.
+
+The condition embedding joins two parts, each centred and scaled to unit mean squared norm over the set: the TF-IDF
+vector of the prompt's words and the mean of the anchor patches at the hardest corruption level, taken at positions that
+are the same for every sample. A codebook file holds all that is needed to assign a new prompt with its anchors.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from safetensors.numpy import save_file
+from sklearn.cluster import KMeans
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from ditscope.errors import InputError
+from ditscope.refine.files import describe, read_described
+from ditscope.refine.latents import LatentSet, read_latents
+from ditscope.refine.patches import patchify, token_grid
+from ditscope.settings import Refine
+from ditscope.tables import write_table
+
+MAX_WORDS = 512  # most frequent words that the vocabulary keeps
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Centroids of the condition embedding and all that computes it."""
+
+    words: list[str]
+    arrays: dict[str, np.ndarray]  # idf, anchors, text_center, text_scale, keyframe_center, keyframe_scale, centroids
+
+
+def build_codebook(images: list[Path], codebook: Path, assignments: Path, settings: Refine = Refine()) -> None:
+    """Quantize prompts and anchor patches of generated images to pseudo-classes.
+
+    Leaves `codebook` (safetensors) and `assignments` (table `refine.assignments`, one row a sample, in shard order).
+    """
+    latents = read_latents(images, settings.patch)
+    fitted = fit_codebook(latents, settings)
+    codes, distances = assign(fitted, embed_set(fitted, latents, settings))
+    save_codebook(fitted, codebook)
+    columns = {name: [r[name] for r in latents.records] for name in ("key", "prompt_id", "prompt", "seed")}
+    write_table(pl.DataFrame(columns | {"code": codes, "distance": distances}), assignments, "refine.assignments")
+
+
+def fit_codebook(latents: LatentSet, settings: Refine) -> Codebook:
+    """Learn vocabulary, scales and centroids from a set of latents and their prompts."""
+    if not 1 <= settings.codes <= len(latents):
+        raise InputError(f"refine.codes: {settings.codes} pseudo-classes from {len(latents)} samples; lower it")
+    vectorizer = TfidfVectorizer(max_features=MAX_WORDS, token_pattern=r"\S+")
+    text = vectorizer.fit_transform([r["prompt"] for r in latents.records]).toarray()
+    tokens = int(np.prod(token_grid(latents.space, settings.patch)))
+    anchors = np.sort(np.random.default_rng(settings.seed).permutation(tokens)[: settings.min_anchors])
+    arrays = {"idf": vectorizer.idf_, "anchors": anchors}
+    keyframes = anchor_means(latents.values, anchors, settings.patch)
+    for name, part in (("text", text), ("keyframe", keyframes)):
+        center = part.mean(0)
+        spread = np.sqrt(((part - center) ** 2).sum(1).mean())
+        arrays |= {f"{name}_center": center, f"{name}_scale": np.array([1 / spread if spread > 1e-9 else 1.0])}
+    arrays["keyframe_scale"] = arrays["keyframe_scale"] * settings.keyframe_weight
+    unclustered = Codebook(list(vectorizer.get_feature_names_out()), arrays)
+    embedding = embed_set(unclustered, latents, settings)
+    means = KMeans(settings.codes, n_init=10, random_state=settings.seed).fit(embedding)
+    return Codebook(unclustered.words, arrays | {"centroids": means.cluster_centers_})
+
+
+def anchor_means(values: np.ndarray, anchors: np.ndarray, patch: int) -> np.ndarray:
+    """Mean anchor patch (samples, channels * patch^axes) of latents (samples, channels, *space), float64."""
+    return patchify(values, patch)[:, anchors].mean(1, dtype=np.float64)
+
+
+def embed_text(codebook: Codebook, prompts: list[str]) -> np.ndarray:
+    """TF-IDF vectors (prompts, words) of unit length; words outside the vocabulary are passed over."""
+    vectorizer = TfidfVectorizer(vocabulary=codebook.words, token_pattern=r"\S+")
+    vectorizer.idf_ = codebook.arrays["idf"]
+    return vectorizer.transform(prompts).toarray()
+
+
+def embed_conditions(codebook: Codebook, text: np.ndarray, keyframes: np.ndarray) -> np.ndarray:
+    """Condition embeddings (samples, dimensions) from TF-IDF vectors and mean anchor patches."""
+    a = codebook.arrays
+    parts = ((text, "text"), (keyframes, "keyframe"))
+    return np.concatenate([(x - a[f"{name}_center"]) * a[f"{name}_scale"] for x, name in parts], 1)
+
+
+def embed_set(codebook: Codebook, latents: LatentSet, settings: Refine) -> np.ndarray:
+    """Condition embeddings of a whole set."""
+    text = embed_text(codebook, [r["prompt"] for r in latents.records])
+    return embed_conditions(codebook, text, anchor_means(latents.values, codebook.arrays["anchors"], settings.patch))
+
+
+def assign(codebook: Codebook, embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest centroid of each embedding and the Euclidean distance to it."""
+    distances = np.linalg.norm(embedding[:, None] - codebook.arrays["centroids"][None], axis=-1)
+    return distances.argmin(1), distances.min(1)
+
+
+def save_codebook(codebook: Codebook, path: Path) -> None:
+    """Write a codebook to one safetensors file that describes itself."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.ascontiguousarray(array) for name, array in codebook.arrays.items()}
+    save_file(arrays, path, describe("codebook", words=codebook.words))
+
+
+def load_codebook(path: Path) -> Codebook:
+    """Read what `save_codebook` wrote."""
+    about, arrays = read_described(path, "codebook", "np")
+    return Codebook(about["words"], arrays)

@@ -1,0 +1,194 @@
+"""Judge a trained refiner: the diagnostics that every encoder, quantizer and refiner must come with, and the record."""
+
+import io
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ditscope.families.common import DTYPES, vae_decode
+from ditscope.models import default_device, resolve_source
+from ditscope.refine import diagnostics as metrics
+from ditscope.refine.batches import RefinerInput, TrainingSet, draw_batch, refiner_input, training_set
+from ditscope.refine.codebook import anchor_means, embed_set, embed_text, load_codebook
+from ditscope.refine.drifting import kernel_statistics
+from ditscope.refine.features import check_features, extract, pooled_embedding
+from ditscope.refine.gallery import draw_grid
+from ditscope.refine.latents import LatentSet, expand, read_latents
+from ditscope.refine.networks import LatentMAE, Refiner, load_network
+from ditscope.refine.patches import unpatchify
+from ditscope.refine.record import experiment_record
+from ditscope.refine.train import by_class, read_codes, real_targets, refine, to_device
+from ditscope.settings import Model
+from ditscope.settings import Refine as Settings
+from ditscope.shards import read_tar
+from ditscope.tables import read_table, write_table
+
+log = logging.getLogger(__name__)
+EXEMPLARS = 8  # images drawn of each pseudo-class
+
+Row = tuple[str, str, str, float | None]  # group, item, metric, value
+
+
+def diagnose(
+    name: str,
+    model: Model,
+    images: list[Path],
+    codebook: Path,
+    assignments: Path,
+    latent_mae: Path,
+    refiner: Path,
+    training: Path,
+    diagnostics: Path,
+    neighbours: Path,
+    tsne: Path,
+    record: Path,
+    samples: Path,
+    exemplars: Path,
+    settings: Settings = Settings(),
+) -> None:
+    """Measure codebook, encoder and refiner, and draw what the refiner does.
+
+    Leaves the tables `refine.diagnostics` (group, item, metric, value), `refine.neighbours` and `refine.tsne`, the
+    experiment's `record` (json) and two picture grids: `samples` (clean, interpolated, refined) and `exemplars` (the
+    images nearest to each centroid).
+    """
+    check_features(settings.features)
+    source = resolve_source(name, model)
+    latents = read_latents(images, settings.patch)
+    codes = read_codes(assignments, latents)
+    encoder, *_ = load_network(latent_mae, "latent_mae")
+    network, *_ = load_network(refiner, "refiner")
+    device = torch.device(default_device())
+    encoder, network = encoder.to(device).requires_grad_(False), network.to(device).requires_grad_(False)
+    data = training_set(latents, codes, settings)
+    book = load_codebook(codebook)
+
+    pooled = pooled_embedding(encoder, torch.from_numpy(latents.values).to(device)).numpy()
+    spaces = {
+        "condition": embed_set(book, latents, settings),
+        "latent_mae": pooled,
+        "latents": latents.values.reshape(len(latents), -1).astype(np.float64),
+    }
+    text = embed_text(book, [r["prompt"] for r in latents.records])
+    keyframes = anchor_means(latents.values, book.arrays["anchors"], settings.patch)
+    keys = [r["key"] for r in latents.records]
+    table = metrics.neighbour_table(keys, *metrics.nearest(pooled, settings.neighbours), codes, text, keyframes)
+
+    rows: list[Row] = []
+    for space, embedding in spaces.items():
+        rows += as_rows("separation", space, metrics.separation(embedding, codes))
+    rows += as_rows("retrieval", "latent_mae", metrics.retrieval(table, codes, text, keyframes))
+    rows += as_rows("occupancy", "codebook", metrics.occupancy(codes, settings.codes))
+    counts = np.bincount(codes, minlength=settings.codes)
+    rows += [("occupancy", f"code {code}", "samples", float(count)) for code, count in enumerate(counts)]
+    errors, pictures = evaluate_levels(data, network, settings, device)
+    rows += errors + kernel_rows(data, encoder, network, settings, device)
+    schema = {"group": pl.String, "item": pl.String, "metric": pl.String, "value": pl.Float64}
+    write_table(pl.DataFrame(rows, schema=schema, orient="row"), diagnostics, "refine.diagnostics")
+    write_table(table, neighbours, "refine.neighbours")
+    points = metrics.tsne(pooled, settings.seed)
+    columns = {column: [r[column] for r in latents.records] for column in ("key", "prompt_id")}
+    columns |= {"code": codes, "x": points[:, 0], "y": points[:, 1]}
+    write_table(pl.DataFrame(columns), tsne, "refine.tsne")
+
+    summary = experiment_record(name, images, latents, settings, rows, read_table(training, "refine.training"))
+    record.write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
+    draw_grid(decode_pictures(pictures, latents, source, model, device), samples)
+    draw_exemplars(images, read_table(assignments, "refine.assignments"), exemplars)
+    log.info("refine: %s, decision %s", name, summary["results"]["decision"])
+
+
+def as_rows(group: str, item: str, values: dict[str, Any]) -> list[Row]:
+    """Metrics of one item as rows of the long table."""
+    return [(group, item, metric, value) for metric, value in values.items()]
+
+
+@torch.no_grad()
+def evaluate_levels(
+    data: TrainingSet, network: Refiner, settings: Settings, device: torch.device
+) -> tuple[list[Row], list[tuple[str, Tensor]]]:
+    """Errors of interpolated and of refined tokens at every level over all samples (alpha = 1), and latents to draw."""
+    rows: list[Row] = []
+    shown = np.linspace(0, len(data.latents) - 1, min(settings.gallery, len(data.latents))).astype(int)
+    pictures = [("clean", torch.from_numpy(data.latents[shown]))]
+    for level, count in enumerate(data.counts, start=1):
+        rng = np.random.default_rng([settings.seed, level])
+        inputs = level_input(data, np.arange(len(data.latents)), level, settings, rng)
+        parts = [to_device(slice_input(inputs, i, i + 64), device) for i in range(0, len(data.latents), 64)]
+        refined = torch.cat([refine(network, part).cpu() for part in parts])
+        anchors, clean = inputs.anchors.numpy(), inputs.clean.numpy()
+        for kind, tokens in (("interpolated", inputs.corrupted), ("refined", refined)):
+            errors = metrics.squared_errors(tokens.numpy(), clean, anchors)
+            rows += [("error", f"level {level}", f"{kind}_{metric}", value) for metric, value in errors.items()]
+            label = f"level {level}, {kind}\n{count} of {clean.shape[1]} kept"
+            pictures.append((label, unpatchify(tokens[shown], data.grid, settings.patch)))
+        rows.append(("error", f"level {level}", "anchors", float(count)))
+    return rows, pictures
+
+
+def level_input(
+    data: TrainingSet, rows: np.ndarray, level: int, settings: Settings, rng: np.random.Generator
+) -> RefinerInput:
+    """Samples `rows`, all corrupted to one level, without guidance."""
+    return refiner_input(data, rows, np.full(len(rows), level), torch.ones(len(rows)), settings, rng)
+
+
+def slice_input(inputs: RefinerInput, start: int, stop: int) -> RefinerInput:
+    """Some samples of a batch."""
+    return RefinerInput(**{name: tensor[start:stop] for name, tensor in vars(inputs).items()})
+
+
+@torch.no_grad()
+def kernel_rows(
+    data: TrainingSet, encoder: LatentMAE, network: Refiner, settings: Settings, device: torch.device
+) -> list[Row]:
+    """What the drifting kernel sees of the trained refiner in one batch, for each feature and radius."""
+    batch = draw_batch(data, settings, np.random.default_rng([settings.seed, settings.steps, 0]))
+    refined = refine(network, to_device(batch.inputs, device))
+    generated = extract(encoder, unpatchify(refined, data.grid, settings.patch), settings.features)
+    targets = real_targets(data, encoder, batch, settings, device)
+    rows: list[Row] = []
+    for feature, values in generated.items():
+        x = by_class(values, settings.classes_per_step)
+        for radius in settings.radii:
+            statistics = kernel_statistics(x, targets[feature], radius, settings.weighting)
+            rows += as_rows("kernel", f"{feature} R={radius:g}", statistics)
+    return rows
+
+
+@torch.no_grad()
+def decode_pictures(
+    pictures: list[tuple[str, Tensor]], latents: LatentSet, source: Path, model: Model, device: torch.device
+) -> list[tuple[str, list[np.ndarray]]]:
+    """The same rows as images, decoded by the model's VAE alone."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(source, subfolder="vae", dtype=DTYPES[model.dtype]).to(device)
+    drawn = []
+    for label, values in pictures:
+        stored = values.numpy() * expand(latents.std, values.ndim) + expand(latents.mean, values.ndim)
+        tensor = torch.from_numpy(stored).to(device, DTYPES[model.dtype])
+        decoded = vae_decode(SimpleNamespace(vae=vae), tensor)
+        drawn.append((label, list((decoded * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())))
+    return drawn
+
+
+def draw_exemplars(images: list[Path], assignments: pl.DataFrame, path: Path) -> None:
+    """Draw the images nearest to the centroid of each pseudo-class, nearest first."""
+    nearest = assignments.sort("code", "distance", "key").group_by("code", maintain_order=True).head(EXEMPLARS)
+    wanted = set(nearest["key"])
+    found = {s["__key__"]: s["png"] for path in images for s in read_tar(path) if s["__key__"] in wanted}
+    rows = []
+    for (code,), group in nearest.group_by("code", maintain_order=True):
+        total = int((assignments["code"] == code).sum())
+        pixels = [np.asarray(Image.open(io.BytesIO(found[key])).convert("RGB")) for key in group["key"]]
+        rows.append((f"class {code}\n{total} samples", pixels))
+    draw_grid(rows, path)

@@ -1,0 +1,32 @@
+"""Safetensors files that say what they are: kind, schema version and configuration in one metadata entry."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ditscope.errors import InputError
+
+SCHEMA_VERSION = "1"
+
+
+def describe(kind: str, **about: Any) -> dict[str, str]:
+    """Metadata of a file of `kind`; one entry, since safetensors writes several in an order that changes."""
+    return {"ditscope": json.dumps({"kind": kind, "schema_version": SCHEMA_VERSION} | about, sort_keys=True)}
+
+
+def read_described(path: Path, kind: str, framework: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `describe` said of a file, and its tensors (`framework`: pt or np); refuses another kind or version."""
+    try:
+        with safe_open(path, framework) as file:
+            about = json.loads((file.metadata() or {}).get("ditscope", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; run the refine stage that writes it first") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and run again") from None
+    found = about.get("kind"), about.get("schema_version")
+    if found != (kind, SCHEMA_VERSION):
+        raise InputError(f"{path}: holds {found[0]} of schema version {found[1]}, not {kind} of {SCHEMA_VERSION}")
+    return about, tensors

@@ -1,0 +1,12 @@
+"""Rule paper_tables: the summary tables of the study."""
+
+from pathlib import Path
+
+from ditscope.job import job
+from ditscope.paper_tables import write_paper_tables
+
+with job(snakemake):
+    write_paper_tables(
+        {stage: [Path(path) for path in paths] for stage, paths in snakemake.params.stages.items()},
+        Path(snakemake.output[0]).parent,
+    )
