@@ -1,4 +1,4 @@
-"""Train one part of the shapes world: `python scripts/train.py vae|text|clip|flux|sd3|blip|acceptance [--export]`."""
+"""Train one part of the shapes world: `python scripts/train.py STAGE [--export]`."""
 
 import argparse
 import importlib
@@ -9,21 +9,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-MODULES = {
-    "vae": "vae",
-    "text": "text",
-    "clip": "clip",
-    "flux": "generator",
-    "sd3": "generator",
-    "blip": "captioner",
-    "acceptance": "acceptance",
+STAGES = {
+    "vae": ("vae", "run"),
+    "text": ("text", "run"),
+    "cliptext": ("clip", "run_text"),
+    "clip": ("clip", "run"),
+    "flux": ("generator", "run"),
+    "sd3": ("generator", "run"),
+    "blip": ("captioner", "run"),
+    "acceptance": ("acceptance", "run"),
 }
 
 
 def main() -> None:
     """Run one stage under --out; --export only writes the model of the last checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=MODULES)
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--out", type=Path, default=Path("results/training"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--export", action="store_true", help="write the last checkpoint's model, train no further")
@@ -33,8 +34,9 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    module = importlib.import_module(f"ditscope.training.{MODULES[arguments.stage]}")
-    stage = module.export if arguments.export else module.run
+    name, function = STAGES[arguments.stage]
+    module = importlib.import_module(f"ditscope.training.{name}")
+    stage = getattr(module, "export" if arguments.export else function)
     print(json.dumps(stage(arguments.stage, arguments.out), indent=1))
 
 

@@ -1,0 +1,99 @@
+"""Train the shipped models again: snakemake -s models/train.smk --cores 2 (about two hours), then make install-models.
+
+Every rule resumes from results/training/.partial/<stage>, which is kept when a job is stopped.
+"""
+
+OUT = "results/training"
+CLIP_TEXT = f"{OUT}/cliptext/model.safetensors"
+T5 = f"{OUT}/text/model.safetensors"
+VAE = f"{OUT}/vae/diffusion_pytorch_model.safetensors"
+MODELS = f"{OUT}/models"
+
+
+rule all:
+    input:
+        f"{OUT}/acceptance.json",
+
+
+rule vae:
+    """The autoencoder of both generators."""
+    output:
+        VAE,
+    log:
+        f"{OUT}/logs/vae.log",
+    shell:
+        "python scripts/train.py vae --out {OUT} > {log} 2>&1"
+
+
+rule text:
+    """The T5 encoder."""
+    output:
+        T5,
+    log:
+        f"{OUT}/logs/text.log",
+    shell:
+        "python scripts/train.py text --out {OUT} > {log} 2>&1"
+
+
+rule cliptext:
+    """The text tower of shapes-clip."""
+    output:
+        CLIP_TEXT,
+    log:
+        f"{OUT}/logs/cliptext.log",
+    shell:
+        "python scripts/train.py cliptext --out {OUT} > {log} 2>&1"
+
+
+rule clip:
+    """The image tower of shapes-clip."""
+    input:
+        CLIP_TEXT,
+    output:
+        f"{MODELS}/shapes-clip/model.safetensors",
+    log:
+        f"{OUT}/logs/clip.log",
+    shell:
+        "python scripts/train.py clip --out {OUT} > {log} 2>&1"
+
+
+rule generator:
+    """shapes-flux or shapes-sd3."""
+    input:
+        VAE,
+        T5,
+        CLIP_TEXT,
+    output:
+        f"{MODELS}/shapes-{{stage}}/model_index.json",
+    log:
+        f"{OUT}/logs/{{stage}}.log",
+    wildcard_constraints:
+        stage="flux|sd3",
+    shell:
+        "python scripts/train.py {wildcards.stage} --out {OUT} > {log} 2>&1"
+
+
+rule blip:
+    """The captioner."""
+    input:
+        VAE,
+    output:
+        f"{MODELS}/shapes-blip/model.safetensors",
+    log:
+        f"{OUT}/logs/blip.log",
+    shell:
+        "python scripts/train.py blip --out {OUT} > {log} 2>&1"
+
+
+rule acceptance:
+    """Measure all four on held-out combinations and write their READMEs."""
+    input:
+        f"{MODELS}/shapes-clip/model.safetensors",
+        f"{MODELS}/shapes-blip/model.safetensors",
+        expand(f"{MODELS}/shapes-{{stage}}/model_index.json", stage=["flux", "sd3"]),
+    output:
+        f"{OUT}/acceptance.json",
+    log:
+        f"{OUT}/logs/acceptance.log",
+    shell:
+        "python scripts/train.py acceptance --out {OUT} > {log} 2>&1"
