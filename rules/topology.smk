@@ -1,0 +1,25 @@
+# Topology. Needs: all trajectories and their embeddings. Leaves: <results>/topology/: the tables `topology.diagrams` (a
+# row a bar), `topology.entropy` (a row a run and dimension) and `topology.distances` (pairs of runs).
+
+
+rule topology:
+    input:
+        embeddings=embedding_shards(CONFIG.embed.embedders, CONFIG.trajectories.networks),
+        trajectories=trajectory_shards(*CONFIG.trajectories.networks),
+    output:
+        analysis_tables("topology"),
+    log:
+        "<logs>/topology.log",
+    benchmark:
+        "<benchmarks>/topology.tsv"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        code=code("topology"),
+        settings=stage("topology"),
+        folder=f"{RESULTS}/topology",
+    script:
+        "../scripts/topology.py"
