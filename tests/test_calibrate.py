@@ -16,7 +16,14 @@ from tiny_models import ENTRIES, tiny_generator
 
 from ditscope import calibrate as stage
 from ditscope.calibrate import calibrate, calibrate_shard
-from ditscope.calibration_set import calibration_images, load_calibration, read_sample, validate_calibration, write_manifest, write_npz
+from ditscope.calibration_set import (
+    calibration_images,
+    load_calibration,
+    read_sample,
+    validate_calibration,
+    write_manifest,
+    write_npz,
+)
 from ditscope.errors import InputError
 from ditscope.families.common import Conditioning
 from ditscope.prompts import read_prompts

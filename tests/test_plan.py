@@ -1,0 +1,214 @@
+"""Bit plans: the integer program against brute force, budgets, the frontier, reading back, torchao's export."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from tiny_models import tiny_generator
+from torch import nn
+from torchao.quantization import quantize_
+
+from ditscope.errors import InputError
+from ditscope.plan import (
+    Choices,
+    budget_bytes,
+    choices_of,
+    frontier,
+    load_plan,
+    nominal_bytes,
+    plan,
+    solve,
+    to_fqn_config,
+)
+from ditscope.quantizers import group_affine, quantizable
+from ditscope.sensitivity_table import BUCKETS
+from ditscope.settings import Budget, Plan
+from ditscope.tables import write_table
+
+
+def random_choices(layers: int, seed: int, bits=(2, 4, 8)) -> Choices:
+    """Costs over ten orders of magnitude that fall with the bits, as measured ones do, and layers of many sizes."""
+    rng = np.random.default_rng(seed)
+    parameters = rng.choice([512, 1024, 4096, 1000], size=layers)
+    cost = (
+        10.0 ** rng.uniform(-8, 0, size=(layers, 1))
+        * 4.0 ** -np.array(bits)
+        * rng.uniform(0.8, 1.2, size=(layers, len(bits)))
+    )
+    size = [[nominal_bytes(int(p), b, 8) for b in bits] for p in parameters]
+    return Choices([f"layer{i}" for i in range(layers)], list(bits), cost, np.array(size, np.int64), parameters)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_integer_program_against_brute_force(seed, share):
+    choices = random_choices(7, seed)
+    smallest, largest = choices.bytes[:, 0].sum(), choices.bytes[:, -1].sum()
+    limit = int(smallest + share * (largest - smallest))
+    rows = np.arange(7)
+    every = (np.array(c) for c in itertools.product(range(3), repeat=7))
+    best = min(choices.cost[rows, c].sum() for c in every if choices.bytes[rows, c].sum() <= limit)
+    found = choices.totals(solve(choices, limit))
+    assert found["nominal_bytes"] <= limit
+    assert found["predicted"] == pytest.approx(best, rel=1e-9)
+
+
+def test_frontier_is_monotone_and_never_worse_than_uniform():
+    choices = random_choices(40, 0, (2, 3, 4, 6, 8))
+    points = frontier(choices)
+    assert [p["nominal_bytes"] for p in points] == sorted({p["nominal_bytes"] for p in points})
+    assert [p["predicted"] for p in points] == sorted((p["predicted"] for p in points), reverse=True)
+    for column in range(5):
+        uniform = choices.totals(np.full(40, column))
+        assert (
+            min(p["predicted"] for p in points if p["nominal_bytes"] <= uniform["nominal_bytes"])
+            <= uniform["predicted"]
+        )
+    assert points[-1]["nominal_bytes"] == choices.bytes[:, -1].sum()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "bits", "shared", "expected"),
+    [(1024, 4, 32, 512 + 32 * 20 // 8), (1024, 8, 1024, 1024 + 3), (10, 3, 10, 7), (64, 2, 16, 16 + 4 * 18 // 8)],
+)
+def test_nominal_bytes_count_scales_and_zero_points(parameters, bits, shared, expected):
+    assert nominal_bytes(parameters, bits, shared) == expected
+
+
+# The stage -----------------------------------------------------------------------------------------------------------
+
+
+def sensitivity_rows(layers: dict[str, nn.Module], group_size: int = 8) -> pl.DataFrame:
+    """A table `sensitivity` of made-up errors: the deeper the layer, the smaller, halved by each bit."""
+    rows = []
+    for depth, (name, layer) in enumerate(layers.items()):
+        for bits, (factor, bucket) in itertools.product((2, 4, 8), zip((1.0, 2.0, 3.0), BUCKETS, strict=True)):
+            error = factor * 0.5**bits / (1 + depth)
+            power = {"relative_l2": error, "sqnr_db": -20 * np.log10(error), "psnr_db": 10 - 20 * np.log10(error)}
+            rows += [
+                {
+                    "model": "tiny", "layer": name, "depth": depth, "module": type(layer).__name__.lower(),
+                    "bits": bits, "quantizer": "group", "group_size": group_size, "shared_weights": group_size, "bucket": bucket,
+                    "metric": metric, "value": float(value), "parameters": layer.weight.numel(),
+                }
+                for metric, value in power.items()
+            ]  # fmt: skip
+    return pl.DataFrame(rows)
+
+
+@pytest.fixture
+def transformer() -> nn.Module:
+    return tiny_generator("sd3").pipe.transformer
+
+
+@pytest.fixture
+def table(tmp_path: Path, transformer) -> Path:
+    write_table(sensitivity_rows(quantizable(transformer)), tmp_path / "sensitivity.parquet", "sensitivity")
+    return tmp_path / "sensitivity.parquet"
+
+
+def test_cost_is_the_mean_over_buckets_of_the_noise_power(transformer):
+    rows = sensitivity_rows(quantizable(transformer))
+    by_l2, by_sqnr, by_psnr = (
+        choices_of(rows, Plan(metric=metric)) for metric in ("relative_l2", "sqnr_db", "psnr_db")
+    )
+    expected = (1 + 4 + 9) / 3 * 0.25 ** np.array([2, 4, 8]) / (1 + np.arange(len(by_l2.layers)))[:, None] ** 2
+    np.testing.assert_allclose(by_l2.cost, expected)
+    np.testing.assert_allclose(by_sqnr.cost, expected)
+    np.testing.assert_allclose(by_psnr.cost, expected / 10)
+    assert choices_of(rows, Plan(min_bits=3)).bits == [4, 8]
+
+
+def test_plan_beats_uniform_bits_of_its_size(table, tmp_path, transformer):
+    out = tmp_path / "plans/4bit.json"
+    plan("tiny", table, out, Budget(uniform_bits=4), Plan(), "4bit")
+    made = load_plan(out, transformer)
+    assert made["uniform"]["bits"] == 4
+    assert made["nominal_bytes"] <= made["budget_bytes"] == made["uniform"]["nominal_bytes"]
+    assert made["predicted"] < made["uniform"]["predicted"]
+    linear = {name for name, layer in quantizable(transformer).items() if isinstance(layer, nn.Linear)}
+    assert made["layers"].keys() == linear
+    assert set(made["layers"].values()) <= {2, 4, 8}
+    assert len(set(made["layers"].values())) > 1
+    total = sum(nominal_bytes(quantizable(transformer)[n].weight.numel(), b, 8) for n, b in made["layers"].items())
+    assert made["nominal_bytes"] == total
+    first = out.read_bytes()
+    plan("tiny", table, out, Budget(uniform_bits=4), Plan(), "4bit")
+    assert out.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (
+            Budget(mean_bits=1.5),
+            r"plan\.budgets\.b: \d+ bytes \(1\.\d+ mean bits\) is too small; the minimum is \d+ bytes \(4\.250",
+        ),
+        (Budget(bytes=10), r"10 bytes .* the minimum is \d+ bytes"),
+        (Budget(), r"set exactly one of mean_bits, bytes and uniform_bits \(set: none\)"),
+        (Budget(mean_bits=4.0, bytes=5), r"\(set: mean_bits, bytes\)"),
+        (Budget(uniform_bits=3), r"uniform_bits: 3 is not among the measured \[2, 4, 8\]"),
+    ],
+)
+def test_impossible_budgets_say_why(table, tmp_path, budget, message):
+    with pytest.raises(InputError, match=message):
+        plan("tiny", table, tmp_path / "plan.json", budget, budget_name="b")
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_minimum_in_the_message_is_possible(table, tmp_path, transformer):
+    choices = choices_of(sensitivity_rows(quantizable(transformer)), Plan())
+    with pytest.raises(InputError) as caught:
+        budget_bytes(choices, Budget(bytes=10), "b")
+    least = int(str(caught.value).split("the minimum is ")[1].split()[0])
+    assert choices.totals(solve(choices, least))["nominal_bytes"] == least
+    with pytest.raises(InputError):
+        budget_bytes(choices, Budget(bytes=least - 1), "b")
+
+
+def test_unknown_model_and_incomplete_table(table, tmp_path, transformer):
+    with pytest.raises(InputError, match="no rows of model `other`"):
+        plan("other", table, tmp_path / "plan.json", Budget(uniform_bits=4))
+    rows = sensitivity_rows(quantizable(transformer)).filter(~((pl.col("layer") == "proj_out") & (pl.col("bits") == 4)))
+    write_table(rows, table, "sensitivity")
+    with pytest.raises(InputError, match="lacks bit widths of some layers"):
+        plan("tiny", table, tmp_path / "plan.json", Budget(uniform_bits=4))
+
+
+def test_broken_plans_are_refused(tmp_path, transformer):
+    path = tmp_path / "plan.json"
+    with pytest.raises(InputError, match="no such plan"):
+        load_plan(path)
+    good = {"schema_version": "1", "group_size": 8, "layers": {"proj_out": 4}}
+    for content, message in (
+        ("{", "not a bit plan"),
+        ("[]", "not a bit plan"),
+        (json.dumps(good | {"schema_version": "0"}), "schema version 0, this ditscope reads 1"),
+        (json.dumps(good | {"layers": {"proj_out": 16}}), "layer `proj_out` has 16 bits"),
+        (json.dumps(good | {"layers": {"proj_in": 4}}), "the model has no layer `proj_in`"),
+    ):
+        path.write_text(content)
+        with pytest.raises(InputError, match=f"^{path}: .*{message}"):
+            load_plan(path, transformer)
+
+
+def test_export_quantizes_every_layer_to_the_measured_weights(table, tmp_path, transformer):
+    out = tmp_path / "plan.json"
+    plan("tiny", table, out, Budget(uniform_bits=4))
+    made = load_plan(out, transformer)
+    before = {name: layer.weight.detach().clone() for name, layer in quantizable(transformer).items()}
+    quantize_(transformer, to_fqn_config(made, transformer), filter_fn=None)
+    for name, layer in quantizable(transformer).items():
+        if name in made["layers"]:
+            expected = group_affine(before[name], made["layers"][name], made["group_size"])
+            torch.testing.assert_close(layer.weight.dequantize(), expected, atol=1e-6, rtol=0)
+        else:
+            assert torch.equal(layer.weight, before[name])
+    args = {"hidden_states": torch.randn(1, 4, 16, 16), "timestep": torch.tensor([500.0])}
+    text = {"encoder_hidden_states": torch.randn(1, 5, 24), "pooled_projections": torch.randn(1, 20)}
+    with torch.no_grad():
+        assert transformer(**args, **text, return_dict=False)[0].isfinite().all()

@@ -1,0 +1,302 @@
+"""Sensitivity: quantizers and metrics against references, prefix replay against the plain loop, known answers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from tiny_models import ENTRIES, tiny_generator
+from torch import nn
+from torchao.quantization import IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup, quantize_
+
+from ditscope import calibrate as calibrate_stage
+from ditscope import sensitivity as stage
+from ditscope.calibrate import calibrate
+from ditscope.calibration_set import load_calibration, read_sample
+from ditscope.errors import InputError
+from ditscope.families.common import Conditioning
+from ditscope.quantizers import QUANTIZERS, group_affine, palettize, quantizable, shared_weights
+from ditscope.replay import record
+from ditscope.sensitivity import METRICS, sensitivity
+from ditscope.sensitivity_table import BUCKETS, COLUMNS, assign_buckets, gather, layer_kind
+from ditscope.settings import Calibrate, Sensitivity
+from ditscope.tables import read_table
+
+SETTINGS = Sensitivity(bits=[2, 4, 8], group_size=8, max_images=0, batch_size=6)
+
+
+# Quantizers ----------------------------------------------------------------------------------------------------------
+
+
+def nearest_level(values: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Brute force: the level with the least distance, for every value."""
+    return levels[np.abs(values[:, None] - levels[None]).argmin(1)]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("shape", [(7, 12), (3, 2, 3, 3)])
+def test_palettize_against_brute_force(bits, shape):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(bits))
+    values = weight.double().numpy().ravel()
+    expected = nearest_level(values, np.linspace(values.min(), values.max(), 2**bits))
+    got = palettize(weight, bits)
+    assert got.shape == weight.shape
+    np.testing.assert_allclose(got.numpy().ravel(), expected, atol=1e-6)
+    assert len(got.unique()) <= 2**bits
+
+
+def test_palettize_leaves_a_constant_tensor_alone():
+    weight = torch.full((4, 4), 0.3)
+    assert torch.equal(palettize(weight, 2), weight)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("offset", [0.0, 5.0, -5.0])
+def test_group_affine_against_brute_force(bits, offset):
+    weight = torch.randn(5, 24, generator=torch.Generator().manual_seed(bits)) + offset
+    expected = []
+    for group in weight.double().numpy().reshape(-1, 8):
+        low, high = min(group.min(), 0), max(group.max(), 0)
+        scale = (high - low) / (2**bits - 1)
+        zero = round(-low / scale)
+        expected.append(nearest_level(group, (np.arange(2**bits) - zero) * scale))
+    np.testing.assert_allclose(group_affine(weight, bits, 8).numpy().reshape(-1, 8), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("group_size", [8, 0])
+def test_group_affine_is_what_torchao_stores(bits, group_size):
+    layer = nn.Linear(24, 6)
+    expected = group_affine(layer.weight.detach(), bits, group_size)
+    granularity = PerGroup(group_size) if group_size else PerAxis(0)
+    config = IntxWeightOnlyConfig(getattr(torch, f"int{bits}"), granularity, MappingType.ASYMMETRIC)
+    quantize_(layer, config)
+    torch.testing.assert_close(layer.weight.dequantize(), expected, atol=1e-6, rtol=0)
+
+
+def test_group_size_that_does_not_divide_the_row_takes_the_row():
+    weight = torch.randn(4, 10)
+    assert torch.equal(group_affine(weight, 3, 8), group_affine(weight, 3, 0))
+    assert (shared_weights(weight, "group", 8), shared_weights(weight, "group", 5)) == (10, 5)
+    assert shared_weights(weight, "palettize", 8) == 40
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_zero_stays_and_error_falls_with_bits(quantizer):
+    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+    errors = [(QUANTIZERS[quantizer](weight, bits, 8) - weight).norm() for bits in (2, 3, 4, 6, 8)]
+    assert errors == sorted(errors, reverse=True)
+    assert torch.equal(QUANTIZERS[quantizer](torch.zeros(4, 8), 4, 8), torch.zeros(4, 8))
+    assert QUANTIZERS[quantizer](weight.bfloat16(), 4, 8).dtype == torch.bfloat16
+
+
+# Metrics, kinds, buckets ---------------------------------------------------------------------------------------------
+
+
+def test_metrics_against_float64_formulas():
+    rng = np.random.default_rng(0)
+    reference, noise = rng.normal(size=(3, 50)), rng.normal(size=(3, 50)) * 0.01
+    got = {name: metric(torch.tensor(reference), torch.tensor(reference + noise)) for name, metric in METRICS.items()}
+    for i in range(3):
+        rmse = np.sqrt(np.mean(noise[i] ** 2))
+        assert got["psnr_db"][i] == pytest.approx(20 * np.log10((np.abs(reference[i]).max() + 1e-5) / (rmse + 1e-10)))
+        expected = 10 * np.log10(np.sum(reference[i] ** 2) / np.sum(noise[i] ** 2))
+        assert got["sqnr_db"][i] == pytest.approx(expected, abs=1e-6)
+        assert got["relative_l2"][i] == pytest.approx(np.linalg.norm(noise[i]) / np.linalg.norm(reference[i]))
+
+
+def test_metrics_stay_finite_for_equal_and_for_zero_outputs():
+    for reference in (torch.ones(1, 4, dtype=torch.float64), torch.zeros(1, 4, dtype=torch.float64)):
+        assert all(metric(reference, reference).isfinite().all() for metric in METRICS.values())
+
+
+def test_kinds_of_the_real_names():
+    with torch.device("meta"):
+        names = quantizable(FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True))
+    kinds = {name: layer_kind(name) for name in names}
+    assert kinds["transformer_blocks.0.norm1_context.linear"] == "modulation"
+    assert kinds["single_transformer_blocks.0.norm.linear"] == kinds["norm_out.linear"] == "modulation"
+    assert kinds["transformer_blocks.0.attn.to_out.0"] == "attention"
+    assert kinds["transformer_blocks.0.attn.add_k_proj"] == "attention_text"
+    assert kinds["transformer_blocks.0.attn.to_add_out"] == "attention_text"
+    assert kinds["transformer_blocks.0.ff.net.2"] == kinds["single_transformer_blocks.0.proj_out"] == "mlp"
+    assert kinds["transformer_blocks.0.ff_context.net.0.proj"] == "mlp_text"
+    assert kinds["proj_out"] == "output"
+    assert kinds["time_text_embed.guidance_embedder.linear_1"] == kinds["x_embedder"] == "embedder"
+
+
+# The stage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch):
+    """A function that calibrates a tiny model (2 images) and returns it with its calibration folder."""
+
+    def make(kind: str, steps: int = 3):
+        model = tiny_generator(kind)
+        monkeypatch.setattr(calibrate_stage, "load_generator", lambda name, entry: model)
+        monkeypatch.setattr(stage, "load_generator", lambda name, entry: model)
+        csv = tmp_path / "prompts.csv"
+        csv.write_text("prompt\na red ring\na blue star\n")
+        calibrate("tiny", ENTRIES[kind], csv, tmp_path / kind, Calibrate(num_images=2, num_steps=steps, cfg_weight=3.0))
+        return model, tmp_path / kind
+
+    return make
+
+
+def score(model, folder: Path, settings: Sensitivity = SETTINGS, **options) -> pl.DataFrame:
+    out = folder / "layers.parquet"
+    sensitivity("tiny", model.entry, folder, out, settings, **options)
+    return read_table(out, "sensitivity")
+
+
+@torch.no_grad()
+def plain_loop(model, folder: Path, settings: Sensitivity) -> dict[tuple, float]:
+    """The obvious way: put the quantized weight in, run the whole model on one sample, take the weight back."""
+    found = load_calibration(folder)
+    scores: dict[tuple, list[float]] = {}
+    for reference in found.samples:
+        sample = read_sample(reference)
+        x = torch.from_numpy(sample["x"]).permute(0, 3, 1, 2)
+        embeds, pooled = torch.from_numpy(sample["conditioning"]), torch.from_numpy(sample["pooled_conditioning"])
+        negative = (embeds[1:], pooled[1:]) if len(embeds) == 2 else ()
+        cond = Conditioning(embeds[:1], pooled[:1], *negative)
+        sigma, guidance = torch.tensor(sample["sigma"]), sample["guidance"]
+        exact = model.family.velocity(model.pipe, x, sigma, cond, guidance)
+        for name, layer in quantizable(model.pipe.transformer).items():
+            own = layer.weight.data
+            for bits in settings.bits:
+                layer.weight.data = QUANTIZERS[settings.quantizer](own, bits, settings.group_size)
+                changed = model.family.velocity(model.pipe, x, sigma, cond, guidance)
+                error = ((changed - exact).double().norm() / exact.double().norm()).item()
+                scores.setdefault((name, bits, BUCKETS[reference.step_index]), []).append(error)
+            layer.weight.data = own
+    return {key: float(np.mean(values)) for key, values in scores.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantizer"), [("flux", "group"), ("flux-distilled", "palettize"), ("sd3", "group"), ("sd3", "palettize")]
+)
+def test_replay_gives_the_plain_loop_s_numbers(study, kind, quantizer):
+    model, folder = study(kind)
+    settings = replace(SETTINGS, quantizer=quantizer)
+    table = score(model, folder, settings)
+    expected = plain_loop(model, folder, settings)
+    rows = table.filter(pl.col("metric") == "relative_l2").rows_by_key(["layer", "bits", "bucket"], named=True)
+    assert rows.keys() == expected.keys()
+    for key, (row,) in rows.items():
+        assert row["value"] == pytest.approx(expected[key], rel=2e-3, abs=2e-6)
+    assert table.columns == list(COLUMNS)
+    assert table["n_samples"].unique().to_list() == [2]
+    assert table.height == len(quantizable(model.pipe.transformer)) * 3 * 3 * 3
+    assert all(not vars(m).get("forward") for m in model.pipe.transformer.modules())
+
+
+def test_result_does_not_depend_on_batch_size_or_grouping(study, tmp_path):
+    model, folder = study("sd3")
+    whole = score(model, folder).sort("layer", "bits", "bucket", "metric")
+    parts = []
+    for group in range(2):
+        parts.append(tmp_path / f"{group}.parquet")
+        changed = replace(SETTINGS, batch_size=2)  # fewer than bit widths: one image, bits in two chunks
+        sensitivity("tiny", model.entry, folder, parts[-1], changed, group, 2)
+    assert not set(read_table(parts[0], "sensitivity")["layer"]) & set(read_table(parts[1], "sensitivity")["layer"])
+    gather(parts, tmp_path / "all.parquet")
+    joined = read_table(tmp_path / "all.parquet", "sensitivity").sort("layer", "bits", "bucket", "metric")
+    assert joined.drop("value", "value_std").equals(whole.drop("value", "value_std"))
+    l2 = pl.col("metric") == "relative_l2"
+    np.testing.assert_allclose(joined.filter(l2)["value"], whole.filter(l2)["value"], rtol=2e-3, atol=2e-6)
+
+
+def test_only_what_follows_the_layer_runs_again(study):
+    model, folder = study("flux")
+    blocks = list(model.family.blocks(model.pipe.transformer).values())
+    runs = []
+    for depth, block in enumerate(blocks):
+        block.attn.processor = Counting(block.attn.processor, depth, runs)
+    batch = next(stage.batches(model, *bucketed(folder), 1))
+    layers = stage.network_layers(model, batch)
+    runs.clear()
+    stage.score_block(model, layers, 2, iter([batch]), SETTINGS)
+    inside = sum(layer.depth == 2 for layer in layers)
+    # One recording pass through every block, then for each layer of block 2 the blocks 2 and 3 only.
+    assert [runs.count(depth) for depth in range(len(blocks))] == [1, 1, 1 + inside, 1 + inside]
+
+
+class Counting:
+    """An attention processor that notes which block called it."""
+
+    def __init__(self, own, depth, runs):
+        self.own, self.depth, self.runs = own, depth, runs
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
+        self.runs.append(self.depth)
+        return self.own(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+
+
+def bucketed(folder: Path):
+    found = load_calibration(folder)
+    return found, assign_buckets(found, "thirds", folder)
+
+
+def test_layer_multiplied_out_by_zero_ranks_last_and_a_fragile_one_first(study):
+    model, folder = study("flux")
+    transformer = model.pipe.transformer
+    with torch.no_grad():
+        # The gate of the second single block is 0: nothing that the block's MLP computes arrives anywhere.
+        norm = transformer.single_transformer_blocks[1].norm.linear
+        norm.weight[2 * norm.weight.shape[0] // 3 :] = 0
+        norm.bias[2 * norm.weight.shape[0] // 3 :] = 0
+        # One huge weight stretches the range of a group, so that its neighbours all round to zero.
+        fragile = transformer.x_embedder.weight
+        fragile *= 5
+        fragile[:, 0] = 500
+    table = score(model, folder, replace(SETTINGS, bits=[4], group_size=0))
+    ranking = (
+        table.filter(pl.col("metric") == "relative_l2").group_by("layer").agg(pl.col("value").mean()).sort("value")
+    )
+    assert ranking["layer"][-1] == "x_embedder"
+    parts = ("norm.linear", "proj_mlp", "proj_out", "attn.to_q", "attn.to_k", "attn.to_v")
+    silent = {f"single_transformer_blocks.1.{part}" for part in parts}
+    assert set(ranking["layer"][: len(silent)]) == silent
+    assert ranking["value"][len(silent) - 1] < 1e-6 < 100 * ranking["value"][len(silent)]
+
+
+def test_interrupted_job_resumes_at_a_block(study, tmp_path, monkeypatch):
+    model, folder = study("flux")
+    whole = score(model, folder)
+    scored = []
+    original = stage.score_block
+
+    def failing(*arguments):
+        scored.append(arguments[2])
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(stage, "score_block", failing)
+    with pytest.raises(KeyboardInterrupt):
+        score(model, folder, partial=tmp_path / "partial")
+    resumed = score(model, folder, partial=tmp_path / "partial")
+    assert scored == [-1, 0, 1, 1, 2, 3, 4]
+    assert resumed.equals(whole)
+
+
+def test_empty_bucket_other_model_and_wrong_latents_are_refused(study):
+    model, folder = study("sd3", steps=6)
+    with pytest.raises(InputError, match="no calibration sample in bucket `mid`"):
+        sensitivity("tiny", model.entry, folder, folder / "x.parquet", replace(SETTINGS, step_stride=4))
+    with pytest.raises(InputError, match="made with model `tiny`, not `other`"):
+        sensitivity("other", model.entry, folder, folder / "x.parquet", SETTINGS)
+    buckets = assign_buckets(load_calibration(folder), "sigma", folder)
+    for reference, bucket in buckets.items():
+        assert bucket == ("early" if reference.sigma > 0.7 else "late" if reference.sigma < 0.3 else "mid")
+
+
+def test_modules_that_run_twice_cannot_be_recorded():
+    layer = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="called twice"):
+        record([layer], [layer], 1, lambda: layer(layer(torch.zeros(1, 2))))
