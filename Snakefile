@@ -23,6 +23,15 @@ pathvars:
 include: "rules/models.smk"
 include: "rules/prompts.smk"
 include: "rules/generate.smk"
+include: "rules/capture.smk"
+include: "rules/calibrate.smk"
+include: "rules/sensitivity.smk"
+include: "rules/plan.smk"
+include: "rules/trajectories.smk"
+include: "rules/embed.smk"
+include: "rules/drift.smk"
+include: "rules/cluster.smk"
+include: "rules/topology.smk"
 include: "rules/publish.smk"
 
 

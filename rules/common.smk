@@ -2,6 +2,7 @@
 import re
 import sys
 from dataclasses import fields
+from itertools import accumulate
 from pathlib import Path
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
@@ -12,10 +13,12 @@ from snakemake.io import strip_wildcard_constraints
 from ditscope.config import load_config, plain
 from ditscope.errors import InputError
 from ditscope.figures import PAPER_TABLES, available
+from ditscope.hardware import hardware_id
 from ditscope.models import check_model_folder, is_generator, source_folder
 from ditscope.networks import plan_file, resolve_network, trajectory_index
 from ditscope.progress import write_plan, write_progress
-from ditscope.prompts import first_runs, shard_index
+from ditscope.prompts import first_runs, read_prompts, shard_index
+from ditscope.settings import COMPILE_STATES
 from ditscope.staleness import cached, code_digest, source_digest
 
 CACHE = Path("resources/.cache")
@@ -128,6 +131,17 @@ def network_plans(network):
     return sorted({plan for plan in plans if plan})
 
 
+def scheme_plan(model, scheme):
+    """The bit plan that a scheme of kind `plan` applies to a model."""
+    entry = CONFIG.schemes[scheme]
+    return f"{RESULTS}/plans/{model}/{entry.plan}.json" if entry.kind == "plan" else []
+
+
+def all_cores():
+    """Threads of a job that must run alone: all that Snakemake was given (on a cluster, set-threads of the profile)."""
+    return workflow.resource_settings.cores or 1
+
+
 # What stages leave --------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +229,8 @@ def figure_files():
 
 def publications():
     svgs = [f"{RESULTS}/figures/{figure.name}.svg" for figure in available(set(figure_inputs()))]
-    return [*svgs, *figure_files(), *paper_table_files(), f"{RESULTS}/catalog.duckdb", f"{RESULTS}/explorer.html"]
+    pages = [f"{RESULTS}/explorer.html"] if explorer_inputs() else []
+    return [*svgs, *figure_files(), *paper_table_files(), f"{RESULTS}/catalog.duckdb", *pages]
 
 
 def calibration_index():
@@ -268,6 +283,38 @@ def bit_plans(*models):
     return expand(f"{RESULTS}/plans/{{model}}/{{budget}}.json", model=models, budget=CONFIG.plan.budgets)
 
 
+def benchmark_prompts():
+    """The first prompt shards that together hold the benchmark's number of images."""
+    totals = list(accumulate(shard["runs"] for shard in SHARD_INDEX))
+    needed = 1 + sum(total < CONFIG.benchmark.num_images for total in totals[:-1])
+    return prompt_shards()[:needed]
+
+
+def benchmark_hardware():
+    return hardware_id() if CONFIG.benchmark.hardware == "auto" else CONFIG.benchmark.hardware
+
+
+def benchmark_runs(*models, hardware=None, suffix="parquet"):
+    return expand(
+        f"{RESULTS}/benchmarks/{{model}}/{{hardware}}/{{scheme}}-{{compile}}.{suffix}",
+        model=models,
+        hardware=hardware or benchmark_hardware(),
+        scheme=CONFIG.benchmark.schemes,
+        compile=CONFIG.benchmark.compile,
+    )
+
+
+def benchmark_qualities(*models):
+    """Quality tables of models; none where the study leaves quality out."""
+    pattern = f"{RESULTS}/benchmarks/{{model}}/{{hardware}}/quality.parquet"
+    return [] if CONFIG.benchmark.skip_metrics else expand(pattern, model=models, hardware=benchmark_hardware())
+
+
+def benchmark_tables():
+    names = ["benchmark", "benchmark.timing", "quality"]
+    return expand(f"{RESULTS}/benchmarks/{{name}}.parquet", name=names) if CONFIG.benchmark.models else []
+
+
 # What the workflow knows of itself ---------------------------------------------------------------------------------
 
 
@@ -276,6 +323,15 @@ def targets(publish=True):
     left = {
         "prompts": prompt_shards(),
         "generate": image_shards(*CONFIG.generate.models),
+        "capture": capture_sets(*CONFIG.capture.models),
+        "calibrate": calibration_manifests(*CONFIG.calibrate.models),
+        "sensitivity": sensitivity_table(),
+        "plan": bit_plans(*CONFIG.sensitivity.models),
+        "trajectories": [path for kind in ("parquet", "tar") for path in trajectory_shards(*CONFIG.trajectories.networks, suffix=kind)],
+        "embed": embedding_shards(CONFIG.embed.embedders, CONFIG.trajectories.networks),
+        "drift": analysis_tables("drift"),
+        "cluster": analysis_tables("clusters"),
+        "topology": analysis_tables("topology"),
     }
     return left | ({"publish": publications()} if publish else {})
 

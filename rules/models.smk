@@ -4,9 +4,11 @@
 
 rule download_model:
     output:
-        index="resources/models/{hub_id}@{revision}/model_index.json",
+        index="resources/models/{hub_id}@{revision}/{index}",
+    wildcard_constraints:
+        index=r"(model_index|config)\.json",
     log:
-        "<logs>/models/{hub_id}@{revision}.log",
+        "<logs>/models/{hub_id}@{revision}/{index}.log",
     conda:
         "../envs/torch.yaml"
     localrule: True

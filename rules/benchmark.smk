@@ -1,0 +1,89 @@
+# Benchmark. Needs: prompt shards, a generator, bit plans for schemes of kind `plan`, the feature embedder. Leaves under
+# <results>/benchmarks/<model>/<hardware>/: <scheme>-<compile>.parquet (sizes), .timing.parquet (latency, memory) and .tar
+# (images) of each run, quality.parquet of all; and their joins <results>/benchmarks/{benchmark,benchmark.timing,quality}.parquet.
+
+
+wildcard_constraints:
+    compile="|".join(COMPILE_STATES),
+    hardware=r"[^/]+",
+
+
+rule benchmark:
+    input:
+        benchmark_tables(),
+
+
+# Takes every core, so that nothing else runs beside it: a timed job that shares the machine measures its neighbours.
+rule benchmark_run:
+    input:
+        prompts=benchmark_prompts(),
+        plan=lambda w: scheme_plan(w.model, w.scheme),
+        weights=lambda w: model_files(w.model),
+    output:
+        table="<results>/benchmarks/{model}/{hardware}/{scheme}-{compile}.parquet",
+        timing="<results>/benchmarks/{model}/{hardware}/{scheme}-{compile}.timing.parquet",
+        images="<results>/benchmarks/{model}/{hardware}/{scheme}-{compile}.tar",
+    log:
+        "<logs>/benchmark/{model}/{hardware}/{scheme}-{compile}.log",
+    benchmark:
+        "<benchmarks>/benchmark/{model}/{hardware}/{scheme}-{compile}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: all_cores()
+    resources:
+        gpu=1,
+        mem_mb=4000,
+        runtime=120,
+    params:
+        code=code("benchmark"),
+        model=lambda w: model_params(w.model),
+        scheme=lambda w: plain(CONFIG.schemes[w.scheme]),
+        auto_hardware=CONFIG.benchmark.hardware == "auto",
+        settings={k: v for k, v in job_settings("benchmark").items() if k not in ("features", "hardware")},
+    script:
+        "../scripts/benchmark_run.py"
+
+
+rule benchmark_quality:
+    input:
+        runs=lambda w: benchmark_runs(w.model, hardware=w.hardware),
+        images=lambda w: benchmark_runs(w.model, hardware=w.hardware, suffix="tar"),
+        weights=lambda w: embedder_files(CONFIG.benchmark.features),
+    output:
+        quality="<results>/benchmarks/{model}/{hardware}/quality.parquet",
+    log:
+        "<logs>/benchmark/{model}/{hardware}/quality.log",
+    benchmark:
+        "<benchmarks>/benchmark/{model}/{hardware}/quality.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        gpu=1,
+        mem_mb=4000,
+        runtime=60,
+    params:
+        code=code("quality"),
+        features=CONFIG.benchmark.features,
+        embedder=lambda w: embedder_params(CONFIG.benchmark.features),
+    script:
+        "../scripts/benchmark_quality.py"
+
+
+rule benchmark_table:
+    input:
+        runs=benchmark_runs(*CONFIG.benchmark.models),
+        timings=benchmark_runs(*CONFIG.benchmark.models, suffix="timing.parquet"),
+        qualities=benchmark_qualities(*CONFIG.benchmark.models),
+    output:
+        table="<results>/benchmarks/benchmark.parquet",
+        timing="<results>/benchmarks/benchmark.timing.parquet",
+        quality="<results>/benchmarks/quality.parquet",
+    log:
+        "<logs>/benchmark/table.log",
+    conda:
+        "../envs/tables.yaml"
+    localrule: True
+    params:
+        code=code("benchmark_table"),
+    script:
+        "../scripts/benchmark_table.py"

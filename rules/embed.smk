@@ -1,0 +1,32 @@
+# Embeddings. Needs: trajectories and an embedder. Leaves: <results>/embeddings/<embedder>/<network>-<shard>.parquet
+# (table `embeddings`, one row a text or image).
+
+
+rule embed:
+    input:
+        embedding_shards(CONFIG.embed.embedders, CONFIG.trajectories.networks),
+
+
+rule embedding_shard:
+    input:
+        table="<results>/trajectories/{network}/shard-{shard}.parquet",
+        images="<results>/trajectories/{network}/shard-{shard}.tar",
+        weights=lambda w: embedder_files(w.embedder),
+    output:
+        table="<results>/embeddings/{embedder}/{network}-{shard}.parquet",
+    log:
+        "<logs>/embed/{embedder}/{network}-{shard}.log",
+    benchmark:
+        "<benchmarks>/embed/{embedder}/{network}-{shard}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        gpu=1,
+        mem_mb=3000,
+        runtime=60,
+    params:
+        code=code("embed"),
+        embedder=lambda w: embedder_params(w.embedder),
+        settings=job_settings("embed"),
+    script:
+        "../scripts/embedding_shard.py"

@@ -1,0 +1,37 @@
+# Trajectories. Needs: the first prompt shards, the models of each network, bit plans where an entry is quantized by one.
+# Leaves: <results>/trajectories/<network>/shard-*: the table `trajectories` (one row a text or image), a tar of the
+# images, and the table `trajectories.timing`.
+
+
+rule trajectories:
+    input:
+        trajectory_shards(*CONFIG.trajectories.networks),
+
+
+rule trajectory_shard:
+    input:
+        prompts=ancient(lambda w: [prompt_shards()[table] for table in TRAJECTORY_INDEX[int(w.shard)]["tables"]]),
+        weights=lambda w: model_files(*(entry.name for entry in NETWORKS[w.network])),
+        plans=lambda w: network_plans(w.network),
+    output:
+        table="<results>/trajectories/{network}/shard-{shard}.parquet",
+        images="<results>/trajectories/{network}/shard-{shard}.tar",
+        timing="<results>/trajectories/{network}/shard-{shard}.timing.parquet",
+    log:
+        "<logs>/trajectories/{network}/{shard}.log",
+    benchmark:
+        "<benchmarks>/trajectories/{network}/{shard}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        gpu=1,
+        mem_mb=6000,
+        runtime=240,
+    params:
+        code=code("trajectories"),
+        runs=lambda w: TRAJECTORY_INDEX[int(w.shard)],
+        network=lambda w: network_params(w.network),
+        plans=f"{RESULTS}/plans",
+        settings=job_settings("trajectories"),
+    script:
+        "../scripts/trajectory_shard.py"
