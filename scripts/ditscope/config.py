@@ -101,6 +101,15 @@ def check(config: Config) -> None:
     for state in config.benchmark.compile:
         if state not in COMPILE_STATES:
             raise InputError(unknown("benchmark.compile", state, COMPILE_STATES, "a compile state"))
+    bench = config.benchmark
+    if bench.models and not bench.skip_metrics:
+        if "eager" not in bench.compile or not any(config.schemes[s].kind == "base" for s in bench.schemes):
+            raise InputError(
+                "benchmark: quality is judged against a scheme of kind `base` in eager mode; "
+                "select both, or set skip_metrics: true"
+            )
+        if bench.features not in config.embedders:
+            raise InputError(unknown("benchmark.features", bench.features, config.embedders, "in the config's `embedders`"))
     for name, capture in config.capture.sets.items():
         if capture.offload and capture.multi_gpu:
             raise InputError(f"capture.sets.{name}: `offload` and `multi_gpu` exclude each other; set one to false")

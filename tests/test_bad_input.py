@@ -1,0 +1,136 @@
+"""Bad files: each is refused with one line that names the file, the row or key, and the mend."""
+
+import json
+import struct
+
+import pytest
+from ditscope.errors import InputError
+from ditscope.models import check_model_folder, resolve_source
+from ditscope.prompts import read_prompts, runs_of, shard_index
+from ditscope.settings import Model, Prompts
+
+
+def refusal(function, *arguments):
+    """The message of the InputError that `function` raises, which is one line."""
+    with pytest.raises(InputError) as refused:
+        function(*arguments)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+# Prompt files ---------------------------------------------------------------------------------------------------------
+
+BAD_CSVS = {
+    "empty": (b"", "empty; the first row must name the columns"),
+    "header only": (b"prompt\n", "no prompt below the header"),
+    "no prompt column": (b"text\na cat\n", "row 1 has no `prompt` column (columns: text)"),
+    "unknown column": (b"prompt,sead\na cat,1\n", "row 1: unknown column `sead`"),
+    "not UTF-8": ("prompt\na cat\na caf\xe9\n".encode("latin-1"), "row 3 is not UTF-8; save the file as UTF-8"),
+    "duplicate id": (b"prompt_id,prompt\na,x\nb,y\na,z\n", "row 4: prompt_id `a` is already in row 2"),
+    "id like a default one": (
+        b"prompt_id,prompt\np00001,x\n,y\n",
+        "row 3: prompt_id `p00001` is already in row 2",
+    ),
+    "too many fields": (
+        b"prompt,seed\na cat,1\na cat, a dog,2\n",
+        "row 3 has 3 fields, the header has 2; quote",
+    ),
+    "too few fields": (b"prompt,seed\na cat\n", "row 2 has 1 fields, the header has 2"),
+    "empty prompt": (b"prompt,seed\na cat,1\n  ,2\n", "row 3: the prompt is empty"),
+    "seed not a number": (b"prompt,seed\na cat,one\n", "row 2: seed `one` is not an integer"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CSVS)
+def test_bad_csv_is_refused_by_file_and_row(tmp_path, case):
+    content, message = BAD_CSVS[case]
+    path = tmp_path / "prompts.csv"
+    path.write_bytes(content)
+    text = refusal(read_prompts, path)
+    assert text.startswith(f"{path}: ")
+    assert message in text
+
+
+def test_missing_csv_is_refused(tmp_path):
+    assert refusal(read_prompts, tmp_path / "none.csv").endswith("set `prompts.csv` to an existing file")
+
+
+def test_byte_order_mark_and_windows_lines_are_accepted(tmp_path):
+    path = tmp_path / "excel.csv"
+    path.write_bytes(b'\xef\xbb\xbfprompt,seed\r\n"a cat, asleep",7\r\n\r\na dog,\r\n')
+    prompts = read_prompts(path)
+    assert [(p.prompt_id, p.prompt, p.seed) for p in prompts] == [
+        ("p00000", "a cat, asleep", 7),
+        ("p00001", "a dog", None),
+    ]
+
+
+def test_own_seed_wins_and_minus_one_is_derived(tmp_path):
+    path = tmp_path / "seeds.csv"
+    path.write_text("prompt,seed\na,7\nb,\nc,-1\n")
+    runs = runs_of(read_prompts(path), [0, 1], "study")
+    assert [(r["prompt"], r["seed"]) for r in runs[:3]] == [("a", 7), ("b", 0), ("b", 1)]
+    assert runs[3]["derived_seed"]
+    assert runs[3]["seed"] not in (-1, runs_of(read_prompts(path), [0, 1], "other")[3]["seed"])
+
+
+def test_appending_keeps_the_digests_of_full_shards(tmp_path):
+    path = tmp_path / "prompts.csv"
+    rows = [f"scene {i}" for i in range(5)]
+    path.write_text("\n".join(["prompt", *rows]) + "\n")
+    settings = Prompts(csv=str(path), shard_size=2)
+    before = shard_index(settings, "study")
+    path.write_text("\n".join(["prompt", *rows, "scene 5", "scene 6"]) + "\n")
+    after = shard_index(settings, "study")
+    assert [s["runs"] for s in before] == [2, 2, 1] and [s["runs"] for s in after] == [2, 2, 2, 1]
+    assert before[:2] == after[:2]
+    assert before[2] != after[2]
+
+
+# Model folders --------------------------------------------------------------------------------------------------------
+
+
+def write_safetensors(path, size=64):
+    """A safetensors file by its specification: header length, JSON header, bytes."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+
+
+def test_whole_folder_is_accepted(tmp_path):
+    write_safetensors(tmp_path / "model" / "vae" / "w.safetensors")
+    check_model_folder(tmp_path / "model")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 20, -1], ids=["empty", "in the length", "in the header", "in the data"])
+def test_truncated_safetensors_is_refused_by_name(tmp_path, keep):
+    file = tmp_path / "model" / "vae" / "w.safetensors"
+    write_safetensors(file)
+    file.write_bytes(file.read_bytes()[:keep])
+    text = refusal(check_model_folder, tmp_path / "model")
+    assert text.startswith(f"{file}: ") and "again" in text
+
+
+def test_longer_safetensors_than_its_header_says_is_refused(tmp_path):
+    file = tmp_path / "model" / "w.safetensors"
+    write_safetensors(file)
+    file.write_bytes(file.read_bytes() + b"x")
+    assert str(file) in refusal(check_model_folder, tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "w.pt", "w.pth", "w.ckpt", "w.pkl"])
+def test_pickled_weights_are_refused_by_name(tmp_path, name):
+    write_safetensors(tmp_path / "model" / "w.safetensors")
+    (tmp_path / "model" / name).write_bytes(b"\x80\x04.")
+    text = refusal(check_model_folder, tmp_path / "model")
+    assert text == f"{tmp_path / 'model' / name}: pickled weights are refused; convert the model to safetensors"
+
+
+def test_folder_without_weights_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert "no .safetensors weights" in refusal(check_model_folder, tmp_path)
+
+
+def test_missing_folder_is_refused_by_key():
+    text = refusal(resolve_source, "mine", Model(family="flux", source="models/none"))
+    assert "models.mine" in text and "models/none" in text

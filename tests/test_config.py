@@ -1,0 +1,102 @@
+"""The config: what is refused, with which words, and that schema, reference and config.yaml agree."""
+
+import copy
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from ditscope.config import decode, json_schema, load_config, plain, reference
+from ditscope.errors import InputError
+from ditscope.settings import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def data():
+    return yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+def put(data, path, value):
+    """`data` with the dotted `path` set to `value`."""
+    data = copy.deepcopy(data)
+    *folders, last = path.split(".")
+    section = data
+    for folder in folders:
+        section = section.setdefault(folder, {})
+    section[last] = value
+    return data
+
+
+REFUSALS = {
+    "misspelt section": ("generat", {}, "generat: `generat` is not a setting; did you mean `generate`?"),
+    "misspelt key": ("video.fsp", 2.0, "video.fsp: `fsp` is not a setting; did you mean `fps`?"),
+    "misspelt key of an entry": ("models.shapes-flux.widht", 64, "did you mean `width`?"),
+    "far-off key": ("plan.zzzz", 1, "plan.zzzz: `zzzz` is not a setting; valid: budgets"),
+    "number for a list": ("prompts.seeds", 3, "prompts.seeds: expected a list, got 3"),
+    "text in a list of numbers": ("prompts.seeds", [0, "one"], "prompts.seeds[1]: expected int, got 'one'"),
+    "fraction for an integer": ("generate.slice_size", 1.5, "generate.slice_size: expected int, got 1.5"),
+    "truth value for a number": ("video.fps", True, "video.fps: expected float, got True"),
+    "text for a truth value": ("benchmark.skip_metrics", "no", "expected bool, got 'no'"),
+    "nothing where a map belongs": ("video", None, "video: expected a map of settings, got None"),
+    "list for a map": ("models", [], "models: expected a map, got []"),
+    "missing required key": ("models.new", {"family": "flux"}, "models.new: the required key `source` is missing"),
+    "misspelt choice": ("video.output_format", "gfi", "`gfi` is not a choice; did you mean `gif`?"),
+    "misspelt scheme kind": ("schemes.int4.kind", "int8-weight-onli", "did you mean `int8-weight-only`?"),
+    "unknown model": ("generate.models", ["shape-flux"], "did you mean `shapes-flux`?"),
+    "unknown scheme": ("benchmark.schemes", ["int-8"], "is not in the config's `schemes`"),
+    "unknown network": ("trajectories.networks", ["flux-bilp"], "did you mean `flux-blip`?"),
+    "unknown embedder": ("embed.embedders", ["minilm2"], "did you mean `minilm`?"),
+    "unknown model of a network": ("networks.flux-blip", ["shapes-flx", "shapes-blip"], "did you mean `shapes-flux`?"),
+    "unknown scheme of a network": ("networks.flux-blip", ["shapes-flux:int5", "shapes-blip"], "did you mean `int4`?"),
+    "captioner first in a network": ("networks.flux-blip", ["shapes-blip", "shapes-flux"], "starts with a generator"),
+    "unknown budget of a scheme": ("schemes.plan-4bit.plan", "4bits", "did you mean `4bit`?"),
+    "width not a multiple of 16": (
+        "models.shapes-flux.width",
+        72,
+        "models.shapes-flux.width: 72 is not a multiple of 16",
+    ),
+    "experiment with a slash": ("experiment", "a/b", "experiment: `a/b` must be a plain folder name"),
+    "offload with multi_gpu": (
+        "capture.sets.all",
+        {"offload": True, "multi_gpu": True},
+        "capture.sets.all: `offload` and `multi_gpu` exclude each other",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusal_names_the_key_and_the_mend(data, case):
+    path, value, message = REFUSALS[case]
+    load_config(data)
+    with pytest.raises(InputError) as refused:
+        load_config(put(data, path, value))
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_schema_accepts_the_config_and_is_closed(data):
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    assert not list(validator.iter_errors(data))
+    for path, value in (("generat", {}), ("video.fsp", 2.0), ("models.shapes-flux.widht", 64), ("video.fps", "fast")):
+        assert list(validator.iter_errors(put(data, path, value))), path
+
+
+def test_config_survives_a_round_trip(data):
+    config = load_config(data)
+    assert decode(Config, plain(config)) == config
+
+
+def test_whole_numbers_stand_for_fractions(data):
+    assert load_config(put(data, "video.fps", 3)).video.fps == 3.0
+
+
+def test_keys_of_snakemake_are_ignored(data):
+    assert load_config(data | {"pathvars": {"results": "results/x"}}) == load_config(data)
+
+
+def test_reference_is_up_to_date():
+    assert (ROOT / "docs" / "config.md").read_text() == reference(), "run `make docs`"

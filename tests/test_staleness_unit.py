@@ -1,0 +1,151 @@
+"""What makes results stale: import closures, digests of code and of source files, the parse cache."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ditscope
+import pytest
+from ditscope import staleness
+from ditscope.errors import InputError
+
+PACKAGE = Path(ditscope.__file__).parent
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A small package in place of the library: a -> b -> sub.c, and lazily a -> d."""
+    sources = {
+        "__init__.py": "",
+        "a.py": "import os\nfrom ditscope.b import f\n\ndef g():\n    from ditscope import d\n    return d, f, os\n",
+        "b.py": "import ditscope.sub.c\n\ndef f(): ...\n",
+        "d.py": "import numpy\n",
+        "e.py": "from ditscope.cli import main\n",
+        "cli.py": "from ditscope.a import g\n\ndef main(): ...\n",
+        "sub/__init__.py": "",
+        "sub/c.py": "x = 1\n",
+    }
+    for name, text in sources.items():
+        path = tmp_path / "package" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(staleness, "PACKAGE", tmp_path / "package")
+    staleness.import_closure.cache_clear()
+    yield tmp_path / "package"
+    staleness.import_closure.cache_clear()
+
+
+def edited_digest(package, edited, asked):
+    """Digest of `asked` before and after a line is added to `edited`."""
+    before = staleness.code_digest(asked)
+    path = package / edited
+    path.write_text(path.read_text() + "\ny = 2\n")
+    staleness.import_closure.cache_clear()
+    return before, staleness.code_digest(asked)
+
+
+def test_closure_follows_every_kind_of_import(package):
+    closure = staleness.import_closure("ditscope.a")
+    assert {"ditscope.a", "ditscope.b", "ditscope.d", "ditscope.sub.c"} <= set(closure)
+    assert "ditscope.e" not in closure
+
+
+def test_command_line_is_left_out(package):
+    assert staleness.import_closure("ditscope.e") == ("ditscope.e",)
+
+
+@pytest.mark.parametrize("edited", ["a.py", "b.py", "d.py", "sub/c.py"])
+def test_editing_what_a_module_reaches_changes_its_digest(package, edited):
+    before, after = edited_digest(package, edited, "ditscope.a")
+    assert before != after
+
+
+@pytest.mark.parametrize("edited", ["e.py", "cli.py"])
+def test_editing_what_it_does_not_reach_changes_nothing(package, edited):
+    before, after = edited_digest(package, edited, "ditscope.a")
+    assert before == after
+
+
+def test_touching_changes_nothing(package):
+    before = staleness.code_digest("ditscope.a")
+    os.utime(package / "b.py", (1, 1))
+    staleness.import_closure.cache_clear()
+    assert staleness.code_digest("ditscope.a") == before
+
+
+def test_release_swaps_code_for_version(package):
+    before = staleness.code_digest("ditscope.a", "release")
+    (package / "a.py").write_text("x = 3\n")
+    assert staleness.code_digest("ditscope.a", "release") == before == f"ditscope {ditscope.__version__}"
+
+
+def test_closure_covers_what_python_really_imports():
+    """Against the interpreter: after `import ditscope.generate`, every loaded ditscope module is in the closure."""
+    code = (
+        "import sys, json, ditscope.generate; print(json.dumps([m for m in sys.modules if m.startswith('ditscope.')]))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout)) - staleness.IGNORED
+    assert "ditscope.sampling" in loaded
+    assert loaded <= set(staleness.import_closure("ditscope.generate"))
+
+
+def test_parse_time_modules_import_nothing_heavy():
+    """Every cluster job reads the Snakefile again: what it imports must not load torch, scikit-learn or polars."""
+    lines = (PACKAGE.parents[1] / "rules" / "common.smk").read_text().splitlines()
+    imports = "\n".join(line for line in lines if line.startswith("from ditscope"))
+    heavy = {"torch", "sklearn", "polars", "numpy", "diffusers"}
+    code = f"import sys\n{imports}\nprint(sorted({heavy} & set(sys.modules)))"
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_source_digest_is_of_names_and_bytes(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "vae").mkdir(parents=True)
+    (folder / "a.json").write_text("{}")
+    (folder / "vae" / "w.safetensors").write_bytes(b"weights")
+    first = staleness.source_digest(folder)
+    os.utime(folder / "a.json", (1, 1))
+    assert staleness.source_digest(folder) == first
+    shutil.copytree(folder, tmp_path / "clone")
+    assert staleness.source_digest(tmp_path / "clone") == first
+    (folder / "a.json").rename(folder / "b.json")
+    renamed = staleness.source_digest(folder)
+    (folder / "b.json").write_text("{ }")
+    assert len({first, renamed, staleness.source_digest(folder)}) == 3
+
+
+def test_source_digest_cache_notices_an_edit_of_the_same_length(tmp_path):
+    file, cache = tmp_path / "p.csv", tmp_path / "cache"
+    file.write_text("prompt\na\n")
+    first = staleness.source_digest(file, cache)
+    assert staleness.source_digest(file, cache) == first == staleness.source_digest(file)
+    file.write_text("prompt\nb\n")
+    os.utime(file, (5, 5))
+    assert staleness.source_digest(file, cache) != first
+
+
+def test_missing_source_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.csv: no such file or folder"):
+        staleness.source_digest(tmp_path / "gone.csv")
+
+
+def test_cached_computes_once_for_a_key_and_survives_a_broken_file(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"n": len(calls)}
+
+    assert staleness.cached("x", [1, "a"], compute, tmp_path) == {"n": 1}
+    assert staleness.cached("x", [1, "a"], compute, tmp_path) == {"n": 1}
+    assert staleness.cached("x", [2, "a"], compute, tmp_path) == {"n": 2}
+    for file in tmp_path.iterdir():
+        file.write_text("{broken")
+    assert staleness.cached("x", [2, "a"], compute, tmp_path) == {"n": 3}

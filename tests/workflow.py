@@ -1,0 +1,32 @@
+"""Run the workflow from tests: the checkout's own Snakefile in a folder of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SNAKEMAKE = [sys.executable, "-m", "snakemake"]
+STUDIES = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
+
+
+def workdir(folder: Path) -> Path:
+    """Make `folder` look like the checkout to a study's relative paths, with results of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("models", "prompts", "config.yaml", "profiles", "local", "slurm", "apple"):
+        if (ROOT / name).exists() and not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake in `folder` on the checkout's Snakefile; standard error is appended to standard output."""
+    return subprocess.run(
+        [*SNAKEMAKE, "--snakefile", str(ROOT / "Snakefile"), *arguments],
+        cwd=folder,
+        env=os.environ | {"COLUMNS": "200", "HOME": str(folder)},  # no profile of the user's
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
