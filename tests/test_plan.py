@@ -92,8 +92,8 @@ def sensitivity_rows(layers: dict[str, nn.Module], group_size: int = 8) -> pl.Da
             rows += [
                 {
                     "model": "tiny", "layer": name, "depth": depth, "module": type(layer).__name__.lower(),
-                    "bits": bits, "quantizer": "group", "group_size": group_size, "shared_weights": group_size, "bucket": bucket,
-                    "metric": metric, "value": float(value), "parameters": layer.weight.numel(),
+                    "bits": bits, "quantizer": "group", "group_size": group_size, "shared_weights": group_size,
+                    "bucket": bucket, "metric": metric, "value": float(value), "parameters": layer.weight.numel(),
                 }
                 for metric, value in power.items()
             ]  # fmt: skip
