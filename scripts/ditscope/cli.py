@@ -20,6 +20,9 @@ from ditscope.settings import Config, Embedder, Model, Scheme
 COMMANDS = {
     "prompts": ("prompts:write_shard", "split a prompt CSV into a shard of runs"),
     "generate": ("generate:generate", "sample the images of a prompt shard"),
+    "calibrate": ("calibrate:calibrate", "record the transformer's inputs along sampling trajectories"),
+    "sensitivity": ("sensitivity:sensitivity", "quantize one layer at a time and measure the change of the velocity"),
+    "plan": ("plan:plan", "choose bits for every layer under a size budget"),
     "estimate": ("estimate:estimate", "jobs, hours and disk that a study will take"),
     "progress": ("progress:progress", "how complete every study is"),
 }

@@ -81,6 +81,8 @@ def sensitivity(
     count = max(1, settings.batch_size // len(settings.bits))
     layers = network_layers(loaded, next(batches(loaded, found, buckets, 1)))
     depths = sorted({layer.depth for layer in layers})[group::groups]
+    if not depths:
+        raise InputError(f"sensitivity.layer_groups: {groups} groups are more than the blocks of {name}; use fewer")
     for depth in tqdm(depths, desc=f"{name} blocks", unit="block", disable=None):
         part = parts / f"{depth}.parquet"
         if not part.exists():
@@ -93,30 +95,33 @@ def sensitivity(
 
 def batches(model: Generator, found: CalibrationSet, buckets: dict[Reference, str], size: int) -> Iterator[Batch]:
     """The samples of a set, step by step, in batches of at most `size` images."""
-    dtype = DTYPES[model.entry.dtype]
     for step in sorted({s.step_index for s in found.samples}):
         same = [s for s in found.samples if s.step_index == step]
         for rows in (same[i : i + size] for i in range(0, len(same), size)):
             samples = [read_sample(s) for s in rows]
             check_shapes(model, rows[0].file, samples)
-
-            def stacked(key: str, half: int) -> Tensor | None:
-                parts = [torch.from_numpy(s[key]) for s in samples]  # noqa: B023 (used within the iteration)
-                if half >= parts[0].shape[0]:
-                    return None
-                return torch.stack([p[half] for p in parts]).to(model.device, dtype)
-
             guidance = samples[0]["guidance"]
-            yield Batch(
-                buckets[rows[0]],
-                torch.cat([torch.from_numpy(s["x"]) for s in samples])
-                .permute(0, 3, 1, 2)
-                .contiguous()
-                .to(model.device, dtype),
-                torch.tensor(rows[0].sigma, dtype=torch.float32, device=model.device),
-                Conditioning(*(stacked(k, half) for half in (0, 1) for k in ("conditioning", "pooled_conditioning"))),
-                guidance if guidance is not None else found.manifest.get("cfg_weight", model.entry.guidance),
-            )
+            if guidance is None:
+                guidance = found.manifest.get("cfg_weight", model.entry.guidance)
+            yield make_batch(model, samples, buckets[rows[0]], guidance)
+
+
+def make_batch(model: Generator, samples: list[dict[str, Any]], bucket: str, guidance: float) -> Batch:
+    """Samples of one step as the tensors that the family's `velocity` takes."""
+
+    def tensor(key: str) -> Tensor:
+        stacked = torch.stack([torch.from_numpy(s[key]) for s in samples], dim=1)
+        return stacked.to(model.device, DTYPES[model.entry.dtype])
+
+    embeds, pooled = tensor("conditioning"), tensor("pooled_conditioning")  # (1 or 2 halves, batch, ...)
+    negative = (embeds[1], pooled[1]) if len(embeds) == 2 else ()
+    return Batch(
+        bucket,
+        tensor("x")[0].permute(0, 3, 1, 2).contiguous(),
+        torch.tensor(samples[0]["sigma"], dtype=torch.float32, device=model.device),
+        Conditioning(embeds[0], pooled[0], *negative),
+        guidance,
+    )
 
 
 def check_shapes(model: Generator, file: Path, samples: list[dict[str, Any]]) -> None:
@@ -128,11 +133,10 @@ def check_shapes(model: Generator, file: Path, samples: list[dict[str, Any]]) ->
         )
     for key in ("x", "conditioning", "pooled_conditioning"):
         if len({s[key].shape for s in samples}) > 1:
-            raise InputError(
-                f"{file}: key `{key}` differs in shape from the same step of other images; calibrate again"
-            )
-    if len({s["guidance"] for s in samples}) > 1:
-        raise InputError(f"{file}: key `guidance` differs from the same step of other images; calibrate again")
+            raise InputError(f"{file}: key `{key}` has another shape than in the same step of other images")
+    for key in ("sigma", "guidance"):
+        if len({s[key] for s in samples}) > 1:
+            raise InputError(f"{file}: key `{key}` differs from the same step of other images; calibrate again")
 
 
 @torch.no_grad()
@@ -207,7 +211,7 @@ def described(layer: Layer, settings: Sensitivity) -> dict[str, Any]:
 
 
 def psnr_db(reference: Tensor, output: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio, 20 log10((max|ref| + 1e-5) / (RMSE + 1e-10)); 200 dB above the peak where equal."""
+    """Peak signal-to-noise ratio, 20 log10((max|ref| + 1e-5) / (RMSE + 1e-10)); finite where they are equal."""
     rmse = (output - reference).square().mean(1).sqrt()
     return 20 * torch.log10((reference.abs().amax(1) + 1e-5) / (rmse + 1e-10))
 
