@@ -129,6 +129,11 @@ def test_packed_holds_the_same_samples_and_conditioning_once(made):
             np.testing.assert_array_equal(one[key], other[key])
 
 
+def test_steps_default_to_the_model_s_own(made):
+    found = load_calibration(made("flux", num_steps=0))
+    assert found.num_steps == found.manifest["num_steps"] == ENTRIES["flux"].steps
+
+
 def test_subset_by_images_and_stride(made):
     found = load_calibration(made(), max_images=2, step_stride=4)
     assert [(s.image, s.step_index) for s in found.samples] == [(0, 0), (0, 4), (1, 0), (1, 4)]

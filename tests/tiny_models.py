@@ -19,7 +19,7 @@ from ditscope.models import Generator
 from ditscope.settings import Model
 
 ENTRIES = {
-    "flux": Model("flux", "tiny", width=32, height=32, steps=6),
+    "flux": Model("flux", "tiny", width=32, height=32, steps=5),
     "flux-distilled": Model("flux", "tiny", width=32, height=32, steps=6, guidance=3.5),
     "sd3": Model("sd3", "tiny", width=32, height=32, steps=6, guidance=3.0),
 }

@@ -104,7 +104,7 @@ def provenance(name: str, model: Model, images: list[dict[str, Any]], settings: 
         "schema_version": SCHEMA_VERSION,
         "model": name,
         "revision": model.revision,
-        "num_steps": settings.num_steps,
+        "num_steps": settings.num_steps or model.steps,
         "cfg_weight": settings.cfg_weight,
         "seed": settings.seed,
         "width": model.width,
@@ -126,7 +126,8 @@ def record_slice(model: Generator, images: list[dict[str, Any]], settings: Calib
     )
     cond = encode_prompts(model, [i["prompt"] for i in images], [i["negative_prompt"] for i in images], guidance)
     recorder = InputRecorder()
-    latents = sample(model, noise, cond, [recorder], steps=settings.num_steps, guidance=guidance)
+    steps = settings.num_steps or entry.steps
+    latents = sample(model, noise, cond, [recorder], steps=steps, guidance=guidance)
     for row, (image, pixels) in enumerate(zip(images, decode(model, latents).numpy(), strict=True)):
         embeds, pooled = (t.float().cpu().numpy() for t in cond[row : row + 1].stacked())
         shared = {

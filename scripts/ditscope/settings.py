@@ -122,7 +122,7 @@ class Calibrate:
 
     models: list[str] = setting([], "Models to calibrate", config_only=True)
     num_images: int = setting(10, "Images to sample, one a prompt; the prompts repeat with new seeds where there are fewer")
-    num_steps: int = setting(50, "Denoising steps of each image")
+    num_steps: int = setting(50, "Denoising steps of each image; 0: the model's own")
     cfg_weight: float = setting(7.5, "Classifier-free guidance, <= 1 is off; guidance-distilled models keep their own")
     seed: int = setting(0, "Seed of the first image; image i uses seed + i")
     shard_size: int = setting(8, "Images of one job", config_only=True)
