@@ -1,53 +1,36 @@
 """The workflow for real, on the tiny study: it completes, then is idle, then re-runs just what is stale."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import workflow
 
 from ditscope.estimate import parse_job_stats
 
-ROOT = Path(__file__).resolve().parents[1]
-TINY = ["--configfile", "experiments/tiny.yaml"]
+TINY = ("--configfile", "experiments/tiny.yaml")
 
 
-def snakemake(folder: Path, *args: str) -> str:
+def snakemake(folder: Path, *arguments: str) -> str:
     """Run Snakemake in a checkout; its output, or a failure that shows the end of it."""
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", *args]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""})
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output[-6000:]
-    return output
+    done = workflow.snakemake(folder, "--cores", "2", *arguments, root=folder, timeout=1200)
+    assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
 
 
-def planned(folder: Path, *args: str) -> dict[str, int]:
-    """Jobs of each rule that a dry run would run; `all` and the stages' own targets left out."""
-    output = snakemake(folder, "--dry-run", *TINY, *args)
+def planned(folder: Path, *arguments: str) -> dict[str, int]:
+    """Jobs of each rule that a dry run would run; `all` left out."""
+    output = snakemake(folder, "--dry-run", *TINY, *arguments)
     if "Nothing to be done" in output:
         return {}
-    jobs = parse_job_stats(output)
-    return {rule: count for rule, count in jobs.items() if rule != "all"}
-
-
-def checkout(target: Path) -> Path:
-    """A copy of every file that git tracks or would track, links as links, with fresh modification times."""
-    files = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, text=True)
-    for name in filter(None, files.split("\0")):
-        source, copy = ROOT / name, target / name
-        if source.is_symlink() or source.is_file():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, copy, follow_symlinks=False)
-    return target
+    return {rule: count for rule, count in parse_job_stats(output).items() if rule != "all"}
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Path:
     """A checkout in which the tiny study has been run."""
-    folder = checkout(tmp_path_factory.mktemp("study"))
+    folder = workflow.checkout(tmp_path_factory.mktemp("study"))
     snakemake(folder, *TINY)
     return folder
 
@@ -69,7 +52,7 @@ def edited(study, tmp_path) -> Callable[[str, Callable[[str], str]], Path]:
 
 def reclone(study: Path, clone: Path) -> Path:
     """A fresh checkout beside the study, with its results and Snakemake's records."""
-    checkout(clone)
+    workflow.checkout(clone)
     for name in ("results", ".snakemake"):
         shutil.copytree(study / name, clone / name, symlinks=True)
     return clone
@@ -88,14 +71,14 @@ def test_touched_and_recloned_sources_make_nothing_stale(study, tmp_path):
 
 
 def test_edited_prompt_reruns_its_shard_and_the_aggregates(edited):
-    clone = edited("prompts/tiny.csv", lambda text: text.replace("small blue star", "small pink star"))
+    clone = edited("prompts/tiny.csv", lambda text: text.replace("large green cross", "large pink cross"))
     jobs = planned(clone)
     assert jobs["prompt_shard"] == 1 and jobs["image_shard"] == 2, "one shard, both models"
 
 
 def test_appended_prompts_rerun_the_unfilled_shard_and_add_new_ones(edited):
-    added = "large-green-cross,a large green cross at the bottom on a gray background\n"
-    more = "small-pink-circle,a small pink circle at the center on a black background\n"
+    added = "purple-square,a small purple square at the right on a black background\n"
+    more = "pink-circle,a small pink circle at the center on a black background\n"
     jobs = planned(edited("prompts/tiny.csv", lambda text: text + added + more))
     assert jobs["prompt_shard"] == 2 and jobs["image_shard"] == 4
 

@@ -1,6 +1,7 @@
 """Run the workflow from tests: the checkout's own Snakefile in a folder of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +20,23 @@ def workdir(folder: Path) -> Path:
     return folder
 
 
-def snakemake(folder: Path, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake in `folder` on the checkout's Snakefile; standard error is appended to standard output."""
+def checkout(folder: Path) -> Path:
+    """Copy every file that git tracks or would track into `folder`, links as links, with fresh modification times."""
+    files = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, text=True)
+    for name in filter(None, files.split("\0")):
+        source, copy = ROOT / name, folder / name
+        if source.is_symlink() or source.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy, follow_symlinks=False)
+    return folder
+
+
+def snakemake(
+    folder: Path, *arguments: str, root: Path = ROOT, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake in `folder` on the Snakefile of `root`; standard error is appended to standard output."""
     return subprocess.run(
-        [*SNAKEMAKE, "--snakefile", str(ROOT / "Snakefile"), *arguments],
+        [*SNAKEMAKE, "--snakefile", str(root / "Snakefile"), *arguments],
         cwd=folder,
         env=os.environ | {"COLUMNS": "200", "HOME": str(folder)},  # no profile of the user's
         stdout=subprocess.PIPE,
