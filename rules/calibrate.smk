@@ -38,9 +38,9 @@ rule calibration_manifest:
         manifest="<results>/calibration/{model}/manifest.json",
     log:
         "<logs>/calibrate/{model}/manifest.log",
+    localrule: True
     conda:
         "../envs/tables.yaml"
-    localrule: True
     params:
         code=code("calibration_set"),
     script:

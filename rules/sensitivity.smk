@@ -43,9 +43,9 @@ rule sensitivity_table:
         table="<results>/sensitivity/sensitivity.parquet",
     log:
         "<logs>/sensitivity/table.log",
+    localrule: True
     conda:
         "../envs/tables.yaml"
-    localrule: True
     params:
         code=code("sensitivity_table"),
     script:
