@@ -80,9 +80,9 @@ rule benchmark_table:
         quality="<results>/benchmarks/quality.parquet",
     log:
         "<logs>/benchmark/table.log",
+    localrule: True
     conda:
         "../envs/tables.yaml"
-    localrule: True
     params:
         code=code("benchmark_table"),
     script:

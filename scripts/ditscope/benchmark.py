@@ -11,7 +11,6 @@ import time
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
@@ -26,14 +25,22 @@ from ditscope.latency import TIMING_TYPES, first_line, timed
 from ditscope.memory import peaks, reset_peaks
 from ditscope.models import Generator, load_generator
 from ditscope.prompts import read_runs
-from ditscope.quantize import apply_scheme, is_simulated, layer_configs, nominal_bytes, stored_bytes, unsupported
+from ditscope.quantize import (
+    apply_scheme,
+    is_simulated,
+    layer_configs,
+    mean_bits,
+    nominal_bytes,
+    stored_bytes,
+    unsupported,
+)
 from ditscope.settings import COMPILE_STATES, Benchmark, Embedder, Model, Scheme
 from ditscope.shards import Sample, write_tar
 from ditscope.tables import write_table
 
 log = logging.getLogger(__name__)
 
-RUN_TYPES = {"stored_bytes": pl.Int64, "images_sha256": pl.String}
+RUN_TYPES = {"mean_bits": pl.Float64, "stored_bytes": pl.Int64, "images_sha256": pl.String}
 
 
 def benchmark(
@@ -68,25 +75,24 @@ def benchmark(
     reset_peaks()
     began = time.perf_counter()
     generator = load_generator(name, model)
-    load = {"load_seconds": time.perf_counter() - began}
+    load_seconds = time.perf_counter() - began
     transformer = generator.pipe.transformer
     made = {
-        "bits": scheme.bits,
-        "group_size": scheme.group_size,
         "dtype": model.dtype,
         "steps": model.steps,
         "guidance": model.guidance,
         "width": model.width,
         "height": model.height,
         "quantized_layers": len(layer_configs(transformer, scheme, plan)),
+        "mean_bits": mean_bits(transformer, scheme, plan),
         "nominal_bytes": nominal_bytes(transformer, scheme, plan),
         "simulated": is_simulated(transformer, scheme, plan),
     }
     reason = prepare(generator, scheme, compile, plan)
-    load |= {"prepare_seconds": time.perf_counter() - began - load["load_seconds"]}
-    load |= {f"load_peak_{key}": value for key, value in peaks().items()}
+    load = {"load_seconds": load_seconds, "prepare_seconds": time.perf_counter() - began - load_seconds}
+    peak = {f"load_peak_{key}": value for key, value in peaks().items()}
 
-    timings = []
+    timings: list[dict] = []
     for batch in settings.batches:
         rows = [runs[i % len(runs)] for i in range(batch)]
         if compile != "eager":
@@ -110,7 +116,10 @@ def benchmark(
     host = {"device": generator.device.type, "threads": torch.get_num_threads()} | fingerprint()
     write_tar(samples, f"{stem}.tar")
     write_table(pl.DataFrame([identity | made], schema_overrides=RUN_TYPES), f"{stem}.parquet", "benchmark.run")
-    table = pl.DataFrame([identity | dict.fromkeys(TIMING_TYPES) | t | load | host for t in timings], schema_overrides=TIMING_TYPES)
+    table = pl.DataFrame(
+        [identity | dict.fromkeys(TIMING_TYPES) | t | load | peak | host for t in timings],
+        schema_overrides=TIMING_TYPES,
+    )
     write_table(table, f"{stem}.timing.parquet", "benchmark.run.timing")
     if reference_dir and not settings.skip_metrics:
         # Imported by name: how images are judged is no part of the code whose edits make timings stale.

@@ -6,6 +6,14 @@ import polars as pl
 
 from ditscope.tables import concat_tables, write_table
 
+IDENTITY = ("model", "hardware", "scheme", "kind", "compile")
+QUALITY_TYPES = {
+    **dict.fromkeys((*IDENTITY, "metric"), pl.String),
+    **dict.fromkeys(("value", "low", "high"), pl.Float64),
+    "n": pl.Int64,
+    "small_n": pl.Boolean,
+    "reason": pl.String,
+}
 CASE = ["model", "hardware", "compile"]  # ratios never leave a case: other states, hosts and models are other worlds
 
 
@@ -19,20 +27,20 @@ def benchmark_table(
 ) -> None:
     """Join the runs of every model, hardware, scheme and compile state.
 
-    Leaves `out` (table `benchmark`: size and quality, a row a run), `timing` (table `benchmark.timing`: latency and memory, a
-    row a run and batch size) and `quality` (table `benchmark.quality`, long).
+    Leaves `out` (table `benchmark`: size and quality, a row a run), `timing` (table `benchmark.timing`: latency and
+    memory, a row a run and batch size) and `quality` (table `benchmark.quality`, long).
     """
     judged = concat_tables(qualities, "benchmark.quality") if qualities else None
     write_table(with_quality(with_size_ratios(concat_tables(runs, "benchmark.run")), judged), out, "benchmark")
     write_table(with_speed_ratios(concat_tables(timings, "benchmark.run.timing")), timing, "benchmark.timing")
-    if judged is not None:
-        write_table(judged, quality, "benchmark.quality")
+    write_table(judged if judged is not None else pl.DataFrame(schema=QUALITY_TYPES), quality, "benchmark.quality")
 
 
 def with_size_ratios(runs: pl.DataFrame) -> pl.DataFrame:
-    """Runs with `nominal_ratio` and `stored_ratio`: bytes of the base of the same case over the scheme's own."""
+    """Runs with `nominal_ratio` and `stored_ratio`: bytes of the base over the scheme's own."""
     sizes = ["nominal_bytes", "stored_bytes"]
-    joined = runs.join(base_of(runs, CASE, sizes), on=CASE, how="left", maintain_order="left")
+    case = ["model", "hardware"]  # compilation changes no size
+    joined = runs.join(base_of(runs, case, sizes), on=case, how="left", maintain_order="left")
     ratios = [(pl.col(f"base_{s}") / pl.col(s)).alias(s.replace("_bytes", "_ratio")) for s in sizes]
     return joined.with_columns(ratios).drop(f"base_{s}" for s in sizes)
 

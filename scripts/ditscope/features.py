@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ditscope.embedders import image_features, load_towers
+from ditscope.embedders import Towers, image_features, load_towers
 from ditscope.errors import InputError
 from ditscope.identity import digest
 from ditscope.models import default_device
@@ -24,8 +24,10 @@ ImageFeatures = Callable[[list[Image.Image]], Tensor]
 def feature_extractor(name: str, entry: Embedder, device: str | None = None) -> tuple[str, ImageFeatures]:
     """A key for the embedder's weights, and its image features (n, d), not normalised; loads at the first call."""
     if entry.family not in ("clip", "siglip", "dinov2"):
-        raise InputError(f"benchmark.features: embedder `{name}` ({entry.family}) has no image features; use clip, siglip or dinov2")
-    towers = []
+        raise InputError(
+            f"benchmark.features: embedder `{name}` ({entry.family}) has no image features; use clip, siglip or dinov2"
+        )
+    towers: list[Towers] = []
 
     def features(images: list[Image.Image]) -> Tensor:
         if not towers:

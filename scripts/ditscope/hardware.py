@@ -1,4 +1,4 @@
-"""What a result was measured on: a short id for paths and a fingerprint for timing tables; no torch, cheap at every parse."""
+"""What a result was measured on: a short id for paths, a fingerprint for timing tables; no torch, cheap at a parse."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ PACKAGES = ("torch", "torchao", "diffusers", "transformers")
 
 
 def hardware_id() -> str:
-    """A short id of this host for paths: its first GPU (`nvidia-h200`), else CPU model and cores (`amd-epyc-2-cores`)."""
+    """A short id of this host for paths: its first GPU (`nvidia-h200`), else its CPU (`amd-epyc-2-cores`)."""
     if gpus := nvidia_gpus():
         return slug(gpus[0]["name"])
     return f"{slug(cpu_model())}-{os.cpu_count()}-cores"

@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,10 +14,8 @@ def reset_peaks() -> None:
     """Start a phase: from now on `peaks` tells the maxima since this call."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    try:
-        CLEAR_REFS.write_text("5")  # Linux: resets VmHWM (proc(5)); elsewhere the peak is that of the whole process
-    except OSError:
-        pass
+    with suppress(OSError):  # Linux: resets VmHWM (proc(5)); elsewhere the peak stays that of the whole process
+        CLEAR_REFS.write_text("5")
 
 
 def peaks() -> dict[str, int | None]:

@@ -24,7 +24,7 @@ def psnr(reference: np.ndarray, image: np.ndarray) -> float:
 
 
 def ssim(reference: np.ndarray, image: np.ndarray) -> float:
-    """Structural similarity (Wang et al. 2004) of two uint8 images (height, width, 3): the mean over pixels and channels.
+    """Structural similarity (Wang et al. 2004) of two uint8 images (height, width, 3), over pixels and channels.
 
     Gaussian window, sigma 1.5, 11 x 11; K1 = 0.01, K2 = 0.03; the border that the window leaves is cut.
     """
@@ -44,7 +44,7 @@ def ssim(reference: np.ndarray, image: np.ndarray) -> float:
 def cosines(reference: np.ndarray, features: np.ndarray) -> np.ndarray:
     """Cosine (n,) of each row of `features` (n, d) to the row of `reference` that it is paired with."""
     products = (reference * features).sum(axis=1)
-    return products / (np.linalg.norm(reference, axis=1) * np.linalg.norm(features, axis=1))
+    return np.clip(products / (np.linalg.norm(reference, axis=1) * np.linalg.norm(features, axis=1)), -1, 1)
 
 
 def quality_losses(cosine: np.ndarray, similarity: np.ndarray) -> np.ndarray:
@@ -88,7 +88,11 @@ def kid(reference: np.ndarray, features: np.ndarray, subset_size: int = 1000, su
 def lpips_unavailable() -> str:
     """Why LPIPS cannot be computed; empty where its backbone's weights lie in torch's hub folder."""
     file = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_BACKBONE
-    return "" if file.exists() else f"LPIPS needs torchvision's {LPIPS_BACKBONE} in torch's hub folder; it is never downloaded"
+    return (
+        ""
+        if file.exists()
+        else f"LPIPS needs torchvision's {LPIPS_BACKBONE} in torch's hub folder; it is never downloaded"
+    )
 
 
 @cache

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
+from ditscope.benchmark_table import IDENTITY, QUALITY_TYPES
 from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.features import feature_extractor, features_of
@@ -32,8 +33,6 @@ log = logging.getLogger(__name__)
 PAIRED = ("psnr_db", "ssim", "feature_cosine", "quality_loss", "lpips")
 OF_SETS = ("fid", "kid")
 MUST_MATCH = ("steps", "guidance", "width", "height", "model")
-IDENTITY = ("model", "hardware", "scheme", "kind", "compile")
-TYPES = {"value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "n": pl.Int64, "small_n": pl.Boolean}
 
 
 def quality(
@@ -46,12 +45,14 @@ def quality(
     """Judge the images of benchmark runs against those of the base scheme in eager mode, which must be among them.
 
     `runs` are tables `benchmark.run` of one model, each with its images in a tar of the same name. Leaves the table
-    `benchmark.quality`, a row a run and metric. Raises InputError where a run was made with other settings than the base.
+    `benchmark.quality`, a row a run and metric. Raises InputError where a run has other settings than the base.
     """
     tables = [(path, read_table(path, "benchmark.run").row(0, named=True)) for path in runs]
     base = next((path for path, run in tables if run["kind"] == "base" and run["compile"] == "eager"), None)
     if base is None:
-        raise InputError(f"{runs[0].parent}: no run of the base scheme in eager mode to compare with; benchmark it first")
+        raise InputError(
+            f"{runs[0].parent}: no run of the base scheme in eager mode to compare with; benchmark it first"
+        )
     if settings.features not in embedders:
         raise InputError(unknown("benchmark.features", settings.features, embedders, "in the config's `embedders`"))
     key, features = feature_extractor(settings.features, embedders[settings.features])
@@ -62,13 +63,14 @@ def quality(
         reason = run["reason"] or ("the base left no images to compare with" if not reference else "")
         if not reason:
             check_match(path, found, base, reference)
-            pngs = [[images[pair]["png"] for pair in sorted(reference)] for images in (reference, found)]
-            measured = compare(*pngs, *(features_of(p, key, features, cache) for p in pngs))
+            expected, mine = ([images[pair]["png"] for pair in sorted(reference)] for images in (reference, found))
+            vectors = [features_of(pngs, key, features, cache) for pngs in (expected, mine)]
+            measured = compare(expected, mine, *vectors)
         else:
             measured = [row(metric, reason=reason) for metric in (*PAIRED, *OF_SETS)]
         rows += [{name: run[name] for name in IDENTITY} | m for m in measured]
         log.info("%s: %s", path.stem, reason or ", ".join(f"{m['metric']} {m['value']}" for m in measured))
-    write_table(pl.DataFrame(rows, schema_overrides=TYPES), out, "benchmark.quality")
+    write_table(pl.DataFrame(rows, schema=QUALITY_TYPES), out, "benchmark.quality")
 
 
 def read_images(table: Path) -> dict[tuple[str, int], dict]:

@@ -1,7 +1,7 @@
 """Quantization schemes of a generator's transformer: a registry that says what torchao does to each linear layer.
 
-A scheme is data (`settings.Scheme`); its kind turns it into one torchao config a layer, and everything else (applying it,
-its nominal size, whether torchao only simulates it) is read off those configs, so that a bit plan is no special case.
+A scheme is data (`settings.Scheme`); its kind turns it into one torchao config a layer, and everything else (applying
+it, its nominal size, whether torchao only simulates it) is read off those configs, so that a plan is no special case.
 """
 
 import math
@@ -36,7 +36,9 @@ from ditscope.errors import InputError
 from ditscope.plan import SCALE_BITS, load_plan, to_fqn_config
 from ditscope.settings import Scheme
 
-PURE: dict = {"set_inductor_config": False}  # torchao would tune the compiler for quantized models only, not for the base
+PURE: dict = {
+    "set_inductor_config": False
+}  # torchao would tune the compiler for quantized models only, not for the base
 INTX = (IntxWeightOnlyConfig, Int8DynamicActivationIntxWeightConfig)
 
 
@@ -67,9 +69,7 @@ KINDS: dict[str, Kind] = {
     "int8-weight-only": Kind(lambda s: Int8WeightOnlyConfig(granularity=by_group(s, PerRow()), **PURE)),
     "int8-dynamic": Kind(lambda s: Int8DynamicActivationInt8WeightConfig(**PURE)),
     "fp8-weight-only": Kind(lambda s: Float8WeightOnlyConfig(**PURE)),
-    "intx-weight-only": Kind(
-        lambda s: IntxWeightOnlyConfig(weight_dtype=intx(s), granularity=by_group(s, PerAxis(0)))
-    ),
+    "intx-weight-only": Kind(lambda s: IntxWeightOnlyConfig(weight_dtype=intx(s), granularity=by_group(s, PerAxis(0)))),
     "int8-dynamic-intx": Kind(
         lambda s: Int8DynamicActivationIntxWeightConfig(
             weight_dtype=intx(s), weight_granularity=by_group(s, PerAxis(0))
@@ -110,10 +110,10 @@ def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
 
 
 def layer_configs(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> dict[str, AOBaseConfig]:
-    """torchao's config of each linear layer that the scheme quantizes, by fully qualified name, in module order.
+    """Name torchao's config of each linear layer that the scheme quantizes, by fully qualified name, in module order.
 
-    Layers that a group size (or a kernel's tile) does not divide are left out: they stay in full precision. A plan takes
-    the whole row as one group there.
+    Layers that a group size (or a kernel's tile) does not divide are left out: they stay in full precision. A plan
+    takes the whole row as one group there.
     """
     if scheme.kind == "plan":
         if plan is None:
@@ -146,15 +146,24 @@ def apply_scheme(transformer: nn.Module, scheme: Scheme, plan: Path | None = Non
 def nominal_bytes(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> int:
     """Bytes that a transformer stands for under a scheme: bits of the weights, 16-bit scales and zero points.
 
-    Computed from the transformer before the scheme is applied; what is not quantized counts as it is stored. This is the
-    size of a packed file, whatever layout torchao keeps in memory.
+    Computed from the transformer before the scheme is applied; what is not quantized counts as it is stored. This
+    is the size of a packed file, whatever layout torchao keeps in memory.
     """
+    weights = quantized_weights(transformer, scheme, plan)
+    return stored_bytes(transformer) + sum(weight_bytes(w, config) - w.nbytes for w, config in weights)
+
+
+def mean_bits(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> float | None:
+    """Nominal bits of a quantized weight, scales and zero points included; None where nothing is quantized."""
+    weights = quantized_weights(transformer, scheme, plan)
+    parameters = sum(weight.numel() for weight, _ in weights)
+    return 8 * sum(weight_bytes(w, config) for w, config in weights) / parameters if parameters else None
+
+
+def quantized_weights(transformer: nn.Module, scheme: Scheme, plan: Path | None) -> list[tuple[Tensor, AOBaseConfig]]:
+    """The weights that a scheme quantizes, each with torchao's config."""
     configs = layer_configs(transformer, scheme, plan)
-    saved = 0
-    for name, config in configs.items():
-        weight = transformer.get_submodule(name).weight
-        saved += weight.nbytes - weight_bytes(weight, config)
-    return stored_bytes(transformer) - saved
+    return [(transformer.get_submodule(name).weight, config) for name, config in configs.items()]
 
 
 def weight_bytes(weight: Tensor, config: AOBaseConfig) -> int:

@@ -1,0 +1,31 @@
+"""Rule benchmark_run: one model under one scheme and compile state, timed, weighed and sampled."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from ditscope.benchmark import benchmark
+from ditscope.config import decode
+from ditscope.errors import InputError
+from ditscope.hardware import hardware_id
+from ditscope.job import job, model_entry
+from ditscope.settings import Benchmark, Scheme
+
+with job(snakemake):
+    wildcards, params = snakemake.wildcards, snakemake.params
+    if params.auto_hardware and hardware_id() != wildcards.hardware:
+        raise InputError(
+            f"benchmark.hardware: auto named this study's host `{wildcards.hardware}`, but the job runs on "
+            f"`{hardware_id()}`; set benchmark.hardware to a name of your own"
+        )
+    benchmark(
+        name=wildcards.model,
+        model=model_entry(params.model),
+        schemes={wildcards.scheme: decode(Scheme, params.scheme)},
+        embedders={},
+        prompts=[Path(path) for path in snakemake.input.prompts],
+        output_dir=Path(snakemake.output.table).parent,
+        config=wildcards.scheme,
+        compile=wildcards.compile,
+        plan=next(map(Path, snakemake.input.get("plan", [])), None),
+        settings=replace(decode(Benchmark, params.settings), hardware=wildcards.hardware),
+    )
