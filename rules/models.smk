@@ -5,12 +5,12 @@
 rule download_model:
     output:
         index="resources/models/{hub_id}@{revision}/{index}",
-    wildcard_constraints:
-        index=r"(model_index|config)\.json",
     log:
         "<logs>/models/{hub_id}@{revision}/{index}.log",
+    wildcard_constraints:
+        index=r"(model_index|config)\.json",
+    localrule: True
     conda:
         "../envs/torch.yaml"
-    localrule: True
     script:
         "../scripts/download_model.py"

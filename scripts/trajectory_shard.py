@@ -1,0 +1,26 @@
+"""Rule trajectory_shard: one shard of runs around one network."""
+
+from pathlib import Path
+
+from ditscope.config import decode
+from ditscope.job import job, model_entry, partial_root
+from ditscope.settings import Scheme, Trajectories
+from ditscope.trajectories import trajectories
+
+with job(snakemake):
+    network, runs = snakemake.params.network, snakemake.params.runs
+    trajectories(
+        network=snakemake.wildcards.network,
+        entries=network["entries"],
+        models={name: model_entry(entry) for name, entry in network["models"].items()},
+        schemes={name: decode(Scheme, entry) for name, entry in network["schemes"].items()},
+        prompt_tables=[Path(path) for path in snakemake.input.prompts],
+        table=Path(snakemake.output.table),
+        images=Path(snakemake.output.images),
+        timing=Path(snakemake.output.timing),
+        start=runs["start"],
+        count=runs["count"],
+        plans=Path(snakemake.params.plans),
+        settings=decode(Trajectories, snakemake.params.settings),
+        partial=partial_root(snakemake),
+    )
