@@ -2,6 +2,7 @@
 
 import json
 
+import matplotlib
 import numpy as np
 import polars as pl
 from matplotlib.colors import LogNorm
@@ -24,6 +25,7 @@ def sensitivity_heatmap(files: Files) -> tuple[Canvas, pl.DataFrame]:
     axes = figure.subplots(len(models), len(BUCKETS), squeeze=False, gridspec_kw={"height_ratios": rows})
     positive = table.filter(pl.col("value") > 0)["value"]
     norm = LogNorm(positive.min(), positive.max()) if len(positive) else None
+    colours = matplotlib.colormaps["magma_r"].with_extremes(bad="#dddddd")  # exactly zero: the layer has no effect
     for row, model in zip(axes, models, strict=True):
         mine = table.filter(model=model)
         layers = mine.select("depth", "layer").unique(maintain_order=True).sort("depth", maintain_order=True)["layer"]
@@ -31,12 +33,12 @@ def sensitivity_heatmap(files: Files) -> tuple[Canvas, pl.DataFrame]:
             cells = mine.filter(bucket=bucket).pivot("bits", index="layer", values="value", sort_columns=True)
             cells = layers.to_frame().join(cells, on="layer", how="left")
             bits = cells.columns[1:]
-            image = axis.imshow(cells.select(bits).to_numpy(), aspect="auto", norm=norm, cmap="magma_r")
+            image = axis.imshow(cells.select(bits).to_numpy(), aspect="auto", norm=norm, cmap=colours)
             axis.set_title(f"{model}, {bucket}")
             axis.set_xticks(range(len(bits)), bits)
             axis.set_xlabel("bits")
             axis.set_yticks(range(len(layers)), layers.to_list() if bucket == BUCKETS[0] else [], fontsize=4.5)
-    figure.colorbar(image, ax=axes, label="relative L2 error of the velocity", shrink=0.5, location="top")
+    figure.colorbar(image, ax=axes, label="relative L2 error of the velocity", shrink=0.4)
     return figure, table
 
 
