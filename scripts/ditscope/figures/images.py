@@ -57,6 +57,7 @@ def block_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
             path = generation / f"intermediates/decoded/step_{step}/{block}.jpg"
             axis.set_xticks([])
             axis.set_yticks([])
+            axis.spines[:].set_visible(False)
             if path.exists():
                 axis.imshow(np.asarray(Image.open(path)), interpolation="nearest")
             if row == 0:
