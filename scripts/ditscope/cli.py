@@ -23,6 +23,8 @@ COMMANDS = {
     "calibrate": ("calibrate:calibrate", "record the transformer's inputs along sampling trajectories"),
     "sensitivity": ("sensitivity:sensitivity", "quantize one layer at a time and measure the change of the velocity"),
     "plan": ("plan:plan", "choose bits for every layer under a size budget"),
+    "trajectories": ("trajectories:trajectories", "follow runs around a network of generators and captioners"),
+    "embed": ("embed:embed", "embed the texts or the images of trajectories"),
     "drift": ("drift:drift", "distances of the states of trajectories to their first one"),
     "cluster": ("cluster:cluster", "cluster the states of trajectories and describe how they move between clusters"),
     "topology": ("topology:topology", "persistent homology of the states of trajectories"),

@@ -61,9 +61,8 @@ def trajectories(
 
     `entries` is the cycle (`shapes-flux:int4 shapes-blip`); `prompt_tables` are tables `prompts`, in order, of which
     `count` rows (0: all) from row `start` on are the runs; `plans` holds <model>/<budget>.json for entries that are
-    quantized by a plan. Leaves `table` (table `trajectories`, one row a
-    state, the prompt at -1), `images` (tar of png by output_key, each image once) and `timing` (table
-    `trajectories.timing`). Finished rounds in `partial` are reused.
+    quantized by a plan. Leaves `table` (table `trajectories`, one row a state, the prompt at -1), `images` (tar of png
+    by output_key, each image once) and `timing` (table `trajectories.timing`). Finished rounds in `partial` are reused.
     """
     if settings.max_length < 1:
         raise InputError(f"trajectories.max_length: {settings.max_length}; a trajectory has at least one invocation")
