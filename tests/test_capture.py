@@ -481,7 +481,7 @@ def test_one_prompt_from_the_command_line(tmp_path):
     capture("shapes-flux", SHAPES_FLUX, tmp_path, prompt="a ring", **sizes, settings=settings)
     (out,) = captures_in(tmp_path)
     metadata = read_metadata(out)
-    assert (metadata["steps"], metadata["width"], metadata["height"], metadata["guidance"]) == ([0, 1, 2], 32, 48, 2.5)
+    assert (metadata["captured_steps"], metadata["width"], metadata["height"], metadata["guidance"]) == ([0, 1, 2], 32, 48, 2.5)
     assert metadata["derived_seed"] and len(out.name) == 8 and not (tmp_path / ".partial").exists()
     assert Image.open(out / "img_0.jpg").size == (32, 48)
 

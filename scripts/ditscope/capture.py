@@ -208,7 +208,7 @@ def decode_blocks(model: Generator, intermediates: Path, kinds: Sequence[str]) -
     data = load_capture(intermediates)
     pairs, latents = data["denoising_context"]["timestep_pairs"], data["denoising_context"]["img_state"]
     dtype = next(model.pipe.vae.parameters()).dtype
-    for i, index in enumerate(tqdm(data["metadata"]["steps"], desc="decoding", unit="step", disable=None)):
+    for i, index in enumerate(tqdm(data["metadata"]["captured_steps"], desc="decoding", unit="step", disable=None)):
         for kind in kinds:
             decoded_file(intermediates, kind, index, "").parent.mkdir(parents=True)
             states = {b: read_out(kind, latents[i], v[i], *pairs[i]) for b, v in data["predictions"].items()}

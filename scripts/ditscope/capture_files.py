@@ -81,7 +81,7 @@ def load_capture(path: Path | str) -> dict[str, Any]:
     with safe_open(files[0], "pt") as first:
         keys = set(first.keys())
     capture: dict[str, Any] = {}
-    for block in metadata["blocks"]:
+    for block in metadata["captured_blocks"]:
         of_kind, name = f"{block_type(block)}_blocks", f"block_{block_index(block)}"
         if block in keys:
             capture.setdefault(of_kind, {})[name] = Steps(files, (block,))
@@ -93,7 +93,7 @@ def load_capture(path: Path | str) -> dict[str, Any]:
     sigmas = metadata["sigmas"]
     context: dict[str, Any] = {name: Steps(files, (key,)) for name, key in CONTEXT.items()}
     context |= {
-        "timestep_pairs": [(sigmas[i], sigmas[i + 1]) for i in metadata["steps"]],
+        "timestep_pairs": [(sigmas[i], sigmas[i + 1]) for i in metadata["captured_steps"]],
         "txt_seq_len": [metadata["txt_seq_len"]] * len(files),
         "guidance": metadata["guidance"],
     }

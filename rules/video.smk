@@ -1,0 +1,42 @@
+# Films. Needs: capture sets with decoded pictures; the trajectories of every network. Leaves:
+# <results>/videos/captures/<model>/<capture>.gif|mp4 (every block of every step) and
+# <results>/videos/trajectories.gif|mp4 (prompts down, networks across, a frame an invocation).
+
+
+rule video:
+    input:
+        capture_videos(*CONFIG.capture.models),
+        trajectory_videos(),
+
+
+rule capture_video:
+    input:
+        captures="<results>/captures/{model}/{capture}",
+    output:
+        video=f"<results>/videos/captures/{{model}}/{{capture}}.{CONFIG.video.output_format}",
+    log:
+        "<logs>/video/{model}-{capture}.log",
+    conda:
+        "../envs/figures.yaml"
+    params:
+        code=code("video"),
+        settings=stage("video"),
+    script:
+        "../scripts/capture_video.py"
+
+
+rule trajectory_video:
+    input:
+        tables=trajectory_shards(*CONFIG.trajectories.networks),
+        images=trajectory_shards(*CONFIG.trajectories.networks, suffix="tar"),
+    output:
+        video=f"<results>/videos/trajectories.{CONFIG.video.output_format}",
+    log:
+        "<logs>/video/trajectories.log",
+    conda:
+        "../envs/figures.yaml"
+    params:
+        code=code("mosaic"),
+        settings=stage("video"),
+    script:
+        "../scripts/trajectory_video.py"

@@ -1,0 +1,15 @@
+"""Rule capture_video: the film of one capture set."""
+
+from pathlib import Path
+
+from ditscope.config import decode
+from ditscope.job import job
+from ditscope.settings import Video
+from ditscope.video import capture_video
+
+with job(snakemake):
+    capture_video(
+        captures=Path(snakemake.input.captures),
+        out=Path(snakemake.output.video),
+        settings=decode(Video, snakemake.params.settings),
+    )

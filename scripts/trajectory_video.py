@@ -1,0 +1,16 @@
+"""Rule trajectory_video: all trajectories in one film."""
+
+from pathlib import Path
+
+from ditscope.config import decode
+from ditscope.job import job
+from ditscope.mosaic import trajectory_video
+from ditscope.settings import Video
+
+with job(snakemake):
+    trajectory_video(
+        tables=[Path(path) for path in snakemake.input.tables],
+        images=[Path(path) for path in snakemake.input.images],
+        out=Path(snakemake.output.video),
+        settings=decode(Video, snakemake.params.settings),
+    )
