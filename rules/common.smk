@@ -315,6 +315,13 @@ def benchmark_tables():
     return expand(f"{RESULTS}/benchmarks/{{name}}.parquet", name=names) if CONFIG.benchmark.models else []
 
 
+def refinements(*models):
+    names = ["codebook.safetensors", "latent_mae.safetensors", "refiner.safetensors"]
+    names += [f"{table}.parquet" for table in ("assignments", "training", "diagnostics", "neighbours", "tsne")]
+    names += ["record.json", "samples.png", "exemplars.png"]
+    return expand(f"{RESULTS}/refine/{{model}}/{{name}}", model=models, name=names)
+
+
 # What the workflow knows of itself ---------------------------------------------------------------------------------
 
 

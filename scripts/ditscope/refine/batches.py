@@ -58,9 +58,14 @@ def refiner_input(
     clean = data.tokens[rows]
     keys = draw_keys(rng, levels, clean.shape[1], data.counts)
     corrupted = corrupt(clean, keys, data.grid, settings, rng).astype(np.float32)
-    arrays = (corrupted, keys, data.codes[rows].astype(np.int64), levels.astype(np.int64))
-    tensors = [torch.from_numpy(array) for array in arrays]
-    return RefinerInput(*tensors, alpha, torch.from_numpy(clean))
+    return RefinerInput(
+        corrupted=torch.from_numpy(corrupted),
+        anchors=torch.from_numpy(keys),
+        classes=torch.from_numpy(data.codes[rows].astype(np.int64)),
+        levels=torch.from_numpy(levels.astype(np.int64)),
+        alpha=alpha,
+        clean=torch.from_numpy(clean),
+    )
 
 
 @dataclass(frozen=True)

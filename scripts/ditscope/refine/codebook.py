@@ -47,6 +47,8 @@ def build_codebook(images: list[Path], codebook: Path, assignments: Path, settin
 
 def fit_codebook(latents: LatentSet, settings: Refine) -> Codebook:
     """Learn vocabulary, scales and centroids from a set of latents and their prompts."""
+    if len(latents) < 2:
+        raise InputError("refine: a single sample has no neighbours; generate at least 2 images")
     if not 1 <= settings.codes <= len(latents):
         raise InputError(f"refine.codes: {settings.codes} pseudo-classes from {len(latents)} samples; lower it")
     vectorizer = TfidfVectorizer(max_features=MAX_WORDS, token_pattern=r"\S+")

@@ -34,7 +34,7 @@ from ditscope.tables import read_table, write_table
 log = logging.getLogger(__name__)
 EXEMPLARS = 8  # images drawn of each pseudo-class
 
-Row = tuple[str, str, str, float | None]  # group, item, metric, value
+Row = tuple[str, str, float | None]  # group, metric, value
 
 
 def diagnose(
@@ -56,7 +56,7 @@ def diagnose(
 ) -> None:
     """Measure codebook, encoder and refiner, and draw what the refiner does.
 
-    Leaves the tables `refine.diagnostics` (group, item, metric, value), `refine.neighbours` and `refine.tsne`, the
+    Leaves the tables `refine.diagnostics` (group, metric, value), `refine.neighbours` and `refine.tsne`, the
     experiment's `record` (json) and two picture grids: `samples` (clean, interpolated, refined) and `exemplars` (the
     images nearest to each centroid).
     """
@@ -84,20 +84,19 @@ def diagnose(
 
     rows: list[Row] = []
     for space, embedding in spaces.items():
-        rows += as_rows("separation", space, metrics.separation(embedding, codes))
-    rows += as_rows("retrieval", "latent_mae", metrics.retrieval(table, codes, text, keyframes))
-    rows += as_rows("occupancy", "codebook", metrics.occupancy(codes, settings.codes))
+        rows += as_rows(f"separation {space}", metrics.separation(embedding, codes))
+    rows += as_rows("retrieval latent_mae", metrics.retrieval(table, codes, text, keyframes))
+    rows += as_rows("occupancy", metrics.occupancy(codes, settings.codes))
     counts = np.bincount(codes, minlength=settings.codes)
-    rows += [("occupancy", f"code {code}", "samples", float(count)) for code, count in enumerate(counts)]
+    rows += [(f"code {code}", "samples", float(count)) for code, count in enumerate(counts)]
     errors, pictures = evaluate_levels(data, network, settings, device)
     rows += errors + kernel_rows(data, encoder, network, settings, device)
-    schema = {"group": pl.String, "item": pl.String, "metric": pl.String, "value": pl.Float64}
+    schema = {"group": pl.String, "metric": pl.String, "value": pl.Float64}
     write_table(pl.DataFrame(rows, schema=schema, orient="row"), diagnostics, "refine.diagnostics")
     write_table(table, neighbours, "refine.neighbours")
     points = metrics.tsne(pooled, settings.seed)
-    columns = {column: [r[column] for r in latents.records] for column in ("key", "prompt_id")}
-    columns |= {"code": codes, "x": points[:, 0], "y": points[:, 1]}
-    write_table(pl.DataFrame(columns), tsne, "refine.tsne")
+    who = pl.DataFrame({column: [r[column] for r in latents.records] for column in ("key", "prompt_id")})
+    write_table(who.with_columns(code=codes, x=points[:, 0], y=points[:, 1]), tsne, "refine.tsne")
 
     summary = experiment_record(name, images, latents, settings, rows, read_table(training, "refine.training"))
     record.write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
@@ -106,9 +105,9 @@ def diagnose(
     log.info("refine: %s, decision %s", name, summary["results"]["decision"])
 
 
-def as_rows(group: str, item: str, values: dict[str, Any]) -> list[Row]:
-    """Metrics of one item as rows of the long table."""
-    return [(group, item, metric, value) for metric, value in values.items()]
+def as_rows(group: str, values: dict[str, Any]) -> list[Row]:
+    """Metrics of one group as rows of the long table."""
+    return [(group, metric, value) for metric, value in values.items()]
 
 
 @torch.no_grad()
@@ -125,12 +124,12 @@ def evaluate_levels(
         parts = [to_device(slice_input(inputs, i, i + 64), device) for i in range(0, len(data.latents), 64)]
         refined = torch.cat([refine(network, part).cpu() for part in parts])
         anchors, clean = inputs.anchors.numpy(), inputs.clean.numpy()
-        for kind, tokens in (("interpolated", inputs.corrupted), ("refined", refined)):
-            errors = metrics.squared_errors(tokens.numpy(), clean, anchors)
-            rows += [("error", f"level {level}", f"{kind}_{metric}", value) for metric, value in errors.items()]
+        for kind, tokens in (("corrupted", inputs.corrupted), ("refined", refined)):
+            everywhere, missing = metrics.squared_errors(tokens.numpy(), clean, anchors)
+            rows += as_rows(f"level {level}", {f"mse_{kind}": everywhere, f"mse_{kind}_missing": missing})
             label = f"level {level}, {kind}\n{count} of {clean.shape[1]} kept"
             pictures.append((label, unpatchify(tokens[shown], data.grid, settings.patch)))
-        rows.append(("error", f"level {level}", "anchors", float(count)))
+        rows.append((f"level {level}", "anchors", float(count)))
     return rows, pictures
 
 
@@ -160,7 +159,7 @@ def kernel_rows(
         x = by_class(values, settings.classes_per_step)
         for radius in settings.radii:
             statistics = kernel_statistics(x, targets[feature], radius, settings.weighting)
-            rows += as_rows("kernel", f"{feature} R={radius:g}", statistics)
+            rows += as_rows(f"kernel {feature} R={radius:g}", statistics)
     return rows
 
 

@@ -97,10 +97,10 @@ def retrieval(neighbours: pl.DataFrame, codes: np.ndarray, text: np.ndarray, key
     """Top-1 and top-k consistency by class and mean agreement, each beside what random neighbours would give."""
     counts = np.bincount(codes)
     n = len(codes)
-    k = int(neighbours["rank"].max())  # type: ignore[arg-type]
     return {
+        "k": float(neighbours["rank"].max()),  # type: ignore[arg-type]
         "top1_consistency": float(neighbours.filter(pl.col("rank") == 1)["same_code"].mean()),  # type: ignore[arg-type]
-        f"top{k}_consistency": float(neighbours["same_code"].mean()),  # type: ignore[arg-type]
+        "topk_consistency": float(neighbours["same_code"].mean()),  # type: ignore[arg-type]
         "chance_consistency": float((counts * (counts - 1)).sum() / (n * (n - 1))),
         "text_agreement": float(neighbours["text_cosine"].mean()),  # type: ignore[arg-type]
         "chance_text_agreement": mean_cosine(text),
@@ -117,10 +117,10 @@ def mean_cosine(x: np.ndarray) -> float:
     return float((total @ total - (unit**2).sum()) / (len(x) * (len(x) - 1)))
 
 
-def squared_errors(prediction: np.ndarray, clean: np.ndarray, keys: np.ndarray) -> dict[str, float]:
+def squared_errors(prediction: np.ndarray, clean: np.ndarray, keys: np.ndarray) -> tuple[float, float]:
     """Mean squared error over all tokens and over missing ones; tokens (samples, tokens, size), keys bool."""
     errors = ((prediction - clean) ** 2).mean(-1)
-    return {"mse_all": float(errors.mean()), "mse_missing": float(errors[~keys].mean())}
+    return float(errors.mean()), float(errors[~keys].mean())
 
 
 def tsne(embedding: np.ndarray, seed: int) -> np.ndarray:

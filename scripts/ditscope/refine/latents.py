@@ -35,7 +35,8 @@ def read_latents(images: list[Path], patch: int) -> LatentSet:
     Raises InputError where a sample has no latent, latents differ in shape, a side is no multiple of `patch`, or a
     value is not finite.
     """
-    latents, records = [], []
+    latents: list[np.ndarray] = []
+    records: list[dict[str, Any]] = []
     for path in images:
         for sample in read_tar(path):
             if "latent.npy" not in sample:

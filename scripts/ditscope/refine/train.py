@@ -105,7 +105,7 @@ def train_latent_mae(
         return mae_loss(forward(latents, mask), latents, mask), {}
 
     loop = loop_settings(settings, settings.mae_steps, settings.mae_batch, settings.mae_learning_rate)
-    history = fit("latent_mae", network, loss, replace(loop, muon=False), folder)
+    history = fit("latent_mae", network, loss, replace(loop, muon=False), folder, settings.grad_accum)
     return network.requires_grad_(False), history
 
 

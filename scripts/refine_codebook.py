@@ -1,0 +1,16 @@
+"""Rule refine_codebook: the pseudo-classes of one model's latents."""
+
+from pathlib import Path
+
+from ditscope.config import decode
+from ditscope.job import job
+from ditscope.refine.codebook import build_codebook
+from ditscope.settings import Refine
+
+with job(snakemake):
+    build_codebook(
+        images=[Path(path) for path in snakemake.input.images],
+        codebook=Path(snakemake.output.codebook),
+        assignments=Path(snakemake.output.assignments),
+        settings=decode(Refine, snakemake.params.settings),
+    )

@@ -1,0 +1,18 @@
+"""Rule refine_diagnose: diagnostics, record and pictures of one model's refiner."""
+
+from pathlib import Path
+
+from ditscope.config import decode
+from ditscope.job import job, model_entry
+from ditscope.refine.diagnose import diagnose
+from ditscope.settings import Refine
+
+with job(snakemake):
+    files = [*snakemake.input.items(), *snakemake.output.items()]
+    diagnose(
+        name=snakemake.wildcards.model,
+        model=model_entry(snakemake.params.model),
+        images=[Path(path) for path in snakemake.input.images],
+        settings=decode(Refine, snakemake.params.settings),
+        **{name: Path(path) for name, path in files if name not in ("images", "weights")},
+    )

@@ -1,0 +1,44 @@
+"""Latents for the refiner's tests: a disc of one colour on a background of another, with a prompt that says so."""
+
+from pathlib import Path
+
+import numpy as np
+from ditscope.shards import png_bytes, write_tar
+
+COLOURS, BACKGROUNDS = ("red", "green", "blue"), ("white", "black")
+
+
+def disc_latents(samples: int, side: int = 8, channels: int = 4, seed: int = 0) -> tuple[np.ndarray, list[str]]:
+    """Latents (samples, channels, side, side) and their prompts."""
+    rng = np.random.default_rng(seed)
+    colours = rng.standard_normal((len(COLOURS), channels))
+    backgrounds = rng.standard_normal((len(BACKGROUNDS), channels))
+    rows, columns = np.mgrid[:side, :side]
+    latents, prompts = [], []
+    for i in range(samples):
+        c, b = i % len(COLOURS), i // len(COLOURS) % len(BACKGROUNDS)
+        y, x = rng.uniform(side / 4, 3 * side / 4, 2)
+        disc = np.hypot(rows - y, columns - x) < rng.uniform(side / 6, side / 3)
+        clean = np.where(disc, colours[c][:, None, None], backgrounds[b][:, None, None])
+        latents.append(clean + 0.05 * rng.standard_normal(clean.shape))
+        prompts.append(f"a {COLOURS[c]} disc on a {BACKGROUNDS[b]} background")
+    return np.stack(latents).astype(np.float32), prompts
+
+
+def write_discs(path: Path, samples: int = 24, side: int = 8, channels: int = 4, seed: int = 0) -> Path:
+    """A shard as the generate stage leaves it, of disc latents."""
+    latents, prompts = disc_latents(samples, side, channels, seed)
+    picture = png_bytes(np.zeros((16, 16, 3), np.uint8))
+    write_tar(
+        [
+            {
+                "__key__": f"{i:032x}",
+                "png": picture,
+                "json": {"prompt": prompt, "prompt_id": f"p{i:03d}", "seed": i},
+                "latent.npy": latent,
+            }
+            for i, (latent, prompt) in enumerate(zip(latents, prompts, strict=True))
+        ],
+        path,
+    )
+    return path
