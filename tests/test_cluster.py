@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 from ditscope import sequences
-from ditscope.cluster import by_size, cluster, cluster_labels, map_states, medoids
+from ditscope.cluster import by_size, cluster, cluster_labels, map_states, medoids, merge_close
 from ditscope.errors import InputError
 from ditscope.settings import Cluster
 from ditscope.states import read_states, unit
@@ -68,6 +68,31 @@ def test_hdbscan_finds_blobs_and_outliers():
     assert adjusted_rand_score(truth, labels[:-5]) == 1
     assert [np.sum(labels == label) for label in range(3)] == [60, 40, 25]
     assert (labels[-5:] == -1).all()
+
+
+def test_clusters_closer_than_epsilon_are_one():
+    d, rng = 12, np.random.default_rng(4)
+    # Two places 0.3 apart and two at right angles to them: 3 clusters at epsilon 0.4, 4 at epsilon 0.
+    places = unit(np.stack([np.eye(d)[0], np.eye(d)[0] + 0.3 * np.eye(d)[1], np.eye(d)[2], np.eye(d)[3]]))
+    truth = np.repeat(np.arange(4), 30)
+    u = unit(places[truth] + 0.01 * rng.normal(size=(120, d)))
+    settings = {"min_cluster_size": 5}
+    assert adjusted_rand_score(truth, cluster_labels(u, Cluster(epsilon=0.0, **settings))[0]) == 1
+    assert adjusted_rand_score(np.maximum(truth, 1), cluster_labels(u, Cluster(epsilon=0.4, **settings))[0]) == 1
+
+
+def test_merging_replaces_clusters_within_a_component():
+    labels = np.array([0, 0, 1, 1, -1, 2, 2, 2, 3, 3, -1])
+    components = np.array([5, 5, 5, 5, 5, 1, 1, -1, 2, 3, -1])
+    merged = merge_close(labels, components)
+    assert len(set(merged[:5])) == 1 and merged[0] in (0, 1)
+    assert merged[5:].tolist() == labels[5:].tolist()
+
+
+def test_random_walks_with_repeats_are_clustered(tmp_path):
+    vectors = {key: np.round(x) for key, x in random_states(length=40).items()}
+    labels = run_cluster(tmp_path, vectors)["clusters"]["label"]
+    assert labels.null_count() == 0 and labels.n_unique() > 2
 
 
 def test_a_sample_labels_the_rest_as_a_full_clustering_does():

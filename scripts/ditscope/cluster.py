@@ -77,12 +77,32 @@ def cluster_labels(u: np.ndarray, settings: Cluster = Cluster()) -> tuple[np.nda
     fitted = HDBSCAN(
         min_cluster_size=size,
         min_samples=samples,
-        cluster_selection_epsilon=settings.epsilon,
         allow_single_cluster=settings.allow_single_cluster,
         copy=True,
-    ).fit_predict(u[rows])
-    labels = fitted[nearest(u, u[rows])] if len(rows) < n else fitted
+    ).fit(u[rows])
+    # scikit-learn 1.9's own `cluster_selection_epsilon` fails under NumPy 2.4 as soon as it has something to merge.
+    found = fitted.labels_
+    if settings.epsilon > 0:
+        found = merge_close(found, fitted.dbscan_clustering(settings.epsilon, min_cluster_size=size))
+    labels = found[nearest(u, u[rows])] if len(rows) < n else found
     return by_size(labels), None
+
+
+def merge_close(labels: np.ndarray, components: np.ndarray) -> np.ndarray:
+    """HDBSCAN labels (n,) without splits below the distance at which `components`, DBSCAN* labels (n,), were cut.
+
+    A cluster that lies within one component was split off below that distance: the whole component takes its place
+    (the hybrid of DBSCAN* and HDBSCAN* of Malzer & Baum 2020). One that reaches beyond its components stays.
+    """
+    names, number = np.unique(labels, return_inverse=True)
+    low, high = np.full(len(names), len(labels)), np.full(len(names), OUTLIER)
+    np.minimum.at(low, number, components)
+    np.maximum.at(high, number, components)
+    within = (low == high) & (low > OUTLIER) & (names != OUTLIER)
+    merged = labels.copy()
+    for component, name in zip(low[within], names[within], strict=True):
+        merged[components == component] = name
+    return merged
 
 
 def nearest(u: np.ndarray, sample: np.ndarray) -> np.ndarray:

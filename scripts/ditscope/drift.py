@@ -1,5 +1,6 @@
 """Drift: how far each state of a trajectory is from its first one, how far it steps, and how alike runs are."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from ditscope.settings import Drift
 from ditscope.states import STATE, by_embedder, read_states, run_starts, unit, vectors
 from ditscope.tables import write_table
 
+log = logging.getLogger(__name__)
 CONTROL = pl.Enum(["observed", "shuffled"])
 DISTANCES = ["euclidean", "cosine_distance", "angle_rad"]
 STEPS = [f"step_{name}" for name in DISTANCES]
@@ -24,6 +26,7 @@ def drift(embeddings: list[Path], trajectories: list[Path], folder: Path, settin
     pair of runs), autoregression.parquet (lag-1 coefficients) and normality.parquet (tests of the step sizes).
     """
     states = read_states(embeddings, trajectories)
+    log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)
     table = drift_table(states, settings.shuffles)
     write_table(table, folder / "drift.parquet", "drift")
     write_table(run_similarity(states), folder / "similarity.parquet", "drift.similarity")
