@@ -1,7 +1,6 @@
 """Frames of a film: text that fits, tiles, and writing them as a GIF or an MP4 with equal bytes for equal frames."""
 
 import os
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import chain
@@ -59,9 +58,11 @@ def pieces(text: str, size: int, width: int) -> Iterator[str]:
     """The words of a text; a word wider than a line comes in parts."""
     for word in text.split():
         while text_width(word, size) > width and len(word) > 1:
-            fitting = bisect_right(range(len(word)), width, key=lambda n, word=word: text_width(word[:n], size)) - 1
-            yield word[: max(fitting, 1)]
-            word = word[max(fitting, 1) :]
+            count = 1
+            while text_width(word[: count + 1], size) <= width:
+                count += 1
+            yield word[:count]
+            word = word[count:]
         yield word
 
 
