@@ -1,0 +1,105 @@
+"""The house around the code: profiles resolve from a fresh clone, generated pages are true, files agree."""
+
+import os
+import re
+import subprocess
+import tomllib
+
+import ditscope
+import pytest
+import rulegraph
+import yaml
+from workflow import ROOT, snakemake, workdir
+
+PROFILES = ("local", "slurm", "apple")
+TARGETS = ("setup", "demo", "test", "test-system", "test-all", "lint", "report", "dag", "docs", "lock", "clean")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profile_is_one_file_with_a_reason_above_each_value(profile):
+    (file,) = (ROOT / "profiles" / profile).iterdir()
+    assert (ROOT / profile).resolve() == file.parent
+    lines = file.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"[a-z]", line):
+            assert lines[number - 1].startswith("#"), f"{file}: no reason above `{line}`"
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [("--profile", "local"), ("--profile", "slurm"), ("--workflow-profile", "local"), ("--profile", "profiles/local")],
+    ids=" ".join,
+)
+def test_profile_resolves(spelling, tmp_path):
+    done = snakemake(workdir(tmp_path), *spelling, "--dry-run", "--configfile", str(ROOT / "experiments" / "tiny.yaml"))
+    assert done.returncode == 0, done.stdout
+    assert "This was a dry-run" in done.stdout
+
+
+def test_profiles_name_no_site():
+    for profile in PROFILES:
+        values = yaml.safe_load((ROOT / "profiles" / profile / "config.yaml").read_text())
+        assert not re.search(r"partition|account|qos|constraint", str(values))
+
+
+def test_rule_graph_is_up_to_date(tmp_path):
+    page = rulegraph.page_with(rulegraph.rule_graph(tmp_path))
+    assert rulegraph.PAGE.read_text() == page, "run `make docs`"
+
+
+def test_config_typo_is_one_line_of_snakemake_s_error(tmp_path):
+    overlay = tmp_path / "typo.yaml"
+    overlay.write_text("video: {fsp: 3}\n")
+    done = snakemake(workdir(tmp_path / "run"), "--cores", "1", "--dry-run", "--configfile", str(overlay))
+    assert done.returncode != 0
+    assert "video.fsp: `fsp` is not a setting; did you mean `fps`?" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_every_rule_logs_and_names_its_environment():
+    for file in sorted((ROOT / "rules").glob("*.smk")):
+        blocks = re.split(r"^(?:rule|checkpoint) (\w+):", file.read_text(), flags=re.M)
+        for name, body in zip(blocks[1::2], blocks[2::2], strict=True):
+            if re.search(r"^    (script|shell):", body, flags=re.M):
+                assert re.search(r"^    log:", body, flags=re.M), f"{file.name}: rule {name} has no log"
+                assert re.search(r"^    conda:", body, flags=re.M), f"{file.name}: rule {name} names no environment"
+
+
+def test_every_rules_file_says_what_it_needs_and_leaves():
+    for file in sorted((ROOT / "rules").glob("*.smk")):
+        if file.name != "common.smk":
+            header = re.match(r"(#.*\n)+", file.read_text())
+            assert header and "Needs:" in header[0] and "Leaves" in header[0], file.name
+
+
+def test_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert str(citation["version"]) == ditscope.__version__
+    assert f"## {ditscope.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_licence_is_the_one_that_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert project["license"] == citation["license"] == "Apache-2.0"
+    assert "Version 2.0, January 2004" in (ROOT / "LICENSE").read_text()
+
+
+def test_entry_of_continuous_integration_runs_both_tiers():
+    entry = ROOT / ".ci" / "run"
+    assert os.access(entry, os.X_OK)
+    assert {"make test", "make test-system"} <= set(entry.read_text().splitlines())
+    subprocess.run(["bash", "-n", str(entry)], check=True)
+
+
+def test_make_has_the_documented_targets():
+    text = (ROOT / "Makefile").read_text()
+    for target in TARGETS:
+        assert re.search(rf"^{target}:.*## ", text, flags=re.M), target
+
+
+def test_links_of_the_docs_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"

@@ -1,0 +1,46 @@
+"""The studies in experiments/: each is valid, can be planned, and plans nothing on a model that it did not select."""
+
+import re
+
+import pytest
+import yaml
+from ditscope.cli import read_config
+from workflow import ROOT, STUDIES, snakemake, workdir
+
+SHIPPED = {"shapes-flux", "shapes-sd3", "shapes-clip", "shapes-blip"}
+
+
+def overlay(study):
+    return ROOT / "experiments" / f"{study}.yaml"
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_study_is_named_after_its_file(study):
+    assert read_config([overlay(study)]).experiment == study
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_hub_models_are_pinned(study):
+    """A commit of 40 hex digits; a branch only with a comment that asks for one."""
+    data, text = yaml.safe_load(overlay(study).read_text()), overlay(study).read_text()
+    for entry in [*data.get("models", {}).values(), *data.get("embedders", {}).values()]:
+        if "source" in entry and not (ROOT / entry["source"]).exists():
+            revision = entry.get("revision", "")
+            assert re.fullmatch(r"[0-9a-f]{40}", revision) or re.search(rf"revision: {revision} +# .*commit", text), (
+                entry
+            )
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_study_plans_only_models_that_it_selects(study, tmp_path):
+    done = snakemake(workdir(tmp_path), "--cores", "1", "--dry-run", "--forceall", "--configfile", str(overlay(study)))
+    assert done.returncode == 0, done.stdout
+    config = read_config([overlay(study)])
+    chosen = {*config.selected_models(), *config.embed.embedders}
+    chosen |= {config.benchmark.features} if config.benchmark.models else set()
+    named = {model for model in SHIPPED if re.search(rf"\b{model}\b", done.stdout)}
+    assert named <= chosen
+    assert bool(chosen & SHIPPED) == (study == "tiny")
+    for model in config.selected_models():
+        entry = config.models[model]
+        assert not entry.revision or f"{entry.source.replace('/', '--')}@{entry.revision}" in done.stdout
