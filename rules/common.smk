@@ -334,11 +334,14 @@ def targets(publish=True):
         "calibrate": calibration_manifests(*CONFIG.calibrate.models),
         "sensitivity": sensitivity_table(),
         "plan": bit_plans(*CONFIG.sensitivity.models),
+        "benchmark": benchmark_tables(),
         "trajectories": [path for kind in ("parquet", "tar") for path in trajectory_shards(*CONFIG.trajectories.networks, suffix=kind)],
         "embed": embedding_shards(CONFIG.embed.embedders, CONFIG.trajectories.networks),
         "drift": analysis_tables("drift"),
         "cluster": analysis_tables("clusters"),
         "topology": analysis_tables("topology"),
+        "refine": refinements(*CONFIG.refine.models),
+        "video": [*capture_videos(*CONFIG.capture.models), *trajectory_videos()],
     }
     return left | ({"publish": publications()} if publish else {})
 
