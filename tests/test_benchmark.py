@@ -1,0 +1,258 @@
+"""Benchmark: the protocol on a tiny generator, quality against the base, ratios in a compile state, hardware ids."""
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from tiny_models import tiny_generator
+
+from ditscope import benchmark as stage
+from ditscope import generate, hardware, latency, memory, quality
+from ditscope.benchmark import benchmark
+from ditscope.benchmark_table import benchmark_table, with_size_ratios, with_speed_ratios
+from ditscope.config import check, decode
+from ditscope.errors import InputError
+from ditscope.quality import PAIRED, read_images
+from ditscope.settings import Benchmark, Config, Embedder, Scheme
+from ditscope.tables import read_table
+
+SCHEMES = {
+    "base": Scheme("base"),
+    "int8": Scheme("int8-weight-only"),
+    "int3": Scheme("intx-weight-only", bits=3, group_size=8),
+    "fp8": Scheme("fp8-dynamic-row"),
+}
+SETTINGS = Benchmark(batches=[1, 3], repeats=2, warmup=1, num_images=4, hardware="here", features="colour")
+EMBEDDERS = {"colour": Embedder("clip", "unused", modality="image")}
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Run the benchmark on a tiny FLUX without tokenizers, and judge it by the mean colour of image quarters."""
+
+    def load(name, entry):
+        generator = tiny_generator("flux", name)
+        return replace(generator, entry=replace(generator.entry, steps=entry.steps, guidance=entry.guidance))
+
+    def colours(images):
+        means = [np.asarray(i, np.float32).reshape(2, 16, 2, 16, 3).mean((1, 3)).ravel() for i in images]
+        return torch.from_numpy(np.stack(means))
+
+    monkeypatch.setattr(stage, "load_generator", load)
+    monkeypatch.setattr(generate, "prompt_tokens", lambda model, prompt: (3, False))
+    monkeypatch.setattr(quality, "feature_extractor", lambda name, entry: ("colours", colours))
+    csv = tmp_path / "prompts.csv"
+    csv.write_text("prompt,seed\na red ring,1\na blue star,2\na cross,3\na green circle,4\na square,5\n")
+
+    def run(config, folder="out", settings=SETTINGS, **more):
+        entry = tiny_generator("flux").entry
+        benchmark("tiny", entry, SCHEMES, EMBEDDERS, [csv], tmp_path / folder, config, settings=settings, **more)
+        return tmp_path / folder / f"{config}-{more.get('compile', 'eager')}.parquet"
+
+    return run
+
+
+def test_a_run_leaves_sizes_timings_and_images(tiny):
+    path = tiny("int8")
+    run = read_table(path, "benchmark.run").row(0, named=True)
+    assert run["stored_bytes"] < read_table(tiny("base"), "benchmark.run")["stored_bytes"][0]
+    assert run["quantized_layers"] > 10 and run["images"] == 4 and run["reason"] == "" and not run["simulated"]
+    timing = read_table(path.with_suffix(".timing.parquet"), "benchmark.run.timing")
+    assert timing["batch"].to_list() == [1, 3]
+    for row in timing.to_dicts():
+        assert len(row["latencies_ms"]) == row["repeats"] == 2
+        assert row["latency_median_ms"] == pytest.approx(np.median(row["latencies_ms"]))
+        assert row["latency_p10_ms"] <= row["latency_median_ms"] <= row["latency_p90_ms"]
+        assert row["latency_per_image_ms"] == pytest.approx(row["latency_median_ms"] / row["batch"])
+        assert row["steady_peak_rss_bytes"] > 0 and row["load_peak_rss_bytes"] > 0 and "torch" in row["packages"]
+    assert [s["json"]["scheme"] for s in read_images(path).values()] == ["int8"] * 4
+
+
+def test_the_same_run_again_is_byte_identical_but_for_time(tiny):
+    one, two = tiny("int3", "one"), tiny("int3", "two")
+    assert one.read_bytes() == two.read_bytes()
+    assert one.with_suffix(".tar").read_bytes() == two.with_suffix(".tar").read_bytes()
+
+
+def test_images_do_not_depend_on_the_batch_size(tiny):
+    one = read_images(tiny("int8", "one", replace(SETTINGS, batches=[1])))
+    many = read_images(tiny("int8", "many", replace(SETTINGS, batches=[3])))
+    assert one.keys() == many.keys()
+    for pair in one:
+        difference = one[pair]["latent.npy"] - many[pair]["latent.npy"]
+        assert np.abs(difference).max() <= 1e-4 * np.abs(one[pair]["latent.npy"]).max()
+
+
+def test_what_cannot_run_is_a_row_with_the_reason(tiny):
+    path = tiny("fp8")
+    run = read_table(path, "benchmark.run").row(0, named=True)
+    assert "8.9" in run["reason"] and run["stored_bytes"] is None and run["images"] == 0
+    timing = read_table(path.with_suffix(".timing.parquet"), "benchmark.run.timing")
+    assert timing["latency_median_ms"].null_count() == 2 and all("8.9" in reason for reason in timing["reason"])
+    assert read_images(path) == {}
+
+
+def test_a_batch_that_fails_does_not_stop_the_others(tiny, monkeypatch):
+    run_once = latency.run_once
+
+    def limited(generator, rows):
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("out of memory: tried to allocate 7 GiB\nmore lines")
+        return run_once(generator, rows)
+
+    monkeypatch.setattr(latency, "run_once", limited)
+    path = tiny("base")
+    timing = read_table(path.with_suffix(".timing.parquet"), "benchmark.run.timing")
+    assert timing["reason"].to_list() == ["", "OutOfMemoryError: out of memory: tried to allocate 7 GiB"]
+    assert read_table(path, "benchmark.run")["images"][0] == 4
+
+
+def test_compiling_without_a_compiler_is_a_reason(tiny, monkeypatch):
+    def no_compiler():
+        raise RuntimeError("no g++")
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", no_compiler)
+    assert "needs a C++ compiler" in read_table(tiny("base", compile="regional"), "benchmark.run")["reason"][0]
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("compile", ["regional", "full"])
+def test_compiled_images_are_close_to_eager_ones(tiny, compile):
+    settings = replace(SETTINGS, batches=[2], num_images=2)
+    eager, compiled = read_images(tiny("int8", settings=settings)), tiny("int8", settings=settings, compile=compile)
+    assert read_table(compiled, "benchmark.run")["reason"][0] == ""
+    for pair, sample in read_images(compiled).items():
+        assert np.abs(sample["latent.npy"] - eager[pair]["latent.npy"]).max() < 1e-3
+
+
+def test_quality_of_the_base_is_perfect_and_fewer_bits_are_worse(tiny, tmp_path):
+    runs = [tiny(config) for config in SCHEMES]
+    quality.quality(runs, tmp_path / "quality.parquet", EMBEDDERS, SETTINGS)
+    table = read_table(tmp_path / "quality.parquet", "benchmark.quality")
+    value = {(r["scheme"], r["metric"]): r["value"] for r in table.to_dicts()}
+    assert value["base", "psnr_db"] == 100 and value["base", "ssim"] == pytest.approx(1)
+    assert value["base", "quality_loss"] == pytest.approx(0, abs=1e-12) and value["base", "fid"] <= 1e-6
+    assert value["base", "quality_loss"] < value["int8", "quality_loss"] < value["int3", "quality_loss"]
+    assert value["int3", "psnr_db"] < value["int8", "psnr_db"] < 100
+    unsupported = table.filter(scheme="fp8")
+    assert unsupported["value"].null_count() == len(unsupported) and unsupported["reason"].str.contains("8.9").all()
+    measured = table.filter(pl.col("value").is_not_null())
+    assert (measured["n"] == 4).all() and measured.filter(metric="fid")["small_n"].all()
+    inside = measured.filter(pl.col("metric").is_in(PAIRED))
+    assert ((inside["low"] <= inside["value"] + 1e-12) & (inside["value"] <= inside["high"] + 1e-12)).all()
+
+
+def test_quality_refuses_a_reference_made_with_other_settings(tiny, tmp_path):
+    base = tiny("base")
+    for key, settings in [
+        ("steps 5, but the reference .* has 2", replace(SETTINGS, num_steps=5)),
+        ("guidance 3.0, but the reference .* has 0.0", replace(SETTINGS, num_steps=2, cfg_scale=3.0)),
+        ("its 2 .* pairs are not the 4", replace(SETTINGS, num_steps=2, num_images=2)),
+    ]:
+        base = tiny("base", "reference", replace(SETTINGS, num_steps=2))
+        other = tiny("int8", "other", settings)
+        with pytest.raises(InputError, match=key):
+            quality.quality([base, other], tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
+    with pytest.raises(InputError, match="no run of the base scheme in eager mode"):
+        quality.quality([tiny("int8")], tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
+
+
+def test_reference_dir_judges_at_once_and_skip_metrics_makes_no_images(tiny, tmp_path):
+    tiny("base", "reference")
+    tiny("int8", "out", reference_dir=tmp_path / "reference")
+    found = read_table(tmp_path / "out" / "quality.parquet", "benchmark.quality")
+    assert found["scheme"].unique(maintain_order=True).to_list() == ["int8", "base"]
+    path = tiny("base", "timed", replace(SETTINGS, skip_metrics=True))
+    assert read_images(path) == {} and read_table(path, "benchmark.run")["images"][0] == 0
+
+
+def test_the_joined_tables(tiny, tmp_path):
+    runs = [tiny(config) for config in SCHEMES]
+    outs = [tmp_path / name for name in ("benchmark.parquet", "benchmark.timing.parquet", "quality.parquet")]
+    quality.quality(runs, tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
+    benchmark_table(runs, [r.with_suffix(".timing.parquet") for r in runs], [tmp_path / "q.parquet"], *outs)
+    table = read_table(outs[0], "benchmark")
+    assert table["scheme"].to_list() == list(SCHEMES)
+    assert table["nominal_ratio"][0] == 1 and table["nominal_ratio"][2] > table["nominal_ratio"][1] > 1
+    assert table["quality_loss"][2] > table["quality_loss"][1] and table["quality_loss"][3] is None
+    assert len(read_table(outs[1], "benchmark.timing")) == 8
+    benchmark_table(runs, [r.with_suffix(".timing.parquet") for r in runs], [], *outs)
+    assert read_table(outs[2], "benchmark.quality").is_empty()
+
+
+def test_ratios_stay_within_a_compile_state_and_a_host():
+    rows = [
+        ("h", "base", "eager", 100.0, 10), ("h", "int8", "eager", 50.0, 5), ("h", "base", "full", 40.0, 10),
+        ("h", "int8", "full", 50.0, 4), ("h", "int8", "regional", 1.0, 4), ("other", "int8", "eager", 1.0, 4),
+        ("h", "int4", "eager", None, None),
+    ]  # fmt: skip
+    names = ["hardware", "scheme", "compile", "latency_median_ms", "steady_peak_rss_bytes"]
+    table = pl.DataFrame(rows, schema=names, orient="row").with_columns(
+        pl.lit("m").alias("model"), pl.lit(1).alias("batch"), pl.col("scheme").alias("kind"),
+        pl.lit(None, pl.Int64).alias("steady_peak_reserved_bytes"),
+    )  # fmt: skip
+    found = with_speed_ratios(table)
+    assert found["speedup"].to_list() == [1, 2, 1, 0.8, None, None, None]
+    assert found["latency_reduction"].to_list() == [0, 0.5, 0, -0.25, None, None, None]
+    assert found["peak_memory_ratio"].to_list() == [1, 0.5, 1, 0.4, None, None, None]
+    sizes = table.select(
+        "model", "hardware", "scheme", "compile", "kind", nominal_bytes=pl.lit(8), stored_bytes=pl.lit(4)
+    )
+    assert with_size_ratios(sizes)["nominal_ratio"].to_list() == [1, 1, 1, 1, 1, None, 1]
+
+
+@pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="peaks are reset through Linux's /proc")
+def test_peaks_are_those_of_the_phase():
+    memory.reset_peaks()
+    before = memory.peak_rss()
+    block = bytearray(96 << 20)
+    during = memory.peak_rss()
+    del block
+    memory.reset_peaks()
+    assert during - before > 90 << 20
+    assert memory.peak_rss() < during - (60 << 20)
+
+
+def test_hardware_ids(monkeypatch, tmp_path):
+    assert hardware.slug("Intel(R) Xeon(R) Platinum 8480C CPU @ 2.00GHz") == "intel-xeon-platinum-8480c"
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'NVIDIA H200, 570.86'\n")
+    smi.chmod(0o755)
+    for folder, expected in ((tmp_path, "nvidia-h200"), (tmp_path / "none", hardware.slug(hardware.cpu_model()))):
+        hardware.nvidia_gpus.cache_clear()
+        monkeypatch.setenv("PATH", f"{folder}:/bin" if folder == tmp_path else str(folder))
+        assert hardware.hardware_id().startswith(expected)
+        gpus = hardware.fingerprint()
+        assert (gpus["gpu"], gpus["driver"]) == (("NVIDIA H200", "570.86") if folder == tmp_path else ("", ""))
+    hardware.nvidia_gpus.cache_clear()
+
+
+def test_bad_choices_are_refused_before_anything_loads(tiny):
+    with pytest.raises(InputError, match="did you mean `int8`"):
+        tiny("int88")
+    with pytest.raises(InputError, match="did you mean `full`"):
+        tiny("base", compile="ful")
+
+
+@pytest.mark.parametrize(
+    ("benchmark_settings", "message"),
+    [
+        ({"compile": ["eagre"]}, "did you mean `eager`"),
+        ({"compile": ["full"]}, "kind `base` in eager mode"),
+        ({"schemes": ["int8"]}, "kind `base` in eager mode"),
+        ({"features": "clip"}, "`clip` is not in the config's `embedders`"),
+    ],
+)
+def test_the_config_is_checked(benchmark_settings, message):
+    data = {
+        "models": {"m": {"family": "flux", "source": "x"}},
+        "schemes": {"base": {"kind": "base"}, "int8": {"kind": "int8-weight-only"}},
+        "embedders": {"shapes-clip": {"family": "clip", "source": "y"}},
+        "benchmark": {"models": ["m"], "schemes": ["base", "int8"]} | benchmark_settings,
+    }
+    with pytest.raises(InputError, match=message):
+        check(decode(Config, data))
+    skipped = data | {"benchmark": data["benchmark"] | {"skip_metrics": True, "compile": ["full"]}}
+    check(decode(Config, skipped))

@@ -1,0 +1,167 @@
+"""Quantization schemes: sizes by hand, errors within their bound, what cannot run and why."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ditscope import quantize
+from ditscope.errors import InputError
+from ditscope.quantize import (
+    KINDS,
+    apply_scheme,
+    is_simulated,
+    layer_configs,
+    mean_bits,
+    nominal_bytes,
+    stored_bytes,
+    unsupported,
+)
+from ditscope.settings import SCHEME_KINDS, Scheme
+
+ON_CPU = ["int8-weight-only", "int8-dynamic", "fp8-weight-only", "intx-weight-only", "int8-dynamic-intx"]
+BIASES = 32 * 4  # bytes of the first layer's bias, which no scheme touches
+
+
+def two_layers(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(64, 32), nn.LayerNorm(32, elementwise_affine=False), nn.Linear(32, 48, bias=False)
+    ).to(dtype)
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    document = {"schema_version": "1", "group_size": 32, "layers": {"0": 2, "2": 8}}
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    return tmp_path / "plan.json"
+
+
+def test_settings_offer_exactly_the_registered_kinds():
+    assert tuple(KINDS) == SCHEME_KINDS
+
+
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [
+        (Scheme("base"), 64 * 32 * 4 + BIASES + 32 * 48 * 4),
+        (Scheme("int8-weight-only"), 64 * 32 + 32 * 2 + BIASES + 32 * 48 + 48 * 2),  # a 16-bit scale a row
+        (Scheme("int8-dynamic"), 64 * 32 + 32 * 2 + BIASES + 32 * 48 + 48 * 2),
+        (Scheme("fp8-weight-only"), 64 * 32 + 32 * 2 + BIASES + 32 * 48 + 48 * 2),
+        (Scheme("int8-weight-only", group_size=16), 64 * 32 + 32 * 4 * 2 + BIASES + 32 * 48 + 48 * 2 * 2),
+        (Scheme("intx-weight-only", bits=4, group_size=32), 64 * 32 // 2 + 64 * 2 + BIASES + 32 * 48 // 2 + 48 * 2),
+        (Scheme("int8-dynamic-intx", bits=3), 64 * 32 * 3 // 8 + 32 * 2 + BIASES + 32 * 48 * 3 // 8 + 48 * 2),
+        (Scheme("intx-weight-only", bits=4, group_size=64), 64 * 32 // 2 + 32 * 2 + BIASES + 32 * 48 * 4),  # 64 > 32
+        (Scheme("fp8-dynamic-tensor"), 64 * 32 + 2 + BIASES + 32 * 48 + 2),
+        # int4: scale 16 bits and zero point 4 bits a group
+        (Scheme("int4-weight-only", group_size=32), 64 * 32 // 2 + 64 * 20 // 8 + BIASES + 32 * 48 // 2 + 48 * 20 // 8),
+    ],
+)  # fmt: skip
+def test_nominal_bytes_by_hand(scheme, expected):
+    assert nominal_bytes(two_layers(), scheme) == expected
+
+
+def test_nominal_bytes_of_a_plan_and_of_sparsity_by_hand(plan_file):
+    first = (64 * 32 * 2 + 64 * (16 + 2)) // 8  # 64 groups of 32, each with a 16-bit scale and a 2-bit zero point
+    second = (32 * 48 * 8 + 48 * (16 + 8)) // 8
+    assert nominal_bytes(two_layers(), Scheme("plan", plan="b"), plan_file) == first + BIASES + second
+    assert mean_bits(two_layers(), Scheme("plan", plan="b"), plan_file) == 8 * (first + second) / (64 * 32 + 32 * 48)
+    square = nn.Linear(64, 64, bias=False).bfloat16()  # two of four 16-bit values, and 2 bits for the place of each
+    assert nominal_bytes(nn.Sequential(square), Scheme("sparse-2-4")) == 64 * 64 // 2 * 2 + 64 * 64 // 2 * 2 // 8
+    assert mean_bits(two_layers(), Scheme("base")) is None
+
+
+@pytest.mark.parametrize("kind", ON_CPU)
+def test_a_scheme_changes_the_output_a_little_and_the_stored_size_a_lot(kind):
+    exact, quantized = two_layers(), two_layers()
+    apply_scheme(quantized, Scheme(kind, group_size=0))
+    x = torch.randn(20, 64, generator=torch.Generator().manual_seed(1))
+    expected, found = exact(x), quantized(x)
+    relative = ((found - expected).norm() / expected.norm()).item()
+    assert 0 < relative < 0.05
+    assert stored_bytes(quantized) < 0.4 * stored_bytes(exact)
+
+
+def test_int8_weights_are_within_half_a_step():
+    exact, quantized = two_layers(), two_layers()
+    apply_scheme(quantized, Scheme("int8-weight-only"))
+    weight = exact[0].weight.detach()
+    step = weight.abs().amax(1, keepdim=True) / 127.5  # symmetric: -128 to 127
+    error = (quantized[0].weight.dequantize() - weight).abs()
+    assert (error <= step * 0.5 * 1.02).all() and error.max() > 0.25 * step.min()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_intx_weights_take_few_values_in_a_group_and_lie_in_int8(bits):
+    model = two_layers()
+    apply_scheme(model, Scheme("intx-weight-only", bits=bits, group_size=32))
+    values = [len(group.unique()) for group in model[0].weight.dequantize().reshape(-1, 32)]
+    assert max(values) <= 2**bits
+    scales = zeros = 64 * 32 // 32 + 32 * 48 // 32
+    assert stored_bytes(model) == 64 * 32 + 32 * 48 + 4 * scales + zeros + BIASES  # one byte a weight at any width
+
+
+def test_layers_that_the_group_does_not_divide_stay_exact():
+    model = two_layers()
+    apply_scheme(model, Scheme("intx-weight-only", bits=4, group_size=64))
+    assert list(layer_configs(two_layers(), Scheme("intx-weight-only", bits=4, group_size=64))) == ["0"]
+    assert torch.equal(model[2].weight, two_layers()[2].weight)
+    assert layer_configs(two_layers(), Scheme("sparse-2-4")) == {}  # 32 is no multiple of its tile
+
+
+def test_a_plan_gives_each_layer_its_bits(plan_file):
+    model = two_layers()
+    apply_scheme(model, Scheme("plan", plan="b"), plan_file)
+    groups = model[0].weight.dequantize().reshape(-1, 32)
+    assert max(len(g.unique()) for g in groups) <= 4
+    assert max(len(g.unique()) for g in model[2].weight.dequantize().reshape(-1, 32)) > 16
+
+
+def test_simulated_means_fewer_bits_than_a_byte_in_a_byte(plan_file):
+    model = two_layers()
+    assert is_simulated(model, Scheme("intx-weight-only", bits=4))
+    assert is_simulated(model, Scheme("int8-dynamic-intx", bits=7))
+    assert is_simulated(model, Scheme("plan", plan="b"), plan_file)
+    assert not is_simulated(model, Scheme("intx-weight-only", bits=8))
+    assert not is_simulated(model, Scheme("int8-dynamic"))
+    assert not is_simulated(model, Scheme("base"))
+
+
+def test_sparsity_keeps_the_two_largest_of_four(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64).bfloat16())
+    before = model[0].weight.detach().clone()
+    monkeypatch.setattr(quantize, "quantize_", lambda *args, **kwargs: None)  # the sparse layout needs CUDA
+    apply_scheme(model, Scheme("sparse-2-4"))
+    kept = model[0].weight.detach().reshape(-1, 4)
+    largest = torch.zeros_like(kept, dtype=torch.bool).scatter_(1, before.reshape(-1, 4).abs().topk(2).indices, True)
+    assert torch.equal(kept, torch.where(largest, before.reshape(-1, 4), 0))
+
+
+@pytest.mark.parametrize("kind", ["fp8-dynamic-row", "fp8-dynamic-tensor", "int4-weight-only", "sparse-2-4"])
+def test_schemes_for_gpus_say_why_a_cpu_cannot(kind):
+    reason = unsupported(Scheme(kind), "cpu")
+    assert kind in reason and "compute capability" in reason and "`cpu`" in reason
+
+
+def test_reasons_name_what_is_missing(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert "needs CUDA compute capability 8.9; this GPU has 8.0" in unsupported(Scheme("fp8-dynamic-row"), "cuda")
+    assert unsupported(Scheme("int4-weight-only"), "cuda") == ""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert unsupported(Scheme("fp8-dynamic-row"), "cuda", "bfloat16") == ""
+    assert "bfloat16 weights; the model is loaded as float32" in unsupported(
+        Scheme("fp8-dynamic-row"), "cuda", "float32"
+    )
+    assert unsupported(Scheme("fp8-dynamic-tensor"), "cuda", "float32") == ""
+    assert "MPS" in unsupported(Scheme("fp8-weight-only"), "mps")
+    assert all(unsupported(Scheme(kind), "cpu", "float32") == "" for kind in ["base", *ON_CPU])
+
+
+def test_bad_schemes_are_refused():
+    with pytest.raises(InputError, match="bits: 9; 1 to 8"):
+        apply_scheme(two_layers(), Scheme("intx-weight-only", bits=9))
+    with pytest.raises(InputError, match="give the plan's file"):
+        apply_scheme(two_layers(), Scheme("plan", plan="4bit"))
