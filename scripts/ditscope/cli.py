@@ -25,6 +25,7 @@ COMMANDS = {
     "plan": ("plan:plan", "choose bits for every layer under a size budget"),
     "trajectories": ("trajectories:trajectories", "follow runs around a network of generators and captioners"),
     "embed": ("embed:embed", "embed the texts or the images of trajectories"),
+    "benchmark": ("benchmark:benchmark", "time, weigh and judge a model under a quantization scheme"),
     "drift": ("drift:drift", "distances of the states of trajectories to their first one"),
     "cluster": ("cluster:cluster", "cluster the states of trajectories and describe how they move between clusters"),
     "topology": ("topology:topology", "persistent homology of the states of trajectories"),
