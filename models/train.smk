@@ -7,6 +7,7 @@ OUT = "results/training"
 CLIP_TEXT = f"{OUT}/cliptext/model.safetensors"
 T5 = f"{OUT}/text/model.safetensors"
 VAE = f"{OUT}/vae/diffusion_pytorch_model.safetensors"
+DECODER = f"{OUT}/decoder/diffusion_pytorch_model.safetensors"
 MODELS = f"{OUT}/models"
 
 
@@ -23,6 +24,18 @@ rule vae:
         f"{OUT}/logs/vae.log",
     shell:
         "python scripts/train.py vae --out {OUT} > {log} 2>&1"
+
+
+rule decoder:
+    """The autoencoder with its decoder trained on, its encoder kept."""
+    input:
+        VAE,
+    output:
+        DECODER,
+    log:
+        f"{OUT}/logs/decoder.log",
+    shell:
+        "python scripts/train.py decoder --out {OUT} > {log} 2>&1"
 
 
 rule text:
@@ -60,7 +73,7 @@ rule clip:
 rule generator:
     """shapes-flux or shapes-sd3."""
     input:
-        VAE,
+        DECODER,
         T5,
         CLIP_TEXT,
     output:
