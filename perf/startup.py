@@ -1,6 +1,6 @@
 """Start-up cost: importing the library module of each rule, against `import torch`; and Snakemake's dry run.
 
-    python perf/startup.py [repeats]
+python perf/startup.py [repeats]
 """
 
 import re

@@ -33,7 +33,12 @@ try:
     )
     TRAJECTORY_INDEX = cached(
         "trajectories",
-        [source_digest(CONFIG.prompts.csv, CACHE), plain(CONFIG.prompts), plain(CONFIG.trajectories), CONFIG.experiment],
+        [
+            source_digest(CONFIG.prompts.csv, CACHE),
+            plain(CONFIG.prompts),
+            plain(CONFIG.trajectories),
+            CONFIG.experiment,
+        ],
         lambda: trajectory_index(CONFIG.prompts, CONFIG.trajectories, CONFIG.experiment),
         CACHE,
     )
@@ -267,7 +272,9 @@ def calibration_folder(model):
 
 
 def calibration_inputs(model):
-    return [] if model in CONFIG.sensitivity.calibrations else [*calibration_manifests(model), *calibration_shards(model)]
+    return (
+        [] if model in CONFIG.sensitivity.calibrations else [*calibration_manifests(model), *calibration_shards(model)]
+    )
 
 
 def sensitivity_layers(*models):
@@ -335,7 +342,11 @@ def targets(publish=True):
         "sensitivity": sensitivity_table(),
         "plan": bit_plans(*CONFIG.sensitivity.models),
         "benchmark": benchmark_tables(),
-        "trajectories": [path for kind in ("parquet", "tar") for path in trajectory_shards(*CONFIG.trajectories.networks, suffix=kind)],
+        "trajectories": [
+            path
+            for kind in ("parquet", "tar")
+            for path in trajectory_shards(*CONFIG.trajectories.networks, suffix=kind)
+        ],
         "embed": embedding_shards(CONFIG.embed.embedders, CONFIG.trajectories.networks),
         "drift": analysis_tables("drift"),
         "cluster": analysis_tables("clusters"),

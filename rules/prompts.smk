@@ -13,9 +13,9 @@ rule prompt_shard:
         shard="<results>/prompts/shard-{shard}.parquet",
     log:
         "<logs>/prompts/{shard}.log",
+    localrule: True
     conda:
         "../envs/tables.yaml"
-    localrule: True
     params:
         code=code("prompts"),
         runs=lambda w: SHARD_INDEX[int(w.shard)]["digest"],

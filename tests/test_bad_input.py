@@ -4,6 +4,7 @@ import json
 import struct
 
 import pytest
+
 from ditscope.errors import InputError
 from ditscope.models import check_model_folder, resolve_source
 from ditscope.prompts import read_prompts, runs_of, shard_index

@@ -6,7 +6,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from tiny_models import tiny_generator
 
 from ditscope import benchmark as stage
 from ditscope import generate, hardware, latency, memory, quality
@@ -17,6 +16,7 @@ from ditscope.errors import InputError
 from ditscope.quality import PAIRED, read_images
 from ditscope.settings import Benchmark, Config, Embedder, Scheme
 from ditscope.tables import read_table
+from tiny_models import tiny_generator
 
 SCHEMES = {
     "base": Scheme("base"),

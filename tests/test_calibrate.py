@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import ENTRIES, tiny_generator
 
 from ditscope import calibrate as stage
 from ditscope.calibrate import calibrate, calibrate_shard
@@ -29,6 +28,7 @@ from ditscope.families.common import Conditioning
 from ditscope.prompts import read_prompts
 from ditscope.sampling import sample
 from ditscope.settings import Calibrate
+from tiny_models import ENTRIES, tiny_generator
 
 SETTINGS = Calibrate(num_images=3, num_steps=6, cfg_weight=2.5, shard_size=2, slice_size=1)
 

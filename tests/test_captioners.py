@@ -7,9 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ditscope.captioners import caption, load_captioner
-from ditscope.errors import InputError
-from ditscope.settings import Model
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -30,6 +27,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from ditscope.captioners import caption, load_captioner
+from ditscope.errors import InputError
+from ditscope.settings import Model
 
 WORDS = ["a", "the", "red", "blue", "large", "small", "ring", "star", "left", "right", "white", "black", "of", "on"]
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}

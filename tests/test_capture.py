@@ -16,6 +16,9 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from PIL import Image
+from safetensors.torch import load_file
+
 from ditscope import capture as stage
 from ditscope import placement, recorder
 from ditscope.capture import capture, capture_run, read_out
@@ -31,8 +34,6 @@ from ditscope.recorder import Recorder, pool
 from ditscope.sampling import Observer, encode_prompts, sample, starting_noise
 from ditscope.settings import CaptureSet, Model
 from ditscope.tables import read_table
-from PIL import Image
-from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES_FLUX = Model("flux", str(ROOT / "models" / "shapes-flux"), width=64, height=64, steps=2)
@@ -481,7 +482,12 @@ def test_one_prompt_from_the_command_line(tmp_path):
     capture("shapes-flux", SHAPES_FLUX, tmp_path, prompt="a ring", **sizes, settings=settings)
     (out,) = captures_in(tmp_path)
     metadata = read_metadata(out)
-    assert (metadata["captured_steps"], metadata["width"], metadata["height"], metadata["guidance"]) == ([0, 1, 2], 32, 48, 2.5)
+    assert (metadata["captured_steps"], metadata["width"], metadata["height"], metadata["guidance"]) == (
+        [0, 1, 2],
+        32,
+        48,
+        2.5,
+    )
     assert metadata["derived_seed"] and len(out.name) == 8 and not (tmp_path / ".partial").exists()
     assert Image.open(out / "img_0.jpg").size == (32, 48)
 

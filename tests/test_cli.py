@@ -1,6 +1,5 @@
 """The command line: every command helps, both spellings, one-line refusals."""
 
-
 import pytest
 
 from ditscope import cli
@@ -62,7 +61,14 @@ def test_job_stats_are_read_from_a_dry_run():
 def test_estimate_multiplies_jobs_by_unit_costs():
     costs = {"image_shard": {"seconds": 1800.0, "bytes": 10, "memory": 5.0, "gpu": True}}
     rows = estimate_table({"image_shard": 4, "video": 1}, costs).to_dicts()
-    assert rows[0] | {} == {"rule": "image_shard", "jobs": 4, "gpu": True, "hours": 2.0, "bytes": 40, "peak_memory_mib": 5.0}
+    assert rows[0] | {} == {
+        "rule": "image_shard",
+        "jobs": 4,
+        "gpu": True,
+        "hours": 2.0,
+        "bytes": 40,
+        "peak_memory_mib": 5.0,
+    }
     assert rows[1]["hours"] is None, "what was never measured is not estimated"
 
 
@@ -81,7 +87,9 @@ REQUEST = dict(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("key, value", [("seed", 1), ("prompt", "q"), ("scheme", "int4"), ("guidance", 0.5), ("width", 80)])
+@pytest.mark.parametrize(
+    "key, value", [("seed", 1), ("prompt", "q"), ("scheme", "int4"), ("guidance", 0.5), ("width", 80)]
+)
 def test_request_hash_depends_on_every_field(key, value):
     assert len(request_hash(**REQUEST)) == 32
     assert request_hash(**REQUEST) != request_hash(**REQUEST | {key: value})

@@ -6,6 +6,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+
 from ditscope.config import decode, json_schema, load_config, plain, reference
 from ditscope.errors import InputError
 from ditscope.settings import Config

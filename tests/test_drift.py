@@ -5,13 +5,14 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
+from scipy.spatial import distance
+
 from ditscope.drift import DISTANCES, STEPS, distances, drift
 from ditscope.errors import InputError
 from ditscope.series import autoregression, normality
 from ditscope.settings import Drift
 from ditscope.tables import read_table, write_table
-from scipy import stats
-from scipy.spatial import distance
 from state_tables import MODALITY, random_states, write_states
 
 TABLES = ["drift", "similarity", "autoregression", "normality"]

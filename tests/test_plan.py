@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from tiny_models import tiny_generator
 from torch import nn
 from torchao.quantization import quantize_
 
@@ -28,6 +27,7 @@ from ditscope.quantizers import group_affine, quantizable
 from ditscope.sensitivity_table import BUCKETS
 from ditscope.settings import Budget, Plan
 from ditscope.tables import write_table
+from tiny_models import tiny_generator
 
 
 def random_choices(layers: int, seed: int, bits=(2, 4, 8)) -> Choices:

@@ -15,7 +15,7 @@ from ditscope.figures.style import grid, save
 from ditscope.tables import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
-HOSTILE = "</script><img src=x onerror=alert(1)> & \"quotes\" <!-- $\\alpha$"
+HOSTILE = '</script><img src=x onerror=alert(1)> & "quotes" <!-- $\\alpha$'
 
 
 def test_every_figure_has_a_function_and_a_caption():

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+
 from ditscope.errors import InputError
 from ditscope.refine.corruption import (
     EDGE_FLOOR,

@@ -8,6 +8,8 @@ import polars as pl
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
+
 from ditscope.refine import diagnostics as metrics
 from ditscope.refine.codebook import build_codebook
 from ditscope.refine.diagnose import diagnose
@@ -15,7 +17,6 @@ from ditscope.refine.gallery import draw_grid
 from ditscope.refine.train import train
 from ditscope.settings import Model
 from ditscope.tables import read_table
-from PIL import Image
 from refine_latents import write_discs
 from test_refine_training import TINY
 

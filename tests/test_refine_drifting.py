@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from ditscope.refine.drifting import (
     Targets,
     affinity,

@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import ditscope.refine.train as stage
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
+
+import ditscope.refine.train as stage
 from ditscope.errors import InputError
 from ditscope.refine.batches import draw_batch, training_set, without_replacement
 from ditscope.refine.codebook import build_codebook
@@ -28,7 +30,6 @@ from ditscope.settings import Refine
 from ditscope.shards import read_tar, write_tar
 from ditscope.tables import read_table
 from refine_latents import disc_latents, write_discs
-from safetensors.torch import load_file
 
 TINY = replace(
     Refine(),

@@ -8,7 +8,6 @@ import polars as pl
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from tiny_models import ENTRIES, tiny_generator
 from torch import nn
 from torchao.quantization import IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup, quantize_
 
@@ -24,6 +23,7 @@ from ditscope.sensitivity import METRICS, sensitivity
 from ditscope.sensitivity_table import BUCKETS, COLUMNS, assign_buckets, gather, layer_kind
 from ditscope.settings import Calibrate, Sensitivity
 from ditscope.tables import read_table
+from tiny_models import ENTRIES, tiny_generator
 
 SETTINGS = Sensitivity(bits=[2, 4, 8], group_size=8, max_images=0, batch_size=6)
 

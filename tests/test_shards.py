@@ -11,7 +11,10 @@ from ditscope.errors import InputError
 from ditscope.shards import read_tar, write_tar
 from ditscope.tables import concat_tables, read_table, write_table
 
-SAMPLES = [{"__key__": f"k{i}", "png": b"\x89PNG" + bytes([i]), "json": {"b": 1, "a": i}, "latent.npy": np.full((2, 3), i)} for i in range(3)]
+SAMPLES = [
+    {"__key__": f"k{i}", "png": b"\x89PNG" + bytes([i]), "json": {"b": 1, "a": i}, "latent.npy": np.full((2, 3), i)}
+    for i in range(3)
+]
 
 
 def test_a_shard_gives_back_what_was_written(tmp_path):
@@ -36,7 +39,9 @@ def test_equal_samples_give_equal_bytes(tmp_path):
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
 
 
-@pytest.mark.parametrize("name, kind", [("../evil.png", tarfile.REGTYPE), ("/evil.png", tarfile.REGTYPE), ("k.png", tarfile.SYMTYPE)])
+@pytest.mark.parametrize(
+    "name, kind", [("../evil.png", tarfile.REGTYPE), ("/evil.png", tarfile.REGTYPE), ("k.png", tarfile.SYMTYPE)]
+)
 def test_members_that_leave_the_shard_are_refused(tmp_path, name, kind):
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         member = tarfile.TarInfo(name)

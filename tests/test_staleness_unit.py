@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ditscope
 import pytest
+
+import ditscope
 from ditscope import staleness
 from ditscope.errors import InputError
 

@@ -5,6 +5,8 @@ from itertools import combinations, permutations
 import numpy as np
 import polars as pl
 import pytest
+from persim.persistent_entropy import persistent_entropy
+
 from ditscope.settings import Topology
 from ditscope.states import RUN
 from ditscope.tables import read_table
@@ -20,7 +22,6 @@ from ditscope.topology import (
     sorted_length_l1,
     topology,
 )
-from persim.persistent_entropy import persistent_entropy
 from state_tables import MODALITY, random_states, write_states
 
 TABLES = ["diagrams", "distances", "entropy"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+
 from ditscope.config import load_config
 from ditscope.errors import InputError
 from ditscope.generate import generate

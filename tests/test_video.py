@@ -10,6 +10,8 @@ import imageio_ffmpeg
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
+
 from ditscope import mosaic
 from ditscope.capture_layout import decoded_file, write_metadata
 from ditscope.errors import InputError
@@ -19,7 +21,6 @@ from ditscope.settings import Video
 from ditscope.shards import write_tar
 from ditscope.tables import write_table
 from ditscope.video import capture_video, create_visualization, order_of
-from PIL import Image
 
 BLOCKS = ["double_block_0", *(f"single_block_{i}" for i in range(11))]
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import workflow
 
+import workflow
 from ditscope.estimate import parse_job_stats
 
 TINY = ("--configfile", "experiments/tiny.yaml")

@@ -84,11 +84,20 @@ def add_function(parser: argparse.ArgumentParser, function: Callable[..., Any]) 
             continue
         if kind in REGISTRIES:
             names = f"--{kind.__name__.lower()}"
-            parser.add_argument(names, required=True, metavar="NAME", help=f"an entry of the config's `{REGISTRIES[kind]}`")
+            parser.add_argument(
+                names, required=True, metavar="NAME", help=f"an entry of the config's `{REGISTRIES[kind]}`"
+            )
         elif is_dataclass(kind):
             for f in fields(kind):
                 if not f.metadata["config_only"] and f.name not in taken:
-                    add_option(parser, f.name, get_type_hints(kind)[f.name], default_of(f), f.metadata["help"], f.metadata["choices"])
+                    add_option(
+                        parser,
+                        f.name,
+                        get_type_hints(kind)[f.name],
+                        default_of(f),
+                        f.metadata["help"],
+                        f.metadata["choices"],
+                    )
                     taken.add(f.name)
         elif not (parameter.name == "name" and any(k in REGISTRIES for k in hints.values())):
             add_option(parser, parameter.name, kind, parameter.default)
@@ -160,7 +169,9 @@ def call(function: Callable[..., Any], options: dict[str, Any]) -> None:
             chosen = options[kind.__name__.lower()]
             entries = getattr(config, REGISTRIES[kind])
             if chosen not in entries:
-                raise InputError(unknown(f"--{kind.__name__.lower()}", chosen, entries, f"in the config's `{REGISTRIES[kind]}`"))
+                raise InputError(
+                    unknown(f"--{kind.__name__.lower()}", chosen, entries, f"in the config's `{REGISTRIES[kind]}`")
+                )
             arguments[name] = entries[chosen]
             if "name" in hints:
                 arguments.setdefault("name", chosen)

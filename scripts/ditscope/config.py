@@ -109,7 +109,9 @@ def check(config: Config) -> None:
                 "select both, or set skip_metrics: true"
             )
         if bench.features not in config.embedders:
-            raise InputError(unknown("benchmark.features", bench.features, config.embedders, "in the config's `embedders`"))
+            raise InputError(
+                unknown("benchmark.features", bench.features, config.embedders, "in the config's `embedders`")
+            )
     for name, capture in config.capture.sets.items():
         if capture.offload and capture.multi_gpu:
             raise InputError(f"capture.sets.{name}: `offload` and `multi_gpu` exclude each other; set one to false")
@@ -150,7 +152,12 @@ def _schema(kind: Any) -> dict[str, Any]:
 
 def reference() -> str:
     """The config reference in Markdown, one table for each section."""
-    lines = ["# Config reference", "", "Made from `scripts/ditscope/settings.py` by `ditscope reference`; do not edit.", ""]
+    lines = [
+        "# Config reference",
+        "",
+        "Made from `scripts/ditscope/settings.py` by `ditscope reference`; do not edit.",
+        "",
+    ]
     hints = get_type_hints(Config)
     sections = [("(top level)", Config)]
     sections += [(f"{n}.<name>", get_args(hints[n])[1]) for n in ("models", "schemes", "embedders")]
@@ -160,14 +167,27 @@ def reference() -> str:
             if get_origin(kind) is dict and is_dataclass(get_args(kind)[1]):
                 sections.append((f"{stage}.{name}.<name>", get_args(kind)[1]))
     for title, kind in sections:
-        lines += [f"## `{title}`", "", (kind.__doc__ or "").strip(), "", "| key | type | default | meaning |", "|---|---|---|---|"]
+        lines += [
+            f"## `{title}`",
+            "",
+            (kind.__doc__ or "").strip(),
+            "",
+            "| key | type | default | meaning |",
+            "|---|---|---|---|",
+        ]
         kinds = get_type_hints(kind)
         for f in fields(kind):
             if is_dataclass(kinds[f.name]):
                 continue
             required = f.default is MISSING and f.default_factory is MISSING
-            default = "required" if required else f"`{f.default if f.default is not MISSING else f.default_factory()!r}`"  # type: ignore[misc]
-            name = kinds[f.name].__name__ if isinstance(kinds[f.name], type) and not isinstance(kinds[f.name], GenericAlias) else str(kinds[f.name])
+            default = (
+                "required" if required else f"`{f.default if f.default is not MISSING else f.default_factory()!r}`"
+            )  # type: ignore[misc]
+            name = (
+                kinds[f.name].__name__
+                if isinstance(kinds[f.name], type) and not isinstance(kinds[f.name], GenericAlias)
+                else str(kinds[f.name])
+            )
             choices = f" One of {', '.join(f'`{c}`' for c in f.metadata['choices'])}." if f.metadata["choices"] else ""
             name = name.replace("ditscope.settings.", "")
             lines.append(f"| `{f.name}` | {name} | {default} | {f.metadata['help']}.{choices} |")

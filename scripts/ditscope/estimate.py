@@ -72,7 +72,10 @@ def measured_costs(results: Path) -> dict[str, dict]:
 def read_benchmark(file: Path) -> list[dict]:
     """Rows of one of Snakemake's benchmark files; `-` (not sampled) becomes 0."""
     table = pl.read_csv(file, separator="\t", infer_schema=False)
-    return [{k: float(row[k]) if row[k] not in ("-", "NA", None) else 0.0 for k in ("s", "max_rss")} for row in table.to_dicts()]
+    return [
+        {k: float(row[k]) if row[k] not in ("-", "NA", None) else 0.0 for k in ("s", "max_rss")}
+        for row in table.to_dicts()
+    ]
 
 
 def size_of(path: Path) -> int:

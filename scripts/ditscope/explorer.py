@@ -60,13 +60,26 @@ def drift_lines(files: Files) -> alt.Chart:
 def quality_by_size(files: Files) -> alt.Chart:
     """Quality loss of each scheme against its nominal size."""
     table = benchmark_points(files)
-    base = alt.Chart(table, width=WIDTH, height=240, title="Quantization: quality loss against size").mark_point(size=80)
+    base = alt.Chart(table, width=WIDTH, height=240, title="Quantization: quality loss against size").mark_point(
+        size=80
+    )
     return base.encode(
         x=alt.X("nominal_bytes", title="nominal bytes", scale=alt.Scale(zero=False)),
         y=alt.Y("value", title="quality loss"),
         color="scheme",
         shape="compile",
-        tooltip=["model", "hardware", "scheme", "compile", "nominal_bytes", "stored_bytes", "simulated", "value", "low", "high"],
+        tooltip=[
+            "model",
+            "hardware",
+            "scheme",
+            "compile",
+            "nominal_bytes",
+            "stored_bytes",
+            "simulated",
+            "value",
+            "low",
+            "high",
+        ],
     )
 
 

@@ -98,7 +98,9 @@ def describe(model: Generator, row: dict, scheme: str = "base") -> dict:
     }
     tokens, truncated = prompt_tokens(model, row["prompt"])
     if truncated:
-        log.warning("%s: prompt %s has %d tokens, more than the text encoder reads; cut", model.name, row["prompt_id"], tokens)
+        log.warning(
+            "%s: prompt %s has %d tokens, more than the text encoder reads; cut", model.name, row["prompt_id"], tokens
+        )
     return (
         {"request_hash": request_hash(**request), "prompt_id": row["prompt_id"]}
         | request
@@ -112,5 +114,3 @@ def prompt_tokens(model: Generator, prompt: str) -> tuple[int, bool]:
     tokenizer = max((getattr(model.pipe, n) for n in names), key=lambda t: t.model_max_length)
     count = len(tokenizer(prompt, verbose=False).input_ids)
     return count, count > (model.entry.max_sequence_length or tokenizer.model_max_length)
-
-

@@ -112,4 +112,6 @@ def check_safetensors(file: Path) -> None:
         raise InputError(f"{file}: not a safetensors file (bad header); fetch or copy it again")
     end = max((t["data_offsets"][1] for key, t in header.items() if key != "__metadata__"), default=0)
     if size != 8 + length + end:
-        raise InputError(f"{file}: truncated safetensors ({size} bytes, its header says {8 + length + end}); copy it again")
+        raise InputError(
+            f"{file}: truncated safetensors ({size} bytes, its header says {8 + length + end}); copy it again"
+        )

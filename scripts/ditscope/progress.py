@@ -60,13 +60,27 @@ def markdown(results: Path | str, failed: str = "") -> str:
     missing = sum(len(stage.missing) for stage in stages)
     overall = 100.0 * (expected - missing) / expected if expected else 100.0
     open_stages = [stage for stage in stages if stage.missing]
-    lines = [f"# Progress: {Path(results).name}", "", f"## Overall progress: {overall:.0f} %", "", "### Completed tasks", ""]
+    lines = [
+        f"# Progress: {Path(results).name}",
+        "",
+        f"## Overall progress: {overall:.0f} %",
+        "",
+        "### Completed tasks",
+        "",
+    ]
     for stage in stages:
         done = stage.expected - len(stage.missing)
-        lines.append(f"- [{' ' if stage.missing else 'x'}] {stage.name}: {done} of {stage.expected} ({stage.percent:.0f} %)")
+        lines.append(
+            f"- [{' ' if stage.missing else 'x'}] {stage.name}: {done} of {stage.expected} ({stage.percent:.0f} %)"
+        )
     status = f"{expected - missing} of {expected} results exist." if missing else "Every result exists."
     lines += ["", "### Current status", "", status, "", "### Issues / blockers", ""]
-    lines += [f"The last run failed: see {failed}." if failed else "None seen by the last run.", "", "### Next steps", ""]
+    lines += [
+        f"The last run failed: see {failed}." if failed else "None seen by the last run.",
+        "",
+        "### Next steps",
+        "",
+    ]
     if open_stages:
         lines.append(f"Run the study again; next is {open_stages[0].name}: `{open_stages[0].missing[0]}`.")
     else:

@@ -102,7 +102,9 @@ class CaptureSet:
     should_decode_intermediates: bool = setting(True, "Decode each block's output to an image")
     add_sampling_metadata: bool = setting(True, "Write the prompt into the image's EXIF data")
     format: str = setting("safetensors", "How captures are stored", choices=("safetensors", "pt"))
-    store: str = setting("tensors", "Keep whole tensors, or only their pooled statistics", choices=("tensors", "statistics"))
+    store: str = setting(
+        "tensors", "Keep whole tensors, or only their pooled statistics", choices=("tensors", "statistics")
+    )
     max_bytes: int = setting(2_000_000_000, "Refuse a capture set that would take more bytes than this")
     offload: bool = setting(False, "Keep idle components in host memory")
     multi_gpu: bool = setting(False, "Give each component a GPU of its own")
@@ -113,7 +115,9 @@ class Capture:
     """Which models are captured, and how."""
 
     models: list[str] = setting([], "Models to capture", config_only=True)
-    sets: dict[str, CaptureSet] = setting({}, "Capture sets by name; each model is captured under each", config_only=True)
+    sets: dict[str, CaptureSet] = setting(
+        {}, "Capture sets by name; each model is captured under each", config_only=True
+    )
 
 
 @dataclass(frozen=True)
@@ -121,13 +125,17 @@ class Calibrate:
     """Record the transformer's inputs along sampling trajectories, for calibration and sensitivity."""
 
     models: list[str] = setting([], "Models to calibrate", config_only=True)
-    num_images: int = setting(10, "Images to sample, one a prompt; the prompts repeat with new seeds where there are fewer")
+    num_images: int = setting(
+        10, "Images to sample, one a prompt; the prompts repeat with new seeds where there are fewer"
+    )
     num_steps: int = setting(50, "Denoising steps of each image; 0: the model's own")
     cfg_weight: float = setting(7.5, "Classifier-free guidance, <= 1 is off; guidance-distilled models keep their own")
     seed: int = setting(0, "Seed of the first image; image i uses seed + i")
     shard_size: int = setting(8, "Images of one job", config_only=True)
     slice_size: int = setting(4, "Images sampled together; also the unit that an interrupted job resumes at")
-    format: str = setting("samples", "One NPZ a step, or packed: one an image, conditioning once", choices=("samples", "packed"))
+    format: str = setting(
+        "samples", "One NPZ a step, or packed: one an image, conditioning once", choices=("samples", "packed")
+    )
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,9 @@ class Sensitivity:
     bits: list[int] = setting([2, 3, 4, 6, 8], "Bit widths")
     quantizer: str = setting("group", "Weight quantizer", choices=("palettize", "group"))
     group_size: int = setting(32, "Weights that share one scale and zero point (quantizer: group)")
-    buckets: str = setting("thirds", "Timestep buckets: thirds of the steps, or sigma 0.7 / 0.3", choices=("thirds", "sigma"))
+    buckets: str = setting(
+        "thirds", "Timestep buckets: thirds of the steps, or sigma 0.7 / 0.3", choices=("thirds", "sigma")
+    )
     max_images: int = setting(4, "Calibration images used; 0: all")
     step_stride: int = setting(1, "Use every n-th step")
     batch_size: int = setting(32, "Samples x bit widths of one forward pass (twice the rows under guidance)")
@@ -176,7 +186,9 @@ class Benchmark:
 
     models: list[str] = setting([], "Models to benchmark", config_only=True)
     schemes: list[str] = setting([], "Schemes, by name in `schemes`", config_only=True)
-    compile: list[str] = setting(["eager"], "torch.compile states: eager, regional (block by block), full", config_only=True)
+    compile: list[str] = setting(
+        ["eager"], "torch.compile states: eager, regional (block by block), full", config_only=True
+    )
     batches: list[int] = setting([1], "Batch sizes that are timed")
     repeats: int = setting(5, "Timed runs of each batch size")
     warmup: int = setting(2, "Untimed runs before them")
@@ -184,7 +196,9 @@ class Benchmark:
     num_steps: int = setting(0, "Denoising steps; 0: the model's own")
     cfg_scale: float = setting(-1.0, "Guidance; -1: the model's own")
     skip_metrics: bool = setting(False, "Leave image quality out: latency and memory only")
-    hardware: str = setting("auto", "Id under which results are filed; auto: named after this host's accelerator or CPU")
+    hardware: str = setting(
+        "auto", "Id under which results are filed; auto: named after this host's accelerator or CPU"
+    )
     features: str = setting("shapes-clip", "Embedder whose image features FID, KID and the cosine are computed on")
 
 
@@ -193,7 +207,9 @@ class Trajectories:
     """Feed text to a generator, its image to a captioner, the caption back, and so on."""
 
     networks: list[str] = setting([], "Networks, by name in `networks`", config_only=True)
-    prompts: int = setting(4, "How many prompts (the first of the list) start a trajectory, one for each seed; 0: all", config_only=True)
+    prompts: int = setting(
+        4, "How many prompts (the first of the list) start a trajectory, one for each seed; 0: all", config_only=True
+    )
     max_length: int = setting(8, "Invocations of a trajectory, text and image together")
     shard_size: int = setting(16, "Runs (prompt x seed) of one job, which advance together", config_only=True)
     batch_size: int = setting(16, "Invocations computed together; an interrupted job resumes at a whole round")
@@ -231,7 +247,9 @@ class Topology:
     """Persistent homology of each trajectory's point cloud."""
 
     max_dimension: int = setting(2, "Highest homology dimension", choices=(0, 1, 2))
-    max_pairs: int = setting(200, "Most pairs of runs compared in each relation, pair of networks and pair of embedders; 0: all")
+    max_pairs: int = setting(
+        200, "Most pairs of runs compared in each relation, pair of networks and pair of embedders; 0: all"
+    )
 
 
 @dataclass(frozen=True)
@@ -248,7 +266,9 @@ class Refine:
     interpolation: str = setting("laplacian", "How missing patches are filled", choices=("linear", "idw", "laplacian"))
     sigma_feature: float = setting(0.2, "laplacian: feature difference, in standard deviations, that counts as an edge")
     ridge: float = setting(1e-4, "laplacian: pull towards the inverse-distance fill, against bad conditioning")
-    noise: str = setting("none", "Noise on filled patches: even, or growing with distance", choices=("none", "gauss", "dist"))
+    noise: str = setting(
+        "none", "Noise on filled patches: even, or growing with distance", choices=("none", "gauss", "dist")
+    )
     noise_scale: float = setting(0.1, "Standard deviation of that noise, in standard deviations of the latents")
     # pseudo-classes
     codes: int = setting(8, "Pseudo-classes of the codebook")
@@ -267,10 +287,13 @@ class Refine:
     clamp_anchors: bool = setting(False, "Put the known patches back into the refiner's output")
     # drifting loss
     features: list[str] = setting(
-        ["locations", "global", "patches", "input_rms"], "Feature sets of the loss: also vanilla (raw latents, no encoder)"
+        ["locations", "global", "patches", "input_rms"],
+        "Feature sets of the loss: also vanilla (raw latents, no encoder)",
     )
     radii: list[float] = setting([0.02, 0.05, 0.2], "Kernel radii R of the drifting field")
-    weighting: str = setting("official", "Where the weight of unconditional negatives enters", choices=("official", "log"))
+    weighting: str = setting(
+        "official", "Where the weight of unconditional negatives enters", choices=("official", "log")
+    )
     classes_per_step: int = setting(4, "Pseudo-classes of a training batch")
     generated_per_class: int = setting(8, "Refined samples of each class in a batch")
     positives: int = setting(16, "Real samples of the class in a batch")

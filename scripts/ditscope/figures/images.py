@@ -34,7 +34,16 @@ def image_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 axis.set_title(f"{model}\nseed {seed}", fontsize=6)
             if column == 0:
                 prompt = records.filter(prompt_id=prompt_id)["prompt"][0]
-                axis.text(-0.1, 0.5, textwrap.fill(prompt, 26), transform=axis.transAxes, ha="right", va="center", fontsize=6, parse_math=False)
+                axis.text(
+                    -0.1,
+                    0.5,
+                    textwrap.fill(prompt, 26),
+                    transform=axis.transAxes,
+                    ha="right",
+                    va="center",
+                    fontsize=6,
+                    parse_math=False,
+                )
     return figure, records.drop("sample")
 
 

@@ -18,7 +18,9 @@ BUCKETS = ("early", "mid", "late")
 
 def sensitivity_heatmap(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Relative L2 error by layer in network order (down) and bits (across); a row of panels for each model."""
-    table = concat_tables(named(files, "sensitivity", "sensitivity.parquet"), "sensitivity").filter(metric="relative_l2")
+    table = concat_tables(named(files, "sensitivity", "sensitivity.parquet"), "sensitivity").filter(
+        metric="relative_l2"
+    )
     models = table["model"].unique(maintain_order=True).to_list()
     rows = [table.filter(model=model)["layer"].n_unique() for model in models]
     figure = Canvas(figsize=(7, 1 + 0.1 * sum(rows)))
@@ -55,7 +57,9 @@ def bit_plan(files: Files) -> tuple[Canvas, pl.DataFrame]:
         left.set_xlabel("layer, in network order")
         left.set_title(f"{plan['model']}, budget {plan['budget']}: {plan['mean_bits']:.2f} mean bits")
         line = plan["frontier"]
-        right.plot([p["nominal_bytes"] / 1e6 for p in line], [p["predicted"] for p in line], marker=".", label="best plans")
+        right.plot(
+            [p["nominal_bytes"] / 1e6 for p in line], [p["predicted"] for p in line], marker=".", label="best plans"
+        )
         right.plot(plan["nominal_bytes"] / 1e6, plan["predicted"], "o", color=COLOURS[1], label="this plan")
         if uniform := plan["uniform"]:
             label = f"uniform {uniform['bits']} bit"

@@ -6,8 +6,8 @@ import matplotlib
 
 matplotlib.use("agg")
 
-import polars as pl  # noqa: E402
-from matplotlib.figure import Figure as Canvas  # noqa: E402
+import polars as pl
+from matplotlib.figure import Figure as Canvas
 
 # Okabe & Ito's colours: told apart by readers with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -29,7 +29,11 @@ STYLE = {
     "pdf.fonttype": 42,
 }
 # No dates or versions in the files: equal data gives equal bytes.
-METADATA = {"svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
+METADATA = {
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "png": {"Software": None},
+}
 matplotlib.rcParams.update(STYLE)
 
 

@@ -7,8 +7,8 @@ import polars as pl
 from matplotlib.figure import Figure as Canvas
 
 from ditscope.figures import Files
-from ditscope.figures.images import picture
 from ditscope.figures.files import drift_quantiles, labelled_map, named
+from ditscope.figures.images import picture
 from ditscope.figures.style import COLOURS, grid, note
 from ditscope.shards import read_tar
 from ditscope.tables import concat_tables
@@ -22,7 +22,12 @@ def trajectory_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Pictures of the first runs of every network in order, between the first prompt and the last caption."""
     tables = [path for path in files["trajectories"] if path.suffix == ".parquet" and ".timing" not in path.name]
     table = concat_tables(tables, "trajectories")
-    images = {(p.parent.name, s["__key__"]): s["png"] for p in files["trajectories"] if p.suffix == ".tar" for s in read_tar(p)}
+    images = {
+        (p.parent.name, s["__key__"]): s["png"]
+        for p in files["trajectories"]
+        if p.suffix == ".tar"
+        for s in read_tar(p)
+    }
     networks = table["network"].unique(maintain_order=True).to_list()
     each = max(1, STRIPS // len(networks))
     runs = [
@@ -30,7 +35,9 @@ def trajectory_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for network in networks
         for run in table.filter(network=network)["run_id"].unique(maintain_order=True).to_list()[:each]
     ]
-    figure, axes = grid(len(runs), FRAMES + 2, width=9, height=0.85 * len(runs), gridspec_kw={"width_ratios": [2, *[1] * FRAMES, 2]})
+    figure, axes = grid(
+        len(runs), FRAMES + 2, width=9, height=0.85 * len(runs), gridspec_kw={"width_ratios": [2, *[1] * FRAMES, 2]}
+    )
     for row, run in zip(axes, runs, strict=True):
         states = table.filter(run_id=run).sort("sequence_number")
         pictures = states.filter(type="IMAGE")
@@ -39,7 +46,9 @@ def trajectory_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
             axis.set_axis_off()
         heading = f"{states['network'][0]}\n" + textwrap.fill(states["prompt"][0], 24)
         row[0].text(0, 0.5, heading, va="center", fontsize=6, parse_math=False)
-        row[-1].text(0, 0.5, textwrap.fill(captions[-1] if len(captions) else "", 24), va="center", fontsize=6, parse_math=False)
+        row[-1].text(
+            0, 0.5, textwrap.fill(captions[-1] if len(captions) else "", 24), va="center", fontsize=6, parse_math=False
+        )
         for axis, index in zip(row[1:-1], spaced(len(pictures), FRAMES), strict=False):
             shown = pictures.row(index, named=True)
             axis.imshow(picture(images[shown["network"], shown["output_key"]]), interpolation="nearest")
@@ -72,7 +81,9 @@ def drift_curves(files: Files) -> tuple[Canvas, pl.DataFrame]:
             line = curves.filter(pl.col("control").cast(pl.String) == control, embedder=embedder, network=network)
             axis.plot(line["sequence_number"], line["q50"], color=colour, linestyle=dash, label=control)
             if control == "observed":
-                axis.fill_between(line["sequence_number"], line["q25"], line["q75"], color=colour, alpha=0.2, linewidth=0)
+                axis.fill_between(
+                    line["sequence_number"], line["q25"], line["q75"], color=colour, alpha=0.2, linewidth=0
+                )
         axis.set_ylabel("cosine distance")
         axis.set_xlabel("sequence number")
     next(iter(cells.values())).legend()
@@ -91,7 +102,14 @@ def cluster_map(files: Files) -> tuple[Canvas, pl.DataFrame]:
         label = mine["label"].fill_null(-1).to_numpy()
         outlier = label < 0
         axis.scatter(mine["x"].to_numpy()[outlier], mine["y"].to_numpy()[outlier], s=4, color=OUTLIER, linewidth=0)
-        axis.scatter(mine["x"].to_numpy()[~outlier], mine["y"].to_numpy()[~outlier], s=6, c=label[~outlier], cmap="tab20", linewidth=0)
+        axis.scatter(
+            mine["x"].to_numpy()[~outlier],
+            mine["y"].to_numpy()[~outlier],
+            s=6,
+            c=label[~outlier],
+            cmap="tab20",
+            linewidth=0,
+        )
         axis.set_title(f"{embedder}: {len(np.unique(label[~outlier]))} clusters, {outlier.mean():.0%} outliers")
         axis.set_xticks([])
         axis.set_yticks([])
@@ -131,7 +149,9 @@ def run_lengths(files: Files) -> tuple[Canvas, pl.DataFrame]:
         mine = table.filter(embedder=embedder, network=network)
         inside, outside = mine.filter(pl.col("label") >= 0)["length"], mine.filter(pl.col("label") < 0)["length"]
         bins = np.arange(0.5, longest + 1.5)
-        axis.hist([inside, outside], bins=bins, stacked=True, color=[COLOURS[0], OUTLIER], label=["in a cluster", "outliers"])
+        axis.hist(
+            [inside, outside], bins=bins, stacked=True, color=[COLOURS[0], OUTLIER], label=["in a cluster", "outliers"]
+        )
         axis.set_xlabel("run length / states")
         axis.set_ylabel("runs")
     next(iter(cells.values())).legend()
@@ -168,7 +188,9 @@ def persistence_entropy(files: Files) -> tuple[Canvas, pl.DataFrame]:
     rng = np.random.default_rng(0)
     for (embedder, network), axis in cells.items():
         for x, dimension in enumerate(("H₀", "H₁", "H₂")):
-            values = shown.filter(pl.col("dimension").cast(pl.String) == dimension, embedder=embedder, network=network)["entropy"]
+            values = shown.filter(pl.col("dimension").cast(pl.String) == dimension, embedder=embedder, network=network)[
+                "entropy"
+            ]
             axis.scatter(x + rng.uniform(-0.15, 0.15, len(values)), values, s=5, color=COLOURS[x], linewidth=0)
             if len(values):
                 axis.plot([x - 0.25, x + 0.25], [values.median()] * 2, color="black", linewidth=1)

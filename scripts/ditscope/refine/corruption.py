@@ -172,9 +172,7 @@ def noise_amplitude(keys: np.ndarray, grid: Grid, mode: str) -> np.ndarray:
     return distance / distance.max(1, keepdims=True).clip(1e-12)
 
 
-def corrupt(
-    tokens: np.ndarray, keys: np.ndarray, grid: Grid, settings: Refine, rng: np.random.Generator
-) -> np.ndarray:
+def corrupt(tokens: np.ndarray, keys: np.ndarray, grid: Grid, settings: Refine, rng: np.random.Generator) -> np.ndarray:
     """Keep the tokens in `keys` (batch, tokens), interpolate the others, and add noise if the settings say so."""
     filled = INTERPOLATIONS[settings.interpolation](tokens.astype(np.float64), keys, grid, settings)
     if settings.noise != "none":
