@@ -49,7 +49,7 @@ rule refine_train:
         runtime=720,
     params:
         code=code("refine.train"),
-        settings={k: v for k, v in job_settings("refine").items() if k not in ("neighbours", "gallery")},
+        settings={k: v for k, v in job_settings("refine").items() if k not in ("top_k", "gallery")},
     script:
         "../scripts/refine_train.py"
 

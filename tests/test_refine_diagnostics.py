@@ -183,6 +183,6 @@ def test_a_collapsed_codebook_is_dropped(study, tmp_path, monkeypatch):
 
 
 def test_diagnostics_follow_their_settings(study, tmp_path):
-    first, second = run(study, tmp_path / "a"), run(study, tmp_path / "b", replace(TINY, neighbours=2, gallery=2))
+    first, second = run(study, tmp_path / "a"), run(study, tmp_path / "b", replace(TINY, top_k=2, gallery=2))
     changed = {name for name in first if first[name] != second[name]}
     assert changed == {"diagnostics.parquet", "neighbours.parquet", "record.json", "samples.png"}

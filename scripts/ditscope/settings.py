@@ -308,7 +308,7 @@ class Refine:
     ema: float = setting(0.999, "Decay of the moving average of the weights, which is what is kept")
     checkpoint_every: int = setting(50, "Steps between checkpoints that an interrupted training resumes from")
     # diagnostics
-    neighbours: int = setting(5, "Nearest neighbours looked at in the retrieval diagnostics")
+    top_k: int = setting(5, "Nearest neighbours looked at in the retrieval diagnostics")
     gallery: int = setting(4, "Samples drawn at each corruption level")
 
 

@@ -80,7 +80,7 @@ def diagnose(
     text = embed_text(book, [r["prompt"] for r in latents.records])
     keyframes = anchor_means(latents.values, book.arrays["anchors"], settings.patch)
     keys = [r["key"] for r in latents.records]
-    table = metrics.neighbour_table(keys, *metrics.nearest(pooled, settings.neighbours), codes, text, keyframes)
+    table = metrics.neighbour_table(keys, *metrics.nearest(pooled, settings.top_k), codes, text, keyframes)
 
     rows: list[Row] = []
     for space, embedding in spaces.items():

@@ -98,13 +98,13 @@ def retrieval(neighbours: pl.DataFrame, codes: np.ndarray, text: np.ndarray, key
     counts = np.bincount(codes)
     n = len(codes)
     return {
-        "k": float(neighbours["rank"].max()),  # type: ignore[arg-type]
-        "top1_consistency": float(neighbours.filter(pl.col("rank") == 1)["same_code"].mean()),  # type: ignore[arg-type]
-        "topk_consistency": float(neighbours["same_code"].mean()),  # type: ignore[arg-type]
+        "k": float(neighbours["rank"].max()),
+        "top1_consistency": float(neighbours.filter(pl.col("rank") == 1)["same_code"].mean()),
+        "topk_consistency": float(neighbours["same_code"].mean()),
         "chance_consistency": float((counts * (counts - 1)).sum() / (n * (n - 1))),
-        "text_agreement": float(neighbours["text_cosine"].mean()),  # type: ignore[arg-type]
+        "text_agreement": float(neighbours["text_cosine"].mean()),
         "chance_text_agreement": mean_cosine(text),
-        "keyframe_agreement": float(neighbours["keyframe_cosine"].mean()),  # type: ignore[arg-type]
+        "keyframe_agreement": float(neighbours["keyframe_cosine"].mean()),
         "chance_keyframe_agreement": mean_cosine(keyframes - keyframes.mean(0)),
     }
 

@@ -92,4 +92,4 @@ def ends(training: pl.DataFrame, network: str, metric: str) -> tuple[float | Non
     """Mean of a metric over the first and over the last tenth of its steps."""
     curve = training.filter((pl.col("network") == network) & (pl.col("metric") == metric)).sort("step")["value"]
     window = max(int(len(curve) * WINDOW), 1)
-    return curve.head(window).mean(), curve.tail(window).mean()  # type: ignore[return-value]
+    return curve.head(window).mean(), curve.tail(window).mean()
