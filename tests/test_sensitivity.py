@@ -18,7 +18,7 @@ from ditscope.calibration_set import load_calibration, read_sample
 from ditscope.errors import InputError
 from ditscope.families.common import Conditioning
 from ditscope.quantizers import QUANTIZERS, group_affine, palettize, quantizable, shared_weights
-from ditscope.replay import record
+from ditscope.replay import record, replaced
 from ditscope.sensitivity import METRICS, sensitivity
 from ditscope.sensitivity_table import BUCKETS, COLUMNS, assign_buckets, gather, layer_kind
 from ditscope.settings import Calibrate, Sensitivity
@@ -222,8 +222,9 @@ def test_only_what_follows_the_layer_runs_again(study):
     runs.clear()
     stage.score_block(model, layers, 2, iter([batch]), SETTINGS)
     inside = sum(layer.depth == 2 for layer in layers)
-    # One recording pass through every block, then for each layer of block 2 the blocks 2 and 3 only.
-    assert [runs.count(depth) for depth in range(len(blocks))] == [1, 1, 1 + inside, 1 + inside]
+    # One recording pass through every block, then for each layer of block 2 the blocks 2 and 3 only; for the last,
+    # proj_out, not even the attention of its own block, which has ended by then.
+    assert [runs.count(depth) for depth in range(len(blocks))] == [1, 1, 1 + inside - 1, 1 + inside]
 
 
 class Counting:
@@ -296,7 +297,19 @@ def test_empty_bucket_other_model_and_wrong_latents_are_refused(study):
         assert bucket == ("early" if reference.sigma > 0.7 else "late" if reference.sigma < 0.3 else "mid")
 
 
-def test_modules_that_run_twice_cannot_be_recorded():
-    layer = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="called twice"):
-        record([layer], [layer], 1, lambda: layer(layer(torch.zeros(1, 2))))
+def test_a_module_that_runs_twice_runs_again():
+    twice, last = nn.Linear(2, 2), nn.Linear(2, 2)
+    x = torch.randn(1, 2)
+    output, recording = record([twice, last], [twice, last], 1, lambda: last(twice(twice(x))))
+    assert twice not in recording.replay(last, [], 1)
+    with replaced(recording.replay(last, [], 1)):
+        torch.testing.assert_close(last(twice(twice(x))), output)
+
+
+def test_a_layer_that_never_runs_changes_nothing(study):
+    model, folder = study("flux")
+    model.pipe.transformer.single_transformer_blocks[0].register_module("idle", nn.Linear(8, 8))
+    table = score(model, folder, replace(SETTINGS, bits=[2]))
+    idle = table.filter(pl.col("layer").str.ends_with("idle") & (pl.col("metric") == "relative_l2"))
+    assert idle.height == 3
+    assert idle["value"].max() < 1e-6

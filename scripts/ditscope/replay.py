@@ -6,6 +6,7 @@ Program order makes this exact: a module whose call ended before the changed lay
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class Recording:
 
     def before(self, layer: nn.Module, modules: Collection[nn.Module]) -> list[nn.Module]:
         """Those of `modules` that ended before `layer` began, in the order they ended."""
-        began = self.began.get(layer, len(self.began) + len(self.ended))  # a layer that did not run changes nothing
+        began = self.began[layer]
         return sorted((m for m in modules if self.ended.get(m, began) < began), key=self.ended.__getitem__)
 
     def replay(self, layer: nn.Module, blocks: Collection[nn.Module], copies: int) -> dict[nn.Module, Forward]:
@@ -49,27 +50,34 @@ class Recording:
 
         Of the blocks that ended before it only the last one's output matters; the others hand on the same.
         """
+        if layer not in self.began:
+            return {}
         done = self.before(layer, blocks)
         outputs = {module: self.outputs[module] for module in self.before(layer, self.outputs)}
         if done:
             outputs |= dict.fromkeys(done, self.outputs[done[-1]])
-        return {module: constant(repeat(output, self.batch, copies)) for module, output in outputs.items()}
+        return {module: constant(output, self.batch, copies) for module, output in outputs.items()}
 
 
 def record(
     modules: Collection[nn.Module], keep: Collection[nn.Module], batch: int, run: Forward
 ) -> tuple[Any, Recording]:
-    """Run `run()` and record the calls of `modules`, keeping the outputs of `keep`; each may be called once at most."""
+    """Run `run()` and record the calls of `modules`, keeping the outputs of `keep`.
+
+    A module that is called twice has no one output to replay: it runs again.
+    """
     recording = Recording(batch, {}, {}, {})
     kept = set(keep)
+    clock = count()
 
     def begin(module: nn.Module, *_: Any) -> None:
         if module in recording.began:
-            raise ValueError(f"{type(module).__name__} is called twice in one pass; its output cannot be replayed")
-        recording.began[module] = len(recording.began) + len(recording.ended)
+            kept.discard(module)
+            recording.outputs.pop(module, None)
+        recording.began.setdefault(module, next(clock))
 
     def end(module: nn.Module, _: Any, output: Any) -> None:
-        recording.ended[module] = len(recording.began) + len(recording.ended)
+        recording.ended[module] = next(clock)
         if module in kept:
             recording.outputs[module] = output
 
@@ -81,9 +89,9 @@ def record(
             handle.remove()
 
 
-def constant(output: Any) -> Forward:
-    """A forward that ignores its inputs."""
-    return lambda *args, **kwargs: output
+def constant(output: Any, batch: int, copies: int) -> Forward:
+    """A forward that ignores its inputs and returns `copies` copies of a recorded output."""
+    return lambda *args, **kwargs: repeat(output, batch, copies)
 
 
 def repeat(output: Any, batch: int, copies: int) -> Any:

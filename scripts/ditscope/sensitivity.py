@@ -162,8 +162,9 @@ def score_block(
     blocks = list(model.family.blocks(model.pipe.transformer).values())
     mine = [layer for layer in layers if layer.depth == depth]
     outside = [layer.module for layer in layers if layer.depth in (-1, len(blocks))]
-    modules = [*blocks, *outside, *(layer.module for layer in mine if layer.module not in outside)]
-    keep = {*modules[len(blocks) :], *blocks[max(depth - 1, 0) : max(depth, 0)]}
+    inside = [m for m in blocks[depth].modules() if m is not blocks[depth]] if 0 <= depth < len(blocks) else []
+    modules = [*blocks, *outside, *inside]
+    keep = [*outside, *inside, *blocks[max(depth - 1, 0) : max(depth, 0)]]
     rows = []
     for batch in samples:
         reference, recording = record(modules, keep, len(batch.x), lambda: batch.velocity(model))  # noqa: B023
