@@ -30,6 +30,7 @@ def modules(script: Path) -> list[str]:
 
 
 def main(repeats: int = 3) -> None:
+    """Print the seconds of every measured start."""
     python = [sys.executable, "-c"]
     bare = seconds([*python, "pass"], repeats)
     torch = seconds([*python, "import torch"], repeats) - bare

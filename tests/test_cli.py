@@ -54,7 +54,8 @@ def test_both_spellings_and_booleans():
 
 
 def test_job_stats_are_read_from_a_dry_run():
-    text = "Job stats:\njob             count\n------------  -------\nall                 1\nimage_shard        12\ntotal              13\n"
+    rows = ["Job stats:", "job             count", "------------  -------", "all  1", "image_shard  12", "total  13"]
+    text = "\n".join(rows)
     assert parse_job_stats(text) == {"all": 1, "image_shard": 12}
 
 

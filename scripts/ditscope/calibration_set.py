@@ -275,7 +275,7 @@ def write_manifest(shards: list[Path], manifest: Path) -> None:
         for shard, record in zip(shards, records, strict=True)
         for image in record["images"]
     ]
-    files = {}
+    files: dict[tuple[int | None, int], str] = {}
     for shard in shards:
         for file in sorted(shard.glob("*.npz")):
             for _, image, step, _ in index_file(file):

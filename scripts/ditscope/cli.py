@@ -175,7 +175,7 @@ def call(function: Callable[..., Any], options: dict[str, Any]) -> None:
             arguments[name] = entries[chosen]
             if "name" in hints:
                 arguments.setdefault("name", chosen)
-        elif is_dataclass(kind):
+        elif isinstance(kind, type) and is_dataclass(kind):
             arguments[name] = kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options})
         elif name in options:
             arguments[name] = options[name]

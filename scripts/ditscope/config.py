@@ -19,7 +19,7 @@ type_hints = cache(get_type_hints)
 def decode(kind: Any, value: Any, path: str = "") -> Any:
     """Turn plain YAML data into `kind`, or raise an InputError that names the key `path`."""
     where = path or "config"
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise InputError(f"{where}: expected a map of settings, got {value!r}")
         hints = type_hints(kind)
@@ -88,12 +88,12 @@ def check(config: Config) -> None:
                 raise InputError(unknown(f"{stage}.{registry}", name, valid, f"in the config's `{registry}`"))
     for name in config.trajectories.networks:
         for entry in config.networks[name]:
-            model, _, variant = entry.partition(":")
-            if model not in config.models:
-                raise InputError(unknown(f"networks.{name}", model, config.models, "in the config's `models`"))
+            label, _, variant = entry.partition(":")
+            if label not in config.models:
+                raise InputError(unknown(f"networks.{name}", label, config.models, "in the config's `models`"))
             if variant and variant not in config.schemes and variant not in config.plan.budgets:
-                valid = [*config.schemes, *config.plan.budgets]
-                raise InputError(unknown(f"networks.{name}", variant, valid, "a scheme or a plan's budget"))
+                variants = [*config.schemes, *config.plan.budgets]
+                raise InputError(unknown(f"networks.{name}", variant, variants, "a scheme or a plan's budget"))
         resolve_network(name, config.networks[name], config.models, config.schemes)
     for name, scheme in config.schemes.items():
         if scheme.kind == "plan" and scheme.plan not in config.plan.budgets:
@@ -179,10 +179,10 @@ def reference() -> str:
         for f in fields(kind):
             if is_dataclass(kinds[f.name]):
                 continue
-            required = f.default is MISSING and f.default_factory is MISSING
-            default = (
-                "required" if required else f"`{f.default if f.default is not MISSING else f.default_factory()!r}`"
-            )  # type: ignore[misc]
+            if f.default_factory is not MISSING:
+                default = f"`{f.default_factory()!r}`"
+            else:
+                default = "required" if f.default is MISSING else f"`{f.default!r}`"
             name = (
                 kinds[f.name].__name__
                 if isinstance(kinds[f.name], type) and not isinstance(kinds[f.name], GenericAlias)

@@ -46,8 +46,8 @@ def planned_jobs(overlays: list[Path]) -> dict[str, int]:
 
 def parse_job_stats(text: str) -> dict[str, int]:
     """The `Job stats` table of a dry run as rule -> number of jobs, without the total."""
-    jobs = dict(m.groups() for line in text.splitlines() if (m := JOB_LINE.match(line.strip())))
-    return {rule: int(count) for rule, count in jobs.items() if rule != "total"}
+    jobs = [m for line in text.splitlines() if (m := JOB_LINE.match(line.strip()))]
+    return {m[1]: int(m[2]) for m in jobs if m[1] != "total"}
 
 
 def measured_costs(results: Path) -> dict[str, dict]:

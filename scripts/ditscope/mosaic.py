@@ -102,7 +102,7 @@ def grid_of(rows: pl.DataFrame, prompt_order: Sequence[str] = ()) -> Grid:
         .to_list()
         for network in networks
     }
-    return Grid([prompts[p] for p in order], columns, cells, cycles, rows["sequence_number"].max() or 0)  # type: ignore[arg-type]
+    return Grid([prompts[p] for p in order], columns, cells, cycles, rows["sequence_number"].max() or 0)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ def read_prompts(path: Path | str) -> list[Prompt]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such prompt CSV; set `prompts.csv` to an existing file") from None
     except UnicodeDecodeError as error:
-        row = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}: row {row} is not UTF-8; save the file as UTF-8") from None
+        number = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}: row {number} is not UTF-8; save the file as UTF-8") from None
     rows = list(csv.reader(io.StringIO(text.removeprefix("\ufeff"))))
     if not rows:
         raise InputError(f"{path}: empty; the first row must name the columns, `prompt` among them")

@@ -161,7 +161,7 @@ def augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Brightness and colour jitter, then softness or blur, noise and JPEG, each in part of the calls."""
     from scipy.ndimage import gaussian_filter
 
-    pixels = np.asarray(image, np.float32)
+    pixels: np.ndarray = np.asarray(image, np.float32)
     if rng.random() < 0.6:
         pixels = (pixels - 128) * rng.uniform(0.93, 1.07) + 128 + rng.uniform(-8, 8) + rng.uniform(-5, 5, 3)
     if rng.random() < 0.4:
