@@ -37,6 +37,7 @@ class Recorder(Observer):
         self.rows: list[dict] = []
         self.files: dict[str, dict] = {}
         self.txt_seq_len = 0
+        self.bar: tqdm | None = None
 
     def step_bytes(self, model: Generator, noise: Tensor, cond: Conditioning) -> int:
         """Bytes of one captured step."""
@@ -99,7 +100,8 @@ class Recorder(Observer):
 
     def after(self, step: Step) -> None:
         """Write the step's file and turn its pooled statistics into rows."""
-        self.bar.update()
+        if self.bar is not None:
+            self.bar.update()
         if not self.active:
             return
         self.tensors |= {
@@ -140,7 +142,8 @@ class Recorder(Observer):
         """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
     def table(self) -> pl.DataFrame:
         """The pooled statistics of every captured block and step."""
