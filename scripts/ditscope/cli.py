@@ -20,6 +20,7 @@ from ditscope.settings import Config, Embedder, Model, Scheme
 COMMANDS = {
     "prompts": ("prompts:write_shard", "split a prompt CSV into a shard of runs"),
     "generate": ("generate:generate", "sample the images of a prompt shard"),
+    "capture": ("capture:capture", "record and decode what every block puts out at every denoising step"),
     "calibrate": ("calibrate:calibrate", "record the transformer's inputs along sampling trajectories"),
     "sensitivity": ("sensitivity:sensitivity", "quantize one layer at a time and measure the change of the velocity"),
     "plan": ("plan:plan", "choose bits for every layer under a size budget"),
@@ -29,6 +30,8 @@ COMMANDS = {
     "drift": ("drift:drift", "distances of the states of trajectories to their first one"),
     "cluster": ("cluster:cluster", "cluster the states of trajectories and describe how they move between clusters"),
     "topology": ("topology:topology", "persistent homology of the states of trajectories"),
+    "video": ("video:create_visualization", "draw the decoded blocks of a captured generation as a GIF or MP4"),
+    "trajectory-video": ("mosaic:trajectory_video", "draw trajectories side by side in one film"),
     "estimate": ("estimate:estimate", "jobs, hours and disk that a study will take"),
     "progress": ("progress:progress", "how complete every study is"),
 }
