@@ -39,7 +39,7 @@ setup: $(STAMP) ## make .venv from requirements.lock (once per lock)
 
 $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@time { \
+	@TIMEFORMAT='setup: %0R s'; time { \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV) && \
 		$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock && \
 		$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable . && \

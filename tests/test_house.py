@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 
@@ -10,7 +11,7 @@ import yaml
 
 import ditscope
 import rulegraph
-from workflow import ROOT, snakemake, workdir
+from workflow import ROOT, fake_conda, snakemake, workdir
 
 PROFILES = ("local", "slurm", "apple")
 TARGETS = ("setup", "demo", "test", "test-system", "test-all", "lint", "report", "dag", "docs", "lock", "clean")
@@ -31,7 +32,9 @@ def test_profile_is_one_file_with_a_reason_above_each_value(profile):
     [("--profile", "local"), ("--profile", "slurm"), ("--workflow-profile", "local"), ("--profile", "profiles/local")],
     ids=" ".join,
 )
-def test_profile_resolves(spelling, tmp_path):
+def test_profile_resolves(spelling, tmp_path, monkeypatch):
+    if "slurm" in spelling and not shutil.which("conda"):
+        monkeypatch.setenv("PATH", f"{fake_conda(tmp_path / 'conda')}{os.pathsep}{os.environ['PATH']}")
     done = snakemake(workdir(tmp_path), *spelling, "--dry-run", "--configfile", str(ROOT / "experiments" / "tiny.yaml"))
     assert done.returncode == 0, done.stdout
     assert "This was a dry-run" in done.stdout

@@ -1,5 +1,6 @@
 """Run the workflow from tests: the checkout's own Snakefile in a folder of its own."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -29,6 +30,25 @@ def checkout(folder: Path) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy, follow_symlinks=False)
     return folder
+
+
+def fake_conda(folder: Path) -> Path:
+    """A folder with a `conda` that answers what a dry run asks it: enough for `--sdm conda` where there is no conda."""
+    program = folder / "bin" / "conda"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    info = json.dumps({"conda_prefix": str(folder), "platform": "linux-64", "conda_version": "25.1.0"})
+    program.write_text(
+        f"""#!/bin/sh
+case "$*" in
+    --version) echo conda 25.1.0 ;;
+    "info --json") echo '{info}' ;;
+    "config --get channel_priority --json") echo '{{"get": {{"channel_priority": "strict"}}}}' ;;
+    *) echo "unexpected: conda $*" >&2; exit 1 ;;
+esac
+"""
+    )
+    program.chmod(0o755)
+    return program.parent
 
 
 def snakemake(
