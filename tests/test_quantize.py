@@ -136,8 +136,9 @@ def test_sparsity_keeps_the_two_largest_of_four(monkeypatch):
     monkeypatch.setattr(quantize, "quantize_", lambda *args, **kwargs: None)  # the sparse layout needs CUDA
     apply_scheme(model, Scheme("sparse-2-4"))
     kept = model[0].weight.detach().reshape(-1, 4)
-    largest = torch.zeros_like(kept, dtype=torch.bool).scatter_(1, before.reshape(-1, 4).abs().topk(2).indices, True)
-    assert torch.equal(kept, torch.where(largest, before.reshape(-1, 4), 0))
+    before = before.reshape(-1, 4)
+    assert ((kept == 0).sum(1) == 2).all() and ((kept == 0) | (kept == before)).all()
+    assert torch.equal(kept.abs().sum(1), before.abs().topk(2).values.sum(1))  # by size: ties may fall either way
 
 
 @pytest.mark.parametrize("kind", ["fp8-dynamic-row", "fp8-dynamic-tensor", "int4-weight-only", "sparse-2-4"])
