@@ -89,7 +89,7 @@ rule generator:
 rule blip:
     """The captioner."""
     input:
-        VAE,
+        DECODER,
     output:
         f"{MODELS}/shapes-blip/model.safetensors",
     log:

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 STAGES = {
     "vae": ("vae", "run"),
+    "decoder": ("vae", "run_decoder"),
     "text": ("text", "run"),
     "cliptext": ("clip", "run_text"),
     "clip": ("clip", "run"),

@@ -278,9 +278,9 @@ def oracle(image: Image.Image) -> dict[str, str]:
     shape, x, y, radius, overlap, lead = _fit(alpha)
     if overlap >= 0.66 and lead >= 0.004:
         found["shape"] = shape
-    if 5.5 <= radius <= 10.3:
+    if 5.5 <= radius <= 10.8:
         found["size"] = "small"
-    elif 11.7 <= radius <= 17.5:
+    elif 11.2 <= radius <= 17.5:
         found["size"] = "large"
     distance = {name: float(np.hypot(x - px, y - py)) for name, (px, py) in PLACES.items()}
     place = min(distance, key=distance.__getitem__)

@@ -9,12 +9,12 @@ from diffusers import AutoencoderKL
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
 
 from ditscope.shapes import caption, train_scenes
-from ditscope.training.data import cached_pictures, model_folder, to_tensor
+from ditscope.training.data import Readout, attribute_targets, cached_pictures, model_folder, to_tensor
 from ditscope.training.loop import LoopSettings, load_average, train
 from ditscope.training.text import vocabulary_texts
 from ditscope.training.vae import reconstruct
 
-SETTINGS = LoopSettings(steps=2000, batch=64, lr=1.5e-3, warmup=100, decay=0.4, ema=0.995, seed=17)
+SETTINGS = LoopSettings(steps=1600, batch=48, lr=1.5e-3, warmup=60, decay=0.4, ema=0.99, seed=17, muon=True)
 WIDTH, MAX_TEXT = 128, 32
 
 
@@ -75,12 +75,12 @@ def build() -> BlipForConditionalGeneration:
 
 
 def training_pictures(out: Path) -> np.ndarray:
-    """Augmented renders and autoencoder reconstructions of the training scenes, (1632 * 15, 64, 64, 3) by scene."""
+    """Augmented renders and autoencoder reconstructions of the training scenes, (1632 * 12, 64, 64, 3) by scene."""
     path = out / "data" / "captioner.npy"
     if not path.exists():
-        vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(out / "decoder", torch_dtype=torch.float32)
         augmented = cached_pictures(out / "data", 10, 102, True)
-        plain = cached_pictures(out / "data", 5, 103)
+        plain = cached_pictures(out / "data", 2, 103)
         scenes = len(train_scenes())
         parts = [x.reshape(scenes, -1, *x.shape[1:]) for x in (augmented, reconstruct(vae, plain))]
         temporary = path.with_suffix(".tmp.npy")
@@ -89,8 +89,17 @@ def training_pictures(out: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def loss_function(model: BlipForConditionalGeneration, pictures: np.ndarray, settings: LoopSettings):
-    """Next-token cross-entropy of the canonical caption given the picture."""
+class Trainee(torch.nn.Module):
+    """The captioner and a read-out of its image tower's class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blip = build()
+        self.readout = Readout(WIDTH)
+
+
+def loss_function(model: Trainee, pictures: np.ndarray, settings: LoopSettings):
+    """Next-token cross-entropy of the canonical caption, plus the attributes read from the class token."""
     scenes = train_scenes()
     tokens = bert_tokenizer()([caption(scene) for scene in scenes], padding="longest", return_tensors="pt")
     ids, mask = tokens["input_ids"], tokens["attention_mask"]
@@ -101,7 +110,7 @@ def loss_function(model: BlipForConditionalGeneration, pictures: np.ndarray, set
         rows = torch.randint(len(pictures), (settings.batch,), generator=generator)
         scene = rows // per_scene
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = model(
+            output = model.blip(
                 pixel_values=to_tensor(pictures[rows.numpy()]),
                 input_ids=ids[scene],
                 attention_mask=mask[scene],
@@ -109,7 +118,8 @@ def loss_function(model: BlipForConditionalGeneration, pictures: np.ndarray, set
             )
         guess = output.logits[:, :-1].argmax(-1)
         right = (guess.eq(labels[scene][:, 1:]) | labels[scene][:, 1:].eq(-100)).all(1)
-        return output.loss, {"exact": right.float().mean().item()}
+        read = model.readout.loss(output.image_embeds[:, 0].float(), attribute_targets(scene.tolist()))
+        return output.loss.float() + read, {"exact": right.float().mean().item(), "read": read.item()}
 
     return loss
 
@@ -123,15 +133,15 @@ def finish(model: BlipForConditionalGeneration, folder: Path) -> None:
 def run(stage: str, out: Path, settings: LoopSettings = SETTINGS) -> dict:
     """Train the captioner on pictures of the training scenes and save it to out/models/shapes-blip."""
     pictures = training_pictures(out)
-    model = build()
+    model = Trainee()
     summary = train(model, loss_function(model, pictures, settings), settings, out / ".partial" / stage)
-    finish(model, model_folder(out, stage))
+    finish(model.blip, model_folder(out, stage))
     return summary
 
 
 def export(stage: str, out: Path) -> dict:
     """Save the captioner of the last checkpoint to out/models/shapes-blip, without training on."""
-    model = build()
+    model = Trainee()
     state = load_average(model, out / ".partial" / stage)
-    finish(model, model_folder(out, stage))
+    finish(model.blip, model_folder(out, stage))
     return state

@@ -13,15 +13,16 @@ from transformers import (
     CLIPProcessor,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    CLIPTokenizer,
 )
 
 from ditscope.shapes import ATTRIBUTES, VALUES, Scene, train_scenes
-from ditscope.training.data import cached_pictures, model_folder, to_tensor
+from ditscope.training.data import Readout, attribute_targets, cached_pictures, model_folder, to_tensor
 from ditscope.training.loop import LoopSettings, load_average, train
 from ditscope.training.text import MAX_TEXT, clip_tokenizer, free_text
 
 TEXT_SETTINGS = LoopSettings(steps=400, batch=128, lr=2e-3, warmup=40, decay=0.5, ema=0.98, seed=13)
-SETTINGS = LoopSettings(steps=1600, batch=96, lr=1.5e-3, warmup=80, decay=0.4, ema=0.995, seed=14)
+SETTINGS = LoopSettings(steps=1000, batch=96, lr=1.5e-3, warmup=80, decay=0.5, ema=0.98, seed=14)
 TEXT_WIDTH, VISION_WIDTH, PROJECTION = 64, 128, 64
 GROUP = 4
 PICTURES = ("data", 10, 102, True)
@@ -55,7 +56,7 @@ def build() -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
 
 
-def processor() -> CLIPProcessor:
+def processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
     """64 x 64 pictures scaled to [-1, 1], and the tokenizer."""
     images = CLIPImageProcessorPil(
         size={"shortest_edge": 64},
@@ -63,7 +64,7 @@ def processor() -> CLIPProcessor:
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
     )
-    return CLIPProcessor(image_processor=images, tokenizer=clip_tokenizer())
+    return CLIPProcessor(image_processor=images, tokenizer=tokenizer)
 
 
 def neighbours(scene: Scene, allowed: frozenset[Scene] | None = None) -> list[Scene]:
@@ -91,29 +92,22 @@ def grouped_batch(rng: np.random.Generator, size: int) -> list[int]:
     return list(chosen)[:size]
 
 
-def attribute_targets(rows: list[int]) -> torch.Tensor:
-    """For each training scene the index of each attribute's value, (N, 5) int64."""
-    scenes = train_scenes()
-    return torch.tensor([[VALUES[n].index(getattr(scenes[i], n)) for n in ATTRIBUTES] for i in rows])
-
-
 class Trainee(torch.nn.Module):
     """CLIP and one linear read-out of the attributes shared by both towers, which does not ship."""
 
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.clip = clip
-        self.readout = torch.nn.Linear(PROJECTION, sum(len(VALUES[name]) for name in ATTRIBUTES))
+        self.readout = Readout(PROJECTION)
 
     def attribute_loss(self, embedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy over the attributes of unit vectors (N, 64) against (N, 5)."""
-        parts = self.readout(8 * embedding).split([len(VALUES[name]) for name in ATTRIBUTES], dim=1)
-        return sum(F.cross_entropy(part, targets[:, i]) for i, part in enumerate(parts)) / len(ATTRIBUTES)
+        return self.readout.loss(8 * embedding, targets)
 
 
-def text_loss_function(model: Trainee, settings: LoopSettings):
+def text_loss_function(model: Trainee, tokenizer: CLIPTokenizer, settings: LoopSettings):
     """InfoNCE between two texts of the same scene (Gao et al., arXiv:2104.08821), plus the attribute read-out."""
-    tokenizer, scenes = clip_tokenizer(), train_scenes()
+    scenes = train_scenes()
 
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
@@ -131,9 +125,9 @@ def text_loss_function(model: Trainee, settings: LoopSettings):
     return loss
 
 
-def loss_function(model: Trainee, pictures: np.ndarray, settings: LoopSettings):
+def loss_function(model: Trainee, tokenizer: CLIPTokenizer, pictures: np.ndarray, settings: LoopSettings):
     """Symmetric InfoNCE over a batch with hard negatives, plus the attribute read-out of the picture."""
-    tokenizer, scenes = clip_tokenizer(), train_scenes()
+    scenes = train_scenes()
     per_scene = len(pictures) // len(scenes)
 
     def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
@@ -161,10 +155,10 @@ def set_trainable(model: Trainee, text: bool) -> None:
         p.requires_grad_(of_text == text)
 
 
-def finish(clip: CLIPModel, folder: Path) -> None:
+def finish(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Save the model in bfloat16 and its processor."""
     clip.to(torch.bfloat16).save_pretrained(folder)
-    processor().save_pretrained(folder)
+    processor(tokenizer).save_pretrained(folder)
 
 
 def text_towers(folder: Path) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
@@ -182,10 +176,15 @@ def run_text(stage: str, out: Path, settings: LoopSettings = TEXT_SETTINGS) -> d
     """Train the text tower alone on texts of the training scenes and save the CLIPModel to out/cliptext."""
     model = Trainee(build())
     set_trainable(model, text=True)
-    summary = train(model, text_loss_function(model, settings), settings, out / ".partial" / stage)
-    finish(model.clip, out / stage)
+    summary = train(model, text_loss_function(model, clip_tokenizer(), settings), settings, out / ".partial" / stage)
+    finish(model.clip, clip_tokenizer(), out / stage)
     save_file(model.readout.state_dict(), out / stage / "readout.safetensors")
     return summary
+
+
+def frozen_tokenizer(out: Path) -> CLIPTokenizer:
+    """The tokenizer that the text tower was trained with: learning one again may number equal pairs otherwise."""
+    return CLIPTokenizer.from_pretrained(out / "cliptext")
 
 
 def start(out: Path) -> Trainee:
@@ -200,8 +199,9 @@ def run(stage: str, out: Path, settings: LoopSettings = SETTINGS) -> dict:
     """Train the image tower on augmented renders of the training scenes; save shapes-clip to out/models."""
     pictures = cached_pictures(out / PICTURES[0], *PICTURES[1:])
     model = start(out)
-    summary = train(model, loss_function(model, pictures, settings), settings, out / ".partial" / stage)
-    finish(model.clip, model_folder(out, stage))
+    loss = loss_function(model, frozen_tokenizer(out), pictures, settings)
+    summary = train(model, loss, settings, out / ".partial" / stage)
+    finish(model.clip, frozen_tokenizer(out), model_folder(out, stage))
     return summary
 
 
@@ -209,5 +209,5 @@ def export(stage: str, out: Path) -> dict:
     """Save the model of the last checkpoint to out/models/shapes-clip, without training on."""
     model = start(out)
     state = load_average(model, out / ".partial" / stage)
-    finish(model.clip, model_folder(out, stage))
+    finish(model.clip, frozen_tokenizer(out), model_folder(out, stage))
     return state

@@ -1,11 +1,14 @@
 """Pictures and captions of the shapes world as arrays and tensors."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
-from ditscope.shapes import Scene, augment, render, train_scenes
+from ditscope.shapes import ATTRIBUTES, VALUES, Scene, augment, render, train_scenes
 
 
 def picture_set(scenes: tuple[Scene, ...], per_scene: int, seed: int, augmented: bool = False) -> np.ndarray:
@@ -30,6 +33,16 @@ def cached_pictures(folder: Path, per_scene: int, seed: int, augmented: bool = F
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
+def cached_tensors(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, made and written first where it is missing."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        save_file({k: v.contiguous() for k, v in make().items()}, temporary)
+        temporary.replace(path)
+    return load_file(path)
+
+
 def to_tensor(pictures: np.ndarray) -> torch.Tensor:
     """(N, H, W, 3) uint8 to (N, 3, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -44,3 +57,21 @@ def to_pictures(tensor: torch.Tensor) -> np.ndarray:
 def model_folder(out: Path, stage: str) -> Path:
     """Where a stage leaves the model that ships."""
     return out / "models" / f"shapes-{stage}"
+
+
+def attribute_targets(rows: list[int]) -> torch.Tensor:
+    """For each training scene the index of each attribute's value, (N, 5) int64."""
+    scenes = train_scenes()
+    return torch.tensor([[VALUES[n].index(getattr(scenes[i], n)) for n in ATTRIBUTES] for i in rows])
+
+
+class Readout(torch.nn.Linear):
+    """A linear read-out of the attributes from vectors (N, width), which helps training and does not ship."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, sum(len(VALUES[name]) for name in ATTRIBUTES))
+
+    def loss(self, vectors: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy over the attributes against (N, 5)."""
+        parts = self(vectors).split([len(VALUES[name]) for name in ATTRIBUTES], dim=1)
+        return sum(F.cross_entropy(part, targets[:, i]) for i, part in enumerate(parts)) / len(ATTRIBUTES)

@@ -1,6 +1,5 @@
 """shapes-flux and shapes-sd3: rectified-flow transformers in the latent space of the shapes VAE."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +13,18 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from ditscope.shapes import TEMPLATES, caption, train_scenes
 from ditscope.training.clip import text_towers
-from ditscope.training.data import cached_pictures, model_folder
+from ditscope.training.data import cached_tensors, model_folder
 from ditscope.training.loop import LoopSettings, load_average, train
 from ditscope.training.text import MAX_TEXT, free_text
-from ditscope.training.vae import encode
+from ditscope.training.vae import cached_latents
 
 SETTINGS = {
-    "flux": LoopSettings(steps=4000, batch=64, lr=1.5e-3, warmup=100, decay=0.3, ema=0.998, seed=15, muon=True),
-    "sd3": LoopSettings(steps=4000, batch=64, lr=1.5e-3, warmup=100, decay=0.3, ema=0.998, seed=16, muon=True),
+    "flux": LoopSettings(steps=2300, batch=64, lr=1.5e-3, warmup=100, decay=0.35, ema=0.998, seed=15, muon=True),
+    "sd3": LoopSettings(steps=1900, batch=64, lr=1.5e-3, warmup=100, decay=0.35, ema=0.998, seed=16, muon=True),
 }
 LATENT_CHANNELS, LATENT_SIZE = 8, 16
 FREE_TEXTS = 5
@@ -74,7 +72,7 @@ def assemble(stage: str, out: Path, transformer: torch.nn.Module) -> DiffusionPi
     t5_tokens = T5Tokenizer.from_pretrained(out / "text")
     common = {
         "transformer": transformer,
-        "vae": AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32),
+        "vae": AutoencoderKL.from_pretrained(out / "decoder", torch_dtype=torch.float32),
         "scheduler": FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0),
         "tokenizer": clip_tokens,
     }
@@ -117,16 +115,6 @@ def training_prompts(seed: int) -> list[str]:
     return prompts
 
 
-def cached_tensors(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, made and written first where it is missing."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        save_file({k: v.contiguous() for k, v in make().items()}, temporary)
-        temporary.replace(path)
-    return load_file(path)
-
-
 def training_tensors(stage: str, out: Path, pipeline: DiffusionPipeline) -> dict[str, torch.Tensor]:
     """Latents (N, 8, 16, 16), prompt sequences and pooled vectors, and those of the empty prompt."""
 
@@ -134,11 +122,8 @@ def training_tensors(stage: str, out: Path, pipeline: DiffusionPipeline) -> dict
         sequences, pooled = encode_prompts(pipeline, [*training_prompts(SETTINGS[stage].seed), ""])
         return {"sequences": sequences.half(), "pooled": pooled.half()}
 
-    def latents() -> dict[str, torch.Tensor]:
-        return {"latents": encode(pipeline.vae, cached_pictures(out / "data", 10, 101)).half()}
-
-    data = cached_tensors(out / "data" / "latents.safetensors", latents)
-    return data | cached_tensors(out / "data" / f"prompts-{stage}.safetensors", prompts)
+    cached = cached_tensors(out / "data" / f"prompts-{stage}.safetensors", prompts)
+    return cached | {"latents": cached_latents(out)}
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:

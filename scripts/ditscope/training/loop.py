@@ -66,7 +66,10 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict] | None
 
 def optimizers(parameters: dict[str, torch.Tensor], settings: LoopSettings) -> list[torch.optim.Optimizer]:
     """AdamW for all, or Muon (Liu et al., arXiv:2502.16982) for the matrices inside blocks and AdamW for the rest."""
-    hidden = [p for name, p in parameters.items() if settings.muon and p.ndim == 2 and "blocks." in name]
+    inside = ("blocks.", "layers.", ".layer.")
+    hidden = [
+        p for name, p in parameters.items() if settings.muon and p.ndim == 2 and any(mark in name for mark in inside)
+    ]
     chosen = {id(p) for p in hidden}
     rest = [p for p in parameters.values() if id(p) not in chosen]
     decay = settings.weight_decay

@@ -2,6 +2,7 @@
 
 import json
 import string
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from ditscope.training.loop import LoopSettings, load_average, train
 
 MAX_TEXT = 32
 WIDTH = 128
-SETTINGS = LoopSettings(steps=600, batch=96, lr=2e-3, warmup=60, decay=0.4, ema=0.99, seed=12)
+SETTINGS = LoopSettings(steps=700, batch=96, lr=2e-3, warmup=60, decay=0.4, ema=0.99, seed=12)
 EXTRA_WORDS = "and the this is with to in an image drawing photo scene shows one shape black white"
 
 
@@ -25,6 +26,7 @@ def vocabulary_texts() -> list[str]:
     return [*texts, *[" ".join([*synonyms, EXTRA_WORDS])] * 50]
 
 
+@lru_cache(maxsize=1)
 def clip_tokenizer() -> CLIPTokenizer:
     """A byte-level BPE tokenizer (Sennrich et al., arXiv:1508.07909) that knows the world's words whole."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
