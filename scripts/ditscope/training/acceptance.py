@@ -17,7 +17,7 @@ from ditscope.training.text import MAX_TEXT
 
 SEEDS = (0, 1, 2, 3)
 STEPS = 8
-GUIDANCE = {"shapes-flux": 1.0, "shapes-sd3": 2.0}
+GUIDANCE = {"shapes-flux": 1.0, "shapes-sd3": 3.0}
 TARGETS = {"shape": 0.9, "colour": 0.95, "size": 0.9, "place": 0.95, "background": 0.95, "all five": 0.8}
 CANDIDATES = 64
 
