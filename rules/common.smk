@@ -137,9 +137,9 @@ def network_plans(network):
 
 
 def scheme_plan(model, scheme):
-    """The bit plan that a scheme of kind `plan` applies to a model."""
+    """The bit plan that a scheme of kind `plan` applies to a model; nothing for other kinds."""
     entry = CONFIG.schemes[scheme]
-    return f"{RESULTS}/plans/{model}/{entry.plan}.json" if entry.kind == "plan" else []
+    return [f"{RESULTS}/plans/{model}/{entry.plan}.json"] if entry.kind == "plan" else []
 
 
 def all_cores():

@@ -26,6 +26,6 @@ with job(snakemake):
         output_dir=Path(snakemake.output.table).parent,
         config=wildcards.scheme,
         compile=wildcards.compile,
-        plan=next(map(Path, snakemake.input.get("plan", [])), None),
+        plan=Path(snakemake.input.plan) if snakemake.input.plan else None,
         settings=replace(decode(Benchmark, params.settings), hardware=wildcards.hardware),
     )
