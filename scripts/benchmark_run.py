@@ -26,6 +26,6 @@ with job(snakemake):
         output_dir=Path(snakemake.output.table).parent,
         config=wildcards.scheme,
         compile=wildcards.compile,
-        plan=Path(snakemake.input.plan) if snakemake.input.plan else None,
+        plan=Path(snakemake.input.plan[0]) if snakemake.input.plan else None,
         settings=replace(decode(Benchmark, params.settings), hardware=wildcards.hardware),
     )
