@@ -205,9 +205,16 @@ def analysis_tables(folder):
     return expand(f"{RESULTS}/{folder}/{{table}}.parquet", table=tables[folder]) if embedded else []
 
 
+def left_by_stages():
+    """What each stage leaves, less the stages that this config leaves out."""
+    return {name: files for name, files in targets(publish=False).items() if files}
+
+
 def figure_inputs(w=None):
     """What the figures read, by stage."""
-    return {name: files for name, files in targets(publish=False).items() if files}
+    left = left_by_stages()
+    drawn = {name for figure in available(set(left)) for name in figure.stages}
+    return {name: files for name, files in left.items() if name in drawn}
 
 
 def explorer_inputs(w=None):

@@ -55,7 +55,7 @@ rule paper_tables:
 
 rule catalog:
     input:
-        tables=lambda w: [path for path in figure_inputs(w).values() for path in path if path.endswith(".parquet")],
+        tables=lambda w: [p for left in left_by_stages().values() for p in left if str(p).endswith(".parquet")],
     output:
         catalog="<results>/catalog.duckdb",
     log:

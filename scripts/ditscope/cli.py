@@ -32,6 +32,10 @@ COMMANDS = {
     "topology": ("topology:topology", "persistent homology of the states of trajectories"),
     "video": ("video:create_visualization", "draw the decoded blocks of a captured generation as a GIF or MP4"),
     "trajectory-video": ("mosaic:trajectory_video", "draw trajectories side by side in one film"),
+    "refine-codebook": ("refine.codebook:build_codebook", "quantize prompts and kept patches to pseudo-classes"),
+    "refine-train": ("refine.train:train", "train the feature encoder and the one-step refiner"),
+    "refine-diagnose": ("refine.diagnose:diagnose", "measure what the refiner learnt"),
+    "publish": ("publish:publish", "every figure and table that a study's finished stages allow"),
     "estimate": ("estimate:estimate", "jobs, hours and disk that a study will take"),
     "progress": ("progress:progress", "how complete every study is"),
 }

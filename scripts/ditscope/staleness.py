@@ -20,7 +20,7 @@ IGNORED = {"ditscope.cli", "ditscope.job", "ditscope.config", "ditscope.stalenes
 
 
 def code_digest(module: str, staleness: str = "code") -> str:
-    """Digest of the source bytes of `module` and of every ditscope module it imports, directly or not.
+    """Digest of the source bytes of `module`, of every ditscope module it imports, directly or not, and of its scripts.
 
     With `staleness="release"` the package's version stands in, so that an update restarts no long study.
     """
@@ -29,7 +29,15 @@ def code_digest(module: str, staleness: str = "code") -> str:
     hashed = hashlib.sha256()
     for name in import_closure(module):
         hashed.update(name.encode() + b"\0" + module_path(name).read_bytes())
+    for script in scripts_of(module):
+        hashed.update(script.name.encode() + b"\0" + script.read_bytes())
     return hashed.hexdigest()[:16]
+
+
+def scripts_of(module: str) -> list[Path]:
+    """The rules' scripts that import `module` by name."""
+    line = f"from {module} import "
+    return [script for script in sorted(PACKAGE.parent.glob("*.py")) if line in script.read_text()]
 
 
 @cache
