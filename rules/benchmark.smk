@@ -39,7 +39,7 @@ rule benchmark_run:
         model=lambda w: model_params(w.model),
         scheme=lambda w: plain(CONFIG.schemes[w.scheme]),
         auto_hardware=CONFIG.benchmark.hardware == "auto",
-        settings={k: v for k, v in job_settings("benchmark").items() if k not in ("features", "hardware")},
+        settings={k: v for k, v in stage("benchmark").items() if k not in ("features", "hardware")},
     script:
         "../scripts/benchmark_run.py"
 

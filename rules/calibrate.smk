@@ -26,7 +26,7 @@ rule calibration_shard:
         code=code("calibrate"),
         model=lambda w: model_params(w.model),
         images=lambda w: calibration_index()[w.shard],
-        settings={key: value for key, value in job_settings("calibrate").items() if key != "num_images"},
+        settings={key: value for key, value in stage("calibrate").items() if key != "num_images"},
     script:
         "../scripts/calibration_shard.py"
 

@@ -85,11 +85,6 @@ def code(module):
 
 
 def stage(name):
-    """The settings of a stage as plain data."""
-    return plain(getattr(CONFIG, name))
-
-
-def job_settings(name):
     """The settings of a stage that its jobs read: what it selects and how it shards is the workflow's business."""
     settings = getattr(CONFIG, name)
     kept = [f.name for f in fields(settings) if not f.metadata["config_only"]]

@@ -27,6 +27,6 @@ rule embedding_shard:
     params:
         code=code("embed"),
         embedder=lambda w: embedder_params(w.embedder),
-        settings=job_settings("embed"),
+        settings=stage("embed"),
     script:
         "../scripts/embedding_shard.py"

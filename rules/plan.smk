@@ -18,6 +18,6 @@ rule bit_plan:
     params:
         code=code("plan"),
         budget=lambda w: plain(CONFIG.plan.budgets[w.budget]),
-        settings=job_settings("plan"),
+        settings=stage("plan"),
     script:
         "../scripts/bit_plan.py"

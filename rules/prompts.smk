@@ -19,7 +19,7 @@ rule prompt_shard:
     params:
         code=code("prompts"),
         runs=lambda w: SHARD_INDEX[int(w.shard)]["digest"],
-        settings=stage("prompts"),
+        settings=plain(CONFIG.prompts),
         experiment=CONFIG.experiment,
     script:
         "../scripts/prompt_shard.py"

@@ -23,7 +23,7 @@ rule refine_codebook:
         runtime=60,
     params:
         code=code("refine.codebook"),
-        settings={k: job_settings("refine")[k] for k in ("seed", "patch", "min_anchors", "codes", "keyframe_weight")},
+        settings={k: stage("refine")[k] for k in ("seed", "patch", "min_anchors", "codes", "keyframe_weight")},
     script:
         "../scripts/refine_codebook.py"
 
@@ -49,7 +49,7 @@ rule refine_train:
         runtime=720,
     params:
         code=code("refine.train"),
-        settings={k: v for k, v in job_settings("refine").items() if k not in ("top_k", "gallery")},
+        settings={k: v for k, v in stage("refine").items() if k not in ("top_k", "gallery")},
     script:
         "../scripts/refine_train.py"
 
@@ -83,6 +83,6 @@ rule refine_diagnose:
     params:
         code=code("refine.diagnose"),
         model=lambda w: model_params(w.model),
-        settings=job_settings("refine"),
+        settings=stage("refine"),
     script:
         "../scripts/refine_diagnose.py"

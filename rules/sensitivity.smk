@@ -28,7 +28,7 @@ rule sensitivity_layers:
     params:
         code=code("sensitivity"),
         model=lambda w: model_params(w.model),
-        settings=job_settings("sensitivity"),
+        settings=stage("sensitivity"),
         groups=CONFIG.sensitivity.layer_groups,
         calibration=lambda w: calibration_folder(w.model),
         own=lambda w: own_calibration(w.model),

@@ -32,6 +32,6 @@ rule trajectory_shard:
         runs=lambda w: TRAJECTORY_INDEX[int(w.shard)],
         network=lambda w: network_params(w.network),
         plans=f"{RESULTS}/plans",
-        settings=job_settings("trajectories"),
+        settings=stage("trajectories"),
     script:
         "../scripts/trajectory_shard.py"
