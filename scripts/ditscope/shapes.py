@@ -225,42 +225,80 @@ def _foreground(pixels: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.
     return colour, np.where(binary_dilation(main, iterations=2), alpha, 0.0)
 
 
-def _fit(alpha: np.ndarray) -> tuple[str, float, float, float, float, float]:
-    """The best template (shape, x, y, radius), its overlap, and the lead over the next shape, by soft IoU."""
+def _template(shape: str, x: float, y: float, radius: float, softness: float) -> np.ndarray:
+    """A shape's coverage blurred by `softness` pixels, (64, 64)."""
     from scipy.ndimage import gaussian_filter
 
+    return gaussian_filter(coverage(shape, x, y, radius, 3), softness)
+
+
+def _scaled(alpha: np.ndarray, template: np.ndarray) -> np.ndarray:
+    """The template times the factor, within a quarter of one, that brings it nearest to alpha."""
+    power = float(np.square(template).sum())
+    factor = float((template * alpha).sum()) / power if power else 1.0
+    return template * min(max(factor, 0.8), 1.25)
+
+
+def _fit(alpha: np.ndarray) -> tuple[str, float, float, float, float, float]:
+    """The nearest template (shape, x, y, radius), its soft overlap, and its lead over the next shape.
+
+    Least squares: a coarse look at every shape, then a Nelder-Mead search over place, radius and softness for the
+    three nearest. The lead is the difference of squared errors over the squared norm of alpha.
+    """
+    from scipy.optimize import minimize
+
+    def error(values: np.ndarray, shape: str) -> float:
+        x, y, radius, softness = values
+        if not (3 < radius < 24 and 0.3 < softness < 2.5):
+            return float("inf")
+        return float(np.square(alpha - _scaled(alpha, _template(shape, x, y, radius, softness))).sum())
+
     area = float(alpha.sum())
-    peak = float(np.partition(alpha.ravel(), -12)[-12])
-    centre_x = float((alpha.sum(0) * (np.arange(IMAGE_SIZE) + 0.5)).sum() / area)
-    centre_y = float((alpha.sum(1) * (np.arange(IMAGE_SIZE) + 0.5)).sum() / area)
-    fits = []
+    pixels = np.arange(IMAGE_SIZE) + 0.5
+    centre_x, centre_y = float((alpha.sum(0) * pixels).sum() / area), float((alpha.sum(1) * pixels).sum() / area)
+    coarse = []
     for shape, (unit_area, offset) in _moments().items():
-        base = np.sqrt(area / unit_area)
+        base = float(np.sqrt(area / unit_area))
         if base > 22:
             continue
-        best = (-1.0, 0.0, 0.0, 0.0)
-        for scale in (0.92, 1.0, 1.08):
-            radius = base * scale
-            y = centre_y - offset * radius
-            drawn = coverage(shape, centre_x, y, radius, 3)
-            for softness in (SMOOTH, 1.2):
-                template = gaussian_filter(drawn, softness)
-                template *= peak / np.partition(template.ravel(), -12)[-12]
-                overlap = float(np.minimum(alpha, template).sum() / np.maximum(alpha, template).sum())
-                best = max(best, (overlap, centre_x, y, radius))
-        fits.append((best[0], shape, *best[1:]))
-    fits.sort(reverse=True)
+        starts = [
+            (centre_x, centre_y - offset * base * scale, base * scale, softness)
+            for scale in (0.92, 1.0, 1.08)
+            for softness in (SMOOTH, 1.2)
+        ]
+        coarse.append(min((error(np.asarray(start), shape), shape, start) for start in starts))
+    fits = []
+    for _, shape, start in sorted(coarse)[:3]:
+        x, y, radius, softness = start
+        simplex = [
+            start,
+            (x + 0.5, y, radius, softness),
+            (x, y + 0.5, radius, softness),
+            (x, y, 1.04 * radius, softness),
+            (x, y, radius, softness + 0.2),
+        ]
+        found = minimize(
+            error,
+            start,
+            args=(shape,),
+            method="Nelder-Mead",
+            options={"maxfev": 60, "initial_simplex": np.asarray(simplex)},
+        )
+        fits.append((float(found.fun), shape, *(float(value) for value in found.x)))
+    fits.sort()
     if len(fits) < 2:
         return UNCLEAR, centre_x, centre_y, 32.0, 0.0, 0.0
-    overlap, shape, x, y, radius = fits[0]
-    return shape, x, y, radius, overlap, overlap - fits[1][0]
+    nearest, shape, x, y, radius, softness = fits[0]
+    template = _scaled(alpha, _template(shape, x, y, radius, softness))
+    overlap = float(np.minimum(alpha, template).sum() / np.maximum(alpha, template).sum())
+    return shape, x, y, radius, overlap, (fits[1][0] - nearest) / float(np.square(alpha).sum())
 
 
 def oracle(image: Image.Image) -> dict[str, str]:
     """The five attributes read back from the pixels; each may be unclear, which counts as wrong.
 
-    The background is the border's median; the shape is the template of greatest soft overlap with what stands out
-    from it; size and place are that template's radius and centre.
+    The background is the border's median; the shape is the template nearest to what stands out from it;
+    size and place are that template's radius and centre.
     """
     pixels = np.asarray(image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX), np.float32)
     border = np.concatenate([pixels[:3].reshape(-1, 3), pixels[-3:].reshape(-1, 3)])

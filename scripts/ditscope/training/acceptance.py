@@ -151,7 +151,7 @@ def check_clip(folder: Path, images: list[Image.Image], scenes: list[Scene]) -> 
     return {"right caption of 64": row(right, len(images), 0.95)}
 
 
-def check_oracle(per_scene: int = 1) -> dict:
+def check_oracle(per_scene: int = 4) -> dict:
     """The oracle on augmented renders of every combination."""
     rng = np.random.default_rng(9)
     scenes = [scene for scene in all_scenes() for _ in range(per_scene)]
