@@ -23,8 +23,8 @@ from ditscope.training.text import MAX_TEXT, free_text
 from ditscope.training.vae import cached_latents
 
 SETTINGS = {
-    "flux": LoopSettings(steps=2800, batch=64, lr=1.5e-3, warmup=100, decay=0.35, ema=0.998, seed=15, muon=True),
-    "sd3": LoopSettings(steps=1900, batch=64, lr=1.5e-3, warmup=100, decay=0.35, ema=0.998, seed=16, muon=True),
+    "flux": LoopSettings(steps=3600, batch=64, lr=1.5e-3, warmup=100, decay=0.35, ema=0.998, seed=15, muon=True),
+    "sd3": LoopSettings(steps=2400, batch=64, lr=1.5e-3, warmup=100, decay=0.35, ema=0.998, seed=16, muon=True),
 }
 LATENT_CHANNELS, LATENT_SIZE = 8, 16
 FREE_TEXTS = 5
