@@ -1,17 +1,38 @@
 """What every rule's script does around its one library call: logging and one-line refusals."""
 
 import logging
+import os
+import re
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ditscope.checksums import record_checksums
 from ditscope.config import decode
 from ditscope.errors import InputError
+from ditscope.identity import digest
 from ditscope.settings import Model
 
 log = logging.getLogger("ditscope")
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")  # variables that tokens are given in
+TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}|(?<=[Bb]earer )[A-Za-z0-9._~+/=-]{8,}|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)")
+
+
+class Redacted(logging.Formatter):
+    """Log lines, tracebacks included, in which access tokens are replaced by stars."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def redact(text: str) -> str:
+    """`text` without tokens: values of the variables that hold them, and what looks like one."""
+    for value in filter(None, map(os.environ.get, SECRETS)):
+        text = text.replace(value, "***")
+    return TOKEN.sub("***", text)
 
 
 @contextmanager
@@ -21,11 +42,15 @@ def job(snakemake: Any) -> Iterator[None]:
     with logged(file):
         try:
             yield
+            record_checksums(results_of(snakemake), snakemake.rule, snakemake.output)
         except InputError as error:
             log.error("%s", error)
-            raise SystemExit(f"Error: {error}") from None
-        except Exception:
+            raise SystemExit(redact(f"Error: {error}")) from None
+        except Exception as error:
             log.exception("rule %s failed", snakemake.rule)
+            text = "".join(traceback.format_exception(error))
+            if redact(text) != text:  # Python's own traceback would show the token
+                raise SystemExit(redact(text)) from None
             raise
 
 
@@ -34,7 +59,7 @@ def logged(*handlers: logging.Handler) -> Iterator[None]:
     """Send the library's messages to stderr and to `handlers`."""
     handlers = (logging.StreamHandler(sys.stderr), *handlers)
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(Redacted("%(asctime)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
@@ -45,9 +70,18 @@ def logged(*handlers: logging.Handler) -> Iterator[None]:
             handler.close()
 
 
+def results_of(snakemake: Any) -> Path:
+    """The folder of this study's results."""
+    return Path("results") / snakemake.config["experiment"]
+
+
 def partial_root(snakemake: Any) -> Path:
-    """Where unfinished slices of this study's jobs are kept."""
-    return Path("results") / snakemake.config["experiment"] / ".partial"
+    """Where unfinished slices of this study's jobs are kept; apart for each version of code, weights and settings.
+
+    The rule's parameters hold digests of all three: a job that resumes after any of them changed starts anew.
+    """
+    params = {name: str(value) for name, value in snakemake.params.items()}
+    return results_of(snakemake) / ".partial" / f"{snakemake.rule}-{digest(params, 64)}"
 
 
 def model_entry(params: dict[str, Any]) -> Model:

@@ -1,12 +1,16 @@
 """Unfinished work of an expensive job: kept outside its declared outputs, found again by a digest of its inputs."""
 
+import json
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from ditscope.identity import digest
+
+MARK = "output.json"  # in every folder of slices: the output that they are for
 
 
 def unfinished(root: Path | None, output: Path | str, key: dict[str, Any]) -> Path:
@@ -18,10 +22,21 @@ def unfinished(root: Path | None, output: Path | str, key: dict[str, Any]) -> Pa
         return Path(tempfile.mkdtemp(prefix="ditscope-"))
     plain = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in key.items()}
     folder = Path(root) / digest({"output": str(output), **plain})
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    (folder / MARK).write_text(json.dumps({"output": str(output)}) + "\n")
     return folder
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, also while another job removes a parent that it found empty."""
+    for _ in range(9):
+        with suppress(FileNotFoundError):
+            return folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def publish(folder: Path) -> None:
-    """Remove a folder of slices once the job's outputs are complete."""
+    """Remove a folder of slices once the job's outputs are complete, and the folder around it if it was the last."""
     shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()

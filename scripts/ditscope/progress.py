@@ -1,6 +1,7 @@
 """How complete each study is, from the plan that its last run left and the files that exist now."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +28,11 @@ def write_plan(results: Path | str, targets: dict[str, list[str]], rules: dict[s
     """Keep what a study will leave, by stage and by rule, and its whole config, beside its results."""
     path = Path(results) / PLAN
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
     text = json.dumps({"schema_version": "1", "targets": targets, "rules": rules, "config": config}, indent=1)
     if not path.exists() or path.read_text() != text:
-        path.write_text(text)
+        partial.write_text(text)
+        os.replace(partial, path)
 
 
 def read_plan(results: Path | str) -> dict:

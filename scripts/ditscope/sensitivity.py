@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ditscope.calibration_set import CalibrationSet, Reference, check_made_with, load_calibration, read_sample
 from ditscope.errors import InputError
 from ditscope.families.common import DTYPES, Conditioning
+from ditscope.identity import file_digest
 from ditscope.models import Generator, load_generator
 from ditscope.partial import publish, unfinished
 from ditscope.quantizers import QUANTIZERS, quantizable, shared_weights
@@ -76,6 +77,7 @@ def sensitivity(
     buckets = assign_buckets(found, settings.buckets, calibration)
     key = {k: v for k, v in asdict(settings).items() if k not in ("models", "layer_groups")}
     key |= {"model": model, "manifest": found.manifest, "group": group, "groups": groups}
+    key["samples"] = [file_digest(file) for file in dict.fromkeys(s.file for s in found.samples)]
     parts = unfinished(partial, out, key)
     loaded = load_generator(name, model)
     count = max(1, settings.batch_size // len(settings.bits))
