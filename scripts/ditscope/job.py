@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ def job(snakemake: Any) -> Iterator[None]:
         try:
             yield
             record_checksums(results_of(snakemake), snakemake.rule, snakemake.output)
+            with suppress(OSError):  # never made, or slices of the rule's other jobs are in it
+                partial_root(snakemake).rmdir()
         except InputError as error:
             log.error("%s", error)
             raise SystemExit(redact(f"Error: {error}")) from None

@@ -36,7 +36,5 @@ def make_folder(folder: Path) -> None:
 
 
 def publish(folder: Path) -> None:
-    """Remove a folder of slices once the job's outputs are complete, and the folder around it if it was the last."""
+    """Remove a folder of slices once the job's outputs are complete."""
     shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):
-        folder.parent.rmdir()
