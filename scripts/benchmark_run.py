@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ditscope.benchmark import benchmark
 from ditscope.config import decode
 from ditscope.errors import InputError
 from ditscope.hardware import hardware_id
@@ -11,6 +10,8 @@ from ditscope.job import job, model_entry
 from ditscope.settings import Benchmark, Scheme
 
 with job(snakemake):
+    from ditscope.benchmark import benchmark
+
     wildcards, params = snakemake.wildcards, snakemake.params
     if params.auto_hardware and hardware_id() != wildcards.hardware:
         raise InputError(

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from ditscope.calibrate import calibrate_shard
 from ditscope.config import decode
 from ditscope.job import job, model_entry, partial_root
 from ditscope.settings import Calibrate
 
 with job(snakemake):
+    from ditscope.calibrate import calibrate_shard
+
     calibrate_shard(
         name=snakemake.wildcards.model,
         model=model_entry(snakemake.params.model),

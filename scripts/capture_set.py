@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from ditscope.capture import capture
 from ditscope.config import decode
 from ditscope.job import job, model_entry, partial_root
 from ditscope.settings import CaptureSet
 
 with job(snakemake):
+    from ditscope.capture import capture
+
     capture(
         name=snakemake.wildcards.model,
         model=model_entry(snakemake.params.model),

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from ditscope.config import decode
-from ditscope.embed import embed
 from ditscope.job import job
 from ditscope.settings import Embed, Embedder
 
 with job(snakemake):
+    from ditscope.embed import embed
+
     entry = {key: value for key, value in snakemake.params.embedder.items() if key != "digest"}
     embed(
         name=snakemake.wildcards.embedder,

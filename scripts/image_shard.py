@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from ditscope.config import decode
-from ditscope.generate import generate
 from ditscope.job import job, model_entry, partial_root
 from ditscope.settings import Generate
 
 with job(snakemake):
+    from ditscope.generate import generate
+
     generate(
         name=snakemake.wildcards.model,
         model=model_entry(snakemake.params.model),

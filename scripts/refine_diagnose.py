@@ -4,10 +4,11 @@ from pathlib import Path
 
 from ditscope.config import decode
 from ditscope.job import job, model_entry
-from ditscope.refine.diagnose import diagnose
 from ditscope.settings import Refine
 
 with job(snakemake):
+    from ditscope.refine.diagnose import diagnose
+
     files = [*snakemake.input.items(), *snakemake.output.items()]
     diagnose(
         name=snakemake.wildcards.model,

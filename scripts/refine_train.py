@@ -4,10 +4,11 @@ from pathlib import Path
 
 from ditscope.config import decode
 from ditscope.job import job, partial_root
-from ditscope.refine.train import train
 from ditscope.settings import Refine
 
 with job(snakemake):
+    from ditscope.refine.train import train
+
     train(
         images=[Path(path) for path in snakemake.input.images],
         assignments=Path(snakemake.input.assignments),

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from ditscope.config import decode
 from ditscope.job import job, model_entry, partial_root
-from ditscope.sensitivity import sensitivity
 from ditscope.settings import Sensitivity
 
 with job(snakemake):
+    from ditscope.sensitivity import sensitivity
+
     sensitivity(
         name=snakemake.wildcards.model,
         model=model_entry(snakemake.params.model),

@@ -5,9 +5,10 @@ from pathlib import Path
 from ditscope.config import decode
 from ditscope.job import job, model_entry, partial_root
 from ditscope.settings import Scheme, Trajectories
-from ditscope.trajectories import trajectories
 
 with job(snakemake):
+    from ditscope.trajectories import trajectories
+
     network, runs = snakemake.params.network, snakemake.params.runs
     trajectories(
         network=snakemake.wildcards.network,

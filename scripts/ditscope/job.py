@@ -2,7 +2,9 @@
 
 import logging
 import os
+import platform
 import re
+import resource
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from ditscope.config import decode
 from ditscope.errors import InputError
 from ditscope.identity import digest
 from ditscope.settings import Model
+from ditscope.slots import gpu_slots
 
 log = logging.getLogger("ditscope")
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")  # variables that tokens are given in
@@ -37,11 +40,18 @@ def redact(text: str) -> str:
 
 @contextmanager
 def job(snakemake: Any) -> Iterator[None]:
-    """Log to the rule's log file and to stderr; end on bad input with its one line instead of a traceback."""
+    """Log to the rule's log file and to stderr; end on bad input with its one line instead of a traceback.
+
+    A rule with `resources: gpu` gets that many GPUs of its own, where the machine has any. CUDA must not have started:
+    such a rule's script imports its stage inside.
+    """
     file = logging.FileHandler(snakemake.log[0], mode="w")
     with logged(file):
         try:
-            yield
+            with gpu_slots(int(snakemake.resources.get("gpu", 0))) as gpus:
+                log.info("rule %s on %s, GPU %s", snakemake.rule, node_name(), ", ".join(gpus) or "none")
+                yield
+                log.info("peak: %s", peak_memory())
             record_checksums(results_of(snakemake), snakemake.rule, snakemake.output)
             with suppress(OSError):  # never made, or slices of the rule's other jobs are in it
                 partial_root(snakemake).rmdir()
@@ -70,6 +80,22 @@ def logged(*handlers: logging.Handler) -> Iterator[None]:
         for handler in handlers:
             log.removeHandler(handler)
             handler.close()
+
+
+def node_name() -> str:
+    """The machine that this process runs on, by its scheduler's name where it has one."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
+
+
+def peak_memory() -> str:
+    """What this process took at most on the host and on its GPUs."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "linux" else 1024**2)
+    text = f"{peak} MiB of host memory"
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            text += f", {torch.cuda.max_memory_allocated(i) // 1024**2} MiB of GPU {i}"
+    return text
 
 
 def results_of(snakemake: Any) -> Path:
