@@ -10,21 +10,37 @@ from ditscope.tables import read_table
 
 
 def refiner_training(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Loss of the latent autoencoder and of the refiner over steps, one column a model."""
+    """Training curves, one column a model: the autoencoder's loss, the refiner's error and its drifting field.
+
+    The drifting loss is a sum of normalized field strengths, which stays level by construction; what falls as the
+    generated latents reach the data's is the field itself, at each radius.
+    """
     paths = named(files, "refine", "training.parquet")
     tables = [read_table(path, "refine.training").with_columns(model=pl.lit(path.parent.name)) for path in paths]
     table = pl.concat(tables)
-    losses = table.filter(pl.col("metric") == "loss")
-    networks = losses["network"].unique(maintain_order=True).to_list()
-    figure, axes = grid(len(networks), len(paths), width=3.4 * max(len(paths), 2), height=2.0 * len(networks))
+    figure, axes = grid(3, len(paths), width=3.4 * max(len(paths), 2), height=6.0)
     for column, path in enumerate(paths):
-        for row, network in enumerate(networks):
-            axis = axes[row, column]
-            mine = losses.filter(model=path.parent.name, network=network).sort("step")
-            axis.plot(mine["step"], mine["value"], linewidth=1)
+        mine = table.filter(model=path.parent.name)
+        fields = mine.filter(pl.col("metric").str.starts_with("field_strength"))["metric"].unique(maintain_order=True)
+        rows = [
+            ("latent_mae", "loss", {"loss": ""}),
+            ("refiner", "mean squared error", {"mse_corrupted": "corrupted", "mse_refined": "refined"}),
+            (
+                "refiner",
+                "drifting field",
+                {name: name.removeprefix("field_strength_").replace("R", "R = ") for name in fields},
+            ),
+        ]
+        for axis, (network, label, metrics) in zip(axes[:, column], rows, strict=True):
+            for metric, name in metrics.items():
+                curve = mine.filter(network=network, metric=metric).sort("step")
+                axis.plot(curve["step"], curve["value"], linewidth=1, label=name)
+            if len(metrics) > 1:
+                axis.legend()
             axis.set_title(f"{path.parent.name}: {network}")
             axis.set_xlabel("step")
-            axis.set_ylabel("loss")
+            axis.set_ylabel(label)
+            axis.set_ylim(bottom=0)
     return figure, table
 
 

@@ -187,7 +187,8 @@ all.
 | together | {sum(sizes.values()):.1f} |
 
 `snakemake -s models/train.smk --cores 2` trains them again under `results/training/`; `make install-models` copies
-them here. Licence: Apache-2.0.
+them here; the weights then differ a little, because these generators were first trained to 2,800 (flux) and 1,900 (sd3)
+steps, and from there on with the longer schedule. Licence: Apache-2.0.
 """
 
 
