@@ -72,6 +72,7 @@ def test_own_seed_wins_and_minus_one_is_derived(tmp_path):
     runs = runs_of(read_prompts(path), [0, 1], "study")
     assert [(r["prompt"], r["seed"]) for r in runs[:3]] == [("a", 7), ("b", 0), ("b", 1)]
     assert runs[3]["derived_seed"]
+    assert len({run["seed"] for run in runs_of(read_prompts(path)[1:2], [-1, -1], "study")}) == 2
     assert runs[3]["seed"] not in (-1, runs_of(read_prompts(path), [0, 1], "other")[3]["seed"])
 
 

@@ -77,7 +77,7 @@ def trajectory_index(prompts: Prompts, settings: Trajectories, experiment: str) 
     """
     rows = read_prompts(prompts.csv)
     rows = rows[: prompts.limit] if prompts.limit else rows
-    shards = [runs_of(shard, prompts.seeds, experiment) for shard in shards_of(rows, prompts.shard_size)]
+    shards = [runs_of(shard, prompts.all_seeds(), experiment) for shard in shards_of(rows, prompts.shard_size)]
     placed = [(table, row, run) for table, shard in enumerate(shards) for row, run in enumerate(shard)]
     chosen = {row.prompt_id for row in (rows[: settings.prompts] if settings.prompts else rows)}
     placed = [item for item in placed if item[2]["prompt_id"] in chosen]

@@ -70,19 +70,16 @@ def read_prompts(path: Path | str) -> list[Prompt]:
 def runs_of(prompts: list[Prompt], seeds: list[int], experiment: str) -> list[dict]:
     """One record for each (prompt, seed): prompt_id, prompt, negative_prompt, family, seed, derived_seed.
 
-    A prompt's own seed wins over `seeds`; -1 is replaced by a seed derived from experiment and prompt.
+    A prompt's own seed wins over `seeds`; -1 is replaced by a seed derived from experiment and prompt, and in a list
+    of seeds from its place too.
     """
     runs = []
     for prompt in prompts:
-        for seed in [prompt.seed] if prompt.seed is not None else seeds:
+        for place, seed in enumerate([prompt.seed] if prompt.seed is not None else seeds):
             derived = seed == -1
-            runs.append(
-                asdict(prompt)
-                | {
-                    "seed": derived_seed(experiment, prompt.prompt_id, prompt.prompt) if derived else seed,
-                    "derived_seed": derived,
-                }
-            )
+            if derived:
+                seed = derived_seed(experiment, prompt.prompt_id, prompt.prompt, place)
+            runs.append(asdict(prompt) | {"seed": seed, "derived_seed": derived})
     return runs
 
 
@@ -95,7 +92,7 @@ def shard_index(settings: Prompts, experiment: str) -> list[dict]:
     """What the workflow must know of each shard: its digest (prompts and seeds) and its number of runs."""
     prompts = read_prompts(settings.csv)
     prompts = prompts[: settings.limit] if settings.limit else prompts
-    shards = [runs_of(shard, settings.seeds, experiment) for shard in shards_of(prompts, settings.shard_size)]
+    shards = [runs_of(shard, settings.all_seeds(), experiment) for shard in shards_of(prompts, settings.shard_size)]
     return [{"digest": digest(runs), "runs": len(runs)} for runs in shards]
 
 
@@ -103,7 +100,7 @@ def first_runs(settings: Prompts, experiment: str, count: int) -> dict:
     """What the workflow must know of the first `count` runs (0: all): their digest, and the shards they are in."""
     prompts = read_prompts(settings.csv)
     prompts = prompts[: settings.limit] if settings.limit else prompts
-    shards = [runs_of(shard, settings.seeds, experiment) for shard in shards_of(prompts, settings.shard_size)]
+    shards = [runs_of(shard, settings.all_seeds(), experiment) for shard in shards_of(prompts, settings.shard_size)]
     runs = [(number, run) for number, shard in enumerate(shards) for run in shard][: count or None]
     return {"digest": digest([run for _, run in runs]), "shards": sorted({number for number, _ in runs})}
 
@@ -125,7 +122,7 @@ def write_shard(csv: Path | str, shard: int, out: Path | str, settings: Prompts,
 
     prompts = read_prompts(csv)
     prompts = prompts[: settings.limit] if settings.limit else prompts
-    runs = runs_of(shards_of(prompts, settings.shard_size)[shard], settings.seeds, experiment)
+    runs = runs_of(shards_of(prompts, settings.shard_size)[shard], settings.all_seeds(), experiment)
     schema = {
         "prompt_id": pl.String,
         "prompt": pl.String,

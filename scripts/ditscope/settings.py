@@ -43,7 +43,8 @@ class Model:
 
 SCHEME_KINDS = (
     "base", "int8-weight-only", "int8-dynamic", "fp8-weight-only", "intx-weight-only", "int8-dynamic-intx",
-    "fp8-dynamic-row", "fp8-dynamic-tensor", "int4-weight-only", "sparse-2-4", "plan",
+    "fp8-dynamic-row", "fp8-dynamic-tensor", "int4-weight-only", "sparse-2-4", "sparse-2-4-fp8", "sparse-2-4-int8",
+    "plan",
 )  # fmt: skip
 
 
@@ -55,6 +56,10 @@ class Scheme:
     bits: int = setting(8, "Weight bits, where the scheme has a choice")
     group_size: int = setting(0, "Weights that share one scale along the input dimension; 0: a whole row")
     plan: str = setting("", "kind: plan only: the budget whose bit plan is applied")
+    skip_layers: list[str] = setting([], "Layers left in full precision, by pattern of their names, as `*norm*`")
+    min_weights: int = setting(0, "Leave layers of fewer weights in full precision")
+    fuse_qkv: bool = setting(False, "Join the query, key and value projections to one layer before quantizing")
+    compile_vae: bool = setting(False, "Compile the VAE's decoder too, where the transformer is compiled")
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,12 @@ class Prompts:
     csv: str = setting("prompts/demo.csv", "CSV with `prompt` and optional `prompt_id, seed, family, negative_prompt`")
     shard_size: int = setting(64, "Prompts in a shard; appending prompts touches only the last shard", config_only=True)
     seeds: list[int] = setting([0], "Seeds of each prompt; a `seed` in the CSV wins; -1 derives a recorded one")
+    num_seeds: int = setting(0, "Where above 0: seeds 0 to N - 1 in place of `seeds`")
     limit: int = setting(0, "Use only the first N prompts; 0: all")
+
+    def all_seeds(self) -> list[int]:
+        """The seeds of a prompt that names none itself."""
+        return list(range(self.num_seeds)) if self.num_seeds else self.seeds
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,7 @@ class CaptureSet:
     decode: list[str] = setting(["x0"], "Decodes to draw: x0 (clean estimate) and / or x_prev (next noisy state)")
     should_decode_intermediates: bool = setting(True, "Decode each block's output to an image")
     add_sampling_metadata: bool = setting(True, "Write the prompt into the image's EXIF data")
+    image_format: str = setting("jpg", "File type of the generated image", choices=("jpg", "png"))
     format: str = setting("safetensors", "How captures are stored", choices=("safetensors", "pt"))
     store: str = setting(
         "tensors", "Keep whole tensors, or only their pooled statistics", choices=("tensors", "statistics")
@@ -181,6 +192,16 @@ COMPILE_STATES = ("eager", "regional", "full")
 
 
 @dataclass(frozen=True)
+class Target:
+    """A published latency, drawn as a line beside the measured ones; nothing is asserted of it."""
+
+    model: str = setting(help="The model that it was measured on")
+    latency_ms: float = setting(help="Milliseconds a batch")
+    batch: int = setting(1, "Images sampled together")
+    source: str = setting("", "Hardware, scheme and where it was published")
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """Time, weigh and judge a model under one quantization scheme."""
 
@@ -200,6 +221,20 @@ class Benchmark:
         "auto", "Id under which results are filed; auto: named after this host's accelerator or CPU"
     )
     features: str = setting("shapes-clip", "Embedder whose image features FID, KID and the cosine are computed on")
+    classes: list[str] = setting(
+        [], "Inception Score: its zero-shot classes as texts, `a {red,blue} {ring,star}` for four; empty: no score"
+    )
+    kid_subset_size: int = setting(0, "Images of one KID subset; 0: 1,000, or all where there are fewer")
+    checkpoints: list[str] = setting(
+        [], "Schemes whose quantized weights are saved as well, in checkpoints/<model>/", config_only=True
+    )
+    targets: dict[str, Target] = setting({}, "Published latencies to draw beside the measured ones", config_only=True)
+    quality_bound: float = setting(0.05, "Largest quality loss that counts as good", config_only=True)
+    flat_field_steps: list[int] = setting(
+        [], "Step counts of the noise-growth curve on a flat field; empty: no such curve"
+    )
+    flat_field_prompt: str = setting("a plain gray background", "What is asked for there")
+    flat_field_seeds: int = setting(4, "Images at each of these step counts")
 
 
 @dataclass(frozen=True)
