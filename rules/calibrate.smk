@@ -20,8 +20,8 @@ rule calibration_shard:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=scaled(4000),
+        runtime=scaled(240),
     params:
         code=code("calibrate"),
         model=lambda w: model_params(w.model),

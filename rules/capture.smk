@@ -22,8 +22,8 @@ rule capture_set:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=scaled(4000),
+        runtime=scaled(240),
     params:
         code=code("capture"),
         runs=lambda w: CAPTURE_RUNS[w.capture]["digest"],

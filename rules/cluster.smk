@@ -16,8 +16,8 @@ rule cluster:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=8000,
-        runtime=240,
+        mem_mb=scaled(8000),
+        runtime=scaled(240),
     params:
         code=code("cluster"),
         settings=stage("cluster"),

@@ -137,6 +137,11 @@ def scheme_plan(model, scheme):
     return [f"{RESULTS}/plans/{model}/{entry.plan}.json"] if entry.kind == "plan" else []
 
 
+def scaled(amount):
+    """Memory or minutes of a job: more at each retry, for jobs that ended because they ran out of either."""
+    return lambda wildcards, attempt: amount * attempt
+
+
 def all_cores():
     """Threads of a job that must run alone: all that Snakemake was given (on a cluster, set-threads of the profile)."""
     return workflow.resource_settings.cores or 1

@@ -15,8 +15,8 @@ rule drift:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=scaled(4000),
+        runtime=scaled(60),
     params:
         code=code("drift"),
         settings=stage("drift"),

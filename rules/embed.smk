@@ -22,8 +22,8 @@ rule embedding_shard:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=3000,
-        runtime=60,
+        mem_mb=scaled(3000),
+        runtime=scaled(60),
     params:
         code=code("embed"),
         embedder=lambda w: embedder_params(w.embedder),

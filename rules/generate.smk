@@ -23,8 +23,8 @@ rule image_shard:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=scaled(4000),
+        runtime=scaled(120),
     params:
         code=code("generate"),
         model=lambda w: model_params(w.model),

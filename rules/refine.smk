@@ -19,8 +19,8 @@ rule refine_codebook:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=scaled(4000),
+        runtime=scaled(60),
     params:
         code=code("refine.codebook"),
         settings={k: stage("refine")[k] for k in ("seed", "patch", "min_anchors", "codes", "keyframe_weight")},
@@ -45,8 +45,8 @@ rule refine_train:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=4000,
-        runtime=720,
+        mem_mb=scaled(4000),
+        runtime=scaled(720),
     params:
         code=code("refine.train"),
         settings={k: v for k, v in stage("refine").items() if k not in ("top_k", "gallery")},
@@ -78,8 +78,8 @@ rule refine_diagnose:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=scaled(4000),
+        runtime=scaled(60),
     params:
         code=code("refine.diagnose"),
         model=lambda w: model_params(w.model),

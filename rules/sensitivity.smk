@@ -23,8 +23,8 @@ rule sensitivity_layers:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=4000,
-        runtime=480,
+        mem_mb=scaled(4000),
+        runtime=scaled(480),
     params:
         code=code("sensitivity"),
         model=lambda w: model_params(w.model),

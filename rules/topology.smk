@@ -15,8 +15,8 @@ rule topology:
     conda:
         "../envs/analysis.yaml"
     resources:
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=scaled(4000),
+        runtime=scaled(240),
     params:
         code=code("topology"),
         settings=stage("topology"),

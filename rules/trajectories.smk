@@ -25,8 +25,8 @@ rule trajectory_shard:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=6000,
-        runtime=240,
+        mem_mb=scaled(6000),
+        runtime=scaled(240),
     params:
         code=code("trajectories"),
         runs=lambda w: TRAJECTORY_INDEX[int(w.shard)],
