@@ -1,9 +1,14 @@
 """Captures: exactness of the read-out, the files and what loads them, patterns, budgets, placement, restarts."""
 
+import hashlib
+import io
 import json
+import resource
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,17 +21,20 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file
 
 from ditscope import capture as stage
-from ditscope import placement, recorder
+from ditscope import placement
 from ditscope.capture import capture, capture_run, read_out
-from ditscope.capture_files import load_capture, verify_capture
+from ditscope.capture_check import verify
+from ditscope.capture_files import load_capture
 from ditscope.capture_layout import captures_in, read_metadata
+from ditscope.capture_writer import Background, StepFile, layout_bytes
 from ditscope.errors import InputError
 from ditscope.families import flux, sd3
 from ditscope.families.common import Conditioning
+from ditscope.generate import generate_slice
 from ditscope.models import Generator, load_generator
 from ditscope.patterns import select_blocks, select_indices
 from ditscope.placement import load_across, place
@@ -212,16 +220,99 @@ def test_the_byte_estimate_is_exact_and_types_are_kept(kind, dtype, decoded, sto
     assert [p.name for p in tmp_path.iterdir()] == ["step_001.safetensors"]
 
 
-def test_a_step_is_on_disk_before_the_next_begins(tmp_path):
+def test_a_step_is_written_while_the_next_computes(tmp_path, monkeypatch):
+    """The first file is not finished before the second step's first block has run: a writer in line would wait here."""
     model, cond = tiny("flux")
     recorder = Recorder(tmp_path, ["double_block_0"], [0, 1, 2], CaptureSet(), RECORD)
+    second, finish, overlapped = threading.Event(), StepFile.finish, []
 
-    class Check(Observer):
-        def before(self, index, x):
-            assert not recorder.tensors
-            assert len(list(tmp_path.glob("*.safetensors"))) == index
+    def wait(self):
+        overlapped.append(self.path.name != "step_000.safetensors" or second.wait(20))
+        return finish(self)
 
-    sample(model, starting_noise([3], (4, 8, 8)), cond, [recorder, Check()])
+    monkeypatch.setattr(StepFile, "finish", wait)
+    block, calls = model.pipe.transformer.transformer_blocks[0], []
+    block.register_forward_hook(lambda *_: (calls.append(1), len(calls) == 2 and second.set(), None)[-1])
+    sample(model, starting_noise([3], (4, 8, 8)), cond, [recorder])
+    assert overlapped == [True] * 3 and list(recorder.files) == [f"step_00{i}.safetensors" for i in range(3)]
+
+
+def test_at_most_one_step_waits_for_a_slow_disk(tmp_path, monkeypatch):
+    model, cond = tiny("flux")
+    recorder = Recorder(tmp_path, list(flux.blocks(model.pipe.transformer)), [0, 1, 2], CaptureSet(), RECORD)
+    step = recorder.step_bytes(model, torch.empty(1, 4, 8, 8), cond)
+    waiting, submit, append = [], Background.submit, StepFile.append
+
+    def seen(self, *arguments):
+        submit(self, *arguments)
+        waiting.append(self.waiting)
+
+    monkeypatch.setattr(Background, "submit", seen)
+    monkeypatch.setattr(StepFile, "append", lambda self, data: (threading.Event().wait(0.004), append(self, data))[1])
+    sample(model, starting_noise([3], (4, 8, 8)), cond, [recorder])
+    assert step / 2 < max(waiting) <= step
+
+
+def test_background_runs_in_order_and_reports_the_first_error():
+    done, writer = [], Background(limit=10)
+    for i in range(5):
+        writer.submit(8, done.append, i)
+    writer.close()
+    assert done == list(range(5)) and writer.waiting == 0
+    writer = Background(limit=10)
+    with pytest.raises(OSError, match="No space"):
+        for i in range(50):
+            writer.submit(8, Path("/dev/full").write_text if i == 1 else done.append, "x")
+    with pytest.raises(OSError, match="No space"):
+        writer.close()
+    assert not writer.thread.is_alive() and done == [*range(5), "x"]
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+def test_a_step_file_is_what_the_library_of_the_format_reads(dtype, tmp_path):
+    tensors = {
+        "a.img": torch.randn(2, 3, 5).to(dtype),
+        "b": torch.randn(4, 6).to(dtype).T,
+        "c": torch.ones(1, dtype=dtype),
+    }
+    layout = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    path = tmp_path / "step_000.safetensors"
+    file = StepFile(path, layout, dtype)
+    for name, tensor in tensors.items():
+        assert not path.exists()
+        file.write(name, tensor)
+    about, found = file.finish(), load_file(path)
+    assert all(torch.equal(found[name], tensor) and found[name].dtype == dtype for name, tensor in tensors.items())
+    assert about == {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+    assert layout_bytes(layout, dtype) == sum(t.nbytes for t in tensors.values())
+    wrong = StepFile(tmp_path / "wrong", layout, dtype)
+    with pytest.raises(RuntimeError, match="got b"):
+        wrong.write("b", tensors["b"])
+    with pytest.raises(RuntimeError, match=r"got a\.img"):
+        StepFile(tmp_path / "wrong", layout, dtype).write("a.img", tensors["a.img"][:1])
+    short = StepFile(tmp_path / "short", layout, dtype)
+    short.write("a.img", tensors["a.img"])
+    with pytest.raises(RuntimeError, match="ended before b"):
+        short.finish()
+    short.abandon()
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ("flux", "sd3-cfg"))
+def test_the_embedding_is_what_the_first_block_is_given(kind, tmp_path):
+    """Run the first block by hand on it and on the stored modulation: its output is the stored one."""
+    model, _, recorder, _ = record_run(kind, tmp_path)
+    tensors = load_file(tmp_path / "step_001.safetensors")
+    block = model.pipe.transformer.transformer_blocks[0]
+    inputs = {"hidden_states": tensors["embedding.img"], "encoder_hidden_states": tensors["embedding.txt"]}
+    if kind == "flux":
+        ids = torch.cat([torch.zeros(5, 3), flux.image_ids(4, 4)])
+        inputs["image_rotary_emb"] = model.pipe.transformer.pos_embed(ids)
+    with torch.no_grad():
+        text, image = block(temb=tensors["context.temb"], **inputs)
+    first = recorder.blocks[0]
+    torch.testing.assert_close(image, tensors[f"{first}.img"], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(text, tensors[f"{first}.txt"], rtol=1e-6, atol=1e-6)
 
 
 def test_pooled_statistics_match_float64():
@@ -297,7 +388,8 @@ def test_layout_and_nested_structure(folder):
     assert context["txt_seq_len"] == [5, 5]
     assert context["y"][0].shape == (1, 20) and context["img_state"][1].shape == (1, 4, 8, 8)
     assert data["metadata"]["prompt"] == "a ring, café" and data["metadata"]["num_steps"] == 3
-    assert verify_capture(out) == 2
+    assert data["embedding"][0][0].shape == (1, 16, 32) and data["embedding"][1][1].shape == (1, 5, 32)
+    assert data["metadata"]["decoded"] == ["x0", "x_prev"] and verify(out) == []
 
 
 def test_the_decoded_picture_is_the_vae_of_the_clean_estimate(folder):
@@ -326,7 +418,7 @@ def test_single_file_holds_the_same_nested_structure(folder):
         assert torch.equal(data["single_blocks"]["block_10"][step], expected["single_blocks"]["block_10"][step])
     assert data["denoising_context"]["timestep_pairs"] == expected["denoising_context"]["timestep_pairs"]
     assert data["metadata"]["prompt"] == "a ring, café"
-    assert load_capture(single)["metadata"]["generation_id"] == "abcdefgh" and verify_capture(single) == 1
+    assert load_capture(single)["metadata"]["generation_id"] == "abcdefgh" and verify(single) == []
 
 
 def test_statistics_only_keeps_no_tokens(folder):
@@ -337,10 +429,18 @@ def test_statistics_only_keeps_no_tokens(folder):
     assert not folder(name="n", should_decode_intermediates=False).joinpath("intermediates/decoded").exists()
 
 
-def test_picture_carries_the_prompt(folder):
-    raw = Image.open(folder(name="c") / "img_0.jpg").info["exif"]
-    assert "a ring, café".encode() in raw
-    assert "exif" not in Image.open(folder(name="d", add_sampling_metadata=False) / "img_0.jpg").info
+def test_picture_carries_the_prompt_and_that_it_is_synthetic(folder):
+    for kind in ("jpg", "png"):
+        for wished in (True, False):
+            out = folder(name=f"{kind}{wished}", image_format=kind, add_sampling_metadata=wished, steps="0")
+            image = Image.open(out / f"img_0.{kind}")
+            data = {ExifTags.Base(key).name: value for key, value in image.getexif().items()}
+            assert data["Software"] == "ditscope;AI generated;txt2img" and data["Model"] == "tiny"
+            assert ("ImageDescription" in data) == wished and ("a ring, café".encode() in image.info["exif"]) == wished
+            if kind == "png":
+                assert image.text.get("Description") == ("a ring, café" if wished else None)
+                assert image.text["Software"] == data["Software"]
+            assert verify(out) == []
 
 
 def test_budget_is_refused_before_the_first_write(folder, tmp_path):
@@ -357,8 +457,22 @@ def test_damaged_files_are_named(folder):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(InputError, match=r"step_001\.safetensors: missing, or not the file that was captured"):
-        verify_capture(out)
+    assert [*map(str, verify(out))] == [
+        f"{file}: not the bytes that were captured (its sha256 differs); capture it again"
+    ]
+    (out / "intermediates" / "step_007.safetensors.partial").write_bytes(b"half")
+    (out / "intermediates/decoded/step_0/double_block_0.jpg").write_bytes(b"no picture")
+    (out / "intermediates" / "step_002.safetensors").unlink()
+    (out / "img_0.jpg").unlink()
+    named = [
+        "step_001",
+        "step_002.safetensors: missing",
+        "step_007",
+        "img_0.jpg or .png",
+        "decoded/step_0/double_block_0",
+    ]
+    lines = verify(out)
+    assert len(lines) == 5 and all(any(name in line for line in lines) for name in named)
     file.write_bytes(data[:-8])
     with pytest.raises(InputError, match=r"step_001\.safetensors: truncated"):
         load_capture(out)
@@ -366,17 +480,32 @@ def test_damaged_files_are_named(folder):
     metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"schema_version": "0"}))
     with pytest.raises(InputError, match="schema version 0"):
         load_capture(out)
+    assert len(verify(out)) == 1 and "schema version 0" in verify(out)[0]
     metadata.unlink()
     with pytest.raises(InputError, match="no finished capture"):
         load_capture(out)
 
 
-def test_a_failure_leaves_nothing(folder, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("part", (0.2, 1.5))
+def test_a_full_disk_leaves_nothing(part, folder, tmp_path):
+    """The kernel refuses bytes beyond a limit, in the middle of the first file: one line, and nothing counts."""
+    size = (folder() / "intermediates" / "step_000.safetensors").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(part * size), limits[1]))
+    try:
+        if part < 1:
+            with pytest.raises(InputError, match=r"full: cannot be written .* the unfinished capture is removed"):
+                folder(name="full")
+        else:
+            folder(name="full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "full").exists() == (part > 1)
 
-    monkeypatch.setattr(recorder, "write_step", full)
-    with pytest.raises(OSError, match="No space"):
+
+def test_free_space_is_looked_at_before_the_first_write(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"would take [\d,]+ bytes, and .* has 1,000 free"):
         folder()
     assert not list(tmp_path.iterdir())
 
@@ -443,6 +572,20 @@ def test_spread_components_sample_like_one_device():
     assert torch.equal(one, spread)
     decoded = [m.family.decode(m.pipe, one) for m in models]
     assert torch.equal(*decoded)
+
+
+@pytest.mark.parametrize(("name", "guidance"), [("shapes-flux", 0.0), ("shapes-sd3", 3.0), ("shapes-sd3", 1.0)])
+def test_the_captured_image_is_the_generated_one(name, guidance, tmp_path):
+    entry = replace(SHAPES_FLUX, family=name[7:], source=str(ROOT / "models" / name), guidance=guidance)
+    settings = CaptureSet(image_format="png", should_decode_intermediates=False)
+    capture(name, entry, tmp_path, prompt="a large red ring", seed=5, settings=settings)
+    (out,) = captures_in(tmp_path)
+    row = {"prompt_id": "p", "prompt": "a large red ring", "negative_prompt": "", "seed": 5, "derived_seed": False}
+    (generated,) = generate_slice(load_generator(name, entry, "cpu"), [row])
+    assert np.array_equal(Image.open(out / "img_0.png"), Image.open(io.BytesIO(generated["png"])))
+    halves = 2 if guidance > 1 else 1
+    blocks = load_capture(out)["joint_blocks" if name == "shapes-sd3" else "double_blocks"]
+    assert blocks["block_0"][0][1].shape[0] == halves
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -1,5 +1,6 @@
 """Captures: the output of every block at every denoising step, its statistics, and what it would draw."""
 
+import errno
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ from typing import Any
 import diffusers
 import torch
 from accelerate import init_empty_weights
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,6 +37,8 @@ from ditscope.tables import write_table
 log = logging.getLogger(__name__)
 
 DECODE_BATCH = 16
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota reached, file too large
+PNG_KEYWORDS = {"ImageDescription": "Description"}  # the PNG specification's own word
 JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}  # small pictures of noise lose their colours otherwise
 
 
@@ -170,27 +173,40 @@ def capture_run(
     noise = starting_noise([record["seed"]], model.family.latent_shape(model.pipe, entry.width, entry.height))
     cond = encode_prompts(model, [record["prompt"]], [record["negative_prompt"]])
     recorder = Recorder(folder / "intermediates", blocks, steps, settings, record)
-    expected = runs * len(steps) * recorder.step_bytes(model, noise, cond)
-    if expected > settings.max_bytes:
-        raise InputError(
-            f"capture would take {expected:,} bytes, more than max_bytes {settings.max_bytes:,}; choose fewer blocks, "
-            "steps or generations, set store to statistics, or raise max_bytes"
-        )
+    check_room(folder, runs * len(steps) * recorder.step_bytes(model, noise, cond), settings.max_bytes)
+    kinds = settings.decode if settings.should_decode_intermediates else []
     try:
         recorder.intermediates.mkdir(parents=True)
         latents = sample(model, noise, cond, [recorder])
         image = Image.fromarray(decode(model, latents)[0].numpy())
-        image.save(folder / "img_0.jpg", **JPEG, exif=exif(record) if settings.add_sampling_metadata else b"")
+        save_image(image, folder / f"img_0.{settings.image_format}", record, settings.add_sampling_metadata)
         write_table(recorder.table(), folder / "statistics.parquet", "capture_statistics")
-        write_metadata(recorder.metadata(), recorder.intermediates)
-        if settings.should_decode_intermediates:
-            decode_blocks(model, recorder.intermediates, settings.decode)
+        write_metadata(recorder.metadata() | {"decoded": list(kinds)}, recorder.intermediates)
+        if kinds:
+            decode_blocks(model, recorder.intermediates, kinds)
         if settings.format == "pt":
             pack_single_file(recorder.intermediates, record["model"])
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise InputError(
+                f"{folder}: cannot be written ({error.strerror}), the unfinished capture is removed; free space, or "
+                "choose fewer blocks, steps or generations"
+            ) from error
         raise
     return latents
+
+
+def check_room(folder: Path, expected: int, max_bytes: int) -> None:
+    """Refuse a capture of `expected` bytes that the budget or the free disk space does not allow."""
+    mend = "choose fewer blocks, steps or generations, or set store to statistics"
+    if expected > max_bytes:
+        raise InputError(
+            f"capture would take {expected:,} bytes, more than max_bytes {max_bytes:,}; {mend}, or raise max_bytes"
+        )
+    disk = next(parent for parent in folder.absolute().parents if parent.exists())
+    if expected > (free := shutil.disk_usage(disk).free):
+        raise InputError(f"capture would take {expected:,} bytes, and {disk} has {free:,} free; {mend}")
 
 
 def read_out(kind: str, latents: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Tensor:
@@ -220,13 +236,21 @@ def decode_blocks(model: Generator, intermediates: Path, kinds: Sequence[str]) -
                     Image.fromarray(image).save(decoded_file(intermediates, kind, index, name), **JPEG)
 
 
-def exif(record: dict) -> Image.Exif:
-    """EXIF data of a generated image: the prompt as its description, the model, and that it is synthetic."""
+def save_image(image: Image.Image, path: Path, record: dict, add_prompt: bool) -> None:
+    """Save a generated image as JPEG or PNG, marked as synthetic, with its model and, if wished, its prompt."""
+    about = {"Software": "ditscope;AI generated;txt2img", "Model": record["model"]}
+    if add_prompt:
+        about["ImageDescription"] = record["prompt"]
     data = Image.Exif()
-    data[ExifTags.Base.ImageDescription] = record["prompt"].encode()
-    data[ExifTags.Base.Software] = "ditscope;AI generated;txt2img"
-    data[ExifTags.Base.Model] = record["model"]
-    return data
+    for name, text in about.items():
+        data[ExifTags.Base[name]] = text.encode()
+    if path.suffix == ".jpg":
+        image.save(path, **JPEG, exif=data)
+    else:
+        chunks = PngImagePlugin.PngInfo()
+        for name, text in about.items():
+            chunks.add_itxt(PNG_KEYWORDS.get(name, name), text)
+        image.save(path, pnginfo=chunks, exif=data)
 
 
 def pack_single_file(intermediates: Path, model: str) -> None:

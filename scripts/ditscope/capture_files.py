@@ -4,6 +4,7 @@ A step file holds, each in the type that the model computes in:
   <block>.img, <block>.txt   tokens of a double or joint block (batch, tokens, width); a block without text has no .txt
   <block>                    tokens of a single block, text first
   <block>.prediction         the velocity that the model would predict if the block were its last, after guidance
+  embedding.img, .txt        tokens that the network's first block is given, where that block is captured
   context.latents, context.velocity, context.pooled, context.temb
 Under classifier-free guidance tokens, pooled and temb have a batch of two: conditional, then unconditional.
 """
@@ -14,12 +15,10 @@ from typing import Any, overload
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ditscope.capture_layout import intermediates_of, read_metadata
 from ditscope.errors import InputError
-from ditscope.identity import file_digest
 from ditscope.models import check_safetensors
 from ditscope.patterns import block_index, block_type
 
@@ -52,19 +51,14 @@ class Steps(Sequence):
         return tensors if len(tensors) > 1 else tensors[0]
 
 
-def write_step(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """Write one step's tensors; what metadata.json says of the file: its sha256 and bytes."""
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
-    return {"sha256": file_digest(path, 256), "bytes": path.stat().st_size}
-
-
 def load_capture(path: Path | str) -> dict[str, Any]:
     """Load a capture: a generation folder, the `intermediates` folder in it, or a single .pt file.
 
     Returns `double_blocks` and `joint_blocks` (`block_i`: a sequence of (img, txt), one a captured step),
-    `single_blocks` (`block_i`: a sequence of tensors, text first), `predictions` (block name: a sequence of
-    velocities), `denoising_context` (`y`, `img_state`, `velocity`, `temb` a step; `timestep_pairs`, `txt_seq_len`,
-    `guidance`) and `metadata`; kinds that the capture lacks are absent. Tensors of a folder are mapped when asked for.
+    `single_blocks` (`block_i`: a sequence of tensors, text first), `embedding` (a sequence of (img, txt), what the
+    first block is given), `predictions` (block name: a sequence of velocities), `denoising_context` (`y`, `img_state`,
+    `velocity`, `temb` a step; `timestep_pairs`, `txt_seq_len`, `guidance`) and `metadata`; kinds that the capture lacks
+    are absent. Tensors of a folder are mapped when asked for.
     """
     path = Path(path)
     if path.is_file():
@@ -90,6 +84,8 @@ def load_capture(path: Path | str) -> dict[str, Any]:
             capture.setdefault(of_kind, {})[name] = Steps(files, (f"{block}.img", text))
         if f"{block}.prediction" in keys:
             capture.setdefault("predictions", {})[block] = Steps(files, (f"{block}.prediction",))
+    if "embedding.img" in keys:
+        capture["embedding"] = Steps(files, ("embedding.img", "embedding.txt"))
     sigmas = metadata["sigmas"]
     context: dict[str, Any] = {name: Steps(files, (key,)) for name, key in CONTEXT.items()}
     context |= {
@@ -111,16 +107,7 @@ def in_memory(capture: Any) -> Any:
     return [in_memory(value) for value in capture] if isinstance(capture, (Steps, list)) else capture
 
 
-def verify_capture(path: Path | str) -> int:
-    """Check every tensor file against the metadata's sha256; the number of files. Raises InputError, naming one."""
-    folder, files = intermediates_of(path), read_metadata(path)["files"]
-    for name, expected in files.items():
-        if not (folder / name).exists() or file_digest(folder / name, 256) != expected["sha256"]:
-            raise InputError(f"{folder / name}: missing, or not the file that was captured; capture it again")
-    return len(files)
-
-
-def estimate_step_bytes(
+def step_layout(
     transformer: nn.Module,
     blocks: Mapping[str, nn.Module],
     latents: Sequence[int],
@@ -129,20 +116,36 @@ def estimate_step_bytes(
     branches: int,
     store_tensors: bool,
     predictions: bool,
-) -> int:
-    """Bytes of one step's file, headers aside, from shapes alone.
+    embedding: bool,
+) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in one step's file, in the order in which a forward pass makes them.
 
-    `latents` is (batch, channels, height, width), `branches` 2 under classifier-free guidance. Counts exactly what
-    the module docstring lists.
+    `latents` is (batch, channels, height, width), `branches` 2 under classifier-free guidance; `embedding` where the
+    first block's input is kept. What the module docstring lists, from shapes alone.
     """
     config = transformer.config
     batch, channels, height, width = latents
-    latent_numbers = batch * channels * height * width
     patch = config.in_channels * config.patch_size**2  # latent numbers that one image token carries
-    image_tokens = channels * height * width // patch
-    numbers = 2 * latent_numbers + branches * batch * (config.pooled_projection_dim + transformer.inner_dim)
-    for block in blocks.values():
-        text = 0 if getattr(block, "context_pre_only", False) else text_tokens
-        numbers += branches * batch * (image_tokens + text) * transformer.inner_dim * store_tensors
-        numbers += latent_numbers * predictions
-    return numbers * transformer.dtype.itemsize
+    image_tokens, rows = channels * height * width // patch, branches * batch
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return rows, count, transformer.inner_dim
+
+    layout: dict[str, tuple[int, ...]] = {}
+    if store_tensors and embedding:
+        layout |= {"embedding.img": tokens(image_tokens), "embedding.txt": tokens(text_tokens)}
+    for name, block in blocks.items():
+        if store_tensors and block_type(name) == "single":
+            layout[name] = tokens(text_tokens + image_tokens)
+        elif store_tensors:
+            layout[f"{name}.img"] = tokens(image_tokens)
+            if not getattr(block, "context_pre_only", False):
+                layout[f"{name}.txt"] = tokens(text_tokens)
+        if predictions:
+            layout[f"{name}.prediction"] = batch, channels, height, width
+    return layout | {
+        "context.latents": (batch, channels, height, width),
+        "context.velocity": (batch, channels, height, width),
+        "context.pooled": (rows, config.pooled_projection_dim),
+        "context.temb": (rows, transformer.inner_dim),
+    }

@@ -8,6 +8,7 @@ from ditscope.errors import InputError
 
 SCHEMA_VERSION = "1"
 METADATA = "metadata.json"
+IMAGE_FORMATS = ("jpg", "png")
 DECODED = {"x0": "decoded", "x_prev": "decoded_x_prev"}  # folder of each kind of decode
 
 
@@ -52,3 +53,11 @@ def captures_in(folder: Path | str) -> list[Path]:
 def decoded_file(folder: Path | str, kind: str, step: int, block: str) -> Path:
     """The picture of a block's read-out (`kind` x0 or x_prev) at a step of a capture."""
     return intermediates_of(folder) / DECODED[kind] / f"step_{step}" / f"{block}.jpg"
+
+
+def picture_file(folder: Path | str) -> Path:
+    """The generated image of a generation folder: img_0.jpg or img_0.png."""
+    found = [path for kind in IMAGE_FORMATS if (path := Path(folder) / f"img_0.{kind}").exists()]
+    if not found:
+        raise InputError(f"{folder}: holds no generated image img_0.jpg or .png; capture it again")
+    return found[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ditscope.capture_layout import captures_in, decoded_file, read_metadata
+from ditscope.capture_layout import captures_in, decoded_file, picture_file, read_metadata
 from ditscope.errors import InputError
 from ditscope.frames import (
     BACKGROUND,
@@ -76,7 +76,7 @@ def film(folders: Sequence[Path], out: Path, settings: Video) -> None:
         for step, block in order
     ]
     final = f"{data['model']}: the generated picture"
-    shots.append(Shot([folder / "img_0.jpg" for folder in folders], f"after {data['num_steps']} steps", final))
+    shots.append(Shot([picture_file(folder) for folder in folders], f"after {data['num_steps']} steps", final))
     write_film(frames(shots, prompts, settings), out, settings.fps)
 
 

@@ -1,0 +1,142 @@
+"""Step files of a capture, written tensor by tensor on a thread of its own while the model computes on."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Condition, Thread
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # the format's names of types
+
+
+class Background:
+    """Runs tasks in order on one thread; at most `limit` bytes wait for it (a larger task waits alone).
+
+    What a task raises is raised again by the next `submit`, or by `close`; tasks after it are dropped.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.waiting = limit, 0
+        self.error: BaseException | None = None
+        self.room = Condition()
+        self.tasks: SimpleQueue[tuple[int, Callable[..., Any], tuple] | None] = SimpleQueue()
+        self.thread = Thread(target=self.run, name="capture writer", daemon=True)
+        self.thread.start()
+
+    def submit(self, size: int, task: Callable[..., Any], *arguments: Any) -> None:
+        """Queue `task(*arguments)`, which keeps `size` bytes alive until it is done; waits until there is room."""
+        with self.room:
+            self.room.wait_for(lambda: self.error or not self.waiting or self.waiting + size <= self.limit)
+            if self.error:
+                raise self.error
+            self.waiting += size
+        self.tasks.put((size, task, arguments))
+
+    def run(self) -> None:
+        """The thread: run tasks until `close`."""
+        while (item := self.tasks.get()) is not None:
+            size, task, arguments = item
+            try:
+                if not self.error:
+                    task(*arguments)
+            except BaseException as error:  # handed to the thread that samples
+                self.error = error
+            del item, task, arguments
+            with self.room:
+                self.waiting -= size
+                self.room.notify_all()
+
+    def close(self) -> None:
+        """Wait for every task, end the thread, raise what a task raised."""
+        self.tasks.put(None)
+        self.thread.join()
+        if self.error:
+            raise self.error
+
+
+class StepFile:
+    """A safetensors file whose tensors, all of one type, arrive one after the other, their shapes known before.
+
+    It has its name once `finish` has put every byte on the disk; its sha256 is taken on the way.
+    """
+
+    def __init__(self, path: Path, layout: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+        self.path, self.partial = path, path.with_name(f"{path.name}.partial")
+        self.layout, self.dtype = dict(layout), dtype
+        self.expected = iter(self.layout)
+        self.hash = hashlib.sha256()
+        self.file: IO[bytes] | None = None
+        self.bytes = 0
+
+    def header(self) -> bytes:
+        """The header of the format: its length, then names, types, shapes and places as JSON in whole 8 bytes."""
+        entries, begin = {}, 0
+        for name, shape in self.layout.items():
+            end = begin + layout_bytes({name: shape}, self.dtype)
+            entries[name] = {"dtype": SAFETENSORS[self.dtype], "shape": list(shape), "data_offsets": [begin, end]}
+            begin = end
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    def write(self, name: str, tensor: Tensor, copied: Any = None) -> None:
+        """Append the next tensor of the layout; `copied` is the event of its copy from a GPU, if it comes from one."""
+        expected = next(self.expected, None)
+        if (name, tuple(tensor.shape), tensor.dtype) != (expected, self.layout.get(name), self.dtype):
+            raise RuntimeError(f"{self.path}: got {name} {tuple(tensor.shape)} {tensor.dtype}, expected {expected}")
+        if copied is not None:
+            copied.synchronize()
+        if self.file is None:
+            self.file = open(self.partial, "wb", buffering=0)  # noqa: SIM115 (closed by finish or abandon)
+            self.append(memoryview(self.header()))
+        self.append(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+
+    def append(self, data: memoryview) -> None:
+        """Write bytes, all of them, and hash them."""
+        self.hash.update(data)
+        self.bytes += len(data)
+        while data and self.file:
+            data = data[self.file.write(data) :]
+
+    def finish(self) -> dict[str, Any]:
+        """Give the file its name once it is on the disk; what metadata.json says of it: its sha256 and bytes."""
+        if (missing := next(self.expected, None)) is not None or self.file is None:
+            raise RuntimeError(f"{self.path}: ended before {missing}")
+        os.fsync(self.file.fileno())  # network file systems report a full disk only here
+        self.file.close()
+        os.replace(self.partial, self.path)
+        return {"sha256": self.hash.hexdigest(), "bytes": self.bytes}
+
+    def abandon(self) -> None:
+        """Remove an unfinished file."""
+        if self.file is not None and not self.file.closed:
+            self.file.close()
+            self.partial.unlink(missing_ok=True)
+
+
+def layout_bytes(layout: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:
+    """Bytes of tensors of these shapes."""
+    return sum(torch.Size(shape).numel() for shape in layout.values()) * dtype.itemsize
+
+
+def to_host(tensor: Tensor, stream: Any = None) -> tuple[Tensor, Any]:
+    """A tensor in host memory, and the event after which it holds the data (None: it already does).
+
+    From CUDA it is copied into pinned memory on `stream`, so that the GPU goes on computing.
+    """
+    if tensor.device.type != "cuda":
+        return tensor.cpu(), None
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    stream.wait_stream(torch.cuda.current_stream(tensor.device))
+    with torch.cuda.stream(stream):
+        host.copy_(tensor, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(stream)
+    tensor.record_stream(stream)
+    return host, copied
