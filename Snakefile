@@ -45,7 +45,7 @@ rule all:
 
 
 onstart:
-    write_plan(RESULTS, targets(), rule_patterns(), plain(CONFIG))
+    write_plan(RESULTS, targets(), rule_patterns(), plain(CONFIG), workflow.overwrite_configfiles)
 
 
 onsuccess:

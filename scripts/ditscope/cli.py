@@ -38,6 +38,7 @@ COMMANDS = {
     "publish": ("publish:publish", "every figure and table that a study's finished stages allow"),
     "estimate": ("estimate:estimate", "jobs, hours and disk that a study will take"),
     "progress": ("progress:progress", "how complete every study is"),
+    "doctor": ("doctor.examine:doctor", "verify everything that a study left, and say what to run again"),
 }
 REGISTRIES = {Model: "models", Scheme: "schemes", Embedder: "embedders"}
 

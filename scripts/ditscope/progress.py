@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +25,15 @@ class Stage:
         return 100.0 * (self.expected - len(self.missing)) / self.expected if self.expected else 100.0
 
 
-def write_plan(results: Path | str, targets: dict[str, list[str]], rules: dict[str, dict], config: dict) -> None:
-    """Keep what a study will leave, by stage and by rule, and its whole config, beside its results."""
+def write_plan(
+    results: Path | str, targets: dict[str, list[str]], rules: dict[str, dict], config: dict, files: Sequence[Path] = ()
+) -> None:
+    """Keep what a study will leave, by stage and by rule, its whole config and the config files it was run with."""
     path = Path(results) / PLAN
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    text = json.dumps({"schema_version": "1", "targets": targets, "rules": rules, "config": config}, indent=1)
+    plan = {"schema_version": "1", "targets": targets, "rules": rules, "config": config}
+    text = json.dumps(plan | {"configfiles": [os.path.relpath(file) for file in files]}, indent=1)
     if not path.exists() or path.read_text() != text:
         partial.write_text(text)
         os.replace(partial, path)

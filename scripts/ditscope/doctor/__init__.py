@@ -1,0 +1,1 @@
+"""Verification of a whole results tree: what is missing, damaged, left over, or made with other settings."""
