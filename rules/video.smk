@@ -13,7 +13,12 @@ rule capture_video:
     input:
         captures="<results>/captures/{model}/{capture}",
     output:
-        video=f"<results>/videos/captures/{{model}}/{{capture}}.{CONFIG.video.output_format}",
+        video=report(
+            f"<results>/videos/captures/{{model}}/{{capture}}.{CONFIG.video.output_format}",
+            caption="../report/capture-video.rst",
+            category="Films",
+            labels={"film": "{model}: {capture}"},
+        ),
     log:
         "<logs>/video/{model}-{capture}.log",
     conda:
@@ -30,7 +35,12 @@ rule trajectory_video:
         tables=trajectory_shards(*CONFIG.trajectories.networks),
         images=trajectory_shards(*CONFIG.trajectories.networks, suffix="tar"),
     output:
-        video=f"<results>/videos/trajectories.{CONFIG.video.output_format}",
+        video=report(
+            f"<results>/videos/trajectories.{CONFIG.video.output_format}",
+            caption="../report/trajectory-video.rst",
+            category="Films",
+            labels={"film": "trajectories"},
+        ),
     log:
         "<logs>/video/trajectories.log",
     conda:
