@@ -1,11 +1,16 @@
 # Benchmark. Needs: prompt shards, a generator, bit plans for schemes of kind `plan`, the feature embedder. Leaves under
-# <results>/benchmarks/<model>/<hardware>/: <scheme>-<compile>.parquet (sizes), .timing.parquet (latency, memory) and .tar
-# (images) of each run, quality.parquet of all; and their joins <results>/benchmarks/{benchmark,benchmark.timing,quality}.parquet.
+# <results>/benchmarks/<model>/<hardware>/: <scheme>-<compile>.parquet (sizes), .timing.parquet (latency, memory), .tar
+# (images) and .flat.parquet (flat field) of each run, quality.parquet of all; their joins and recommendation.md in
+# <results>/benchmarks/; and the quantized weights that are asked for, in <results>/checkpoints/<model>/.
 
 
 wildcard_constraints:
     compile="|".join(COMPILE_STATES),
     hardware=r"[^/]+",
+
+
+# Settings that only the judging of images reads: changing them times nothing again.
+JUDGING = ("features", "classes", "kid_subset_size")
 
 
 rule benchmark:
@@ -23,6 +28,7 @@ rule benchmark_run:
         table="<results>/benchmarks/{model}/{hardware}/{scheme}-{compile}.parquet",
         timing="<results>/benchmarks/{model}/{hardware}/{scheme}-{compile}.timing.parquet",
         images="<results>/benchmarks/{model}/{hardware}/{scheme}-{compile}.tar",
+        flat="<results>/benchmarks/{model}/{hardware}/{scheme}-{compile}.flat.parquet",
     log:
         "<logs>/benchmark/{model}/{hardware}/{scheme}-{compile}.log",
     benchmark:
@@ -32,14 +38,14 @@ rule benchmark_run:
     threads: all_cores()
     resources:
         gpu=1,
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=scaled(4000),
+        runtime=scaled(120),
     params:
         code=code("benchmark"),
         model=lambda w: model_params(w.model),
         scheme=lambda w: plain(CONFIG.schemes[w.scheme]),
         auto_hardware=CONFIG.benchmark.hardware == "auto",
-        settings={k: v for k, v in stage("benchmark").items() if k not in ("features", "hardware")},
+        settings={k: v for k, v in stage("benchmark").items() if k not in ("hardware", *JUDGING)},
     script:
         "../scripts/benchmark_run.py"
 
@@ -59,11 +65,11 @@ rule benchmark_quality:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=scaled(4000),
+        runtime=scaled(60),
     params:
         code=code("quality"),
-        features=CONFIG.benchmark.features,
+        settings={k: stage("benchmark")[k] for k in JUDGING},
         embedder=lambda w: embedder_params(CONFIG.benchmark.features),
     script:
         "../scripts/benchmark_quality.py"
@@ -74,10 +80,14 @@ rule benchmark_table:
         runs=benchmark_runs(*CONFIG.benchmark.models),
         timings=benchmark_runs(*CONFIG.benchmark.models, suffix="timing.parquet"),
         qualities=benchmark_qualities(*CONFIG.benchmark.models),
+        flat_fields=benchmark_runs(*CONFIG.benchmark.models, suffix="flat.parquet"),
     output:
         table="<results>/benchmarks/benchmark.parquet",
         timing="<results>/benchmarks/benchmark.timing.parquet",
         quality="<results>/benchmarks/quality.parquet",
+        flat_field="<results>/benchmarks/flat_field.parquet",
+        targets="<results>/benchmarks/targets.parquet",
+        recommendation="<results>/benchmarks/recommendation.md",
     log:
         "<logs>/benchmark/table.log",
     localrule: True
@@ -85,5 +95,28 @@ rule benchmark_table:
         "../envs/tables.yaml"
     params:
         code=code("benchmark_table"),
+        settings={k: plain(CONFIG.benchmark)[k] for k in ("quality_bound", "targets")},
     script:
         "../scripts/benchmark_table.py"
+
+
+rule quantized_checkpoint:
+    input:
+        plan=lambda w: scheme_plan(w.model, w.scheme),
+        weights=lambda w: model_files(w.model),
+    output:
+        checkpoint="<results>/checkpoints/{model}/{scheme}.safetensors",
+    log:
+        "<logs>/checkpoints/{model}/{scheme}.log",
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        gpu=1,
+        mem_mb=scaled(4000),
+        runtime=scaled(60),
+    params:
+        code=code("checkpoints"),
+        model=lambda w: model_params(w.model),
+        scheme=lambda w: plain(CONFIG.schemes[w.scheme]),
+    script:
+        "../scripts/quantized_checkpoint.py"

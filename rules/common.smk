@@ -10,7 +10,7 @@ sys.path.insert(0, f"{workflow.basedir}/scripts")
 from snakemake.exceptions import WorkflowError
 from snakemake.io import strip_wildcard_constraints
 
-from ditscope.config import load_config, plain
+from ditscope.config import benchmark_cases, load_config, plain
 from ditscope.errors import InputError
 from ditscope.figures import PAPER_TABLES, available
 from ditscope.hardware import hardware_id
@@ -51,6 +51,12 @@ try:
         )
         for name, captured in CONFIG.capture.sets.items()
     }
+    ABLATED_RUNS = cached(
+        "ablate",
+        [source_digest(CONFIG.prompts.csv, CACHE), plain(CONFIG.prompts), CONFIG.ablate.generations, CONFIG.experiment],
+        lambda: first_runs(CONFIG.prompts, CONFIG.experiment, CONFIG.ablate.generations),
+        CACHE,
+    )
     NETWORKS = {
         name: resolve_network(name, CONFIG.networks[name], CONFIG.models, CONFIG.schemes)
         for name in CONFIG.trajectories.networks
@@ -109,6 +115,11 @@ def embedder_params(name):
     return plain(entry) | {"digest": entry.revision or (source_digest(entry.source, CACHE) if entry.source else "")}
 
 
+def chosen_embedders(name):
+    """The registry of one embedder, as a job's parameter; empty where none is chosen."""
+    return {name: embedder_params(name)} if name else {}
+
+
 def embedder_files(name):
     """Input of a job that loads an embedder: the download's mark for a hub model."""
     entry = CONFIG.embedders[name]
@@ -160,6 +171,17 @@ def image_shards(*models, suffix="tar"):
 
 def capture_sets(*models):
     return expand(f"{RESULTS}/captures/{{model}}/{{capture}}", model=models, capture=CONFIG.capture.sets)
+
+
+def block_tables(*models):
+    """Tables of what the captured blocks do, one for each question."""
+    names = ["similarity", "residual", "text_drift", "decodability", "decodable"]
+    pattern = f"{RESULTS}/analysis/{{model}}/{{capture}}/{{name}}.parquet"
+    return expand(pattern, model=models, capture=CONFIG.capture.sets, name=names)
+
+
+def ablations(*models, suffix="parquet"):
+    return expand(f"{RESULTS}/ablation/{{model}}.{suffix}", model=models)
 
 
 def capture_videos(*models):
@@ -310,11 +332,10 @@ def benchmark_hardware():
 
 def benchmark_runs(*models, hardware=None, suffix="parquet"):
     return expand(
-        f"{RESULTS}/benchmarks/{{model}}/{{hardware}}/{{scheme}}-{{compile}}.{suffix}",
+        f"{RESULTS}/benchmarks/{{model}}/{{hardware}}/{{case}}.{suffix}",
         model=models,
         hardware=hardware or benchmark_hardware(),
-        scheme=CONFIG.benchmark.schemes,
-        compile=CONFIG.benchmark.compile,
+        case=["-".join(case) for case in benchmark_cases(CONFIG.benchmark)],
     )
 
 
@@ -325,8 +346,14 @@ def benchmark_qualities(*models):
 
 
 def benchmark_tables():
-    names = ["benchmark", "benchmark.timing", "quality"]
-    return expand(f"{RESULTS}/benchmarks/{{name}}.parquet", name=names) if CONFIG.benchmark.models else []
+    """The joined tables, what they recommend, the images of each run, and the quantized weights that are asked for."""
+    if not CONFIG.benchmark.models:
+        return []
+    names = ["benchmark", "benchmark.timing", "quality", "flat_field", "targets"]
+    left = [*expand(f"{RESULTS}/benchmarks/{{name}}.parquet", name=names), f"{RESULTS}/benchmarks/recommendation.md"]
+    pattern = f"{RESULTS}/checkpoints/{{model}}/{{scheme}}.safetensors"
+    weights = expand(pattern, model=CONFIG.benchmark.models, scheme=CONFIG.benchmark.checkpoints)
+    return [*left, *benchmark_runs(*CONFIG.benchmark.models, suffix="tar"), *weights]
 
 
 def refinements(*models):

@@ -4,16 +4,17 @@ from pathlib import Path
 
 from ditscope.config import decode
 from ditscope.job import job
-from ditscope.quality import quality
 from ditscope.settings import Benchmark, Embedder
 
 with job(snakemake):
-    features = snakemake.params.features
+    from ditscope.quality import quality
+
+    settings = decode(Benchmark, snakemake.params.settings)
     entry = {key: value for key, value in snakemake.params.embedder.items() if key != "digest"}
     quality(
         runs=[Path(path) for path in snakemake.input.runs],
         out=Path(snakemake.output.quality),
-        embedders={features: decode(Embedder, entry)},
-        settings=Benchmark(features=features),
+        embedders={settings.features: decode(Embedder, entry)},
+        settings=settings,
         cache=Path("resources/.cache/features"),
     )

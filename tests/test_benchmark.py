@@ -10,11 +10,14 @@ import torch
 from ditscope import benchmark as stage
 from ditscope import generate, hardware, latency, memory, quality
 from ditscope.benchmark import benchmark
-from ditscope.benchmark_table import benchmark_table, with_size_ratios, with_speed_ratios
-from ditscope.config import check, decode
+from ditscope.benchmark_table import benchmark_table, with_quality, with_size_ratios, with_speed_ratios
+from ditscope.config import benchmark_cases, check, decode
 from ditscope.errors import InputError
+from ditscope.features import Extractor
 from ditscope.quality import PAIRED, read_images
-from ditscope.settings import Benchmark, Config, Embedder, Scheme
+from ditscope.recommend import recommendation
+from ditscope.settings import Benchmark, Config, Embedder, Scheme, Target
+from ditscope.shards import write_tar
 from ditscope.tables import read_table
 from tiny_models import tiny_generator
 
@@ -24,7 +27,14 @@ SCHEMES = {
     "int3": Scheme("intx-weight-only", bits=3, group_size=8),
     "fp8": Scheme("fp8-dynamic-row"),
 }
-SETTINGS = Benchmark(batches=[1, 3], repeats=2, warmup=1, num_images=4, hardware="here", features="colour")
+MORE = SCHEMES | {
+    "fused": Scheme("base", fuse_qkv=True),
+    "partly": Scheme("int8-weight-only", skip_layers=["*norm*", "proj_out"], min_weights=1000),
+    "sparse-int8": Scheme("sparse-2-4-int8"),
+}
+SETTINGS = Benchmark(
+    batches=[1, 3], repeats=2, warmup=1, num_images=4, hardware="here", features="colour", classes=["a {red,blue} ring"]
+)
 EMBEDDERS = {"colour": Embedder("clip", "unused", modality="image")}
 
 
@@ -40,15 +50,18 @@ def tiny(monkeypatch, tmp_path):
         means = [np.asarray(i, np.float32).reshape(2, 16, 2, 16, 3).mean((1, 3)).ravel() for i in images]
         return torch.from_numpy(np.stack(means))
 
+    def letters(texts):
+        return torch.stack([torch.rand(12, generator=torch.Generator().manual_seed(len(t))) for t in texts])
+
     monkeypatch.setattr(stage, "load_generator", load)
     monkeypatch.setattr(generate, "prompt_tokens", lambda model, prompt: (3, False))
-    monkeypatch.setattr(quality, "feature_extractor", lambda name, entry: ("colours", colours))
+    monkeypatch.setattr(quality, "feature_extractor", lambda name, entry: Extractor("colours", colours, letters))
     csv = tmp_path / "prompts.csv"
     csv.write_text("prompt,seed\na red ring,1\na blue star,2\na cross,3\na green circle,4\na square,5\n")
 
     def run(config, folder="out", settings=SETTINGS, **more):
         entry = tiny_generator("flux").entry
-        benchmark("tiny", entry, SCHEMES, EMBEDDERS, [csv], tmp_path / folder, config, settings=settings, **more)
+        benchmark("tiny", entry, MORE, EMBEDDERS, [csv], tmp_path / folder, config, settings=settings, **more)
         return tmp_path / folder / f"{config}-{more.get('compile', 'eager')}.parquet"
 
     return run
@@ -170,16 +183,143 @@ def test_reference_dir_judges_at_once_and_skip_metrics_makes_no_images(tiny, tmp
 
 def test_the_joined_tables(tiny, tmp_path):
     runs = [tiny(config) for config in SCHEMES]
-    outs = [tmp_path / name for name in ("benchmark.parquet", "benchmark.timing.parquet", "quality.parquet")]
-    quality.quality(runs, tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
-    benchmark_table(runs, [r.with_suffix(".timing.parquet") for r in runs], [tmp_path / "q.parquet"], *outs)
-    table = read_table(outs[0], "benchmark")
+    judged = tmp_path / "q.parquet"
+    quality.quality(runs, judged, EMBEDDERS, SETTINGS)
+    timings, flats = ([r.with_suffix(f".{kind}.parquet") for r in runs] for kind in ("timing", "flat"))
+    target = Target("tiny", latency_ms=3.5, source="elsewhere")
+    benchmark_table(runs, timings, [judged], flats, tmp_path / "all", replace(SETTINGS, targets={"fast": target}))
+    table = read_table(tmp_path / "all/benchmark.parquet", "benchmark")
     assert table["scheme"].to_list() == list(SCHEMES)
     assert table["nominal_ratio"][0] == 1 and table["nominal_ratio"][2] > table["nominal_ratio"][1] > 1
     assert table["quality_loss"][2] > table["quality_loss"][1] and table["quality_loss"][3] is None
-    assert len(read_table(outs[1], "benchmark.timing")) == 8
-    benchmark_table(runs, [r.with_suffix(".timing.parquet") for r in runs], [], *outs)
-    assert read_table(outs[2], "benchmark.quality").is_empty()
+    assert len(read_table(tmp_path / "all/benchmark.timing.parquet", "benchmark.timing")) == 8
+    assert read_table(tmp_path / "all/flat_field.parquet", "benchmark.flat_field").is_empty()
+    (row,) = read_table(tmp_path / "all/targets.parquet", "benchmark.targets").to_dicts()
+    assert row == {"target": "fast", "model": "tiny", "batch": 1, "latency_ms": 3.5, "source": "elsewhere"}
+    text = (tmp_path / "all/recommendation.md").read_text()
+    assert "## tiny on here" in text and "`fp8`, eager: fp8-dynamic-row needs" in text and "4 images are few" in text
+    assert "`int3`, eager: " in text and "torchao only simulates its bits" in text
+    benchmark_table(runs, timings, [], flats, tmp_path / "fast")
+    assert read_table(tmp_path / "fast/quality.parquet", "benchmark.quality").is_empty()
+    assert "Quality was not judged" in (tmp_path / "fast/recommendation.md").read_text()
+
+
+def test_fused_and_filtered_schemes(tiny):
+    """Fusing changes no byte and no picture; filters leave layers as they were; what torchao cannot do is a reason."""
+    base, fused = (read_table(tiny(name), "benchmark.run").row(0, named=True) for name in ("base", "fused"))
+    assert fused["kind"] == "base+fuse_qkv" and fused["stored_bytes"] == base["stored_bytes"]
+    plain, joined = (read_images(tiny(name)) for name in ("base", "fused"))
+    assert all(np.abs(plain[p]["latent.npy"] - joined[p]["latent.npy"]).max() < 1e-4 for p in plain)
+    whole, partly = (read_table(tiny(name), "benchmark.run").row(0, named=True) for name in ("int8", "partly"))
+    assert 0 < partly["quantized_layers"] < whole["quantized_layers"]
+    assert whole["stored_bytes"] < partly["stored_bytes"] < base["stored_bytes"]
+    assert "no int8 kernel for 2:4" in read_table(tiny("sparse-int8"), "benchmark.run")["reason"][0]
+
+
+def test_noise_growth_has_a_row_for_each_step_count_and_seed(tiny):
+    settings = replace(SETTINGS, flat_field_steps=[1, 3], flat_field_seeds=4, batches=[3])
+    path = tiny("base", settings=settings).with_suffix(".flat.parquet")
+    flat = read_table(path, "benchmark.run.flat")
+    assert flat.select("steps", "seed").rows() == [(steps, seed) for steps in (1, 3) for seed in range(4)]
+    assert (flat["noise"] > 0).all() and flat["noise"].n_unique() == 8
+    alone = tiny("base", "alone", settings=replace(settings, batches=[1])).with_suffix(".flat.parquet")
+    assert read_table(alone, "benchmark.run.flat")["noise"].to_list() == pytest.approx(
+        flat["noise"].to_list(), rel=1e-3
+    )
+
+
+def test_prompt_alignment_and_inception_score(tiny, tmp_path):
+    runs = [tiny(config) for config in ("base", "int3")]
+    quality.quality(runs, tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
+    rows = {(r["scheme"], r["metric"]): r for r in read_table(tmp_path / "q.parquet", "benchmark.quality").to_dicts()}
+    change = rows["int3", "prompt_alignment"]["value"] - rows["base", "prompt_alignment"]["value"]
+    assert rows["int3", "prompt_alignment_change"]["value"] == pytest.approx(change, abs=1e-12) and change != 0
+    assert rows["base", "prompt_alignment_change"]["value"] == 0
+    assert 1 <= rows["base", "inception_score"]["value"] <= 2 and rows["base", "inception_score"]["small_n"]
+    assert rows["base", "precision"]["value"] == rows["base", "recall"]["value"] == 1
+    quality.quality(runs, tmp_path / "q.parquet", EMBEDDERS, replace(SETTINGS, classes=[]))
+    reasons = read_table(tmp_path / "q.parquet", "benchmark.quality").filter(metric="inception_score")["reason"]
+    assert reasons.str.contains("names no classes").all()
+
+
+def test_too_few_images_are_a_reason_and_too_large_a_subset_an_error(tiny, tmp_path):
+    few = replace(SETTINGS, num_images=3)
+    base = tiny("base", settings=few)
+    quality.quality([base], tmp_path / "q.parquet", EMBEDDERS, few)
+    reasons = dict(read_table(tmp_path / "q.parquet", "benchmark.quality").select("metric", "reason").rows())
+    assert reasons["precision"] == "precision needs at least 4 images, there are 3" and reasons["fid"] == ""
+    with pytest.raises(InputError, match="kid_subset_size: 4 is more than the 3 images"):
+        quality.quality([base], tmp_path / "q.parquet", EMBEDDERS, replace(few, kid_subset_size=4))
+    with pytest.raises(InputError, match=r"num_images: 6, but .*prompts.csv hold 5 runs; add prompts"):
+        tiny("base", settings=replace(SETTINGS, num_images=6))
+
+
+def test_a_damaged_reference_image_is_named(tiny, tmp_path):
+    base, other = tiny("base"), tiny("int8")
+    samples = list(read_images(base).values())
+    png = samples[1]["png"]
+    for broken in (png[: len(png) // 2], png[:60] + b"\x00\x01" + png[62:], b""):
+        write_tar([samples[0], samples[1] | {"png": broken}, *samples[2:]], base.with_suffix(".tar"))
+        with pytest.raises(
+            InputError, match=f"base-eager.tar: the image `{samples[1]['__key__']}` is damaged"
+        ) as error:
+            quality.quality([base, other], tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
+        assert "\n" not in str(error.value)
+
+
+def test_a_verdict_takes_the_whole_interval():
+    key = {"model": "m", "hardware": "h", "compile": "eager"}
+    cases = [("a", 0.01, 0.0, 0.04), ("b", 0.04, 0.01, 0.06), ("c", 0.08, 0.06, 0.1), ("d", 0.02, None, None)]
+    judged = pl.DataFrame(
+        [
+            key | {"scheme": s, "metric": "quality_loss", "value": v, "low": lo, "high": hi, "n": 4}
+            for s, v, lo, hi in cases
+        ]
+    )
+    runs = pl.DataFrame([key | {"scheme": s} for s in "abcde"])
+    found = with_quality(runs, judged, 0.05)
+    assert found["quality_verdict"].to_list() == ["within", "undecided", "beyond", "within", None]
+    assert found["quality_bound"].unique().to_list() == [0.05]
+
+
+def test_the_recommendation_follows_from_the_data():
+    sizes = [  # scheme, compile, stored, nominal, simulated, loss, verdict, reason
+        ("base", "eager", 80, 80, False, 0.0, "within", ""), ("base", "full", 80, 80, False, 0.001, "within", ""),
+        ("int8", "eager", 20, 20, False, 0.01, "within", ""), ("worse", "eager", 30, 30, False, 0.02, "within", ""),
+        ("int3", "eager", 20, 8, True, 0.2, "beyond", ""), ("fp8", "eager", None, 20, False, None, None, "no GPU"),
+    ]  # fmt: skip
+    names = [
+        "scheme",
+        "compile",
+        "stored_bytes",
+        "nominal_bytes",
+        "simulated",
+        "quality_loss",
+        "quality_verdict",
+        "reason",
+    ]
+    case = [pl.lit("m").alias("model"), pl.lit("h").alias("hardware")]
+    table = pl.DataFrame(sizes, schema=names, orient="row").with_columns(
+        *case, pl.col("scheme").alias("kind"), quality_loss_low="quality_loss", quality_loss_high="quality_loss",
+        n=pl.lit(3000), stored_bytes=pl.col("stored_bytes") * 10**6, nominal_bytes=pl.col("nominal_bytes") * 10**6,
+    )  # fmt: skip
+    times = [
+        ("base", "eager", 1, 10.0, 1.0, ""), ("base", "full", 1, 6.0, 1.0, ""), ("int8", "eager", 1, 8.0, 1.25, ""),
+        ("worse", "eager", 1, 20.0, 0.5, ""), ("int3", "eager", 1, 1.0, 10.0, ""),
+        ("int8", "eager", 4, None, None, "OOM"), ("fp8", "eager", 1, None, None, "no GPU"),
+    ]  # fmt: skip
+    timed = pl.DataFrame(
+        times, schema=["scheme", "compile", "batch", "latency_median_ms", "speedup", "reason"], orient="row"
+    ).with_columns(*case, latency_p10_ms="latency_median_ms", latency_p90_ms="latency_median_ms")
+    text = recommendation(table, timed, 0.05)
+    memory, packed = text.split("Packed file")
+    assert "| 20.00 MB | `int8` | 1 % (1 % to 1 %) | within |" in memory and "`int3`" not in memory
+    assert "| 8.00 MB | `int3` | 20 % (20 % to 20 %) | beyond |" in packed and "| 30.00 MB" not in text
+    assert "| 1 | `base`, full | 6 (6 to 6) | 1.00 |" in text, "the fastest of those within the bound"
+    assert "`int3`, eager: its quality loss, 20 % (20 % to 20 %), is beyond 5 %; torchao only simulates" in text
+    assert "`worse`, eager: slower than the base at every batch size (speed-up 0.50 at batch 1)" in text
+    assert "`fp8`, eager: no GPU" in text and "`int8`, eager, batch 4: OOM" in text
+    assert "Compilation alone, without quantization, loses full 0.1 %." in text and "are few" not in text
 
 
 def test_ratios_stay_within_a_compile_state_and_a_host():
@@ -243,6 +383,7 @@ def test_bad_choices_are_refused_before_anything_loads(tiny):
         ({"compile": ["full"]}, "kind `base` in eager mode"),
         ({"schemes": ["int8"]}, "kind `base` in eager mode"),
         ({"features": "clip"}, "`clip` is not in the config's `embedders`"),
+        ({"kid_subset_size": 17}, "kid_subset_size: 17 is more than benchmark.num_images, 16"),
     ],
 )
 def test_the_config_is_checked(benchmark_settings, message):
@@ -256,3 +397,27 @@ def test_the_config_is_checked(benchmark_settings, message):
         check(decode(Config, data))
     skipped = data | {"benchmark": data["benchmark"] | {"skip_metrics": True, "compile": ["full"]}}
     check(decode(Config, skipped))
+
+
+def test_only_the_schemes_that_are_named_are_compiled():
+    bench = Benchmark(schemes=["base", "int8"], compile=["eager", "full"])
+    assert benchmark_cases(bench) == [("base", "eager"), ("base", "full"), ("int8", "eager"), ("int8", "full")]
+    assert benchmark_cases(replace(bench, compiled=["base"]))[1:] == [("base", "full"), ("int8", "eager")]
+
+
+@pytest.mark.parametrize(
+    ("benchmark_settings", "message"),
+    [
+        ({"targets": {"t": {"model": "n", "latency_ms": 3.0}}}, "targets.t.model: `n` is not in the config's `models`"),
+        ({"checkpoints": ["int4"]}, "`int4` is not in the config's `schemes`"),
+    ],
+)
+def test_names_in_the_config_are_checked(benchmark_settings, message):
+    models, schemes = (
+        {"m": {"family": "flux", "source": "x"}},
+        {"fused": {"kind": "plan", "plan": "b", "fuse_qkv": True}},
+    )
+    with pytest.raises(InputError, match=message):
+        check(decode(Config, {"models": models, "benchmark": benchmark_settings}))
+    with pytest.raises(InputError, match="fuse_qkv: a plan names the separate layers"):
+        check(decode(Config, {"schemes": schemes, "plan": {"budgets": {"b": {"mean_bits": 4.0}}}}))

@@ -12,7 +12,9 @@ from ditscope.errors import InputError
 from ditscope.quantize import (
     KINDS,
     apply_scheme,
+    fuse_qkv,
     is_simulated,
+    label,
     layer_configs,
     mean_bits,
     nominal_bytes,
@@ -20,6 +22,7 @@ from ditscope.quantize import (
     unsupported,
 )
 from ditscope.settings import SCHEME_KINDS, Scheme
+from tiny_models import tiny_generator
 
 ON_CPU = ["int8-weight-only", "int8-dynamic", "fp8-weight-only", "intx-weight-only", "int8-dynamic-intx"]
 BIASES = 32 * 4  # bytes of the first layer's bias, which no scheme touches
@@ -111,6 +114,51 @@ def test_layers_that_the_group_does_not_divide_stay_exact():
     assert layer_configs(two_layers(), Scheme("sparse-2-4")) == {}  # 32 is no multiple of its tile
 
 
+def test_filters_leave_layers_exact(plan_file):
+    for scheme, expected in (
+        (Scheme("int8-weight-only", skip_layers=["2"]), ["0"]),
+        (Scheme("int8-weight-only", skip_layers=["[01]"]), ["2"]),
+        (Scheme("int8-weight-only", min_weights=2048), ["0"]),  # 64 x 32, and 32 x 48
+        (Scheme("int8-weight-only", min_weights=2049), []),
+        (Scheme("plan", plan="b", skip_layers=["0"]), ["2"]),
+    ):
+        plan = plan_file if scheme.kind == "plan" else None
+        assert list(layer_configs(two_layers(), scheme, plan)) == expected
+        model = two_layers()
+        apply_scheme(model, scheme, plan)
+        for name in ("0", "2"):
+            same = type(model.get_submodule(name).weight.data) is torch.Tensor
+            assert same == (name not in expected)
+    half = nominal_bytes(two_layers(), Scheme("int8-weight-only", skip_layers=["2"]))
+    assert half == 64 * 32 + 32 * 2 + BIASES + 32 * 48 * 4
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_fused_projections_hold_the_same_weights(kind):
+    generator = tiny_generator(kind)
+    transformer = generator.pipe.transformer
+    separate = {
+        name: m.weight.clone() for name, m in transformer.named_modules() if name.endswith(("to_q", "to_k", "to_v"))
+    }
+    before = stored_bytes(transformer)
+    fuse_qkv(transformer)
+    assert stored_bytes(transformer) == before
+    fused = [name for name, _ in transformer.named_modules() if name.endswith("to_qkv")]
+    assert len(fused) == len(separate) / 3 > 0
+    for name in fused:
+        parts = [separate[name.removesuffix("qkv") + part] for part in "qkv"]
+        assert torch.equal(transformer.get_submodule(name).weight, torch.cat(parts))
+    fuse_qkv(transformer)  # again: nothing to do
+
+
+def test_sparse_fp8_nominal_bytes_by_hand_and_sparse_int8_is_never():
+    square = nn.Sequential(nn.Linear(64, 128, bias=False).bfloat16())
+    kept = 64 * 128 // 2  # one byte each, with a 2-bit place; a 16-bit scale a row
+    assert nominal_bytes(square, Scheme("sparse-2-4-fp8")) == kept + kept * 2 // 8 + 128 * 2
+    assert "only its fp8 config" in unsupported(Scheme("sparse-2-4-int8"), "cuda")
+    assert label(Scheme("base", fuse_qkv=True, compile_vae=True)) == "base+fuse_qkv+compile_vae"
+
+
 def test_a_plan_gives_each_layer_its_bits(plan_file):
     model = two_layers()
     apply_scheme(model, Scheme("plan", plan="b"), plan_file)
@@ -141,7 +189,9 @@ def test_sparsity_keeps_the_two_largest_of_four(monkeypatch):
     assert torch.equal(kept.abs().sum(1), before.abs().topk(2).values.sum(1))  # by size: ties may fall either way
 
 
-@pytest.mark.parametrize("kind", ["fp8-dynamic-row", "fp8-dynamic-tensor", "int4-weight-only", "sparse-2-4"])
+@pytest.mark.parametrize(
+    "kind", ["fp8-dynamic-row", "fp8-dynamic-tensor", "int4-weight-only", "sparse-2-4", "sparse-2-4-fp8"]
+)
 def test_schemes_for_gpus_say_why_a_cpu_cannot(kind):
     reason = unsupported(Scheme(kind), "cpu")
     assert kind in reason and "compute capability" in reason and "`cpu`" in reason

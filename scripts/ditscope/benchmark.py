@@ -17,8 +17,10 @@ import torch
 from torchao.quantization.utils import recommended_inductor_config_setter
 from tqdm import tqdm
 
+from ditscope.benchmark_columns import FLAT_TYPES
 from ditscope.config import unknown
 from ditscope.errors import InputError
+from ditscope.flat_field import noise_growth
 from ditscope.generate import generate_slice
 from ditscope.hardware import fingerprint, hardware_id
 from ditscope.latency import TIMING_TYPES, first_line, timed
@@ -27,7 +29,9 @@ from ditscope.models import Generator, load_generator
 from ditscope.prompts import read_runs
 from ditscope.quantize import (
     apply_scheme,
+    fuse_qkv,
     is_simulated,
+    label,
     layer_configs,
     mean_bits,
     nominal_bytes,
@@ -60,8 +64,9 @@ def benchmark(
 
     Leaves in `output_dir`, under `<config>-<compile>`: `.timing.parquet` (table `benchmark.run.timing`, a row a batch
     size: latency and memory), `.parquet` (table `benchmark.run`: what the scheme is and weighs), `.tar` (the images of
-    the first `num_images` runs of `prompts`: tables or CSVs). `reference_dir` holds such files of the base in eager
-    mode; with it, and unless `skip_metrics`, `quality.parquet` is left as well.
+    the first `num_images` runs of `prompts`: tables or CSVs), `.flat.parquet` (table `benchmark.run.flat`: the noise on
+    a flat field, a row a step count and seed). `reference_dir` holds such files of the base in eager mode; with it, and
+    unless `skip_metrics`, `quality.parquet` is left as well.
     """
     if config not in schemes:
         raise InputError(unknown("--config", config, schemes, "in the config's `schemes`"))
@@ -69,14 +74,21 @@ def benchmark(
         raise InputError(unknown("--compile", compile, COMPILE_STATES, "a compile state"))
     scheme, model = schemes[config], requested(model, settings)
     runs = [run for path in prompts for run in read_runs(path)]
+    if len(runs) < settings.num_images and not settings.skip_metrics:
+        raise InputError(
+            f"benchmark.num_images: {settings.num_images}, but {', '.join(map(str, prompts))} hold {len(runs)} runs; "
+            "add prompts or seeds, or ask for fewer images"
+        )
     hardware = hardware_id() if settings.hardware == "auto" else settings.hardware
-    identity = {"model": name, "hardware": hardware, "scheme": config, "kind": scheme.kind, "compile": compile}
+    identity = {"model": name, "hardware": hardware, "scheme": config, "kind": label(scheme), "compile": compile}
 
     reset_peaks()
     began = time.perf_counter()
     generator = load_generator(name, model)
     load_seconds = time.perf_counter() - began
     transformer = generator.pipe.transformer
+    if scheme.fuse_qkv:
+        fuse_qkv(transformer)
     made = {
         "dtype": model.dtype,
         "steps": model.steps,
@@ -102,9 +114,11 @@ def benchmark(
         log.info("%s %s %s: batch %d done", name, config, compile, batch)
     ran = [t["batch"] for t in timings if not t["reason"]]
     samples: list[Sample] = []
+    grown: list[dict] = []
     if ran and not settings.skip_metrics:
-        label = config if compile == "eager" else f"{config}-{compile}"
-        samples = generate_images(generator, runs[: settings.num_images], max(ran), label)
+        name_of_run = config if compile == "eager" else f"{config}-{compile}"
+        samples = generate_images(generator, runs[: settings.num_images], max(ran), name_of_run)
+        grown = noise_growth(generator, settings, max(ran))
 
     made |= {
         "stored_bytes": stored_bytes(transformer) if not reason else None,
@@ -115,6 +129,8 @@ def benchmark(
     stem = output_dir / f"{config}-{compile}"
     host = {"device": generator.device.type, "threads": torch.get_num_threads()} | fingerprint()
     write_tar(samples, f"{stem}.tar")
+    flat = pl.DataFrame([identity | row for row in grown], schema=FLAT_TYPES)
+    write_table(flat, f"{stem}.flat.parquet", "benchmark.run.flat")
     write_table(pl.DataFrame([identity | made], schema_overrides=RUN_TYPES), f"{stem}.parquet", "benchmark.run")
     table = pl.DataFrame(
         [identity | dict.fromkeys(TIMING_TYPES) | t | load | peak | host for t in timings],
@@ -146,6 +162,8 @@ def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | Non
         return first_line(error)
     if compile == "eager":
         return ""
+    if scheme.compile_vae:
+        generator.pipe.vae.decoder.compile(dynamic=False)
     recommended_inductor_config_setter()  # torchao's settings, for the base as well
     # Static shapes: the batch sizes are few, and one graph for all of them would be slower than one for each.
     if compile == "full":

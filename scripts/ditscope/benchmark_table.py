@@ -1,19 +1,15 @@
 """The benchmark's joined tables: sizes and quality, latency and memory, each beside the base of its compile state."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
 
+from ditscope.benchmark_columns import QUALITY_TYPES, TARGET_TYPES
+from ditscope.recommend import recommendation
+from ditscope.settings import Benchmark
 from ditscope.tables import concat_tables, write_table
 
-IDENTITY = ("model", "hardware", "scheme", "kind", "compile")
-QUALITY_TYPES = {
-    **dict.fromkeys((*IDENTITY, "metric"), pl.String),
-    **dict.fromkeys(("value", "low", "high"), pl.Float64),
-    "n": pl.Int64,
-    "small_n": pl.Boolean,
-    "reason": pl.String,
-}
 CASE = ["model", "hardware", "compile"]  # ratios never leave a case: other states, hosts and models are other worlds
 
 
@@ -21,19 +17,28 @@ def benchmark_table(
     runs: list[Path],
     timings: list[Path],
     qualities: list[Path],
-    out: Path,
-    timing: Path,
-    quality: Path,
+    flat_fields: list[Path],
+    output_dir: Path,
+    settings: Benchmark = Benchmark(),
 ) -> None:
-    """Join the runs of every model, hardware, scheme and compile state.
+    """Join the runs of every model, hardware, scheme and compile state, and recommend from them.
 
-    Leaves `out` (table `benchmark`: size and quality, a row a run), `timing` (table `benchmark.timing`: latency and
-    memory, a row a run and batch size) and `quality` (table `benchmark.quality`, long).
+    Leaves in `output_dir`: `benchmark.parquet` (table `benchmark`: size and quality, a row a run),
+    `benchmark.timing.parquet` (table `benchmark.timing`: latency and memory, a row a run and batch size),
+    `quality.parquet` (table `benchmark.quality`, long), `flat_field.parquet` (table `benchmark.flat_field`),
+    `targets.parquet` (table `benchmark.targets`: published latencies) and `recommendation.md`.
     """
-    judged = concat_tables(qualities, "benchmark.quality") if qualities else None
-    write_table(with_quality(with_size_ratios(concat_tables(runs, "benchmark.run")), judged), out, "benchmark")
-    write_table(with_speed_ratios(concat_tables(timings, "benchmark.run.timing")), timing, "benchmark.timing")
-    write_table(judged if judged is not None else pl.DataFrame(schema=QUALITY_TYPES), quality, "benchmark.quality")
+    judged = concat_tables(qualities, "benchmark.quality") if qualities else pl.DataFrame(schema=QUALITY_TYPES)
+    sizes = with_quality(with_size_ratios(concat_tables(runs, "benchmark.run")), judged, settings.quality_bound)
+    speeds = with_speed_ratios(concat_tables(timings, "benchmark.run.timing"))
+    targets = [{"target": name} | asdict(target) for name, target in settings.targets.items()]
+    write_table(sizes, output_dir / "benchmark.parquet", "benchmark")
+    write_table(speeds, output_dir / "benchmark.timing.parquet", "benchmark.timing")
+    write_table(judged, output_dir / "quality.parquet", "benchmark.quality")
+    flat = concat_tables(flat_fields, "benchmark.run.flat")
+    write_table(flat, output_dir / "flat_field.parquet", "benchmark.flat_field")
+    write_table(pl.DataFrame(targets, schema=TARGET_TYPES), output_dir / "targets.parquet", "benchmark.targets")
+    (output_dir / "recommendation.md").write_text(recommendation(sizes, speeds, settings.quality_bound))
 
 
 def with_size_ratios(runs: pl.DataFrame) -> pl.DataFrame:
@@ -71,14 +76,28 @@ def base_of(table: pl.DataFrame, case: list[str], columns: list[str]) -> pl.Data
     return base.select(*case, *(pl.col(c).alias(f"base_{c}") for c in columns))
 
 
-def with_quality(runs: pl.DataFrame, judged: pl.DataFrame | None) -> pl.DataFrame:
-    """Runs with a column for each metric, the interval of the quality loss, and n."""
-    if judged is None:
-        return runs
+def with_quality(runs: pl.DataFrame, judged: pl.DataFrame, bound: float) -> pl.DataFrame:
+    """Runs with a column for each metric, the interval of the quality loss, what it says of `bound`, and n.
+
+    `quality_verdict`: `within` where the whole 95 % interval is at most `bound`, `beyond` where all of it is more,
+    else `undecided`; null where quality was not judged.
+    """
     key = ["model", "hardware", "scheme", "compile"]
-    wide = judged.pivot("metric", index=key, values="value", maintain_order=True)
+    metrics = judged["metric"].unique(maintain_order=True).to_list() or ["quality_loss"]
+    wide = judged.pivot("metric", on_columns=metrics, index=key, values="value", maintain_order=True)
     loss = judged.filter(pl.col("metric") == "quality_loss").select(
         *key, pl.col("low").alias("quality_loss_low"), pl.col("high").alias("quality_loss_high"), pl.col("n")
     )
     wide = wide.join(loss, on=key, how="left", maintain_order="left")
-    return runs.join(wide, on=key, how="left", maintain_order="left")
+    low, high = (pl.coalesce(f"quality_loss_{end}", "quality_loss") for end in ("low", "high"))
+    verdict = (
+        pl.when(pl.col("quality_loss").is_null())
+        .then(None)
+        .when(high <= bound)
+        .then(pl.lit("within"))
+        .when(low > bound)
+        .then(pl.lit("beyond"))
+        .otherwise(pl.lit("undecided"))
+    )
+    joined = runs.join(wide, on=key, how="left", maintain_order="left")
+    return joined.with_columns(quality_bound=pl.lit(bound), quality_verdict=verdict)

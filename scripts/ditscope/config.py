@@ -9,8 +9,9 @@ from types import GenericAlias
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ditscope.errors import InputError
+from ditscope.models import check_frames, require_blocks
 from ditscope.networks import resolve_network
-from ditscope.settings import COMPILE_STATES, STAGES, Config
+from ditscope.settings import COMPILE_STATES, STAGES, Benchmark, Config, Scheme
 
 ROOT = Path(__file__).resolve().parents[2]
 type_hints = cache(get_type_hints)
@@ -72,9 +73,11 @@ def check(config: Config) -> None:
         for side in ("width", "height"):
             if getattr(model, side) % 16:
                 raise InputError(f"models.{name}.{side}: {getattr(model, side)} is not a multiple of 16")
+        check_frames(name, model)
     for stage, registry, valid in (
         ("generate", "models", config.models),
         ("capture", "models", config.models),
+        ("ablate", "models", config.models),
         ("calibrate", "models", config.models),
         ("sensitivity", "models", config.models),
         ("benchmark", "models", config.models),
@@ -86,6 +89,9 @@ def check(config: Config) -> None:
         for name in getattr(getattr(config, stage), registry):
             if name not in valid:
                 raise InputError(unknown(f"{stage}.{registry}", name, valid, f"in the config's `{registry}`"))
+    for stage in ("capture", "ablate", "calibrate", "sensitivity"):
+        for name in getattr(config, stage).models:
+            require_blocks(f"{stage}.models", name, config.models[name])
     for name in config.trajectories.networks:
         for entry in config.networks[name]:
             label, _, variant = entry.partition(":")
@@ -98,12 +104,19 @@ def check(config: Config) -> None:
     for name, scheme in config.schemes.items():
         if scheme.kind == "plan" and scheme.plan not in config.plan.budgets:
             raise InputError(unknown(f"schemes.{name}.plan", scheme.plan, config.plan.budgets, "a plan's budget"))
+        if scheme.kind == "plan" and scheme.fuse_qkv:
+            raise InputError(f"schemes.{name}.fuse_qkv: a plan names the separate layers; set it to false")
+    for key in ("checkpoints", "compiled"):
+        for name in getattr(config.benchmark, key):
+            if name not in config.schemes:
+                raise InputError(unknown(f"benchmark.{key}", name, config.schemes, "in the config's `schemes`"))
     for state in config.benchmark.compile:
         if state not in COMPILE_STATES:
             raise InputError(unknown("benchmark.compile", state, COMPILE_STATES, "a compile state"))
     bench = config.benchmark
     if bench.models and not bench.skip_metrics:
-        if "eager" not in bench.compile or not any(config.schemes[s].kind == "base" for s in bench.schemes):
+        chosen = [config.schemes[s] for s in bench.schemes]
+        if "eager" not in bench.compile or not any(s == Scheme("base") for s in chosen):
             raise InputError(
                 "benchmark: quality is judged against a scheme of kind `base` in eager mode; "
                 "select both, or set skip_metrics: true"
@@ -112,9 +125,29 @@ def check(config: Config) -> None:
             raise InputError(
                 unknown("benchmark.features", bench.features, config.embedders, "in the config's `embedders`")
             )
+        if bench.kid_subset_size > bench.num_images:
+            raise InputError(
+                f"benchmark.kid_subset_size: {bench.kid_subset_size} is more than benchmark.num_images, "
+                f"{bench.num_images}; make it smaller"
+            )
+    for name, target in bench.targets.items():
+        if target.model not in config.models:
+            raise InputError(
+                unknown(f"benchmark.targets.{name}.model", target.model, config.models, "in the config's `models`")
+            )
+    for section in ("blocks", "ablate"):
+        features = getattr(config, section).features
+        if features and features not in config.embedders:
+            raise InputError(unknown(f"{section}.features", features, config.embedders, "in the config's `embedders`"))
     for name, capture in config.capture.sets.items():
         if capture.offload and capture.multi_gpu:
             raise InputError(f"capture.sets.{name}: `offload` and `multi_gpu` exclude each other; set one to false")
+
+
+def benchmark_cases(bench: Benchmark) -> list[tuple[str, str]]:
+    """Scheme and compile state of every run: each scheme in eager mode, and those to be compiled in the other states."""
+    compiled = bench.compiled or bench.schemes
+    return [(s, state) for s in bench.schemes for state in bench.compile if state == "eager" or s in compiled]
 
 
 def plain(settings: Any) -> dict[str, Any]:

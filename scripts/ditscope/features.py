@@ -1,52 +1,99 @@
-"""Image features for the quality metrics, cached as safetensors under the digest of the images and of the model."""
+"""Features for the quality metrics, cached as safetensors under the digest of images or texts and of the model."""
 
 import hashlib
 import io
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ditscope.embedders import Towers, image_features, load_towers
+from ditscope.embedders import Towers, image_features, load_towers, text_features
 from ditscope.errors import InputError
 from ditscope.identity import digest
 from ditscope.models import default_device
 from ditscope.settings import Embedder
 from ditscope.staleness import source_digest
 
-ImageFeatures = Callable[[list[Image.Image]], Tensor]
+
+@dataclass(frozen=True)
+class Extractor:
+    """An embedder's features, which load it at the first call.
+
+    `key` names its weights. `images` gives image features (n, d), not normalised. `texts` gives the rows of a zero-shot
+    classifier (Radford et al. 2021): unit text embeddings (n, d) times the model's logit scale; None where there is no
+    text tower.
+    """
+
+    key: str
+    images: Callable[[list[Image.Image]], Tensor]
+    texts: Callable[[list[str]], Tensor] | None = None
 
 
-def feature_extractor(name: str, entry: Embedder, device: str | None = None) -> tuple[str, ImageFeatures]:
-    """A key for the embedder's weights, and its image features (n, d), not normalised; loads at the first call."""
+def feature_extractor(name: str, entry: Embedder, device: str | None = None) -> Extractor:
+    """The features of an embedder of the registry. Raises InputError where it does not embed images."""
     if entry.family not in ("clip", "siglip", "dinov2"):
         raise InputError(
             f"benchmark.features: embedder `{name}` ({entry.family}) has no image features; use clip, siglip or dinov2"
         )
-    towers: list[Towers] = []
+    loaded: list[Towers] = []
 
-    def features(images: list[Image.Image]) -> Tensor:
-        if not towers:
-            towers.append(load_towers(name, entry, device or default_device()))
-        return image_features(towers[0], images)
+    def towers() -> Towers:
+        if not loaded:
+            loaded.append(load_towers(name, entry, device or default_device()))
+        return loaded[0]
 
-    return f"{name} {entry.revision or source_digest(entry.source)}", features
+    def images(pictures: list[Image.Image]) -> Tensor:
+        return image_features(towers(), pictures)
+
+    def texts(words: list[str]) -> Tensor:
+        unit = F.normalize(text_features(towers(), words), dim=-1)
+        return unit * towers().model.logit_scale.detach().exp().float().cpu()
+
+    key = f"{name} {entry.revision or source_digest(entry.source)}"
+    return Extractor(key, images, None if entry.family == "dinov2" else texts)
 
 
 def features_of(
-    pngs: Sequence[bytes], key: str, features: ImageFeatures, cache: Path | None = None, batch_size: int = 32
+    pngs: Sequence[bytes], extractor: Extractor, cache: Path | None = None, batch_size: int = 32
 ) -> np.ndarray:
     """Features (n, d) float64 of PNG images, in order; read from `cache` where the same images were seen before."""
-    file = cache and cache / f"{digest([key, *(hashlib.sha256(png).hexdigest() for png in pngs)])}.safetensors"
+
+    def compute() -> Tensor:
+        images = [Image.open(io.BytesIO(png)).convert("RGB") for png in pngs]
+        return torch.cat([extractor.images(images[i : i + batch_size]) for i in range(0, len(images), batch_size)])
+
+    return cached([extractor.key, *(hashlib.sha256(png).hexdigest() for png in pngs)], compute, cache)
+
+
+def text_rows(texts: Sequence[str], extractor: Extractor, cache: Path | None = None) -> np.ndarray:
+    """Rows (n, d) float64 of the zero-shot classifier of texts, in order; from `cache` where it has them."""
+    embed = extractor.texts
+    if embed is None:
+        raise ValueError(f"{extractor.key} has no text tower")
+    return cached([extractor.key, "texts", *texts], lambda: embed(list(texts)), cache)
+
+
+def cached(key: list[str], compute: Callable[[], Tensor], cache: Path | None) -> np.ndarray:
+    """`compute()` as float64, kept as float32 in `cache` under the digest of `key`."""
+    file = cache and cache / f"{digest(key)}.safetensors"
     if file and file.exists():
         return load_file(file)["features"].double().numpy()
-    images = [Image.open(io.BytesIO(png)).convert("RGB") for png in pngs]
-    found = torch.cat([features(images[i : i + batch_size]) for i in range(0, len(images), batch_size)])
+    found = compute()
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"features": found.contiguous()}, file)
+        partial = file.with_suffix(f".{os.getpid()}")
+        save_file({"features": found.contiguous()}, partial)
+        os.replace(partial, file)
     return found.double().numpy()
+
+
+def zero_shot_logits(features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Class logits (n, classes) of image features (n, d) under the rows (classes, d) of a zero-shot classifier."""
+    return features / np.linalg.norm(features, axis=1, keepdims=True) @ rows.T

@@ -1,4 +1,8 @@
-"""Image quality metrics as pure functions: paired (PSNR, SSIM, feature cosine, LPIPS) and of sets (FID, KID)."""
+"""Image quality metrics as pure functions: paired (PSNR, SSIM, feature cosine, LPIPS) and of sets.
+
+Metrics of sets (FID, KID, Inception Score, precision and recall) are torch-fidelity's own functions on our features.
+The judged images are its input 1, the reference its input 2.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -9,10 +13,17 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.stats import bootstrap
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+from ditscope.errors import InputError
 
 PSNR_CAP_DB = 100.0
 FID_LEAST_IMAGES = 2048
+KID_SUBSET_SIZE, KID_SUBSETS = 1000, 100
+IMAGES_PER_SPLIT, MOST_SPLITS = 500, 10  # of the Inception Score
+NEIGHBOURHOOD = 3  # neighbours whose distance makes the radius of an image in precision and recall
 SSIM_SIGMA, SSIM_TRUNCATE = 1.5, 3.5  # Gaussian window of 11 x 11 pixels
 LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"  # torchvision's file; the lpips package carries only the linear heads
 
@@ -69,20 +80,48 @@ def fid(reference: np.ndarray, features: np.ndarray) -> float:
 
     Sets of fewer than d images have singular covariances, whose rounding can leave a distance below zero: that is 0.
     """
-    statistics = [fid_features_to_statistics(torch.from_numpy(f.astype(np.float64))) for f in (reference, features)]
+    statistics = [fid_features_to_statistics(doubles(f)) for f in (features, reference)]
     return max(0.0, fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
 
 
-def kid(reference: np.ndarray, features: np.ndarray, subset_size: int = 1000, subsets: int = 100) -> float:
+def kid(reference: np.ndarray, features: np.ndarray, subset_size: int = 0, subsets: int = KID_SUBSETS) -> float:
     """Kernel distance (Binkowski et al. 2018) of two feature sets (n, d): the unbiased squared MMD, by torch-fidelity.
 
-    The mean over random subsets; sets smaller than `subset_size` are taken whole, once.
+    The mean over random subsets of `subset_size` images; 0 takes 1,000, or sets smaller than that whole, once. Raises
+    InputError where a subset would be larger than a set.
     """
-    size = min(subset_size, len(reference), len(features))
+    least = min(len(reference), len(features))
+    if subset_size > least:
+        raise InputError(f"benchmark.kid_subset_size: {subset_size} is more than the {least} images; make it smaller")
+    size = subset_size or min(KID_SUBSET_SIZE, least)
     whole = size == len(reference) == len(features)
-    pair = [torch.from_numpy(f.astype(np.float64)) for f in (reference, features)]
     options = {"kid_subsets": 1 if whole else subsets, "kid_subset_size": size, "verbose": False}
-    return kid_features_to_metric(*pair, **options)[KEY_METRIC_KID_MEAN]
+    return kid_features_to_metric(doubles(features), doubles(reference), **options)[KEY_METRIC_KID_MEAN]
+
+
+def inception_score(logits: np.ndarray, splits: int = 0) -> float:
+    """Inception Score (Salimans et al. 2016) of class logits (n, classes), by torch-fidelity.
+
+    The exponential of the mean KL divergence of each image's class distribution from that of its part, averaged over
+    `splits` random parts. 0 takes a part for every 500 images, at least 1 and at most 10: a part of few images has few
+    classes, whatever the generator makes.
+    """
+    splits = splits or max(1, min(MOST_SPLITS, len(logits) // IMAGES_PER_SPLIT))
+    return isc_features_to_metric(doubles(logits), splits=splits)[KEY_METRIC_ISC_MEAN]
+
+
+def precision_recall(reference: np.ndarray, features: np.ndarray) -> tuple[float, float]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019) of two feature sets (n, d), by torch-fidelity.
+
+    The share of judged images inside the reference's manifold of 3-nearest-neighbour balls, and the reverse.
+    """
+    found = prc_features_to_metric(doubles(features), doubles(reference), prc_neighborhood=NEIGHBOURHOOD, verbose=False)
+    return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]
+
+
+def doubles(values: np.ndarray) -> torch.Tensor:
+    """An array as a float64 tensor."""
+    return torch.from_numpy(values.astype(np.float64))
 
 
 def lpips_unavailable() -> str:

@@ -2,24 +2,30 @@
 
 import io
 import logging
+import re
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from PIL import Image
 
-from ditscope.benchmark_table import IDENTITY, QUALITY_TYPES
+from ditscope.benchmark_columns import IDENTITY, QUALITY_TYPES
 from ditscope.config import unknown
 from ditscope.errors import InputError
-from ditscope.features import feature_extractor, features_of
+from ditscope.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits
 from ditscope.metrics import (
     FID_LEAST_IMAGES,
+    NEIGHBOURHOOD,
     cosines,
     fid,
+    inception_score,
     kid,
     lpips,
     lpips_unavailable,
     mean_interval,
+    precision_recall,
     psnr,
     quality_losses,
     ssim,
@@ -30,9 +36,15 @@ from ditscope.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 
-PAIRED = ("psnr_db", "ssim", "feature_cosine", "quality_loss", "lpips")
-OF_SETS = ("fid", "kid")
+PAIRED = (
+    "psnr_db", "ssim", "feature_cosine", "quality_loss", "prompt_alignment", "prompt_alignment_change", "lpips",
+)  # fmt: skip
+OF_SETS = ("fid", "kid", "inception_score", "precision", "recall")
+LEAST_IMAGES = {"fid": 2, "kid": 2, "inception_score": 2, "precision": NEIGHBOURHOOD + 1, "recall": NEIGHBOURHOOD + 1}
+BIASED = ("fid", "inception_score", "precision", "recall")  # by the number of images
 MUST_MATCH = ("steps", "guidance", "width", "height", "model")
+
+Images = dict[tuple[str, int], dict]  # WebDataset samples by (prompt_id, seed)
 
 
 def quality(
@@ -45,7 +57,8 @@ def quality(
     """Judge the images of benchmark runs against those of the base scheme in eager mode, which must be among them.
 
     `runs` are tables `benchmark.run` of one model, each with its images in a tar of the same name. Leaves the table
-    `benchmark.quality`, a row a run and metric. Raises InputError where a run has other settings than the base.
+    `benchmark.quality`, a row a run and metric. Raises InputError, before any model loads, where a run has other
+    settings than the base, or an image is damaged.
     """
     tables = [(path, read_table(path, "benchmark.run").row(0, named=True)) for path in runs]
     base = next((path for path, run in tables if run["kind"] == "base" and run["compile"] == "eager"), None)
@@ -55,31 +68,50 @@ def quality(
         )
     if settings.features not in embedders:
         raise InputError(unknown("benchmark.features", settings.features, embedders, "in the config's `embedders`"))
-    key, features = feature_extractor(settings.features, embedders[settings.features])
+    extractor = feature_extractor(settings.features, embedders[settings.features])
     reference = read_images(base)
+    if reference and settings.kid_subset_size > len(reference):
+        raise InputError(
+            f"benchmark.kid_subset_size: {settings.kid_subset_size} is more than the {len(reference)} images of "
+            f"{base.with_suffix('.tar')}; make it smaller, or num_images larger"
+        )
+    for path, run in tables:
+        if reference and not run["reason"]:
+            check_match(path, read_images(path), base, reference)
+
+    theirs = judged(reference, reference, extractor, settings, cache) if reference else None
     rows: list[dict] = []
     for path, run in tables:
-        found = read_images(path)
-        reason = run["reason"] or ("the base left no images to compare with" if not reference else "")
-        if not reason:
-            check_match(path, found, base, reference)
-            expected, mine = ([images[pair]["png"] for pair in sorted(reference)] for images in (reference, found))
-            vectors = [features_of(pngs, key, features, cache) for pngs in (expected, mine)]
-            measured = compare(expected, mine, *vectors)
-        else:
+        if theirs is None or run["reason"]:
+            reason = run["reason"] or "the base left no images to compare with"
             measured = [row(metric, reason=reason) for metric in (*PAIRED, *OF_SETS)]
+        else:
+            mine = judged(read_images(path), reference, extractor, settings, cache)
+            measured = compare(theirs, mine, settings.kid_subset_size)
         rows += [{name: run[name] for name in IDENTITY} | m for m in measured]
-        log.info("%s: %s", path.stem, reason or ", ".join(f"{m['metric']} {m['value']}" for m in measured))
+        log.info("%s: %s", path.stem, ", ".join(f"{m['metric']} {m['value']}" for m in measured))
+    if reference and len(reference) < FID_LEAST_IMAGES:
+        log.warning("%d images: fewer than %d, so no FID is a headline", len(reference), FID_LEAST_IMAGES)
     write_table(pl.DataFrame(rows, schema=QUALITY_TYPES), out, "benchmark.quality")
 
 
-def read_images(table: Path) -> dict[tuple[str, int], dict]:
-    """The WebDataset samples beside a run's table by (prompt_id, seed)."""
-    samples = read_tar(table.with_suffix(".tar"))
-    return {(s["json"]["prompt_id"], s["json"]["seed"]): s for s in samples}
+def read_images(table: Path) -> Images:
+    """The WebDataset samples beside a run's table by (prompt_id, seed). Raises InputError where one is damaged."""
+    found: Images = {}
+    for sample in read_tar(table.with_suffix(".tar")):
+        try:
+            with Image.open(io.BytesIO(sample["png"])) as image:
+                image.verify()  # checksums, without decoding
+        except Exception as error:
+            raise InputError(
+                f"{table.with_suffix('.tar')}: the image `{sample['__key__']}` is damaged ({error}); "
+                "delete the file and run the benchmark again"
+            ) from None
+        found[sample["json"]["prompt_id"], sample["json"]["seed"]] = sample
+    return found
 
 
-def check_match(path: Path, found: dict, base: Path, reference: dict) -> None:
+def check_match(path: Path, found: Images, base: Path, reference: Images) -> None:
     """Refuse images that differ from the reference in more than the scheme: metrics would measure that instead."""
     for key in MUST_MATCH:
         mine, theirs = ({s["json"][key] for s in images.values()} for images in (found, reference))
@@ -100,32 +132,85 @@ def listed(values: set) -> str:
     return ", ".join(map(str, sorted(values)))
 
 
-def compare(
-    reference: list[bytes], images: list[bytes], reference_features: np.ndarray, features: np.ndarray
-) -> list[dict]:
-    """Every metric of PNG images against the reference images at the same positions.
+def judged(images: Images, reference: Images, extractor: Extractor, settings: Benchmark, cache: Path | None) -> dict:
+    """What the metrics read of a run's images, in the reference's order.
 
-    Feature sets are (n, d). Rows: metric, value (the mean of paired metrics), 95 % bootstrap interval, n, reason.
+    `pngs`; `features` (n, d); and where the embedder has a text tower `alignment` (n,), the cosine of each image to
+    its prompt, and `logits` (n, classes) of the zero-shot classes of the settings, else None.
     """
-    pairs = [(decoded(a), decoded(b)) for a, b in zip(reference, images, strict=True)]
-    cosine = cosines(reference_features, features)
-    similarity = np.array([ssim(a, b) for a, b in pairs])
-    values = {
-        "psnr_db": np.array([psnr(a, b) for a, b in pairs]),
-        "ssim": similarity,
-        "feature_cosine": cosine,
-        "quality_loss": quality_losses(cosine, similarity),
-    }
+    order = sorted(reference)
+    pngs = [images[pair]["png"] for pair in order]
+    features = features_of(pngs, extractor, cache)
+    alignment = logits = None
+    if extractor.texts:
+        prompts = [images[pair]["json"]["prompt"] for pair in order]
+        distinct = list(dict.fromkeys(prompts))
+        rows = text_rows(distinct, extractor, cache)
+        alignment = cosines(rows[[distinct.index(prompt) for prompt in prompts]], features)
+        if classes := class_texts(settings.classes):
+            logits = zero_shot_logits(features, text_rows(classes, extractor, cache))
+    return {"pngs": pngs, "features": features, "alignment": alignment, "logits": logits}
+
+
+def class_texts(patterns: Sequence[str]) -> list[str]:
+    """Every text that patterns with alternatives stand for: `a {red,blue} {ring,star}` is four."""
+    texts = []
+    for pattern in patterns:
+        parts = [part.split(",") if i % 2 else [part] for i, part in enumerate(re.split(r"\{([^{}]*)\}", pattern))]
+        texts += ["".join(word.strip() if i % 2 else word for i, word in enumerate(p)) for p in product(*parts)]
+    return texts
+
+
+def compare(reference: dict, mine: dict, kid_subset_size: int = 0) -> list[dict]:
+    """Every metric of a run's images against the reference's at the same positions; both as `judged` gives them.
+
+    Rows: metric, value (the mean of paired metrics), 95 % bootstrap interval, n, small_n, reason.
+    """
+    values: dict[str, list[float]] = {"psnr_db": [], "ssim": []}
     missing = lpips_unavailable()
     if not missing:
-        values["lpips"] = np.array([lpips(a, b) for a, b in pairs])
-    rows = [row(metric, float(v.mean()), *mean_interval(v), n=len(v)) for metric, v in values.items()]
-    if missing:
-        rows.append(row("lpips", n=len(pairs), reason=missing))
-    for metric, distance in (("fid", fid), ("kid", kid)):
-        few = "" if len(pairs) > 1 else f"{metric} needs at least two images"
-        rows.append(row(metric, None if few else distance(reference_features, features), n=len(pairs), reason=few))
-    return rows
+        values["lpips"] = []
+    for pair in zip(reference["pngs"], mine["pngs"], strict=True):
+        a, b = map(decoded, pair)
+        for metric, function in (("psnr_db", psnr), ("ssim", ssim), ("lpips", lpips)):
+            if metric in values:
+                values[metric].append(function(a, b))
+    paired = {metric: np.array(found) for metric, found in values.items()}
+    paired["feature_cosine"] = cosines(reference["features"], mine["features"])
+    paired["quality_loss"] = quality_losses(paired["feature_cosine"], paired["ssim"])
+    reasons = {"lpips": missing}
+    if mine["alignment"] is None:
+        reasons |= dict.fromkeys(PAIRED[4:6], "the embedder of benchmark.features has no text tower")
+    else:
+        paired["prompt_alignment"] = mine["alignment"]
+        paired["prompt_alignment_change"] = mine["alignment"] - reference["alignment"]
+    n = len(mine["pngs"])
+    rows = []
+    for m in PAIRED:
+        if m in paired:
+            rows.append(row(m, float(paired[m].mean()), *mean_interval(paired[m]), n=n))
+        else:
+            rows.append(row(m, n=n, reason=reasons[m]))
+    sets, few = set_metrics(reference, mine, kid_subset_size)
+    return rows + [row(m, sets.get(m), n=n, reason=few.get(m, "")) for m in OF_SETS]
+
+
+def set_metrics(reference: dict, mine: dict, kid_subset_size: int) -> tuple[dict[str, float], dict[str, str]]:
+    """Metrics of whole sets by name, and the reasons of those that these images or this embedder do not allow."""
+    n = len(mine["pngs"])
+    few = {m: f"{m} needs at least {least} images, there are {n}" for m, least in LEAST_IMAGES.items() if n < least}
+    if mine["logits"] is None:
+        few.setdefault("inception_score", "benchmark.classes names no classes, or the embedder has no text tower")
+    found: dict[str, float] = {}
+    pair = reference["features"], mine["features"]
+    if "fid" not in few:
+        found["fid"] = fid(*pair)
+        found["kid"] = kid(*pair, subset_size=kid_subset_size)
+    if "inception_score" not in few:
+        found["inception_score"] = inception_score(mine["logits"])
+    if "precision" not in few:
+        found["precision"], found["recall"] = precision_recall(*pair)
+    return found, few
 
 
 def row(
@@ -136,9 +221,9 @@ def row(
     n: int = 0,
     reason: str = "",
 ) -> dict:
-    """One row of the table `benchmark.quality`, less the run's identity; `small_n` marks an FID that is no headline."""
+    """One row of the table `benchmark.quality`, less the run's identity; `small_n` marks what is no headline."""
     low, high = (None if x is None or np.isnan(x) else x for x in (low, high))
-    small = metric == "fid" and n < FID_LEAST_IMAGES
+    small = metric in BIASED and n < FID_LEAST_IMAGES
     return {"metric": metric, "value": value, "low": low, "high": high, "n": n, "small_n": small, "reason": reason}
 
 

@@ -8,6 +8,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from torchao.quantization import (
     PerTensor,
     quantize_,
 )
-from torchao.quantization.quantize_.workflows import Int4PackingFormat
+from torchao.quantization.quantize_.workflows import Float8PackingFormat, Int4PackingFormat
 from torchao.sparsity.sparse_api import SemiSparseWeightConfig, apply_fake_sparsity
 
 from ditscope.errors import InputError
@@ -50,6 +51,7 @@ class Kind:
     capability: tuple[int, int] | None = None  # least CUDA compute capability; None: runs on a CPU as well
     dtypes: tuple[str, ...] = ()  # weight types it starts from; (): any
     multiple: int = 1  # layers whose sides this does not divide stay in full precision
+    never: str = ""  # why torchao cannot do it on any machine
 
 
 def intx(scheme: Scheme) -> torch.dtype:
@@ -89,6 +91,18 @@ KINDS: dict[str, Kind] = {
         ("bfloat16",),
     ),
     "sparse-2-4": Kind(lambda s: SemiSparseWeightConfig(), (8, 0), ("bfloat16", "float16"), 64),
+    "sparse-2-4-fp8": Kind(
+        lambda s: Float8DynamicActivationFloat8WeightConfig(
+            granularity=PerRow(), packing_format=Float8PackingFormat.SPARSE_2D_DATA_2D_METADATA, **PURE
+        ),
+        (9, 0),
+        ("bfloat16",),
+        64,
+    ),
+    "sparse-2-4-int8": Kind(
+        lambda s: None,
+        never="torchao has no int8 kernel for 2:4 sparse weights: only its fp8 config has a sparse layout",
+    ),
     "plan": Kind(lambda s: None),  # its configs come from the plan file: see `layer_configs`
 }
 
@@ -96,13 +110,15 @@ KINDS: dict[str, Kind] = {
 def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
     """Why a scheme cannot run on `device` ("cpu", "cuda", "mps") from weights of `dtype`; empty where it can."""
     kind = KINDS[scheme.kind]
+    if kind.never:
+        return kind.never
     if kind.capability:
         need = f"{scheme.kind} needs CUDA compute capability {kind.capability[0]}.{kind.capability[1]}"
         if not device.startswith("cuda"):
             return f"{need}; this device is `{device}`"
         if (found := torch.cuda.get_device_capability(device)) < kind.capability:
             return f"{need}; this GPU has {found[0]}.{found[1]}"
-    if scheme.kind.startswith("fp8") and device.startswith("mps"):
+    if "fp8" in scheme.kind and device.startswith("mps"):
         return f"{scheme.kind} needs float8, which MPS has not"
     if kind.dtypes and dtype not in kind.dtypes:
         return f"{scheme.kind} quantizes {' or '.join(kind.dtypes)} weights; the model is loaded as {dtype}"
@@ -113,12 +129,15 @@ def layer_configs(transformer: nn.Module, scheme: Scheme, plan: Path | None = No
     """Name torchao's config of each linear layer that the scheme quantizes, by fully qualified name, in module order.
 
     Layers that a group size (or a kernel's tile) does not divide are left out: they stay in full precision. A plan
-    takes the whole row as one group there.
+    takes the whole row as one group there. So do layers that the scheme skips by name or size.
     """
+    linear = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
+    linear = {name: module for name, module in linear.items() if not skipped(name, module, scheme)}
     if scheme.kind == "plan":
         if plan is None:
             raise InputError(f"scheme `plan` ({scheme.plan}): give the plan's file; the plan stage makes it")
-        return dict(to_fqn_config(load_plan(plan, transformer), transformer).fqn_to_config)
+        planned = to_fqn_config(load_plan(plan, transformer), transformer).fqn_to_config
+        return {name: config for name, config in planned.items() if name in linear}
     kind = KINDS[scheme.kind]
     config = kind.config(scheme)
     if config is None:
@@ -126,19 +145,47 @@ def layer_configs(transformer: nn.Module, scheme: Scheme, plan: Path | None = No
     group = group_size(config)
     return {
         name: config
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear)
-        and not (group and module.in_features % group)
+        for name, module in linear.items()
+        if not (group and module.in_features % group)
         and not (module.in_features % kind.multiple or module.out_features % kind.multiple)
     }
 
 
+def skipped(name: str, layer: nn.Linear, scheme: Scheme) -> bool:
+    """Whether a scheme's filters leave a layer in full precision."""
+    by_name = any(fnmatchcase(name, pattern) for pattern in scheme.skip_layers)
+    return by_name or layer.weight.numel() < scheme.min_weights
+
+
+def label(scheme: Scheme) -> str:
+    """What a scheme does in a few words: its kind, and what else it changes. Only the plain base is called `base`."""
+    return "+".join([scheme.kind, *(option for option in ("fuse_qkv", "compile_vae") if getattr(scheme, option))])
+
+
+def fuse_qkv(transformer: nn.Module) -> None:
+    """Join query, key and value projections in place, by diffusers; the separate ones are dropped, so no byte more.
+
+    A transformer that is fused already stays as it is.
+    """
+    if any(hasattr(module, "to_qkv") for module in transformer.modules()):
+        return
+    with torch.no_grad():
+        transformer.fuse_qkv_projections()
+    for module in transformer.modules():
+        for fused, parts in (("to_qkv", "to_q to_k to_v"), ("to_added_qkv", "add_q_proj add_k_proj add_v_proj")):
+            if hasattr(module, fused):
+                for part in parts.split():
+                    delattr(module, part)
+
+
 def apply_scheme(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> None:
-    """Quantize a transformer's linear layers in place, on the device where it is."""
+    """Quantize a transformer's linear layers in place, on the device where it is, after fusing what is to be fused."""
+    if scheme.fuse_qkv:
+        fuse_qkv(transformer)
     configs = layer_configs(transformer, scheme, plan)
     if not configs:
         return
-    if scheme.kind == "sparse-2-4":  # keep the two largest of every four weights
+    if scheme.kind.startswith("sparse-2-4"):  # keep the two largest of every four weights
         apply_fake_sparsity(transformer, filter_fn=lambda module, name: name in configs)
     quantize_(transformer, FqnToConfig(OrderedDict(configs)), filter_fn=None)
 
@@ -170,6 +217,8 @@ def weight_bytes(weight: Tensor, config: AOBaseConfig) -> int:
     """Nominal bytes of one weight (out, in) under a torchao config."""
     if isinstance(config, SemiSparseWeightConfig):  # two of four values and a 2-bit position of each
         return weight.nbytes // 2 + weight.numel() // 8
+    if getattr(config, "packing_format", None) == Float8PackingFormat.SPARSE_2D_DATA_2D_METADATA:
+        return weight.numel() // 2 + weight.numel() // 8 + weight.shape[0] * SCALE_BITS // 8
     bits = weight_bits(config)
     shared = weight.numel() if per_tensor(config) else group_size(config) or weight[0].numel()
     zero_point = bits if asymmetric(config) else 0

@@ -23,15 +23,16 @@ def setting(default: Any = MISSING, help: str = "", *, choices: tuple = (), conf
 class Model:
     """A generator (text to image) or a captioner (image to text): its weights and how it is run."""
 
-    family: str = setting(help="flux, sd3 or sdxl-turbo (generators); blip, blip2 or florence2 (captioners)")
+    family: str = setting(help="flux, sd3, sdxl or wan (generators); blip, blip2 or florence2 (captioners)")
     source: str = setting(help="A diffusers / transformers folder, or a hub id")
     revision: str = setting("", "Commit of a hub id; required for one, so that results stay reproducible")
     dtype: str = setting("float32", "Type of weights and activations", choices=("float32", "bfloat16", "float16"))
     width: int = setting(1024, "Image width in pixels, a multiple of 16")
     height: int = setting(1024, "Image height in pixels, a multiple of 16")
+    frames: int = setting(1, "Frames of a video, 4 n + 1 (wan); 1: an image")
     steps: int = setting(4, "Denoising steps")
     guidance: float = setting(
-        0.0, "Guidance: the distilled value (FLUX.1-dev) or the classifier-free scale (SD3; <= 1 is off)"
+        0.0, "Guidance: the distilled value (FLUX.1-dev) or the classifier-free scale (the others; <= 1 is off)"
     )
     use_t5: bool = setting(True, "SD3: load the T5 encoder; without it the pipeline feeds zeros")
     max_sequence_length: int = setting(0, "Tokens of the T5 prompt; 0 takes the pipeline's own limit")
@@ -132,6 +133,30 @@ class Capture:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Describe what each block of captured generations does."""
+
+    psnr_db: float = setting(20.0, "A clean estimate shows the picture from this PSNR to it on")
+    feature_distance: float = setting(0.1, "... and from this cosine distance of image features on")
+    features: str = setting("", "Embedder of images that the features are made with; empty: PSNR only")
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """Leave out one block at a time, or blur what it adds, and measure what becomes of the picture."""
+
+    models: list[str] = setting([], "Models to ablate", config_only=True)
+    generations: int = setting(4, "How many runs (the first of the prompt list) are sampled for each block; 0: all")
+    blocks: str = setting("*", "Blocks by pattern, as `double:0-5,single:*`")
+    steps: str = setting("*", "Steps at which a block is ablated, by pattern, as `0,2,-1` or `0-3`")
+    kinds: list[str] = setting(
+        ["skip", "mean"], "skip: the block does nothing; mean: it adds its mean over tokens to each token"
+    )
+    features: str = setting("", "Embedder of images for a feature distance; empty: pixels and latents only")
+    batch_size: int = setting(8, "Images sampled together")
+
+
+@dataclass(frozen=True)
 class Calibrate:
     """Record the transformer's inputs along sampling trajectories, for calibration and sensitivity."""
 
@@ -166,8 +191,14 @@ class Sensitivity:
     max_images: int = setting(4, "Calibration images used; 0: all")
     step_stride: int = setting(1, "Use every n-th step")
     batch_size: int = setting(32, "Samples x bit widths of one forward pass (twice the rows under guidance)")
-    layer_groups: int = setting(2, "Jobs that the layers are spread over", config_only=True)
-    mode: str = setting("exact", "How scores are made", choices=("exact",))
+    layer_groups: int = setting(2, "Jobs that the layers are spread over (mode: exact)", config_only=True)
+    mode: str = setting(
+        "exact",
+        "exact; adaptive: on as few samples as settle a plan; fast: from gradients of random probes",
+        choices=("exact", "adaptive", "fast"),
+    )
+    settle_bits: list[int] = setting([4], "adaptive: settle the plans of the sizes of these uniform bit widths")
+    probes: int = setting(32, "fast: least number of random probes in each bucket")
 
 
 @dataclass(frozen=True)
@@ -209,6 +240,9 @@ class Benchmark:
     schemes: list[str] = setting([], "Schemes, by name in `schemes`", config_only=True)
     compile: list[str] = setting(
         ["eager"], "torch.compile states: eager, regional (block by block), full", config_only=True
+    )
+    compiled: list[str] = setting(
+        [], "Schemes that run in the compiled states as well; empty: all of them", config_only=True
     )
     batches: list[int] = setting([1], "Batch sizes that are timed")
     repeats: int = setting(5, "Timed runs of each batch size")
@@ -388,6 +422,8 @@ class Config:
     prompts: Prompts = setting(Prompts(), "")
     generate: Generate = setting(Generate(), "")
     capture: Capture = setting(Capture(), "")
+    blocks: Blocks = setting(Blocks(), "")
+    ablate: Ablate = setting(Ablate(), "")
     calibrate: Calibrate = setting(Calibrate(), "")
     sensitivity: Sensitivity = setting(Sensitivity(), "")
     plan: Plan = setting(Plan(), "")
@@ -413,6 +449,6 @@ class Config:
 
 
 STAGES = (
-    "prompts", "generate", "capture", "calibrate", "sensitivity", "plan", "benchmark", "trajectories", "embed",
-    "drift", "cluster", "topology", "refine", "video", "publish",
+    "prompts", "generate", "capture", "blocks", "ablate", "calibrate", "sensitivity", "plan", "benchmark",
+    "trajectories", "embed", "drift", "cluster", "topology", "refine", "video", "publish",
 )  # fmt: skip

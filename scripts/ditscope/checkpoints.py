@@ -1,0 +1,97 @@
+"""Quantized checkpoints: a transformer's weights as torchao left them, in one safetensors file that loads again."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torchao
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict, unflatten_tensor_state_dict
+
+from ditscope.errors import InputError
+from ditscope.models import check_safetensors, load_generator
+from ditscope.quantize import apply_scheme, fuse_qkv, unsupported
+from ditscope.settings import Model, Scheme
+
+SCHEMA_VERSION = "1"
+RECORD = "ditscope"  # the one key of the file's metadata: safetensors writes several in no fixed order
+
+
+def quantize(name: str, model: Model, scheme: Scheme, out: Path, plan: Path | None = None) -> None:
+    """Quantize a model's transformer under a scheme and save it as one safetensors file, on the device at hand."""
+    generator = load_generator(name, model)
+    if reason := unsupported(scheme, generator.device.type, model.dtype):
+        raise InputError(f"models.{name}: {reason}")
+    apply_scheme(generator.pipe.transformer, scheme, plan)
+    save_checkpoint(generator.pipe.transformer, scheme, out)
+
+
+def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path) -> None:
+    """Write a quantized transformer: torchao's inner tensors, and in the metadata what rebuilds it around them.
+
+    Raises InputError for layouts that torchao cannot write (2:4 sparse weights).
+    """
+    state = {name: tensor.detach() for name, tensor in transformer.state_dict().items()}
+    try:
+        tensors, metadata = flatten_tensor_state_dict(state)
+    except ValueError as error:
+        raise InputError(f"schemes: `{scheme.kind}` cannot be saved ({error})") from None
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "class": type(transformer).__name__,
+        "config": {key: value for key, value in transformer.config.items() if not key.startswith("_")},
+        "scheme": asdict(scheme),
+        "torchao": torchao.__version__,
+        "tensors": metadata,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {RECORD: json.dumps(record, sort_keys=True)})
+    partial.replace(out)
+
+
+def load_checkpoint(path: Path, device: str = "cpu") -> nn.Module:
+    """The quantized transformer of a file that `save_checkpoint` wrote, in evaluation mode; no weight is made twice.
+
+    Raises InputError for a file that is truncated, not of this kind, or of another schema version.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such checkpoint; make it with `ditscope quantize`")
+    check_safetensors(path)
+    with safe_open(path, "pt", device=device) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    record = record_of(path, metadata)
+    state, left = unflatten_tensor_state_dict(tensors, record["tensors"])
+    if left:
+        raise InputError(f"{path}: tensor `{min(left)}` belongs to no weight; make the checkpoint again")
+    with init_empty_weights():
+        transformer = getattr(diffusers, record["class"]).from_config(record["config"])
+        if record["scheme"]["fuse_qkv"]:
+            fuse_qkv(transformer)
+    try:
+        transformer.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())[:300]}; make the checkpoint again") from None
+    return transformer.requires_grad_(False).eval()
+
+
+def record_of(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """Our record in a checkpoint's metadata."""
+    try:
+        record = json.loads(metadata[RECORD])
+    except (KeyError, ValueError):
+        raise InputError(f"{path}: no quantized checkpoint of ditscope; make it with `ditscope quantize`") from None
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: schema version {record.get('schema_version')}, this ditscope reads {SCHEMA_VERSION}; "
+            "make the checkpoint again"
+        )
+    if not record["class"].endswith("Transformer2DModel"):
+        raise InputError(f"{path}: `{record['class']}` is no transformer of diffusers")
+    return record

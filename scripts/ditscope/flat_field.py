@@ -1,0 +1,48 @@
+"""Noise on a flat field by step count: quantization noise that adds up over the steps shows there first."""
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from scipy.stats import norm
+
+from ditscope.models import Generator
+from ditscope.sampling import encode_prompts, sample, starting_noise
+from ditscope.settings import Benchmark
+
+SIGMA = 2.0  # of the blur, in pixels
+
+
+def noise_growth(generator: Generator, settings: Benchmark, batch: int) -> list[dict]:
+    """Pixel noise of pictures of a flat field: rows of steps, seed, noise (in 1/255); all batches of one size."""
+    entry, family, pipe = generator.entry, generator.family, generator.pipe
+    seeds = list(range(settings.flat_field_seeds))
+    shape = family.latent_shape(pipe, entry.width, entry.height)
+    cond = encode_prompts(generator, [settings.flat_field_prompt] * batch, [""] * batch)
+    rows = []
+    for steps in settings.flat_field_steps:
+        for start in range(0, len(seeds), batch):
+            part = seeds[start : start + batch]
+            noise = starting_noise([part[i % len(part)] for i in range(batch)], shape)
+            latents = sample(generator, noise, cond, steps=steps)
+            with torch.no_grad():  # not rounded to 8 bits: less than one level of noise counts as well
+                images = family.decode(pipe, latents)[: len(part)].float().permute(0, 2, 3, 1).cpu().numpy()
+            for seed, image in zip(part, images, strict=True):
+                rows.append({"steps": steps, "seed": seed, "noise": flat_noise(image * 255)})
+    return rows
+
+
+def flat_noise(image: np.ndarray) -> float:
+    """Standard deviation of the pixel noise of an image (height, width, 3), in the image's own units.
+
+    Of the image less its Gaussian blur (sigma 2 pixels), by the median absolute deviation, so that the edges of what
+    stands on a flat field hardly count; scaled so that white noise gives its own standard deviation.
+    """
+    values = image.astype(np.float64)
+    residual = values - gaussian_filter(values, (SIGMA, SIGMA, 0), mode="nearest")
+    edge = int(3 * SIGMA)
+    residual = residual[edge:-edge, edge:-edge]  # at the border the blur of a gradient is not the gradient
+    impulse = np.zeros((33, 33))
+    impulse[16, 16] = 1
+    kept = np.linalg.norm(impulse - gaussian_filter(impulse, SIGMA))  # what the filter leaves of white noise
+    deviation = np.median(np.abs(residual - np.median(residual)))
+    return float(deviation / norm.ppf(0.75) / kept)

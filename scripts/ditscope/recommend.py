@@ -1,0 +1,136 @@
+"""The benchmark in words: what to use under a memory budget or a quality bound, what to avoid, and why."""
+
+import polars as pl
+
+MB = 1e6
+SMALL_N = 2048
+
+
+def recommendation(sizes: pl.DataFrame, speeds: pl.DataFrame, bound: float) -> str:
+    """Markdown written from the tables `benchmark` and `benchmark.timing`: a chapter for each model and hardware.
+
+    `bound` is the largest quality loss that counts as good.
+    """
+    lines = ["# Recommendation", ""]
+    for model, hardware in sizes.select("model", "hardware").unique(maintain_order=True).rows():
+        mine = sizes.filter(model=model, hardware=hardware)
+        timed = speeds.filter(model=model, hardware=hardware)
+        lines += [f"## {model} on {hardware}", "", *basis(mine, bound), ""]
+        lines += ["### Under a memory budget", "", *under_a_budget(mine), ""]
+        lines += [f"### Fastest within a quality loss of {percent(bound)}", "", *fastest(mine, timed), ""]
+        lines += ["### What to avoid, and why", "", *avoid(mine, timed, bound), ""]
+        lines += ["### Not measured here", "", *not_measured(mine, timed), ""]
+    return "\n".join(lines)
+
+
+def basis(mine: pl.DataFrame, bound: float) -> list[str]:
+    """What the judgement rests on, and how far it may be trusted."""
+    n = mine["n"].max()
+    if n is None:
+        return ["Quality was not judged: this is about size and speed only."]
+    text = (
+        f"Quality: {n} images of the same prompts, seeds and starting noise as the eager base; a scheme is within the "
+        f"bound of {percent(bound)} only if its whole 95 % interval is."
+    )
+    few = f" {n} images are few: no FID here is a headline (that takes {SMALL_N:,}), and intervals are wide."
+    control = mine.filter((pl.col("kind") == "base") & (pl.col("compile") != "eager")).drop_nulls("quality_loss")
+    drift = [f"{row['compile']} {percent(row['quality_loss'])}" for row in control.iter_rows(named=True)]
+    compiled = [f"Compilation alone, without quantization, loses {', '.join(drift)}."] if drift else []
+    return [text + (few if n < SMALL_N else ""), *compiled]
+
+
+def under_a_budget(mine: pl.DataFrame) -> list[str]:
+    """The front of size against quality loss, for weights as they lie in memory and as a packed file."""
+    lines = []
+    eager = mine.filter((pl.col("compile") == "eager") & (pl.col("reason") == ""))
+    if not eager["quality_loss"].count():
+        smallest = eager.sort("stored_bytes").drop_nulls("stored_bytes").rows(named=True)[:1]
+        return [f"Smallest in memory: `{r['scheme']}`, {r['stored_bytes'] / MB:.2f} MB." for r in smallest]
+    for title, column, table in (
+        ("Weights in memory", "stored_bytes", eager.filter(~pl.col("simulated"))),
+        ("Packed file (nominal size; schemes that torchao only simulates included)", "nominal_bytes", eager),
+    ):
+        lines += [f"{title}:", "", "| from | use | quality loss (95 %) | verdict |", "|---|---|---|---|"]
+        for row in front(table, column):
+            lines.append(f"| {row[column] / MB:.2f} MB | `{row['scheme']}` | {loss(row)} | {row['quality_verdict']} |")
+        lines.append("")
+    return lines[:-1]
+
+
+def front(table: pl.DataFrame, size: str) -> list[dict]:
+    """Rows that no smaller or equal row beats in quality loss, from the smallest on (the Pareto front)."""
+    best, kept = float("inf"), []
+    for row in table.drop_nulls([size, "quality_loss"]).sort(size, "quality_loss").iter_rows(named=True):
+        if row["quality_loss"] < best:
+            best = row["quality_loss"]
+            kept.append(row)
+    return kept
+
+
+def fastest(mine: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
+    """For each batch size the fastest run within the bound, beside the base of its compile state."""
+    judged = mine.filter(pl.col("quality_verdict") == "within") if mine["quality_verdict"].count() else mine
+    keys = ["scheme", "compile"]
+    found = timed.drop_nulls("latency_median_ms").join(judged.select(keys), on=keys, how="semi")
+    if found.is_empty():
+        return ["No timed run is within the bound."]
+    lines = ["| batch | use | ms a batch (p10 to p90) | speed-up over the base in the same compile state |"]
+    lines.append("|---|---|---|---|")
+    best = found.sort("batch", "latency_median_ms").group_by("batch", maintain_order=True).first()
+    for row in best.iter_rows(named=True):
+        spread = f"{row['latency_p10_ms']:.4g} to {row['latency_p90_ms']:.4g}"
+        speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}"
+        use = f"`{row['scheme']}`, {row['compile']}"
+        lines.append(f"| {row['batch']} | {use} | {row['latency_median_ms']:.4g} ({spread}) | {speedup} |")
+    return lines
+
+
+def avoid(mine: pl.DataFrame, timed: pl.DataFrame, bound: float) -> list[str]:
+    """Runs that cost quality, time or memory without giving anything for it."""
+    lines = []
+    base = mine.filter(pl.col("kind") == "base")["stored_bytes"].drop_nulls()
+    for row in mine.filter((pl.col("kind") != "base") & (pl.col("reason") == "")).iter_rows(named=True):
+        why = []
+        if row["quality_verdict"] == "beyond":
+            why.append(f"its quality loss, {loss(row)}, is beyond {percent(bound)}")
+        pace = timed.filter(scheme=row["scheme"], compile=row["compile"]).drop_nulls("speedup")
+        slow = pace.filter(pl.col("speedup") < 1)
+        if len(pace) and len(slow) == len(pace):
+            worst = slow.sort("speedup").row(0, named=True)
+            why.append(
+                f"slower than the base at every batch size (speed-up {worst['speedup']:.2f} at batch {worst['batch']})"
+            )
+        if row["simulated"] and row["nominal_bytes"] < row["stored_bytes"]:
+            why.append(
+                f"torchao only simulates its bits: {row['stored_bytes'] / MB:.2f} MB in memory for nominal "
+                f"{row['nominal_bytes'] / MB:.2f} MB"
+            )
+        elif len(base) and row["stored_bytes"] >= base[0]:
+            why.append("no smaller than the base in memory")
+        if why:
+            lines.append(f"- `{row['scheme']}`, {row['compile']}: {'; '.join(why)}.")
+    return lines or ["Nothing: every measured scheme gives something for what it costs."]
+
+
+def not_measured(mine: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
+    """Runs and batch sizes without a result, each with its reason."""
+    lines = [
+        f"- `{row['scheme']}`, {row['compile']}: {row['reason']}"
+        for row in mine.filter(pl.col("reason") != "").iter_rows(named=True)
+    ]
+    whole = mine.filter(pl.col("reason") != "").select("scheme", "compile")
+    batches = timed.filter(pl.col("reason") != "").join(whole, on=["scheme", "compile"], how="anti")
+    lines += [f"- `{r['scheme']}`, {r['compile']}, batch {r['batch']}: {r['reason']}" for r in batches.to_dicts()]
+    return lines or ["Nothing: every scheme ran."]
+
+
+def loss(row: dict) -> str:
+    """The quality loss of a run and its interval, in percent."""
+    if row["quality_loss_low"] is None:
+        return percent(row["quality_loss"])
+    return f"{percent(row['quality_loss'])} ({percent(row['quality_loss_low'])} to {percent(row['quality_loss_high'])})"
+
+
+def percent(share: float) -> str:
+    """A share in percent, two significant digits."""
+    return f"{max(share, 0.0) * 100:.2g} %"
