@@ -145,7 +145,7 @@ def check(config: Config) -> None:
 
 
 def benchmark_cases(bench: Benchmark) -> list[tuple[str, str]]:
-    """Scheme and compile state of every run: each scheme in eager mode, and those to be compiled in the other states."""
+    """Scheme and compile state of every run: each scheme in eager mode, those to be compiled in the other states."""
     compiled = bench.compiled or bench.schemes
     return [(s, state) for s in bench.schemes for state in bench.compile if state == "eager" or s in compiled]
 
