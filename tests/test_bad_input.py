@@ -5,6 +5,8 @@ import struct
 
 import pytest
 
+import workflow
+from ditscope.cli import main
 from ditscope.errors import InputError
 from ditscope.models import check_model_folder, resolve_source
 from ditscope.prompts import read_prompts, runs_of, shard_index
@@ -136,3 +138,20 @@ def test_folder_without_weights_is_refused(tmp_path):
 def test_missing_folder_is_refused_by_key():
     text = refusal(resolve_source, "mine", Model(family="flux", source="models/none"))
     assert "models.mine" in text and "models/none" in text
+
+
+def test_unwritable_output_is_refused_before_any_model_loads(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ditscope.models.load_generator", lambda *_: pytest.fail("a model was loaded"))
+    (tmp_path / "file").write_text("")
+    images = tmp_path / "file" / "shard.tar"
+    prompts = str(workflow.ROOT / "prompts/tiny.csv")
+    assert main(["generate", "--model", "shapes-flux", "--prompts", prompts, "--images", str(images)]) == 2
+    assert f"{images}: cannot be written (" in capsys.readouterr().err
+
+
+def test_unwritable_results_stop_the_workflow_before_a_job(tmp_path):
+    (workflow.workdir(tmp_path) / "results").symlink_to("/proc")  # nothing can be made there, by root either
+    overlay = str(workflow.ROOT / "experiments/tiny.yaml")
+    done = workflow.snakemake(tmp_path, "prompts", "--cores", "1", "--configfile", overlay)
+    assert done.returncode != 0
+    assert "results/tiny/plan.json: cannot be written" in done.stdout and "rule prompt_shard" not in done.stdout

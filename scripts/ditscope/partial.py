@@ -8,6 +8,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from ditscope.errors import InputError
 from ditscope.identity import digest
 
 MARK = "output.json"  # in every folder of slices: the output that they are for
@@ -18,6 +19,7 @@ def unfinished(root: Path | None, output: Path | str, key: dict[str, Any]) -> Pa
 
     Snakemake deletes declared outputs before a job starts and after it fails; this folder survives both.
     """
+    require_writable(Path(output))
     if root is None:
         return Path(tempfile.mkdtemp(prefix="ditscope-"))
     plain = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in key.items()}
@@ -25,6 +27,16 @@ def unfinished(root: Path | None, output: Path | str, key: dict[str, Any]) -> Pa
     make_folder(folder)
     (folder / MARK).write_text(json.dumps({"output": str(output)}) + "\n")
     return folder
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a place that nothing can be written to, before any work is done for it; makes its folder."""
+    try:
+        make_folder(path.parent)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place, or free it") from None
 
 
 def make_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ditscope.errors import InputError
+from ditscope.partial import require_writable
 
 PLAN = "plan.json"
 
@@ -30,7 +31,7 @@ def write_plan(
 ) -> None:
     """Keep what a study will leave, by stage and by rule, its whole config and the config files it was run with."""
     path = Path(results) / PLAN
-    path.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(path)
     partial = path.with_name(path.name + ".partial")
     plan = {"schema_version": "1", "targets": targets, "rules": rules, "config": config}
     text = json.dumps(plan | {"configfiles": [os.path.relpath(file) for file in files]}, indent=1)

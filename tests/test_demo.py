@@ -1,0 +1,88 @@
+"""The demo on a fresh checkout, as `make demo` runs it, and its pages in a browser without a screen."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import workflow
+from ditscope.cli import read_config
+from ditscope.estimate import parse_job_stats
+from ditscope.figures import FIGURES
+from ditscope.shapes import oracle, parse_caption
+from ditscope.shards import read_tar
+from ditscope.tables import concat_tables
+
+pytestmark = pytest.mark.system
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+needs_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium on PATH (apt-get install chromium)")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    """The results of a finished demo with its report."""
+    folder = workflow.checkout(tmp_path_factory.mktemp("demo"))
+    profile = ("--profile", "local", "--cores", "2", "--resources", "gpu=2", "mem_mb=6000")
+    for step in ((), ("--report", "results/demo/report.html")):
+        done = workflow.snakemake(folder, *profile, *step, root=folder, timeout=1500)
+        assert done.returncode == 0, done.stdout[-6000:]
+        if not step:
+            jobs = parse_job_stats(done.stdout)
+            assert sum(jobs.values()) <= 60
+    return folder / "results/demo"
+
+
+def dom(page: Path, *flags: str) -> str:
+    """The page's document after its scripts have run."""
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=15000"]
+    done = subprocess.run([*command, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def embedded(report: Path) -> dict[str, str]:
+    """The data URI of each result of a Snakemake report by its path."""
+    found = re.findall(r'"(results/[^"]+)": (\{"name".*?"data_uri": "(data:[^"]+)")', report.read_text())
+    return {path: uri for path, _, uri in found}
+
+
+def test_pictures_show_what_the_prompts_ask_for(demo):
+    runs = concat_tables(sorted(demo.glob("images/*/*.parquet")), "images")
+    right = []
+    for tar in sorted(demo.glob("images/*/*.tar")):
+        for sample in read_tar(tar):
+            right.append(oracle(Image.open(io.BytesIO(sample["png"]))) == parse_caption(sample["json"]["prompt"]))
+    assert len(right) == len(runs) > 0 and sum(right) / len(right) > 0.8
+
+
+@needs_browser
+def test_every_figure_and_film_of_the_report_is_a_picture(demo, tmp_path):
+    pictures = embedded(demo / "report.html")
+    names = {Path(path).stem for path in pictures}
+    assert names >= set(FIGURES) | {"trajectories", "all"}
+    page = tmp_path / "pictures.html"
+    images = "".join(f'<img id="{path}" src="{uri}">' for path, uri in pictures.items())
+    script = "onload=()=>document.title=JSON.stringify([...document.images].map(i=>[i.id,i.naturalWidth]))"
+    page.write_text(f"<title></title><body>{images}<script>{script}</script></body>")
+    widths = dict(json.loads(re.search(r"<title>(.*?)</title>", dom(page))[1]))
+    assert widths.keys() == pictures.keys() and min(widths.values()) >= 100, widths
+
+
+@needs_browser
+def test_report_opens_with_its_categories(demo):
+    text = dom(demo / "report.html")
+    config = read_config([])
+    for category in {FIGURES[name].category for name in FIGURES} | {"Films"}:
+        assert f">{category}<" in text
+    assert all(name in text for name in config.models)
+
+
+@needs_browser
+def test_explorer_draws_its_marks(demo):
+    assert dom(demo / "explorer.html").count('role="graphics-symbol"') > 50
