@@ -267,7 +267,7 @@ def _fit(alpha: np.ndarray) -> tuple[str, float, float, float, float, float]:
             for softness in (SMOOTH, 1.2)
         ]
         coarse.append(min((error(np.asarray(start), shape), shape, start) for start in starts))
-    fits = []
+    fits: list[tuple[float, str, float, float, float, float]] = []
     for _, shape, start in sorted(coarse)[:3]:
         x, y, radius, softness = start
         simplex = [
@@ -284,7 +284,8 @@ def _fit(alpha: np.ndarray) -> tuple[str, float, float, float, float, float]:
             method="Nelder-Mead",
             options={"maxfev": 60, "initial_simplex": np.asarray(simplex)},
         )
-        fits.append((float(found.fun), shape, *(float(value) for value in found.x)))
+        x, y, radius, softness = (float(value) for value in found.x)
+        fits.append((float(found.fun), shape, x, y, radius, softness))
     fits.sort()
     if len(fits) < 2:
         return UNCLEAR, centre_x, centre_y, 32.0, 0.0, 0.0
