@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ditscope.calibration_set import SCHEMA_VERSION, calibration_images, write_manifest, write_npz
 from ditscope.errors import InputError
 from ditscope.families.common import Conditioning
-from ditscope.models import Generator, load_generator
+from ditscope.models import Generator, load_generator, require_blocks
 from ditscope.partial import publish, unfinished
 from ditscope.prompts import read_prompts
 from ditscope.sampling import Observer, decode, encode_prompts, sample, starting_noise
@@ -49,6 +49,7 @@ def calibrate(
 
     Run again, it continues an interrupted set; a folder that was made with other settings is refused.
     """
+    require_blocks("calibrate", name, model)
     load = cache(lambda: load_generator(name, model))
     shards = [calib_dir / "shards" / f"{i:05d}" for i in range(math.ceil(settings.num_images / settings.shard_size))]
     images = calibration_images(read_prompts(prompt_csv), settings.num_images, settings.seed)
@@ -77,6 +78,7 @@ def calibrate_shard(
 
     They are sampled in fixed slices; finished slices in `partial` are reused. `load` gives an already loaded model.
     """
+    require_blocks("calibrate", name, model)
     load = load or cache(lambda: load_generator(name, model))
     record = provenance(name, model, images, settings)
     parts = unfinished(partial, out, {"model": model, "slice_size": settings.slice_size, **record})

@@ -27,9 +27,11 @@ def request_hash(
     guidance: float,
     width: int,
     height: int,
+    frames: int = 1,
 ) -> str:
-    """128-bit hex key of everything that determines one image."""
-    return digest(locals())
+    """128-bit hex key of everything that determines one image, or one video where `frames` is more than 1."""
+    request = locals()
+    return digest({k: v for k, v in request.items() if k != "frames" or v > 1})
 
 
 def generation_id(request: str) -> str:

@@ -14,7 +14,7 @@ from ditscope.generate import prompt_tokens
 from ditscope.identity import digest, request_hash
 from ditscope.models import load_generator
 from ditscope.networks import Entry
-from ditscope.sampling import decode, encode_prompts, sample, starting_noise
+from ditscope.sampling import decode, encode_prompts, noise_of, sample, still
 from ditscope.shards import Sample
 
 State = str | np.ndarray  # a text, or an image (height, width, 3) uint8
@@ -83,6 +83,7 @@ def ask_generator(entry: Entry, text: State, seed: int, negative_prompt: str) ->
         guidance=model.guidance,
         width=model.width,
         height=model.height,
+        frames=model.frames,
     )
 
 
@@ -104,11 +105,10 @@ def answer_by_generator(entry: Entry, plan: Path | None) -> Callable[[list[Reque
 
     def answer(requests: list[Request]) -> list[Answer]:
         texts = [str(request.state) for request in requests]
-        shape = model.family.latent_shape(model.pipe, entry.model.width, entry.model.height)
-        noise = starting_noise([request.seed for request in requests], shape)
+        noise = noise_of(model, [request.seed for request in requests])
         cond = encode_prompts(model, texts, [request.negative_prompt for request in requests])
         images = decode(model, sample(model, noise, cond)).numpy()
-        return [Answer(image, prompt_tokens(model, text)[1]) for image, text in zip(images, texts, strict=True)]
+        return [Answer(still(image), prompt_tokens(model, text)[1]) for image, text in zip(images, texts, strict=True)]
 
     return answer
 

@@ -10,7 +10,7 @@ import torch
 
 from ditscope.memory import peaks, reset_peaks
 from ditscope.models import Generator
-from ditscope.sampling import decode, encode_prompts, sample, starting_noise
+from ditscope.sampling import decode, encode_prompts, noise_of, sample
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,7 @@ def timed(generator: Generator, rows: list[dict], repeats: int, warmup: int) -> 
 
 def run_once(generator: Generator, rows: list[dict]) -> tuple[float, float, float]:
     """Seconds to encode the prompts, to denoise and to decode one batch, each until the device is done."""
-    shape = generator.family.latent_shape(generator.pipe, generator.entry.width, generator.entry.height)
-    noise = starting_noise([row["seed"] for row in rows], shape)
+    noise = noise_of(generator, [row["seed"] for row in rows])
     times = [now(generator.device)]
     cond = encode_prompts(generator, [r["prompt"] for r in rows], [r["negative_prompt"] for r in rows])
     times.append(now(generator.device))

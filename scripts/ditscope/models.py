@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GENERATORS = ("flux", "sd3")
+GENERATORS = ("flux", "sd3", "sdxl", "wan")
+WITH_BLOCKS = ("flux", "sd3")  # families whose blocks can be read, and so captured, calibrated, scored and ablated
+VIDEO = ("wan",)
 CAPTIONERS = ("blip", "blip2", "florence2")
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
 @dataclass(frozen=True)
 class Generator:
-    """A loaded text-to-image model."""
+    """A loaded text-to-image or text-to-video model."""
 
     name: str
     entry: Model
@@ -34,6 +36,25 @@ class Generator:
 def is_generator(entry: Model) -> bool:
     """Whether the model makes images from text (and not text from images)."""
     return entry.family not in CAPTIONERS
+
+
+def require_blocks(stage: str, name: str, entry: Model) -> None:
+    """Refuse a model for a stage that works on blocks one by one, if its family's cannot be read."""
+    if entry.family not in WITH_BLOCKS:
+        raise InputError(
+            f"{stage}: `{name}` is of the family `{entry.family}`, whose blocks cannot be read; "
+            f"families with blocks: {', '.join(WITH_BLOCKS)}"
+        )
+
+
+def check_frames(name: str, entry: Model) -> None:
+    """Refuse a video from a family of images, and a number of frames that no latent stands for."""
+    if entry.frames != 1 and entry.family not in VIDEO:
+        valid = ", ".join(VIDEO)
+        raise InputError(f"models.{name}.frames: `{entry.family}` makes images, so 1; families of videos: {valid}")
+    if entry.frames < 1 or entry.frames % 4 != 1:
+        near = max(round((entry.frames - 1) / 4), 0) * 4 + 1
+        raise InputError(f"models.{name}.frames: {entry.frames} is not 4 n + 1, as the VAE decodes; take {near}")
 
 
 def default_device() -> str:
@@ -48,6 +69,7 @@ def load_generator(name: str, entry: Model, device: str | None = None) -> Genera
     import torch
 
     family = family_of(name, entry)
+    check_frames(name, entry)
     pipe = family.load(str(resolve_source(name, entry)), entry, use_safetensors=True)
     target = torch.device(device or default_device())
     pipe.to(target)
@@ -58,12 +80,12 @@ def load_generator(name: str, entry: Model, device: str | None = None) -> Genera
 
 def family_of(name: str, entry: Model) -> ModuleType:
     """The module of pure functions for the entry's architecture."""
-    from ditscope.families import flux, sd3  # spelled out, so that code digests reach them
+    from ditscope.families import flux, sd3, sdxl, wan  # spelled out, so that code digests reach them
 
-    families = {"flux": flux, "sd3": sd3}
+    families = {"flux": flux, "sd3": sd3, "sdxl": sdxl, "wan": wan}
     if entry.family not in families:
         valid = ", ".join(families)
-        raise InputError(f"models.{name}.family: `{entry.family}` does not sample by flow matching; valid: {valid}")
+        raise InputError(f"models.{name}.family: `{entry.family}` is no family of generators; valid: {valid}")
     return families[entry.family]
 
 

@@ -44,7 +44,7 @@ def vae_decode(pipe: Any, latents: Tensor) -> Tensor:
     return (vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
 
 
-def vae_latent_shape(pipe: Any, width: int, height: int) -> tuple[int, int, int]:
-    """Latent (channels, height, width) of an image of `width` x `height` pixels."""
+def vae_latent_shape(pipe: Any, width: int, height: int, frames: int = 1) -> tuple[int, ...]:
+    """Latent (channels, height, width) of an image of `width` x `height` pixels; these families make single frames."""
     factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     return pipe.vae.config.latent_channels, height // factor, width // factor
