@@ -2,6 +2,7 @@
 import re
 import sys
 from dataclasses import fields
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -17,37 +18,41 @@ from ditscope.hardware import hardware_id
 from ditscope.models import check_model_folder, is_generator, source_folder
 from ditscope.networks import plan_file, resolve_network, trajectory_index
 from ditscope.progress import write_plan, write_progress
-from ditscope.prompts import first_runs, read_prompts, shard_index
+from ditscope.prompts import first_runs, least, read_prompts, shard_index
 from ditscope.settings import COMPILE_STATES
 from ditscope.staleness import cached, code_digest, source_digest
 
 CACHE = Path("resources/.cache")
 
+
+@cache
+def digest_of(path):
+    """Digest of a source file or folder, looked at once a run however many jobs need it."""
+    return source_digest(path, CACHE)
+
+
+def indexed(name, module, compute, *settings):
+    """`compute()` over the prompt CSV, remembered between runs: every cluster job reads the rules again."""
+    prompts = CONFIG.prompts
+    key = [digest_of(prompts.csv), code_digest(f"ditscope.{module}"), plain(prompts), CONFIG.experiment, *settings]
+    return cached(f"{CONFIG.experiment} {name}", key, compute, CACHE)
+
+
 try:
     CONFIG = load_config(config)
-    SHARD_INDEX = cached(
-        "shards",
-        [source_digest(CONFIG.prompts.csv, CACHE), plain(CONFIG.prompts), CONFIG.experiment],
-        lambda: shard_index(CONFIG.prompts, CONFIG.experiment),
-        CACHE,
-    )
-    TRAJECTORY_INDEX = cached(
+    SHARD_INDEX = indexed("shards", "prompts", lambda: shard_index(CONFIG.prompts, CONFIG.experiment))
+    TRAJECTORY_INDEX = indexed(
         "trajectories",
-        [
-            source_digest(CONFIG.prompts.csv, CACHE),
-            plain(CONFIG.prompts),
-            plain(CONFIG.trajectories),
-            CONFIG.experiment,
-        ],
+        "networks",
         lambda: trajectory_index(CONFIG.prompts, CONFIG.trajectories, CONFIG.experiment),
-        CACHE,
+        plain(CONFIG.trajectories),
     )
     CAPTURE_RUNS = {
-        name: cached(
+        name: indexed(
             f"capture {name}",
-            [source_digest(CONFIG.prompts.csv, CACHE), plain(CONFIG.prompts), captured.generations, CONFIG.experiment],
+            "prompts",
             lambda: first_runs(CONFIG.prompts, CONFIG.experiment, captured.generations),
-            CACHE,
+            captured.generations,
         )
         for name, captured in CONFIG.capture.sets.items()
     }
@@ -100,7 +105,7 @@ def stage(name):
 def model_params(name):
     """A registry entry and the digest of its weights: what a job must know of a model, and what makes it stale."""
     entry = CONFIG.models[name]
-    return plain(entry) | {"digest": entry.revision or source_digest(entry.source, CACHE)}
+    return plain(entry) | {"digest": entry.revision or digest_of(entry.source)}
 
 
 def model_files(*names):
@@ -112,7 +117,7 @@ def model_files(*names):
 def embedder_params(name):
     """An embedder's registry entry and the digest of its weights, where they are not a package's."""
     entry = CONFIG.embedders[name]
-    return plain(entry) | {"digest": entry.revision or (source_digest(entry.source, CACHE) if entry.source else "")}
+    return plain(entry) | {"digest": entry.revision or (digest_of(entry.source) if entry.source else "")}
 
 
 def chosen_embedders(name):
@@ -161,6 +166,7 @@ def all_cores():
 # What stages leave --------------------------------------------------------------------------------------------------
 
 
+@cache
 def prompt_shards():
     return expand(f"{RESULTS}/prompts/shard-{{shard}}.parquet", shard=SHARDS)
 
@@ -227,6 +233,7 @@ def analysis_tables(folder):
     return expand(f"{RESULTS}/{folder}/{{table}}.parquet", table=tables[folder]) if embedded else []
 
 
+@cache
 def left_by_stages():
     """What each stage leaves, less the stages that this config leaves out."""
     return {name: files for name, files in targets(publish=False).items() if files}
@@ -267,19 +274,19 @@ def publications():
     return [*svgs, *figure_files(), *paper_table_files(), f"{RESULTS}/catalog.duckdb", *pages]
 
 
+@cache
 def calibration_index():
     """The images of each calibration shard: appending prompts beyond the first `num_images` changes nothing."""
 
     def read():
         from ditscope.calibration_set import calibration_images
 
-        prompts = read_prompts(CONFIG.prompts.csv)[: CONFIG.prompts.limit or None]
+        prompts = read_prompts(CONFIG.prompts.csv, least(CONFIG.prompts.limit, CONFIG.calibrate.num_images))
         images = calibration_images(prompts, CONFIG.calibrate.num_images, CONFIG.calibrate.seed)
         size = CONFIG.calibrate.shard_size
         return {f"{i // size:05d}": images[i : i + size] for i in range(0, len(images), size)}
 
-    key = [source_digest(CONFIG.prompts.csv, CACHE), CONFIG.prompts.limit, plain(CONFIG.calibrate)]
-    return cached("calibration", key, read, CACHE)
+    return indexed("calibration", "calibration_set", read, plain(CONFIG.calibrate))
 
 
 def calibration_shards(model):
@@ -293,7 +300,7 @@ def calibration_manifests(*models):
 def own_calibration(model):
     """Digest of the calibration set of the user's own for a model, if there is one."""
     folder = CONFIG.sensitivity.calibrations.get(model)
-    return source_digest(folder, CACHE) if folder else ""
+    return digest_of(folder) if folder else ""
 
 
 def calibration_folder(model):
@@ -366,6 +373,7 @@ def refinements(*models):
 # What the workflow knows of itself ---------------------------------------------------------------------------------
 
 
+@cache
 def targets(publish=True):
     """What each stage leaves under this config, in pipeline order."""
     left = {

@@ -19,7 +19,7 @@ rule prompt_shard:
     params:
         code=code("prompts"),
         runs=lambda w: SHARD_INDEX[int(w.shard)]["digest"],
-        settings=plain(CONFIG.prompts),
+        settings=lambda w: plain(CONFIG.prompts) | {"limit": SHARD_INDEX[int(w.shard)]["end"], "max_shards": 0},
         experiment=CONFIG.experiment,
     script:
         "../scripts/prompt_shard.py"

@@ -34,9 +34,15 @@ def package(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     monkeypatch.setattr(staleness, "PACKAGE", tmp_path / "package")
-    staleness.import_closure.cache_clear()
+    forget()
     yield tmp_path / "package"
+    forget()
+
+
+def forget():
+    """Read every module anew, as a new process would."""
     staleness.import_closure.cache_clear()
+    staleness.imported.cache_clear()
 
 
 def edited_digest(package, edited, asked):
@@ -44,7 +50,7 @@ def edited_digest(package, edited, asked):
     before = staleness.code_digest(asked)
     path = package / edited
     path.write_text(path.read_text() + "\ny = 2\n")
-    staleness.import_closure.cache_clear()
+    forget()
     return before, staleness.code_digest(asked)
 
 

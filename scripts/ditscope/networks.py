@@ -9,7 +9,7 @@ from pathlib import Path
 from ditscope.errors import InputError
 from ditscope.identity import digest
 from ditscope.models import is_generator
-from ditscope.prompts import read_prompts, runs_of, shards_of
+from ditscope.prompts import check_shards, least, read_prompts, runs_of, shards_of
 from ditscope.settings import Model, Prompts, Scheme, Trajectories
 
 
@@ -75,12 +75,10 @@ def trajectory_index(prompts: Prompts, settings: Trajectories, experiment: str) 
     digest: of its runs; count: their number; tables: numbers of the prompt shards that hold them; start: rows of the
     first of these to skip. Raising `trajectories.prompts` or appending to the CSV changes the last unfilled shard only.
     """
-    rows = read_prompts(prompts.csv)
-    rows = rows[: prompts.limit] if prompts.limit else rows
+    rows = read_prompts(prompts.csv, least(prompts.limit, settings.prompts))
     shards = [runs_of(shard, prompts.all_seeds(), experiment) for shard in shards_of(rows, prompts.shard_size)]
     placed = [(table, row, run) for table, shard in enumerate(shards) for row, run in enumerate(shard)]
-    chosen = {row.prompt_id for row in (rows[: settings.prompts] if settings.prompts else rows)}
-    placed = [item for item in placed if item[2]["prompt_id"] in chosen]
+    check_shards("trajectories", len(placed), settings.shard_size, prompts.max_shards)
     index = []
     for first in range(0, len(placed), settings.shard_size):
         part = placed[first : first + settings.shard_size]

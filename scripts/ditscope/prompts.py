@@ -2,7 +2,9 @@
 
 import csv
 import io
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from ditscope.errors import InputError
@@ -10,6 +12,8 @@ from ditscope.identity import derived_seed, digest
 from ditscope.settings import Prompts
 
 COLUMNS = ("prompt", "prompt_id", "seed", "family", "negative_prompt")
+MAX_SHARDS = 99_999  # five digits in file names
+ADVISED_SHARDS = 1_000  # a plan of seconds; more shards only help where more GPUs than that work at once
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,13 @@ class Prompt:
     seed: int | None = None
 
 
-def read_prompts(path: Path | str) -> list[Prompt]:
-    """Read a prompt CSV. Raises InputError with file and row (the header is row 1)."""
+def read_prompts(path: Path | str, count: int = 0) -> list[Prompt]:
+    """Read the first `count` prompts of a CSV (0: all). Raises InputError with file and row (the header is row 1)."""
+    return list(islice(iter_prompts(path), count or None))
+
+
+def iter_prompts(path: Path | str) -> Iterator[Prompt]:
+    """The prompts of a CSV one by one, each checked: a million of them need not be in memory together."""
     path = Path(path)
     try:
         text = path.read_bytes().decode("utf-8")
@@ -33,17 +42,16 @@ def read_prompts(path: Path | str) -> list[Prompt]:
     except UnicodeDecodeError as error:
         number = path.read_bytes()[: error.start].count(b"\n") + 1
         raise InputError(f"{path}: row {number} is not UTF-8; save the file as UTF-8") from None
-    rows = list(csv.reader(io.StringIO(text.removeprefix("\ufeff"))))
-    if not rows:
+    rows = csv.reader(io.StringIO(text.removeprefix("\ufeff")))
+    if not (first := next(rows, [])):
         raise InputError(f"{path}: empty; the first row must name the columns, `prompt` among them")
-    header = [name.strip() for name in rows[0]]
+    header = [name.strip() for name in first]
     if "prompt" not in header:
         raise InputError(f"{path}: row 1 has no `prompt` column (columns: {', '.join(header)})")
     if stray := [name for name in header if name not in COLUMNS]:
         raise InputError(f"{path}: row 1: unknown column `{stray[0]}`; known: {', '.join(COLUMNS)}")
-    prompts: list[Prompt] = []
     row_of: dict[str, int] = {}
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in enumerate(rows, start=2):
         if not row:
             continue
         if len(row) != len(header):
@@ -51,7 +59,7 @@ def read_prompts(path: Path | str) -> list[Prompt]:
         values = {name: value.strip() for name, value in zip(header, row, strict=True)}
         if not values["prompt"]:
             raise InputError(f"{path}: row {number}: the prompt is empty")
-        prompt_id = values.get("prompt_id") or f"p{len(prompts):05d}"
+        prompt_id = values.get("prompt_id") or f"p{len(row_of):05d}"
         if prompt_id in row_of:
             raise InputError(f"{path}: row {number}: prompt_id `{prompt_id}` is already in row {row_of[prompt_id]}")
         row_of[prompt_id] = number
@@ -59,12 +67,9 @@ def read_prompts(path: Path | str) -> list[Prompt]:
             seed = int(values["seed"]) if values.get("seed") else None
         except ValueError:
             raise InputError(f"{path}: row {number}: seed `{values['seed']}` is not an integer") from None
-        prompts.append(
-            Prompt(prompt_id, values["prompt"], values.get("negative_prompt", ""), values.get("family", ""), seed)
-        )
-    if not prompts:
+        yield Prompt(prompt_id, values["prompt"], values.get("negative_prompt", ""), values.get("family", ""), seed)
+    if not row_of:
         raise InputError(f"{path}: no prompt below the header")
-    return prompts
 
 
 def runs_of(prompts: list[Prompt], seeds: list[int], experiment: str) -> list[dict]:
@@ -79,30 +84,56 @@ def runs_of(prompts: list[Prompt], seeds: list[int], experiment: str) -> list[di
             derived = seed == -1
             if derived:
                 seed = derived_seed(experiment, prompt.prompt_id, prompt.prompt, place)
-            runs.append(asdict(prompt) | {"seed": seed, "derived_seed": derived})
+            runs.append(vars(prompt) | {"seed": seed, "derived_seed": derived})
     return runs
 
 
-def shards_of(prompts: list[Prompt], shard_size: int) -> list[list[Prompt]]:
+def shards_of(prompts: Iterable[Prompt], shard_size: int) -> Iterator[list[Prompt]]:
     """Consecutive shards of `shard_size` prompts; the last may be smaller."""
-    return [prompts[i : i + shard_size] for i in range(0, len(prompts), shard_size)]
+    if shard_size < 1:
+        raise InputError(f"shard_size: {shard_size} is less than 1")
+    waiting = iter(prompts)
+    while shard := list(islice(waiting, shard_size)):
+        yield shard
 
 
 def shard_index(settings: Prompts, experiment: str) -> list[dict]:
-    """What the workflow must know of each shard: its digest (prompts and seeds) and its number of runs."""
-    prompts = read_prompts(settings.csv)
-    prompts = prompts[: settings.limit] if settings.limit else prompts
-    shards = [runs_of(shard, settings.all_seeds(), experiment) for shard in shards_of(prompts, settings.shard_size)]
-    return [{"digest": digest(runs), "runs": len(runs)} for runs in shards]
+    """What the workflow must know of each shard: its digest (prompts and seeds), number of runs, and last prompt.
+
+    `end` counts the prompts up to the shard's last one. Raises InputError where there are more than `max_shards`.
+    """
+    index: list[dict] = []
+    end = 0
+    for shard in shards_of(islice(iter_prompts(settings.csv), settings.limit or None), settings.shard_size):
+        runs = runs_of(shard, settings.all_seeds(), experiment)
+        end += len(shard)
+        index.append({"digest": digest(runs), "runs": len(runs), "end": end})
+    check_shards("prompts", end, settings.shard_size, settings.max_shards)
+    return index
+
+
+def check_shards(stage: str, count: int, shard_size: int, max_shards: int) -> None:
+    """Raise InputError where `count` prompts or runs make more shards than a study can be planned with."""
+    shards, limit = -(-count // shard_size), min(max_shards, MAX_SHARDS)
+    if shards > limit:
+        advised = 1 << (-(-count // min(limit, ADVISED_SHARDS)) - 1).bit_length()
+        raise InputError(
+            f"{stage}.shard_size: {count:,} in shards of {shard_size} are {shards:,} shards, more than "
+            f"{limit:,}; set it to {advised}, or see docs/scaling.md"
+        )
 
 
 def first_runs(settings: Prompts, experiment: str, count: int) -> dict:
     """What the workflow must know of the first `count` runs (0: all): their digest, and the shards they are in."""
-    prompts = read_prompts(settings.csv)
-    prompts = prompts[: settings.limit] if settings.limit else prompts
+    prompts = read_prompts(settings.csv, least(settings.limit, count))
     shards = [runs_of(shard, settings.all_seeds(), experiment) for shard in shards_of(prompts, settings.shard_size)]
     runs = [(number, run) for number, shard in enumerate(shards) for run in shard][: count or None]
     return {"digest": digest([run for _, run in runs]), "shards": sorted({number for number, _ in runs})}
+
+
+def least(*limits: int) -> int:
+    """The tightest of some limits of which 0 is none."""
+    return min((limit for limit in limits if limit), default=0)
 
 
 def read_runs(path: Path | str) -> list[dict]:
@@ -120,9 +151,9 @@ def write_shard(csv: Path | str, shard: int, out: Path | str, settings: Prompts,
 
     from ditscope.tables import write_table
 
-    prompts = read_prompts(csv)
-    prompts = prompts[: settings.limit] if settings.limit else prompts
-    runs = runs_of(shards_of(prompts, settings.shard_size)[shard], settings.all_seeds(), experiment)
+    start = shard * settings.shard_size
+    stop = least(settings.limit, start + settings.shard_size)
+    runs = runs_of(list(islice(iter_prompts(csv), start, stop)), settings.all_seeds(), experiment)
     schema = {
         "prompt_id": pl.String,
         "prompt": pl.String,

@@ -85,6 +85,9 @@ class Prompts:
 
     csv: str = setting("prompts/demo.csv", "CSV with `prompt` and optional `prompt_id, seed, family, negative_prompt`")
     shard_size: int = setting(64, "Prompts in a shard; appending prompts touches only the last shard", config_only=True)
+    max_shards: int = setting(
+        10_000, "Refuse a study of more shards, which would take minutes to plan", config_only=True
+    )
     seeds: list[int] = setting([0], "Seeds of each prompt; a `seed` in the CSV wins; -1 derives a recorded one")
     num_seeds: int = setting(0, "Where above 0: seeds 0 to N - 1 in place of `seeds`")
     limit: int = setting(0, "Use only the first N prompts; 0: all")

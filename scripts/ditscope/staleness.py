@@ -54,6 +54,7 @@ def import_closure(module: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+@cache
 def imported(module: str) -> list[str]:
     """The ditscope modules that the source of `module` names in import statements, anywhere in the file."""
     names = []
