@@ -1,0 +1,169 @@
+"""What this machine has and what can run on it, said before anything is downloaded or started."""
+
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from ditscope.benchmark import uncompilable
+from ditscope.errors import InputError
+from ditscope.hardware import PACKAGES, cpu_model, host_memory_bytes, installed, nvidia_gpus
+from ditscope.job import SECRETS
+from ditscope.models import default_device, is_generator, source_folder
+from ditscope.quantize import unsupported
+from ditscope.settings import COMPILE_STATES, Config, Model
+
+GB = 1e9
+LEAST_PYTHON, LEAST_CUDA = (3, 10), (12, 2)
+LEAST_GPU_BYTES, LEAST_DISK_BYTES = 16 * GB, 20 * GB  # FLUX in 8 bit; its download
+MORE_PACKAGES = ("safetensors", "torch-fidelity", "mlx", "snakemake")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the check: what was looked at, whether it is as a full study on real models wants it, and why."""
+
+    topic: str
+    name: str
+    good: bool
+    text: str
+
+
+def check(config: Config) -> None:
+    """Say what this machine has, which models are here, and what each scheme and compile state can do."""
+    found = [*machine(), *models(config), *schemes(config), *compile_states()]
+    width = max(len(f.name) for f in found)
+    for number, finding in enumerate(found):
+        if not number or found[number - 1].topic != finding.topic:
+            print(f"\n{finding.topic}" if number else finding.topic)
+        print(f"  {'yes' if finding.good else ' no'}  {finding.name:<{width}}  {finding.text}")
+
+
+def machine() -> list[Finding]:
+    """Processor, accelerator, driver, memory, disk, token and package versions, beside what real models want."""
+    gpus = nvidia_gpus()
+    free = shutil.disk_usage(".").free
+    found = [
+        ("Python", sys.version_info >= LEAST_PYTHON, platform.python_version()),
+        ("processor", True, f"{cpu_model()}, {os.cpu_count()} cores, {host_memory_bytes() / GB:.1f} GB memory"),
+        ("GPU", bool(gpus), ", ".join(gpu["name"] for gpu in gpus) or "none: real models take minutes an image"),
+        ("driver", bool(gpus), gpus[0]["driver"] if gpus else "none"),
+    ]
+    found += cuda()
+    wanted = f"a real model takes {LEAST_DISK_BYTES / GB:.0f}"
+    found.append(("free disk", free >= LEAST_DISK_BYTES, f"{free / GB:.1f} GB; {wanted}"))
+    found.append(("hub token", has_token(), "for gated models (FLUX, SD3); never shown, never written"))
+    found += [(package, installed(package) != "none", installed(package)) for package in (*PACKAGES, *MORE_PACKAGES)]
+    return [Finding("Machine", *row) for row in found]
+
+
+def cuda() -> list[tuple[str, bool, str]]:
+    """Compute capability, CUDA version and GPU memory as torch sees them."""
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or "no CUDA"
+        return [(name, False, f"torch ({built}) sees no CUDA device") for name in ("capability", "CUDA", "GPU memory")]
+    capability, version = torch.cuda.get_device_capability(), torch.version.cuda or "0.0"
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return [
+        (
+            "capability",
+            capability >= (8, 9),
+            f"{capability[0]}.{capability[1]}; fp8 with dynamic activations needs 8.9",
+        ),
+        ("CUDA", tuple(map(int, version.split(".")[:2])) >= LEAST_CUDA, f"{version}; 12.2 or later"),
+        ("GPU memory", memory >= LEAST_GPU_BYTES, f"{memory / GB:.1f} GB; {LEAST_GPU_BYTES / GB:.0f} or more"),
+    ]
+
+
+def has_token() -> bool:
+    """Whether a hub token is set: in the environment, or stored by `hf auth login`. It is not read."""
+    if any(os.environ.get(name) for name in SECRETS):
+        return True
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    return Path(os.environ.get("HF_TOKEN_PATH", home / "token")).exists()
+
+
+def models(config: Config) -> list[Finding]:
+    """Whether the weights of each selected model are here, and fit into the device's memory."""
+    found = []
+    for name in config.selected_models():
+        entry = config.models[name]
+        folder = source_folder(entry)
+        size = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) if folder.is_dir() else 0
+        kind = "generator" if is_generator(entry) else "captioner"
+        if size:
+            fits = size < device_memory()
+            text = f"{kind}, {size / GB:.2f} GB of weights{'' if fits else ': more than this device has'}"
+            found.append(Finding("Models", name, fits, text))
+        else:
+            found.append(Finding("Models", name, False, f"{kind}, {missing(entry, folder)}"))
+    return found
+
+
+def missing(entry: Model, folder: Path) -> str:
+    """How the weights of a model that is not here come here."""
+    if not entry.revision:
+        return f"no weights in {folder}; set `source`"
+    gated = "" if has_token() else "; no token is set, which gated models need"
+    return f"not downloaded yet: the first run fetches {entry.source} at {entry.revision[:8]}{gated}"
+
+
+def device_memory() -> int:
+    """Bytes of the device that models are loaded on."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else host_memory_bytes()
+
+
+def schemes(config: Config) -> list[Finding]:
+    """For each scheme of the config whether it can run here, and why not."""
+    device, found = default_device(), []
+    dtypes = {config.models[name].dtype for name in config.benchmark.models} or {"bfloat16"}
+    for name, scheme in config.schemes.items():
+        reasons = [unsupported(scheme, device, dtype) for dtype in sorted(dtypes)]
+        reason = next(filter(None, reasons), "")
+        what = f"{scheme.kind}{f', {scheme.bits} bit' if 'intx' in scheme.kind else ''}"
+        found.append(Finding("Schemes", name, not reason, reason or f"{what}, on `{device}`"))
+    return found
+
+
+def compile_states() -> list[Finding]:
+    """Whether each compile state can run here, and whether MLX is there."""
+    states = [(state, uncompilable(state)) for state in COMPILE_STATES]
+    found = [Finding("Compilation", state, not reason, reason or "can run") for state, reason in states]
+    mlx = find_spec("mlx") is not None
+    return [*found, Finding("Back ends", "mlx", mlx, "installed" if mlx else "not installed: no MLX schemes")]
+
+
+# Caches --------------------------------------------------------------------------------------------------------------
+
+CACHES = ("resources/.cache", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis")
+
+
+def clean_caches(project: Path = Path("."), dry_run: bool = False) -> None:
+    """Remove the caches of this project, and nothing outside its folder; say how many bytes.
+
+    Features, compiled kernels and digests in resources/.cache, and those of the development tools. Downloaded models,
+    results and the caches of your home folder stay. A link is left alone, wherever it leads.
+    """
+    if not (project / "config.yaml").exists():
+        raise InputError(f"{project}: no folder of a study (it has no config.yaml); say which with --project")
+    total = 0
+    for folder in cache_folders(project):
+        size = sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir() or file.is_symlink())
+        if not dry_run:
+            shutil.rmtree(folder)
+        total += size
+        print(f"{'would remove' if dry_run else 'removed'} {folder}: {size:,} bytes")
+    print(f"{total:,} bytes in all")
+
+
+def cache_folders(project: Path) -> list[Path]:
+    """The project's cache folders that exist. Folders on the way to one, and it itself, must be no links."""
+    named = [project / name for name in CACHES]
+    compiled = [p for name in ("scripts", "tests", "rules") for p in sorted((project / name).rglob("__pycache__"))]
+    root = project.resolve()
+    return [p for p in (*named, *compiled) if p.is_dir() and p.resolve() == root / p.relative_to(project)]
