@@ -1,6 +1,8 @@
 # Captures. Needs: the prompt shards of the first runs and a generator with blocks. Leaves: one folder
 # <results>/captures/<model>/<capture>/ a capture set, in it <generation_id>/ a run: img_0.jpg, statistics.parquet
 # (table `capture_statistics`), intermediates/ (step_*.safetensors, metadata.json, decoded/step_*/<block>.jpg).
+# What blocks do: <results>/analysis/<model>/<capture>/*.parquet, a table a question; <results>/ablation/<model>.parquet
+# (table `ablation`) and .tar (pictures of the first run).
 
 
 rule capture:
@@ -31,3 +33,67 @@ rule capture_set:
         settings=lambda w: plain(CONFIG.capture.sets[w.capture]),
     script:
         "../scripts/capture_set.py"
+
+
+rule blocks:
+    input:
+        block_tables(*CONFIG.capture.models),
+
+
+rule block_analysis:
+    input:
+        captures="<results>/captures/{model}/{capture}",
+        weights=embedder_files(CONFIG.blocks.features) if CONFIG.blocks.features else [],
+    output:
+        [
+            f"<results>/analysis/{{model}}/{{capture}}/{name}.parquet"
+            for name in ("similarity", "residual", "text_drift", "decodability", "decodable")
+        ],
+    log:
+        "<logs>/blocks/{model}/{capture}.log",
+    benchmark:
+        "<benchmarks>/blocks/{model}/{capture}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=scaled(4000),
+        runtime=scaled(120),
+    params:
+        code=code("blocks"),
+        embedders=chosen_embedders(CONFIG.blocks.features),
+        settings=stage("blocks"),
+    script:
+        "../scripts/block_analysis.py"
+
+
+rule ablate:
+    input:
+        ablations(*CONFIG.ablate.models),
+
+
+rule ablation:
+    input:
+        prompts=ancient([prompt_shards()[shard] for shard in ABLATED_RUNS["shards"]]),
+        weights=lambda w: model_files(w.model),
+        features=embedder_files(CONFIG.ablate.features) if CONFIG.ablate.features else [],
+    output:
+        table="<results>/ablation/{model}.parquet",
+        images="<results>/ablation/{model}.tar",
+    log:
+        "<logs>/ablation/{model}.log",
+    benchmark:
+        "<benchmarks>/ablation/{model}.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        gpu=1,
+        mem_mb=scaled(4000),
+        runtime=scaled(240),
+    params:
+        code=code("ablate"),
+        runs=ABLATED_RUNS["digest"],
+        model=lambda w: model_params(w.model),
+        embedders=chosen_embedders(CONFIG.ablate.features),
+        settings=stage("ablate"),
+    script:
+        "../scripts/ablation.py"

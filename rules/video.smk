@@ -1,5 +1,6 @@
 # Films. Needs: capture sets with decoded pictures; the trajectories of every network. Leaves:
-# <results>/videos/captures/<model>/<capture>.gif|mp4 (every block of every step) and
+# <results>/videos/captures/<model>/<capture>.gif|mp4 (every block of every step), <capture>-denoising.gif|mp4 (the
+# model's own estimate at every step), <capture>-sheets/<generation_id>.png (steps down, blocks across) and
 # <results>/videos/trajectories.gif|mp4 (prompts down, networks across, a frame an invocation).
 
 
@@ -19,6 +20,8 @@ rule capture_video:
             category="Films",
             labels={"film": "{model}: {capture}"},
         ),
+        denoising=f"<results>/videos/captures/{{model}}/{{capture}}-denoising.{CONFIG.video.output_format}",
+        sheets=directory("<results>/videos/captures/{model}/{capture}-sheets"),
     log:
         "<logs>/video/{model}-{capture}.log",
     conda:

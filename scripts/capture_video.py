@@ -11,5 +11,7 @@ with job(snakemake):
     capture_video(
         captures=Path(snakemake.input.captures),
         out=Path(snakemake.output.video),
+        denoising=Path(snakemake.output.denoising),
+        sheets=Path(snakemake.output.sheets),
         settings=decode(Video, snakemake.params.settings),
     )

@@ -30,7 +30,7 @@ from ditscope.capture import capture, capture_run, read_out
 from ditscope.capture_check import verify
 from ditscope.capture_files import load_capture
 from ditscope.capture_layout import captures_in, read_metadata
-from ditscope.capture_writer import Background, StepFile, layout_bytes
+from ditscope.capture_writer import Background, StepFile, layout_bytes, to_host
 from ditscope.errors import InputError
 from ditscope.families import flux, sd3
 from ditscope.families.common import Conditioning
@@ -45,6 +45,7 @@ from ditscope.tables import read_table
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES_FLUX = Model("flux", str(ROOT / "models" / "shapes-flux"), width=64, height=64, steps=2)
+CPU = torch.device("cpu")
 RECORD = {
     "generation_id": "abcdefgh",
     "prompt_id": "p",
@@ -317,8 +318,10 @@ def test_the_embedding_is_what_the_first_block_is_given(kind, tmp_path):
 
 def test_pooled_statistics_match_float64():
     tokens = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(1)) * 3 + 1
-    for row, x in zip(pool(tokens).numpy(), tokens.numpy().astype(np.float64), strict=True):
+    values, token_norms = pool(tokens)
+    for row, found, x in zip(values.numpy(), token_norms.numpy(), tokens.numpy().astype(np.float64), strict=True):
         norms = [np.sqrt((token**2).sum()) for token in x]
+        np.testing.assert_allclose(found, norms, rtol=1e-5)
         expected = [x.mean(), x.std(), np.sqrt((x**2).mean()), abs(x).max(), np.mean(norms)]
         np.testing.assert_allclose(row, expected, rtol=1e-5)
 
@@ -331,6 +334,7 @@ def test_the_statistics_table_describes_the_stored_tensors(tmp_path):
     tensor = load_file(tmp_path / "step_002.safetensors")["joint_block_1.txt"][1].double()
     assert row["absmax"] == pytest.approx(tensor.abs().max().item(), rel=1e-6)
     assert row["std"] == pytest.approx(tensor.std(correction=0).item(), rel=1e-5)
+    assert row["token_norms"] == pytest.approx(tensor.norm(dim=1).tolist(), rel=1e-5)
 
 
 def test_nan_stops_the_run_and_names_the_block(tmp_path):
@@ -419,6 +423,29 @@ def test_single_file_holds_the_same_nested_structure(folder):
     assert data["denoising_context"]["timestep_pairs"] == expected["denoising_context"]["timestep_pairs"]
     assert data["metadata"]["prompt"] == "a ring, café"
     assert load_capture(single)["metadata"]["generation_id"] == "abcdefgh" and verify(single) == []
+
+
+def test_single_file_of_the_original_program_and_damaged_ones(tmp_path):
+    """The published structure: lists of (img, txt) and of joined tokens, one entry a step."""
+    image, text, joined = torch.randn(1, 4, 8), torch.randn(1, 3, 8), torch.randn(1, 7, 8)
+    context = {"y": [torch.randn(1, 5)], "img_state": [image], "timestep_pairs": [(1.0, 0.0)], "txt_seq_len": [3]}
+    data = {"double_blocks": {"block_0": [(image, text)]}, "single_blocks": {"block_0": [joined]}}
+    data |= {"denoising_context": context | {"guidance": 2.5}, "metadata": {"model": "flux-schnell", "num_steps": 1}}
+    file = tmp_path / "capture_20250101_000000_flux-schnell.pt"
+    torch.save(data, file)
+    loaded = load_capture(file)
+    assert (
+        torch.equal(loaded["double_blocks"]["block_0"][0][1], text) and loaded["denoising_context"]["guidance"] == 2.5
+    )
+    file.write_bytes(file.read_bytes()[:-400])
+    with pytest.raises(InputError, match=r"flux-schnell\.pt: truncated, or no capture of tensors alone"):
+        load_capture(file)
+    torch.save({"weights": joined}, file)
+    with pytest.raises(InputError, match="no key `denoising_context`"):
+        load_capture(file)
+    torch.save({"denoising_context": Path("x")}, file)  # a pickle with a class in it is never executed
+    with pytest.raises(InputError, match="tensors alone"):
+        load_capture(file)
 
 
 def test_statistics_only_keeps_no_tokens(folder):
@@ -510,6 +537,18 @@ def test_free_space_is_looked_at_before_the_first_write(folder, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.hardware
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_copies_from_a_gpu_hold_its_data():
+    stream = torch.cuda.Stream()
+    for size in (1, 1000, 30_000_000):
+        tensor = torch.arange(size, device="cuda", dtype=torch.float32).mul_(3)
+        host, copied = to_host(tensor, stream)
+        tensor.record_stream(stream)
+        copied.synchronize()
+        assert host.is_pinned() and torch.equal(host, torch.arange(size, dtype=torch.float32) * 3)
+
+
 # Patterns and placement -----------------------------------------------------------------------------------------------
 
 FLUX_BLOCKS = [f"double_block_{i}" for i in range(19)] + [f"single_block_{i}" for i in range(38)]
@@ -586,6 +625,16 @@ def test_the_captured_image_is_the_generated_one(name, guidance, tmp_path):
     halves = 2 if guidance > 1 else 1
     blocks = load_capture(out)["joint_blocks" if name == "shapes-sd3" else "double_blocks"]
     assert blocks["block_0"][0][1].shape[0] == halves
+
+
+def test_a_capture_spread_over_devices_is_the_same(tmp_path, monkeypatch):
+    arguments = {"prompt": "a ring", "seed": 1, "settings": CaptureSet(multi_gpu=True)}
+    monkeypatch.setattr(stage, "load_placed", lambda name, entry, **_: load_across(name, entry, [CPU] * 8))
+    capture("shapes-flux", SHAPES_FLUX, tmp_path / "spread", **arguments)
+    monkeypatch.undo()
+    capture("shapes-flux", SHAPES_FLUX, tmp_path / "one", **arguments | {"settings": CaptureSet()})
+    spread, one = contents(tmp_path / "spread"), contents(tmp_path / "one")
+    assert spread == one and len(one) > 2
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

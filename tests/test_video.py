@@ -14,6 +14,7 @@ from PIL import Image
 
 from ditscope import mosaic
 from ditscope.capture_layout import decoded_file, write_metadata
+from ditscope.capture_sheet import contact_sheet
 from ditscope.errors import InputError
 from ditscope.frames import COLOURS, text_width, tile, wrap, write_film
 from ditscope.mosaic import TarImages, grid_of, layout_of, trajectory_video
@@ -115,12 +116,50 @@ def test_gif_lasts_as_long_as_asked(tmp_path):
 def test_generations_stand_side_by_side_in_prompt_order(tmp_path):
     for position in (1, 0):
         fake_capture(tmp_path / "set", position)
-    capture_video(tmp_path / "set", tmp_path / "out.gif", Video(max_blocks=2, tile_size=200))
+    others = {"denoising": tmp_path / "denoising.gif", "sheets": tmp_path / "sheets"}
+    capture_video(tmp_path / "set", tmp_path / "out.gif", settings=Video(max_blocks=2, tile_size=200), **others)
     frame = gif_frames(tmp_path / "out.gif")[0]
     np.testing.assert_allclose(frame[150, 100], shade(0, BLOCKS[0], 0), atol=6)
     np.testing.assert_allclose(frame[150, 320], shade(0, BLOCKS[0], 1), atol=6)
-    capture_video(tmp_path / "set", tmp_path / "one.gif", Video(max_blocks=2, tile_size=200, max_generations=1))
+    alone = Video(max_blocks=2, tile_size=200, max_generations=1)
+    capture_video(tmp_path / "set", tmp_path / "one.gif", settings=alone, **others)
     assert gif_frames(tmp_path / "one.gif")[0].shape[1] < frame.shape[1]
+    assert {p.name for p in (tmp_path / "sheets").iterdir()} == {"genera0.png", "genera1.png"}, "one a generation"
+
+
+def test_denoising_film_shows_the_last_block_of_every_step(tmp_path):
+    fake_capture(tmp_path)
+    create_visualization("genera0", tmp_path)
+    frames = gif_frames(tmp_path / "genera0" / "denoising_genera0.gif")
+    expected = [shade(0, BLOCKS[-1], 0), shade(2, BLOCKS[-1], 0), (255, 255, 0)]
+    assert len(frames) == len(expected)
+    for frame, colour in zip(frames, expected, strict=True):
+        np.testing.assert_allclose(centre(frame), colour, atol=6)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 32)])
+def test_contact_sheet_has_steps_down_and_blocks_across(size, tmp_path):
+    fake_capture(tmp_path, size=size, prompt="a ring " * 40)
+    create_visualization("genera0", tmp_path, Video(tile_size=48))
+    sheet = np.asarray(Image.open(tmp_path / "genera0" / "contact_sheet_genera0.png"), int)
+    height = round(48 * size[1] / size[0])
+    right = sheet.shape[1] - 4 - 48 // 2  # centre of the last column: the generated picture
+    low = sheet.shape[0] - 4 - height // 2 - 4
+    np.testing.assert_allclose(sheet[low, right], (255, 255, 0), atol=6)
+    assert (sheet[low - height - 4, right] == 255).all(), "it stands in the last row only"
+    for row, step in enumerate((0, 2)):
+        for column, block in enumerate(BLOCKS):
+            y, x = low - (1 - row) * (height + 4), right - (len(BLOCKS) - column) * 52
+            np.testing.assert_allclose(sheet[y, x], shade(step, block, 0), atol=6)
+
+
+def test_sheet_of_a_deep_network_stays_within_what_viewers_take(tmp_path):
+    folder = fake_capture(tmp_path)
+    blocks = [f"double_block_{i}" for i in range(19)] + [f"single_block_{i}" for i in range(38)]
+    metadata = {"model": "m", "prompt": "p", "captured_steps": list(range(50)), "sigmas": [0.5] * 51}
+    cells = [[folder / "img_0.jpg"] * len(blocks)] * 50
+    sheet = contact_sheet(folder, metadata, cells, blocks, 256)
+    assert max(sheet.size) <= 3840 and min(sheet.size) > 1500
 
 
 def test_the_overlay_changes_with_block_and_step_only_where_it_should(tmp_path):
@@ -142,7 +181,7 @@ def test_refusals_name_the_mend(tmp_path):
     with pytest.raises(InputError, match=r"double_block_0\.jpg: no such picture; capture it with .* decode x_prev"):
         create_visualization("genera0", tmp_path, Video(decode="x_prev"))
     with pytest.raises(InputError, match="no finished capture"):
-        capture_video(tmp_path / "genera0", tmp_path / "out.gif")
+        capture_video(tmp_path / "genera0", tmp_path / "out.gif", tmp_path / "d.gif", tmp_path / "sheets")
     assert not (tmp_path / "out.gif").exists()
 
 

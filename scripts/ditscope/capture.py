@@ -1,7 +1,6 @@
 """Captures: the output of every block at every denoising step, its statistics, and what it would draw."""
 
 import errno
-import json
 import logging
 import os
 import shutil
@@ -12,19 +11,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from accelerate import init_empty_weights
 from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
 from tqdm import tqdm
 
+from ditscope.block_names import block_names
 from ditscope.capture_files import in_memory, load_capture
 from ditscope.capture_layout import DECODED, METADATA, decoded_file, write_metadata
 from ditscope.errors import InputError
 from ditscope.generate import describe
 from ditscope.identity import derived_seed, file_digest, generation_id
-from ditscope.models import Generator, family_of, resolve_source
+from ditscope.models import Generator
 from ditscope.partial import publish, unfinished
 from ditscope.patterns import select_blocks, select_indices
 from ditscope.placement import load_placed
@@ -136,12 +134,7 @@ def selection(name: str, entry: Model, settings: CaptureSet) -> tuple[list[str],
         raise InputError("`offload` and `multi_gpu` exclude each other; choose one")
     if unknown := set(settings.decode) - set(DECODED):
         raise InputError(f"decode: `{unknown.pop()}` is not a decode; valid: {', '.join(DECODED)}")
-    family = family_of(name, entry)
-    folder = resolve_source(name, entry)
-    config = json.loads((folder / "transformer" / "config.json").read_text())
-    with init_empty_weights():
-        transformer = getattr(diffusers, config["_class_name"]).from_config(config)
-    blocks = select_blocks(settings.blocks, list(family.blocks(transformer)), "blocks")
+    blocks = select_blocks(settings.blocks, block_names(name, entry), "blocks")
     return blocks, select_indices(settings.steps, entry.steps, "steps")
 
 

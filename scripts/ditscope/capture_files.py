@@ -62,11 +62,11 @@ def load_capture(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_file():
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_single_file(path)
     folder = intermediates_of(path)
     metadata = read_metadata(folder)
     if single := sorted(folder.glob("capture_*.pt")):
-        return torch.load(single[0], map_location="cpu", weights_only=True)
+        return load_single_file(single[0])
     files = [folder / name for name in metadata["files"]]
     for file in files:
         if not file.exists():
@@ -94,6 +94,18 @@ def load_capture(path: Path | str) -> dict[str, Any]:
         "guidance": metadata["guidance"],
     }
     return capture | {"denoising_context": context, "metadata": metadata}
+
+
+def load_single_file(path: Path) -> dict[str, Any]:
+    """The nested structure in a .pt file, of ditscope or of the original program; refused where there is none."""
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what its unpickler meets: RuntimeError, UnpicklingError, EOFError, ...
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path}: truncated, or no capture of tensors alone ({reason}); copy it again") from None
+    if not isinstance(data, dict) or "denoising_context" not in data:
+        raise InputError(f"{path}: holds no capture (no key `denoising_context`); give another file")
+    return data
 
 
 def in_memory(capture: Any) -> Any:

@@ -128,9 +128,9 @@ def layout_bytes(layout: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> i
 def to_host(tensor: Tensor, stream: Any = None) -> tuple[Tensor, Any]:
     """A tensor in host memory, and the event after which it holds the data (None: it already does).
 
-    From CUDA it is copied into pinned memory on `stream`, so that the GPU goes on computing.
+    From the GPU of `stream` it is copied into pinned memory on that stream, so that the GPU goes on computing.
     """
-    if tensor.device.type != "cuda":
+    if stream is None or tensor.device != stream.device:
         return tensor.cpu(), None
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     stream.wait_stream(torch.cuda.current_stream(tensor.device))

@@ -33,7 +33,7 @@ class Recorder(Observer):
         self.predict = settings.should_decode_intermediates
         self.record = record
         self.handles: list[Any] = []
-        self.pooled: list[tuple[dict, Tensor]] = []
+        self.pooled: list[tuple[dict, Tensor, Tensor]] = []
         self.rows: list[dict] = []
         self.files: dict[str, dict] = {}
         self.txt_seq_len = 0
@@ -106,7 +106,7 @@ class Recorder(Observer):
             image, text = self.model.family.block_streams(output)
             streams = {stream: t for stream, t in (("img", image), ("txt", text)) if t is not None}
             for stream, tokens in streams.items():
-                self.pooled.append(({"block": name, "stream": stream, "tokens": tokens.shape[1]}, pool(tokens)))
+                self.pooled.append(({"block": name, "stream": stream, "tokens": tokens.shape[1]}, *pool(tokens)))
             if self.store_tensors and block_type(name) == "single":
                 self.write(name, torch.cat([text, image], dim=1))
             elif self.store_tensors:
@@ -140,17 +140,17 @@ class Recorder(Observer):
         self.write("context.temb", self.temb)
         assert self.writer and self.file
         self.writer.submit(0, self.finish, self.file)
-        for where, values in self.pooled:
-            self.rows += list(self.statistics_rows(step, where, values.tolist()))
+        for where, values, norms in self.pooled:
+            self.rows += list(self.statistics_rows(step, where, values.tolist(), norms.cpu()))
         self.pooled = []
 
     def finish(self, file: StepFile) -> None:
         """Give a step's file its name (on the thread that writes)."""
         self.files[file.path.name] = file.finish()
 
-    def statistics_rows(self, step: Step, where: dict, values: list[list[float]]) -> Iterator[dict]:
+    def statistics_rows(self, step: Step, where: dict, values: list[list[float]], norms: Tensor) -> Iterator[dict]:
         """One row for each half of the batch; stops the run where a block put out NaN or Inf."""
-        for half, numbers in zip(("cond", "uncond"), values, strict=False):
+        for half, numbers, token_norms in zip(("cond", "uncond"), values, norms, strict=False):
             row = dict(zip(STATISTICS, numbers, strict=True))
             if not all(map(math.isfinite, numbers)):
                 raise FloatingPointError(f"{self.model.name}: {where['block']} put out NaN or Inf at step {step.index}")
@@ -168,6 +168,7 @@ class Recorder(Observer):
                 "stream": where["stream"],
                 "half": half,
                 "tokens": where["tokens"],
+                "token_norms": token_norms.numpy(),
             } | row
 
     def stop(self) -> None:
@@ -185,7 +186,10 @@ class Recorder(Observer):
 
     def table(self) -> pl.DataFrame:
         """The pooled statistics of every captured block and step."""
-        return pl.DataFrame(self.rows).sort("step", "depth", "stream", "half")
+        names = [name for name in self.rows[0] if name != "token_norms"]
+        norms = pl.Series("token_norms", [row["token_norms"] for row in self.rows], pl.List(pl.Float32))
+        plain = pl.DataFrame([{name: row[name] for name in names} for row in self.rows])
+        return plain.with_columns(norms).sort("step", "depth", "stream", "half")
 
     def metadata(self) -> dict[str, Any]:
         """What metadata.json says: the request, the schedule, the blocks and the files."""
@@ -202,10 +206,14 @@ class Recorder(Observer):
         }
 
 
-def pool(tokens: Tensor) -> Tensor:
-    """STATISTICS of tokens (batch, tokens, width) for each batch entry, in float32: (batch, 5)."""
+def pool(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """STATISTICS of tokens (batch, tokens, width), as (batch, 5), and the norm of each token, as (batch, tokens).
+
+    In float32; std divides by n.
+    """
     tokens = tokens.float()
-    flat = tokens.flatten(1)
-    rms = flat.square().mean(1).sqrt()
-    norm = tokens.norm(dim=2).mean(1)
-    return torch.stack([flat.mean(1), flat.std(1, correction=0), rms, flat.abs().amax(1), norm], dim=1)
+    flat, norms = tokens.flatten(1), torch.linalg.vector_norm(tokens, dim=2)
+    rms = torch.linalg.vector_norm(norms, dim=1) / flat.shape[1] ** 0.5
+    low, high = flat.aminmax(dim=1)
+    columns = [flat.mean(1), flat.std(1, correction=0), rms, torch.maximum(-low, high), norms.mean(1)]
+    return torch.stack(columns, dim=1), norms

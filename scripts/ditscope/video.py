@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from ditscope.capture_layout import captures_in, decoded_file, picture_file, read_metadata
+from ditscope.capture_sheet import contact_sheet, write_sheet
 from ditscope.errors import InputError
 from ditscope.frames import (
     BACKGROUND,
@@ -39,20 +40,32 @@ class Shot:
 
 
 def create_visualization(generation_id: str, output_dir: Path = Path("output"), settings: Video = Video()) -> None:
-    """Draw the decoded blocks of one captured generation as visualization_<id>.gif or .mp4 in its folder."""
+    """Draw the decoded blocks of one captured generation: a film of blocks, one of steps, and a contact sheet.
+
+    They are visualization_<id>.gif (or .mp4), denoising_<id>.gif (or .mp4) and contact_sheet_<id>.png in its folder.
+    """
     folder = output_dir / generation_id
     if not folder.is_dir():
         there = ", ".join(path.name for path in captures_in(output_dir)) or "none"
         raise InputError(f"{folder}: no such generation; in {output_dir}: {there}")
     film([folder], folder / f"visualization_{generation_id}.{settings.output_format}", settings)
+    denoising_film([folder], folder / f"denoising_{generation_id}.{settings.output_format}", settings)
+    draw_sheet(folder, folder / f"contact_sheet_{generation_id}.png", settings)
 
 
-def capture_video(captures: Path, out: Path, settings: Video = Video()) -> None:
-    """Draw the first generations of a capture set side by side in one film."""
+def capture_video(captures: Path, out: Path, denoising: Path, sheets: Path, settings: Video = Video()) -> None:
+    """Draw the first generations of a capture set side by side in two films, and a contact sheet of every generation.
+
+    `out` shows every block of every step, `denoising` the model's own estimate at every step; `sheets` is a folder of
+    <generation id>.png.
+    """
     folders = captures_in(captures)
     if not folders:
         raise InputError(f"{captures}: holds no finished capture; run the stage `capture` first")
     film(folders[: settings.max_generations], out, settings)
+    denoising_film(folders[: settings.max_generations], denoising, settings)
+    for folder in folders:
+        draw_sheet(folder, sheets / f"{folder.name}.png", settings)
 
 
 def film(folders: Sequence[Path], out: Path, settings: Video) -> None:
@@ -62,22 +75,60 @@ def film(folders: Sequence[Path], out: Path, settings: Video) -> None:
     for folder, data in zip(folders, metadata, strict=True):
         if order_of(data, settings, folder) != order:
             raise InputError(f"{folder}: captured other blocks or steps than {folders[0]}; draw them apart")
-        for step, block in order:
-            if not (file := decoded_file(folder, settings.decode, step, block)).exists():
-                mend = f"capture it with should_decode_intermediates and decode {settings.decode}"
-                raise InputError(f"{file}: no such picture; {mend}")
-    data, prompts = metadata[0], [about["prompt"] for about in metadata]
+    name = metadata[0]["model"]
     shots = [
         Shot(
-            [decoded_file(folder, settings.decode, step, block) for folder in folders],
+            [decoded_picture(folder, settings, step, block) for folder in folders],
             f"step {step} | {block_type(block)} | block {block_index(block)}",
-            f"{data['model']}: {READ_OUTS[settings.decode]}, sigma {data['sigmas'][step]:.2f}",
+            f"{name}: {READ_OUTS[settings.decode]}, sigma {metadata[0]['sigmas'][step]:.2f}",
         )
         for step, block in order
     ]
-    final = f"{data['model']}: the generated picture"
-    shots.append(Shot([picture_file(folder) for folder in folders], f"after {data['num_steps']} steps", final))
-    write_film(frames(shots, prompts, settings), out, settings.fps)
+    write_shots(shots, folders, metadata, out, settings)
+
+
+def denoising_film(folders: Sequence[Path], out: Path, settings: Video) -> None:
+    """One frame a captured step: the read-out of the last captured block (of a whole capture: the model's own)."""
+    metadata = [read_metadata(folder) for folder in folders]
+    data = metadata[0]
+    last = data["captured_blocks"][-1]
+    shots = [
+        Shot(
+            [decoded_picture(folder, settings, step, last) for folder in folders],
+            f"step {step + 1} of {data['num_steps']}",
+            f"{data['model']}: {READ_OUTS[settings.decode]}, sigma {data['sigmas'][step]:.2f}",
+        )
+        for step in data["captured_steps"]
+    ]
+    write_shots(shots, folders, metadata, out, settings)
+
+
+def write_shots(
+    shots: list[Shot], folders: Sequence[Path], metadata: Sequence[dict], out: Path, settings: Video
+) -> None:
+    """Write a film of shots; the generated pictures come last."""
+    final = f"{metadata[0]['model']}: the generated picture"
+    pictures = [picture_file(folder) for folder in folders]
+    shots = [*shots, Shot(pictures, f"after {metadata[0]['num_steps']} steps", final)]
+    write_film(frames(shots, [about["prompt"] for about in metadata], settings), out, settings.fps)
+
+
+def draw_sheet(folder: Path, out: Path, settings: Video) -> None:
+    """Draw a generation's contact sheet: captured steps down, blocks across."""
+    metadata = read_metadata(folder)
+    order = order_of(metadata, settings, folder)
+    blocks = list(dict.fromkeys(block for _, block in order))
+    steps = metadata["captured_steps"]
+    cells = [[decoded_picture(folder, settings, step, block) for block in blocks] for step in steps]
+    write_sheet(contact_sheet(folder, metadata, cells, blocks, settings.tile_size), out)
+
+
+def decoded_picture(folder: Path, settings: Video, step: int, block: str) -> Path:
+    """The picture of a block's read-out; refused where it was not decoded."""
+    if not (file := decoded_file(folder, settings.decode, step, block)).exists():
+        mend = f"capture it with should_decode_intermediates and decode {settings.decode}"
+        raise InputError(f"{file}: no such picture; {mend}")
+    return file
 
 
 def order_of(metadata: dict, settings: Video, folder: Path) -> list[tuple[int, str]]:

@@ -24,6 +24,11 @@ FIGURES = {
     for figure in (
         Figure("image-grid", ("generate",), "Images"),
         Figure("block-grid", ("capture",), "Captures"),
+        Figure("decodability", ("blocks",), "Captures"),
+        Figure("block-similarity", ("blocks",), "Captures"),
+        Figure("residual-contribution", ("blocks",), "Captures"),
+        Figure("text-drift", ("blocks",), "Captures"),
+        Figure("ablation-effects", ("ablate",), "Captures"),
         Figure("sensitivity-heatmap", ("sensitivity",), "Quantization"),
         Figure("bit-plan", ("plan",), "Quantization"),
         Figure("benchmark-quality", ("benchmark",), "Quantization"),

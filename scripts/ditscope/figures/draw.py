@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 from matplotlib.figure import Figure as Canvas
 
-from ditscope.figures import FIGURES, Files, images, quantization, refine, trajectories
+from ditscope.figures import FIGURES, Files, blocks, images, quantization, refine, trajectories
 from ditscope.figures.style import save
 from ditscope.settings import Publish
 
@@ -16,6 +16,11 @@ log = logging.getLogger(__name__)
 FUNCTIONS: dict[str, Callable[[Files], tuple[Canvas, pl.DataFrame]]] = {
     "image-grid": images.image_grid,
     "block-grid": images.block_grid,
+    "decodability": blocks.decodability,
+    "block-similarity": blocks.block_similarity,
+    "residual-contribution": blocks.residual_contribution,
+    "text-drift": blocks.text_drift,
+    "ablation-effects": blocks.ablation_effects,
     "sensitivity-heatmap": quantization.sensitivity_heatmap,
     "bit-plan": quantization.bit_plan,
     "benchmark-quality": quantization.benchmark_quality,
