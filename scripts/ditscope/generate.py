@@ -1,4 +1,4 @@
-"""Images: sample one for each run of a prompt shard, in fixed slices that an interrupted job resumes at."""
+"""Images and videos: sample one for each run of a prompt shard, in slices that an interrupted job resumes at."""
 
 import hashlib
 import logging
@@ -12,9 +12,9 @@ from ditscope.identity import request_hash
 from ditscope.models import Generator, load_generator
 from ditscope.partial import publish, unfinished
 from ditscope.prompts import read_runs
-from ditscope.sampling import decode, encode_prompts, sample, starting_noise
+from ditscope.sampling import decode, encode_prompts, noise_of, sample, still
 from ditscope.settings import Generate, Model
-from ditscope.shards import png_bytes, read_tar, write_tar
+from ditscope.shards import mp4_bytes, png_bytes, read_tar, write_tar
 from ditscope.tables import write_table
 
 log = logging.getLogger(__name__)
@@ -63,19 +63,19 @@ def generate(
 
 
 def generate_slice(model: Generator, rows: list[dict], scheme: str = "base") -> list[dict]:
-    """Sample a batch of runs; WebDataset samples with png, json (the image's own record) and latent."""
-    entry = model.entry
-    shape = model.family.latent_shape(model.pipe, entry.width, entry.height)
-    noise = starting_noise([row["seed"] for row in rows], shape)
+    """Sample a batch of runs; WebDataset samples with png, json (the image's own record) and latent.
+
+    A video is an mp4 beside the png of its middle frame.
+    """
+    noise = noise_of(model, [row["seed"] for row in rows])
     cond = encode_prompts(model, [r["prompt"] for r in rows], [r["negative_prompt"] for r in rows])
     latents = sample(model, noise, cond)
     images = decode(model, latents).numpy()
     samples = []
     for row, latent, image in zip(rows, latents.float().cpu().numpy(), images, strict=True):
         record = describe(model, row, scheme)
-        samples.append(
-            {"__key__": record["request_hash"], "png": png_bytes(image), "json": record, "latent.npy": latent}
-        )
+        made = {"__key__": record["request_hash"], "png": png_bytes(still(image)), "json": record, "latent.npy": latent}
+        samples.append(made | ({"mp4": mp4_bytes(image, model.family.FPS)} if image.ndim == 4 else {}))
     return samples
 
 
@@ -95,7 +95,7 @@ def describe(model: Generator, row: dict, scheme: str = "base") -> dict:
         "guidance": entry.guidance,
         "width": entry.width,
         "height": entry.height,
-    }
+    } | ({"frames": entry.frames} if entry.frames > 1 else {})
     tokens, truncated = prompt_tokens(model, row["prompt"])
     if truncated:
         log.warning(
