@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from ditscope.errors import InputError
 
-Sample = dict[str, Any]  # "__key__", and "png" (bytes), "json" (dict), "latent.npy" (array)
+Sample = dict[str, Any]  # "__key__", and "png" (bytes), "json" (dict), "latent.npy" (array), of a video "mp4" (bytes)
 
 
 def write_tar(samples: Iterable[Sample], path: Path | str) -> None:
@@ -67,6 +68,18 @@ def decode(extension: str, data: bytes) -> Any:
     if extension.endswith("npy"):
         return np.load(io.BytesIO(data), allow_pickle=False)
     return data
+
+
+def mp4_bytes(frames: np.ndarray, fps: float) -> bytes:
+    """Frames (frames, height, width, 3) uint8 as an MP4."""
+    from PIL import Image
+
+    from ditscope.films import write_film
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        write_film((Image.fromarray(frame) for frame in frames), path, fps)
+        return path.read_bytes()
 
 
 def png_bytes(image: np.ndarray) -> bytes:
