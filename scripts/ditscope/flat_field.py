@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import norm
 
 from ditscope.models import Generator
-from ditscope.sampling import encode_prompts, sample, starting_noise
+from ditscope.sampling import encode_prompts, noise_of, sample, still
 from ditscope.settings import Benchmark
 
 SIGMA = 2.0  # of the blur, in pixels
@@ -14,20 +14,18 @@ SIGMA = 2.0  # of the blur, in pixels
 
 def noise_growth(generator: Generator, settings: Benchmark, batch: int) -> list[dict]:
     """Pixel noise of pictures of a flat field: rows of steps, seed, noise (in 1/255); all batches of one size."""
-    entry, family, pipe = generator.entry, generator.family, generator.pipe
     seeds = list(range(settings.flat_field_seeds))
-    shape = family.latent_shape(pipe, entry.width, entry.height)
     cond = encode_prompts(generator, [settings.flat_field_prompt] * batch, [""] * batch)
     rows = []
     for steps in settings.flat_field_steps:
         for start in range(0, len(seeds), batch):
             part = seeds[start : start + batch]
-            noise = starting_noise([part[i % len(part)] for i in range(batch)], shape)
+            noise = noise_of(generator, [part[i % len(part)] for i in range(batch)])
             latents = sample(generator, noise, cond, steps=steps)
             with torch.no_grad():  # not rounded to 8 bits: less than one level of noise counts as well
-                images = family.decode(pipe, latents)[: len(part)].float().permute(0, 2, 3, 1).cpu().numpy()
-            for seed, image in zip(part, images, strict=True):
-                rows.append({"steps": steps, "seed": seed, "noise": flat_noise(image * 255)})
+                images = generator.family.decode(generator.pipe, latents)[: len(part)].float().movedim(1, -1).cpu()
+            for seed, image in zip(part, images.numpy(), strict=True):
+                rows.append({"steps": steps, "seed": seed, "noise": flat_noise(still(image) * 255)})
     return rows
 
 
