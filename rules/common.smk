@@ -191,10 +191,15 @@ def ablations(*models, suffix="parquet"):
 
 
 def capture_videos(*models):
-    """Videos of the capture sets that have decoded pictures."""
-    pattern = f"{RESULTS}/videos/captures/{{model}}/{{capture}}.{CONFIG.video.output_format}"
+    """Films and contact sheets of the capture sets that have decoded pictures."""
+    kind = CONFIG.video.output_format
     decoded = [name for name, captured in CONFIG.capture.sets.items() if captured.should_decode_intermediates]
-    return expand(pattern, model=models, capture=decoded)
+    return expand(
+        f"{RESULTS}/videos/captures/{{model}}/{{capture}}{{suffix}}",
+        model=models,
+        capture=decoded,
+        suffix=[f".{kind}", f"-denoising.{kind}", "-sheets"],
+    )
 
 
 def trajectory_videos():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ditscope.calibration_set import check_made_with, index_file, load_calibration, read_sample
-from ditscope.capture_layout import intermediates_of, read_metadata
+from ditscope.capture_layout import IMAGE_FORMATS, intermediates_of, read_metadata
 from ditscope.doctor.books import beside
 from ditscope.doctor.study import Study
 from ditscope.errors import InputError
@@ -151,11 +151,11 @@ def check_generation(study: Study, folder: Path, metadata: dict[str, Any], model
         if file.name not in metadata["files"]:
             where = file.relative_to(study.results).as_posix()
             study.note("capture", where, "not among the files of metadata.json", output)
-    for image in sorted(folder.rglob("*.jpg")):
+    for image in sorted([*folder.rglob("*.jpg"), *folder.glob("*.png")]):
         where = image.relative_to(study.results).as_posix()
         with study.noting("capture", where, output):
             check_picture(image)
-    if not (folder / "img_0.jpg").exists():
+    if not any((folder / f"img_0.{kind}").exists() for kind in IMAGE_FORMATS):
         study.note("capture", f"{base}/img_0.jpg", "missing", output)
     statistics = f"{base}/statistics.parquet"
     if not (study.results / statistics).exists():

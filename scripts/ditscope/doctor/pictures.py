@@ -73,13 +73,16 @@ def image_keys(study: Study, model: str) -> list[str] | None:
 
 
 def check_video(study: Study) -> None:
-    """Videos can be decoded to their last frame (GIF), or are of their kind (MP4)."""
+    """Videos can be decoded to their last frame (GIF), or are of their kind (MP4); contact sheets are pictures."""
     for file in study.targets("video"):
         path = study.results / file
         if not path.exists():
             continue
         with study.noting("video", file):
-            if path.suffix == ".gif":
+            if path.is_dir():  # contact sheets
+                for sheet in sorted(path.iterdir()):
+                    check_picture(sheet)
+            elif path.suffix == ".gif":
                 check_picture(path)
                 if not path.read_bytes().endswith(b";"):
                     raise InputError("truncated GIF (no trailer)")
