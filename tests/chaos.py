@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ditscope.job import SECRETS
 from workflow import SNAKEMAKE
 
 # What DESIGN calls timing, and what is laid out by others (DuckDB) or holds the time of its making.
@@ -26,7 +25,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [*SNAKEMAKE, "--profile", "local", "--cores", "2", "--resources", "gpu=2", *arguments],
             cwd=folder,
-            env={k: v for k, v in os.environ.items() if k not in SECRETS} | {"HOME": str(folder)},
+            env=os.environ | {"HOME": str(folder), "PYTHONPATH": str(folder / "scripts")},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

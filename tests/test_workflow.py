@@ -27,14 +27,6 @@ def planned(folder: Path, *arguments: str) -> dict[str, int]:
     return {rule: count for rule, count in parse_job_stats(output).items() if rule != "all"}
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Path:
-    """A checkout in which the tiny study has been run."""
-    folder = workflow.checkout(tmp_path_factory.mktemp("study"))
-    snakemake(folder, *TINY)
-    return folder
-
-
 @pytest.fixture
 def edited(study, tmp_path) -> Callable[[str, Callable[[str], str]], Path]:
     """Edit one file of a fresh clone that has the study's results, and give the clone."""

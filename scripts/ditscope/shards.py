@@ -13,6 +13,7 @@ import numpy as np
 
 from ditscope.errors import InputError
 
+BROKEN = (OSError, EOFError, ValueError, TypeError, OverflowError, MemoryError, RecursionError)  # what damage may raise
 Sample = dict[str, Any]  # "__key__", and "png" (bytes), "json" (dict), "latent.npy" (array), of a video "mp4" (bytes)
 
 
@@ -41,24 +42,49 @@ def encode(name: str, value: Any) -> Any:
 
 
 def read_tar(path: Path | str) -> Iterator[Sample]:
-    """Samples of a shard in order. Refuses members that are no plain files or would leave the folder."""
+    """Samples of a shard in order. Refuses a cut shard, and members that are no plain files or would leave it."""
     try:
+        check_end(Path(path))
         with tarfile.open(path, "r:") as tar:
             sample: Sample = {}
             for member in tar:
                 name = PurePosixPath(member.name)
                 if not member.isfile() or name.is_absolute() or ".." in name.parts:
-                    raise InputError(f"{path}: member `{member.name}` is not a plain file inside the shard")
+                    raise InputError(f"{path}: member {member.name!r} is not a plain file inside the shard")
                 key, _, extension = name.name.partition(".")
                 if sample and sample["__key__"] != key:
                     yield sample
                     sample = {}
                 data = tar.extractfile(member).read()  # type: ignore[union-attr]
-                sample |= {"__key__": key, extension: decode(extension, data)}
+                try:
+                    value = decode(extension, data)
+                except BROKEN as error:
+                    what = " ".join(str(error).split())
+                    raise InputError(
+                        f"{path}: member {member.name!r} is damaged ({what}); delete it and run again"
+                    ) from None
+                sample |= {"__key__": key, extension: value}
             if sample:
                 yield sample
-    except (tarfile.TarError, EOFError) as error:
-        raise InputError(f"{path}: not a readable tar shard ({error}); delete it and run again") from None
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such shard; run the stage that writes it first") from None
+    except (tarfile.TarError, *BROKEN) as error:
+        raise InputError(f"{path}: not a readable tar shard ({line(error)}); delete it and run again") from None
+
+
+def line(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def check_end(path: Path) -> None:
+    """Refuse a tar without the two empty blocks at its end: Python reads one that was cut between members."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 1024))
+        if file.read() != bytes(1024):
+            raise InputError(f"{path}: not a readable tar shard (cut before its end); delete it and run again")
 
 
 def decode(extension: str, data: bytes) -> Any:

@@ -35,7 +35,7 @@ def check_prompts(study: Study) -> None:
         return
     with study.noting("prompts", settings.csv):
         prompts = read_prompts(settings.csv)[: settings.limit or None]
-        shards = shards_of(prompts, settings.shard_size)
+        shards = list(shards_of(prompts, settings.shard_size))
         for file, table in tables.items():
             if table is not None:
                 number = int(file.removesuffix(".parquet").rpartition("-")[2])
