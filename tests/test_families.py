@@ -1,0 +1,230 @@
+"""Families beyond FLUX and SD3, on random weights: SDXL by its diffusers pipeline, Wan by our loop."""
+
+import io
+from dataclasses import replace
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionXLPipeline, WanPipeline
+from PIL import Image
+
+from ditscope.calibrate import calibrate
+from ditscope.config import load_config
+from ditscope.errors import InputError
+from ditscope.generate import generate
+from ditscope.identity import request_hash
+from ditscope.invocations import Request, node_of
+from ditscope.models import GENERATORS, WITH_BLOCKS, family_of, load_generator
+from ditscope.networks import Entry
+from ditscope.sampling import Observer, decode, encode_prompts, noise_of, sample
+from ditscope.settings import Generate, Model, Scheme
+from ditscope.shards import read_tar
+from ditscope.tables import read_table
+from tiny_pipelines import save_tiny_sdxl, save_tiny_wan
+
+PROMPTS = ["a small red ring at the left", "a large blue star"]
+
+
+@pytest.fixture(scope="module")
+def sdxl_entry(tmp_path_factory):
+    return Model("sdxl", str(save_tiny_sdxl(tmp_path_factory.mktemp("sdxl"))), width=64, height=64, steps=3)
+
+
+@pytest.fixture(scope="module")
+def sdxl(sdxl_entry):
+    return load_generator("turbo", sdxl_entry, "cpu")
+
+
+@pytest.fixture(scope="module")
+def wan_entry(tmp_path_factory):
+    source = str(save_tiny_wan(tmp_path_factory.mktemp("wan")))
+    return Model("wan", source, width=32, height=32, frames=5, steps=3, guidance=4.0, max_sequence_length=16)
+
+
+@pytest.fixture(scope="module")
+def wan(wan_entry):
+    return load_generator("wan", wan_entry, "cpu")
+
+
+@pytest.fixture(scope="module")
+def csv(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "p.csv"
+    path.write_text("prompt,seed\n" + "".join(f"{p},{i}\n" for i, p in enumerate(PROMPTS)))
+    return path
+
+
+# SDXL ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_sdxl_is_the_diffusers_pipeline_on_the_same_latents(sdxl, sdxl_entry, guidance):
+    """One sample, so that a single generator of the reference draws what ours draws; CFG with a negative prompt."""
+    noise = noise_of(sdxl, [7])
+    cond = encode_prompts(sdxl, PROMPTS[:1], ["a star"], guidance)
+    ours = sample(sdxl, noise, cond, guidance=guidance)
+    reference = StableDiffusionXLPipeline.from_pretrained(sdxl_entry.source)
+    reference.set_progress_bar_config(disable=True)
+    drawn = sdxl.family.step_generators(noise)[0]
+    call = dict(height=64, width=64, num_inference_steps=3, guidance_scale=guidance, latents=noise, generator=drawn)
+    theirs = reference(PROMPTS[0], negative_prompt="a star", output_type="latent", **call).images
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    pixels = reference(
+        PROMPTS[0], negative_prompt="a star", output_type="np",
+        **call | {"generator": sdxl.family.step_generators(noise)[0]},
+    ).images  # fmt: skip
+    np.testing.assert_allclose(decode(sdxl, ours).numpy() / 255, pixels, atol=0.51 / 255 + 1e-4)
+
+
+def test_sdxl_does_not_depend_on_the_batch_and_repeats(sdxl):
+    noise = noise_of(sdxl, [0, 1, 2])
+    cond = encode_prompts(sdxl, [*PROMPTS, PROMPTS[0]], [""] * 3)
+    together = sample(sdxl, noise, cond)
+    alone = torch.cat([sample(sdxl, noise[i : i + 1], cond[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    assert torch.equal(sample(sdxl, noise, cond), together)
+    # The sampler's own noise differs from sample to sample and is not the starting noise again.
+    draws = [torch.randn(4, 32, 32, generator=g) for g in sdxl.family.step_generators(noise)]
+    assert not torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], noise[0])
+
+
+def test_sdxl_generates_and_walks_trajectories_by_the_same_door(sdxl_entry, csv, tmp_path):
+    generate("turbo", sdxl_entry, csv, tmp_path / "a.tar", settings=Generate(slice_size=1))
+    generate("turbo", sdxl_entry, csv, tmp_path / "b.tar", settings=Generate(slice_size=2))
+    one, two = (
+        [np.asarray(Image.open(io.BytesIO(s["png"]))) for s in read_tar(tmp_path / f)] for f in ("a.tar", "b.tar")
+    )
+    for a, b in zip(one, two, strict=True):
+        assert np.abs(a.astype(int) - b).max() <= 1  # rounding of a batched matrix product
+    assert read_table(tmp_path / "a.parquet", "images")["prompt"].to_list() == PROMPTS
+    node = node_of(Entry("turbo", "turbo", sdxl_entry), None)
+    requests = [Request(node.ask(p, i, ""), p, i, "") for i, p in enumerate(PROMPTS)]
+    answers = node.load()(requests)
+    for answer, image in zip(answers, two, strict=True):
+        np.testing.assert_array_equal(answer.state, image)
+    quantized = node_of(Entry("turbo:int8", "turbo", sdxl_entry, "int8", Scheme("int8-weight-only")), None)
+    changed = quantized.load()(requests)
+    assert any((a.state != b.state).any() for a, b in zip(answers, changed, strict=True)), "the U-Net is quantized"
+
+
+def test_sdxl_is_not_observed(sdxl):
+    with pytest.raises(InputError, match="turbo: the family `sdxl` cannot be observed while it samples"):
+        sample(sdxl, noise_of(sdxl, [0]), encode_prompts(sdxl, PROMPTS[:1], [""]), [Observer()])
+
+
+# Wan ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_wan_sampling_equals_the_diffusers_pipeline(wan, wan_entry, frames, guidance):
+    model = replace(wan, entry=replace(wan_entry, frames=frames))
+    noise = noise_of(model, [0, 1])
+    assert noise.shape == (2, 16, 1 + (frames - 1) // 4, 4, 4)
+    ours = sample(model, noise, encode_prompts(model, PROMPTS, ["dull"] * 2, guidance), guidance=guidance)
+    reference = WanPipeline.from_pretrained(wan_entry.source)
+    reference.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    reference.set_progress_bar_config(disable=True)
+    call = dict(
+        prompt=PROMPTS, negative_prompt=["dull"] * 2, height=32, width=32, num_frames=frames, num_inference_steps=3,
+        guidance_scale=guidance, latents=noise, max_sequence_length=16,
+    )  # fmt: skip
+    torch.testing.assert_close(ours, reference(**call, output_type="latent").frames, rtol=1e-4, atol=1e-5)
+    pixels = reference(**call, output_type="np").frames
+    found = decode(model, ours).numpy()
+    assert found.shape == ((2, 32, 32, 3) if frames == 1 else (2, 5, 32, 32, 3))
+    np.testing.assert_allclose(found.reshape(pixels.shape) / 255, pixels, atol=0.51 / 255 + 1e-4)
+
+
+def test_wan_is_observed_and_does_not_depend_on_the_batch(wan):
+    seen = []
+
+    class Recorder(Observer):
+        def after(self, step):
+            seen.append(step.velocity.shape)
+
+    noise, cond = noise_of(wan, [0, 1]), encode_prompts(wan, PROMPTS, [""] * 2)
+    together = sample(wan, noise, cond, [Recorder()])
+    assert seen == [(2, 16, 2, 4, 4)] * 3
+    alone = torch.cat([sample(wan, noise[i : i + 1], cond[i : i + 1]) for i in range(2)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_video_is_an_mp4_beside_its_middle_frame(wan, wan_entry, csv, tmp_path):
+    for name in "ab":
+        generate("wan", wan_entry, csv, tmp_path / f"{name}.tar", settings=Generate(slice_size=2))
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    samples = list(read_tar(tmp_path / "a.tar"))
+    assert [sorted(s) for s in samples] == [["__key__", "json", "latent.npy", "mp4", "png"]] * 2
+    for sample_ in samples:
+        assert sample_["latent.npy"].shape == (16, 2, 4, 4)
+        assert sample_["json"]["frames"] == 5
+        frames = decode(wan, torch.from_numpy(sample_["latent.npy"])[None])[0].numpy()
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(sample_["png"]))), frames[2])
+        film = tmp_path / "film.mp4"
+        film.write_bytes(sample_["mp4"])
+        reader = imageio_ffmpeg.read_frames(film)
+        about = next(reader)
+        shown = [np.frombuffer(frame, np.uint8).reshape(32, 32, 3) for frame in reader]
+        assert (len(shown), about["fps"], about["size"]) == (5, 16.0, (32, 32))
+        assert np.abs(np.stack(shown).astype(int) - frames).mean() < 40  # lossy, of noise
+    generate("wan", replace(wan_entry, frames=1), csv, tmp_path / "still.tar")
+    still = list(read_tar(tmp_path / "still.tar"))
+    assert [sorted(s) for s in still] == [["__key__", "json", "latent.npy", "png"]] * 2
+    assert {s["__key__"] for s in still}.isdisjoint(s["__key__"] for s in samples)
+
+
+# What is refused ----------------------------------------------------------------------------------------------------
+
+
+def test_the_families_with_blocks_are_those_that_can_read_them():
+    for family in GENERATORS:
+        module = family_of("x", Model(family, "x"))
+        assert (family in WITH_BLOCKS) == (hasattr(module, "project") and hasattr(module, "block_streams"))
+        assert hasattr(module, "sample") != hasattr(module, "velocity")
+
+
+@pytest.mark.parametrize("stage", ["capture", "ablate", "calibrate", "sensitivity"])
+@pytest.mark.parametrize("family", ["sdxl", "wan", "blip"])
+def test_stages_that_need_blocks_refuse_other_families_when_the_config_is_read(stage, family):
+    config = {"experiment": "x", "models": {"m": {"family": family, "source": "m"}}, stage: {"models": ["m"]}}
+    message = rf"^{stage}.models: `m` is of the family `{family}`, whose blocks cannot be read; .*: flux, sd3$"
+    with pytest.raises(InputError, match=message):
+        load_config(config)
+
+
+def test_stages_that_need_blocks_refuse_other_families_without_the_workflow(tmp_path):
+    from ditscope.sensitivity import sensitivity
+
+    entry = Model("sdxl", "nowhere")
+    with pytest.raises(InputError, match="calibrate: `m` is of the family `sdxl`"):
+        calibrate("m", entry, tmp_path / "none.csv", tmp_path / "out")
+    with pytest.raises(InputError, match="sensitivity: `m` is of the family `sdxl`"):
+        sensitivity("m", entry, tmp_path / "none", tmp_path / "out.parquet")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("family", "frames", "message"),
+    [
+        ("flux", 5, r"models.m.frames: `flux` makes images, so 1; families of videos: wan"),
+        ("wan", 16, r"models.m.frames: 16 is not 4 n \+ 1, as the VAE decodes; take 17"),
+        ("wan", 0, r"models.m.frames: 0 is not 4 n \+ 1, as the VAE decodes; take 1"),
+    ],
+)
+def test_frames_that_no_model_makes_are_refused(family, frames, message):
+    with pytest.raises(InputError, match=message):
+        load_config({"experiment": "x", "models": {"m": {"family": family, "source": "m", "frames": frames}}})
+    with pytest.raises(InputError, match=r"models\.m\.frames"):
+        load_generator("m", Model(family, "nowhere", frames=frames))
+
+
+def test_request_hash_of_an_image_is_what_it_was_before_there_were_videos():
+    request = dict(
+        model="m", revision="", scheme="base", backend="torch", dtype="float32", prompt="p", negative_prompt="",
+        seed=0, steps=4, guidance=0.0, width=64, height=64,
+    )  # fmt: skip
+    assert request_hash(**request) == request_hash(**request, frames=1) == "f6ca1378c94d57d5644b7b87efe5efe1"
+    assert request_hash(**request, frames=5) != request_hash(**request)

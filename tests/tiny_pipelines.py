@@ -1,0 +1,72 @@
+"""Whole pipelines of random weights, saved as folders that any loader reads: SDXL and Wan at a few thousand weights."""
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from transformers import (
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from workflow import ROOT
+
+SHAPES = ROOT / "models/shapes-flux"  # whose tokenizers serve
+
+
+def save_tiny_sdxl(folder: Path) -> Path:
+    """An SDXL pipeline with SDXL-Turbo's scheduler; 64 x 64 pixels are latents of 32 x 32."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(SHAPES / "tokenizer")
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        projection_dim=16, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        max_position_embeddings=tokenizer.model_max_length,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        block_out_channels=(16, 32), layers_per_block=1, sample_size=32, in_channels=4, out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time",
+        addition_time_embed_dim=8, transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=64,
+        cross_attention_dim=32, norm_num_groups=4,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, layers_per_block=1, scaling_factor=0.13,
+    )  # fmt: skip
+    scheduler = EulerAncestralDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing"
+    )
+    encoders = CLIPTextModel(text), CLIPTextModelWithProjection(text)
+    StableDiffusionXLPipeline(vae, *encoders, tokenizer, tokenizer, unet, scheduler).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_wan(folder: Path) -> Path:
+    """A Wan pipeline with the scheduler of its hub repository; 32 x 32 pixels are latents of 4 x 4."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(SHAPES / "tokenizer_2")
+    encoder = UMT5EncoderModel(
+        UMT5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    )
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16,
+        text_dim=16, freq_dim=16, ffn_dim=32, num_layers=2, cross_attn_norm=True, rope_max_seq_len=32,
+    )  # fmt: skip
+    vae = AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    WanPipeline(tokenizer, encoder, vae, scheduler, transformer).save_pretrained(folder)
+    return folder
