@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 from matplotlib.figure import Figure as Canvas
 
-from ditscope.figures import FIGURES, Files, blocks, images, quantization, refine, trajectories
+from ditscope.figures import FIGURES, Files, benchmark, blocks, images, quantization, refine, trajectories
 from ditscope.figures.style import save
 from ditscope.settings import Publish
 
@@ -23,9 +23,12 @@ FUNCTIONS: dict[str, Callable[[Files], tuple[Canvas, pl.DataFrame]]] = {
     "ablation-effects": blocks.ablation_effects,
     "sensitivity-heatmap": quantization.sensitivity_heatmap,
     "bit-plan": quantization.bit_plan,
-    "benchmark-quality": quantization.benchmark_quality,
-    "benchmark-pareto": quantization.benchmark_pareto,
-    "benchmark-latency": quantization.benchmark_latency,
+    "benchmark-quality": benchmark.quality,
+    "benchmark-pareto": benchmark.pareto,
+    "benchmark-latency": benchmark.latency,
+    "benchmark-batches": benchmark.batch_scaling,
+    "benchmark-strips": benchmark.strips,
+    "benchmark-flat-field": benchmark.flat_field,
     "trajectory-strips": trajectories.trajectory_strips,
     "drift-curves": trajectories.drift_curves,
     "cluster-map": trajectories.cluster_map,

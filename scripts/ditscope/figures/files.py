@@ -37,5 +37,7 @@ def benchmark_points(files: Files) -> pl.DataFrame:
     quality = concat_tables(named(files, "benchmark", "quality.parquet"), "benchmark.quality")
     quality = quality.filter(pl.col("metric") == "quality_loss").select(*CASE, "value", "low", "high")
     sizes = concat_tables(named(files, "benchmark", "benchmark.parquet"), "benchmark")
-    sizes = sizes.select(*CASE, "nominal_bytes", "stored_bytes", "simulated").unique(CASE, maintain_order=True)
+    sizes = sizes.select(
+        *CASE, "nominal_bytes", "stored_bytes", "simulated", "quality_bound", "quality_verdict"
+    ).unique(CASE, maintain_order=True)
     return sizes.join(quality, on=CASE, how="inner", maintain_order="left").drop_nulls("value")

@@ -1,16 +1,15 @@
-"""Figures of sensitivity, bit plans and benchmarks."""
+"""Figures of sensitivity and bit plans."""
 
 import json
 
 import matplotlib
-import numpy as np
 import polars as pl
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Canvas
 
 from ditscope.figures import Files
-from ditscope.figures.files import benchmark_points, named
-from ditscope.figures.style import COLOURS, grid, note
+from ditscope.figures.files import named
+from ditscope.figures.style import COLOURS
 from ditscope.tables import concat_tables
 
 BUCKETS = ("early", "mid", "late")
@@ -71,71 +70,3 @@ def bit_plan(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for layer, width in plan["layers"].items():
             records.append({"model": plan["model"], "budget": plan["budget"], "layer": layer, "bits": width})
     return figure, pl.DataFrame(records)
-
-
-def benchmark_quality(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Each quality metric of each scheme, a point with its interval."""
-    table = concat_tables(named(files, "benchmark", "quality.parquet"), "benchmark.quality")
-    drawn = table.filter(pl.col("value").is_not_null())
-    if drawn.is_empty():
-        return note("No quality metric could be computed: see the reasons in the table."), table
-    metrics = drawn["metric"].unique(maintain_order=True).to_list()
-    cases = drawn.select("model", "scheme", "compile").unique(maintain_order=True).rows()
-    columns = min(4, len(metrics))
-    rows = -(-len(metrics) // columns)
-    figure, axes = grid(rows, columns, width=8, height=rows * (0.8 + 0.16 * len(cases)), sharey=True)
-    for axis in axes.flat[len(metrics) :]:
-        axis.set_axis_off()
-    for axis, metric in zip(axes.flat, metrics, strict=False):
-        axis.set_title(metric)
-        axis.set_yticks(range(len(cases)), [f"{s}, {c}" for _, s, c in cases], fontsize=6)
-        axis.invert_yaxis()
-        axis.grid(axis="x", alpha=0.3)
-        for y, (model, scheme, state) in enumerate(cases):
-            for row in drawn.filter(metric=metric, model=model, scheme=scheme, compile=state).to_dicts():
-                if row["low"] is not None and row["high"] is not None:
-                    axis.plot([row["low"], row["high"]], [y, y], color=COLOURS[7], linewidth=1.5)
-                axis.plot(row["value"], y, "o", color=COLOURS[0], markersize=4)
-    return figure, table
-
-
-def benchmark_pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Quality loss against nominal size, one point a scheme; hollow where the library only simulates the bits."""
-    table = benchmark_points(files)
-    if table.is_empty():
-        return note("No scheme has both a size and a quality loss."), table
-    figure, axes = grid(1, 1, width=5, height=3.2)
-    axis = axes[0, 0]
-    for row in table.to_dicts():
-        x = row["nominal_bytes"] / 1e6
-        if row["low"] is not None:
-            axis.plot([x, x], [row["low"], row["high"]], color=COLOURS[7], linewidth=1, zorder=1)
-        axis.plot(x, row["value"], "o", color=COLOURS[0], fillstyle="none" if row["simulated"] else "full")
-        axis.annotate(row["scheme"], (x, row["value"]), xytext=(4, 3), textcoords="offset points", fontsize=6)
-    axis.axhline(0.05, color=COLOURS[1], linewidth=0.8, linestyle="--", label="target: 5 %")
-    axis.set_xlabel("nominal size of the transformer / MB")
-    axis.set_ylabel("quality loss")
-    axis.legend()
-    return figure, table
-
-
-def benchmark_latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Median latency with the 10th and 90th percentile, by scheme; a panel for each batch size."""
-    table = concat_tables(named(files, "benchmark", "benchmark.timing.parquet"), "benchmark.timing")
-    table = table.filter(pl.col("latency_median_ms").is_not_null())
-    if table.is_empty():
-        return note("Nothing could be timed: see the reasons in the table."), table
-    batches = sorted(table["batch"].unique())
-    cases = table.select("model", "scheme", "compile").unique(maintain_order=True).rows()
-    figure, axes = grid(1, len(batches), width=7, height=0.8 + 0.22 * len(cases), sharey=True)
-    for axis, batch in zip(axes[0], batches, strict=True):
-        axis.set_title(f"batch {batch}")
-        axis.set_xlabel("ms a batch")
-        axis.set_yticks(range(len(cases)), [f"{s}, {c}" for _, s, c in cases])
-        axis.invert_yaxis()
-        for y, (model, scheme, state) in enumerate(cases):
-            for row in table.filter(model=model, scheme=scheme, compile=state, batch=batch).to_dicts():
-                spread = np.abs(np.array([[row["latency_p10_ms"]], [row["latency_p90_ms"]]]) - row["latency_median_ms"])
-                axis.barh(y, row["latency_median_ms"], color=COLOURS[0] if state == "eager" else COLOURS[2])
-                axis.errorbar(row["latency_median_ms"], y, xerr=spread, color="black", capsize=2, linewidth=0.8)
-    return figure, table

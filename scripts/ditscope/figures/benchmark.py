@@ -1,0 +1,306 @@
+"""Figures of the benchmark: quality against size, memory and speed, scaling with the batch, pictures side by side."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from ditscope.figures import Files
+from ditscope.figures.files import CASE, benchmark_points, named
+from ditscope.figures.images import picture
+from ditscope.figures.style import COLOURS, grid, note
+from ditscope.shards import read_tar
+from ditscope.tables import concat_tables, read_table
+
+STATES = {"eager": ("o", COLOURS[0]), "regional": ("s", COLOURS[2]), "full": ("^", COLOURS[1])}
+STRIP_IMAGES = 3  # pictures of each scheme, each with its difference from the base
+GAIN = 8  # differences are drawn this many times brighter
+LEAST_LOSS = 1e-5  # where a loss of zero stands on a logarithmic axis
+
+
+def quality(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Each quality metric of each scheme, a point with its interval."""
+    table = concat_tables(named(files, "benchmark", "quality.parquet"), "benchmark.quality")
+    drawn = table.filter(pl.col("value").is_not_null())
+    if drawn.is_empty():
+        return note("No quality metric could be computed: see the reasons in the table."), table
+    metrics = drawn["metric"].unique(maintain_order=True).to_list()
+    cases = drawn.select("model", "scheme", "compile").unique(maintain_order=True).rows()
+    columns = min(4, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure, axes = grid(rows, columns, width=9, height=rows * (0.7 + 0.13 * len(cases)), sharey=True)
+    for axis in axes.flat[len(metrics) :]:
+        axis.set_axis_off()
+    for axis, metric in zip(axes.flat, metrics, strict=False):
+        few = drawn.filter(metric=metric)["small_n"].any()
+        axis.set_title(f"{metric}{' (few images)' if few else ''}", fontsize=8)
+        axis.set_yticks(range(len(cases)), labels_of(cases), fontsize=5.5)
+        axis.set_ylim(len(cases) - 0.5, -0.5)
+        axis.grid(axis="x", alpha=0.3)
+        axis.ticklabel_format(axis="x", useOffset=False)
+        axis.locator_params(axis="x", nbins=4)
+        axis.tick_params(axis="x", labelsize=6)
+        for y, (model, scheme, state) in enumerate(cases):
+            for row in drawn.filter(metric=metric, model=model, scheme=scheme, compile=state).to_dicts():
+                if row["low"] is not None and row["high"] is not None:
+                    axis.plot([row["low"], row["high"]], [y, y], color=COLOURS[7], linewidth=1.5)
+                axis.plot(row["value"], y, "o", color=COLOURS[0], markersize=3.5)
+    return figure, table
+
+
+def labels_of(cases: list[tuple[str, str, str]]) -> list[str]:
+    """Names of runs for an axis: scheme, the compile state unless eager, and the model where there are several."""
+    several = len({model for model, _, _ in cases}) > 1
+    return [
+        scheme + (f", {state}" if state != "eager" else "") + (f" ({model})" if several else "")
+        for model, scheme, state in cases
+    ]
+
+
+def pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Quality loss against nominal size, stored size, peak memory and latency, each with its front; a row a model.
+
+    What torchao only simulates stands on the nominal axis alone: in memory it is not smaller.
+    """
+    points = pareto_points(files)
+    if points.is_empty():
+        return note("No scheme has both a size and a quality loss."), points
+    axes_of = [
+        ("nominal_mb", "nominal size / MB", True), ("stored_mb", "size in memory / MB", False),
+        ("peak_mb", "steady peak memory / MB", False), ("latency_ms", "latency at the smallest batch / ms", False),
+    ]  # fmt: skip
+    models = points.select("model", "hardware").unique(maintain_order=True).rows()
+    figure, axes = grid(2 * len(models), 2, width=8.5, height=6.4 * len(models), sharey=True)
+    for number, (model, hardware) in enumerate(models):
+        mine = points.filter(model=model, hardware=hardware)
+        panels = axes[2 * number : 2 * number + 2].flat
+        for axis, (column, title, simulated) in zip(panels, axes_of, strict=True):
+            shown = mine.drop_nulls(column)
+            scatter(axis, shown if simulated else shown.filter(~pl.col("simulated")), column)
+            axis.set_xlabel(title)
+            axis.set_title(f"{model}, {hardware}", fontsize=7)
+        for row in axes[2 * number : 2 * number + 2]:
+            row[0].set_ylabel("quality loss")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=6)
+    return figure, points
+
+
+def scatter(axis: Axes, table: pl.DataFrame, column: str) -> None:
+    """Points of one panel with intervals, names and the front that no other point is left of and below."""
+    axis.set_yscale("log")
+    axis.axhline(
+        table["quality_bound"][0] if len(table) else 0.05,
+        color=COLOURS[7],
+        linewidth=0.8,
+        linestyle="--",
+        label="bound",
+    )
+    for state, (marker, colour) in STATES.items():
+        rows = table.filter(compile=state)
+        axis.scatter([], [], marker=marker, color=colour, label=state)
+        for row in rows.iter_rows(named=True):
+            fill = "none" if row["simulated"] else colour
+            axis.plot([row[column]] * 2, [row["low"], row["high"]], color=COLOURS[7], linewidth=0.8, zorder=1)
+            axis.scatter(row[column], row["loss"], marker=marker, edgecolors=colour, facecolors=fill, s=22, zorder=2)
+    axis.scatter([], [], marker="o", edgecolors=COLOURS[0], facecolors="none", label="only simulated")
+    front: list[dict] = []
+    for row in table.sort(column, "loss").iter_rows(named=True):
+        if not front or row["loss"] < front[-1]["loss"]:
+            front.append(row)
+    axis.plot(
+        [r[column] for r in front], [r["loss"] for r in front], color=COLOURS[6], linewidth=0.8, zorder=0, label="front"
+    )
+    for row in front:
+        axis.annotate(
+            row["scheme"], (row[column], row["loss"]), xytext=(-3, -3), textcoords="offset points", fontsize=5.5,
+            rotation=35, rotation_mode="anchor", ha="right", va="top",  # left of and below the front there is nothing
+        )  # fmt: skip
+    axis.margins(x=0.25, y=0.15)
+    if column.endswith("_mb") and column != "peak_mb" and len(table):  # sizes spread over powers of two
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+
+
+def pareto_points(files: Files) -> pl.DataFrame:
+    """Every judged run with its sizes, steady peak and latency at the smallest batch, and the loss kept above zero."""
+    points = benchmark_points(files).with_columns(
+        nominal_mb=pl.col("nominal_bytes") / 1e6, stored_mb=pl.col("stored_bytes") / 1e6
+    )
+    timing = concat_tables(named(files, "benchmark", "benchmark.timing.parquet"), "benchmark.timing")
+    peak = pl.coalesce("steady_peak_reserved_bytes", "steady_peak_rss_bytes") / 1e6
+    first = timing.filter(pl.col("batch") == pl.col("batch").min().over(CASE)).select(
+        *CASE, latency_ms="latency_median_ms", peak_mb=peak
+    )
+    floored = [pl.max_horizontal(pl.coalesce(c, "value"), pl.lit(LEAST_LOSS)).alias(c) for c in ("low", "high")]
+    loss = pl.max_horizontal("value", pl.lit(LEAST_LOSS)).alias("loss")
+    return points.join(first, on=CASE, how="left", maintain_order="left").with_columns(*floored, loss)
+
+
+def latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Median latency with the 10th and 90th percentile, by scheme; a panel for each batch size; targets as lines."""
+    table = timed(files)
+    if table.is_empty():
+        return note("Nothing could be timed: see the reasons in the table."), table
+    batches = sorted(table["batch"].unique())
+    cases = table.select("model", "scheme", "compile").unique(maintain_order=True).rows()
+    wanted = targets(files)
+    figure, axes = grid(
+        1, len(batches), width=max(5, 1.5 + 2.1 * len(batches)), height=1.2 + 0.17 * len(cases), sharey=True
+    )
+    for axis, batch in zip(axes[0], batches, strict=True):
+        axis.set_title(f"batch {batch}")
+        axis.set_xlabel("ms a batch")
+        axis.set_yticks(range(len(cases)), labels_of(cases), fontsize=6)
+        axis.set_ylim(len(cases) - 0.5, -0.5)
+        for y, (model, scheme, state) in enumerate(cases):
+            for row in table.filter(model=model, scheme=scheme, compile=state, batch=batch).to_dicts():
+                spread = np.abs(np.array([[row["latency_p10_ms"]], [row["latency_p90_ms"]]]) - row["latency_median_ms"])
+                axis.barh(y, row["latency_median_ms"], color=STATES[state][1])
+                axis.errorbar(row["latency_median_ms"], y, xerr=spread, color="black", capsize=2, linewidth=0.8)
+        for number, target in enumerate(wanted.filter(batch=batch).iter_rows(named=True)):
+            rows = [y for y, (model, _, _) in enumerate(cases) if model == target["model"]]
+            if rows:
+                name = f"{target['target']}: {target['latency_ms']:g} ms, batch {batch} ({target['source']})"
+                axis.vlines(
+                    target["latency_ms"], min(rows) - 0.5, max(rows) + 0.5, color=COLOURS[3],
+                    linestyle=("--", ":", "-.")[number % 3], label=name,
+                )  # fmt: skip
+    for state in dict.fromkeys(state for _, _, state in cases):
+        axes[0, 0].barh([0], [0], color=STATES[state][1], label=state)
+    handles, names = zip(
+        *(pair for a in axes[0] for pair in zip(*a.get_legend_handles_labels(), strict=True)), strict=True
+    )
+    figure.legend(handles, names, loc="outside lower center", ncols=3)
+    return figure, table
+
+
+def batch_scaling(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Images a second (left) and steady peak memory (right) against the batch size, a line a scheme; a row a model.
+
+    Schemes that torchao only simulates have no line in the right panel: in memory they are not smaller.
+    """
+    table = timed(files)
+    if table.is_empty():
+        return note("Nothing could be timed: see the reasons in the table."), table
+    if table["batch"].n_unique() < 2:
+        return note("Only one batch size was timed: benchmark.batches asks for more."), table
+    peak = pl.coalesce("steady_peak_reserved_bytes", "steady_peak_rss_bytes") / 1e6
+    table = table.with_columns(images_per_second=1000 / pl.col("latency_per_image_ms"), peak_mb=peak)
+    models = table.select("model", "hardware").unique(maintain_order=True).rows()
+    figure, axes = grid(len(models), 2, width=8.5, height=0.4 + 3.2 * len(models))
+    for row, (model, hardware) in zip(axes, models, strict=True):
+        mine = table.filter(model=model, hardware=hardware)
+        schemes = mine["scheme"].unique(maintain_order=True).to_list()
+        for axis, column, title in zip(
+            row, ("images_per_second", "peak_mb"), ("images a second", "steady peak memory / MB"), strict=True
+        ):
+            for scheme, state in mine.select("scheme", "compile").unique(maintain_order=True).rows():
+                line = mine.filter(scheme=scheme, compile=state).sort("batch")
+                if column == "peak_mb" and line["simulated"].any():
+                    continue
+                number = schemes.index(scheme)
+                axis.plot(
+                    line["batch"], line[column], color=COLOURS[number % len(COLOURS)], markersize=3.5, linewidth=1,
+                    marker="osv^D*Px"[number // len(COLOURS) % 8],
+                    linestyle={"eager": "-", "regional": "--", "full": ":"}[state],
+                    label=labels_of([(model, scheme, state)])[0],
+                )  # fmt: skip
+            axis.set_xscale("log", base=2)
+            ticks = sorted(mine["batch"].unique())
+            axis.set_xticks(ticks, map(str, ticks))
+            axis.set_xlabel("batch size")
+            axis.set_ylabel(title)
+            axis.set_title(f"{model}, {hardware}", fontsize=7)
+        row[1].legend(*row[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=5.5)
+    return figure, table
+
+
+def strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """The same pictures under every scheme (down), each beside its difference from the eager base."""
+    runs = image_runs(files)
+    base = {model: images for model, _, name, images in runs if name == "base-eager"}
+    rows = [run for run in runs if run[0] in base and run[3]]
+    records = [
+        {"model": model, "hardware": host, "run": name, "prompt_id": prompt_id, "seed": seed}
+        for model, host, name, images in rows
+        for prompt_id, seed in sorted(images)[:STRIP_IMAGES]
+    ]
+    if not rows:
+        return note("No run of the benchmark left pictures."), pl.DataFrame(records)
+    shown = min(STRIP_IMAGES, max(len(images) for images in base.values()))
+    figure, axes = grid(len(rows), 2 * shown, width=1.6 + 1.5 * shown, height=0.4 + 0.75 * len(rows))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    several = len(base) > 1
+    for number, (row, (model, _, name, images)) in enumerate(zip(axes, rows, strict=True)):
+        text = name.removesuffix("-eager") + (f"\n{model}" if several else "")
+        row[0].text(-0.08, 0.5, text, transform=row[0].transAxes, ha="right", va="center", fontsize=6)
+        for column, key in enumerate(sorted(base[model])[:STRIP_IMAGES]):
+            left, right = row[2 * column], row[2 * column + 1]
+            if key not in images:
+                continue
+            mine, reference = (picture(found[key]) for found in (images, base[model]))
+            left.imshow(mine, interpolation="nearest")
+            difference = np.abs(mine.astype(float) - reference.astype(float))
+            right.imshow(np.clip(difference * GAIN, 0, 255).astype(np.uint8), interpolation="nearest")
+            if number == 0:
+                left.set_title(f"{key[0][:22]}\nseed {key[1]}", fontsize=4.5)
+                right.set_title(f"difference\nx {GAIN}", fontsize=4.5)
+    return figure, pl.DataFrame(records)
+
+
+def image_runs(files: Files) -> list[tuple[str, str, str, dict[tuple[str, int], bytes]]]:
+    """Model, hardware, `scheme-compile` and PNGs by (prompt_id, seed) of every run's tar."""
+    runs = []
+    for path in files["benchmark"]:
+        if path.suffix == ".tar":
+            pngs = {(s["json"]["prompt_id"], s["json"]["seed"]): s["png"] for s in read_tar(path)}
+            runs.append((path.parent.parent.name, path.parent.name, path.stem, pngs))
+    return runs
+
+
+def flat_field(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Noise on a flat field against the number of steps, a line a run: mean and range over seeds."""
+    table = concat_tables(named(files, "benchmark", "flat_field.parquet"), "benchmark.flat_field")
+    if table.is_empty():
+        return note("No noise-growth curve was asked for: see benchmark.flat_field_steps."), table
+    models = table.select("model", "hardware").unique(maintain_order=True).rows()
+    figure, axes = grid(1, len(models), width=1.5 + 3.6 * len(models), height=3.6)
+    for axis, (model, hardware) in zip(axes[0], models, strict=True):
+        mine = table.filter(model=model, hardware=hardware)
+        schemes = mine["scheme"].unique(maintain_order=True).to_list()
+        for scheme, state in mine.select("scheme", "compile").unique(maintain_order=True).rows():
+            mean = mine.filter(scheme=scheme, compile=state).group_by("steps").agg(pl.col("noise").mean()).sort("steps")
+            number = schemes.index(scheme)
+            axis.plot(
+                mean["steps"], mean["noise"], color=COLOURS[number % len(COLOURS)], markersize=3.5, linewidth=1,
+                marker="osv^D*Px"[number // len(COLOURS) % 8],
+                linestyle={"eager": "-", "regional": "--", "full": ":"}[state],
+                label=labels_of([(model, scheme, state)])[0],
+            )  # fmt: skip
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        ticks = sorted(mine["steps"].unique())
+        axis.set_xticks(ticks, map(str, ticks))
+        axis.set_xlabel("steps")
+        axis.set_ylabel("noise on a flat field / levels of 255")
+        axis.set_title(f"{model}, {hardware}", fontsize=7)
+        axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=5.5)
+    return figure, table
+
+
+def timed(files: Files) -> pl.DataFrame:
+    """Rows of the timing table that have a latency, each with whether torchao only simulates its bits."""
+    table = concat_tables(named(files, "benchmark", "benchmark.timing.parquet"), "benchmark.timing")
+    runs = concat_tables(named(files, "benchmark", "benchmark.parquet"), "benchmark").select(*CASE, "simulated")
+    table = table.filter(pl.col("latency_median_ms").is_not_null())
+    return table.join(runs, on=CASE, how="left", maintain_order="left")
+
+
+def targets(files: Files) -> pl.DataFrame:
+    """Published latencies that the study names."""
+    (path,) = named(files, "benchmark", "targets.parquet")
+    return read_table(Path(path), "benchmark.targets")
