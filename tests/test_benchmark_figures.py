@@ -1,0 +1,120 @@
+"""Figures of the benchmark: what is only simulated stays off the memory fronts, strips show true differences."""
+
+import io
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ditscope.figures import benchmark as figures
+from ditscope.shards import png_bytes, write_tar
+from ditscope.tables import write_table
+
+SCHEMES = ("base", "int8", "int3")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Tables and pictures of three schemes, `int3` simulated, `base` compiled as well."""
+    runs, times, quality, flat, tars = [], [], [], [], []
+    for scheme, state in (*((s, "eager") for s in SCHEMES), ("base", "full")):
+        case = {"model": "m", "hardware": "h", "scheme": scheme, "kind": scheme, "compile": state}
+        number = SCHEMES.index(scheme)
+        sizes = {"nominal_bytes": (9 - 3 * number) * 10**6, "stored_bytes": (9 - 4 * min(number, 1)) * 10**6}
+        runs.append(case | sizes | {"simulated": number == 2, "quality_bound": 0.05, "quality_verdict": "within"})
+        quality += [
+            case | {"metric": "quality_loss", "value": 0.02 * number, "low": 0.01 * number, "high": 0.04 * number}
+            | {"n": 2, "small_n": False, "reason": ""},
+            case | {"metric": "fid", "value": 1.0 * number, "low": None, "high": None}
+            | {"n": 2, "small_n": True, "reason": ""},
+        ]  # fmt: skip
+        for batch in (1, 4):
+            latency = {f"latency_{part}_ms": 10.0 * batch + number for part in ("median", "p10", "p90")}
+            memory = {"steady_peak_reserved_bytes": None, "steady_peak_rss_bytes": 10**9 + batch}
+            times.append(case | latency | memory | {"batch": batch, "latency_per_image_ms": 10.0})
+        flat += [case | {"steps": steps, "seed": 0, "noise": 1.0 + number * steps} for steps in (1, 4)]
+        image = np.full((16, 16, 3), 100 + 10 * number, np.uint8)
+        tars.append(tmp_path / "m" / "h" / f"{scheme}-{state}.tar")
+        write_tar([{"__key__": "a", "png": png_bytes(image), "json": {"prompt_id": "p", "seed": 0}}], tars[-1])
+    target = {"target": "goal", "model": "m", "batch": 4, "latency_ms": 30.0, "source": "elsewhere"}
+    for name, table, rows in (
+        ("benchmark", "benchmark", runs), ("benchmark.timing", "benchmark.timing", times),
+        ("quality", "benchmark.quality", quality), ("flat_field", "benchmark.flat_field", flat),
+        ("targets", "benchmark.targets", [target]),
+    ):  # fmt: skip
+        frame = pl.DataFrame(rows, infer_schema_length=None)
+        frame = (
+            frame.with_columns(pl.col("steady_peak_reserved_bytes").cast(pl.Int64))
+            if table.endswith("timing")
+            else frame
+        )
+        write_table(frame, tmp_path / f"{name}.parquet", table)
+    return {"benchmark": [*tmp_path.glob("*.parquet"), *tars]}
+
+
+def names(axis):
+    return {text.get_text() for text in axis.texts}
+
+
+def test_simulated_schemes_are_on_the_nominal_front_only(files):
+    figure, data = figures.pareto(files)
+    nominal, stored, peak, latency = figure.axes
+    assert names(nominal) == {"base", "int8", "int3"}
+    for axis in (stored, peak, latency):
+        assert "int3" not in names(axis) and "int8" in names(stored)
+    assert data.filter(scheme="base", compile="eager")["loss"][0] == figures.LEAST_LOSS, "zero has no logarithm"
+    assert data["latency_ms"].to_list() == [10, 11, 12, 10]
+
+
+def test_the_front_holds_what_nothing_beats(files):
+    figure, _ = figures.pareto(files)
+    (line,) = [line for line in figure.axes[0].lines if line.get_label() == "front"]
+    assert list(line.get_xdata()) == [3, 6, 9] and list(line.get_ydata()) == [0.04, 0.02, figures.LEAST_LOSS]
+
+
+def test_targets_are_lines_of_their_batch(files):
+    figure, _ = figures.latency(files)
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "goal: 30 ms, batch 4 (elsewhere)" in said and {"eager", "full"} < set(said)
+    one, four = figure.axes
+    dashed = [[c.get_label() for c in axis.collections if c.get_label().startswith("goal")] for axis in (one, four)]
+    assert dashed == [[], ["goal: 30 ms, batch 4 (elsewhere)"]]
+
+
+def test_strips_draw_each_scheme_beside_its_difference(files):
+    figure, data = figures.strips(files)
+    assert data["run"].to_list() == ["base-eager", "int8-eager", "int3-eager", "base-full"]
+    shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    assert len(shown) == 8 and [int(image.max()) for image in shown[1::2]] == [0, 80, 160, 0]  # 8 times as bright
+    assert int(shown[2].max()) == 110
+
+
+def test_memory_of_simulated_schemes_is_no_line_of_the_batch_figure(files):
+    figure, _ = figures.batch_scaling(files)
+    left, right = figure.axes
+    assert [line.get_label() for line in left.lines] == ["base", "int8", "int3", "base, full"]
+    assert [line.get_label() for line in right.lines] == ["base", "int8", "base, full"]
+    assert left.lines[0].get_ydata().tolist() == [100, 100]
+
+
+def test_flat_field_and_quality(files):
+    figure, _ = figures.flat_field(files)
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines][2] == [3, 9]
+    figure, _ = figures.quality(files)
+    assert [axis.get_title() for axis in figure.axes] == ["quality_loss", "fid (few images)"]
+
+
+@pytest.mark.parametrize("draw", ["quality", "pareto", "latency", "batch_scaling", "strips", "flat_field"])
+def test_nothing_measured_is_a_note_and_every_figure_can_be_drawn(files, draw):
+    figure, _ = getattr(figures, draw)(files)
+    figure.savefig(io.BytesIO(), format="png", dpi=40)
+    for path in files["benchmark"]:
+        if path.suffix == ".parquet" and path.stem != "targets":
+            table = pl.read_parquet(path).clear()
+            name = pl.read_parquet_metadata(path)["table"]
+            write_table(table, path, name)
+        elif path.suffix == ".tar":
+            write_tar([], path)
+    figure, data = getattr(figures, draw)(files)
+    assert data.is_empty() and len(figure.axes) == 0 and figure.texts
+    figure.savefig(io.BytesIO(), format="png", dpi=40)
