@@ -11,6 +11,7 @@ import pytest
 import yaml
 from packaging.markers import Marker
 from packaging.requirements import Requirement
+from rattler import MatchSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
@@ -125,6 +126,23 @@ def test_versions_are_the_lock_s(name):
     found = packages(ENVS[name])
     assert found.pop("python") == "3.11"
     assert found == {package: locked()[package] for package in found}
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_dependencies_are_pinned_and_conda_reads_them(name):
+    """py-rattler's strict grammar of conda's package specifications; pip's part by its own."""
+    for item in yaml.safe_load(ENVS[name].read_text())["dependencies"]:
+        if isinstance(item, dict):
+            assert all(re.search(r"==[0-9][^ ]*", str(Requirement(line).specifier)) for line in item["pip"])
+        else:
+            spec = MatchSpec(item, strict=True)
+            assert item == "pip" or re.fullmatch(r"[0-9][0-9a-z.]*", str(spec.version).lstrip("=").removesuffix(".*"))
+
+
+def test_strict_grammar_refuses_what_conda_would_misread():
+    for wrong in ("python >>3", "numpy=1.26.*", "polars==2.1.0==3"):
+        with pytest.raises(Exception, match=r"."):
+            MatchSpec(wrong, strict=True)
 
 
 @pytest.mark.parametrize("rule", rules())
