@@ -1,4 +1,4 @@
-# Captures. Needs: the prompt shards of the first runs and a generator with blocks. Leaves: one folder
+# Captures. Needs: the first runs and a generator with blocks. Leaves: one folder
 # <results>/captures/<model>/<capture>/ a capture set, in it <generation_id>/ a run: img_0.jpg, statistics.parquet
 # (table `capture_statistics`), intermediates/ (step_*.safetensors, metadata.json, decoded/step_*/<block>.jpg).
 # What blocks do: <results>/analysis/<model>/<capture>/*.parquet, a table a question; <results>/ablation/<model>.parquet
@@ -12,7 +12,7 @@ rule capture:
 
 rule capture_set:
     input:
-        prompts=ancient(lambda w: [prompt_shards()[shard] for shard in CAPTURE_RUNS[w.capture]["shards"]]),
+        prompts=lambda w: run_slice(CAPTURE_RUNS[w.capture]),
         weights=lambda w: model_files(w.model),
     output:
         captures=directory("<results>/captures/{model}/{capture}"),
@@ -28,7 +28,6 @@ rule capture_set:
         runtime=scaled(240),
     params:
         code=code("capture"),
-        runs=lambda w: CAPTURE_RUNS[w.capture]["digest"],
         model=lambda w: model_params(w.model),
         settings=lambda w: plain(CONFIG.capture.sets[w.capture]),
     script:
@@ -73,7 +72,7 @@ rule ablate:
 
 rule ablation:
     input:
-        prompts=ancient([prompt_shards()[shard] for shard in ABLATED_RUNS["shards"]]),
+        prompts=run_slice(ABLATED_RUNS),
         weights=lambda w: model_files(w.model),
         features=embedder_files(CONFIG.ablate.features) if CONFIG.ablate.features else [],
     output:
@@ -91,7 +90,6 @@ rule ablation:
         runtime=scaled(240),
     params:
         code=code("ablate"),
-        runs=ABLATED_RUNS["digest"],
         model=lambda w: model_params(w.model),
         embedders=chosen_embedders(CONFIG.ablate.features),
         settings=stage("ablate"),

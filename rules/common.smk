@@ -74,11 +74,16 @@ except InputError as error:
 
 RESULTS = f"results/{CONFIG.experiment}"
 SHARDS = [f"{i:05d}" for i in range(len(SHARD_INDEX))]
+RUN_SLICES = {
+    f"{part['start']}-{part['count']}": part["digest"]
+    for part in [*TRAJECTORY_INDEX, *CAPTURE_RUNS.values(), ABLATED_RUNS]
+}
 TRAJECTORY_SHARDS = [f"{i:05d}" for i in range(len(TRAJECTORY_INDEX))]
 
 
 wildcard_constraints:
     shard=r"\d{5}",
+    slice=r"\d+-\d+",
     model="|".join(CONFIG.models) or "none",
     network="|".join(CONFIG.networks) or "none",
     embedder="|".join(CONFIG.embedders) or "none",
@@ -164,6 +169,11 @@ def all_cores():
 
 
 # What stages leave --------------------------------------------------------------------------------------------------
+
+
+def run_slice(part):
+    """The table of the runs that a capture set or a shard of trajectories is made of."""
+    return f"{RESULTS}/prompts/runs-{part['start']}-{part['count']}.parquet"
 
 
 @cache
@@ -318,9 +328,14 @@ def calibration_inputs(model):
     )
 
 
-def sensitivity_layers(*models):
-    groups = [f"{i:03d}" for i in range(CONFIG.sensitivity.layer_groups)]
-    return expand(f"{RESULTS}/sensitivity/{{model}}/layers-{{group}}.parquet", model=models, group=groups)
+def sensitivity_groups():
+    """Jobs of a model's layers; adaptive mode weighs all layers in one."""
+    return 1 if CONFIG.sensitivity.mode == "adaptive" else CONFIG.sensitivity.layer_groups
+
+
+def sensitivity_layers(*models, name="layers"):
+    groups = [f"{i:03d}" for i in range(sensitivity_groups())]
+    return expand(f"{RESULTS}/sensitivity/{{model}}/{name}-{{group}}.parquet", model=models, group=groups)
 
 
 def sensitivity_table():

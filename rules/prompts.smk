@@ -1,4 +1,5 @@
-# Prompts. Needs: the prompt CSV. Leaves: <results>/prompts/shard-*.parquet (table `prompts`, one row a run).
+# Prompts. Needs: the prompt CSV. Leaves: <results>/prompts/shard-*.parquet (table `prompts`, one row a run), and
+# runs-<start>-<count>.parquet, the same of the first runs, for stages that take no more of them.
 
 
 rule prompts:
@@ -23,3 +24,22 @@ rule prompt_shard:
         experiment=CONFIG.experiment,
     script:
         "../scripts/prompt_shard.py"
+
+
+rule prompt_slice:
+    input:
+        csv=ancient(CONFIG.prompts.csv),
+    output:
+        runs="<results>/prompts/runs-{slice}.parquet",
+    log:
+        "<logs>/prompts/runs-{slice}.log",
+    localrule: True
+    conda:
+        "../envs/tables.yaml"
+    params:
+        code=code("prompts"),
+        runs=lambda w: RUN_SLICES[w.slice],
+        settings=plain(CONFIG.prompts) | {"shard_size": 1, "max_shards": 0},
+        experiment=CONFIG.experiment,
+    script:
+        "../scripts/prompt_slice.py"

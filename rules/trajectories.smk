@@ -1,4 +1,4 @@
-# Trajectories. Needs: the first prompt shards, the models of each network, bit plans where an entry is quantized by one.
+# Trajectories. Needs: the first runs, the models of each network, bit plans where an entry is quantized by one.
 # Leaves: <results>/trajectories/<network>/shard-*: the table `trajectories` (one row a text or image), a tar of the
 # images, and the table `trajectories.timing`.
 
@@ -10,7 +10,7 @@ rule trajectories:
 
 rule trajectory_shard:
     input:
-        prompts=ancient(lambda w: [prompt_shards()[table] for table in TRAJECTORY_INDEX[int(w.shard)]["tables"]]),
+        prompts=lambda w: run_slice(TRAJECTORY_INDEX[int(w.shard)]),
         weights=lambda w: model_files(*(entry.name for entry in NETWORKS[w.network])),
         plans=lambda w: network_plans(w.network),
     output:
@@ -29,7 +29,6 @@ rule trajectory_shard:
         runtime=scaled(240),
     params:
         code=code("trajectories"),
-        runs=lambda w: TRAJECTORY_INDEX[int(w.shard)],
         network=lambda w: network_params(w.network),
         plans=f"{RESULTS}/plans",
         settings=stage("trajectories"),

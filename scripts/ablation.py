@@ -16,7 +16,7 @@ with job(snakemake):
     ablate(
         name=snakemake.wildcards.model,
         model=model_entry(snakemake.params.model),
-        prompts=[Path(path) for path in snakemake.input.prompts],
+        prompts=[Path(snakemake.input.prompts)],
         out=Path(snakemake.output.table),
         embedders={name: decode(Embedder, entry) for name, entry in entries.items()},
         images=Path(snakemake.output.images),

@@ -13,7 +13,7 @@ with job(snakemake):
         name=snakemake.wildcards.model,
         model=model_entry(snakemake.params.model),
         output_dir=Path(snakemake.output.captures),
-        prompts=[Path(path) for path in snakemake.input.prompts],
+        prompts=[Path(snakemake.input.prompts)],
         settings=decode(CaptureSet, snakemake.params.settings),
         partial=partial_root(snakemake),
     )

@@ -9,18 +9,16 @@ from ditscope.settings import Scheme, Trajectories
 with job(snakemake):
     from ditscope.trajectories import trajectories
 
-    network, runs = snakemake.params.network, snakemake.params.runs
+    network = snakemake.params.network
     trajectories(
         network=snakemake.wildcards.network,
         entries=network["entries"],
         models={name: model_entry(entry) for name, entry in network["models"].items()},
         schemes={name: decode(Scheme, entry) for name, entry in network["schemes"].items()},
-        prompt_tables=[Path(path) for path in snakemake.input.prompts],
+        prompt_tables=[Path(snakemake.input.prompts)],
         table=Path(snakemake.output.table),
         images=Path(snakemake.output.images),
         timing=Path(snakemake.output.timing),
-        start=runs["start"],
-        count=runs["count"],
         plans=Path(snakemake.params.plans),
         settings=decode(Trajectories, snakemake.params.settings),
         partial=partial_root(snakemake),

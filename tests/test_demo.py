@@ -53,7 +53,7 @@ def embedded(report: Path) -> dict[str, str]:
 
 
 def test_pictures_show_what_the_prompts_ask_for(demo):
-    runs = concat_tables(sorted(demo.glob("images/*/*.parquet")), "images")
+    runs = concat_tables(sorted(demo.glob("images/*/shard-?????.parquet")), "images")
     right = []
     for tar in sorted(demo.glob("images/*/*.tar")):
         for sample in read_tar(tar):

@@ -87,6 +87,15 @@ def test_edited_stage_code_reruns_that_stage_and_its_downstream_only(edited, mod
     assert set(jobs) == stale
 
 
+def test_other_seeds_rerun_all_that_samples_at_once(study, tmp_path):
+    """Also what reads the first runs only: Snakemake looks at no parameter of a job whose inputs will be made anew."""
+    clone = reclone(study, tmp_path / "clone")
+    overlay = clone / "seeds.yaml"
+    overlay.write_text("prompts: {seeds: [7]}\n")
+    jobs = planned(clone, str(overlay))
+    assert {"image_shard", "capture_set", "trajectory_shard", "refine_train", "figures"} <= set(jobs)
+
+
 def test_staleness_release_ignores_edited_code(study, tmp_path):
     clone = reclone(study, tmp_path / "clone")
     overlay = clone / "release.yaml"

@@ -9,7 +9,7 @@ from pathlib import Path
 from ditscope.errors import InputError
 from ditscope.identity import digest
 from ditscope.models import is_generator
-from ditscope.prompts import check_shards, least, read_prompts, runs_of, shards_of
+from ditscope.prompts import check_shards, least, read_prompts, runs_of
 from ditscope.settings import Model, Prompts, Scheme, Trajectories
 
 
@@ -72,17 +72,14 @@ def plan_file(plans: Path | str, entry: Entry) -> Path | None:
 def trajectory_index(prompts: Prompts, settings: Trajectories, experiment: str) -> list[dict]:
     """What the workflow must know of each shard of trajectories.
 
-    digest: of its runs; count: their number; tables: numbers of the prompt shards that hold them; start: rows of the
-    first of these to skip. Raising `trajectories.prompts` or appending to the CSV changes the last unfilled shard only.
+    start: the number of its first run; count: how many they are; digest: of the runs. Raising `trajectories.prompts` or
+    appending to the CSV changes the last unfilled shard only.
     """
     rows = read_prompts(prompts.csv, least(prompts.limit, settings.prompts))
-    shards = [runs_of(shard, prompts.all_seeds(), experiment) for shard in shards_of(rows, prompts.shard_size)]
-    placed = [(table, row, run) for table, shard in enumerate(shards) for row, run in enumerate(shard)]
-    check_shards("trajectories", len(placed), settings.shard_size, prompts.max_shards)
+    runs = runs_of(rows, prompts.all_seeds(), experiment)
+    check_shards("trajectories", len(runs), settings.shard_size, prompts.max_shards)
     index = []
-    for first in range(0, len(placed), settings.shard_size):
-        part = placed[first : first + settings.shard_size]
-        tables = sorted({table for table, _, _ in part})
-        runs = [run for _, _, run in part]
-        index.append({"digest": digest(runs), "count": len(runs), "tables": tables, "start": part[0][1]})
+    for start in range(0, len(runs), settings.shard_size):
+        part = runs[start : start + settings.shard_size]
+        index.append({"start": start, "count": len(part), "digest": digest(part)})
     return index

@@ -42,7 +42,7 @@ def iter_prompts(path: Path | str) -> Iterator[Prompt]:
     except UnicodeDecodeError as error:
         number = path.read_bytes()[: error.start].count(b"\n") + 1
         raise InputError(f"{path}: row {number} is not UTF-8; save the file as UTF-8") from None
-    rows = csv.reader(io.StringIO(text.removeprefix("\ufeff")))
+    rows = csv_rows(path, text.removeprefix("\ufeff"))
     if not (first := next(rows, [])):
         raise InputError(f"{path}: empty; the first row must name the columns, `prompt` among them")
     header = [name.strip() for name in first]
@@ -70,6 +70,17 @@ def iter_prompts(path: Path | str) -> Iterator[Prompt]:
         yield Prompt(prompt_id, values["prompt"], values.get("negative_prompt", ""), values.get("family", ""), seed)
     if not row_of:
         raise InputError(f"{path}: no prompt below the header")
+
+
+def csv_rows(path: Path, text: str) -> Iterator[list[str]]:
+    """The rows of a CSV. Raises InputError with file and line where it is none."""
+    rows = csv.reader(io.StringIO(text, newline=""))
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise InputError(
+            f"{path}: line {rows.line_num} is not CSV ({error}); quote the field or save it again"
+        ) from None
 
 
 def runs_of(prompts: list[Prompt], seeds: list[int], experiment: str) -> list[dict]:
@@ -124,11 +135,10 @@ def check_shards(stage: str, count: int, shard_size: int, max_shards: int) -> No
 
 
 def first_runs(settings: Prompts, experiment: str, count: int) -> dict:
-    """What the workflow must know of the first `count` runs (0: all): their digest, and the shards they are in."""
+    """What the workflow must know of the first `count` runs (0: all): where they start, their number and digest."""
     prompts = read_prompts(settings.csv, least(settings.limit, count))
-    shards = [runs_of(shard, settings.all_seeds(), experiment) for shard in shards_of(prompts, settings.shard_size)]
-    runs = [(number, run) for number, shard in enumerate(shards) for run in shard][: count or None]
-    return {"digest": digest([run for _, run in runs]), "shards": sorted({number for number, _ in runs})}
+    runs = runs_of(prompts, settings.all_seeds(), experiment)[: count or None]
+    return {"start": 0, "count": len(runs), "digest": digest(runs)}
 
 
 def least(*limits: int) -> int:
@@ -147,13 +157,23 @@ def read_runs(path: Path | str) -> list[dict]:
 
 def write_shard(csv: Path | str, shard: int, out: Path | str, settings: Prompts, experiment: str) -> None:
     """Write the runs of one shard as the table `prompts`."""
+    start = shard * settings.shard_size
+    stop = least(settings.limit, start + settings.shard_size)
+    write_runs(runs_of(list(islice(iter_prompts(csv), start, stop)), settings.all_seeds(), experiment), out)
+
+
+def write_slice(csv: Path | str, start: int, count: int, out: Path | str, settings: Prompts, experiment: str) -> None:
+    """Write runs `start` to `start + count` of all, in order, as the table `prompts`."""
+    prompts = read_prompts(csv, least(settings.limit, start + count))
+    write_runs(runs_of(prompts, settings.all_seeds(), experiment)[start : start + count], out)
+
+
+def write_runs(runs: list[dict], out: Path | str) -> None:
+    """Write runs as the table `prompts`."""
     import polars as pl
 
     from ditscope.tables import write_table
 
-    start = shard * settings.shard_size
-    stop = least(settings.limit, start + settings.shard_size)
-    runs = runs_of(list(islice(iter_prompts(csv), start, stop)), settings.all_seeds(), experiment)
     schema = {
         "prompt_id": pl.String,
         "prompt": pl.String,

@@ -51,18 +51,16 @@ def trajectories(
     table: Path,
     images: Path,
     timing: Path,
-    start: int = 0,
-    count: int = 0,
     plans: Path = Path("plans"),
     settings: Trajectories = Trajectories(),
     partial: Path | None = None,
 ) -> None:
     """Follow runs around a network and record every text and image on the way.
 
-    `entries` is the cycle (`shapes-flux:int4 shapes-blip`); `prompt_tables` are tables `prompts`, in order, of which
-    `count` rows (0: all) from row `start` on are the runs; `plans` holds <model>/<budget>.json for entries that are
-    quantized by a plan. Leaves `table` (table `trajectories`, one row a state, the prompt at -1), `images` (tar of png
-    by output_key, each image once) and `timing` (table `trajectories.timing`). Finished rounds in `partial` are reused.
+    `entries` is the cycle (`shapes-flux:int4 shapes-blip`); the rows of `prompt_tables` (tables `prompts`) are the runs;
+    `plans` holds <model>/<budget>.json for entries that are quantized by a plan. Leaves `table` (table `trajectories`,
+    one row a state, the prompt at -1), `images` (tar of png by output_key, each image once) and `timing` (table
+    `trajectories.timing`). Finished rounds in `partial` are reused.
     """
     if settings.max_length < 1:
         raise InputError(f"trajectories.max_length: {settings.max_length}; a trajectory has at least one invocation")
@@ -71,7 +69,7 @@ def trajectories(
     for file in files:
         if file is not None and not file.is_file():
             raise InputError(f"{file}: no such bit plan; run the stage `plan` first, or correct networks.{network}")
-    runs = concat_tables(prompt_tables, "prompts").slice(start, count or None).to_dicts()
+    runs = concat_tables(prompt_tables, "prompts").to_dicts()
     key = {
         "cycle": [asdict(entry) for entry in cycle],
         "plans": [file and file_digest(file) for file in files],

@@ -15,7 +15,7 @@ from ditscope.progress import PLAN
 OWN = ("logs/", ".benchmarks/", f"{FOLDER}/", ".partial/", PLAN, "progress.md", "report.html", "doctor.json")
 # Where a file that no job of this config makes was made by a job of an earlier one.
 SHARDED = (
-    "prompts/shard-*.parquet", "images/*/shard-*", "captures/*/*", "calibration/*/shards/*",
+    "prompts/*.parquet", "images/*/shard-*", "captures/*/*", "calibration/*/shards/*",
     "calibration/*/manifest.json", "sensitivity/*/layers-*.parquet", "plans/*/*.json", "trajectories/*/shard-*",
     "embeddings/*/*-*.parquet", "refine/*/*", "videos/captures/*/*",
 )  # fmt: skip

@@ -13,25 +13,28 @@ from ditscope.figures import Files
 from ditscope.figures.style import grid
 from ditscope.shards import read_tar
 
-ROWS = 12
+ROWS, SEEDS = 12, 4
 
 
 def image_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """The first prompts down, every model and seed across."""
+    """The first prompts down, every model and its first seeds across."""
     samples = [s for path in files["generate"] if path.suffix == ".tar" for s in read_tar(path)]
     records = pl.DataFrame([s["json"] for s in samples]).with_row_index("sample")
+    place = pl.int_range(pl.len()).over("model", "prompt_id").alias("place")
+    records = records.with_columns(place).filter(pl.col("place") < SEEDS)
     prompts = records["prompt_id"].unique(maintain_order=True).to_list()[:ROWS]
-    columns = records.select("model", "seed").unique().sort("model", "seed").rows()
+    columns = records.select("model", "place").unique().sort("model", "place").rows()
     figure, axes = grid(len(prompts), len(columns), width=2.2 + 0.95 * len(columns), height=0.3 + 0.95 * len(prompts))
     for row, prompt_id in enumerate(prompts):
-        for column, (model, seed) in enumerate(columns):
+        for column, (model, place) in enumerate(columns):
             axis = axes[row, column]
             axis.set_axis_off()
-            found = records.filter(prompt_id=prompt_id, model=model, seed=seed)
+            found = records.filter(prompt_id=prompt_id, model=model, place=place)
             if len(found):
                 axis.imshow(picture(samples[found["sample"][0]]["png"]), interpolation="nearest")
             if row == 0:
-                axis.set_title(f"{model}\nseed {seed}", fontsize=6)
+                seeds = records.filter(model=model, place=place)["seed"].unique()
+                axis.set_title(f"{model}\n" + (f"seed {seeds[0]}" if len(seeds) == 1 else "own seeds"), fontsize=6)
             if column == 0:
                 prompt = records.filter(prompt_id=prompt_id)["prompt"][0]
                 axis.text(
@@ -44,7 +47,7 @@ def image_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
                     fontsize=6,
                     parse_math=False,
                 )
-    return figure, records.drop("sample")
+    return figure, records.drop("sample", "place")
 
 
 def picture(png: bytes) -> np.ndarray:

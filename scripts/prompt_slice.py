@@ -1,0 +1,17 @@
+"""Rule prompt_slice: some consecutive runs of the prompt CSV."""
+
+from ditscope.config import decode
+from ditscope.job import job
+from ditscope.prompts import write_slice
+from ditscope.settings import Prompts
+
+with job(snakemake):
+    start, count = snakemake.wildcards.slice.split("-")
+    write_slice(
+        csv=snakemake.input.csv,
+        start=int(start),
+        count=int(count),
+        out=snakemake.output.runs,
+        settings=decode(Prompts, snakemake.params.settings),
+        experiment=snakemake.params.experiment,
+    )
