@@ -39,18 +39,18 @@ def redact(text: str) -> str:
 
 
 @contextmanager
-def job(snakemake: Any) -> Iterator[None]:
+def job(snakemake: Any) -> Iterator[list[str]]:
     """Log to the rule's log file and to stderr; end on bad input with its one line instead of a traceback.
 
-    A rule with `resources: gpu` gets that many GPUs of its own, where the machine has any. CUDA must not have started:
-    such a rule's script imports its stage inside.
+    A rule with `resources: gpu` gets that many GPUs of its own, where the machine has any, and their list. CUDA must
+    not have started: such a rule's script imports its stage inside.
     """
     file = logging.FileHandler(snakemake.log[0], mode="w")
     with logged(file):
         try:
             with gpu_slots(int(snakemake.resources.get("gpu", 0))) as gpus:
                 log.info("rule %s on %s, GPU %s", snakemake.rule, node_name(), ", ".join(gpus) or "none")
-                yield
+                yield gpus
                 log.info("peak: %s", peak_memory())
             record_checksums(results_of(snakemake), snakemake.rule, snakemake.output)
             with suppress(OSError):  # never made, or slices of the rule's other jobs are in it
