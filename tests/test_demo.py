@@ -18,7 +18,7 @@ from ditscope.shapes import oracle, parse_caption
 from ditscope.shards import read_tar
 from ditscope.tables import concat_tables
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 needs_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium on PATH (apt-get install chromium)")
