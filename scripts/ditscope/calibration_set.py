@@ -7,7 +7,6 @@ guidance, else (1, T, D), `pooled_conditioning` (likewise), `step_index`; option
 
 import json
 import os
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ditscope.errors import InputError
+from ditscope.errors import UNREADABLE, InputError, line
 from ditscope.prompts import Prompt
 
 SCHEMA_VERSION = "1"
@@ -94,12 +93,11 @@ def opened(file: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise InputError(f"{file}: no such calibration sample; run the calibrate stage again") from None
     except ValueError as error:
-        what = (
-            "pickled object; store plain arrays" if "pickle" in str(error) else f"unreadable ({error}); make it again"
-        )
+        pickled = "pickle" in str(error)
+        what = "pickled object; store plain arrays" if pickled else f"unreadable ({line(error)}); make it again"
         raise InputError(f"{file}: {what}") from None
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
-        raise InputError(f"{file}: truncated or damaged NPZ ({error}); delete it and calibrate again") from None
+    except UNREADABLE as error:
+        raise InputError(f"{file}: truncated or damaged NPZ ({line(error)}); delete it and calibrate again") from None
 
 
 def find(archive: Any, file: Path, key: str) -> str:
@@ -119,8 +117,8 @@ def fetch(archive: Any, file: Path, name: str) -> np.ndarray:
         if "pickle" not in str(error) and "Object arrays" not in str(error):
             raise InputError(f"{file}: key `{name}` is damaged ({error}); calibrate again") from None
         raise InputError(f"{file}: key `{name}` is a pickled object; store a plain array") from None
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{file}: key `{name}` is damaged ({error}); calibrate again") from None
+    except UNREADABLE as error:
+        raise InputError(f"{file}: key `{name}` is damaged ({line(error)}); calibrate again") from None
 
 
 def index_file(file: Path) -> list[tuple[int | None, int | None, int, float]]:
@@ -149,7 +147,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text())
         int(manifest["n_completed"]), int(manifest["num_steps"])
-    except (ValueError, KeyError, TypeError):
+        if not all(isinstance(name, str) for name in manifest.get("sample_files") or []):
+            raise TypeError
+    except UNREADABLE:
         raise InputError(f"{path}: not a manifest (JSON with n_completed and num_steps); calibrate again") from None
     if (version := manifest.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
         raise InputError(f"{path}: schema version {version}, this ditscope reads {SCHEMA_VERSION}; calibrate again")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ditscope.errors import InputError
+from ditscope.errors import UNREADABLE, InputError
 
 SCHEMA_VERSION = "1"
 METADATA = "metadata.json"
@@ -31,9 +31,10 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
         raise InputError(f"{folder}: holds no finished capture (no {METADATA}); capture it again")
     try:
         metadata = json.loads(files[0].read_text(encoding="utf-8"))
-    except ValueError:
+        version = metadata.get("schema_version")
+    except UNREADABLE:
         raise InputError(f"{files[0]}: not JSON; capture it again") from None
-    if (version := metadata.get("schema_version")) != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise InputError(f"{files[0]}: schema version {version}, not {SCHEMA_VERSION}; capture it again")
     return metadata
 

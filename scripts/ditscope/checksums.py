@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ditscope.errors import InputError
+from ditscope.errors import UNREADABLE, InputError
 from ditscope.identity import digest, file_digest
 
 FOLDER = ".checksums"
@@ -58,6 +58,6 @@ def read_record(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except UNREADABLE:
         raise InputError(f"{file}: not a record of checksums; delete it") from None
     return record

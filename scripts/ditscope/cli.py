@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import ditscope
 from ditscope.config import ROOT, json_schema, load_config, reference, unknown
-from ditscope.errors import InputError
+from ditscope.errors import UNREADABLE, InputError, line
 from ditscope.job import logged
 from ditscope.settings import Config, Embedder, Model, Scheme
 
@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=ditscope.__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     argv = list(sys.argv[1:] if argv is None else argv)
-    for name, (target, line) in COMMANDS.items():
-        sub = commands.add_parser(name, help=line, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    for name, (target, what) in COMMANDS.items():
+        sub = commands.add_parser(name, help=what, argument_default=argparse.SUPPRESS, allow_abbrev=False)
         if argv[:1] == [name]:  # a stage's module may import torch: only the one that is asked for
             add_function(sub, function_of(target))
     commands.add_parser("schema", help="print the config's JSON Schema")
@@ -204,11 +204,18 @@ def read_config(overlays: Sequence[Path]) -> Config:
     data: dict[str, Any] = {}
     for path in [ROOT / "config.yaml", *overlays]:
         try:
-            update_config(data, yaml.safe_load(path.read_text()) or {})
+            overlay = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            if not isinstance(overlay, dict):
+                raise InputError(f"{path}: not a map of settings; write `key: value` lines")
+            update_config(data, overlay)
+        except InputError:
+            raise
         except OSError:
             raise InputError(f"{path}: no such config file") from None
         except yaml.YAMLError as error:
-            raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+            raise InputError(f"{path}: not YAML ({line(error)})") from None
+        except UNREADABLE as error:
+            raise InputError(f"{path}: not YAML in UTF-8 ({line(error)})") from None
     return load_config(data)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ditscope.errors import InputError
+from ditscope.errors import UNREADABLE, InputError
 from ditscope.settings import Embedder, Model
 
 if TYPE_CHECKING:
@@ -128,11 +128,12 @@ def check_safetensors(file: Path) -> None:
         length = int.from_bytes(opened.read(8), "little")
         try:
             header = json.loads(opened.read(length)) if size >= 8 + length else None
-        except ValueError:
+            tensors = [tensor for key, tensor in (header or {}).items() if key != "__metadata__"]
+            end = max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
+        except UNREADABLE:
             header = None
     if not isinstance(header, dict):
         raise InputError(f"{file}: not a safetensors file (bad header); fetch or copy it again")
-    end = max((t["data_offsets"][1] for key, t in header.items() if key != "__metadata__"), default=0)
     if size != 8 + length + end:
         raise InputError(
             f"{file}: truncated safetensors ({size} bytes, its header says {8 + length + end}); copy it again"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ditscope.errors import InputError
+from ditscope.errors import UNREADABLE, InputError
 from ditscope.partial import require_writable
 
 PLAN = "plan.json"
@@ -44,11 +44,15 @@ def read_plan(results: Path | str) -> dict:
     """The plan of a study. Raises InputError where it never ran."""
     path = Path(results) / PLAN
     try:
-        return json.loads(path.read_text())
+        plan = json.loads(path.read_text())
+        complete = all(isinstance(file, str) for files in plan["targets"].values() for file in files)
     except FileNotFoundError:
         raise InputError(f"{path}: this study has not been run yet; start it with snakemake") from None
-    except ValueError:
-        raise InputError(f"{path}: not JSON; delete it and run the study again") from None
+    except UNREADABLE:
+        complete = False
+    if not complete:
+        raise InputError(f"{path}: not a plan in JSON; delete it and run the study again")
+    return plan
 
 
 def stages_of(results: Path | str) -> list[Stage]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ditscope.errors import InputError
+from ditscope.errors import UNREADABLE, InputError, line
 
-BROKEN = (OSError, EOFError, ValueError, TypeError, OverflowError, MemoryError, RecursionError)  # what damage may raise
+DAMAGED: tuple[type[Exception], ...] = (tarfile.TarError, *UNREADABLE)
 Sample = dict[str, Any]  # "__key__", and "png" (bytes), "json" (dict), "latent.npy" (array), of a video "mp4" (bytes)
 
 
@@ -58,7 +58,7 @@ def read_tar(path: Path | str) -> Iterator[Sample]:
                 data = tar.extractfile(member).read()  # type: ignore[union-attr]
                 try:
                     value = decode(extension, data)
-                except BROKEN as error:
+                except UNREADABLE as error:
                     what = " ".join(str(error).split())
                     raise InputError(
                         f"{path}: member {member.name!r} is damaged ({what}); delete it and run again"
@@ -70,13 +70,8 @@ def read_tar(path: Path | str) -> Iterator[Sample]:
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such shard; run the stage that writes it first") from None
-    except (tarfile.TarError, *BROKEN) as error:
+    except DAMAGED as error:
         raise InputError(f"{path}: not a readable tar shard ({line(error)}); delete it and run again") from None
-
-
-def line(error: BaseException) -> str:
-    """What an exception says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def check_end(path: Path) -> None:

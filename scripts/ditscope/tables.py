@@ -6,9 +6,10 @@ from pathlib import Path
 
 import polars as pl
 
-from ditscope.errors import InputError
+from ditscope.errors import UNREADABLE, InputError, line
 
 SCHEMA_VERSION = "1"
+DAMAGED = (*UNREADABLE, pl.exceptions.PolarsError, pl.exceptions.PanicException)  # Polars panics on some files
 
 
 def write_table(table: pl.DataFrame, path: Path | str, name: str) -> None:
@@ -26,8 +27,8 @@ def read_table(path: Path | str, name: str) -> pl.DataFrame:
         metadata = pl.read_parquet_metadata(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such table; run the stage that writes `{name}` first") from None
-    except Exception as error:
-        raise InputError(f"{path}: not a readable Parquet file ({error}); delete it and run again") from None
+    except DAMAGED as error:
+        raise InputError(f"{path}: not a readable Parquet file ({line(error)}); delete it and run again") from None
     found, version = metadata.get("table"), metadata.get("schema_version")
     if found != name:
         raise InputError(f"{path}: holds the table `{found}`, not `{name}`")
@@ -35,7 +36,10 @@ def read_table(path: Path | str, name: str) -> pl.DataFrame:
         raise InputError(
             f"{path}: schema version {version}, this ditscope reads {SCHEMA_VERSION}; delete the file and run again"
         )
-    return pl.read_parquet(path)
+    try:
+        return pl.read_parquet(path)
+    except DAMAGED as error:
+        raise InputError(f"{path}: damaged Parquet file ({line(error)}); delete it and run again") from None
 
 
 def concat_tables(paths: Iterable[Path | str], name: str) -> pl.DataFrame:

@@ -10,16 +10,13 @@ from typing import Any
 import polars as pl
 
 from ditscope.config import decode
-from ditscope.errors import InputError
+from ditscope.errors import UNREADABLE, InputError
 from ditscope.progress import PLAN, read_plan
 from ditscope.settings import Config
 from ditscope.shards import Sample, read_tar
-from ditscope.tables import read_table
+from ditscope.tables import DAMAGED, read_table
 
 PLAN_VERSION = "1"
-UNREADABLE = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, pl.exceptions.PolarsError
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Study:
             yield
         except InputError as error:
             self.note(stage, file, str(error).removeprefix(f"{self.results / file}: "), rerun)
-        except UNREADABLE as error:
+        except DAMAGED as error:
             self.note(stage, file, f"unreadable ({type(error).__name__}: {error})", rerun)
 
     def table(self, stage: str, file: str, name: str, columns: str, rerun: str = "") -> pl.DataFrame | None:
@@ -132,7 +129,7 @@ def open_study(results: Path) -> Study:
         version, targets, rules, config = (plan[key] for key in ("schema_version", "targets", "rules", "config"))
         complete = all(isinstance(f, str) for files in targets.values() for f in files)
         complete = complete and all(isinstance(g, str) for rule in rules.values() for g in rule["outputs"])
-    except (KeyError, TypeError, AttributeError):
+    except UNREADABLE:
         complete = False
     if not complete:
         raise InputError(f"{path}: not a plan of this ditscope; run the study again")
