@@ -21,6 +21,5 @@ rule cluster:
     params:
         code=code("cluster"),
         settings=stage("cluster"),
-        folder=f"{RESULTS}/clusters",
     script:
         "../scripts/cluster.py"

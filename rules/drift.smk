@@ -20,6 +20,5 @@ rule drift:
     params:
         code=code("drift"),
         settings=stage("drift"),
-        folder=f"{RESULTS}/drift",
     script:
         "../scripts/drift.py"

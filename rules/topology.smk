@@ -20,6 +20,5 @@ rule topology:
     params:
         code=code("topology"),
         settings=stage("topology"),
-        folder=f"{RESULTS}/topology",
     script:
         "../scripts/topology.py"

@@ -11,6 +11,6 @@ with job(snakemake):
     topology(
         embeddings=[Path(path) for path in snakemake.input.embeddings],
         trajectories=[Path(path) for path in snakemake.input.trajectories],
-        folder=Path(snakemake.params.folder),
+        folder=Path(snakemake.output[0]).parent,
         settings=decode(Topology, snakemake.params.settings),
     )

@@ -1,12 +1,14 @@
 """The studies in experiments/: each is valid, can be planned, and plans nothing on a model that it did not select."""
 
+import os
 import re
+import shutil
 
 import pytest
 import yaml
 
 from ditscope.cli import read_config
-from workflow import ROOT, STUDIES, snakemake, workdir
+from workflow import ROOT, STUDIES, fake_conda, snakemake, workdir
 
 SHIPPED = {"shapes-flux", "shapes-sd3", "shapes-clip", "shapes-blip"}
 
@@ -45,3 +47,20 @@ def test_study_plans_only_models_that_it_selects(study, tmp_path):
     for model in config.selected_models():
         entry = config.models[model]
         assert not entry.revision or f"{entry.source.replace('/', '--')}@{entry.revision}" in done.stdout
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("profile", ["local", "slurm", "apple"])
+@pytest.mark.parametrize("study", STUDIES)
+def test_study_is_planned_under_every_profile(study, profile, tmp_path, monkeypatch):
+    if profile == "slurm" and not shutil.which("conda"):
+        monkeypatch.setenv("PATH", f"{fake_conda(tmp_path / 'conda')}{os.pathsep}{os.environ['PATH']}")
+    done = snakemake(workdir(tmp_path), "--profile", profile, "--dry-run", "--configfile", str(overlay(study)))
+    assert done.returncode == 0, done.stdout
+    assert "This was a dry-run" in done.stdout
+
+
+def test_snakemake_s_lint_is_clean(tmp_path):
+    done = snakemake(workdir(tmp_path), "--lint")
+    assert done.returncode == 0, done.stdout
+    assert "Congratulations" in done.stdout
