@@ -56,11 +56,11 @@ try:
         )
         for name, captured in CONFIG.capture.sets.items()
     }
-    ABLATED_RUNS = cached(
+    ABLATED_RUNS = indexed(
         "ablate",
-        [source_digest(CONFIG.prompts.csv, CACHE), plain(CONFIG.prompts), CONFIG.ablate.generations, CONFIG.experiment],
+        "prompts",
         lambda: first_runs(CONFIG.prompts, CONFIG.experiment, CONFIG.ablate.generations),
-        CACHE,
+        CONFIG.ablate.generations,
     )
     NETWORKS = {
         name: resolve_network(name, CONFIG.networks[name], CONFIG.models, CONFIG.schemes)
