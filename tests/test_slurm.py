@@ -105,7 +105,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 
 @contextmanager
 def snakemake(
-    cluster: Cluster, folder: Path, *arguments: str, check: bool = True, timeout: float = 300
+    cluster: Cluster, folder: Path, *arguments: str, check: bool = True, timeout: float = 420
 ) -> Iterator[subprocess.Popen]:
     """Start `snakemake --profile slurm` in `folder`, its output in `out.txt` there; with `check` it must succeed."""
     with (folder / "out.txt").open("w") as out:
@@ -162,7 +162,7 @@ def study(cluster, tmp_path_factory) -> Path:
 
 def test_results_are_those_of_a_local_run(study, tmp_path):
     local = workflow.checkout(tmp_path / "local")
-    done = workflow.snakemake(local, "--cores", "2", *TINY, *CODEBOOKS, root=local, timeout=300)
+    done = workflow.snakemake(local, *CODEBOOKS, "--cores", "2", *TINY, root=local, timeout=400)
     assert done.returncode == 0, done.stdout[-6000:]
     patterns = ("prompts/*.parquet", "images/*/shard-?????.tar", "images/*/shard-?????.parquet", "refine/*/*")
     results = [path.relative_to(local) for p in patterns for path in sorted((local / "results/tiny").glob(p))]
