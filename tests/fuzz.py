@@ -15,7 +15,8 @@ from ditscope.errors import InputError
 TOKENS = (
     b"", b"\0", b"\xff\xfe", b"\n", b"\r", b'"', b"'", b",", b"{", b"}", b"[", b"]", b":", b"-1", b"0", b"1e999",
     b"NaN", b"null", b"true", b"../", b"/etc/passwd", b"..\\", b"!!python/object/apply:os.system [id]", b"&a [*a]",
-    b"*a", b"<<: ", b"\x93NUMPY", b"PK\x03\x04", b"\x80\x04", b"O8", b"9" * 40, b"[" * 2000, b"{\"a\":" * 2000, b"A" * 140_000,
+    b"*a", b"<<: ", b"\x93NUMPY", b"PK\x03\x04", b"\x80\x04", b"O8", b"9" * 40, b"[" * 2000,
+    b"{\"a\":" * 2000, b"A" * 140_000,
     b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0" * 512, "é".encode(), b"schema_version", b"__metadata__",
 )  # fmt: skip
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

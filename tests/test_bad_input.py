@@ -40,6 +40,8 @@ BAD_CSVS = {
     ),
     "too few fields": (b"prompt,seed\na cat\n", "row 2 has 1 fields, the header has 2"),
     "empty prompt": (b"prompt,seed\na cat,1\n  ,2\n", "row 3: the prompt is empty"),
+    "control character": (b"prompt\na cat\na \x07 dog\n", "line 3 has the control character '\\x07'; remove it"),
+    "unfinished quotes": (b'prompt\n"' + b"a" * 140_000 + b'"\n', "line 2 is not CSV (field larger than field limit"),
     "seed not a number": (b"prompt,seed\na cat,one\n", "row 2: seed `one` is not an integer"),
 }
 

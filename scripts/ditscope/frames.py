@@ -36,7 +36,7 @@ def wrap(text: str, size: int, width: int, lines: int) -> list[str]:
     """Break text into at most `lines` lines of `width` pixels; an ellipsis ends what is cut."""
     wrapped: list[str] = []
     current = ""
-    for word in pieces(text, size, width):
+    for word in pieces(text[: (lines + 1) * width], size, width):  # a character takes a pixel at least
         longer = f"{current} {word}".strip()
         if text_width(longer, size) <= width:
             current = longer

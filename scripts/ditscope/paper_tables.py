@@ -88,16 +88,21 @@ def write_paper_tables(files: Files, out: Path) -> None:
             (out / f"{name}.tex").write_text(latex(table))
 
 
+MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", "|": r"\|"})
+
+
 def cell(value: object) -> str:
-    """A value as text: four significant digits, nothing for null."""
+    """A value as text on one line: four significant digits, nothing for null."""
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def markdown(table: pl.DataFrame) -> str:
-    """The table in Markdown."""
-    rows = [[cell(v).replace("|", r"\|") for v in row] for row in table.rows()]
+    """The table in Markdown; markup in its values is shown, not followed."""
+    rows = [
+        [cell(v).replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|") for v in row] for row in table.rows()
+    ]
     lines = [table.columns, ["---"] * table.width, *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -11,6 +12,7 @@ from ditscope.errors import InputError
 from ditscope.identity import derived_seed, digest
 from ditscope.settings import Prompts
 
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")  # no XML, so no SVG, can hold one
 COLUMNS = ("prompt", "prompt_id", "seed", "family", "negative_prompt")
 MAX_SHARDS = 99_999  # five digits in file names
 ADVISED_SHARDS = 1_000  # a plan of seconds; more shards only help where more GPUs than that work at once
@@ -42,6 +44,9 @@ def iter_prompts(path: Path | str) -> Iterator[Prompt]:
     except UnicodeDecodeError as error:
         number = path.read_bytes()[: error.start].count(b"\n") + 1
         raise InputError(f"{path}: row {number} is not UTF-8; save the file as UTF-8") from None
+    if control := CONTROL.search(text):
+        number = text[: control.start()].count("\n") + 1
+        raise InputError(f"{path}: line {number} has the control character {control[0]!r}; remove it")
     rows = csv_rows(path, text.removeprefix("\ufeff"))
     if not (first := next(rows, [])):
         raise InputError(f"{path}: empty; the first row must name the columns, `prompt` among them")
