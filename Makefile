@@ -71,9 +71,13 @@ test: setup ## functions, configs, the tiny study for real (about 20 minutes on 
 test-system: setup ## whole runs, SLURM, browser (about 30 minutes more)
 	@time $(BIN)/pytest -m "system and not hardware"
 
+.PHONY: test-envs
+test-envs: setup ## every environment of envs/ installed from the package index (nightly: gigabytes)
+	@time $(BIN)/pytest -m network
+
 .PHONY: test-all
 test-all: setup ## everything, hardware included where there is any
-	@time $(BIN)/pytest -m "system or hardware or not system"
+	@time $(BIN)/pytest -m "system or hardware or network or not system"
 
 .PHONY: lint
 lint: setup ## ruff, snakefmt, mypy

@@ -14,7 +14,20 @@ import rulegraph
 from workflow import ROOT, fake_conda, snakemake, workdir
 
 PROFILES = ("local", "slurm", "apple")
-TARGETS = ("setup", "demo", "test", "test-system", "test-all", "lint", "report", "dag", "docs", "lock", "clean")
+TARGETS = (
+    "setup",
+    "demo",
+    "test",
+    "test-system",
+    "test-all",
+    "test-envs",
+    "lint",
+    "report",
+    "dag",
+    "docs",
+    "lock",
+    "clean",
+)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -100,6 +113,15 @@ def test_entry_of_continuous_integration_runs_both_tiers():
     assert os.access(entry, os.X_OK)
     assert {"make test", "make test-system"} <= set(entry.read_text().splitlines())
     subprocess.run(["bash", "-n", str(entry)], check=True)
+
+
+def test_github_runs_the_same_commands():
+    """Targets of the Makefile and the entry of continuous integration, nothing of its own."""
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"].values()
+    commands = [step["run"].split() for job in jobs for step in job["steps"] if "run" in step]
+    assert ["make", "test-envs"] in commands and any(command[-1] == ".ci/run" for command in commands)
+    for command in commands:
+        assert command[-1] == ".ci/run" or (command[0] == "make" and command[1] in TARGETS)
 
 
 def test_make_has_the_documented_targets():
