@@ -14,4 +14,5 @@ with job(snakemake):
         revision=snakemake.wildcards.revision,
         local_dir=Path(snakemake.output.index).parent,
         allow_patterns=[weights, "*.json", "*.txt", "*.model"],
+        ignore_patterns=["*.fp16.*"],  # the same weights once more; `dtype` casts them when they are loaded
     )

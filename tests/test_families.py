@@ -10,6 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionXLPipeline, WanPipeline
 from PIL import Image
 
+from ditscope.benchmark import benchmark
 from ditscope.calibrate import calibrate
 from ditscope.config import load_config
 from ditscope.errors import InputError
@@ -19,7 +20,7 @@ from ditscope.invocations import Request, node_of
 from ditscope.models import GENERATORS, WITH_BLOCKS, family_of, load_generator
 from ditscope.networks import Entry
 from ditscope.sampling import Observer, decode, encode_prompts, noise_of, sample
-from ditscope.settings import Generate, Model, Scheme
+from ditscope.settings import Benchmark, Generate, Model, Scheme
 from ditscope.shards import read_tar
 from ditscope.tables import read_table
 from tiny_pipelines import save_tiny_sdxl, save_tiny_wan
@@ -174,6 +175,25 @@ def test_a_video_is_an_mp4_beside_its_middle_frame(wan, wan_entry, csv, tmp_path
     still = list(read_tar(tmp_path / "still.tar"))
     assert [sorted(s) for s in still] == [["__key__", "json", "latent.npy", "png"]] * 2
     assert {s["__key__"] for s in still}.isdisjoint(s["__key__"] for s in samples)
+
+
+@pytest.mark.parametrize("entry", ["sdxl_entry", "wan_entry"])
+def test_benchmarks_by_the_same_door(entry, csv, tmp_path, request):
+    """Latency, memory, images and noise on a flat field of the base and of a quantized network."""
+    settings = Benchmark(batches=[2], repeats=1, warmup=0, num_images=2, flat_field_steps=[2], flat_field_seeds=2)
+    schemes = {"base": Scheme("base"), "int8": Scheme("int8-weight-only")}
+    images = {}
+    for config in schemes:
+        benchmark("m", request.getfixturevalue(entry), schemes, {}, [csv], tmp_path, config, settings=settings)
+        run = read_table(tmp_path / f"{config}-eager.parquet", "benchmark.run").row(0, named=True)
+        assert (run["reason"], run["images"]) == ("", 2)
+        assert (run["quantized_layers"] > 0) == (config == "int8")
+        timing = read_table(tmp_path / f"{config}-eager.timing.parquet", "benchmark.run.timing")
+        assert timing["latency_median_ms"][0] > 0
+        flat = read_table(tmp_path / f"{config}-eager.flat.parquet", "benchmark.run.flat")
+        assert flat["noise"].is_finite().all()
+        images[config] = run["images_sha256"]
+    assert images["base"] != images["int8"]
 
 
 # What is refused ----------------------------------------------------------------------------------------------------

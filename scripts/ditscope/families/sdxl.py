@@ -14,6 +14,7 @@ from ditscope.families.common import DTYPES, Conditioning, vae_decode, vae_laten
 from ditscope.settings import Model
 
 PIPELINE = "StableDiffusionXLPipeline"
+VAE_DTYPE = torch.float32  # it overflows float16
 decode = vae_decode
 latent_shape = vae_latent_shape
 
@@ -22,7 +23,7 @@ def load(source: str, entry: Model, **kwargs: Any) -> Any:
     """The diffusers pipeline of `source`; its VAE stays in float32, since it overflows float16."""
     from diffusers import StableDiffusionXLPipeline
 
-    dtypes = {"default": DTYPES[entry.dtype], "vae": torch.float32}
+    dtypes = {"default": DTYPES[entry.dtype], "vae": VAE_DTYPE}
     pipe = StableDiffusionXLPipeline.from_pretrained(source, dtype=dtypes, **kwargs)
     pipe.transformer = pipe.unet  # the network that is quantized, under the name that it has in every family
     return pipe
@@ -61,7 +62,7 @@ def sample(pipe: Any, noise: Tensor, cond: Conditioning, steps: int, guidance: f
 
 
 def step_generators(noise: Tensor) -> list[torch.Generator]:
-    """One CPU generator a sample for the sampler's noise, seeded by its starting noise, so that the batch plays no part."""
+    """One CPU generator a sample for the sampler's noise, seeded by its starting noise: the batch plays no part."""
     digests = [hashlib.sha256(row.float().cpu().contiguous().numpy().tobytes()).digest() for row in noise]
     return [torch.Generator("cpu").manual_seed(int.from_bytes(digest[:6], "little")) for digest in digests]
 

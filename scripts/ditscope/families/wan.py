@@ -14,13 +14,14 @@ from ditscope.settings import Model
 
 PIPELINE = "WanPipeline"
 FPS = 16  # of the videos that the model was trained on
+VAE_DTYPE = torch.float32
 
 
 def load(source: str, entry: Model, **kwargs: Any) -> Any:
     """The diffusers pipeline of `source`, its VAE in float32, with Euler steps in place of its multistep solver."""
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
-    dtypes = {"default": DTYPES[entry.dtype], "vae": torch.float32}
+    dtypes = {"default": DTYPES[entry.dtype], "vae": VAE_DTYPE}
     pipe = WanPipeline.from_pretrained(source, dtype=dtypes, **kwargs)
     config = pipe.scheduler.config  # UniPC calls the time shift `flow_shift`
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=config.get("flow_shift", config.get("shift", 1.0)))
