@@ -400,6 +400,8 @@ def targets(publish=True):
         "prompts": prompt_shards(),
         "generate": image_shards(*CONFIG.generate.models),
         "capture": capture_sets(*CONFIG.capture.models),
+        "blocks": block_tables(*CONFIG.capture.models),
+        "ablate": [*ablations(*CONFIG.ablate.models), *ablations(*CONFIG.ablate.models, suffix="tar")],
         "calibrate": calibration_manifests(*CONFIG.calibrate.models),
         "sensitivity": sensitivity_table(),
         "plan": bit_plans(*CONFIG.sensitivity.models),
