@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from workflow import SNAKEMAKE
@@ -15,17 +15,20 @@ from workflow import SNAKEMAKE
 # What DESIGN calls timing, and what is laid out by others (DuckDB) or holds the time of its making.
 UNSTABLE = ("*.timing.parquet", "catalog.duckdb", "*.html", "progress.md", ".snakemake_timestamp")
 # Drawn from timings.
-TIMED = ("figures/benchmark-latency.*", "figures/benchmark-pareto.*", "tables/benchmark.*")
+TIMED = (
+    "figures/benchmark-latency.*", "figures/benchmark-pareto.*", "figures/benchmark-batches.*", "tables/benchmark.*",
+    "benchmarks/recommendation.md",
+)  # fmt: skip
 BOOKS = ("logs", ".benchmarks", ".checksums", ".partial")
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, *arguments: str, environment: Mapping[str, str] = {}) -> subprocess.Popen[bytes]:
     """Start Snakemake in a checkout as the leader of a process group; its output is appended to snakemake.log."""
     with open(folder / "snakemake.log", "ab") as log:
         return subprocess.Popen(
-            [*SNAKEMAKE, "--profile", "local", "--cores", "2", "--resources", "gpu=2", *arguments],
+            [*SNAKEMAKE, *arguments, "--profile", "local", "--cores", "2", "--resources", "gpu=2"],
             cwd=folder,
-            env=os.environ | {"HOME": str(folder), "PYTHONPATH": str(folder / "scripts")},
+            env=os.environ | {"HOME": str(folder), "PYTHONPATH": str(folder / "scripts")} | dict(environment),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -6,7 +6,10 @@
 import os
 import random
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -66,3 +69,57 @@ def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(undisturbed, tmp_p
         assert chaos.left_over(tmp_path / "results/tiny") == []
         print(f"chaos (seed {SEED}): {chaos.progress_of(killed)}", flush=True)
     record_property("kills", len(killed))
+
+
+@contextmanager
+def limited_files(folder: Path) -> Iterator[dict[str, str]]:
+    """No file of the study's jobs may grow beyond 12 KB, as under a quota; an image shard takes 30 KB."""
+    yield {"DITSCOPE_TEST_FILE_LIMIT": "12000"}
+
+
+@contextmanager
+def full_disk(folder: Path) -> Iterator[dict[str, str]]:
+    """The results lie on a file system of their own, which has a few blocks left."""
+    results = folder / "results"
+    results.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", results], capture_output=True).returncode:
+        pytest.skip("may not mount a file system")
+    try:
+        yield {}
+        subprocess.run(["mount", "-o", "remount,size=64m", results], check=True)
+        shutil.copytree(results, folder / "kept", symlinks=True)
+    finally:
+        subprocess.run(["umount", "-l", results], check=True)
+    shutil.copytree(folder / "kept", results, dirs_exist_ok=True, symlinks=True)
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[dict[str, str]]:
+    """Nothing can be written to the folder of the model's images."""
+    images = folder / "results/tiny/images/shapes-flux"
+    images.parent.mkdir(parents=True)
+    images.touch()  # a file where the folder should be: root, too, cannot write into it
+    try:
+        yield {}
+    finally:
+        images.unlink()
+
+
+@pytest.mark.parametrize("obstacle", [limited_files, full_disk, read_only], ids=lambda o: o.__name__)
+def test_a_job_that_cannot_write_leaves_no_half_output_and_completes_later(undisturbed, tmp_path, obstacle):
+    arguments = study(tmp_path)
+    shard = "results/tiny/images/shapes-flux/shard-00000.tar"
+    # Every Python process of the study reads this module first: where a limit is asked for, it sets it in jobs.
+    (tmp_path / "scripts/sitecustomize.py").write_text(
+        "import os, resource, signal, sys\n"
+        "limit = os.environ.get('DITSCOPE_TEST_FILE_LIMIT')\n"
+        "if limit and any('/.snakemake/scripts/' in word for word in sys.orig_argv):\n"
+        "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))\n"
+    )
+    with obstacle(tmp_path) as environment:
+        assert chaos.start(tmp_path, shard, *arguments, environment=environment).wait() != 0
+        assert not (tmp_path / shard).exists()
+    assert chaos.run(tmp_path, shard, *arguments) == 0, chaos.tail(tmp_path)
+    assert (tmp_path / shard).read_bytes() == (undisturbed / shard).read_bytes()
+    assert chaos.left_over(tmp_path / "results/tiny") == []

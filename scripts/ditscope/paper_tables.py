@@ -100,9 +100,7 @@ def cell(value: object) -> str:
 
 def markdown(table: pl.DataFrame) -> str:
     """The table in Markdown; markup in its values is shown, not followed."""
-    rows = [
-        [cell(v).replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|") for v in row] for row in table.rows()
-    ]
+    rows = [[cell(v).translate(MARKDOWN) for v in row] for row in table.rows()]
     lines = [table.columns, ["---"] * table.width, *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
