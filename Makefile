@@ -77,7 +77,7 @@ test-envs: setup ## every environment of envs/ installed from the package index 
 
 .PHONY: test-all
 test-all: setup ## everything, hardware included where there is any
-	@time $(BIN)/pytest -m "system or hardware or network or not system"
+	@time DITSCOPE_CHAOS_KILLS=$${DITSCOPE_CHAOS_KILLS:-100} $(BIN)/pytest -m "system or hardware or network or not system"
 
 .PHONY: lint
 lint: setup ## ruff, snakefmt, mypy
