@@ -5,14 +5,19 @@ import math
 import re
 from pathlib import Path
 
+import polars as pl
+
 from ditscope.checksums import FOLDER, files_of, read_record
+from ditscope.config import benchmark_cases
 from ditscope.doctor.study import Finding, Study
+from ditscope.errors import InputError
 from ditscope.identity import file_digest
 from ditscope.partial import MARK
 from ditscope.progress import PLAN
 
 # Folders and files that belong to the study itself; logs and benchmarks of earlier configs do no harm.
 OWN = ("logs/", ".benchmarks/", f"{FOLDER}/", ".partial/", PLAN, "progress.md", "report.html", "doctor.json")
+MISSING = "missing"
 # Where a file that no job of this config makes was made by a job of an earlier one.
 SHARDED = (
     "prompts/*.parquet", "images/*/shard-*", "captures/*/*", "calibration/*/shards/*",
@@ -39,7 +44,7 @@ def expected_files(study: Study) -> dict[str, str]:
     for model in config.refine.models:
         expected[f"refine/{model}/training.timing.parquet"] = "refine"
     for run in benchmark_stems(study):
-        expected |= dict.fromkeys((f"{run}.tar", *beside(f"{run}.tar")), "benchmark")
+        expected |= dict.fromkeys((f"{run}.tar", f"{run}.flat.parquet", *beside(f"{run}.tar")), "benchmark")
         if not config.benchmark.skip_metrics:
             expected[f"{Path(run).parent.as_posix()}/quality.parquet"] = "benchmark"
     return expected
@@ -58,8 +63,7 @@ def benchmark_stems(study: Study) -> list[str]:
         f"benchmarks/{model}/{host.name}/{scheme}-{compile}"
         for model in bench.models
         for host in sorted((study.results / "benchmarks" / model).glob("*/"))
-        for scheme in bench.schemes
-        for compile in bench.compile
+        for scheme, compile in benchmark_cases(bench)
     ]
 
 
@@ -68,9 +72,21 @@ def check_missing(study: Study) -> None:
     for file, stage in sorted(expected_files(study).items()):
         path = study.results / file
         if not path.exists():
-            study.note(stage, file, "missing")
+            study.note(stage, file, MISSING)
         elif path.is_file() and path.stat().st_size == 0:
             study.note(stage, file, "empty")
+
+
+def check_tables(study: Study) -> None:
+    """Every table that this config leaves says what it is, in this schema version, and has no NaN."""
+    for file, stage in sorted(expected_files(study).items()):
+        path = study.results / file
+        if file.endswith(".parquet") and path.exists():
+            with study.noting(stage, file):
+                name = pl.read_parquet_metadata(path).get("table")
+                if not name:
+                    raise InputError("a Parquet file, but no table of ditscope (its metadata names none)")
+                study.table(stage, file, name, "")
 
 
 def check_checksums(study: Study) -> None:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from ditscope.doctor.books import check_checksums, check_left_over, check_missing
+from ditscope.doctor.books import MISSING, check_checksums, check_left_over, check_missing, check_tables
 from ditscope.doctor.images import check_calibrate, check_capture, check_generate, check_prompts
 from ditscope.doctor.pictures import check_publish, check_refine, check_video
 from ditscope.doctor.quantization import check_benchmark, check_plan, check_sensitivity
@@ -15,6 +15,7 @@ from ditscope.errors import InputError
 
 CHECKS: dict[str, Callable[[Study], None]] = {
     "files": check_missing,
+    "tables": check_tables,
     "prompts": check_prompts,
     "generate": check_generate,
     "capture": check_capture,
@@ -66,11 +67,11 @@ def mending(study: Study, profile: str = "local") -> list[str]:
     """The commands, to be run where the workflow runs, that mend every finding, in order."""
     removed = sorted({study.prefix + f.remove for f in study.findings if f.remove})
     commands = [shlex.join(["rm", "-r", *removed])] if removed else []
-    reruns = sorted({study.prefix + f.rerun for f in study.findings if f.rerun})
-    if reruns:
+    if any(f.rerun for f in study.findings):  # Snakemake makes what is missing by itself
+        forced = sorted({study.prefix + f.rerun for f in study.findings if f.rerun and f.problem != MISSING})
         configs = study.plan.get("configfiles") or []
         command = ["snakemake", "--profile", profile, *(["--configfile", *configs] if configs else [])]
-        commands.append(shlex.join([*command, "--forcerun", *reruns]))
+        commands.append(shlex.join([*command, *(["--forcerun", *forced] if forced else [])]))
     return commands
 
 

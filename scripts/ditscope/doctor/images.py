@@ -240,13 +240,13 @@ def image_requests(study: Study) -> dict[str, set[str]]:
 
 def check_picture(path: Path) -> None:
     """Decode every frame of a picture. Raises InputError where it is damaged."""
-    from PIL import Image, ImageSequence
+    from PIL import Image, ImageSequence, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             for frame in ImageSequence.Iterator(image):
                 frame.load()
-    except OSError as error:
-        raise InputError(f"not a readable picture ({error})") from None
-    except (ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
+        raise InputError("not a readable picture (of no known format)") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
         raise InputError(f"not a readable picture ({error})") from None

@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import polars as pl
 
+from ditscope.checksums import files_of
 from ditscope.config import plain
 from ditscope.doctor.books import beside
 from ditscope.doctor.images import IMAGES, check_picture
@@ -80,7 +81,7 @@ def check_video(study: Study) -> None:
             continue
         with study.noting("video", file):
             if path.is_dir():  # contact sheets
-                for sheet in sorted(path.iterdir()):
+                for sheet in files_of(path):
                     check_picture(sheet)
             elif path.suffix == ".gif":
                 check_picture(path)

@@ -49,8 +49,10 @@ class Study:
         return [target.removeprefix(self.prefix) for target in self.plan["targets"].get(stage, [])]
 
     def note(self, stage: str, file: str, problem: str, rerun: str = "") -> None:
-        """Take down a defect of `file` that running the job of `rerun` (default: of `file`) again mends."""
-        self.findings.append(Finding(stage, file, " ".join(problem.split()), rerun or file))
+        """Take down a defect of `file`, once, that running the job of `rerun` (default: of `file`) again mends."""
+        finding = Finding(stage, file, " ".join(problem.split()), rerun or file)
+        if finding not in self.findings:
+            self.findings.append(finding)
 
     @contextmanager
     def noting(self, stage: str, file: str, rerun: str = "") -> Iterator[None]:
