@@ -364,7 +364,7 @@ DAMAGE = {
         f"{SHARD}.tar",
         lambda p: shutil.copyfile(p, p.with_name("shard-00077.tar")),
         "leftovers",
-        "made under an earlier config",
+        "this config asks for no such output",
     ),
     "a half-written file": (
         f"{SHARD}.tar",

@@ -148,7 +148,7 @@ def check_left_over(study: Study) -> None:
         elif not any(rule.match(name) for rule in rules):
             problem = "no job of the workflow makes this file"
         elif any(rule.match(name) for rule in sharded):
-            problem = "made under an earlier config; nothing uses it now"
+            problem = "this config asks for no such output"
         if problem:
             study.findings.append(Finding("leftovers", name, problem, remove=name))
     for mark in sorted((study.results / ".partial").rglob(MARK)):
