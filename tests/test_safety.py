@@ -1,6 +1,7 @@
 """Safety: nothing unpickles, runs foreign code or shows a token; prompts stay text wherever they are shown."""
 
 import ast
+import errno
 import json
 import logging
 import os
@@ -142,6 +143,15 @@ def test_a_finished_job_leaves_its_record_and_nothing_of_the_environment(rule, m
     (record,) = Path("results/study").joinpath(FOLDER, "some_rule").iterdir()
     assert json.loads(record.read_text())["files"]["out/a.json"]["bytes"] == 2
     assert TOKEN not in record.read_text() + Path("rule.log").read_text()
+
+
+def test_a_full_disk_ends_a_job_with_one_line(rule):
+    with (
+        pytest.raises(SystemExit, match=r"^Error: rule some_rule: No space left on device; make room") as ended,
+        job(rule),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert "\n" not in str(ended.value) and "Traceback" in Path("rule.log").read_text()
 
 
 def test_nothing_of_a_finished_study_holds_a_token_or_a_path_of_the_machine(study):

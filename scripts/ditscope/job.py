@@ -1,5 +1,6 @@
 """What every rule's script does around its one library call: logging and one-line refusals."""
 
+import errno
 import logging
 import os
 import platform
@@ -21,6 +22,7 @@ from ditscope.slots import gpu_slots
 
 log = logging.getLogger("ditscope")
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")  # variables that tokens are given in
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}|(?<=[Bb]earer )[A-Za-z0-9._~+/=-]{8,}|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)")
 
 
@@ -60,6 +62,9 @@ def job(snakemake: Any) -> Iterator[list[str]]:
             raise SystemExit(redact(f"Error: {error}")) from None
         except Exception as error:
             log.exception("rule %s failed", snakemake.rule)
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                what = f"rule {snakemake.rule}: {error.strerror}"
+                raise SystemExit(f"Error: {what}; make room and run again, finished slices are kept") from None
             text = "".join(traceback.format_exception(error))
             if redact(text) != text:  # Python's own traceback would show the token
                 raise SystemExit(redact(text)) from None

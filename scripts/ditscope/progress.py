@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +102,11 @@ def markdown(results: Path | str, failed: str = "") -> str:
 
 
 def write_progress(results: Path | str, failed: str = "") -> None:
-    """Write progress.md beside the results of a study."""
-    (Path(results) / "progress.md").write_text(markdown(results, failed))
+    """Write progress.md beside the results of a study; a full disk, which ended the run, must not hide its reason."""
+    try:
+        (Path(results) / "progress.md").write_text(markdown(results, failed))
+    except OSError as error:
+        print(f"{results}/progress.md: not written ({error.strerror})", file=sys.stderr)
 
 
 def progress(results: Path = Path("results")) -> None:
