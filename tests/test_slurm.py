@@ -1,8 +1,8 @@
 """The workflow on a real SLURM: same results as without, GPUs, retries, lost nodes, and a main process that is killed.
 
-Every DAG level costs SLURM ten seconds or more, so the study runs as far as images (an array of GPU shards) and the
-codebook that gathers them (a CPU job); what a study cannot show quickly has Snakefiles of its own. All use the shipped
-profile, with a shared virtual environment for conda and faster status checks.
+Every DAG level costs SLURM ten seconds or more, so the study runs as far as images (arrays of GPU shards) and the
+codebook that gathers those of one model (a CPU job); what a study cannot show quickly has Snakefiles of its own. All
+use the shipped profile, with a shared virtual environment for conda and faster status checks.
 """
 
 import re
@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"no SLURM here: {', '.join(MISSING)} missing"),
 ]
 
-CODEBOOKS = [f"results/tiny/refine/shapes-{model}/codebook.safetensors" for model in ("flux", "sd3")]
+TARGETS = ["generate", "results/tiny/refine/shapes-flux/codebook.safetensors"]
 TINY = ("--configfile", "experiments/tiny.yaml")
 SHARED_ENVIRONMENT = ("--sdm", "env-modules")
 QUICK = ("--slurm-init-seconds-before-status-checks", "5")
@@ -153,20 +153,20 @@ def lines(path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def study(cluster, tmp_path_factory) -> Path:
-    """The tiny study as far as its codebooks, through SLURM."""
+    """The tiny study as far as its first codebook, through SLURM."""
     folder = workflow.checkout(tmp_path_factory.mktemp("study") / "slurm")
-    with snakemake(cluster, folder, *TINY, *SHARED_ENVIRONMENT, *QUICK, *CODEBOOKS):
+    with snakemake(cluster, folder, *TINY, *SHARED_ENVIRONMENT, *QUICK, *TARGETS):
         pass
     return folder
 
 
 def test_results_are_those_of_a_local_run(study, tmp_path):
     local = workflow.checkout(tmp_path / "local")
-    done = workflow.snakemake(local, *CODEBOOKS, "--cores", "2", *TINY, root=local, timeout=400)
+    done = workflow.snakemake(local, *TARGETS, "--cores", "2", *TINY, root=local, timeout=400)
     assert done.returncode == 0, done.stdout[-6000:]
     patterns = ("prompts/*.parquet", "images/*/shard-?????.tar", "images/*/shard-?????.parquet", "refine/*/*")
     results = [path.relative_to(local) for p in patterns for path in sorted((local / "results/tiny").glob(p))]
-    assert len(results) == 2 + 4 + 4 + 4
+    assert len(results) == 2 + 4 + 4 + 2
     assert [str(path) for path in results if (local / path).read_bytes() != (study / path).read_bytes()] == []
 
 
@@ -190,7 +190,7 @@ def test_cpu_jobs_keep_off_the_gpu_node(study):
 
 def test_second_run_submits_nothing(cluster, study):
     done = subprocess.run(
-        [*workflow.SNAKEMAKE, "--profile", "slurm", *TINY, *SHARED_ENVIRONMENT, "--dry-run", *CODEBOOKS],
+        [*workflow.SNAKEMAKE, "--profile", "slurm", *TINY, *SHARED_ENVIRONMENT, "--dry-run", *TARGETS],
         cwd=study,
         env=environment(cluster, study),
         capture_output=True,
