@@ -19,11 +19,12 @@ from ditscope.capture import capture
 from ditscope.capture_files import load_capture
 from ditscope.capture_layout import captures_in, decoded_file
 from ditscope.errors import InputError
+from ditscope.figures import blocks as figures
 from ditscope.models import load_generator
 from ditscope.sampling import encode_prompts, sample, starting_noise
 from ditscope.settings import Ablate, Blocks, CaptureSet, Embedder, Model
 from ditscope.shards import read_tar
-from ditscope.tables import read_table
+from ditscope.tables import read_table, write_table
 from tiny_models import tiny_generator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -293,3 +294,58 @@ def test_bad_ablations_are_refused_before_a_model_loads(tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=message):
             ablate("shapes-flux", FLUX, [csv], tmp_path / "a.parquet", {}, settings=settings)
+
+
+# Figures -------------------------------------------------------------------------------------------------------------
+
+
+def made_table(folder: Path, name: str, rows: list[dict]) -> Path:
+    path = folder / f"{name}.parquet"
+    write_table(pl.DataFrame(rows, schema=analysis.WHERE | analysis.TABLES[name]), path, f"blocks.{name}")
+    return path
+
+
+def test_figures_draw_means_over_generations(tmp_path):
+    place = {"prompt_id": "p", "model": "m", "step": 0, "sigma": 1.0, "half": "cond", "stream": "img"}
+    rows, decoded = [], []
+    for generation, shift in (("g", 0.0), ("h", 0.2)):
+        for depth, block in enumerate(("double_block_0", "single_block_0")):
+            about = place | {"generation_id": generation, "block": block, "block_type": block[:6], "depth": depth}
+            about |= {"block_index": 0, "previous": "x", "cosine": 0.1 * depth + shift, "linear_cka": 0.5}
+            rows += [about, about | {"half": "uncond", "cosine": -1.0}]
+            decoded.append(about | {"psnr_db": 10.0 * (1 + depth) + 100 * shift})
+    names = {"similarity": rows, "decodability": decoded, "decodable": decoded[1:2], "residual": [], "text_drift": []}
+    near = {"criterion": "psnr_db", "threshold": 20.0, "distance": 20.0, "first": True}
+    names["decodable"] = [row | near for row in names["decodable"]]
+    columns = {name: set(analysis.WHERE | analysis.TABLES[name]) for name in names}
+    files = {
+        "blocks": [
+            made_table(tmp_path, name, [{k: v for k, v in row.items() if k in columns[name]} for row in found])
+            for name, found in names.items()
+        ]
+    }
+    figure, data = figures.block_similarity(files)
+    assert data.select("block", "cosine").rows() == [
+        ("double_block_0", pytest.approx(0.1)),
+        ("single_block_0", pytest.approx(0.2)),
+    ]
+    lines = figure.axes[0].get_lines()
+    assert [line.get_ydata().tolist() for line in lines] == [pytest.approx([0.1, 0.2])]
+    figure, data = figures.decodability(files)
+    assert data["psnr_db"].to_list() == pytest.approx([20, 30])
+    (frame,) = (patch for patch in figure.axes[0].patches)
+    assert frame.get_xy() == (0.5, -0.5), "around the second block of the first step"
+    for function in (figures.residual_contribution, figures.text_drift):
+        drawn, data = function(files)
+        assert data.is_empty() and not drawn.axes and drawn.texts, "a note that says why"
+
+
+def test_figure_of_ablation_shows_every_effect(tmp_path):
+    settings = Ablate(generations=1, blocks="double:*")
+    ablate("shapes-flux", FLUX, [write_csv(tmp_path)], tmp_path / "shapes-flux.parquet", {}, settings=settings)
+    files = {"ablate": [tmp_path / "shapes-flux.parquet", tmp_path / "shapes-flux.tar"]}
+    figure, data = figures.ablation_effects(files)
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    table = read_table(tmp_path / "shapes-flux.parquet", "ablation")
+    assert sorted(heights) == pytest.approx(sorted(table["latent_relative_l2"])) and data["runs"].to_list() == [1] * 4
+    assert sum(bool(axis.images) for axis in figure.axes) == 2 * (1 + 2), "the unchanged picture and both blocks, twice"

@@ -26,11 +26,14 @@ from safetensors.torch import load_file
 
 from ditscope import capture as stage
 from ditscope import placement
+from ditscope import recorder as recorder_module
 from ditscope.capture import capture, capture_run, read_out
 from ditscope.capture_check import verify
 from ditscope.capture_files import load_capture
 from ditscope.capture_layout import captures_in, read_metadata
+from ditscope.capture_statistics import pool, pool_streams
 from ditscope.capture_writer import Background, StepFile, layout_bytes, to_host
+from ditscope.cli import main
 from ditscope.errors import InputError
 from ditscope.families import flux, sd3
 from ditscope.families.common import Conditioning
@@ -38,7 +41,7 @@ from ditscope.generate import generate_slice
 from ditscope.models import Generator, load_generator
 from ditscope.patterns import select_blocks, select_indices
 from ditscope.placement import load_across, place
-from ditscope.recorder import Recorder, pool
+from ditscope.recorder import Recorder
 from ditscope.sampling import Observer, encode_prompts, sample, starting_noise
 from ditscope.settings import CaptureSet, Model
 from ditscope.tables import read_table
@@ -238,7 +241,9 @@ def test_a_step_is_written_while_the_next_computes(tmp_path, monkeypatch):
     assert overlapped == [True] * 3 and list(recorder.files) == [f"step_00{i}.safetensors" for i in range(3)]
 
 
-def test_at_most_one_step_waits_for_a_slow_disk(tmp_path, monkeypatch):
+@pytest.mark.parametrize("chunk", (1, 3000))
+def test_at_most_one_step_waits_for_a_slow_disk(chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder_module, "CHUNK_BYTES", chunk)
     model, cond = tiny("flux")
     recorder = Recorder(tmp_path, list(flux.blocks(model.pipe.transformer)), [0, 1, 2], CaptureSet(), RECORD)
     step = recorder.step_bytes(model, torch.empty(1, 4, 8, 8), cond)
@@ -252,6 +257,19 @@ def test_at_most_one_step_waits_for_a_slow_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(StepFile, "append", lambda self, data: (threading.Event().wait(0.004), append(self, data))[1])
     sample(model, starting_noise([3], (4, 8, 8)), cond, [recorder])
     assert step / 2 < max(waiting) <= step
+
+
+def test_a_tensor_changed_before_it_is_written_is_refused(tmp_path):
+    tensor = torch.ones(3)
+    file, taken = StepFile(tmp_path / "a", {"a": (3,)}, torch.float32), to_host(tensor)
+    tensor += 1
+    with pytest.raises(RuntimeError, match="changed in place before it was written"):
+        file.write({"a": taken})
+    with torch.inference_mode():
+        tensor = torch.ones(3)
+        taken = to_host(tensor)
+        tensor += 1
+    assert taken[0].tolist() == [1, 1, 1]
 
 
 def test_background_runs_in_order_and_reports_the_first_error():
@@ -281,18 +299,18 @@ def test_a_step_file_is_what_the_library_of_the_format_reads(dtype, tmp_path):
     file = StepFile(path, layout, dtype)
     for name, tensor in tensors.items():
         assert not path.exists()
-        file.write(name, tensor)
+        file.write({name: to_host(tensor)})
     about, found = file.finish(), load_file(path)
     assert all(torch.equal(found[name], tensor) and found[name].dtype == dtype for name, tensor in tensors.items())
     assert about == {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
     assert layout_bytes(layout, dtype) == sum(t.nbytes for t in tensors.values())
     wrong = StepFile(tmp_path / "wrong", layout, dtype)
     with pytest.raises(RuntimeError, match="got b"):
-        wrong.write("b", tensors["b"])
+        wrong.write({"b": to_host(tensors["b"])})
     with pytest.raises(RuntimeError, match=r"got a\.img"):
-        StepFile(tmp_path / "wrong", layout, dtype).write("a.img", tensors["a.img"][:1])
+        StepFile(tmp_path / "wrong", layout, dtype).write({"a.img": to_host(tensors["a.img"][:1])})
     short = StepFile(tmp_path / "short", layout, dtype)
-    short.write("a.img", tensors["a.img"])
+    short.write({"a.img": to_host(tensors["a.img"])})
     with pytest.raises(RuntimeError, match="ended before b"):
         short.finish()
     short.abandon()
@@ -324,6 +342,20 @@ def test_pooled_statistics_match_float64():
         np.testing.assert_allclose(found, norms, rtol=1e-5)
         expected = [x.mean(), x.std(), np.sqrt((x**2).mean()), abs(x).max(), np.mean(norms)]
         np.testing.assert_allclose(row, expected, rtol=1e-5)
+
+
+def test_streams_pooled_together_are_those_pooled_alone():
+    draw = torch.Generator().manual_seed(4)
+    shapes = [(2, 5, 3), (2, 4, 3), (2, 5, 3), (2, 5, 3)]
+    streams = [(f"single_block_{i}", "img", torch.randn(shape, generator=draw)) for i, shape in enumerate(shapes)]
+    found = {
+        stream[0]: (values, norms)
+        for pooled in pool_streams(streams)
+        for stream, values, norms in zip(pooled.streams, pooled.values, pooled.norms, strict=True)
+    }
+    assert list(found) == [f"single_block_{i}" for i in (0, 2, 3, 1)]
+    for block, _, tokens in streams:
+        torch.testing.assert_close(found[block], pool(tokens), rtol=1e-6, atol=1e-7)
 
 
 def test_the_statistics_table_describes_the_stored_tensors(tmp_path):
@@ -682,6 +714,36 @@ def test_one_prompt_from_the_command_line(tmp_path):
     )
     assert metadata["derived_seed"] and len(out.name) == 8 and not (tmp_path / ".partial").exists()
     assert Image.open(out / "img_0.jpg").size == (32, 48)
+
+
+def test_the_original_program_s_options_in_its_spellings(tmp_path, monkeypatch):
+    """Every option of the published program, and of its visualiser, through the command line."""
+    monkeypatch.chdir(ROOT)
+    options = [
+        "--width",
+        "48",
+        "--height",
+        "32",
+        "--prompt",
+        "a ring",
+        "--seed",
+        "42",
+        "--offload=False",
+        "--multi_gpu",
+    ]
+    options += ["False", "--num_steps", "2", "--guidance", "1.5", "--output_dir", str(tmp_path)]
+    options += ["--should_decode_intermediates=True", "--add_sampling_metadata", "False"]
+    assert main(["capture", "--model", "shapes-flux", *options]) == 0
+    (out,) = captures_in(tmp_path)
+    expected = {"width": 48, "height": 32, "prompt": "a ring", "seed": 42, "num_steps": 2, "guidance": 1.5}
+    assert read_metadata(out).items() >= expected.items() and verify(out) == []
+    assert b"a ring" not in (out / "img_0.jpg").read_bytes()
+    film = ["--generation_id", out.name, "--output_dir", str(tmp_path), "--output_format", "gif", "--fps", "4.0"]
+    film += ["--block_type", "single", "--max_blocks", "3", "--font_size", "32"]
+    assert main(["video", *film]) == 0
+    with Image.open(out / f"visualization_{out.name}.gif") as drawn:
+        assert drawn.n_frames == 2 * 3 + 1 and drawn.info["duration"] == 250
+    assert main(["capture", "--model", "shapes-flux", *options, "--offload", "--multi_gpu"]) == 2
 
 
 def test_bad_input_is_refused_before_anything_loads(tmp_path, monkeypatch):

@@ -52,8 +52,10 @@ class Background:
                 self.waiting -= size
                 self.room.notify_all()
 
-    def close(self) -> None:
-        """Wait for every task, end the thread, raise what a task raised."""
+    def close(self, last: Callable[[], Any] | None = None) -> None:
+        """Run a last task, wait for every one, end the thread, raise what a task raised."""
+        if last:
+            self.tasks.put((0, last, ()))
         self.tasks.put(None)
         self.thread.join()
         if self.error:
@@ -63,7 +65,7 @@ class Background:
 class StepFile:
     """A safetensors file whose tensors, all of one type, arrive one after the other, their shapes known before.
 
-    It has its name once `finish` has put every byte on the disk; its sha256 is taken on the way.
+    It has its name once `finish` has written every byte; its sha256 is taken on the way.
     """
 
     def __init__(self, path: Path, layout: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
@@ -85,17 +87,20 @@ class StepFile:
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
-    def write(self, name: str, tensor: Tensor, copied: Any = None) -> None:
-        """Append the next tensor of the layout; `copied` is the event of its copy from a GPU, if it comes from one."""
-        expected = next(self.expected, None)
-        if (name, tuple(tensor.shape), tensor.dtype) != (expected, self.layout.get(name), self.dtype):
-            raise RuntimeError(f"{self.path}: got {name} {tuple(tensor.shape)} {tensor.dtype}, expected {expected}")
-        if copied is not None:
+    def write(self, tensors: Mapping[str, tuple[Tensor, Any]]) -> None:
+        """Append the next tensors of the layout, each with the event of its copy to the host."""
+        for name, (tensor, copied) in tensors.items():
+            expected = next(self.expected, None)
+            if (name, tuple(tensor.shape), tensor.dtype) != (expected, self.layout.get(name), self.dtype):
+                raise RuntimeError(f"{self.path}: got {name} {tuple(tensor.shape)} {tensor.dtype}, expected {expected}")
             copied.synchronize()
         if self.file is None:
             self.file = open(self.partial, "wb", buffering=0)  # noqa: SIM115 (closed by finish or abandon)
             self.append(memoryview(self.header()))
-        self.append(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+        flat = [tensor.reshape(-1) for tensor, _ in tensors.values()]
+        if flat:
+            data = flat[0] if len(flat) == 1 else torch.cat(flat)
+            self.append(memoryview(data.view(torch.uint8).numpy()))
 
     def append(self, data: memoryview) -> None:
         """Write bytes, all of them, and hash them."""
@@ -105,10 +110,9 @@ class StepFile:
             data = data[self.file.write(data) :]
 
     def finish(self) -> dict[str, Any]:
-        """Give the file its name once it is on the disk; what metadata.json says of it: its sha256 and bytes."""
+        """Give the file its name; what metadata.json says of it: its sha256 and bytes."""
         if (missing := next(self.expected, None)) is not None or self.file is None:
             raise RuntimeError(f"{self.path}: ended before {missing}")
-        os.fsync(self.file.fileno())  # network file systems report a full disk only here
         self.file.close()
         os.replace(self.partial, self.path)
         return {"sha256": self.hash.hexdigest(), "bytes": self.bytes}
@@ -120,18 +124,48 @@ class StepFile:
             self.partial.unlink(missing_ok=True)
 
 
+def flush(path: Path) -> None:
+    """Wait until a file's bytes are on the disk; network file systems report a full one only here."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def layout_bytes(layout: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:
     """Bytes of tensors of these shapes."""
     return sum(torch.Size(shape).numel() for shape in layout.values()) * dtype.itemsize
 
 
+class Unchanged:
+    """Stands for the copy of a tensor that is on the host already: `synchronize` makes sure that it is as it was."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.version = tensor, tensor._version
+
+    def synchronize(self) -> None:
+        """Refuse a tensor that was changed in place after it was handed over."""
+        if self.tensor._version != self.version:
+            raise RuntimeError("a tensor was changed in place before it was written: its capture would be wrong")
+
+
+class Copied:
+    """Stands for a copy that is made already."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
 def to_host(tensor: Tensor, stream: Any = None) -> tuple[Tensor, Any]:
-    """A tensor in host memory, and the event after which it holds the data (None: it already does).
+    """A tensor in host memory, and the event to wait for before it is read.
 
     From the GPU of `stream` it is copied into pinned memory on that stream, so that the GPU goes on computing.
     """
     if stream is None or tensor.device != stream.device:
-        return tensor.cpu(), None
+        if tensor.device.type == "cpu" and not tensor.is_inference():  # inference tensors have no version to compare
+            return tensor, Unchanged(tensor)
+        return tensor.to("cpu", copy=True), Copied()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     stream.wait_stream(torch.cuda.current_stream(tensor.device))
     with torch.cuda.stream(stream):

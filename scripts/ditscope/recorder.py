@@ -1,7 +1,6 @@
 """Hooks on a generator's blocks: streams what they put out to files, with pooled statistics and read-outs."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,16 @@ from tqdm import tqdm
 
 from ditscope.capture_files import step_layout
 from ditscope.capture_layout import step_file
-from ditscope.capture_writer import Background, StepFile, layout_bytes, to_host
+from ditscope.capture_statistics import Pooled, Stream, arrays, pool_streams, statistics_table
+from ditscope.capture_writer import Background, StepFile, flush, layout_bytes, to_host
 from ditscope.families.common import Conditioning, combine
 from ditscope.models import Generator
-from ditscope.patterns import block_index, block_type
+from ditscope.patterns import block_type
 from ditscope.sampling import Observer, Step
 from ditscope.settings import CaptureSet
 
-STATISTICS = ("mean", "std", "rms", "absmax", "mean_token_norm")
+CHUNK_BYTES = 4_000_000  # small tensors are handed over together: waking a thread costs more than writing them
+FLUSH_BYTES = 64_000_000  # small files are flushed together: each flush waits for the disk
 
 
 class Recorder(Observer):
@@ -33,8 +34,10 @@ class Recorder(Observer):
         self.predict = settings.should_decode_intermediates
         self.record = record
         self.handles: list[Any] = []
-        self.pooled: list[tuple[dict, Tensor, Tensor]] = []
-        self.rows: list[dict] = []
+        self.chunk: dict[str, tuple[Tensor, Any]] = {}
+        self.streams: list[Stream] = []
+        self.pooled: list[tuple] = []
+        self.unflushed: list[Path] = []
         self.files: dict[str, dict] = {}
         self.txt_seq_len = 0
         self.active = False
@@ -81,11 +84,13 @@ class Recorder(Observer):
 
     def before(self, index: int, x: Tensor) -> None:
         """Begin a step: `x` are the latents that the model is about to see."""
-        self.active, self.latents = index in self.steps, x
-        if self.active:
-            layout, dtype = self.layout(self.model, x.shape, self.cond), self.model.pipe.transformer.dtype
-            self.file = StepFile(self.intermediates / step_file(index), layout, dtype)
-            self.writer = self.writer or Background(limit=layout_bytes(layout, dtype))
+        self.active, self.index, self.latents = index in self.steps, index, x
+        if not self.active:
+            return
+        if self.writer is None:
+            self.shapes, self.dtype = self.layout(self.model, x.shape, self.cond), self.model.pipe.transformer.dtype
+            self.writer = Background(limit=layout_bytes(self.shapes, self.dtype))
+        self.file = StepFile(self.intermediates / step_file(index), self.shapes, self.dtype)
 
     def keep_temb(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         """Keep the modulation vector of this step."""
@@ -104,24 +109,41 @@ class Recorder(Observer):
             if not self.active:
                 return
             image, text = self.model.family.block_streams(output)
-            streams = {stream: t for stream, t in (("img", image), ("txt", text)) if t is not None}
-            for stream, tokens in streams.items():
-                self.pooled.append(({"block": name, "stream": stream, "tokens": tokens.shape[1]}, *pool(tokens)))
             if self.store_tensors and block_type(name) == "single":
-                self.write(name, torch.cat([text, image], dim=1))
-            elif self.store_tensors:
+                joined, length = torch.cat([text, image], dim=1), text.shape[1]
+                self.write(name, joined)
+                streams = {"img": joined[:, length:], "txt": joined[:, :length]}  # views: the originals can go
+            else:
+                streams = {stream: t for stream, t in (("img", image), ("txt", text)) if t is not None}
+            if self.store_tensors and block_type(name) != "single":
                 for stream, tokens in streams.items():
                     self.write(f"{name}.{stream}", tokens)
+            self.streams += [(name, stream, tokens) for stream, tokens in streams.items()]
             if self.predict:
                 self.write(f"{name}.prediction", self.prediction(image))
+            self.hand_over(CHUNK_BYTES)
 
         return hook
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Hand a tensor of this step to the thread that writes; waits while a whole step waits there."""
+        """Take a tensor of this step into the chunk that is handed over next."""
+        self.chunk[name] = to_host(tensor, self.stream)
+
+    def hand_over(self, least: int, last: bool = False) -> None:
+        """Hand what has come to the thread that writes, once it is `least` bytes; `last` ends the step's file.
+
+        Waits while a whole step waits there. Statistics of tensors on a GPU are made there and now, others later on
+        the thread that writes.
+        """
+        size = sum(tensor.nbytes for tensor, _ in self.chunk.values())
+        size = size or sum(tokens.nbytes for *_, tokens in self.streams)
+        if size < least:
+            return
         assert self.writer and self.file
-        host, copied = to_host(tensor, self.stream)
-        self.writer.submit(host.nbytes, self.file.write, name, host, copied)
+        pooled = pool_streams(self.streams, self.stream) if self.stream else []
+        streams = [] if self.stream else self.streams
+        self.writer.submit(size, self.store, self.file, self.index, self.chunk, streams, pooled, last)
+        self.chunk, self.streams = {}, []
 
     def prediction(self, image: Tensor) -> Tensor:
         """The velocity that the model would predict from these image tokens, after guidance, in the latents' shape."""
@@ -138,38 +160,25 @@ class Recorder(Observer):
         self.write("context.velocity", step.velocity)
         self.write("context.pooled", self.cond.stacked()[1])
         self.write("context.temb", self.temb)
-        assert self.writer and self.file
-        self.writer.submit(0, self.finish, self.file)
-        for where, values, norms in self.pooled:
-            self.rows += list(self.statistics_rows(step, where, values.tolist(), norms.cpu()))
-        self.pooled = []
+        self.hand_over(0, last=True)
 
-    def finish(self, file: StepFile) -> None:
-        """Give a step's file its name (on the thread that writes)."""
-        self.files[file.path.name] = file.finish()
+    def store(
+        self, file: StepFile, step: int, chunk: dict, streams: Sequence[Stream], pooled: list[Pooled], last: bool
+    ) -> None:
+        """Write a chunk and take down its statistics (on the thread that writes)."""
+        file.write(chunk)
+        for found in pooled or pool_streams(streams):
+            self.pooled.append(arrays(found, step, self.model.name))
+        if last:
+            self.files[file.path.name] = file.finish()
+            self.unflushed.append(file.path)
+            if sum(self.files[path.name]["bytes"] for path in self.unflushed) >= FLUSH_BYTES:
+                self.flush()
 
-    def statistics_rows(self, step: Step, where: dict, values: list[list[float]], norms: Tensor) -> Iterator[dict]:
-        """One row for each half of the batch; stops the run where a block put out NaN or Inf."""
-        for half, numbers, token_norms in zip(("cond", "uncond"), values, norms, strict=False):
-            row = dict(zip(STATISTICS, numbers, strict=True))
-            if not all(map(math.isfinite, numbers)):
-                raise FloatingPointError(f"{self.model.name}: {where['block']} put out NaN or Inf at step {step.index}")
-            name = where["block"]
-            yield {
-                "generation_id": self.record["generation_id"],
-                "prompt_id": self.record["prompt_id"],
-                "model": self.record["model"],
-                "step": step.index,
-                "sigma": self.sigmas[step.index],
-                "block": name,
-                "block_type": block_type(name),
-                "block_index": block_index(name),
-                "depth": self.depth[name],
-                "stream": where["stream"],
-                "half": half,
-                "tokens": where["tokens"],
-                "token_norms": token_norms.numpy(),
-            } | row
+    def flush(self) -> None:
+        """Put what is written on the disk (on the thread that writes)."""
+        while self.unflushed:
+            flush(self.unflushed.pop())
 
     def stop(self) -> None:
         """Remove the hooks and wait until every step is on the disk; raises what went wrong in writing it."""
@@ -179,17 +188,14 @@ class Recorder(Observer):
             self.bar.close()
         try:
             if self.writer is not None:
-                self.writer.close()
+                self.writer.close(self.flush)
         finally:
             if self.file is not None:
                 self.file.abandon()
 
     def table(self) -> pl.DataFrame:
         """The pooled statistics of every captured block and step."""
-        names = [name for name in self.rows[0] if name != "token_norms"]
-        norms = pl.Series("token_norms", [row["token_norms"] for row in self.rows], pl.List(pl.Float32))
-        plain = pl.DataFrame([{name: row[name] for name in names} for row in self.rows])
-        return plain.with_columns(norms).sort("step", "depth", "stream", "half")
+        return statistics_table(self.pooled, self.record, self.sigmas, self.depth)
 
     def metadata(self) -> dict[str, Any]:
         """What metadata.json says: the request, the schedule, the blocks and the files."""
@@ -204,16 +210,3 @@ class Recorder(Observer):
             "txt_seq_len": self.txt_seq_len,
             "files": self.files,
         }
-
-
-def pool(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """STATISTICS of tokens (batch, tokens, width), as (batch, 5), and the norm of each token, as (batch, tokens).
-
-    In float32; std divides by n.
-    """
-    tokens = tokens.float()
-    flat, norms = tokens.flatten(1), torch.linalg.vector_norm(tokens, dim=2)
-    rms = torch.linalg.vector_norm(norms, dim=1) / flat.shape[1] ** 0.5
-    low, high = flat.aminmax(dim=1)
-    columns = [flat.mean(1), flat.std(1, correction=0), rms, torch.maximum(-low, high), norms.mean(1)]
-    return torch.stack(columns, dim=1), norms

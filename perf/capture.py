@@ -1,0 +1,167 @@
+"""Capturing every block of every step: time over generation without, and peak memory, against the plain way.
+
+python perf/capture.py [repeats]
+
+The plain way keeps every block's output in lists and calls `torch.save` once at the end. All ways sample the same
+noise in one process, in turn, each ending with its bytes on the disk (fsync). Decoding, of blocks and of the
+image, is in none. Memory is the peak of the resident set in a process of its own, above what it was after one step of
+sampling without capture (Linux).
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from torch import Tensor
+
+from ditscope.families import flux
+from ditscope.families.common import Conditioning
+from ditscope.memory import peak_rss, reset_peaks
+from ditscope.models import Generator, load_generator
+from ditscope.recorder import Recorder
+from ditscope.sampling import Observer, encode_prompts, sample, starting_noise
+from ditscope.settings import CaptureSet, Model
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "results"
+WIDE_SHAPE = (16, 32, 32)  # latents of 256 x 256 pixels: 256 tokens
+RECORD = {"generation_id": "perfperf", "prompt_id": "p", "model": "perf", "prompt": "a ring", "position": 0}
+Way = Callable[[Path, int], None]  # samples so many steps, leaving what it captures in a folder
+
+
+class Plain(Observer):
+    """The plain way: append every output to a list, save them all at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.outputs: dict[str, list[tuple[Tensor, ...]]] = {}
+
+    def start(self, model, sigmas, cond, guidance):
+        def keep(name):
+            return lambda module, inputs, output: self.outputs.setdefault(name, []).append(
+                tuple(t.detach().cpu() for t in output if t is not None)
+            )
+
+        blocks = model.family.blocks(model.pipe.transformer)
+        self.handles = [block.register_forward_hook(keep(name)) for name, block in blocks.items()]
+
+    def stop(self):
+        for handle in self.handles:
+            handle.remove()
+        with open(self.folder / "capture.pt", "wb") as file:
+            torch.save(self.outputs, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def wide(width: int = 1024, doubles: int = 2, singles: int = 4) -> tuple[Generator, Conditioning]:
+    """A randomly initialised FLUX transformer of `width`, for 256 image and 64 text tokens."""
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        in_channels=64, num_layers=doubles, num_single_layers=singles, attention_head_dim=128,
+        num_attention_heads=width // 128, joint_attention_dim=512, pooled_projection_dim=256,
+        axes_dims_rope=(16, 56, 56),
+    ).eval()  # fmt: skip
+    vae = AutoencoderKL(latent_channels=16, block_out_channels=(8,) * 4, norm_num_groups=4, layers_per_block=1)
+    pipe = FluxPipeline(FlowMatchEulerDiscreteScheduler(), vae, None, None, None, None, transformer)
+    cond = Conditioning(torch.randn(1, 64, 512), torch.randn(1, 256))
+    return Generator("wide", Model("flux", "", width=256, height=256), flux, pipe, torch.device("cpu")), cond
+
+
+def shipped(name: str) -> tuple[Generator, Conditioning]:
+    """A model that comes with ditscope, and the conditioning of one prompt."""
+    family, guidance = ("flux", 0.0) if name == "shapes-flux" else ("sd3", 3.0)
+    entry = Model(family, str(ROOT / "models" / name), width=64, height=64, guidance=guidance)
+    model = load_generator(name, entry, "cpu")
+    return model, encode_prompts(model, ["a large red ring"], [""])
+
+
+def ways(model: Generator, cond: Conditioning, shape: tuple[int, int, int]) -> dict[str, Way]:
+    """Sampling alone, with the plain way, with ditscope's capture, and with its read-outs of every block too."""
+    blocks = list(model.family.blocks(model.pipe.transformer))
+    noise = starting_noise([0], shape)
+
+    def run(folder: Path, steps: int, observers: list[Observer]) -> None:
+        sample(model, noise, cond, observers, steps=steps)
+
+    def capture(folder: Path, steps: int, predictions: bool) -> None:
+        settings = CaptureSet(should_decode_intermediates=predictions)
+        run(folder, steps, [Recorder(folder, blocks, range(steps), settings, RECORD)])
+
+    return {
+        "without": lambda folder, steps: run(folder, steps, []),
+        "plain": lambda folder, steps: run(folder, steps, [Plain(folder)]),
+        "capture": lambda folder, steps: capture(folder, steps, False),
+        "capture + read-outs": lambda folder, steps: capture(folder, steps, True),
+    }
+
+
+def measure(way: Way, steps: int, folder: Path) -> tuple[float, int]:
+    """Seconds of one run, and the bytes that it leaves on the disk."""
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        began = time.perf_counter()
+        way(Path(out), steps)
+        seconds = time.perf_counter() - began
+        return seconds, sum(f.stat().st_size for f in Path(out).iterdir())
+
+
+def compare(name: str, found: dict[str, Way], steps: int, repeats: int, folder: Path) -> None:
+    """Time all ways in turn, `repeats` times: ratios of the fastest runs, and the median of the turns' ratios."""
+    seconds: dict[str, list[float]] = {way: [] for way in found}
+    left = {}
+    for turn in range(repeats + 1):  # the first warms up
+        for way, function in found.items():
+            time_s, left[way] = measure(function, steps, folder)
+            if turn:
+                seconds[way].append(time_s)
+    for way, times in seconds.items():
+        ratios = [time_s / alone for time_s, alone in zip(times, seconds["without"], strict=True)]
+        fastest = min(times) / min(seconds["without"])
+        print(f"| {name} | {way} | {min(times):.3f} | {fastest:.2f} | {statistics.median(ratios):.2f} ", end="")
+        print(f"| {left[way] / 1e6:.1f} |", flush=True)
+
+
+def peak(way: str, steps: int) -> float:
+    """Peak MB of one run on the wide model above what a step without capture needs, in a process of its own."""
+    command = [sys.executable, __file__, "peak", way, str(steps)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def print_peak(way: str, steps: int) -> None:
+    """Print what `peak` reads."""
+    found = ways(*wide(), WIDE_SHAPE)
+    with tempfile.TemporaryDirectory(dir=FOLDER) as out:
+        found["without"](Path(out), 1)
+        reset_peaks()
+        before = peak_rss()
+        found[way](Path(out), steps)
+        print((peak_rss() - before) / 1e6)
+
+
+def main(repeats: int = 5) -> None:
+    """Print the tables of time and of memory."""
+    FOLDER.mkdir(exist_ok=True)
+    print(
+        f"{torch.get_num_threads()} threads of {os.cpu_count()} cores; fastest of {repeats} turns on the wide model\n"
+    )
+    print("| model | way | seconds | over without, fastest | median turn | MB on disk |\n|---|---|---|---|---|---|")
+    for name in ("shapes-flux", "shapes-sd3"):
+        compare(f"{name}, 8 steps", ways(*shipped(name), (8, 16, 16)), 8, 4 * repeats, FOLDER)
+    compare("width 1024, 3 steps", ways(*wide(), WIDE_SHAPE), 3, repeats, FOLDER)
+    print("\n| model | steps | plain: peak MB above sampling | capture |\n|---|---|---|---|")
+    for steps in (2, 8):
+        print(f"| width 1024 | {steps} | {peak('plain', steps):.0f} | {peak('capture', steps):.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["peak"]:
+        print_peak(sys.argv[2], int(sys.argv[3]))
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
