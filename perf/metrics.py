@@ -82,6 +82,9 @@ def register(extractor: Extractor, classes: list[str]) -> None:
     rows = text_rows(classes, extractor)
 
     class Shipped(FeatureExtractorBase):
+        def __init__(self, name, features_list, **kwargs):
+            super().__init__(name, features_list)
+
         @staticmethod
         def get_provided_features_list():
             return "features", "logits"

@@ -10,7 +10,8 @@ wildcard_constraints:
 
 
 # Settings that only the judging of images reads: changing them times nothing again.
-JUDGING = ("features", "classes", "kid_subset_size")
+JUDGING = ("features", "cosines", "classes", "kid_subset_size")
+EMBEDDERS = list(dict.fromkeys([CONFIG.benchmark.features, *CONFIG.benchmark.cosines]))
 
 
 rule benchmark:
@@ -54,7 +55,7 @@ rule benchmark_quality:
     input:
         runs=lambda w: benchmark_runs(w.model, hardware=w.hardware),
         images=lambda w: benchmark_runs(w.model, hardware=w.hardware, suffix="tar"),
-        weights=lambda w: embedder_files(CONFIG.benchmark.features),
+        weights=lambda w: [file for name in EMBEDDERS for file in embedder_files(name)],
     output:
         quality="<results>/benchmarks/{model}/{hardware}/quality.parquet",
     log:
@@ -70,7 +71,7 @@ rule benchmark_quality:
     params:
         code=code("quality"),
         settings={k: stage("benchmark")[k] for k in JUDGING},
-        embedder=lambda w: embedder_params(CONFIG.benchmark.features),
+        embedders=lambda w: {name: embedder_params(name) for name in EMBEDDERS},
     script:
         "../scripts/benchmark_quality.py"
 

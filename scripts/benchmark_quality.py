@@ -10,11 +10,14 @@ with job(snakemake):
     from ditscope.quality import quality
 
     settings = decode(Benchmark, snakemake.params.settings)
-    entry = {key: value for key, value in snakemake.params.embedder.items() if key != "digest"}
+    embedders = {
+        name: decode(Embedder, {key: value for key, value in entry.items() if key != "digest"})
+        for name, entry in snakemake.params.embedders.items()
+    }
     quality(
         runs=[Path(path) for path in snakemake.input.runs],
         out=Path(snakemake.output.quality),
-        embedders={settings.features: decode(Embedder, entry)},
+        embedders=embedders,
         settings=settings,
         cache=Path("resources/.cache/features"),
     )

@@ -168,6 +168,12 @@ def test_quality_refuses_a_reference_made_with_other_settings(tiny, tmp_path):
         other = tiny("int8", "other", settings)
         with pytest.raises(InputError, match=key):
             quality.quality([base, other], tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
+    for key, value in (("width", 48), ("height", 16), ("model", "another")):
+        base, other = tiny("base", "same"), tiny("int8", "same")
+        samples = list(read_images(other).values())
+        write_tar([s | {"json": s["json"] | {key: value}} for s in samples], other.with_suffix(".tar"))
+        with pytest.raises(InputError, match=f"int8-eager.tar: {key} {value}, but the reference .*base-eager.tar has"):
+            quality.quality([base, other], tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
     with pytest.raises(InputError, match="no run of the base scheme in eager mode"):
         quality.quality([tiny("int8")], tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
 
@@ -240,6 +246,28 @@ def test_prompt_alignment_and_inception_score(tiny, tmp_path):
     quality.quality(runs, tmp_path / "q.parquet", EMBEDDERS, replace(SETTINGS, classes=[]))
     reasons = read_table(tmp_path / "q.parquet", "benchmark.quality").filter(metric="inception_score")["reason"]
     assert reasons.str.contains("names no classes").all()
+
+
+def test_further_embedders_have_a_cosine_each(tiny, tmp_path):
+    runs, settings = [tiny(config) for config in ("base", "int3", "fp8")], replace(SETTINGS, cosines=["second"])
+    quality.quality(runs, tmp_path / "q.parquet", EMBEDDERS | {"second": EMBEDDERS["colour"]}, settings)
+    rows = read_table(tmp_path / "q.parquet", "benchmark.quality")
+    one, two = (rows.filter(metric=m).select("scheme", "value").rows() for m in ("feature_cosine", "cosine_second"))
+    assert one == two and one[1][1] < 1 and one[2][1] is None, "the fixture's embedder is one and the same"
+    with pytest.raises(InputError, match="cosines: `third` is not in the config's `embedders`"):
+        quality.quality(runs, tmp_path / "q.parquet", EMBEDDERS, replace(SETTINGS, cosines=["third"]))
+
+
+@pytest.mark.parametrize(("state", "count"), [("eager", 0), ("regional", 4), ("full", 1)])
+def test_what_is_compiled(state, count, monkeypatch):
+    """Blocks, or the whole transformer; the VAE's decoder where the scheme asks for it and anything is compiled."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(self))
+    generator = tiny_generator("flux")
+    assert stage.prepare(generator, Scheme("base"), state, None) == "" and len(compiled) == count
+    compiled.clear()
+    stage.prepare(generator, Scheme("base", compile_vae=True), state, None)
+    assert (generator.pipe.vae.decoder in compiled) == (state != "eager") and len(compiled) == count + (count > 0)
 
 
 def test_too_few_images_are_a_reason_and_too_large_a_subset_an_error(tiny, tmp_path):

@@ -121,10 +121,10 @@ def check(config: Config) -> None:
                 "benchmark: quality is judged against a scheme of kind `base` in eager mode; "
                 "select both, or set skip_metrics: true"
             )
-        if bench.features not in config.embedders:
-            raise InputError(
-                unknown("benchmark.features", bench.features, config.embedders, "in the config's `embedders`")
-            )
+        for key, names in (("features", [bench.features]), ("cosines", bench.cosines)):
+            for name in names:
+                if name not in config.embedders:
+                    raise InputError(unknown(f"benchmark.{key}", name, config.embedders, "in the config's `embedders`"))
         if bench.kid_subset_size > bench.num_images:
             raise InputError(
                 f"benchmark.kid_subset_size: {bench.kid_subset_size} is more than benchmark.num_images, "

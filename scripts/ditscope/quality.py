@@ -66,9 +66,12 @@ def quality(
         raise InputError(
             f"{runs[0].parent}: no run of the base scheme in eager mode to compare with; benchmark it first"
         )
-    if settings.features not in embedders:
-        raise InputError(unknown("benchmark.features", settings.features, embedders, "in the config's `embedders`"))
-    extractor = feature_extractor(settings.features, embedders[settings.features])
+    extractors = {}
+    for key, names in (("features", [settings.features]), ("cosines", settings.cosines)):
+        for name in names:
+            if name not in embedders:
+                raise InputError(unknown(f"benchmark.{key}", name, embedders, "in the config's `embedders`"))
+            extractors[name] = feature_extractor(name, embedders[name])
     reference = read_images(base)
     if reference and settings.kid_subset_size > len(reference):
         raise InputError(
@@ -79,14 +82,15 @@ def quality(
         if reference and not run["reason"]:
             check_match(path, read_images(path), base, reference)
 
-    theirs = judged(reference, reference, extractor, settings, cache) if reference else None
+    theirs = judged(reference, reference, extractors, settings, cache) if reference else None
+    metrics = (*PAIRED, *(f"cosine_{name}" for name in settings.cosines), *OF_SETS)
     rows: list[dict] = []
     for path, run in tables:
         if theirs is None or run["reason"]:
             reason = run["reason"] or "the base left no images to compare with"
-            measured = [row(metric, reason=reason) for metric in (*PAIRED, *OF_SETS)]
+            measured = [row(metric, reason=reason) for metric in metrics]
         else:
-            mine = judged(read_images(path), reference, extractor, settings, cache)
+            mine = judged(read_images(path), reference, extractors, settings, cache)
             measured = compare(theirs, mine, settings.kid_subset_size)
         rows += [{name: run[name] for name in IDENTITY} | m for m in measured]
         log.info("%s: %s", path.stem, ", ".join(f"{m['metric']} {m['value']}" for m in measured))
@@ -132,15 +136,20 @@ def listed(values: set) -> str:
     return ", ".join(map(str, sorted(values)))
 
 
-def judged(images: Images, reference: Images, extractor: Extractor, settings: Benchmark, cache: Path | None) -> dict:
+def judged(
+    images: Images, reference: Images, extractors: dict[str, Extractor], settings: Benchmark, cache: Path | None
+) -> dict:
     """What the metrics read of a run's images, in the reference's order.
 
-    `pngs`; `features` (n, d); and where the embedder has a text tower `alignment` (n,), the cosine of each image to
-    its prompt, and `logits` (n, classes) of the zero-shot classes of the settings, else None.
+    `pngs`; `features` (n, d); `more`: those of each embedder of `cosines` by name; and where the embedder has a text
+    tower `alignment` (n,), the cosine of each image to its prompt, and `logits` (n, classes) of the zero-shot classes
+    that the settings name, else None.
     """
     order = sorted(reference)
     pngs = [images[pair]["png"] for pair in order]
+    extractor = extractors[settings.features]
     features = features_of(pngs, extractor, cache)
+    more = {name: features_of(pngs, extractors[name], cache) for name in settings.cosines}
     alignment = logits = None
     if extractor.texts:
         prompts = [images[pair]["json"]["prompt"] for pair in order]
@@ -149,7 +158,7 @@ def judged(images: Images, reference: Images, extractor: Extractor, settings: Be
         alignment = cosines(rows[[distinct.index(prompt) for prompt in prompts]], features)
         if classes := class_texts(settings.classes):
             logits = zero_shot_logits(features, text_rows(classes, extractor, cache))
-    return {"pngs": pngs, "features": features, "alignment": alignment, "logits": logits}
+    return {"pngs": pngs, "features": features, "more": more, "alignment": alignment, "logits": logits}
 
 
 def class_texts(patterns: Sequence[str]) -> list[str]:
@@ -184,9 +193,11 @@ def compare(reference: dict, mine: dict, kid_subset_size: int = 0) -> list[dict]
     else:
         paired["prompt_alignment"] = mine["alignment"]
         paired["prompt_alignment_change"] = mine["alignment"] - reference["alignment"]
+    more = {f"cosine_{name}": cosines(reference["more"][name], found) for name, found in mine["more"].items()}
+    paired |= more
     n = len(mine["pngs"])
     rows = []
-    for m in PAIRED:
+    for m in (*PAIRED, *more):
         if m in paired:
             rows.append(row(m, float(paired[m].mean()), *mean_interval(paired[m]), n=n))
         else:

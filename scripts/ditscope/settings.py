@@ -220,6 +220,7 @@ class Plan:
     budgets: dict[str, Budget] = setting({}, "Budgets by name", config_only=True)
     metric: str = setting("relative_l2", "Sensitivity that is summed", choices=("relative_l2", "sqnr_db", "psnr_db"))
     min_bits: int = setting(2, "Fewest bits a layer may get")
+    floors: dict[str, int] = setting({}, "Fewest bits by kind of layer, as {modulation: 4}")
 
 
 COMPILE_STATES = ("eager", "regional", "full")
@@ -258,6 +259,7 @@ class Benchmark:
         "auto", "Id under which results are filed; auto: named after this host's accelerator or CPU"
     )
     features: str = setting("shapes-clip", "Embedder whose image features FID, KID and the cosine are computed on")
+    cosines: list[str] = setting([], "More embedders whose image cosine is measured, as metric `cosine_NAME`")
     classes: list[str] = setting(
         [], "Inception Score: its zero-shot classes as texts, `a {red,blue} {ring,star}` for four; empty: no score"
     )
@@ -331,11 +333,16 @@ class Refine:
     models: list[str] = setting([], "Models whose latents are refined", config_only=True)
     seed: int = setting(0, "Seed of codebook, corruption and training")
     # corruption
-    patch: int = setting(2, "Side of a patch of latents, which is one token")
-    levels: int = setting(4, "Nested corruption levels; the last keeps the fewest patches")
-    min_anchors: int = setting(4, "Known patches (anchors) at the hardest level")
+    patch: int = setting(2, "Side of a patch of latents (of one frame), which is one token")
+    keys: str = setting(
+        "patches", "What is kept as a whole: patches, or the frames of a video", choices=("patches", "frames")
+    )
+    levels: int = setting(4, "Nested corruption levels; the last keeps the fewest patches or frames")
+    min_anchors: int = setting(4, "Known patches or frames (anchors) at the hardest level")
     schedule: str = setting("geometric", "How anchors grow over levels", choices=("linear", "doubling", "geometric"))
-    interpolation: str = setting("laplacian", "How missing patches are filled", choices=("linear", "idw", "laplacian"))
+    interpolation: str = setting(
+        "laplacian", "How missing patches or frames are filled", choices=("linear", "idw", "laplacian")
+    )
     sigma_feature: float = setting(0.2, "laplacian: feature difference, in standard deviations, that counts as an edge")
     ridge: float = setting(1e-4, "laplacian: pull towards the inverse-distance fill, against bad conditioning")
     noise: str = setting(
