@@ -23,7 +23,7 @@ rule refine_codebook:
         runtime=scaled(60),
     params:
         code=code("refine.codebook"),
-        settings={k: stage("refine")[k] for k in ("seed", "patch", "min_anchors", "codes", "keyframe_weight")},
+        settings={k: stage("refine")[k] for k in ("seed", "patch", "keys", "min_anchors", "codes", "keyframe_weight")},
     script:
         "../scripts/refine_codebook.py"
 

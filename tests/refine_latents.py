@@ -26,9 +26,21 @@ def disc_latents(samples: int, side: int = 8, channels: int = 4, seed: int = 0) 
     return np.stack(latents).astype(np.float32), prompts
 
 
+def drifting_discs(samples: int, frames: int = 5, side: int = 8, channels: int = 4) -> tuple[np.ndarray, list[str]]:
+    """Video latents (samples, channels, frames, side, side): the discs, fading from one background into another."""
+    start, prompts = disc_latents(samples, side, channels)
+    end, _ = disc_latents(samples, side, channels, seed=1)
+    weight = np.linspace(0, 1, frames)[None, None, :, None, None]
+    return (start[:, :, None] * (1 - weight) + end[:, :, None] * weight).astype(np.float32), prompts
+
+
 def write_discs(path: Path, samples: int = 24, side: int = 8, channels: int = 4, seed: int = 0) -> Path:
     """A shard as the generate stage leaves it, of disc latents."""
-    latents, prompts = disc_latents(samples, side, channels, seed)
+    return write_latents(path, *disc_latents(samples, side, channels, seed))
+
+
+def write_latents(path: Path, latents: np.ndarray, prompts: list[str]) -> Path:
+    """A shard as the generate stage leaves it, of these latents and a black picture for each."""
     picture = png_bytes(np.zeros((16, 16, 3), np.uint8))
     write_tar(
         [

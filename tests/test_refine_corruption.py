@@ -18,10 +18,11 @@ from ditscope.refine.corruption import (
     graph_laplacian,
     grid_edges,
     key_counts,
+    key_grid,
     key_mask,
     noise_amplitude,
 )
-from ditscope.refine.patches import patchify, token_grid, unpatchify
+from ditscope.refine.patches import patch_sides, patchify, token_grid, unpatchify
 from ditscope.settings import Refine
 
 GRIDS = [(7,), (5, 6), (3, 4, 5)]
@@ -72,10 +73,12 @@ def test_patches_come_apart_and_together_again(space):
     x = np.random.default_rng(0).standard_normal((2, 3, *space))
     tokens = patchify(x, 2)
     grid = token_grid(space, 2)
-    assert tokens.shape == (2, np.prod(grid), 3 * 2 ** len(space))
+    assert grid == {1: (4,), 2: (2, 3), 3: (2, 2, 3)}[len(space)]
+    assert tokens.shape == (2, np.prod(grid), 3 * 2 ** min(len(space), 2))  # a token never mixes frames
     np.testing.assert_array_equal(unpatchify(tokens, grid, 2), x)
     np.testing.assert_array_equal(patchify(torch.from_numpy(x), 2).numpy(), tokens)
-    corner = x[(slice(None), slice(None), *[slice(0, 2)] * len(space))]
+    sides = patch_sides(len(space), 2)
+    corner = x[(slice(None), slice(None), *(slice(0, side) for side in sides))]
     np.testing.assert_array_equal(tokens[:, 0], corner.reshape(2, -1))
 
 
@@ -206,3 +209,51 @@ def test_noise_has_the_asked_size():
     assert noisy[keys].std() == pytest.approx(0.075, rel=0.1)
     settings = replace(settings, noise="dist")
     assert not corrupt(tokens, keys, grid, settings, np.random.default_rng(7))[keys].any()
+
+
+# Frames -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["idw", "laplacian"])
+def test_one_frame_is_an_image(method):
+    """(1, rows, columns) is the same corruption as (rows, columns), to the last bit."""
+    rng = np.random.default_rng(8)
+    tokens, keys = rng.standard_normal((2, 20, 3)), random_keys(rng, 2, (4, 5), 6)
+    settings = replace(Refine(), interpolation=method, noise="dist")
+    image = corrupt(tokens, keys, (4, 5), settings, np.random.default_rng(0))
+    np.testing.assert_array_equal(corrupt(tokens, keys, (1, 4, 5), settings, np.random.default_rng(0)), image)
+
+
+def test_missing_frames_are_interpolated_between_key_frames():
+    """Against np.interp of every value along time; whole frames are kept or filled."""
+    rng = np.random.default_rng(9)
+    grid, settings = (6, 2, 3), replace(Refine(), keys="frames", interpolation="linear")
+    clean = rng.standard_normal((2, 36, 4))
+    kept = np.array([[1, 0, 0, 1, 0, 1], [0, 1, 0, 0, 1, 0]], bool)
+    filled = corrupt(clean, kept.repeat(6, axis=1), grid, settings, rng).reshape(2, 6, -1)
+    frames = clean.reshape(2, 6, -1)
+    for sample in range(2):
+        where = np.flatnonzero(kept[sample])
+        expected = [np.interp(np.arange(6), where, frames[sample, where, value]) for value in range(frames.shape[-1])]
+        np.testing.assert_allclose(filled[sample], np.transpose(expected), atol=1e-12)
+
+
+def test_noise_between_key_frames_is_the_same_over_a_frame_and_leaves_the_keys():
+    grid, kept = (5, 3, 3), np.array([[1, 0, 0, 0, 1]], bool)
+    settings = replace(Refine(), keys="frames", interpolation="idw", noise="dist", noise_scale=1.0)
+    draws = [
+        corrupt(np.zeros((1, 45, 8)), kept.repeat(9, axis=1), grid, settings, np.random.default_rng(seed))
+        for seed in range(50)
+    ]
+    spread = np.stack(draws).reshape(50, 5, -1).std((0, 2))
+    np.testing.assert_allclose(spread, [0, 0.5, 1, 0.5, 0], atol=0.05)
+
+
+def test_frames_are_keys_of_videos_and_paths_and_not_of_images():
+    assert key_grid((5, 3, 4), "frames") == (5,)
+    assert key_grid((5, 3, 4), "patches") == (5, 3, 4)
+    assert key_grid((7,), "frames") == (7,)
+    with pytest.raises(InputError, match=r"refine\.keys: `frames`, but an image has none"):
+        key_grid((4, 4), "frames")
+    with pytest.raises(InputError, match="4 anchors and 2 levels do not fit into 5 frames"):
+        key_counts(5, 2, 4, "linear", "frames")

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLWan
 from PIL import Image
 
 from ditscope.refine import diagnostics as metrics
@@ -17,7 +17,7 @@ from ditscope.refine.gallery import draw_grid
 from ditscope.refine.train import train
 from ditscope.settings import Model
 from ditscope.tables import read_table
-from refine_latents import write_discs
+from refine_latents import drifting_discs, write_discs, write_latents
 from test_refine_training import TINY
 
 RNG = np.random.default_rng(0)
@@ -142,11 +142,11 @@ def study(tmp_path_factory):
     return folder, shard, trained
 
 
-def run(study, out, settings=TINY):
+def run(study, out, settings=TINY, model=None):
     folder, shard, (latent_mae, refiner, training, _) = study
     out.mkdir(exist_ok=True)
     names = ("diagnostics.parquet", "neighbours.parquet", "tsne.parquet", "record.json", "samples.png", "exemplars.png")
-    model = Model("flux", str(folder / "model"), width=16, height=16)
+    model = model or Model("flux", str(folder / "model"), width=16, height=16)
     inputs = (folder / "codebook.safetensors", folder / "assignments.parquet", latent_mae, refiner, training)
     diagnose("tiny", model, [shard], *inputs, *[out / name for name in names], settings)
     return {name: (out / name).read_bytes() for name in names}
@@ -172,6 +172,29 @@ def test_diagnose_repeats_and_says_what_the_contract_asks_for(study, tmp_path):
     width, height = Image.open(tmp_path / "a" / "samples.png").size
     assert (width - 154) // 100 == 4  # the gallery's samples
     assert (height - 4) // 100 == 1 + 2 * 3  # clean, then interpolated and refined at each level
+
+
+def test_a_video_refiner_is_judged_by_the_same_code(tmp_path):
+    """Wan's own VAE decodes the gallery: its columns are frames along the first video."""
+    torch.manual_seed(0)
+    settings = replace(TINY, keys="frames", levels=2, min_anchors=2, gallery=3)
+    AutoencoderKLWan(
+        base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    ).save_pretrained(tmp_path / "model" / "vae")
+    shard = write_latents(tmp_path / "images" / "tiny" / "shard-00000.tar", *drifting_discs(12))
+    build_codebook([shard], tmp_path / "codebook.safetensors", tmp_path / "assignments.parquet", settings)
+    trained = [tmp_path / f for f in ("latent_mae.safetensors", "refiner.safetensors", "training.parquet", "t.parquet")]
+    train([shard], tmp_path / "assignments.parquet", *trained, settings=settings)
+    model = Model("wan", str(tmp_path / "model"), width=64, height=64, frames=17)
+    run((tmp_path, shard, trained), tmp_path / "out", settings, model)
+    table = read_table(tmp_path / "out" / "diagnostics.parquet", "refine.diagnostics")
+    kept = table.filter(pl.col("metric") == "anchors").sort("group")["value"]
+    assert kept.to_list() == [3, 2]
+    assert table.filter(pl.col("metric").str.starts_with("mse_"))["value"].is_finite().all()
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert record["data"]["latent_shape"] == [4, 5, 8, 8]
+    width, height = Image.open(tmp_path / "out" / "samples.png").size
+    assert ((width - 154) // 100, (height - 4) // 100) == (3, 1 + 2 * 2)
 
 
 def test_a_collapsed_codebook_is_dropped(study, tmp_path, monkeypatch):

@@ -26,10 +26,11 @@ from ditscope.refine.networks import (
     patch_mask,
     save_network,
 )
+from ditscope.refine.patches import patch_sides
 from ditscope.settings import Refine
 from ditscope.shards import read_tar, write_tar
 from ditscope.tables import read_table
-from refine_latents import disc_latents, write_discs
+from refine_latents import disc_latents, drifting_discs, write_discs, write_latents
 
 TINY = replace(
     Refine(),
@@ -160,11 +161,11 @@ def test_hidden_values_reach_neither_features_nor_loss():
 def test_an_untrained_refiner_returns_its_input_on_any_grid(grid):
     tokens = int(np.prod(grid))
     network = Refiner(RefinerConfig(3, grid, 2, 24, 2, 2, 5, 4, False))
-    x = torch.randn(2, tokens, 3 * 2 ** len(grid))
+    x = torch.randn(2, tokens, 3 * 2 ** min(len(grid), 2))
     anchors = torch.rand(2, tokens) < 0.3
     arguments = (anchors, torch.tensor([0, 4]), torch.tensor([1, 4]), torch.tensor([1.0, 2.0]))
     torch.testing.assert_close(network(x, *arguments), x)
-    space = [2 * side for side in grid]
+    space = [n * side for n, side in zip(grid, patch_sides(len(grid), 2), strict=True)]
     latents = torch.randn(1, 3, *space)
     assert LatentMAE(LatentMAEConfig(3, len(grid), 2, 8, 2))(latents, torch.zeros(1, 1, *space)).shape == latents.shape
 
@@ -295,3 +296,55 @@ def test_two_processes_share_out_the_batches_of_one(shard, tmp_path):
         weights[name] = load_file(tmp_path / name / "refiner.safetensors")["network.head.weight"]
     torch.testing.assert_close(weights["two"], weights["one"], atol=1e-5, rtol=0.0)
     assert (weights["half"] - weights["one"]).abs().max() > 1e-4
+
+
+VIDEO = replace(TINY, keys="frames", levels=2, min_anchors=2)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    """24 video latents (4, 5, 8, 8)."""
+    return write_latents(tmp_path_factory.mktemp("videos") / "shard-00000.tar", *drifting_discs(24))
+
+
+@pytest.mark.parametrize("keys", ["frames", "patches"])
+def test_videos_train_by_the_same_code_with_key_frames_or_key_patches(videos, tmp_path, keys):
+    settings = replace(VIDEO, keys=keys)
+    first = run(videos, tmp_path / "a", settings)
+    assert run(videos, tmp_path / "b", settings) == first
+    encoder, *_ = load_network(tmp_path / "a" / "latent_mae.safetensors", "latent_mae")
+    network, *_ = load_network(tmp_path / "a" / "refiner.safetensors", "refiner")
+    assert encoder.config.axes == 3
+    assert network.config.grid == (5, 4, 4)
+    table = read_table(tmp_path / "a" / "training.parquet", "refine.training")
+    assert table["value"].is_finite().all()
+
+
+def test_keys_of_a_video_are_whole_frames(videos):
+    data = training_set(read_latents([videos], 2), np.arange(24) % 4, VIDEO)
+    assert (data.nodes, data.counts, data.grid) == (5, [3, 2], (5, 4, 4))
+    batch = draw_batch(data, VIDEO, np.random.default_rng(0))
+    kept = batch.inputs.anchors.reshape(-1, 5, 16)
+    assert (kept == kept[..., :1]).all()
+    assert kept[..., 0].sum(1).tolist() == [data.counts[level - 1] for level in batch.inputs.levels]
+    clean, corrupted = batch.inputs.clean, batch.inputs.corrupted
+    torch.testing.assert_close(clean[batch.inputs.anchors], corrupted[batch.inputs.anchors])
+
+
+def test_anchors_of_a_codebook_of_videos_are_all_patches_of_the_same_frames(videos):
+    from ditscope.refine.codebook import fit_codebook
+
+    anchors = fit_codebook(read_latents([videos], 2), VIDEO).arrays["anchors"]
+    frames = np.unique(anchors // 16)
+    assert len(frames) == VIDEO.min_anchors
+    np.testing.assert_array_equal(anchors, (frames[:, None] * 16 + np.arange(16)).ravel())
+
+
+def test_features_of_a_video_are_windows_of_one_frame():
+    torch.manual_seed(0)
+    encoder, x = LatentMAE(LatentMAEConfig(4, 3, 2, 8, 2)), torch.randn(2, 4, 5, 8, 8)
+    found = extract(encoder, x, list(FEATURES))
+    assert found["map0.patch4.mean"].shape == (2, 5 * 2 * 2, 8)
+    maps = encoder.maps(x)
+    torch.testing.assert_close(found["map0.patch4.mean"][:, 7], maps[0][:, :, 1, 4:, 4:].flatten(2).mean(-1))
+    assert found["map0.location"].shape == (2, 320, 8)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditscope.refine.corruption import corrupt, draw_keys, key_counts
+from ditscope.refine.corruption import corrupt, draw_keys, key_counts, key_grid
 from ditscope.refine.drifting import sample_alpha
 from ditscope.refine.latents import LatentSet
 from ditscope.refine.patches import patchify, token_grid
@@ -22,6 +22,7 @@ class TrainingSet:
     codes: np.ndarray  # (samples,) pseudo-class of each
     members: dict[int, np.ndarray]  # rows of each class that has any
     grid: tuple[int, ...]
+    nodes: int  # patches, or frames, that a key is one of
     counts: list[int]  # keys at levels 1, 2, ...
 
 
@@ -40,9 +41,10 @@ class RefinerInput:
 def training_set(latents: LatentSet, codes: np.ndarray, settings: Refine) -> TrainingSet:
     """Cut latents into tokens and list the members of each pseudo-class."""
     grid = token_grid(latents.space, settings.patch)
-    counts = key_counts(int(np.prod(grid)), settings.levels, settings.min_anchors, settings.schedule)
+    nodes = int(np.prod(key_grid(grid, settings.keys)))
+    counts = key_counts(nodes, settings.levels, settings.min_anchors, settings.schedule, settings.keys)
     members = {int(code): np.flatnonzero(codes == code) for code in np.unique(codes)}
-    return TrainingSet(latents.values, patchify(latents.values, settings.patch), codes, members, grid, counts)
+    return TrainingSet(latents.values, patchify(latents.values, settings.patch), codes, members, grid, nodes, counts)
 
 
 def without_replacement(rng: np.random.Generator, pool: np.ndarray, count: int) -> np.ndarray:
@@ -56,7 +58,7 @@ def refiner_input(
 ) -> RefinerInput:
     """Corrupt samples `rows` to `levels`, each with keys of its own."""
     clean = data.tokens[rows]
-    keys = draw_keys(rng, levels, clean.shape[1], data.counts)
+    keys = draw_keys(rng, levels, data.nodes, data.counts).repeat(clean.shape[1] // data.nodes, axis=1)
     corrupted = corrupt(clean, keys, data.grid, settings, rng).astype(np.float32)
     return RefinerInput(
         corrupted=torch.from_numpy(corrupted),

@@ -15,6 +15,7 @@ from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from ditscope.errors import InputError
+from ditscope.refine.corruption import key_grid
 from ditscope.refine.files import describe, read_described
 from ditscope.refine.latents import LatentSet, read_latents
 from ditscope.refine.patches import patchify, token_grid
@@ -53,8 +54,11 @@ def fit_codebook(latents: LatentSet, settings: Refine) -> Codebook:
         raise InputError(f"refine.codes: {settings.codes} pseudo-classes from {len(latents)} samples; lower it")
     vectorizer = TfidfVectorizer(max_features=MAX_WORDS, token_pattern=r"\S+")
     text = vectorizer.fit_transform([r["prompt"] for r in latents.records]).toarray()
-    tokens = int(np.prod(token_grid(latents.space, settings.patch)))
-    anchors = np.sort(np.random.default_rng(settings.seed).permutation(tokens)[: settings.min_anchors])
+    grid = token_grid(latents.space, settings.patch)
+    nodes = np.arange(int(np.prod(grid))).reshape(int(np.prod(key_grid(grid, settings.keys))), -1)  # tokens of each
+    anchors = np.sort(
+        nodes[np.random.default_rng(settings.seed).permutation(len(nodes))[: settings.min_anchors]].ravel()
+    )
     arrays = {"idf": vectorizer.idf_, "anchors": anchors}
     keyframes = anchor_means(latents.values, anchors, settings.patch)
     for name, part in (("text", text), ("keyframe", keyframes)):
@@ -69,7 +73,7 @@ def fit_codebook(latents: LatentSet, settings: Refine) -> Codebook:
 
 
 def anchor_means(values: np.ndarray, anchors: np.ndarray, patch: int) -> np.ndarray:
-    """Mean anchor patch (samples, channels * patch^axes) of latents (samples, channels, *space), float64."""
+    """Mean anchor patch (samples, channels * values of a patch) of latents (samples, channels, *space), float64."""
     return patchify(values, patch)[:, anchors].mean(1, dtype=np.float64)
 
 

@@ -1,4 +1,4 @@
-"""Corrupt token grids: keep nested sets of tokens (keys), interpolate the others, optionally add noise.
+"""Corrupt token grids: keep nested sets of tokens or of frames (keys), interpolate the others, optionally add noise.
 
 A grid has any number of axes: (rows, columns) of an image, (frames, rows, columns) of a video, (steps,) of a path.
 Tokens are rows of a float64 array (batch, tokens, channels) in C order of the grid.
@@ -23,13 +23,20 @@ KEY_NOISE = 0.25  # share of `gauss` noise that keys receive
 # Keys ---------------------------------------------------------------------------------------------------------------
 
 
-def key_counts(tokens: int, levels: int, minimum: int, schedule: str) -> list[int]:
+def key_grid(grid: Grid, keys: str) -> Grid:
+    """The grid of what is kept or missing as a whole: the tokens themselves (patches), or the frames of a video."""
+    if keys == "frames" and len(grid) == 2:
+        raise InputError("refine.keys: `frames`, but an image has none; use `patches`")
+    return grid[:1] if keys == "frames" else grid
+
+
+def key_counts(tokens: int, levels: int, minimum: int, schedule: str, kind: str = "patches") -> list[int]:
     """Number of keys at levels 1 to `levels`: falls strictly from below `tokens` to `minimum`.
 
     From hard to easy the counts grow linearly, by doubling, or by the factor (tokens / minimum)^(1 / levels).
     """
     if minimum < 1 or minimum + levels > tokens:
-        raise InputError(f"refine.min_anchors: {minimum} anchors and {levels} levels do not fit into {tokens} patches")
+        raise InputError(f"refine.min_anchors: {minimum} anchors and {levels} levels do not fit into {tokens} {kind}")
     growth: dict[str, Callable[[int], float]] = {
         "linear": lambda n: minimum + (tokens - minimum) * n / levels,
         "doubling": lambda n: minimum * 2.0**n,
@@ -173,9 +180,15 @@ def noise_amplitude(keys: np.ndarray, grid: Grid, mode: str) -> np.ndarray:
 
 
 def corrupt(tokens: np.ndarray, keys: np.ndarray, grid: Grid, settings: Refine, rng: np.random.Generator) -> np.ndarray:
-    """Keep the tokens in `keys` (batch, tokens), interpolate the others, and add noise if the settings say so."""
-    filled = INTERPOLATIONS[settings.interpolation](tokens.astype(np.float64), keys, grid, settings)
+    """Keep the tokens in `keys` (batch, tokens), interpolate the others, and add noise if the settings say so.
+
+    Whole frames are interpolated as what they are: single nodes, whose features are those of all their tokens.
+    """
+    nodes = key_grid(grid, settings.keys)
+    batch, count = len(tokens), int(np.prod(nodes))
+    joined, kept = tokens.reshape(batch, count, -1), keys.reshape(batch, count, -1)[..., 0]
+    filled = INTERPOLATIONS[settings.interpolation](joined.astype(np.float64), kept, nodes, settings)
     if settings.noise != "none":
-        amplitude = settings.noise_scale * noise_amplitude(keys, grid, settings.noise)
+        amplitude = settings.noise_scale * noise_amplitude(kept, nodes, settings.noise)
         filled += amplitude[..., None] * rng.standard_normal(filled.shape)
-    return filled
+    return filled.reshape(tokens.shape)

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ditscope.families.common import DTYPES, vae_decode
-from ditscope.models import default_device, resolve_source
+from ditscope.families.common import DTYPES
+from ditscope.models import default_device, family_of, resolve_source
 from ditscope.refine import diagnostics as metrics
 from ditscope.refine.batches import RefinerInput, TrainingSet, draw_batch, refiner_input, training_set
 from ditscope.refine.codebook import anchor_means, embed_set, embed_text, load_codebook
@@ -100,7 +100,7 @@ def diagnose(
 
     summary = experiment_record(name, images, latents, settings, rows, read_table(training, "refine.training"))
     record.write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
-    draw_grid(decode_pictures(pictures, latents, source, model, device), samples)
+    draw_grid(decode_pictures(pictures, latents, source, name, model, device), samples)
     draw_exemplars(images, read_table(assignments, "refine.assignments"), exemplars)
     log.info("refine: %s, decision %s", name, summary["results"]["decision"])
 
@@ -127,7 +127,7 @@ def evaluate_levels(
         for kind, tokens in (("corrupted", inputs.corrupted), ("refined", refined)):
             everywhere, missing = metrics.squared_errors(tokens.numpy(), clean, anchors)
             rows += as_rows(f"level {level}", {f"mse_{kind}": everywhere, f"mse_{kind}_missing": missing})
-            label = f"level {level}, {kind}\n{count} of {clean.shape[1]} kept"
+            label = f"level {level}, {kind}\n{count} of {data.nodes} kept"
             pictures.append((label, unpatchify(tokens[shown], data.grid, settings.patch)))
         rows.append((f"level {level}", "anchors", float(count)))
     return rows, pictures
@@ -165,18 +165,30 @@ def kernel_rows(
 
 @torch.no_grad()
 def decode_pictures(
-    pictures: list[tuple[str, Tensor]], latents: LatentSet, source: Path, model: Model, device: torch.device
+    pictures: list[tuple[str, Tensor]],
+    latents: LatentSet,
+    source: Path,
+    name: str,
+    model: Model,
+    device: torch.device,
 ) -> list[tuple[str, list[np.ndarray]]]:
-    """The same rows as images, decoded by the model's VAE alone."""
-    from diffusers import AutoencoderKL
+    """The same rows as images, decoded by the model's VAE alone; of videos, frames along the first one."""
+    from diffusers import AutoModel
 
-    vae = AutoencoderKL.from_pretrained(source, subfolder="vae", dtype=DTYPES[model.dtype]).to(device)
+    family = family_of(name, model)
+    dtype = getattr(family, "VAE_DTYPE", DTYPES[model.dtype])
+    vae = AutoModel.from_pretrained(str(source), subfolder="vae", dtype=dtype).to(device)
     drawn = []
     for label, values in pictures:
+        columns = len(values)
+        values = values if values.ndim == 4 else values[:1]
         stored = values.numpy() * expand(latents.std, values.ndim) + expand(latents.mean, values.ndim)
         tensor = torch.from_numpy(stored).to(device, DTYPES[model.dtype])
-        decoded = vae_decode(SimpleNamespace(vae=vae), tensor)
-        drawn.append((label, list((decoded * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())))
+        decoded = family.decode(SimpleNamespace(vae=vae), tensor)
+        pixels = (decoded * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
+        if pixels.ndim == 5:
+            pixels = pixels[0, np.linspace(0, pixels.shape[1] - 1, columns).astype(int)]
+        drawn.append((label, list(pixels)))
     return drawn
 
 

@@ -33,11 +33,12 @@ def global_statistics(latents: Tensor, maps: Sequence[Tensor]) -> Features:
 
 
 def patch_statistics(latents: Tensor, maps: Sequence[Tensor]) -> Features:
-    """Mean and standard deviation over windows of 2 and of 4 positions a side, where a map holds more than one."""
+    """Mean and standard deviation over windows of 2 and of 4 positions a side, in a frame, where a map has several."""
     features = {}
     for i, m in enumerate(maps):
         for side in PATCHES:
-            if all(n % side == 0 for n in m.shape[2:]) and max(m.shape[2:]) > side:
+            space = m.shape[2:][-2:]
+            if all(n % side == 0 for n in space) and max(space) > side:
                 windows = patchify(m, side).unflatten(-1, (m.shape[1], -1))
                 features[f"map{i}.patch{side}.mean"], features[f"map{i}.patch{side}.std"] = mean_std(windows)
     return features

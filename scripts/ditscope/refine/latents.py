@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ditscope.errors import InputError
+from ditscope.refine.patches import patch_sides
 from ditscope.shards import read_tar
 
 
@@ -51,7 +52,8 @@ def read_latents(images: list[Path], patch: int) -> LatentSet:
             records.append(sample["json"] | {"key": sample["__key__"]})
     if not latents:
         raise InputError(f"{', '.join(map(str, images)) or 'images'}: no samples to refine; generate images first")
-    if bad := [side for side in latents[0].shape[1:] if side % patch]:
+    space = latents[0].shape[1:]
+    if bad := [n for n, side in zip(space, patch_sides(len(space), patch), strict=True) if n % side]:
         raise InputError(f"refine.patch: {patch} does not divide the latents' side {bad[0]}; choose a divisor")
     values = np.stack(latents)
     axes = (0, *range(2, values.ndim))

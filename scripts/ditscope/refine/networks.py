@@ -4,6 +4,7 @@ Both work on grids of any dimension that torch convolves (1 to 3), and their fil
 """
 
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ditscope.refine.corruption import coordinates
 from ditscope.refine.files import describe, read_described
-from ditscope.refine.patches import unpatchify
+from ditscope.refine.patches import patch_sides, unpatchify
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -86,7 +87,7 @@ class LatentMAE(nn.Module):
 def patch_mask(scores: Tensor, ratio: float, grid: tuple[int, ...], patch: int) -> Tensor:
     """Mask (batch, 1, *space) of the `ratio` of patches with the smallest `scores` (batch, tokens)."""
     hidden = scores.argsort(-1).argsort(-1) < round(ratio * scores.shape[1])
-    return unpatchify(hidden[..., None].repeat(1, 1, patch ** len(grid)).to(scores), grid, patch)
+    return unpatchify(hidden[..., None].repeat(1, 1, prod(patch_sides(len(grid), patch))).to(scores), grid, patch)
 
 
 def mae_loss(prediction: Tensor, latents: Tensor, mask: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ class Refiner(nn.Module):
     def __init__(self, config: RefinerConfig) -> None:
         super().__init__()
         self.config = config
-        size = config.channels * config.patch ** len(config.grid)
+        size = config.channels * prod(patch_sides(len(config.grid), config.patch))
         self.embed = nn.Linear(size + 1, config.width)  # one more channel says which tokens are anchors
         self.class_embed = nn.Embedding(config.classes, config.width)
         self.level_embed = nn.Embedding(config.levels, config.width)

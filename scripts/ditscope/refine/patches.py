@@ -1,5 +1,6 @@
 """Cut arrays over a grid of any dimension into patches (tokens) and put them together again; NumPy or torch."""
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -7,26 +8,35 @@ import numpy as np
 Array = Any  # np.ndarray or torch.Tensor, the same in and out
 
 
+def patch_sides(axes: int, patch: int) -> tuple[int, ...]:
+    """Size of a patch along each axis: `patch` along the last two, 1 along time before them (a token has one frame)."""
+    return (1,) * (axes - 2) + (patch,) * min(axes, 2)
+
+
 def token_grid(space: tuple[int, ...], patch: int) -> tuple[int, ...]:
     """Tokens along each axis of a latent of size `space`."""
-    return tuple(side // patch for side in space)
+    return tuple(n // side for n, side in zip(space, patch_sides(len(space), patch), strict=True))
 
 
 def patchify(x: Array, patch: int) -> Array:
-    """(batch, channels, *space) -> (batch, tokens, channels * patch^axes), tokens in C order of the grid."""
+    """(batch, channels, *space) -> (batch, tokens, channels * values of a patch), tokens in C order of the grid."""
     batch, channels, *space = x.shape
     axes = len(space)
-    split = x.reshape(batch, channels, *(n for side in space for n in (side // patch, patch)))
+    sides = patch_sides(axes, patch)
+    split = x.reshape(
+        batch, channels, *(n for size, side in zip(space, sides, strict=True) for n in (size // side, side))
+    )
     order = (0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2))
-    return permute(split, order).reshape(batch, -1, channels * patch**axes)
+    return permute(split, order).reshape(batch, -1, channels * prod(sides))
 
 
 def unpatchify(tokens: Array, grid: tuple[int, ...], patch: int) -> Array:
     """The inverse of `patchify`; `grid` counts the tokens along each axis."""
     axes = len(grid)
-    split = tokens.reshape(len(tokens), *grid, -1, *[patch] * axes)
+    sides = patch_sides(axes, patch)
+    split = tokens.reshape(len(tokens), *grid, -1, *sides)
     order = (0, 1 + axes, *(n for axis in range(axes) for n in (1 + axis, 2 + axes + axis)))
-    return permute(split, order).reshape(len(tokens), -1, *(side * patch for side in grid))
+    return permute(split, order).reshape(len(tokens), -1, *(n * side for n, side in zip(grid, sides, strict=True)))
 
 
 def permute(x: Array, order: tuple[int, ...]) -> Array:
