@@ -1,4 +1,5 @@
 # Helper functions of every rules file: the checked config, paths of what stages leave, parameters that make them stale.
+import os
 import re
 import sys
 from dataclasses import fields
@@ -7,6 +8,8 @@ from itertools import accumulate
 from pathlib import Path
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
+# Jobs run this checkout's library, also where another one is installed in their environment.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import strip_wildcard_constraints
