@@ -19,7 +19,7 @@ from ditscope.calibration_set import CalibrationSet, Reference, check_made_with,
 from ditscope.errors import InputError
 from ditscope.families.common import DTYPES, Conditioning
 from ditscope.identity import file_digest
-from ditscope.models import Generator, load_generator
+from ditscope.models import Generator, load_generator, require_blocks
 from ditscope.partial import publish, unfinished
 from ditscope.quantizers import QUANTIZERS, quantizable, shared_weights
 from ditscope.replay import record, replaced, variants
@@ -72,6 +72,7 @@ def sensitivity(
     Leaves the table `sensitivity`. Finished blocks in `partial` are reused. Raises InputError for a set of another
     model, or one that leaves a bucket without samples, before the model loads.
     """
+    require_blocks("sensitivity", name, model)
     found = load_calibration(calibration, settings.max_images, settings.step_stride)
     check_made_with(calibration, found, name)
     buckets = assign_buckets(found, settings.buckets, calibration)
