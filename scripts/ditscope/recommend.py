@@ -132,5 +132,5 @@ def loss(row: dict) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in percent, two significant digits."""
-    return f"{max(share, 0.0) * 100:.2g} %"
+    """A share in percent, two significant digits; rounding noise is 0."""
+    return f"{share * 100 if share > 1e-6 else 0:.2g} %"
