@@ -342,7 +342,8 @@ def sensitivity_layers(*models, name="layers"):
 
 
 def sensitivity_table():
-    return [f"{RESULTS}/sensitivity/sensitivity.parquet"] if CONFIG.sensitivity.models else []
+    names = ["sensitivity", "agreement"] if CONFIG.sensitivity.models else []
+    return expand(f"{RESULTS}/sensitivity/{{name}}.parquet", name=names)
 
 
 def bit_plans(*models):

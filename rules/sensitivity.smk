@@ -1,5 +1,6 @@
 # Sensitivity. Needs: a calibration set (the calibrate stage's, or a folder of your own) and the generator. Leaves:
-# <results>/sensitivity/<model>/layers-<group>.parquet and <results>/sensitivity/sensitivity.parquet (table `sensitivity`).
+# <results>/sensitivity/<model>/layers-<group>.parquet, the same layers in fast mode in fast-<group>.parquet, and
+# <results>/sensitivity/sensitivity.parquet (table `sensitivity`) and agreement.parquet (table `sensitivity.agreement`).
 
 
 rule sensitivity:
@@ -13,6 +14,7 @@ rule sensitivity_layers:
         weights=lambda w: model_files(w.model),
     output:
         layers="<results>/sensitivity/{model}/layers-{group}.parquet",
+        fast="<results>/sensitivity/{model}/fast-{group}.parquet",
     log:
         "<logs>/sensitivity/{model}/{group}.log",
     benchmark:
@@ -29,7 +31,7 @@ rule sensitivity_layers:
         code=code("sensitivity"),
         model=lambda w: model_params(w.model),
         settings=stage("sensitivity"),
-        groups=CONFIG.sensitivity.layer_groups,
+        groups=sensitivity_groups(),
         calibration=lambda w: calibration_folder(w.model),
         own=lambda w: own_calibration(w.model),
     script:
@@ -39,8 +41,10 @@ rule sensitivity_layers:
 rule sensitivity_table:
     input:
         layers=sensitivity_layers(*CONFIG.sensitivity.models),
+        fast=sensitivity_layers(*CONFIG.sensitivity.models, name="fast"),
     output:
         table="<results>/sensitivity/sensitivity.parquet",
+        agreement="<results>/sensitivity/agreement.parquet",
     log:
         "<logs>/sensitivity/table.log",
     localrule: True

@@ -17,5 +17,6 @@ with job(snakemake):
         settings=decode(Sensitivity, snakemake.params.settings),
         group=int(snakemake.wildcards.group),
         groups=snakemake.params.groups,
+        fast=Path(snakemake.output.fast),
         partial=partial_root(snakemake),
     )

@@ -6,4 +6,9 @@ from ditscope.job import job
 from ditscope.sensitivity_table import gather
 
 with job(snakemake):
-    gather([Path(table) for table in snakemake.input.layers], Path(snakemake.output.table))
+    gather(
+        [Path(table) for table in snakemake.input.layers],
+        Path(snakemake.output.table),
+        [Path(table) for table in snakemake.input.fast],
+        Path(snakemake.output.agreement),
+    )

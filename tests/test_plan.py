@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,13 @@ from ditscope.plan import (
     load_plan,
     nominal_bytes,
     plan,
+    random_plan,
+    random_plans,
     solve,
     to_fqn_config,
 )
 from ditscope.quantizers import group_affine, quantizable
-from ditscope.sensitivity_table import BUCKETS
+from ditscope.sensitivity_table import BUCKETS, layer_kind
 from ditscope.settings import Budget, Plan
 from ditscope.tables import write_table
 from tiny_models import tiny_generator
@@ -71,6 +74,46 @@ def test_frontier_is_monotone_and_never_worse_than_uniform():
     assert points[-1]["nominal_bytes"] == choices.bytes[:, -1].sum()
 
 
+def test_floors_hold_and_cost_no_more_than_they_must():
+    choices = replace(random_choices(6, 1), floors=np.array([0, 1, 2, 0, 1, 0]))
+    rows = np.arange(6)
+    limit = int((choices.least_bytes() + choices.bytes[:, -1].sum()) // 2)
+    every = [np.array(c) for c in itertools.product(range(3), repeat=6)]
+    allowed = [c for c in every if (c >= choices.floors).all()]
+    assert choices.least_bytes() == min(choices.bytes[rows, c].sum() for c in allowed)
+    best = min(choices.cost[rows, c].sum() for c in allowed if choices.bytes[rows, c].sum() <= limit)
+    chosen = solve(choices, limit)
+    assert (chosen >= choices.floors).all()
+    assert choices.totals(chosen)["predicted"] == pytest.approx(best, rel=1e-9)
+    assert (random_plan(choices, limit, np.random.default_rng(0)) >= choices.floors).all()
+    assert frontier(choices)[0]["nominal_bytes"] == choices.least_bytes()
+
+
+def test_random_plans_fill_the_limit_and_are_worse():
+    choices = random_choices(40, 2)
+    limit = int(choices.bytes[:, 1].sum())
+    for seed in range(5):
+        chosen = random_plan(choices, limit, np.random.default_rng(seed))
+        size = choices.totals(chosen)["nominal_bytes"]
+        rest = [choices.bytes[i, c + 1] - choices.bytes[i, c] for i, c in enumerate(chosen) if c < 2]
+        assert size <= limit < size + min(rest)
+    found = random_plans(choices, limit)
+    assert choices.totals(solve(choices, limit))["predicted"] < found["best"] < found["median"] < found["worst"]
+
+
+def test_floors_by_kind_and_the_minimum_they_make(table, tmp_path, transformer):
+    plan("tiny", table, tmp_path / "p.json", Budget(uniform_bits=4), Plan(floors={"modulation": 8}))
+    bits = load_plan(tmp_path / "p.json", transformer)["layers"]
+    assert {b for name, b in bits.items() if layer_kind(name) == "modulation"} == {8}
+    assert min(bits.values()) == 2
+    with pytest.raises(InputError, match=r"plan\.floors: `norm` is no kind of layer; valid: modulation, "):
+        plan("tiny", table, tmp_path / "q.json", Budget(uniform_bits=4), Plan(floors={"norm": 8}))
+    with pytest.raises(InputError, match=r"floors\.mlp: 9 is more than the measured bits"):
+        plan("tiny", table, tmp_path / "q.json", Budget(uniform_bits=4), Plan(floors={"mlp": 9}))
+    with pytest.raises(InputError, match="too small; the minimum is"):
+        plan("tiny", table, tmp_path / "q.json", Budget(uniform_bits=2), Plan(floors={"modulation": 8}))
+
+
 @pytest.mark.parametrize(
     ("parameters", "bits", "shared", "expected"),
     [(1024, 4, 32, 512 + 32 * 20 // 8), (1024, 8, 1024, 1024 + 3), (10, 3, 10, 7), (64, 2, 16, 16 + 4 * 18 // 8)],
@@ -91,7 +134,8 @@ def sensitivity_rows(layers: dict[str, nn.Module], group_size: int = 8) -> pl.Da
             power = {"relative_l2": error, "sqnr_db": -20 * np.log10(error), "psnr_db": 10 - 20 * np.log10(error)}
             rows += [
                 {
-                    "model": "tiny", "layer": name, "depth": depth, "module": type(layer).__name__.lower(),
+                    "model": "tiny", "layer": name, "kind": layer_kind(name), "depth": depth,
+                    "module": type(layer).__name__.lower(),
                     "bits": bits, "quantizer": "group", "group_size": group_size, "shared_weights": group_size,
                     "bucket": bucket, "metric": metric, "value": float(value), "parameters": layer.weight.numel(),
                 }

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import scipy.stats
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
@@ -14,13 +15,15 @@ from torchao.quantization import IntxWeightOnlyConfig, MappingType, PerAxis, Per
 from ditscope import calibrate as calibrate_stage
 from ditscope import sensitivity as stage
 from ditscope.calibrate import calibrate
+from ditscope.calibration_batches import batches
 from ditscope.calibration_set import load_calibration, read_sample
 from ditscope.errors import InputError
 from ditscope.families.common import Conditioning
 from ditscope.quantizers import QUANTIZERS, group_affine, palettize, quantizable, shared_weights
 from ditscope.replay import record, replaced
-from ditscope.sensitivity import METRICS, sensitivity
-from ditscope.sensitivity_table import BUCKETS, COLUMNS, assign_buckets, gather, layer_kind
+from ditscope.sensitivity import sensitivity
+from ditscope.sensitivity_exact import METRICS, network_of, score_layers
+from ditscope.sensitivity_table import BUCKETS, COLUMNS, assign_buckets, gather, layer_kind, summary
 from ditscope.settings import Calibrate, Sensitivity
 from ditscope.tables import read_table
 from tiny_models import ENTRIES, tiny_generator
@@ -217,14 +220,14 @@ def test_only_what_follows_the_layer_runs_again(study):
     runs = []
     for depth, block in enumerate(blocks):
         block.attn.processor = Counting(block.attn.processor, depth, runs)
-    batch = next(stage.batches(model, *bucketed(folder), 1))
-    layers = stage.network_layers(model, batch)
+    batch = next(batches(model, *bucketed(folder), 1))
+    network = network_of(model, batch)
     runs.clear()
-    stage.score_block(model, layers, 2, iter([batch]), SETTINGS)
-    inside = sum(layer.depth == 2 for layer in layers)
-    # One recording pass through every block, then for each layer of block 2 the blocks 2 and 3 only; for the last,
-    # proj_out, not even the attention of its own block, which has ended by then.
-    assert [runs.count(depth) for depth in range(len(blocks))] == [1, 1, 1 + inside - 1, 1 + inside]
+    score_layers(network, 2, [batch], SETTINGS)
+    inside = len(network.at(2))
+    # One recording pass through every block, then for each layer of block 2 the blocks 2 and 3 only; for proj_mlp,
+    # beside the attention, and proj_out, behind it, not even the attention of their own block.
+    assert [runs.count(depth) for depth in range(len(blocks))] == [1, 1, 1 + inside - 2, 1 + inside]
 
 
 class Counting:
@@ -270,15 +273,15 @@ def test_interrupted_job_resumes_at_a_block(study, tmp_path, monkeypatch):
     model, folder = study("flux")
     whole = score(model, folder)
     scored = []
-    original = stage.score_block
+    original = stage.score_layers
 
     def failing(*arguments):
-        scored.append(arguments[2])
+        scored.append(arguments[1])
         if len(scored) == 3:
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(stage, "score_block", failing)
+    monkeypatch.setattr(stage, "score_layers", failing)
     with pytest.raises(KeyboardInterrupt):
         score(model, folder, partial=tmp_path / "partial")
     resumed = score(model, folder, partial=tmp_path / "partial")
@@ -313,3 +316,69 @@ def test_a_layer_that_never_runs_changes_nothing(study):
     idle = table.filter(pl.col("layer").str.ends_with("idle") & (pl.col("metric") == "relative_l2"))
     assert idle.height == 3
     assert idle["value"].max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_every_module_that_a_changed_output_reaches_is_a_dependency(study, kind):
+    """Reference: replace a layer's output by another one and see which modules put out something else.
+
+    The converse need not hold: autograd sees joint attention as one operation, in which image queries reach no text.
+    """
+    model, folder = study(kind)
+    batch = next(batches(model, *bucketed(folder), 1))
+    network = network_of(model, batch)
+    modules = list(network.depends)
+
+    @torch.no_grad()
+    def outputs() -> dict[nn.Module, list[torch.Tensor]]:
+        seen = {}
+
+        def look(module, _, output):
+            seen[module] = [t.clone() for t in (output if isinstance(output, tuple) else (output,)) if t is not None]
+
+        handles = [m.register_forward_hook(look) for m in modules]
+        batch.velocity(model)
+        for handle in handles:
+            handle.remove()
+        return seen
+
+    own = outputs()
+    for layer in network.layers[::4]:
+        disturb = layer.module.register_forward_hook(lambda m, i, o: o + torch.randn_like(o))
+        changed = outputs()
+        disturb.remove()
+        for module in modules:
+            same = all(torch.equal(a, b) for a, b in zip(own[module], changed[module], strict=True))
+            assert same or layer.module in network.depends[module]
+
+
+def test_what_a_layer_does_not_reach_is_not_run_again(study):
+    """A changed image MLP reaches neither the text MLP of its block nor the modulation of later blocks."""
+    model, folder = study("flux")
+    batch = next(batches(model, *bucketed(folder), 1))
+    network = network_of(model, batch)
+    first, second = model.pipe.transformer.transformer_blocks
+    runs = []
+    for module in (first.ff_context, second.norm1.linear, second.ff):
+        own = module.forward
+        module.forward = lambda *a, own=own, module=module, **k: (runs.append(module), own(*a, **k))[1]
+    score_layers(network, 0, [batch], replace(SETTINGS, bits=[4]), {"transformer_blocks.0.ff.net.2"})
+    assert [runs.count(m) for m in (first.ff_context, second.norm1.linear, second.ff)] == [1, 1, 2]
+
+
+def test_interval_is_the_bootstrap_of_the_mean(study):
+    scores = np.random.default_rng(3).normal(5, 1, 40)
+    found = summary(scores, "sqnr_db", squared=False)
+    reference = scipy.stats.bootstrap((scores,), np.mean, method="percentile", n_resamples=20_000, rng=0)
+    assert found["value"] == pytest.approx(scores.mean())
+    assert found["value_low"] == pytest.approx(reference.confidence_interval.low, abs=0.03)
+    assert found["value_high"] == pytest.approx(reference.confidence_interval.high, abs=0.03)
+    assert summary(scores[:1], "sqnr_db", squared=False)["value_low"] is None
+
+
+def test_settings_that_no_mode_can_keep_are_refused(study):
+    model, folder = study("flux")
+    with pytest.raises(InputError, match="settle_bits: 5 is not among the bits"):
+        score(model, folder, replace(SETTINGS, mode="adaptive", settle_bits=[5]))
+    with pytest.raises(InputError, match="adaptive mode weighs all layers in one job"):
+        score(model, folder, replace(SETTINGS, mode="adaptive"), groups=2)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
@@ -14,6 +15,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from ditscope.errors import InputError
+from ditscope.sensitivity_table import LAYER_KINDS
 from ditscope.settings import Budget, Plan
 from ditscope.tables import read_table
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from torchao.quantization import FqnToConfig
 
 SCHEMA_VERSION = "1"
+RANDOM_PLANS = 100  # that a plan is compared with
 FRONTIER_POINTS = 4  # steps between the sizes of two neighbouring uniform bit widths
 SCALE_BITS = 16  # one half-precision scale for each group of weights
 
@@ -35,6 +38,16 @@ class Choices:
     cost: np.ndarray  # (layers, bits), summed over the chosen cells
     bytes: np.ndarray  # (layers, bits) int64, nominal
     parameters: np.ndarray  # (layers,) int64
+    floors: np.ndarray | None = None  # (layers,) least column that each layer may have; None: any
+
+    def permitted(self) -> np.ndarray:
+        """Which cells a plan may choose, (layers, bits)."""
+        floors = np.zeros(len(self.layers), int) if self.floors is None else self.floors
+        return np.arange(len(self.bits)) >= floors[:, None]
+
+    def least_bytes(self) -> int:
+        """The smallest possible size of a plan."""
+        return int(np.where(self.permitted(), self.bytes, np.iinfo(np.int64).max).min(axis=1).sum())
 
     def totals(self, chosen: np.ndarray) -> dict[str, Any]:
         """Size and predicted error of one column index a layer."""
@@ -80,6 +93,7 @@ def plan(
         "layers": {layer: choices.bits[i] for layer, i in zip(choices.layers, chosen, strict=True)},
         **choices.totals(chosen),
         "uniform": None if fitting is None else {"bits": choices.bits[fitting], **choices.totals(uniform[fitting])},
+        "random": random_plans(choices, limit),
         "frontier": frontier(choices),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +128,20 @@ def choices_of(table: pl.DataFrame, settings: Plan) -> Choices:
         cost[cell] = row["cost"]
         size[cell] = nominal_bytes(row["parameters"], row["bits"], row["shared_weights"])
         parameters[cell[0]] = row["parameters"]
-    return Choices(layers, bits, cost, size, parameters)
+    kinds = dict(table.select("layer", "kind").rows()) if settings.floors else {}
+    return Choices(
+        layers, bits, cost, size, parameters, floor_columns([kinds.get(n, "") for n in layers], bits, settings)
+    )
+
+
+def floor_columns(kinds: list[str], bits: list[int], settings: Plan) -> np.ndarray:
+    """The least column of `bits` that a layer of each kind may have."""
+    for kind, floor in settings.floors.items():
+        if kind not in LAYER_KINDS:
+            raise InputError(f"plan.floors: `{kind}` is no kind of layer; valid: {', '.join(LAYER_KINDS)}")
+        if floor > bits[-1]:
+            raise InputError(f"plan.floors.{kind}: {floor} is more than the measured bits {bits}")
+    return np.array([bisect_left(bits, settings.floors.get(kind, 0)) for kind in kinds])
 
 
 def nominal_bytes(parameters: int, bits: int, shared_weights: int) -> int:
@@ -133,12 +160,12 @@ def budget_bytes(choices: Choices, budget: Budget, where: str) -> int:
             f"{where}: set exactly one of mean_bits, bytes and uniform_bits (set: {', '.join(given) or 'none'})"
         )
     weights = int(choices.parameters.sum())
+    limit = budget.bytes or math.floor(budget.mean_bits * weights / 8)
     if budget.uniform_bits:
         if budget.uniform_bits not in choices.bits:
             raise InputError(f"{where}.uniform_bits: {budget.uniform_bits} is not among the measured {choices.bits}")
-        return int(choices.bytes[:, choices.bits.index(budget.uniform_bits)].sum())
-    limit = budget.bytes or math.floor(budget.mean_bits * weights / 8)
-    least = int(choices.bytes.min(axis=1).sum())
+        limit = int(choices.bytes[:, choices.bits.index(budget.uniform_bits)].sum())
+    least = choices.least_bytes()
     if limit < least:
         raise InputError(
             f"{where}: {limit} bytes ({8 * limit / weights:.3f} mean bits) is too small; "
@@ -164,7 +191,7 @@ def solve(choices: Choices, limit: int) -> np.ndarray:
         c=choices.cost.ravel() * scale,
         constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(size, 0, limit // unit)],
         integrality=np.ones(layers * widths),
-        bounds=Bounds(0, 1),
+        bounds=Bounds(0, choices.permitted().ravel().astype(float)),
         options={"mip_rel_gap": 0.0},
     )
     if solution.x is None:
@@ -173,10 +200,46 @@ def solve(choices: Choices, limit: int) -> np.ndarray:
 
 
 def frontier(choices: Choices) -> list[dict[str, Any]]:
-    """Size and predicted error of the best plans from the smallest size to the largest, uniform sizes included."""
-    sizes = choices.bytes.sum(axis=0)
+    """Size and predicted error of the best plans from the smallest size to the largest, uniform sizes included.
+
+    Raises RuntimeError where a larger plan is predicted to be worse: the program was then not solved.
+    """
+    sizes, least = choices.bytes.sum(axis=0), choices.least_bytes()
     limits = {int(limit) for pair in pairwise(sizes) for limit in np.linspace(*pair, FRONTIER_POINTS + 1)}
-    return [choices.totals(solve(choices, limit)) for limit in sorted(limits | {int(sizes[0])})]
+    limits = {limit for limit in limits if limit > least} | {least}
+    points = [choices.totals(solve(choices, limit)) for limit in sorted(limits)]
+    for smaller, larger in pairwise(points):
+        if larger["predicted"] > smaller["predicted"] * (1 + 1e-6):
+            raise RuntimeError(f"the frontier rises at {larger['nominal_bytes']} bytes: {larger['predicted']}")
+    return points
+
+
+def random_plans(choices: Choices, limit: int) -> dict[str, Any]:
+    """Predicted errors of random plans that fill the same limit: their number, the best, the median and the worst."""
+    rng = np.random.default_rng(0)
+    errors = [choices.totals(random_plan(choices, limit, rng))["predicted"] for _ in range(RANDOM_PLANS)]
+    return {
+        "plans": RANDOM_PLANS,
+        "best": float(min(errors)),
+        "median": float(np.median(errors)),
+        "worst": float(max(errors)),
+    }
+
+
+def random_plan(choices: Choices, limit: int, rng: np.random.Generator) -> np.ndarray:
+    """A column index of each layer: from the fewest bits, layers drawn at random get the next more until none fits."""
+    rows = np.arange(len(choices.layers))
+    chosen = choices.permitted().argmax(axis=1)
+    size = int(choices.bytes[rows, chosen].sum())
+    while True:
+        more = np.minimum(chosen + 1, len(choices.bits) - 1)
+        extra = choices.bytes[rows, more] - choices.bytes[rows, chosen]
+        fitting = np.flatnonzero((extra > 0) & (size + extra <= limit))
+        if not len(fitting):
+            return chosen
+        layer = rng.choice(fitting)
+        chosen[layer] += 1
+        size += int(extra[layer])
 
 
 def load_plan(path: Path | str, transformer: "nn.Module | None" = None) -> dict[str, Any]:

@@ -1,11 +1,14 @@
-"""Run a network again from one changed layer on: what ran before it is replayed from a recording.
+"""Run a network again from one changed layer on: what cannot have seen the change is replayed from a recording.
 
-Program order makes this exact: a module whose call ended before the changed layer began cannot have seen the change.
+Two facts make this exact. A module whose call ended before the changed layer began cannot have seen the change; neither
+can one whose output autograd does not connect with the layer's (the key projection of a changed query, the modulation
+layers of later blocks).
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -45,18 +48,27 @@ class Recording:
         began = self.began[layer]
         return sorted((m for m in modules if self.ended.get(m, began) < began), key=self.ended.__getitem__)
 
-    def replay(self, layer: nn.Module, blocks: Collection[nn.Module], copies: int) -> dict[nn.Module, Forward]:
-        """Forwards for a pass of `copies` x batch samples in which only `layer` and what follows it really runs.
+    def replay(
+        self,
+        layer: nn.Module,
+        blocks: Collection[nn.Module],
+        copies: int,
+        untouched: Collection[nn.Module] = (),
+    ) -> dict[nn.Module, Forward]:
+        """Forwards for a pass of `copies` x batch samples in which only what the change of `layer` reaches really runs.
 
-        Of the blocks that ended before it only the last one's output matters; the others hand on the same.
+        Of the blocks that ended before it only the last one's output matters; the others hand on the same. `untouched`
+        are further modules that do not depend on the layer (see `dependencies`).
         """
         if layer not in self.began:
             return {}
         done = self.before(layer, blocks)
         outputs = {module: self.outputs[module] for module in self.before(layer, self.outputs)}
+        outputs |= {module: self.outputs[module] for module in untouched if module in self.outputs}
         if done:
             outputs |= dict.fromkeys(done, self.outputs[done[-1]])
-        return {module: constant(output, self.batch, copies) for module, output in outputs.items()}
+        forwards = {id(output): constant(output, self.batch, copies) for output in outputs.values()}
+        return {module: forwards[id(output)] for module, output in outputs.items()}
 
 
 def record(
@@ -81,7 +93,9 @@ def record(
         if module in kept:
             recording.outputs[module] = output
 
-    handles = [m.register_forward_pre_hook(begin) for m in modules] + [m.register_forward_hook(end) for m in modules]
+    distinct = dict.fromkeys(modules)
+    handles = [m.register_forward_pre_hook(begin) for m in distinct]
+    handles += [m.register_forward_hook(end) for m in distinct]
     try:
         return run(), recording
     finally:
@@ -89,9 +103,62 @@ def record(
             handle.remove()
 
 
+def dependencies(
+    layers: Collection[nn.Module], modules: Collection[nn.Module], run: Forward
+) -> dict[nn.Module, set[nn.Module]]:
+    """For each of `modules` that `run()` calls: which of `layers` its outputs depend on, itself included.
+
+    Autograd knows: one pass with gradients on marks the output of each layer in the graph, and the markers among the
+    ancestors of a module's output are its layers. Nothing is saved for a backward pass, so that memory stays low.
+    """
+    marks: dict[Any, nn.Module] = {}
+    reached: dict[nn.Module, list[Any]] = {}
+
+    def mark(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
+        output = output if output.requires_grad else output.detach().requires_grad_()
+        marked = output.view_as(output)
+        marks[marked.grad_fn] = layer
+        return marked
+
+    def look(module: nn.Module, _: Any, output: Any) -> None:
+        tensors = [t for t in (output if isinstance(output, tuple) else (output,)) if t is not None]
+        reached.setdefault(module, []).extend(t.grad_fn for t in tensors if t.grad_fn is not None)
+
+    handles = [layer.register_forward_hook(mark) for layer in layers]  # first, so that a layer depends on itself
+    handles += [m.register_forward_hook(look) for m in modules]
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: None, lambda t: t):
+            kept = run()  # keeps the graph alive
+    finally:
+        for handle in handles:
+            handle.remove()
+    above: dict[Any, set[nn.Module]] = {None: set()}
+    found = {
+        module: set().union(*(ancestors(node, marks, above) for node in nodes)) for module, nodes in reached.items()
+    }
+    del kept
+    return found
+
+
+def ancestors(node: Any, marks: dict[Any, nn.Module], above: dict[Any, set[nn.Module]]) -> set[nn.Module]:
+    """The marked layers at and above a node of the autograd graph; `above` holds what is known already."""
+    stack = [node]
+    while stack:
+        last = stack[-1]
+        parents = [parent for parent, _ in last.next_functions] if last is not None else []
+        if unknown := [parent for parent in parents if parent not in above]:
+            stack += unknown
+            continue
+        own = {marks[last]} if last in marks else set()
+        above.setdefault(last, own.union(*(above[parent] for parent in parents)))
+        stack.pop()
+    return above[node]
+
+
 def constant(output: Any, batch: int, copies: int) -> Forward:
-    """A forward that ignores its inputs and returns `copies` copies of a recorded output."""
-    return lambda *args, **kwargs: repeat(output, batch, copies)
+    """A forward that ignores its inputs and returns `copies` copies of a recorded output, made at its first call."""
+    made = cache(lambda: repeat(output, batch, copies))
+    return lambda *args, **kwargs: made()
 
 
 def repeat(output: Any, batch: int, copies: int) -> Any:
@@ -104,12 +171,19 @@ def repeat(output: Any, batch: int, copies: int) -> Any:
     return rows.expand(-1, copies, *rows.shape[2:]).flatten(0, 2)
 
 
-def variants(layers: Sequence[nn.Module], batch: int) -> Forward:
-    """A forward over rows (halves x len(layers) x batch) that gives each copy of the batch its own layer."""
+def variants(layer: nn.Module, weights: Sequence[Tensor], batch: int) -> Forward:
+    """A forward over rows (halves x len(weights) x batch) that gives each copy of the batch its own weight."""
+    own = layer.forward
 
     def forward(x: Tensor) -> Tensor:
-        rows = x.unflatten(0, (-1, len(layers), batch))
-        outputs = [layer(rows[:, i].flatten(0, 1)).unflatten(0, (-1, batch)) for i, layer in enumerate(layers)]
+        rows = x.unflatten(0, (-1, len(weights), batch))
+        weight, outputs = layer.weight.data, []
+        try:
+            for i, changed in enumerate(weights):
+                layer.weight.data = changed
+                outputs.append(own(rows[:, i].flatten(0, 1)).unflatten(0, (-1, batch)))
+        finally:
+            layer.weight.data = weight
         return torch.stack(outputs, dim=1).flatten(0, 2)
 
     return forward

@@ -1,9 +1,11 @@
 """The table `sensitivity`: kinds of layers, timestep buckets, samples to rows, groups of layers to one table."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from ditscope.calibration_set import CalibrationSet, Reference
@@ -21,10 +23,13 @@ KINDS = (
     ("output", ("proj_out",)),
     ("embedder", ("",)),
 )
+LAYER_KINDS = tuple(kind for kind, _ in KINDS)
 COLUMNS = (
     "model", "layer", "kind", "depth", "module", "bits", "quantizer", "group_size", "shared_weights", "bucket",
-    "metric", "value", "value_std", "n_samples", "parameters",
+    "metric", "value", "value_std", "value_low", "value_high", "n_samples", "parameters", "mode",
 )  # fmt: skip
+METRICS = ("psnr_db", "sqnr_db", "relative_l2")
+RESAMPLES = 1000  # of the bootstrap
 
 
 def layer_kind(name: str) -> str:
@@ -52,30 +57,86 @@ def assign_buckets(found: CalibrationSet, rule: str, where: Path) -> dict[Refere
     return assigned
 
 
-def tabulate(rows: list[dict[str, Any]], layers: list[dict[str, Any]], constants: dict[str, Any]) -> pl.DataFrame:
+def tabulate(rows: pl.DataFrame, layers: list[dict[str, Any]], constants: dict[str, Any]) -> pl.DataFrame:
     """Average per-sample scores (layer, bits, bucket and one column a metric) into rows of the table `sensitivity`.
 
-    `layers` says of each layer what does not depend on bits or bucket, `constants` what holds for the whole table.
+    `layers` says of each layer what does not depend on bits or bucket, `constants` what holds for the whole table;
+    in its mode `fast` the scores are squared error ratios. Intervals are 95 % percentile bootstraps over the samples of
+    a cell, null where there is one sample only.
     """
-    keys = ["layer", "bits", "bucket"]
-    metrics = [key for key in rows[0] if key not in keys]
+    keys = ["layer", "bits", "bucket", "metric"]
+    cells = rows.unpivot(METRICS, index=keys[:-1], variable_name="metric").group_by(*keys, maintain_order=True)
+    lists = cells.agg(pl.col("value"))
+    found = [summary(np.array(row["value"]), row["metric"], constants["mode"] == "fast") for row in lists.to_dicts()]
     return (
-        pl.DataFrame(rows)
-        .unpivot(metrics, index=keys, variable_name="metric")
-        .group_by(*keys, "metric", maintain_order=True)
-        .agg(
-            pl.col("value").mean(),
-            pl.col("value").std(ddof=0).alias("value_std"),
-            pl.len().cast(pl.Int64).alias("n_samples"),
-        )
+        pl.concat([lists.drop("value"), pl.DataFrame(found, infer_schema_length=None)], how="horizontal")
         .join(pl.DataFrame(layers), on="layer", how="left", maintain_order="left")
         .with_columns(pl.lit(value).alias(name) for name, value in constants.items())
-        .with_columns(pl.col("bucket").cast(pl.Enum(BUCKETS)), pl.col("bits", "group_size").cast(pl.Int64))
+        .with_columns(
+            pl.col("bucket").cast(pl.Enum(BUCKETS)),
+            pl.col("bits", "group_size", "depth", "shared_weights", "parameters", "n_samples").cast(pl.Int64),
+            pl.col("value_low", "value_high").cast(pl.Float64),
+        )
         .select(COLUMNS)
     )
 
 
-def gather(tables: Iterable[Path], out: Path) -> None:
-    """Join the tables of all models and layer groups, sorted by model, place in the network, bits and bucket."""
+def summary(scores: np.ndarray, metric: str, squared: bool) -> dict[str, float | int | None]:
+    """Mean, standard deviation, bootstrap interval and number of the scores of one cell.
+
+    Of `squared` error ratios the mean is taken before the metric: a root or a logarithm of single probes would be
+    biased. Their `value_std` is by the delta method, so that value_std / sqrt(n) is the standard error in every mode.
+    """
+    count = len(scores)
+    mean, std = float(scores.mean()), float(scores.std())
+    means = scores[resamples(count)].mean(1) if count > 1 else None
+    low, high = (None, None) if means is None else np.quantile(means, (0.025, 0.975))
+    if not squared:
+        return {"value": mean, "value_std": std, "value_low": low, "value_high": high, "n_samples": count}
+    if metric == "relative_l2":
+        convert: Callable[[float], float] = np.sqrt
+        slope = 0.5 / np.sqrt(mean) if mean else 0.0
+    else:
+        convert = minus_decibel
+        slope = 10 / np.log(10) / mean
+        low, high = high, low
+    interval = {
+        name: None if end is None else float(convert(end)) for name, end in (("value_low", low), ("value_high", high))
+    }
+    return {"value": float(convert(mean)), "value_std": float(slope * std), **interval, "n_samples": count}
+
+
+def minus_decibel(ratio: float) -> float:
+    """Decibels of the inverse of a power ratio."""
+    return -10 * np.log10(ratio)
+
+
+@cache
+def resamples(count: int) -> np.ndarray:
+    """Indices of bootstrap resamples of `count` samples, (RESAMPLES, count); the same for every cell."""
+    return np.random.default_rng(count).integers(0, count, (RESAMPLES, count))
+
+
+def gather(tables: Iterable[Path], out: Path, fast: Iterable[Path] = (), agreement: Path | None = None) -> None:
+    """Join the tables of all models and layer groups, sorted by model, place in the network, bits and bucket.
+
+    `agreement` becomes the table `sensitivity.agreement` of these against the `fast` ones.
+    """
     table = concat_tables(tables, "sensitivity")
     write_table(table.sort("model", "depth", "layer", "bits", "bucket", "metric"), out, "sensitivity")
+    if agreement is not None:
+        compared = rank_agreement(table, concat_tables(fast, "sensitivity"))
+        write_table(compared, agreement, "sensitivity.agreement")
+
+
+def rank_agreement(table: pl.DataFrame, fast: pl.DataFrame) -> pl.DataFrame:
+    """Spearman's rank correlation over the layers of two tables `sensitivity`, by model, bucket, bits and metric."""
+    keys = ["model", "bucket", "bits", "metric"]
+    both = table.join(fast.select(*keys, "layer", "value"), on=[*keys, "layer"], suffix="_fast")
+    return (
+        both.group_by(*keys)
+        .agg(
+            pl.corr("value", "value_fast", method="spearman").alias("spearman"), pl.len().cast(pl.Int64).alias("layers")
+        )
+        .sort(keys)
+    )

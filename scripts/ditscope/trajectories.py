@@ -58,9 +58,9 @@ def trajectories(
     """Follow runs around a network and record every text and image on the way.
 
     `entries` is the cycle (`shapes-flux:int4 shapes-blip`); the rows of `prompt_tables` (tables `prompts`) are the
-    runs; `plans` holds <model>/<budget>.json for entries that are quantized by a plan. Leaves `table` (table `trajectories`,
-    one row a state, the prompt at -1), `images` (tar of png by output_key, each image once) and `timing` (table
-    `trajectories.timing`). Finished rounds in `partial` are reused.
+    runs; `plans` holds <model>/<budget>.json for entries that are quantized by a plan. Leaves `table` (table
+    `trajectories`, one row a state, the prompt at -1), `images` (tar of png by output_key, each image once) and
+    `timing` (table `trajectories.timing`). Finished rounds in `partial` are reused.
     """
     if settings.max_length < 1:
         raise InputError(f"trajectories.max_length: {settings.max_length}; a trajectory has at least one invocation")

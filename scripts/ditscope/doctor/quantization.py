@@ -29,7 +29,7 @@ def check_sensitivity(study: Study) -> None:
         table = study.table("sensitivity", file, "sensitivity", SENSITIVITY)
         parts = []
         for model in settings.models:
-            for group in range(settings.layer_groups):
+            for group in range(1 if settings.mode == "adaptive" else settings.layer_groups):
                 part = f"sensitivity/{model}/layers-{group:03d}.parquet"
                 parts.append(study.table("sensitivity", part, "sensitivity", SENSITIVITY))
         if table is None:

@@ -30,6 +30,7 @@ FIGURES = {
         Figure("text-drift", ("blocks",), "Captures"),
         Figure("ablation-effects", ("ablate",), "Captures"),
         Figure("sensitivity-heatmap", ("sensitivity",), "Quantization"),
+        Figure("sensitivity-ranking", ("sensitivity",), "Quantization"),
         Figure("bit-plan", ("plan",), "Quantization"),
         Figure("benchmark-quality", ("benchmark",), "Quantization"),
         Figure("benchmark-pareto", ("benchmark",), "Quantization"),

@@ -22,6 +22,7 @@ FUNCTIONS: dict[str, Callable[[Files], tuple[Canvas, pl.DataFrame]]] = {
     "text-drift": blocks.text_drift,
     "ablation-effects": blocks.ablation_effects,
     "sensitivity-heatmap": quantization.sensitivity_heatmap,
+    "sensitivity-ranking": quantization.sensitivity_ranking,
     "bit-plan": quantization.bit_plan,
     "benchmark-quality": benchmark.quality,
     "benchmark-pareto": benchmark.pareto,

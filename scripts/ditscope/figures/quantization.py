@@ -9,10 +9,11 @@ from matplotlib.figure import Figure as Canvas
 
 from ditscope.figures import Files
 from ditscope.figures.files import named
-from ditscope.figures.style import COLOURS
+from ditscope.figures.style import COLOURS, grid
 from ditscope.tables import concat_tables
 
 BUCKETS = ("early", "mid", "late")
+RANKED = 20  # layers in the ranking
 
 
 def sensitivity_heatmap(files: Files) -> tuple[Canvas, pl.DataFrame]:
@@ -41,6 +42,37 @@ def sensitivity_heatmap(files: Files) -> tuple[Canvas, pl.DataFrame]:
             axis.set_yticks(range(len(layers)), layers.to_list() if bucket == BUCKETS[0] else [], fontsize=4.5)
     figure.colorbar(image, ax=axes, label="relative L2 error of the velocity", shrink=0.4)
     return figure, table
+
+
+def sensitivity_ranking(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """The most sensitive layers at the fewest bits, by bucket with intervals; how well fast mode ranks all layers."""
+    table = concat_tables(named(files, "sensitivity", "sensitivity.parquet"), "sensitivity")
+    agreement = concat_tables(named(files, "sensitivity", "agreement.parquet"), "sensitivity.agreement")
+    table = table.filter((pl.col("metric") == "relative_l2") & (pl.col("bits") == pl.col("bits").min()))
+    models = table["model"].unique(maintain_order=True).to_list()
+    figure, axes = grid(len(models), 1, width=6, height=3.2 * len(models))
+    drawn = []
+    for axis, model in zip(axes[:, 0], models, strict=True):
+        mine = table.filter(model=model)
+        order = mine.group_by("layer").agg(pl.col("value").mean()).sort("value", "layer", descending=True)
+        top = order["layer"].head(RANKED).to_list()
+        for number, bucket in enumerate(BUCKETS):
+            rows = mine.filter(pl.col("layer").is_in(top), bucket=bucket).to_dicts()
+            drawn += rows
+            for row in rows:
+                y = top.index(row["layer"]) + 0.2 * (number - 1)
+                if row["value_low"] is not None:
+                    axis.plot([row["value_low"], row["value_high"]], [y, y], color=COLOURS[number], linewidth=1)
+                label = bucket if row is rows[0] else None
+                axis.plot(row["value"], y, "o", color=COLOURS[number], markersize=3, label=label)
+        found = agreement.filter(model=model, metric="relative_l2")["spearman"]
+        axis.set_title(f"{model} (Spearman of fast mode {found.min():.3f} to {found.max():.3f})")
+        axis.set_yticks(range(len(top)), top, fontsize=5)
+        axis.invert_yaxis()
+        axis.set_xscale("log")
+        axis.set_xlabel(f"relative L2 error of the velocity at {mine['bits'][0]} bits")
+        axis.legend()
+    return figure, pl.DataFrame(drawn, infer_schema_length=None)
 
 
 def bit_plan(files: Files) -> tuple[Canvas, pl.DataFrame]:
