@@ -10,7 +10,6 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 
 import fuzz
@@ -24,7 +23,6 @@ from ditscope.models import check_safetensors
 from ditscope.progress import read_plan, stages_of
 from ditscope.prompts import read_prompts
 from ditscope.shards import read_tar, write_tar
-from ditscope.tables import read_table, write_table
 from workflow import ROOT
 
 SECONDS = float(os.environ.get("DITSCOPE_FUZZ_SECONDS", "3"))
@@ -86,10 +84,6 @@ def read_whole_plan(file: Path) -> None:
     open_study(file.parent)
 
 
-def images(table: pl.DataFrame, path: Path) -> None:
-    write_table(table, path, "images")
-
-
 # name: (file, reader, seeds)
 TARGETS = {
     "prompt CSV": (
@@ -130,11 +124,6 @@ TARGETS = {
         lambda: [json.dumps(METADATA).encode()],
     ),
     "record of checksums": ("r.json", read_record, lambda: [json.dumps(RECORD).encode()]),
-    "Parquet table": (
-        "t.parquet",
-        lambda file: read_table(file, "images"),
-        lambda: [written(images, pl.DataFrame({"a": [1, 2, 3], "b": ["x", "y", None], "v": [[1.0], [2.0, 3.0], []]}))],
-    ),
 }
 
 

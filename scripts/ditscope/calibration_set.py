@@ -160,7 +160,7 @@ def sample_files(folder: Path, manifest: dict[str, Any]) -> list[Path]:
     """The NPZ files of a set: the manifest's list, else samples/*.npz, else *.npz."""
     if listed := manifest.get("sample_files"):
         for name in listed:
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or (folder / name).is_symlink():
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or os.path.islink(folder / name):
                 raise InputError(
                     f"{folder / 'manifest.json'}: sample_files: `{name}` is not a plain file inside the folder"
                 )

@@ -7,8 +7,8 @@ import zlib
 
 # What parsers of the standard library, NumPy and PyYAML raise on damaged or hostile bytes.
 UNREADABLE: tuple[type[Exception], ...] = (
-    OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError, RecursionError,
-    NotImplementedError, SyntaxError, tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile,
+    OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError, RuntimeError,
+    SyntaxError, tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def stages_of(results: Path | str) -> list[Stage]:
     """Completion of each stage of a study."""
     targets = read_plan(results)["targets"]
     return [
-        Stage(name, len(files), tuple(file for file in files if not Path(file).exists()))
+        Stage(name, len(files), tuple(file for file in files if not os.path.exists(file)))
         for name, files in targets.items()
         if files
     ]

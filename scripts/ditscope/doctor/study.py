@@ -1,6 +1,7 @@
 """What every check is given: the study's folder, plan and config, readers that take down defects, and the findings."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -67,7 +68,7 @@ class Study:
     def table(self, stage: str, file: str, name: str, columns: str, rerun: str = "") -> pl.DataFrame | None:
         """A table with at least `columns` and no NaN or infinite number; None where it is missing or was noted."""
         path = self.results / file
-        if not path.exists():
+        if not os.path.exists(path):
             return None
         with self.noting(stage, file, rerun):
             table = read_table(path, name)
@@ -84,7 +85,7 @@ class Study:
     def json(self, stage: str, file: str, rerun: str = "") -> dict[str, Any] | None:
         """A JSON map with schema version 1; None where it is missing or was noted."""
         path = self.results / file
-        if not path.exists():
+        if not os.path.exists(path):
             return None
         with self.noting(stage, file, rerun):
             document = json.loads(path.read_text(encoding="utf-8"))
@@ -95,7 +96,7 @@ class Study:
 
     def tar(self, stage: str, file: str) -> list[Sample] | None:
         """The samples of a shard; None where it is missing or was noted."""
-        if not (self.results / file).exists():
+        if not os.path.exists(self.results / file):
             return None
         with self.noting(stage, file):
             return list(read_tar(self.results / file))
