@@ -20,7 +20,7 @@ OWN = ("logs/", ".benchmarks/", f"{FOLDER}/", ".partial/", PLAN, "progress.md", 
 MISSING = "missing"
 # Where a file that no job of this config makes was made by a job of an earlier one.
 SHARDED = (
-    "prompts/*.parquet", "images/*/shard-*", "captures/*/*", "calibration/*/shards/*",
+    "prompts/shard-*.parquet", "images/*/shard-*", "captures/*/*", "calibration/*/shards/*",
     "calibration/*/manifest.json", "sensitivity/*/layers-*.parquet", "plans/*/*.json", "trajectories/*/shard-*",
     "embeddings/*/*-*.parquet", "refine/*/*", "videos/captures/*/*",
 )  # fmt: skip
