@@ -1,5 +1,4 @@
 # Helper functions of every rules file: the checked config, paths of what stages leave, parameters that make them stale.
-import os
 import re
 import sys
 from dataclasses import fields
@@ -8,8 +7,6 @@ from itertools import accumulate
 from pathlib import Path
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
-# Jobs run this checkout's library, also where another one is installed in their environment.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import strip_wildcard_constraints
@@ -23,9 +20,10 @@ from ditscope.networks import plan_file, resolve_network, trajectory_index
 from ditscope.progress import write_plan, write_progress
 from ditscope.prompts import first_runs, least, read_prompts, shard_index
 from ditscope.settings import COMPILE_STATES
-from ditscope.staleness import cached, code_digest, source_digest
+from ditscope.staleness import cached, code_digest, prefer_this_library, source_digest
 
 CACHE = Path("resources/.cache")
+prefer_this_library()
 
 
 @cache

@@ -19,6 +19,12 @@ PACKAGE = Path(__file__).resolve().parent
 IGNORED = {"ditscope.cli", "ditscope.job", "ditscope.config", "ditscope.staleness", "ditscope.errors"}
 
 
+def prefer_this_library() -> None:
+    """Let jobs import the library that is digested here, also where another one is installed in their environment."""
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, dict.fromkeys(paths)))
+
+
 def code_digest(module: str, staleness: str = "code") -> str:
     """Digest of the source bytes of `module`, of every ditscope module it imports, directly or not, and of its scripts.
 
