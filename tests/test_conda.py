@@ -25,6 +25,7 @@ experiment: wiring
 prompts: {csv: prompts/tiny.csv, shard_size: 2, seeds: [0]}
 generate: {models: []}
 capture: {models: []}
+ablate: {models: []}
 calibrate: {models: []}
 sensitivity: {models: []}
 benchmark: {models: []}

@@ -102,7 +102,8 @@ def decodability(files: Files) -> tuple[Canvas, pl.DataFrame]:
             image = axis.imshow(values, aspect="auto", cmap=colours, interpolation="nearest", **limit)
             figure.colorbar(image, ax=axis, fraction=0.05)
             firsts = near.filter(model=model, criterion=measure)
-            for step, depth in firsts.group_by("step").agg(pl.col("depth").median().floor().cast(pl.Int64)).rows():
+            first = firsts.group_by("step").agg(pl.col("depth").median().floor().cast(pl.Int64)).sort("step")
+            for step, depth in first.rows():
                 if depth in depths:
                     corner = depths.index(depth) - 0.5, steps.index(step) - 0.5
                     axis.add_patch(Rectangle(corner, 1, 1, fill=False, ec=COLOURS[1], lw=1.8, clip_on=False))
