@@ -18,7 +18,7 @@ from ditscope.shapes import oracle, parse_caption
 from ditscope.shards import read_tar
 from ditscope.tables import concat_tables
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(2700)]
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 needs_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium on PATH (apt-get install chromium)")
@@ -30,7 +30,7 @@ def demo(tmp_path_factory) -> Path:
     folder = workflow.checkout(tmp_path_factory.mktemp("demo"))
     profile = ("--profile", "local", "--cores", "2", "--resources", "gpu=2", "mem_mb=6000")
     for step in ((), ("--report", "results/demo/report.html")):
-        done = workflow.snakemake(folder, *profile, *step, root=folder, timeout=1500)
+        done = workflow.snakemake(folder, *profile, *step, root=folder, timeout=2400)
         assert done.returncode == 0, done.stdout[-6000:]
         if not step:
             jobs = parse_job_stats(done.stdout)
