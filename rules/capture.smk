@@ -44,10 +44,7 @@ rule block_analysis:
         captures="<results>/captures/{model}/{capture}",
         weights=embedder_files(CONFIG.blocks.features) if CONFIG.blocks.features else [],
     output:
-        [
-            f"<results>/analysis/{{model}}/{{capture}}/{name}.parquet"
-            for name in ("similarity", "residual", "text_drift", "decodability", "decodable")
-        ],
+        [f"<results>/analysis/{{model}}/{{capture}}/{name}.parquet" for name in BLOCK_TABLES],
     log:
         "<logs>/blocks/{model}/{capture}.log",
     benchmark:

@@ -79,6 +79,7 @@ RUN_SLICES = {
     f"{part['start']}-{part['count']}": part["digest"]
     for part in [*TRAJECTORY_INDEX, *CAPTURE_RUNS.values(), ABLATED_RUNS]
 }
+BLOCK_TABLES = ("similarity", "residual", "text_drift", "decodability", "decodable")
 TRAJECTORY_SHARDS = [f"{i:05d}" for i in range(len(TRAJECTORY_INDEX))]
 
 
@@ -192,9 +193,8 @@ def capture_sets(*models):
 
 def block_tables(*models):
     """Tables of what the captured blocks do, one for each question."""
-    names = ["similarity", "residual", "text_drift", "decodability", "decodable"]
     pattern = f"{RESULTS}/analysis/{{model}}/{{capture}}/{{name}}.parquet"
-    return expand(pattern, model=models, capture=CONFIG.capture.sets, name=names)
+    return expand(pattern, model=models, capture=CONFIG.capture.sets, name=BLOCK_TABLES)
 
 
 def ablations(*models, suffix="parquet"):

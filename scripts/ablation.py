@@ -3,22 +3,18 @@
 from pathlib import Path
 
 from ditscope.config import decode
-from ditscope.job import job, model_entry, partial_root
-from ditscope.settings import Ablate, Embedder
+from ditscope.job import embedder_entry, job, model_entry, partial_root
+from ditscope.settings import Ablate
 
 with job(snakemake):
     from ditscope.ablate import ablate
 
-    entries = {
-        name: {key: value for key, value in entry.items() if key != "digest"}
-        for name, entry in snakemake.params.embedders.items()
-    }
     ablate(
         name=snakemake.wildcards.model,
         model=model_entry(snakemake.params.model),
         prompts=[Path(snakemake.input.prompts)],
         out=Path(snakemake.output.table),
-        embedders={name: decode(Embedder, entry) for name, entry in entries.items()},
+        embedders={name: embedder_entry(entry) for name, entry in snakemake.params.embedders.items()},
         images=Path(snakemake.output.images),
         settings=decode(Ablate, snakemake.params.settings),
         partial=partial_root(snakemake),

@@ -3,21 +3,16 @@
 from pathlib import Path
 
 from ditscope.config import decode
-from ditscope.job import job
-from ditscope.settings import Benchmark, Embedder
+from ditscope.job import embedder_entry, job
+from ditscope.settings import Benchmark
 
 with job(snakemake):
     from ditscope.quality import quality
 
-    settings = decode(Benchmark, snakemake.params.settings)
-    embedders = {
-        name: decode(Embedder, {key: value for key, value in entry.items() if key != "digest"})
-        for name, entry in snakemake.params.embedders.items()
-    }
     quality(
         runs=[Path(path) for path in snakemake.input.runs],
         out=Path(snakemake.output.quality),
-        embedders=embedders,
-        settings=settings,
+        embedders={name: embedder_entry(entry) for name, entry in snakemake.params.embedders.items()},
+        settings=decode(Benchmark, snakemake.params.settings),
         cache=Path("resources/.cache/features"),
     )

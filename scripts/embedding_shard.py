@@ -3,16 +3,15 @@
 from pathlib import Path
 
 from ditscope.config import decode
-from ditscope.job import job
-from ditscope.settings import Embed, Embedder
+from ditscope.job import embedder_entry, job
+from ditscope.settings import Embed
 
 with job(snakemake):
     from ditscope.embed import embed
 
-    entry = {key: value for key, value in snakemake.params.embedder.items() if key != "digest"}
     embed(
         name=snakemake.wildcards.embedder,
-        embedder=decode(Embedder, entry),
+        embedder=embedder_entry(snakemake.params.embedder),
         trajectories=Path(snakemake.input.table),
         images=Path(snakemake.input.images),
         out=Path(snakemake.output.table),

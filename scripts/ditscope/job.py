@@ -17,7 +17,7 @@ from ditscope.checksums import record_checksums
 from ditscope.config import decode
 from ditscope.errors import InputError
 from ditscope.identity import digest
-from ditscope.settings import Model
+from ditscope.settings import Embedder, Model
 from ditscope.slots import gpu_slots
 
 log = logging.getLogger("ditscope")
@@ -119,4 +119,14 @@ def partial_root(snakemake: Any) -> Path:
 
 def model_entry(params: dict[str, Any]) -> Model:
     """The registry entry in a rule's `model` parameter, less the digest that only makes the rule stale."""
-    return decode(Model, {key: value for key, value in params.items() if key != "digest"})
+    return decode(Model, without_digest(params))
+
+
+def embedder_entry(params: dict[str, Any]) -> Embedder:
+    """The registry entry in a rule's parameter for an embedder, less its digest."""
+    return decode(Embedder, without_digest(params))
+
+
+def without_digest(params: dict[str, Any]) -> dict[str, Any]:
+    """A registry entry without the digest of its weights."""
+    return {key: value for key, value in params.items() if key != "digest"}

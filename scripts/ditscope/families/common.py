@@ -29,6 +29,12 @@ class Conditioning:
         return torch.cat([self.embeds, self.negative_embeds]), torch.cat([self.pooled, self.negative_pooled])
 
 
+def static_sigmas(pipe: Any, steps: int, latents: Tensor) -> Tensor:
+    """Noise levels from 1 to 0, (steps + 1,), with the scheduler's static shift."""
+    pipe.scheduler.set_timesteps(steps)
+    return pipe.scheduler.sigmas.float()
+
+
 def combine(out: Tensor, batch: int, guidance: float) -> Tensor:
     """Classifier-free guidance over a [cond, uncond] batch; a plain batch passes unchanged."""
     if out.shape[0] == batch:

@@ -5,12 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditscope.families.common import DTYPES, Conditioning, combine, vae_decode, vae_latent_shape
+from ditscope.families.common import DTYPES, Conditioning, combine, static_sigmas, vae_decode, vae_latent_shape
 from ditscope.settings import Model
 
 PIPELINE = "StableDiffusion3Pipeline"
 decode = vae_decode
 latent_shape = vae_latent_shape
+sigmas = static_sigmas
 
 
 def load(source: str, entry: Model, **kwargs: Any) -> Any:
@@ -41,12 +42,6 @@ def encode(pipe: Any, prompts: list[str], negatives: list[str], entry: Model, gu
         max_sequence_length=length,
     )
     return Conditioning(embeds, pooled, negative_embeds, negative_pooled)
-
-
-def sigmas(pipe: Any, steps: int, latents: Tensor) -> Tensor:
-    """Noise levels from 1 to 0, (steps + 1,), with the scheduler's static shift."""
-    pipe.scheduler.set_timesteps(steps)
-    return pipe.scheduler.sigmas.float()
 
 
 def velocity(pipe: Any, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float) -> Tensor:

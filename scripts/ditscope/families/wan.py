@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditscope.families.common import DTYPES, Conditioning, combine
+from ditscope.families.common import DTYPES, Conditioning, combine, static_sigmas
 from ditscope.settings import Model
 
 PIPELINE = "WanPipeline"
+sigmas = static_sigmas
 FPS = 16  # of the videos that the model was trained on
 VAE_DTYPE = torch.float32
 
@@ -51,12 +52,6 @@ def latent_shape(pipe: Any, width: int, height: int, frames: int = 1) -> tuple[i
     config = pipe.vae.config
     space, time = config.scale_factor_spatial, config.scale_factor_temporal
     return config.z_dim, (frames - 1) // time + 1, height // space, width // space
-
-
-def sigmas(pipe: Any, steps: int, latents: Tensor) -> Tensor:
-    """Noise levels from 1 to 0, (steps + 1,), with the scheduler's static shift."""
-    pipe.scheduler.set_timesteps(steps)
-    return pipe.scheduler.sigmas.float()
 
 
 def velocity(pipe: Any, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float) -> Tensor:
