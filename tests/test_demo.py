@@ -14,7 +14,8 @@ import workflow
 from ditscope.cli import read_config
 from ditscope.estimate import parse_job_stats
 from ditscope.figures import FIGURES
-from ditscope.shapes import oracle, parse_caption
+from ditscope.oracle import oracle
+from ditscope.shapes import parse_caption
 from ditscope.shards import read_tar
 from ditscope.tables import concat_tables
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ditscope import shapes
+from ditscope.oracle import UNCLEAR, oracle
 
 
 def test_there_are_1920_scenes_and_288_are_held_out():
@@ -62,27 +63,27 @@ def test_unknown_shape_names_the_choices():
 def test_oracle_reads_plain_renders():
     rng = np.random.default_rng(0)
     for scene in shapes.all_scenes()[::7]:
-        assert shapes.oracle(shapes.render(scene, rng)) == scene.attributes()
+        assert oracle(shapes.render(scene, rng)) == scene.attributes()
 
 
 def test_oracle_reads_augmented_renders():
     rng = np.random.default_rng(1)
     scenes = shapes.all_scenes()[::5]
-    wrong = [s for s in scenes if shapes.oracle(shapes.augment(shapes.render(s, rng), rng)) != s.attributes()]
+    wrong = [s for s in scenes if oracle(shapes.augment(shapes.render(s, rng), rng)) != s.attributes()]
     assert len(wrong) <= 0.015 * len(scenes), wrong
 
 
 def test_oracle_is_unclear_about_what_is_no_scene():
     rng = np.random.default_rng(2)
     flat = np.full((64, 64, 3), 248, np.uint8)
-    found = shapes.oracle(shapes.Image.fromarray(flat))
+    found = oracle(shapes.Image.fromarray(flat))
     assert found["background"] == "white"
-    assert {found[name] for name in ("shape", "colour", "size", "place")} == {shapes.UNCLEAR}
-    noise = shapes.oracle(shapes.Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)))
-    assert shapes.UNCLEAR in noise.values()
+    assert {found[name] for name in ("shape", "colour", "size", "place")} == {UNCLEAR}
+    noise = oracle(shapes.Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)))
+    assert UNCLEAR in noise.values()
 
 
 def test_oracle_takes_other_sizes_of_picture():
     scene = shapes.all_scenes()[700]
     picture = shapes.render(scene, np.random.default_rng(5)).resize((256, 256))
-    assert shapes.oracle(picture) == scene.attributes()
+    assert oracle(picture) == scene.attributes()

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ditscope.shapes import ATTRIBUTES, Scene, caption, held_out, oracle, parse_caption, render
+from ditscope.oracle import oracle
+from ditscope.shapes import ATTRIBUTES, Scene, caption, held_out, parse_caption, render
 from ditscope.training import acceptance
 
 MODELS = Path(__file__).resolve().parent.parent / "models"

@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPModel, CLIPProcessor
 
-from ditscope.shapes import ATTRIBUTES, Scene, all_scenes, augment, caption, held_out, oracle, parse_caption, render
+from ditscope.oracle import oracle
+from ditscope.shapes import ATTRIBUTES, Scene, all_scenes, augment, caption, held_out, parse_caption, render
 from ditscope.training import readme
 from ditscope.training.clip import neighbours
 from ditscope.training.text import MAX_TEXT
