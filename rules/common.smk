@@ -138,6 +138,11 @@ def embedder_files(name):
     return [source_folder(entry) / "config.json"] if entry.revision else []
 
 
+def embedder_gpus(name):
+    """GPUs of a job that embeds: none for the control, which has no model."""
+    return 0 if CONFIG.embedders[name].family == "random-walk" else 1
+
+
 def network_params(network):
     """What a job must know of the models and schemes of a network, and what makes it stale."""
     entries = NETWORKS[network]

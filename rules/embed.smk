@@ -21,7 +21,7 @@ rule embedding_shard:
     conda:
         "../envs/torch.yaml"
     resources:
-        gpu=1,
+        gpu=lambda w: embedder_gpus(w.embedder),
         mem_mb=scaled(3000),
         runtime=scaled(60),
     params:

@@ -22,9 +22,10 @@ from transformers import (
 )
 
 from ditscope.embed import SCHEMA, embed
-from ditscope.embedders import image_features, load_embedder, load_towers, random_walk
+from ditscope.embedders import image_features, load_embedder, load_towers
 from ditscope.errors import InputError
 from ditscope.invocations import state_key
+from ditscope.random_walk import random_walk
 from ditscope.settings import Embed, Embedder
 from ditscope.shards import png_bytes, write_tar
 from ditscope.tables import read_table, write_table

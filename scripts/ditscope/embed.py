@@ -5,17 +5,22 @@ from collections.abc import Iterator
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 from PIL import Image
 from tqdm import tqdm
 
-from ditscope.embedders import RANDOM_WALK, EmbedBatch, load_embedder, random_walk
 from ditscope.errors import InputError
+from ditscope.random_walk import FAMILY as RANDOM_WALK
+from ditscope.random_walk import random_walk
 from ditscope.settings import Embed, Embedder
 from ditscope.shards import read_tar
 from ditscope.tables import read_table, write_table
+
+if TYPE_CHECKING:
+    from ditscope.embedders import EmbedBatch
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +49,8 @@ def embed(
     if embedder.family == RANDOM_WALK:
         vectors = walk_vectors(rows, embedder.dimension)
     else:
+        from ditscope.embedders import load_embedder  # torch, which the control has no use for
+
         states = text_states(rows) if embedder.modality == "text" else image_states(rows, images)
         vectors = state_vectors(rows, states, load_embedder(name, embedder), settings.batch_size, name)
     refuse_degenerate(vectors, rows, f"{trajectories}: {name}")
@@ -77,7 +84,7 @@ def image_states(rows: pl.DataFrame, images: Path) -> Iterator[tuple[str, Image.
 
 
 def state_vectors(
-    rows: pl.DataFrame, states: Iterator[tuple[str, str | Image.Image]], embed: EmbedBatch, batch_size: int, name: str
+    rows: pl.DataFrame, states: Iterator[tuple[str, str | Image.Image]], embed: "EmbedBatch", batch_size: int, name: str
 ) -> np.ndarray:
     """The vector of each row (rows, dimension) float32, with every distinct state embedded once, in batches."""
     found: dict[str, np.ndarray] = {}

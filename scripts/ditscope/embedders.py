@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ditscope.errors import InputError
-from ditscope.identity import derived_seed
 from ditscope.models import default_device, resolve_source
+from ditscope.random_walk import FAMILY as RANDOM_WALK
 from ditscope.settings import Embedder
 
 log = logging.getLogger(__name__)
@@ -113,14 +113,3 @@ FAMILIES: dict[str, tuple[Callable[[str, Embedder, str], EmbedBatch], tuple[str,
     "siglip": (load_tower_embedder, ("text", "image")),
     "dinov2": (load_tower_embedder, ("image",)),
 }
-RANDOM_WALK = "random-walk"
-
-
-def random_walk(run_id: str, length: int, dimension: int) -> np.ndarray:
-    """The control: `length` states (length, dimension) float32 of a Gaussian random walk that the run id determines.
-
-    Steps are independent N(0, I / dimension), of unit mean square length, so that the mean squared displacement over
-    a lag equals the lag. The first state is one step from the origin; a longer walk continues a shorter one.
-    """
-    draws = np.random.default_rng(derived_seed("random-walk", run_id)).standard_normal((length, dimension))
-    return (draws / np.sqrt(dimension)).cumsum(axis=0).astype(np.float32)

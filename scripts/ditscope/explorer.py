@@ -49,7 +49,7 @@ def drift_lines(files: Files) -> alt.Chart:
     table = drift_quantiles(files).with_columns(pl.col("control").cast(pl.String))
     base = alt.Chart(table, width=WIDTH, height=200, title="Drift from the first state (median)").mark_line(point=True)
     return base.encode(
-        x=alt.X("sequence_number", title="sequence number"),
+        x=alt.X("sequence_number", title="sequence number", axis=alt.Axis(tickMinStep=1)),
         y=alt.Y("q50", title="cosine distance"),
         color="network",
         strokeDash="control",
