@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORT = re.compile(r"^from (ditscope\.[\w.]+) import", re.MULTILINE)
+IMPORT = re.compile(r"^ *from (ditscope\.[\w.]+) import", re.MULTILINE)
 
 
 def seconds(command: list[str], repeats: int) -> float:
@@ -25,7 +25,7 @@ def seconds(command: list[str], repeats: int) -> float:
 
 
 def modules(script: Path) -> list[str]:
-    """The ditscope modules that a rule's script imports at its top."""
+    """The ditscope modules that a rule's script imports."""
     return IMPORT.findall(script.read_text())
 
 

@@ -6,6 +6,7 @@ import matplotlib
 import polars as pl
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogLocator
 
 from ditscope.figures import Files
 from ditscope.figures.files import named
@@ -70,6 +71,9 @@ def sensitivity_ranking(files: Files) -> tuple[Canvas, pl.DataFrame]:
         axis.set_yticks(range(len(top)), top, fontsize=5)
         axis.invert_yaxis()
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
         axis.set_xlabel(f"relative L2 error of the velocity at {mine['bits'][0]} bits")
         axis.legend()
     return figure, pl.DataFrame(drawn, infer_schema_length=None)
