@@ -1,7 +1,12 @@
 """Train the shipped models again: snakemake -s models/train.smk --cores 2 (about two hours), then make install-models.
 
-Every rule resumes from results/training/.partial/<stage>, which is kept when a job is stopped.
+Every rule resumes from results/training/.partial/<stage>, which is kept when a job is stopped. A trial of the whole
+chain in minutes: add `--config steps=2`.
 """
+
+import sys
+
+TRAIN = f"{sys.executable} scripts/train.py" + (f" --steps {config['steps']}" if "steps" in config else "")
 
 OUT = "results/training"
 CLIP_TEXT = f"{OUT}/cliptext/model.safetensors"
@@ -23,7 +28,7 @@ rule vae:
     log:
         f"{OUT}/logs/vae.log",
     shell:
-        "python scripts/train.py vae --out {OUT} > {log} 2>&1"
+        "{TRAIN} vae --out {OUT} > {log} 2>&1"
 
 
 rule decoder:
@@ -35,7 +40,7 @@ rule decoder:
     log:
         f"{OUT}/logs/decoder.log",
     shell:
-        "python scripts/train.py decoder --out {OUT} > {log} 2>&1"
+        "{TRAIN} decoder --out {OUT} > {log} 2>&1"
 
 
 rule text:
@@ -45,7 +50,7 @@ rule text:
     log:
         f"{OUT}/logs/text.log",
     shell:
-        "python scripts/train.py text --out {OUT} > {log} 2>&1"
+        "{TRAIN} text --out {OUT} > {log} 2>&1"
 
 
 rule cliptext:
@@ -55,7 +60,7 @@ rule cliptext:
     log:
         f"{OUT}/logs/cliptext.log",
     shell:
-        "python scripts/train.py cliptext --out {OUT} > {log} 2>&1"
+        "{TRAIN} cliptext --out {OUT} > {log} 2>&1"
 
 
 rule clip:
@@ -67,7 +72,7 @@ rule clip:
     log:
         f"{OUT}/logs/clip.log",
     shell:
-        "python scripts/train.py clip --out {OUT} > {log} 2>&1"
+        "{TRAIN} clip --out {OUT} > {log} 2>&1"
 
 
 rule generator:
@@ -83,7 +88,7 @@ rule generator:
     wildcard_constraints:
         stage="flux|sd3",
     shell:
-        "python scripts/train.py {wildcards.stage} --out {OUT} > {log} 2>&1"
+        "{TRAIN} {wildcards.stage} --out {OUT} > {log} 2>&1"
 
 
 rule blip:
@@ -95,7 +100,7 @@ rule blip:
     log:
         f"{OUT}/logs/blip.log",
     shell:
-        "python scripts/train.py blip --out {OUT} > {log} 2>&1"
+        "{TRAIN} blip --out {OUT} > {log} 2>&1"
 
 
 rule acceptance:
@@ -109,4 +114,4 @@ rule acceptance:
     log:
         f"{OUT}/logs/acceptance.log",
     shell:
-        "python scripts/train.py acceptance --out {OUT} > {log} 2>&1"
+        "{TRAIN} acceptance --out {OUT} > {log} 2>&1"

@@ -1,10 +1,11 @@
-"""Train one part of the shapes world: `python scripts/train.py STAGE [--export]`."""
+"""Train one part of the shapes world, or measure what was trained: `python scripts/train.py STAGE`."""
 
 import argparse
 import importlib
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--out", type=Path, default=Path("results/training"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="steps in all, for a trial or to train on; default: the stage's own")
     parser.add_argument("--export", action="store_true", help="write the last checkpoint's model, train no further")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -35,10 +37,17 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    name, function = STAGES[arguments.stage]
+    stage, out = arguments.stage, arguments.out
+    name, function = STAGES[stage]
     module = importlib.import_module(f"ditscope.training.{name}")
-    stage = getattr(module, "export" if arguments.export else function)
-    print(json.dumps(stage(arguments.stage, arguments.out), indent=1))
+    if stage == "acceptance":
+        summary = module.run(out)
+    elif arguments.export:
+        summary = module.export(stage, out)
+    else:
+        settings = module.SETTINGS[stage]
+        summary = getattr(module, function)(stage, out, replace(settings, steps=arguments.steps or settings.steps))
+    print(json.dumps(summary, indent=1))
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def measure(out: Path) -> dict:
     return report
 
 
-def run(stage: str, out: Path) -> dict:
+def run(out: Path) -> dict:
     """Measure the models in out/models and write out/acceptance.json and the READMEs."""
     report = measure(out)
     (out / "acceptance.json").write_text(json.dumps(report, indent=1))

@@ -14,7 +14,7 @@ from ditscope.training.loop import LoopSettings, load_average, train
 from ditscope.training.text import vocabulary_texts
 from ditscope.training.vae import reconstruct
 
-SETTINGS = LoopSettings(steps=1600, batch=48, lr=1.5e-3, warmup=60, decay=0.4, ema=0.99, seed=17, muon=True)
+SETTINGS = {"blip": LoopSettings(steps=1600, batch=48, lr=1.5e-3, warmup=60, decay=0.4, ema=0.99, seed=17, muon=True)}
 WIDTH, MAX_TEXT = 128, 32
 
 
@@ -37,7 +37,7 @@ def processor() -> BlipProcessor:
 
 def build() -> BlipForConditionalGeneration:
     """The untrained captioner (Li et al., arXiv:2201.12086)."""
-    torch.manual_seed(SETTINGS.seed)
+    torch.manual_seed(SETTINGS["blip"].seed)
     tokenizer = bert_tokenizer()
     text = {
         "vocab_size": len(tokenizer),
@@ -130,7 +130,7 @@ def finish(model: BlipForConditionalGeneration, folder: Path) -> None:
     processor().save_pretrained(folder)
 
 
-def run(stage: str, out: Path, settings: LoopSettings = SETTINGS) -> dict:
+def run(stage: str, out: Path, settings: LoopSettings) -> dict:
     """Train the captioner on pictures of the training scenes and save it to out/models/shapes-blip."""
     pictures = training_pictures(out)
     model = Trainee()

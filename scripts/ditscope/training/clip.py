@@ -21,8 +21,10 @@ from ditscope.training.data import Readout, attribute_targets, cached_pictures, 
 from ditscope.training.loop import LoopSettings, load_average, train
 from ditscope.training.text import MAX_TEXT, clip_tokenizer, free_text
 
-TEXT_SETTINGS = LoopSettings(steps=400, batch=128, lr=2e-3, warmup=40, decay=0.5, ema=0.98, seed=13)
-SETTINGS = LoopSettings(steps=1000, batch=96, lr=1.5e-3, warmup=80, decay=0.5, ema=0.98, seed=14)
+SETTINGS = {
+    "cliptext": LoopSettings(steps=400, batch=128, lr=2e-3, warmup=40, decay=0.5, ema=0.98, seed=13),
+    "clip": LoopSettings(steps=1000, batch=96, lr=1.5e-3, warmup=80, decay=0.5, ema=0.98, seed=14),
+}
 TEXT_WIDTH, VISION_WIDTH, PROJECTION = 64, 128, 64
 GROUP = 4
 PICTURES = ("data", 10, 102, True)
@@ -30,7 +32,7 @@ PICTURES = ("data", 10, 102, True)
 
 def build() -> CLIPModel:
     """The untrained CLIPModel (Radford et al., arXiv:2103.00020)."""
-    torch.manual_seed(SETTINGS.seed)
+    torch.manual_seed(SETTINGS["clip"].seed)
     tokenizer = clip_tokenizer()
     tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     text = {
@@ -172,7 +174,7 @@ def text_towers(folder: Path) -> tuple[CLIPTextModel, CLIPTextModelWithProjectio
     return plain.eval(), projected.eval()
 
 
-def run_text(stage: str, out: Path, settings: LoopSettings = TEXT_SETTINGS) -> dict:
+def run_text(stage: str, out: Path, settings: LoopSettings) -> dict:
     """Train the text tower alone on texts of the training scenes and save the CLIPModel to out/cliptext."""
     model = Trainee(build())
     set_trainable(model, text=True)
@@ -195,7 +197,7 @@ def start(out: Path) -> Trainee:
     return model
 
 
-def run(stage: str, out: Path, settings: LoopSettings = SETTINGS) -> dict:
+def run(stage: str, out: Path, settings: LoopSettings) -> dict:
     """Train the image tower on augmented renders of the training scenes; save shapes-clip to out/models."""
     pictures = cached_pictures(out / PICTURES[0], *PICTURES[1:])
     model = start(out)

@@ -181,9 +181,8 @@ def finish(pipeline: DiffusionPipeline, folder: Path) -> None:
     pipeline.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
 
 
-def run(stage: str, out: Path, settings: LoopSettings | None = None) -> dict:
+def run(stage: str, out: Path, settings: LoopSettings) -> dict:
     """Train the transformer on latents and prompts of the training scenes and save the pipeline to out/models."""
-    settings = settings or SETTINGS[stage]
     model = build(stage)
     pipeline = assemble(stage, out, model)
     data = training_tensors(stage, out, pipeline)

@@ -15,7 +15,7 @@ from ditscope.training.loop import LoopSettings, load_average, train
 
 MAX_TEXT = 32
 WIDTH = 128
-SETTINGS = LoopSettings(steps=700, batch=96, lr=2e-3, warmup=60, decay=0.4, ema=0.99, seed=12)
+SETTINGS = {"text": LoopSettings(steps=700, batch=96, lr=2e-3, warmup=60, decay=0.4, ema=0.99, seed=12)}
 EXTRA_WORDS = "and the this is with to in an image drawing photo scene shows one shape black white"
 
 
@@ -95,7 +95,7 @@ def partial_caption(named: dict[str, str]) -> str:
 
 def build() -> T5ForConditionalGeneration:
     """The untrained T5 (Raffel et al., arXiv:1910.10683) of which only the encoder ships."""
-    torch.manual_seed(SETTINGS.seed)
+    torch.manual_seed(SETTINGS["text"].seed)
     config = T5Config(
         vocab_size=len(t5_tokenizer()),
         d_model=WIDTH,
@@ -141,7 +141,7 @@ def finish(model: T5ForConditionalGeneration, folder: Path) -> None:
     t5_tokenizer().save_pretrained(folder)
 
 
-def run(stage: str, out: Path, settings: LoopSettings = SETTINGS) -> dict:
+def run(stage: str, out: Path, settings: LoopSettings) -> dict:
     """Train the T5 on texts of the training scenes and save its encoder to out/text."""
     model = build()
     summary = train(model, loss_function(model, settings), settings, out / ".partial" / stage)

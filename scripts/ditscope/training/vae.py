@@ -10,8 +10,10 @@ from diffusers import AutoencoderKL
 from ditscope.training.data import cached_pictures, cached_tensors, to_pictures, to_tensor
 from ditscope.training.loop import LoopSettings, load_average, train
 
-SETTINGS = LoopSettings(steps=1100, batch=16, lr=2e-3, warmup=50, decay=0.4, ema=0.99, seed=11)
-DECODER_SETTINGS = LoopSettings(steps=1400, batch=16, lr=2e-3, warmup=50, decay=0.5, ema=0.99, seed=18)
+SETTINGS = {
+    "vae": LoopSettings(steps=1100, batch=16, lr=2e-3, warmup=50, decay=0.4, ema=0.99, seed=11),
+    "decoder": LoopSettings(steps=1400, batch=16, lr=2e-3, warmup=50, decay=0.5, ema=0.99, seed=18),
+}
 KL_WEIGHT = 5e-5
 SHAPE_WEIGHT = 5.0
 LATENT_NOISE = 0.15
@@ -23,7 +25,7 @@ def build() -> AutoencoderKL:
 
     With posteriors as wide as the prior, or norms over pairs of channels, it loses the colours of small shapes.
     """
-    torch.manual_seed(SETTINGS.seed)
+    torch.manual_seed(SETTINGS["vae"].seed)
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -107,7 +109,7 @@ def finish(vae: AutoencoderKL, pictures: np.ndarray, folder: Path) -> None:
     vae.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
 
 
-def run(stage: str, out: Path, settings: LoopSettings = SETTINGS) -> dict:
+def run(stage: str, out: Path, settings: LoopSettings) -> dict:
     """Train the autoencoder on renders of the training scenes and save it to out/vae."""
     pictures = cached_pictures(out / "data", 10, 101)
     vae = build()
@@ -142,7 +144,7 @@ def decoder_loss_function(vae: AutoencoderKL, latents: torch.Tensor, pictures: n
     return loss
 
 
-def run_decoder(stage: str, out: Path, settings: LoopSettings = DECODER_SETTINGS) -> dict:
+def run_decoder(stage: str, out: Path, settings: LoopSettings) -> dict:
     """Train the decoder of out/vae on, its encoder frozen so that latents stay valid, and save to out/decoder."""
     vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32)
     vae.encoder.requires_grad_(False)
