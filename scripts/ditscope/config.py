@@ -9,7 +9,7 @@ from types import GenericAlias
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ditscope.errors import InputError
-from ditscope.models import check_frames, require_blocks
+from ditscope.models import check_backend, check_frames, require_blocks
 from ditscope.networks import resolve_network
 from ditscope.settings import COMPILE_STATES, STAGES, Benchmark, Config, Scheme
 
@@ -74,6 +74,7 @@ def check(config: Config) -> None:
             if getattr(model, side) % 16:
                 raise InputError(f"models.{name}.{side}: {getattr(model, side)} is not a multiple of 16")
         check_frames(name, model)
+        check_backend(name, model)
     for stage, registry, valid in (
         ("generate", "models", config.models),
         ("capture", "models", config.models),
@@ -91,7 +92,8 @@ def check(config: Config) -> None:
                 raise InputError(unknown(f"{stage}.{registry}", name, valid, f"in the config's `{registry}`"))
     for stage in ("capture", "ablate", "calibrate", "sensitivity"):
         for name in getattr(config, stage).models:
-            require_blocks(f"{stage}.models", name, config.models[name])
+            backends = ("torch", "mlx") if stage in ("calibrate", "sensitivity") else ("torch",)
+            require_blocks(f"{stage}.models", name, config.models[name], backends)
     for name in config.trajectories.networks:
         for entry in config.networks[name]:
             label, _, variant = entry.partition(":")

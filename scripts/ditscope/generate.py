@@ -86,7 +86,7 @@ def describe(model: Generator, row: dict, scheme: str = "base") -> dict:
         "model": model.name,
         "revision": entry.revision,
         "scheme": scheme,
-        "backend": "torch",
+        "backend": entry.backend,
         "dtype": entry.dtype,
         "prompt": row["prompt"],
         "negative_prompt": row["negative_prompt"],

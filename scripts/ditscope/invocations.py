@@ -74,7 +74,7 @@ def ask_generator(entry: Entry, text: State, seed: int, negative_prompt: str) ->
         model=entry.name,
         revision=model.revision,
         scheme=entry.variant,
-        backend="torch",
+        backend=model.backend,
         dtype=model.dtype,
         prompt=str(text),
         negative_prompt=negative_prompt,

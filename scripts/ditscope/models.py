@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 GENERATORS = ("flux", "sd3", "sdxl", "wan")
 WITH_BLOCKS = ("flux", "sd3")  # families whose blocks can be read, and so captured, calibrated, scored and ablated
+ON_MLX = ("flux", "sd3")
 VIDEO = ("wan",)
 CAPTIONERS = ("blip", "blip2", "florence2")
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
@@ -32,19 +34,33 @@ class Generator:
     pipe: Any
     device: "torch.device"
 
+    @property
+    def computes_on(self) -> str:
+        """What its transformer computes on: the device's type, or `mlx`."""
+        return "mlx" if self.entry.backend == "mlx" else self.device.type
+
 
 def is_generator(entry: Model) -> bool:
     """Whether the model makes images from text (and not text from images)."""
     return entry.family not in CAPTIONERS
 
 
-def require_blocks(stage: str, name: str, entry: Model) -> None:
-    """Refuse a model for a stage that works on blocks one by one, if its family's cannot be read."""
+def require_blocks(stage: str, name: str, entry: Model, backends: tuple[str, ...] = ("torch",)) -> None:
+    """Refuse a model for a stage that works on blocks one by one, if its family's cannot be read or watched."""
     if entry.family not in WITH_BLOCKS:
         raise InputError(
             f"{stage}: `{name}` is of the family `{entry.family}`, whose blocks cannot be read; "
             f"families with blocks: {', '.join(WITH_BLOCKS)}"
         )
+    if entry.backend not in backends:
+        raise InputError(f"{stage}: `{name}` runs on MLX, where blocks cannot be watched; take `backend: torch`")
+
+
+def check_backend(name: str, entry: Model) -> None:
+    """Refuse MLX for a family that DiffusionKit has no transformer of."""
+    if entry.backend == "mlx" and entry.family not in ON_MLX:
+        valid = ", ".join(ON_MLX)
+        raise InputError(f"models.{name}.backend: `{entry.family}` has no transformer on MLX; families: {valid}")
 
 
 def check_frames(name: str, entry: Model) -> None:
@@ -70,12 +86,20 @@ def load_generator(name: str, entry: Model, device: str | None = None) -> Genera
 
     family = family_of(name, entry)
     check_frames(name, entry)
-    pipe = family.load(str(resolve_source(name, entry)), entry, use_safetensors=True)
+    check_backend(name, entry)
+    folder = resolve_source(name, entry)
     target = torch.device(device or default_device())
+    left_out = {"transformer": None} if entry.backend == "mlx" else {}
+    pipe = family.load(str(folder), entry, use_safetensors=True, **left_out)
     pipe.to(target)
+    if entry.backend == "mlx":
+        # Imported by name: MLX is no part of the code whose edits make results of torch stale, nor of its environment.
+        on_mlx = import_module("ditscope.mlx.transformer")
+        pipe.transformer = on_mlx.load_transformer(folder, name, entry, target)
     pipe.set_progress_bar_config(disable=True)
-    log.info("loaded %s (%s, %s) on %s", name, entry.family, entry.dtype, target)
-    return Generator(name, entry, family, pipe, target)
+    loaded = Generator(name, entry, family, pipe, target)
+    log.info("loaded %s (%s, %s) on %s", name, entry.family, entry.dtype, loaded.computes_on)
+    return loaded
 
 
 def family_of(name: str, entry: Model) -> ModuleType:

@@ -66,7 +66,7 @@ def sensitivity(
     Leaves the table `sensitivity`, and in `fast` the same layers in fast mode. Finished parts in `partial` are reused.
     Raises InputError for a set of another model, or one that leaves a bucket without samples, before the model loads.
     """
-    require_blocks("sensitivity", name, model)
+    require_blocks("sensitivity", name, model, ("torch", "mlx"))
     found = load_calibration(calibration, settings.max_images, settings.step_stride)
     check_made_with(calibration, found, name)
     buckets = assign_buckets(found, settings.buckets, calibration)

@@ -26,6 +26,9 @@ class Model:
     family: str = setting(help="flux, sd3, sdxl or wan (generators); blip, blip2 or florence2 (captioners)")
     source: str = setting(help="A diffusers / transformers folder, or a hub id")
     revision: str = setting("", "Commit of a hub id; required for one, so that results stay reproducible")
+    backend: str = setting(
+        "torch", "What computes the transformer of flux and sd3; the rest is torch", choices=("torch", "mlx")
+    )
     dtype: str = setting("float32", "Type of weights and activations", choices=("float32", "bfloat16", "float16"))
     width: int = setting(1024, "Image width in pixels, a multiple of 16")
     height: int = setting(1024, "Image height in pixels, a multiple of 16")

@@ -1,0 +1,192 @@
+"""The MLX back end against torch: the same velocities, pictures, calibration sets and sensitivities."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mlx.core", reason="MLX is not installed")
+pytest.importorskip("diffusionkit.mlx", reason="DiffusionKit is not installed")
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ditscope.calibrate import calibrate
+from ditscope.calibration_batches import batches
+from ditscope.calibration_set import load_calibration
+from ditscope.config import load_config
+from ditscope.errors import InputError
+from ditscope.generate import generate_slice
+from ditscope.mlx.names import mmdit_paths
+from ditscope.mlx.network import converted, inexpressible
+from ditscope.mlx.transformer import load_transformer
+from ditscope.models import load_generator
+from ditscope.quantizers import quantizable
+from ditscope.sampling import encode_prompts, noise_of, sample
+from ditscope.sensitivity_table import assign_buckets
+from ditscope.settings import Calibrate, Model
+from tiny_models import tiny_generator
+from workflow import ROOT
+
+SHAPES = {
+    "flux": Model("flux", str(ROOT / "models/shapes-flux"), width=64, height=64, steps=8),
+    "sd3": Model("sd3", str(ROOT / "models/shapes-sd3"), width=64, height=64, steps=8, guidance=3.0),
+}
+ROWS = [
+    {"prompt_id": str(i), "prompt": prompt, "negative_prompt": "", "seed": i, "derived_seed": False}
+    for i, prompt in enumerate(["a large red ring at the left on a beige background", "a small blue star on the right"])
+]
+
+
+def on_mlx(entry, **changes):
+    return dataclasses.replace(entry, backend="mlx", **changes)
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def shapes(request):
+    """A shipped generator on torch and on MLX."""
+    entry = SHAPES[request.param]
+    return load_generator("shapes", entry), load_generator("shapes", on_mlx(entry))
+
+
+def twin(kind, tmp_path, **changes):
+    """A tiny generator whose weights are all far from their initial ones, and the same on MLX."""
+    model = tiny_generator(kind)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.pipe.transformer.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.pipe.transformer.save_pretrained(tmp_path / "transformer")
+    other = tiny_generator(kind)
+    entry = on_mlx(other.entry, **changes)
+    other.pipe.transformer = load_transformer(tmp_path, "tiny", entry, other.device)
+    return model, dataclasses.replace(other, entry=entry)
+
+
+def latents(model):
+    noise = noise_of(model, [1, 2])
+    return sample(model, noise, encode_prompts(model, ["a", "b"], ["", ""]))
+
+
+def relative(a, b):
+    return ((a.double() - b.double()).norm() / a.double().norm()).item()
+
+
+def psnr(a, b):
+    error = np.mean((a.astype(float) - b.astype(float)) ** 2)
+    return 10 * np.log10(255**2 / max(error, 1e-12))
+
+
+def test_velocity_of_a_calibration_sample_is_that_of_torch(shapes, tmp_path):
+    of_torch, of_mlx = shapes
+    (tmp_path / "p.csv").write_text("prompt\n" + ROWS[0]["prompt"] + "\n")
+    settings = Calibrate(num_images=2, num_steps=6, cfg_weight=3.0)
+    calibrate("shapes", of_torch.entry, tmp_path / "p.csv", tmp_path / "set", settings)
+    found = load_calibration(tmp_path / "set")
+    buckets = assign_buckets(found, "thirds", tmp_path)
+    for batch in batches(of_torch, found, buckets, 2):
+        assert relative(batch.velocity(of_torch), batch.velocity(of_mlx)) < 1e-4  # asked for: 1e-3
+
+
+def test_pictures_are_those_of_torch(shapes):
+    first, second = (generate_slice(model, ROWS) for model in shapes)
+    for a, b in zip(first, second, strict=True):
+        assert np.abs(a["latent.npy"] - b["latent.npy"]).max() < 1e-2
+        assert (a["json"]["backend"], b["json"]["backend"]) == ("torch", "mlx")
+        assert a["__key__"] != b["__key__"]
+    a, b = (np.stack([png_pixels(s["png"]) for s in made]) for made in (first, second))
+    assert psnr(a, b) >= 40
+
+
+def png_pixels(data):
+    from io import BytesIO
+
+    from PIL import Image
+
+    return np.asarray(Image.open(BytesIO(data)))
+
+
+@pytest.mark.parametrize("kind", ["flux", "flux-distilled", "sd3"])
+def test_every_weight_counts_as_in_torch(kind, tmp_path):
+    """All weights moved at random: a dropped bias, swapped halves or another activation would show."""
+    of_torch, of_mlx = twin(kind, tmp_path)
+    assert relative(latents(of_torch), latents(of_mlx)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_half_precision_stays_near_and_compiled_is_the_same(kind, tmp_path):
+    of_torch, of_mlx = twin(kind, tmp_path, dtype="bfloat16")
+    plain = latents(of_mlx)
+    assert plain.dtype == torch.bfloat16 and relative(latents(of_torch), plain) < 0.1
+    of_mlx.pipe.transformer.compile()
+    assert relative(plain, latents(of_mlx)) < 0.02
+    one = sample(of_mlx, noise_of(of_mlx, [1]), encode_prompts(of_mlx, ["a"], [""]))  # another shape: traced again
+    assert relative(plain[:1], one) < 0.05
+
+
+def test_guidance_of_distilled_models_is_felt(tmp_path):
+    _, of_mlx = twin("flux-distilled", tmp_path)
+    noise, cond = noise_of(of_mlx, [1]), encode_prompts(of_mlx, ["a"], [""])
+    assert relative(sample(of_mlx, noise, cond, guidance=1.0), sample(of_mlx, noise, cond, guidance=8.0)) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["flux", "flux-distilled", "sd3"])
+def test_every_layer_has_its_place(kind, tmp_path):
+    _, of_mlx = twin(kind, tmp_path)
+    transformer = of_mlx.pipe.transformer
+    places = {path for name in quantizable(transformer) for path in mmdit_paths(name)}
+    weights = {path.rpartition(".")[0] for path, value in tree_flatten(transformer.mmdit.parameters())}
+    assert places <= weights
+    rest = {path for path in weights - places if "norm" not in path and "x_pos_embedder" not in path}
+    assert not rest
+    assert all(parameter.is_meta for parameter in transformer.parameters())  # no second copy in torch
+
+
+def test_split_and_swapped_layers():
+    """A single block's output layer is split by its inputs, its bias goes once; scale and shift change places."""
+    value = mx.arange(24).reshape(2, 12)
+    first, second = converted("single_transformer_blocks.0.proj_out.weight", value, 2).values()
+    assert mx.concatenate([first, second], axis=1).tolist() == value.tolist() and first.shape == (2, 2)
+    bias = converted("single_transformer_blocks.0.proj_out.bias", mx.array([1.0, 2.0]), 2)
+    assert [v.tolist() for v in bias.values()] == [[1, 2], [0, 0]]
+    assert converted("norm_out.linear.bias", mx.array([1, 2, 3, 4]), 2).popitem()[1].tolist() == [3, 4, 1, 2]
+    six = mx.arange(12)
+    assert converted("transformer_blocks.0.norm1_context.linear.bias", six, 2).popitem()[1].tolist() == six.tolist()
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "named"),
+    [
+        ("sd3", {"dual_attention_layers": [0]}, "dual_attention"),
+        ("sd3", {"qk_norm": "layer_norm"}, "layer_norm"),
+        ("sd3", {"caption_projection_dim": 64}, "caption_projection_dim"),
+        ("flux", {"num_single_layers": 0}, "single"),
+        ("flux", {"out_channels": 8}, "out_channels"),
+        ("flux", {"_class_name": "WanTransformer3DModel"}, "Wan"),
+    ],
+)
+def test_what_the_mmdit_cannot_express_is_said(family, change, named):
+    config = json.loads((ROOT / f"models/shapes-{family}/transformer/config.json").read_text())
+    assert not inexpressible(config)
+    assert named in inexpressible(config | change)
+
+
+def test_refusals_name_the_model(tmp_path):
+    models = {"m": dataclasses.asdict(on_mlx(SHAPES["flux"])), "b": {"family": "blip", "source": "x", "backend": "mlx"}}
+    with pytest.raises(InputError, match=r"models\.b\.backend.*blip"):
+        load_config({"models": models})
+    models.pop("b")
+    for stage in ("capture", "ablate"):
+        with pytest.raises(InputError, match=f"{stage}.models: `m` runs on MLX"):
+            load_config({"models": models, stage: {"models": ["m"]}})
+    config = json.loads((ROOT / "models/shapes-flux/transformer/config.json").read_text())
+    folder = tmp_path / "transformer"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="no diffusion_pytorch_model"):
+        load_transformer(tmp_path, "m", on_mlx(SHAPES["flux"]), torch.device("cpu"))
+    mx.save_safetensors(str(folder / "diffusion_pytorch_model.safetensors"), {"odd.weight": mx.zeros((2, 2))})
+    with pytest.raises(InputError, match=r"odd\.weight"):
+        load_transformer(tmp_path, "m", on_mlx(SHAPES["flux"]), torch.device("cpu"))
