@@ -1,10 +1,11 @@
 # Calibration. Needs: the first rows of the prompt CSV and a generator. Leaves: <results>/calibration/<model>/shards/<id>/
-# (*.npz, one a step or one an image; images/*.png; shard.json) and <results>/calibration/<model>/manifest.json.
+# (*.npz, one a step or one an image; images/*.png; activations/*.parquet; shard.json), and of the whole set
+# <results>/calibration/<model>/manifest.json and activations.parquet (table `calibration.activations`).
 
 
 rule calibrate:
     input:
-        calibration_manifests(*CONFIG.calibrate.models),
+        calibration_tables(*CONFIG.calibrate.models),
 
 
 rule calibration_shard:
@@ -36,12 +37,13 @@ rule calibration_manifest:
         shards=lambda w: calibration_shards(w.model),
     output:
         manifest="<results>/calibration/{model}/manifest.json",
+        activations="<results>/calibration/{model}/activations.parquet",
     log:
         "<logs>/calibrate/{model}/manifest.log",
     localrule: True
     conda:
         "../envs/tables.yaml"
     params:
-        code=code("calibration_set"),
+        code=[code("calibration_set"), code("activation_table")],
     script:
         "../scripts/calibration_manifest.py"

@@ -318,6 +318,12 @@ def calibration_manifests(*models):
     return expand(f"{RESULTS}/calibration/{{model}}/manifest.json", model=models)
 
 
+def calibration_tables(*models):
+    """Of each calibration set its manifest and its activation statistics."""
+    pattern = f"{RESULTS}/calibration/{{model}}/{{file}}"
+    return expand(pattern, model=models, file=["manifest.json", "activations.parquet"])
+
+
 def own_calibration(model):
     """Digest of the calibration set of the user's own for a model, if there is one."""
     folder = CONFIG.sensitivity.calibrations.get(model)
@@ -409,7 +415,7 @@ def targets(publish=True):
         "capture": capture_sets(*CONFIG.capture.models),
         "blocks": block_tables(*CONFIG.capture.models),
         "ablate": [*ablations(*CONFIG.ablate.models), *ablations(*CONFIG.ablate.models, suffix="tar")],
-        "calibrate": calibration_manifests(*CONFIG.calibrate.models),
+        "calibrate": calibration_tables(*CONFIG.calibrate.models),
         "sensitivity": sensitivity_table(),
         "plan": bit_plans(*CONFIG.sensitivity.models),
         "benchmark": benchmark_tables(),

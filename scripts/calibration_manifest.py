@@ -1,9 +1,12 @@
-"""Rule calibration_manifest: gather a model's calibration shards."""
+"""Rule calibration_manifest: gather a model's calibration shards and their activation statistics."""
 
 from pathlib import Path
 
+from ditscope.activation_table import gather_activations
 from ditscope.calibration_set import write_manifest
 from ditscope.job import job
 
 with job(snakemake):
-    write_manifest([Path(shard) for shard in snakemake.input.shards], Path(snakemake.output.manifest))
+    shards = [Path(shard) for shard in snakemake.input.shards]
+    write_manifest(shards, Path(snakemake.output.manifest))
+    gather_activations(shards, Path(snakemake.output.activations))

@@ -249,6 +249,19 @@ DAMAGE = {
         "calibrate",
         "schema version 9",
     ),
+    "activations without a step": (
+        f"calibration/{MODEL}/activations.parquet",
+        lambda p: rewrite(p, without_row(3)),
+        "calibrate",
+        "layers and steps, as (",
+    ),
+    "activations of fewer channels": (
+        f"calibration/{MODEL}/activations.parquet",
+        lambda p: rewrite(p, lambda t: t.with_columns(pl.col("channel_max").list.head(2))),
+        "calibrate",
+        "column `channel_max` has not one value a channel",
+    ),
+    "fast sensitivity missing": (f"sensitivity/{MODEL}/fast-000.parquet", Path.unlink, "sensitivity", "missing"),
     "sensitivity with NaN": (
         "sensitivity/sensitivity.parquet",
         lambda p: rewrite(p, with_value("value", float("nan"))),

@@ -14,11 +14,14 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from ditscope.activation_table import gather_activations
+from ditscope.activations import ActivationRecorder
 from ditscope.calibration_set import SCHEMA_VERSION, calibration_images, write_manifest, write_npz
 from ditscope.errors import InputError
 from ditscope.families.common import Conditioning
 from ditscope.models import Generator, load_generator, require_blocks
 from ditscope.partial import publish, unfinished
+from ditscope.patterns import select_indices
 from ditscope.prompts import read_prompts
 from ditscope.sampling import Observer, decode, encode_prompts, sample, starting_noise
 from ditscope.settings import Calibrate, Model
@@ -45,11 +48,12 @@ def calibrate(
     calib_dir: Path = Path("calibration_data"),
     settings: Calibrate = Calibrate(),
 ) -> None:
-    """Record the calibration set of one model: NPZ samples and images in shards, and their manifest.
+    """Record the calibration set of one model: NPZ samples and images in shards, their manifest, activation statistics.
 
     Run again, it continues an interrupted set; a folder that was made with other settings is refused.
     """
     require_blocks("calibrate", name, model)
+    measured_steps(settings, model)
     load = cache(lambda: load_generator(name, model))
     shards = [calib_dir / "shards" / f"{i:05d}" for i in range(math.ceil(settings.num_images / settings.shard_size))]
     images = calibration_images(read_prompts(prompt_csv), settings.num_images, settings.seed)
@@ -62,6 +66,7 @@ def calibrate(
         if found != wanted:
             calibrate_shard(name, model, rows, shard, settings, calib_dir / ".partial", load)
     write_manifest(shards, calib_dir / "manifest.json")
+    gather_activations(shards, calib_dir / "activations.parquet")
     shutil.rmtree(calib_dir / ".partial", ignore_errors=True)
 
 
@@ -74,11 +79,13 @@ def calibrate_shard(
     partial: Path | None = None,
     load: Callable[[], Generator] | None = None,
 ) -> None:
-    """Record one shard's `images` (of `calibration_images`) into the folder `out`: *.npz, images/*.png and shard.json.
+    """Record one shard's `images` (of `calibration_images`) into the folder `out`.
 
-    They are sampled in fixed slices; finished slices in `partial` are reused. `load` gives an already loaded model.
+    Leaves *.npz, images/*.png, shard.json and activations/*.parquet, parts of the table `calibration.activations`.
+    Images are sampled in fixed slices; finished slices in `partial` are reused. `load` gives an already loaded model.
     """
     require_blocks("calibrate", name, model)
+    measured_steps(settings, model)
     load = load or cache(lambda: load_generator(name, model))
     record = provenance(name, model, images, settings)
     parts = unfinished(partial, out, {"model": model, "slice_size": settings.slice_size, **record})
@@ -88,6 +95,7 @@ def calibrate_shard(
         if not part.exists():
             shutil.rmtree(working := parts / "working", ignore_errors=True)
             (working / "images").mkdir(parents=True)
+            (working / "activations").mkdir()
             record_slice(load(), rows, settings, working)
             os.replace(working, part)
         log.info("%s: calibration slice %d of %d done", name, number + 1, len(slices))
@@ -113,8 +121,15 @@ def provenance(name: str, model: Model, images: list[dict[str, Any]], settings: 
         "height": model.height,
         "dtype": model.dtype,
         "format": settings.format,
+        "statistics": settings.statistics,
         "images": [image | {"file": f"images/{image['image_id']:05d}.png"} for image in images],
     }
+
+
+def measured_steps(settings: Calibrate, model: Model) -> list[int]:
+    """The steps whose activations are measured; raises InputError for a pattern that matches none."""
+    steps = settings.num_steps or model.steps
+    return select_indices(settings.statistics, steps, "calibrate.statistics") if settings.statistics else []
 
 
 def record_slice(model: Generator, images: list[dict[str, Any]], settings: Calibrate, out: Path) -> None:
@@ -127,9 +142,10 @@ def record_slice(model: Generator, images: list[dict[str, Any]], settings: Calib
         [i["seed"] for i in images], model.family.latent_shape(model.pipe, entry.width, entry.height)
     )
     cond = encode_prompts(model, [i["prompt"] for i in images], [i["negative_prompt"] for i in images], guidance)
-    recorder = InputRecorder()
     steps = settings.num_steps or entry.steps
-    latents = sample(model, noise, cond, [recorder], steps=steps, guidance=guidance)
+    recorder, activations = InputRecorder(), ActivationRecorder(measured_steps(settings, entry))
+    latents = sample(model, noise, cond, [recorder, activations], steps=steps, guidance=guidance)
+    activations.write(out / f"activations/{images[0]['image_id']:05d}.parquet")
     for row, (image, pixels) in enumerate(zip(images, decode(model, latents).numpy(), strict=True)):
         embeds, pooled = (t.float().cpu().numpy() for t in cond[row : row + 1].stacked())
         shared = {

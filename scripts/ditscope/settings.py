@@ -48,7 +48,7 @@ class Model:
 SCHEME_KINDS = (
     "base", "int8-weight-only", "int8-dynamic", "fp8-weight-only", "intx-weight-only", "int8-dynamic-intx",
     "fp8-dynamic-row", "fp8-dynamic-tensor", "int4-weight-only", "sparse-2-4", "sparse-2-4-fp8", "sparse-2-4-int8",
-    "plan",
+    "mlx-weight-only", "plan",
 )  # fmt: skip
 
 
@@ -178,6 +178,7 @@ class Calibrate:
     format: str = setting(
         "samples", "One NPZ a step, or packed: one an image, conditioning once", choices=("samples", "packed")
     )
+    statistics: str = setting("*", "Steps whose activations are measured by channel, as `0,2,-1`; empty: none")
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ MISSING = "missing"
 # Where a file that no job of this config makes was made by a job of an earlier one.
 SHARDED = (
     "prompts/shard-*.parquet", "images/*/shard-*", "captures/*/*", "calibration/*/shards/*",
-    "calibration/*/manifest.json", "sensitivity/*/layers-*.parquet", "plans/*/*.json", "trajectories/*/shard-*",
-    "embeddings/*/*-*.parquet", "refine/*/*", "videos/captures/*/*",
+    "calibration/*/manifest.json", "calibration/*/activations.parquet", "sensitivity/*/*-*.parquet", "plans/*/*.json",
+    "trajectories/*/shard-*", "embeddings/*/*-*.parquet", "refine/*/*", "videos/captures/*/*",
 )  # fmt: skip
 
 
@@ -36,8 +36,9 @@ def expected_files(study: Study) -> dict[str, str]:
         shards = math.ceil(config.calibrate.num_images / config.calibrate.shard_size)
         expected |= {f"calibration/{model}/shards/{i:05d}": "calibrate" for i in range(shards)}
     for model in config.sensitivity.models:
-        groups = range(config.sensitivity.layer_groups)
-        expected |= {f"sensitivity/{model}/layers-{i:03d}.parquet": "sensitivity" for i in groups}
+        groups = range(1 if config.sensitivity.mode == "adaptive" else config.sensitivity.layer_groups)
+        parts = [f"{name}-{i:03d}.parquet" for name in ("layers", "fast") for i in groups]
+        expected |= {f"sensitivity/{model}/{part}": "sensitivity" for part in parts}
     for tar in study.targets("trajectories"):
         if tar.endswith(".tar"):
             expected |= dict.fromkeys((tar, *beside(tar)), "trajectories")

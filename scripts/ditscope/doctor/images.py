@@ -172,13 +172,15 @@ def check_calibrate(study: Study) -> None:
     """Calibration sets hold every step of every image, finite, and were made as the config says."""
     settings = study.config.calibrate
     for file in study.targets("calibrate"):
+        if not file.endswith("manifest.json"):
+            continue
         manifest, folder = study.json("calibrate", file), (study.results / file).parent
         model = file.split("/")[1]
         entry = study.config.models[model]
         if manifest is None:
             continue
         wanted = {"model": model, "num_steps": settings.num_steps or entry.steps, "n_completed": settings.num_images}
-        wanted |= {key: getattr(settings, key) for key in ("cfg_weight", "seed", "format")}
+        wanted |= {key: getattr(settings, key) for key in ("cfg_weight", "seed", "format", "statistics")}
         wanted |= {key: getattr(entry, key) for key in ("revision", "dtype", "width", "height")}
         study.same("calibrate", file, manifest, wanted)
         listed: set[str] = set()

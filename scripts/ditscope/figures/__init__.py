@@ -29,6 +29,7 @@ FIGURES = {
         Figure("residual-contribution", ("blocks",), "Captures"),
         Figure("text-drift", ("blocks",), "Captures"),
         Figure("ablation-effects", ("ablate",), "Captures"),
+        Figure("activation-range", ("calibrate",), "Quantization"),
         Figure("sensitivity-heatmap", ("sensitivity",), "Quantization"),
         Figure("sensitivity-ranking", ("sensitivity",), "Quantization"),
         Figure("bit-plan", ("plan",), "Quantization"),

@@ -21,6 +21,7 @@ FUNCTIONS: dict[str, Callable[[Files], tuple[Canvas, pl.DataFrame]]] = {
     "residual-contribution": blocks.residual_contribution,
     "text-drift": blocks.text_drift,
     "ablation-effects": blocks.ablation_effects,
+    "activation-range": quantization.activation_range,
     "sensitivity-heatmap": quantization.sensitivity_heatmap,
     "sensitivity-ranking": quantization.sensitivity_ranking,
     "bit-plan": quantization.bit_plan,
