@@ -69,7 +69,7 @@ test: setup ## functions, configs, the tiny study for real (about 20 minutes on 
 
 .PHONY: test-system
 test-system: setup ## whole runs, SLURM, browser (about 30 minutes more)
-	@time $(BIN)/pytest -m "system and not hardware"
+	@time $(BIN)/pytest -m "system and not long and not hardware"
 
 .PHONY: test-envs
 test-envs: setup ## every environment of envs/ installed from the package index (nightly: gigabytes)

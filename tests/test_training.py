@@ -103,6 +103,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_checkpoint(t
 
 
 @pytest.mark.system
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_the_models_train_from_nothing_in_two_steps_each(tmp_path):
     folder = checkout(tmp_path)
