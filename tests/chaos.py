@@ -71,11 +71,12 @@ def kill_once(running: subprocess.Popen[bytes], rng: random.Random, mean_seconds
     time.sleep(rng.expovariate(1 / mean_seconds))
     jobs = jobs_of(running.pid)
     if running.poll() is not None or not jobs:
-        running.wait()
         return ""
     if rng.random() < 0.3:
-        os.kill(rng.choice(jobs), signal.SIGKILL)
-        running.wait()
+        try:
+            os.kill(rng.choice(jobs), signal.SIGKILL)
+        except ProcessLookupError:  # it has just ended
+            return ""
         return "job"
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
@@ -85,16 +86,21 @@ def kill_once(running: subprocess.Popen[bytes], rng: random.Random, mean_seconds
 
 
 def run_killed(folder: Path, kills: int, rng: random.Random, mean_seconds: float, *arguments: str) -> list[str]:
-    """Run a study to its end under at most `kills` kills; what each of them killed."""
+    """Run a study to its end under at most `kills` kills; what each of them killed.
+
+    A run that loses a job goes on with the others, and may lose more.
+    """
     killed: list[str] = []
+    running = None
     while len(killed) < kills:
-        assert start(folder, "--unlock", *arguments).wait() == 0, tail(folder)
-        running = start(folder, *arguments)
-        what = kill_once(running, rng, mean_seconds)
-        if what:
-            killed.append(what)
-        elif running.returncode == 0:
-            return killed
+        if running is None or running.poll() is not None:
+            if running is not None and running.returncode == 0:
+                return killed
+            assert start(folder, "--unlock", *arguments).wait() == 0, tail(folder)
+            running = start(folder, *arguments)
+        killed += filter(None, [kill_once(running, rng, mean_seconds)])
+    if running:
+        running.wait()
     assert run(folder, *arguments) == 0, tail(folder)
     return killed
 
