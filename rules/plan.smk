@@ -1,4 +1,4 @@
-# Bit plans. Needs: the table `sensitivity`. Leaves: <results>/plans/<model>/<budget>.json: bits of every linear layer.
+# Bit plans. Needs: a model's tables `sensitivity`. Leaves: <results>/plans/<model>/<budget>.json: bits of every linear layer.
 
 
 rule plan:
@@ -8,7 +8,7 @@ rule plan:
 
 rule bit_plan:
     input:
-        sensitivity="<results>/sensitivity/sensitivity.parquet",
+        sensitivity=lambda w: sensitivity_layers(w.model),
     output:
         plan="<results>/plans/{model}/{budget}.json",
     log:

@@ -10,7 +10,7 @@ from ditscope.settings import Budget, Plan
 with job(snakemake):
     plan(
         model=snakemake.wildcards.model,
-        sensitivity=Path(snakemake.input.sensitivity),
+        sensitivity=[Path(table) for table in snakemake.input.sensitivity],
         out=Path(snakemake.output.plan),
         budget=decode(Budget, snakemake.params.budget),
         settings=decode(Plan, snakemake.params.settings),

@@ -359,7 +359,7 @@ def test_ratios_stay_within_a_compile_state_and_a_host():
     names = ["hardware", "scheme", "compile", "latency_median_ms", "steady_peak_rss_bytes"]
     table = pl.DataFrame(rows, schema=names, orient="row").with_columns(
         pl.lit("m").alias("model"), pl.lit(1).alias("batch"), pl.col("scheme").alias("kind"),
-        pl.lit(None, pl.Int64).alias("steady_peak_reserved_bytes"),
+        *(pl.lit(None, pl.Int64).alias(f"steady_peak_{kind}_bytes") for kind in ("reserved", "mlx")),
     )  # fmt: skip
     found = with_speed_ratios(table)
     assert found["speedup"].to_list() == [1, 2, 1, 0.8, None, None, None]

@@ -11,22 +11,26 @@ pytest.importorskip("mlx.core", reason="MLX is not installed")
 pytest.importorskip("diffusionkit.mlx", reason="DiffusionKit is not installed")
 
 import mlx.core as mx
+from mlx import nn
 from mlx.utils import tree_flatten
 
 from ditscope.calibrate import calibrate
 from ditscope.calibration_batches import batches
 from ditscope.calibration_set import load_calibration
+from ditscope.checkpoints import load_checkpoint, quantize
 from ditscope.config import load_config
 from ditscope.errors import InputError
 from ditscope.generate import generate_slice
-from ditscope.mlx.names import mmdit_paths
+from ditscope.mlx.names import MlxConfig, mmdit_paths
 from ditscope.mlx.network import converted, inexpressible
 from ditscope.mlx.transformer import load_transformer
 from ditscope.models import load_generator
+from ditscope.plan import load_plan, to_mlx
+from ditscope.quantize import apply_scheme, layer_configs, mean_bits, nominal_bytes, stored_bytes, unsupported
 from ditscope.quantizers import quantizable
 from ditscope.sampling import encode_prompts, noise_of, sample
 from ditscope.sensitivity_table import assign_buckets
-from ditscope.settings import Calibrate, Model
+from ditscope.settings import Calibrate, Model, Scheme
 from tiny_models import tiny_generator
 from workflow import ROOT
 
@@ -190,3 +194,133 @@ def test_refusals_name_the_model(tmp_path):
     mx.save_safetensors(str(folder / "diffusion_pytorch_model.safetensors"), {"odd.weight": mx.zeros((2, 2))})
     with pytest.raises(InputError, match=r"odd\.weight"):
         load_transformer(tmp_path, "m", on_mlx(SHAPES["flux"]), torch.device("cpu"))
+
+
+# Quantization --------------------------------------------------------------------------------------------------------
+
+
+def layers_on_mlx(transformer):
+    modules = dict(transformer.mmdit.named_modules())
+    return {name: [modules[path] for path in mmdit_paths(name)] for name in linear_layers(transformer)}
+
+
+def linear_layers(transformer):
+    return [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_schemes_of_mlx_have_the_nominal_size_as_a_file(bits, group_size, tmp_path):
+    entry = on_mlx(SHAPES["flux"], dtype="bfloat16")
+    scheme = Scheme("mlx-weight-only", bits=bits, group_size=group_size)
+    transformer = load_generator("shapes", entry).pipe.transformer
+    nominal, mean = nominal_bytes(transformer, scheme), mean_bits(transformer, scheme)
+    quantize("shapes", entry, scheme, tmp_path / "w.safetensors")
+    with open(tmp_path / "w.safetensors", "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    size = (tmp_path / "w.safetensors").stat().st_size - 8 - length
+    assert abs(size / nominal - 1) < 0.02
+    assert mean == pytest.approx(bits + 32 / group_size)  # a 16-bit scale and a 16-bit bias for each group
+
+
+def test_quantized_layers_are_mlx_s_own_and_load_again(tmp_path):
+    entry = on_mlx(SHAPES["sd3"])
+    scheme = Scheme("mlx-weight-only", bits=4, group_size=32, skip_layers=["*norm*"])
+    for name in ("a", "b"):
+        quantize("shapes", entry, scheme, tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    model = load_generator("shapes", entry)
+    transformer, original = model.pipe.transformer, load_generator("shapes", entry).pipe.transformer
+    apply_scheme(transformer, scheme)
+    assert stored_bytes(transformer) < 0.6 * stored_bytes(original)
+    for name, modules in layers_on_mlx(transformer).items():
+        for module, own in zip(modules, layers_on_mlx(original)[name], strict=True):
+            assert isinstance(module, nn.QuantizedLinear) != ("norm" in name)
+            if "norm" not in name:
+                again = mx.dequantize(module.weight, module.scales, module.biases, group_size=32, bits=4)
+                spread = own.weight.reshape(-1, 32).max(axis=1) - own.weight.reshape(-1, 32).min(axis=1)
+                error = mx.abs(again - own.weight).reshape(-1, 32).max(axis=1)
+                assert (error <= spread / 15 * 1.1 + 1e-6).all().item()
+    before = latents(model)
+    model.pipe.transformer = load_checkpoint(tmp_path / "a.safetensors")
+    assert torch.equal(before, latents(model))
+
+
+def test_sixteen_bits_are_bfloat16_weights():
+    """The shipped weights are bfloat16: at 16 bits nothing is lost, and half the bytes of float32 are saved."""
+    entry = on_mlx(SHAPES["flux"])
+    model, scheme = load_generator("shapes", entry), Scheme("mlx-weight-only", bits=16)
+    before, nominal = latents(model), nominal_bytes(model.pipe.transformer, scheme)
+    apply_scheme(model.pipe.transformer, scheme)
+    assert relative(before, latents(model)) < 1e-5
+    assert stored_bytes(model.pipe.transformer) == pytest.approx(nominal, rel=0.02)
+    assert nominal < 0.52 * stored_bytes(load_generator("shapes", entry).pipe.transformer)
+
+
+def test_fewer_bits_move_the_picture_more():
+    entry, errors = on_mlx(SHAPES["flux"]), []
+    reference = latents(load_generator("shapes", entry))
+    for bits in (8, 6, 4, 2):
+        model = load_generator("shapes", entry)
+        apply_scheme(model.pipe.transformer, Scheme("mlx-weight-only", bits=bits, group_size=32))
+        errors.append(relative(reference, latents(model)))
+    assert errors == sorted(errors) and errors[0] < 0.05
+
+
+def test_plan_becomes_bits_of_each_layer(tmp_path):
+    model = load_generator("shapes", on_mlx(SHAPES["flux"]))
+    transformer = model.pipe.transformer
+    names = linear_layers(transformer)
+    bits = {name: (2, 3, 4, 6, 8)[i % 5] for i, name in enumerate(names)}
+    document = {"schema_version": "1", "budget": "mixed", "group_size": 32, "layers": bits}
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    configs = to_mlx(load_plan(tmp_path / "plan.json", transformer), transformer)
+    assert configs == {name: MlxConfig(bits[name], 32) for name in names}
+    scheme = Scheme("plan", plan="mixed")
+    nominal = nominal_bytes(transformer, scheme, tmp_path / "plan.json")
+    apply_scheme(transformer, scheme, tmp_path / "plan.json")
+    assert {n: {m.bits for m in modules} for n, modules in layers_on_mlx(transformer).items()} == {
+        name: {bits[name]} for name in names
+    }
+    assert stored_bytes(transformer) == pytest.approx(nominal, rel=0.02)
+    assert latents(model).isfinite().all()
+    for change, named in (
+        ({"group_size": 16}, "group_size 16"),
+        ({"layers": bits | {"proj_out": 7}}, "`proj_out` has 7"),
+    ):
+        with pytest.raises(InputError, match=named):
+            to_mlx(document | change, transformer)
+
+
+def test_layers_that_a_group_does_not_divide_stay(tmp_path):
+    """The tiny FLUX is 32 wide: groups of 64 divide the whole row of a single block's output layer, not its parts."""
+    _, of_mlx = twin("flux", tmp_path)
+    configs = layer_configs(of_mlx.pipe.transformer, Scheme("mlx-weight-only", bits=4, group_size=32))
+    assert "x_embedder" not in configs and "single_transformer_blocks.0.proj_out" in configs
+    configs = layer_configs(of_mlx.pipe.transformer, Scheme("mlx-weight-only", bits=4, group_size=64))
+    assert set(configs) == {n for n in linear_layers(of_mlx.pipe.transformer) if n.endswith("net.2")} | {
+        "time_text_embed.timestep_embedder.linear_1"
+    }
+    apply_scheme(of_mlx.pipe.transformer, Scheme("mlx-weight-only", bits=4, group_size=64))
+    assert latents(of_mlx).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "device", "named"),
+    [
+        (Scheme("mlx-weight-only"), "cpu", "needs a model with `backend: mlx`"),
+        (Scheme("int8-weight-only"), "mlx", "needs a model with `backend: torch`"),
+        (Scheme("base", fuse_qkv=True), "mlx", "fuse_qkv is torch's"),
+        (Scheme("mlx-weight-only", compile_vae=True), "mlx", "compile_vae is torch's"),
+    ],
+)
+def test_schemes_of_the_other_back_end_have_a_reason(scheme, device, named):
+    assert named in unsupported(scheme, device)
+    assert not unsupported(Scheme("base"), device) and not unsupported(Scheme("plan"), device)
+
+
+@pytest.mark.parametrize("change", [{"bits": 7}, {"bits": 4, "group_size": 16}, {"bits": 32}])
+def test_bits_and_groups_that_mlx_has_not_are_refused(change):
+    transformer = load_generator("shapes", on_mlx(SHAPES["flux"])).pipe.transformer
+    with pytest.raises(InputError, match="MLX packs bits"):
+        layer_configs(transformer, Scheme("mlx-weight-only", **change))

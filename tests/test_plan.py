@@ -102,16 +102,16 @@ def test_random_plans_fill_the_limit_and_are_worse():
 
 
 def test_floors_by_kind_and_the_minimum_they_make(table, tmp_path, transformer):
-    plan("tiny", table, tmp_path / "p.json", Budget(uniform_bits=4), Plan(floors={"modulation": 8}))
+    plan("tiny", [table], tmp_path / "p.json", Budget(uniform_bits=4), Plan(floors={"modulation": 8}))
     bits = load_plan(tmp_path / "p.json", transformer)["layers"]
     assert {b for name, b in bits.items() if layer_kind(name) == "modulation"} == {8}
     assert min(bits.values()) == 2
     with pytest.raises(InputError, match=r"plan\.floors: `norm` is no kind of layer; valid: modulation, "):
-        plan("tiny", table, tmp_path / "q.json", Budget(uniform_bits=4), Plan(floors={"norm": 8}))
+        plan("tiny", [table], tmp_path / "q.json", Budget(uniform_bits=4), Plan(floors={"norm": 8}))
     with pytest.raises(InputError, match=r"floors\.mlp: 9 is more than the measured bits"):
-        plan("tiny", table, tmp_path / "q.json", Budget(uniform_bits=4), Plan(floors={"mlp": 9}))
+        plan("tiny", [table], tmp_path / "q.json", Budget(uniform_bits=4), Plan(floors={"mlp": 9}))
     with pytest.raises(InputError, match="too small; the minimum is"):
-        plan("tiny", table, tmp_path / "q.json", Budget(uniform_bits=2), Plan(floors={"modulation": 8}))
+        plan("tiny", [table], tmp_path / "q.json", Budget(uniform_bits=2), Plan(floors={"modulation": 8}))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_cost_is_the_mean_over_buckets_of_the_noise_power(transformer):
 
 def test_plan_beats_uniform_bits_of_its_size(table, tmp_path, transformer):
     out = tmp_path / "plans/4bit.json"
-    plan("tiny", table, out, Budget(uniform_bits=4), Plan(), "4bit")
+    plan("tiny", [table], out, Budget(uniform_bits=4), Plan(), "4bit")
     made = load_plan(out, transformer)
     assert made["uniform"]["bits"] == 4
     assert made["nominal_bytes"] <= made["budget_bytes"] == made["uniform"]["nominal_bytes"]
@@ -181,7 +181,7 @@ def test_plan_beats_uniform_bits_of_its_size(table, tmp_path, transformer):
     total = sum(nominal_bytes(quantizable(transformer)[n].weight.numel(), b, 8) for n, b in made["layers"].items())
     assert made["nominal_bytes"] == total
     first = out.read_bytes()
-    plan("tiny", table, out, Budget(uniform_bits=4), Plan(), "4bit")
+    plan("tiny", [table], out, Budget(uniform_bits=4), Plan(), "4bit")
     assert out.read_bytes() == first
 
 
@@ -200,7 +200,7 @@ def test_plan_beats_uniform_bits_of_its_size(table, tmp_path, transformer):
 )
 def test_impossible_budgets_say_why(table, tmp_path, budget, message):
     with pytest.raises(InputError, match=message):
-        plan("tiny", table, tmp_path / "plan.json", budget, budget_name="b")
+        plan("tiny", [table], tmp_path / "plan.json", budget, budget_name="b")
     assert not (tmp_path / "plan.json").exists()
 
 
@@ -216,11 +216,11 @@ def test_minimum_in_the_message_is_possible(table, tmp_path, transformer):
 
 def test_unknown_model_and_incomplete_table(table, tmp_path, transformer):
     with pytest.raises(InputError, match="no rows of model `other`"):
-        plan("other", table, tmp_path / "plan.json", Budget(uniform_bits=4))
+        plan("other", [table], tmp_path / "plan.json", Budget(uniform_bits=4))
     rows = sensitivity_rows(quantizable(transformer)).filter(~((pl.col("layer") == "proj_out") & (pl.col("bits") == 4)))
     write_table(rows, table, "sensitivity")
     with pytest.raises(InputError, match="lacks bit widths of some layers"):
-        plan("tiny", table, tmp_path / "plan.json", Budget(uniform_bits=4))
+        plan("tiny", [table], tmp_path / "plan.json", Budget(uniform_bits=4))
 
 
 def test_broken_plans_are_refused(tmp_path, transformer):
@@ -242,7 +242,7 @@ def test_broken_plans_are_refused(tmp_path, transformer):
 
 def test_export_quantizes_every_layer_to_the_measured_weights(table, tmp_path, transformer):
     out = tmp_path / "plan.json"
-    plan("tiny", table, out, Budget(uniform_bits=4))
+    plan("tiny", [table], out, Budget(uniform_bits=4))
     made = load_plan(out, transformer)
     before = {name: layer.weight.detach().clone() for name, layer in quantizable(transformer).items()}
     quantize_(transformer, to_fqn_config(made, transformer), filter_fn=None)

@@ -51,7 +51,7 @@ def study(folder: Path, prompts: list[str] = PROMPTS, name: str = "a", steps: in
     calibrate("shapes-flux", flux, csv, folder / "calibration", calibration)
     probe = s.Sensitivity(bits=[3], max_images=3, step_stride=1, buckets="thirds")
     sensitivity("shapes-flux", flux, folder / "calibration", folder / "sensitivity.parquet", probe)
-    plan("shapes-flux", folder / "sensitivity.parquet", folder / "plan.json", s.Budget(mean_bits=5.0))
+    plan("shapes-flux", [folder / "sensitivity.parquet"], folder / "plan.json", s.Budget(mean_bits=5.0))
     table, pictures = folder / "trajectories.parquet", folder / "trajectories.tar"
     rules = s.Trajectories(max_length=6)
     trajectories("n", NETWORK, models, {}, [runs], table, pictures, folder / "t.timing.parquet", settings=rules)

@@ -44,6 +44,7 @@ from ditscope.tables import write_table
 
 log = logging.getLogger(__name__)
 
+MLX_STATES = {"eager": "", "full": "", "regional": "MLX compiles the whole transformer at once; take `compile: full`"}
 RUN_TYPES = {"mean_bits": pl.Float64, "stored_bytes": pl.Int64, "images_sha256": pl.String}
 
 
@@ -153,7 +154,9 @@ def requested(model: Model, settings: Benchmark) -> Model:
 def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | None) -> str:
     """Quantize and compile the transformer in place; the reason if that is not possible here, else an empty string."""
     transformer = generator.pipe.transformer
-    if reason := unsupported(scheme, generator.device.type, generator.entry.dtype) or uncompilable(compile):
+    on_mlx = generator.computes_on == "mlx"
+    reason = unsupported(scheme, generator.computes_on, generator.entry.dtype)
+    if reason := reason or (MLX_STATES[compile] if on_mlx else uncompilable(compile)):
         return reason
     try:
         apply_scheme(transformer, scheme, plan)
@@ -161,6 +164,9 @@ def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | Non
         log.exception("%s cannot be quantized", generator.name)
         return first_line(error)
     if compile == "eager":
+        return ""
+    if on_mlx:
+        transformer.compile()
         return ""
     if scheme.compile_vae:
         generator.pipe.vae.decoder.compile(dynamic=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ditscope.benchmark_columns import QUALITY_TYPES, TARGET_TYPES
+from ditscope.benchmark_columns import PEAKS, QUALITY_TYPES, TARGET_TYPES
 from ditscope.recommend import recommendation
 from ditscope.settings import Benchmark
 from ditscope.tables import concat_tables, write_table
@@ -54,10 +54,11 @@ def with_speed_ratios(timings: pl.DataFrame) -> pl.DataFrame:
     """Timings with `speedup` (base latency over the scheme's) and `latency_reduction` (1 - its inverse).
 
     Both within one model, hardware, compile state and batch size; null where there is no base or no latency. Peaks get
-    `peak_memory_ratio`: the scheme's steady peak over the base's, reserved bytes on CUDA, resident ones elsewhere.
+    `peak_memory_ratio`: the scheme's steady peak over the base's, reserved bytes on CUDA, MLX's own on MLX, resident
+    ones elsewhere.
     """
     case = [*CASE, "batch"]
-    peak = pl.coalesce("steady_peak_reserved_bytes", "steady_peak_rss_bytes").alias("peak")
+    peak = pl.coalesce(*PEAKS).alias("peak")
     timings = timings.with_columns(peak)
     joined = timings.join(
         base_of(timings, case, ["latency_median_ms", "peak"]), on=case, how="left", maintain_order="left"

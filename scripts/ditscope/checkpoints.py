@@ -1,7 +1,8 @@
-"""Quantized checkpoints: a transformer's weights as torchao left them, in one safetensors file that loads again."""
+"""Quantized checkpoints: a transformer's weights as torchao or MLX left them, in one safetensors file."""
 
 import json
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torchao.prototype.safetensors.safetensors_support import flatten_tensor_sta
 
 from ditscope.errors import InputError
 from ditscope.models import check_safetensors, load_generator
-from ditscope.quantize import apply_scheme, fuse_qkv, unsupported
+from ditscope.quantize import apply_scheme, fuse_qkv, layer_configs, runs_on_mlx, unsupported
 from ditscope.settings import Model, Scheme
 
 SCHEMA_VERSION = "1"
@@ -25,17 +26,26 @@ RECORD = "ditscope"  # the one key of the file's metadata: safetensors writes se
 def quantize(name: str, model: Model, scheme: Scheme, out: Path, plan: Path | None = None) -> None:
     """Quantize a model's transformer under a scheme and save it as one safetensors file, on the device at hand."""
     generator = load_generator(name, model)
-    if reason := unsupported(scheme, generator.device.type, model.dtype):
+    if reason := unsupported(scheme, generator.computes_on, model.dtype):
         raise InputError(f"models.{name}: {reason}")
     apply_scheme(generator.pipe.transformer, scheme, plan)
-    save_checkpoint(generator.pipe.transformer, scheme, out)
+    save_checkpoint(generator.pipe.transformer, scheme, out, plan)
 
 
-def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path) -> None:
-    """Write a quantized transformer: torchao's inner tensors, and in the metadata what rebuilds it around them.
+def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Path | None = None) -> None:
+    """Write a quantized transformer: torchao's or MLX's tensors, and in the metadata what rebuilds it around them.
 
     Raises InputError for layouts that torchao cannot write (2:4 sparse weights).
     """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    if runs_on_mlx(transformer):
+        partial = out.with_name(f".partial-{out.name}")  # MLX wants the file to end in .safetensors
+        made = {"schema_version": SCHEMA_VERSION, "scheme": asdict(scheme)}
+        configs = layer_configs(transformer, scheme, plan)
+        import_module("ditscope.mlx.quantize").save_checkpoint(transformer, configs, partial, made)
+        partial.replace(out)
+        return
     state = {name: tensor.detach() for name, tensor in transformer.state_dict().items()}
     try:
         tensors, metadata = flatten_tensor_state_dict(state)
@@ -49,8 +59,6 @@ def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path) -> None:
         "torchao": torchao.__version__,
         "tensors": metadata,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
     save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {RECORD: json.dumps(record, sort_keys=True)})
     partial.replace(out)
 
@@ -64,9 +72,10 @@ def load_checkpoint(path: Path, device: str = "cpu") -> nn.Module:
         raise InputError(f"{path}: no such checkpoint; make it with `ditscope quantize`")
     check_safetensors(path)
     with safe_open(path, "pt", device=device) as file:
-        metadata = file.metadata() or {}
+        record = record_of(path, file.metadata() or {})
+        if record.get("backend") == "mlx":
+            return import_module("ditscope.mlx.quantize").load_checkpoint(path, record)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    record = record_of(path, metadata)
     state, left = unflatten_tensor_state_dict(tensors, record["tensors"])
     if left:
         raise InputError(f"{path}: tensor `{min(left)}` belongs to no weight; make the checkpoint again")

@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "torchao", "diffusers", "transformers")
+PACKAGES = ("torch", "torchao", "diffusers", "transformers", "mlx")
 
 
 def hardware_id() -> str:

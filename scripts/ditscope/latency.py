@@ -15,6 +15,7 @@ from ditscope.sampling import decode, encode_prompts, noise_of, sample
 log = logging.getLogger(__name__)
 
 PARTS = ("encode", "denoise", "decode")
+MEMORY = ("rss_bytes", "allocated_bytes", "reserved_bytes", "mlx_bytes")
 TIMING_TYPES: dict[str, Any] = {
     "batch": pl.Int64,
     "repeats": pl.Int64,
@@ -25,11 +26,11 @@ TIMING_TYPES: dict[str, Any] = {
     **{f"{part}_median_ms": pl.Float64 for part in PARTS},
     "latencies_ms": pl.List(pl.Float64),
     "warmup_seconds": pl.Float64,
-    **{f"steady_peak_{key}": pl.Int64 for key in ("rss_bytes", "allocated_bytes", "reserved_bytes")},
+    **{f"steady_peak_{key}": pl.Int64 for key in MEMORY},
     "reason": pl.String,
     "load_seconds": pl.Float64,
     "prepare_seconds": pl.Float64,
-    **{f"load_peak_{key}": pl.Int64 for key in ("rss_bytes", "allocated_bytes", "reserved_bytes")},
+    **{f"load_peak_{key}": pl.Int64 for key in MEMORY},
 }
 
 

@@ -1,9 +1,10 @@
-"""Peak memory of phases of this process: resident set on the host, allocated and reserved bytes on an accelerator."""
+"""Peak memory of phases of this process: resident set on the host, bytes of CUDA's allocator and of MLX's."""
 
 import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,18 +15,26 @@ def reset_peaks() -> None:
     """Start a phase: from now on `peaks` tells the maxima since this call."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    if mx := mlx():
+        mx.reset_peak_memory()
     with suppress(OSError):  # Linux: resets VmHWM (proc(5)); elsewhere the peak stays that of the whole process
         CLEAR_REFS.write_text("5")
 
 
 def peaks() -> dict[str, int | None]:
-    """Peak bytes of the phase: `rss_bytes`, and `allocated_bytes`, `reserved_bytes` of CUDA (None without it)."""
-    cuda = torch.cuda.is_available()
+    """Peak bytes of the phase: `rss_bytes`, CUDA's `allocated_bytes`, `reserved_bytes`, `mlx_bytes` (None without)."""
+    cuda, mx = torch.cuda.is_available(), mlx()
     return {
         "rss_bytes": peak_rss(),
         "allocated_bytes": torch.cuda.max_memory_allocated() if cuda else None,
         "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else None,
+        "mlx_bytes": (max(mx.get_peak_memory(), mx.get_active_memory()) or None) if mx else None,
     }
+
+
+def mlx() -> Any:
+    """MLX where this process uses it: its arrays lie in unified memory, beside what torch allocates."""
+    return sys.modules.get("mlx.core")
 
 
 def peak_rss() -> int:

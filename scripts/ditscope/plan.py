@@ -1,4 +1,4 @@
-"""Bit plans: a bit width for every layer that costs least under a size budget, and its export to torchao."""
+"""Bit plans: a bit width for every layer that costs least under a size budget, and its export to torchao and MLX."""
 
 import json
 import math
@@ -15,9 +15,10 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from ditscope.errors import InputError
+from ditscope.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
 from ditscope.sensitivity_table import LAYER_KINDS
 from ditscope.settings import Budget, Plan
-from ditscope.tables import read_table
+from ditscope.tables import concat_tables
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +63,7 @@ class Choices:
 
 def plan(
     model: str,
-    sensitivity: Path,
+    sensitivity: list[Path],
     out: Path,
     budget: Budget,
     settings: Plan = Plan(),
@@ -70,12 +71,15 @@ def plan(
 ) -> None:
     """Choose bits for every linear layer of a model under one budget and write the plan as JSON.
 
-    `sensitivity` is the table `sensitivity`; its convolutions stay in full precision, because no back end quantizes
+    `sensitivity` are tables `sensitivity`; their convolutions stay in full precision, because no back end quantizes
     them. Raises InputError where the budget is below the smallest possible size.
     """
-    table = read_table(sensitivity, "sensitivity").filter((pl.col("model") == model) & (pl.col("module") == "linear"))
+    table = concat_tables(sensitivity, "sensitivity").sort("depth", "layer", "bits", "bucket", "metric")
+    table = table.filter((pl.col("model") == model) & (pl.col("module") == "linear"))
     if table.is_empty():
-        raise InputError(f"{sensitivity}: no rows of model `{model}`; add it to `sensitivity.models`")
+        raise InputError(
+            f"{', '.join(map(str, sensitivity))}: no rows of model `{model}`; add it to `sensitivity.models`"
+        )
     choices = choices_of(table, settings)
     limit = budget_bytes(choices, budget, f"plan.budgets.{budget_name}")
     chosen = solve(choices, limit)
@@ -295,3 +299,22 @@ def to_fqn_config(plan: dict[str, Any], transformer: "nn.Module") -> "FqnToConfi
             mapping_type=MappingType.ASYMMETRIC,
         )
     return FqnToConfig(configs)
+
+
+def to_mlx(plan: dict[str, Any], transformer: "nn.Module") -> dict[str, MlxConfig]:
+    """Export a plan to MLX: bits and group size of each layer that MLX can pack, by the layer's name in diffusers.
+
+    `ditscope.mlx.quantize.quantize` applies it. A layer whose rows the group size does not divide is left out and stays
+    in full precision: MLX has no groups of a whole row. Raises InputError for bits or groups that MLX has not.
+    """
+    group = plan["group_size"]
+    if group not in MLX_GROUPS:
+        raise InputError(f"plan `{plan['budget']}`: group_size {group}; MLX packs groups of {MLX_GROUPS}")
+    configs = {}
+    for layer, bits in plan["layers"].items():
+        if bits not in MLX_BITS:
+            raise InputError(f"plan `{plan['budget']}`: layer `{layer}` has {bits} bits; MLX packs {MLX_BITS}")
+        module = transformer.get_submodule(layer)
+        if all(row % group == 0 for row in row_lengths(layer, module.in_features, module.out_features)):
+            configs[layer] = MlxConfig(bits, group)
+    return configs

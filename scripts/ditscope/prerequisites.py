@@ -120,13 +120,17 @@ def device_memory() -> int:
 
 def schemes(config: Config) -> list[Finding]:
     """For each scheme of the config whether it can run here, and why not."""
-    device, found = default_device(), []
-    dtypes = {config.models[name].dtype for name in config.benchmark.models} or {"bfloat16"}
+    found = []
+    entries = [config.models[name] for name in config.benchmark.models]
+    targets = {("mlx" if e.backend == "mlx" else default_device(), e.dtype) for e in entries}
+    targets = sorted(targets or {(default_device(), "bfloat16")})
     for name, scheme in config.schemes.items():
-        reasons = [unsupported(scheme, device, dtype) for dtype in sorted(dtypes)]
-        reason = next(filter(None, reasons), "")
-        what = f"{scheme.kind}{f', {scheme.bits} bit' if 'intx' in scheme.kind else ''}"
-        found.append(Finding("Schemes", name, not reason, reason or f"{what}, on `{device}`"))
+        reasons = [(device, unsupported(scheme, device, dtype)) for device, dtype in targets]
+        unable = {device: reason for device, reason in reasons if reason}
+        able = sorted({device for device, _ in targets} - set(unable))
+        reason = "" if able else next(iter(unable.values()))
+        what = f"{scheme.kind}{f', {scheme.bits} bit' if 'intx' in scheme.kind or 'mlx' in scheme.kind else ''}"
+        found.append(Finding("Schemes", name, not reason, reason or f"{what}, on `{'`, `'.join(able)}`"))
     return found
 
 

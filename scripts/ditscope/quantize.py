@@ -1,7 +1,7 @@
-"""Quantization schemes of a generator's transformer: a registry that says what torchao does to each linear layer.
+"""Quantization schemes of a generator's transformer: a registry that says what becomes of each linear layer.
 
-A scheme is data (`settings.Scheme`); its kind turns it into one torchao config a layer, and everything else (applying
-it, its nominal size, whether torchao only simulates it) is read off those configs, so that a plan is no special case.
+A scheme is data (`settings.Scheme`); its kind turns it into one config of torchao or MLX a layer, and everything else
+(applying it, its nominal size, whether torchao only simulates it) is read off those configs: a plan is no special case.
 """
 
 import math
@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -34,24 +35,27 @@ from torchao.quantization.quantize_.workflows import Float8PackingFormat, Int4Pa
 from torchao.sparsity.sparse_api import SemiSparseWeightConfig, apply_fake_sparsity
 
 from ditscope.errors import InputError
-from ditscope.plan import SCALE_BITS, load_plan, to_fqn_config
+from ditscope.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
+from ditscope.plan import SCALE_BITS, load_plan, to_fqn_config, to_mlx
 from ditscope.settings import Scheme
 
 PURE: dict = {
     "set_inductor_config": False
 }  # torchao would tune the compiler for quantized models only, not for the base
 INTX = (IntxWeightOnlyConfig, Int8DynamicActivationIntxWeightConfig)
+LayerConfig = AOBaseConfig | MlxConfig
 
 
 @dataclass(frozen=True)
 class Kind:
     """What a kind of scheme does to a linear layer, and what it needs of the machine."""
 
-    config: Callable[[Scheme], AOBaseConfig | None]
+    config: Callable[[Scheme], LayerConfig | None]
     capability: tuple[int, int] | None = None  # least CUDA compute capability; None: runs on a CPU as well
     dtypes: tuple[str, ...] = ()  # weight types it starts from; (): any
     multiple: int = 1  # layers whose sides this does not divide stay in full precision
     never: str = ""  # why torchao cannot do it on any machine
+    backends: tuple[str, ...] = ("torch",)
 
 
 def intx(scheme: Scheme) -> torch.dtype:
@@ -66,8 +70,19 @@ def by_group(scheme: Scheme, row: PerRow | PerAxis) -> PerGroup | PerRow | PerAx
     return PerGroup(scheme.group_size) if scheme.group_size else row
 
 
+def on_mlx(scheme: Scheme) -> MlxConfig:
+    """MLX's config of a scheme's bits and group size (64 where it names none)."""
+    group = scheme.group_size or 64
+    if scheme.bits != 16 and (scheme.bits not in MLX_BITS or group not in MLX_GROUPS):
+        raise InputError(
+            f"schemes: `{scheme.kind}` with bits: {scheme.bits}, group_size: {group}; "
+            f"MLX packs bits of {MLX_BITS} in groups of {MLX_GROUPS}, or 16 bits"
+        )
+    return MlxConfig(scheme.bits, 0 if scheme.bits == 16 else group)
+
+
 KINDS: dict[str, Kind] = {
-    "base": Kind(lambda s: None),
+    "base": Kind(lambda s: None, backends=("torch", "mlx")),
     "int8-weight-only": Kind(lambda s: Int8WeightOnlyConfig(granularity=by_group(s, PerRow()), **PURE)),
     "int8-dynamic": Kind(lambda s: Int8DynamicActivationInt8WeightConfig(**PURE)),
     "fp8-weight-only": Kind(lambda s: Float8WeightOnlyConfig(**PURE)),
@@ -103,15 +118,22 @@ KINDS: dict[str, Kind] = {
         lambda s: None,
         never="torchao has no int8 kernel for 2:4 sparse weights: only its fp8 config has a sparse layout",
     ),
-    "plan": Kind(lambda s: None),  # its configs come from the plan file: see `layer_configs`
+    "mlx-weight-only": Kind(on_mlx, backends=("mlx",)),
+    "plan": Kind(lambda s: None, backends=("torch", "mlx")),  # its configs are the plan file's: see `layer_configs`
 }
 
 
 def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
-    """Why a scheme cannot run on `device` ("cpu", "cuda", "mps") from weights of `dtype`; empty where it can."""
+    """Why a scheme cannot run on `device` ("cpu", "cuda", "mps", "mlx") from weights of `dtype`; empty where it can."""
     kind = KINDS[scheme.kind]
     if kind.never:
         return kind.never
+    backend = "mlx" if device == "mlx" else "torch"
+    if backend not in kind.backends:
+        return f"{scheme.kind} needs a model with `backend: {kind.backends[0]}`; this one's is `{backend}`"
+    if backend == "mlx":
+        option = next((o for o in ("fuse_qkv", "compile_vae") if getattr(scheme, o)), "")
+        return f"{option} is torch's; MLX runs the layers as they are" if option else ""
     if kind.capability:
         need = f"{scheme.kind} needs CUDA compute capability {kind.capability[0]}.{kind.capability[1]}"
         if not device.startswith("cuda"):
@@ -125,8 +147,8 @@ def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
     return ""
 
 
-def layer_configs(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> dict[str, AOBaseConfig]:
-    """Name torchao's config of each linear layer that the scheme quantizes, by fully qualified name, in module order.
+def layer_configs(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> dict[str, LayerConfig]:
+    """Name the config of each linear layer that the scheme quantizes, by fully qualified name, in module order.
 
     Layers that a group size (or a kernel's tile) does not divide are left out: they stay in full precision. A plan
     takes the whole row as one group there. So do layers that the scheme skips by name or size.
@@ -136,7 +158,11 @@ def layer_configs(transformer: nn.Module, scheme: Scheme, plan: Path | None = No
     if scheme.kind == "plan":
         if plan is None:
             raise InputError(f"scheme `plan` ({scheme.plan}): give the plan's file; the plan stage makes it")
-        planned = to_fqn_config(load_plan(plan, transformer), transformer).fqn_to_config
+        loaded = load_plan(plan, transformer)
+        if runs_on_mlx(transformer):
+            planned: dict[str, LayerConfig] = {**to_mlx(loaded, transformer)}
+        else:
+            planned = {**to_fqn_config(loaded, transformer).fqn_to_config}
         return {name: config for name, config in planned.items() if name in linear}
     kind = KINDS[scheme.kind]
     config = kind.config(scheme)
@@ -146,9 +172,20 @@ def layer_configs(transformer: nn.Module, scheme: Scheme, plan: Path | None = No
     return {
         name: config
         for name, module in linear.items()
-        if not (group and module.in_features % group)
+        if not (group and any(row % group for row in rows(transformer, name, module)))
         and not (module.in_features % kind.multiple or module.out_features % kind.multiple)
     }
+
+
+def runs_on_mlx(transformer: nn.Module) -> bool:
+    """Whether a transformer is `ditscope.mlx.transformer.OnMlx`: names and shapes in torch, weights in MLX."""
+    return hasattr(transformer, "mmdit")
+
+
+def rows(transformer: nn.Module, name: str, layer: nn.Linear) -> tuple[int, ...]:
+    """Lengths of a layer's rows, of each part where MLX splits it."""
+    sides = layer.in_features, layer.out_features
+    return row_lengths(name, *sides) if runs_on_mlx(transformer) else sides[:1]
 
 
 def skipped(name: str, layer: nn.Linear, scheme: Scheme) -> bool:
@@ -185,6 +222,9 @@ def apply_scheme(transformer: nn.Module, scheme: Scheme, plan: Path | None = Non
     configs = layer_configs(transformer, scheme, plan)
     if not configs:
         return
+    if runs_on_mlx(transformer):
+        import_module("ditscope.mlx.quantize").quantize(transformer, configs)
+        return
     if scheme.kind.startswith("sparse-2-4"):  # keep the two largest of every four weights
         apply_fake_sparsity(transformer, filter_fn=lambda module, name: name in configs)
     quantize_(transformer, FqnToConfig(OrderedDict(configs)), filter_fn=None)
@@ -207,14 +247,17 @@ def mean_bits(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) 
     return 8 * sum(weight_bytes(w, config) for w, config in weights) / parameters if parameters else None
 
 
-def quantized_weights(transformer: nn.Module, scheme: Scheme, plan: Path | None) -> list[tuple[Tensor, AOBaseConfig]]:
-    """The weights that a scheme quantizes, each with torchao's config."""
+def quantized_weights(transformer: nn.Module, scheme: Scheme, plan: Path | None) -> list[tuple[Tensor, LayerConfig]]:
+    """The weights that a scheme quantizes, each with its config."""
     configs = layer_configs(transformer, scheme, plan)
     return [(transformer.get_submodule(name).weight, config) for name, config in configs.items()]
 
 
-def weight_bytes(weight: Tensor, config: AOBaseConfig) -> int:
-    """Nominal bytes of one weight (out, in) under a torchao config."""
+def weight_bytes(weight: Tensor, config: LayerConfig) -> int:
+    """Nominal bytes of one weight (out, in) under a config."""
+    if isinstance(config, MlxConfig):  # a scale and a bias a group, in the type of the weights
+        groups = weight.numel() // config.group_size if config.group_size else 0
+        return weight.numel() * config.bits // 8 + groups * 2 * weight.itemsize
     if isinstance(config, SemiSparseWeightConfig):  # two of four values and a 2-bit position of each
         return weight.nbytes // 2 + weight.numel() // 8
     if getattr(config, "packing_format", None) == Float8PackingFormat.SPARSE_2D_DATA_2D_METADATA:
@@ -225,16 +268,18 @@ def weight_bytes(weight: Tensor, config: AOBaseConfig) -> int:
     return math.ceil((weight.numel() * bits + weight.numel() // shared * (SCALE_BITS + zero_point)) / 8)
 
 
-def weight_bits(config: AOBaseConfig) -> int:
-    """Bits of one quantized weight under a torchao config."""
+def weight_bits(config: LayerConfig) -> int:
+    """Bits of one quantized weight under a config."""
+    if isinstance(config, MlxConfig):
+        return config.bits
     if isinstance(config, INTX):
         return int(str(config.weight_dtype).removeprefix("torch.int"))
     return 4 if isinstance(config, Int4WeightOnlyConfig) else 8
 
 
-def group_size(config: AOBaseConfig) -> int:
-    """Inputs that share a scale under a torchao config; 0 where that is a whole row or tensor."""
-    if isinstance(config, Int4WeightOnlyConfig):
+def group_size(config: LayerConfig) -> int:
+    """Inputs that share a scale under a config; 0 where that is a whole row or tensor."""
+    if isinstance(config, Int4WeightOnlyConfig | MlxConfig):
         return config.group_size
     granularity = getattr(config, "weight_granularity", None) or getattr(config, "granularity", None)
     return granularity.group_size if isinstance(granularity, PerGroup) else 0
@@ -261,7 +306,9 @@ def is_simulated(transformer: nn.Module, scheme: Scheme, plan: Path | None = Non
 
 
 def stored_bytes(module: nn.Module) -> int:
-    """Bytes that the parameters and buffers of a module really take, inside torchao's tensor subclasses too."""
+    """Bytes that the weights of a module really take: inside torchao's tensor subclasses, or in MLX."""
+    if runs_on_mlx(module):
+        return int(import_module("ditscope.mlx.quantize").stored_bytes(module))
     tensors = [*module.parameters(), *module.buffers()]
     return sum(tensor_bytes(t) for t in tensors)
 

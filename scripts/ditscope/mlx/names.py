@@ -1,6 +1,7 @@
-"""Where each layer of a diffusers transformer is in DiffusionKit's MMDiT; no MLX needed."""
+"""Where each layer of a diffusers transformer is in DiffusionKit's MMDiT, and what MLX packs; no MLX needed."""
 
 import re
+from dataclasses import dataclass
 
 # Layers outside blocks, then those of a joint (double) block and of a single block: names in diffusers, then the MMDiT.
 OUTSIDE = {
@@ -46,7 +47,17 @@ SINGLE = {
     "attn.norm_k": "qk_norm.k_norm",
     "proj_mlp": "mlp.fc1",
 }
+MLX_BITS = (2, 3, 4, 5, 6, 8)  # that MLX packs
+MLX_GROUPS = (32, 64, 128)  # weights of a row that can share a scale there
 BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class MlxConfig:
+    """What MLX does to one linear layer: bits of MLX_BITS with a scale and a bias a group, or 16 (bfloat16)."""
+
+    bits: int
+    group_size: int  # of MLX_GROUPS; 0 with 16 bits
 
 
 def mmdit_paths(layer: str) -> tuple[str, ...]:
@@ -65,3 +76,8 @@ def mmdit_paths(layer: str) -> tuple[str, ...]:
     if inner == "proj_out":
         return f"{prefix}.attn.o_proj", f"{prefix}.mlp.fc2"
     return (f"{prefix}.{SINGLE[inner]}",)
+
+
+def row_lengths(layer: str, in_features: int, out_features: int) -> tuple[int, ...]:
+    """Inputs of each part of a diffusers layer in the MMDiT: what a group of weights must divide."""
+    return (in_features,) if len(mmdit_paths(layer)) == 1 else (out_features, in_features - out_features)
