@@ -22,6 +22,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from PIL import ExifTags, Image
+from polars.testing import assert_frame_equal
 from safetensors.torch import load_file
 
 from ditscope import capture as stage
@@ -32,7 +33,7 @@ from ditscope.capture_check import verify
 from ditscope.capture_files import load_capture
 from ditscope.capture_layout import captures_in, read_metadata
 from ditscope.capture_statistics import pool, pool_streams
-from ditscope.capture_writer import Background, StepFile, layout_bytes, to_host
+from ditscope.capture_writer import Background, StepFile, join, layout_bytes, to_host
 from ditscope.cli import main
 from ditscope.errors import InputError
 from ditscope.families import flux, sd3
@@ -226,6 +227,7 @@ def test_the_byte_estimate_is_exact_and_types_are_kept(kind, dtype, decoded, sto
 
 def test_a_step_is_written_while_the_next_computes(tmp_path, monkeypatch):
     """The first file is not finished before the second step's first block has run: a writer in line would wait here."""
+    monkeypatch.setattr(recorder_module, "CHUNK_BYTES", 1)
     model, cond = tiny("flux")
     recorder = Recorder(tmp_path, ["double_block_0"], [0, 1, 2], CaptureSet(), RECORD)
     second, finish, overlapped = threading.Event(), StepFile.finish, []
@@ -257,6 +259,60 @@ def test_at_most_one_step_waits_for_a_slow_disk(chunk, tmp_path, monkeypatch):
     monkeypatch.setattr(StepFile, "append", lambda self, data: (threading.Event().wait(0.004), append(self, data))[1])
     sample(model, starting_noise([3], (4, 8, 8)), cond, [recorder])
     assert step / 2 < max(waiting) <= step
+
+
+def test_small_steps_are_handed_over_together_and_give_the_same_files(tmp_path, monkeypatch):
+    sizes, submit = [], Background.submit
+
+    def seen(self, size, *arguments):
+        sizes.append(size)
+        submit(self, size, *arguments)
+
+    monkeypatch.setattr(Background, "submit", seen)
+    model, cond, together, _ = record_run("flux", tmp_path / "together")
+    step = together.step_bytes(model, torch.empty(1, 4, 8, 8), cond)
+    assert sizes == [3 * step]
+    for chunk in (2 * step, step - 1, 1):
+        monkeypatch.setattr(recorder_module, "CHUNK_BYTES", chunk)
+        sizes.clear()
+        *_, apart, _ = record_run("flux", tmp_path / str(chunk))
+        assert sum(sizes) == 3 * step and len(sizes) >= 2 and max(sizes) <= chunk + step
+        assert apart.files == together.files and list(apart.files) == [f"step_00{i}.safetensors" for i in range(3)]
+        assert_frame_equal(apart.table(), together.table(), rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", (1, 3000, 4_000_000))
+@pytest.mark.parametrize("failing", ("sampling", "writing"))
+def test_what_fails_leaves_no_file_unfinished(failing, chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder_module, "CHUNK_BYTES", chunk)
+    model, cond = tiny("flux")
+    recorder = Recorder(tmp_path, list(flux.blocks(model.pipe.transformer)), [0, 1, 2], CaptureSet(), RECORD)
+    if failing == "sampling":
+        block, calls = model.pipe.transformer.transformer_blocks[1], []
+        block.register_forward_hook(lambda *_: calls.append(1) or (len(calls) == 3 and 1 / 0) or None)
+    else:
+        append = StepFile.append
+
+        def full(self, data):
+            if self.path.name == "step_001.safetensors" and self.bytes > 2000:
+                raise OSError(28, "No space left on device")
+            append(self, data)
+
+        monkeypatch.setattr(StepFile, "append", full)
+    with pytest.raises(ZeroDivisionError if failing == "sampling" else OSError):
+        sample(model, starting_noise([3], (4, 8, 8)), cond, [recorder])
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == set(recorder.files) <= {"step_000.safetensors", "step_001.safetensors"}
+
+
+def test_tokens_that_lie_together_are_joined_without_a_copy():
+    whole = torch.randn(2, 7, 3)
+    joined = join(whole[:, :4], whole[:, 4:])
+    assert torch.equal(joined, whole) and joined.data_ptr() == whole.data_ptr()
+    others = [(whole[:, 4:], whole[:, :4]), (whole[:, :4], whole[:, 5:]), (whole[:, :4].clone(), whole[:, 4:])]
+    for text, image in [*others, (whole[:1, :4], whole[1:, :3]), (whole[:, :4], whole[:, 4:].clone())]:
+        joined = join(text, image)
+        assert torch.equal(joined, torch.cat([text, image], dim=1)) and joined.data_ptr() != whole.data_ptr()
 
 
 def test_a_tensor_changed_before_it_is_written_is_refused(tmp_path):
@@ -347,15 +403,15 @@ def test_pooled_statistics_match_float64():
 def test_streams_pooled_together_are_those_pooled_alone():
     draw = torch.Generator().manual_seed(4)
     shapes = [(2, 5, 3), (2, 4, 3), (2, 5, 3), (2, 5, 3)]
-    streams = [(f"single_block_{i}", "img", torch.randn(shape, generator=draw)) for i, shape in enumerate(shapes)]
+    streams = [(i, f"single_block_{i}", "img", torch.randn(shape, generator=draw)) for i, shape in enumerate(shapes)]
     found = {
-        stream[0]: (values, norms)
+        stream[:2]: (values, norms)
         for pooled in pool_streams(streams)
         for stream, values, norms in zip(pooled.streams, pooled.values, pooled.norms, strict=True)
     }
-    assert list(found) == [f"single_block_{i}" for i in (0, 2, 3, 1)]
-    for block, _, tokens in streams:
-        torch.testing.assert_close(found[block], pool(tokens), rtol=1e-6, atol=1e-7)
+    assert list(found) == [(i, f"single_block_{i}") for i in (0, 2, 3, 1)]
+    for step, block, _, tokens in streams:
+        torch.testing.assert_close(found[step, block], pool(tokens), rtol=1e-6, atol=1e-7)
 
 
 def test_the_statistics_table_describes_the_stored_tensors(tmp_path):

@@ -14,14 +14,15 @@ from ditscope.patterns import block_index, block_type
 
 STATISTICS = ("mean", "std", "rms", "absmax", "mean_token_norm")
 HALVES = ("cond", "uncond")
-Stream = tuple[str, str, Tensor]  # block, stream (img or txt), tokens (batch, tokens, width)
+Stream = tuple[int, str, str, Tensor]  # step, block, stream (img or txt), tokens (batch, tokens, width)
+Arrays = tuple[list[tuple[int, str, str]], np.ndarray, np.ndarray]  # step, block, stream; values; norms of tokens
 
 
 @dataclass(frozen=True)
 class Pooled:
     """Statistics of streams of one shape; the arrays are complete once the events have come."""
 
-    streams: list[tuple[str, str]]  # block and stream
+    streams: list[tuple[int, str, str]]  # step, block and stream
     values: Tensor  # (streams, batch, 5) in host memory
     norms: Tensor  # (streams, batch, tokens)
     events: tuple[Any, Any]
@@ -44,29 +45,29 @@ def pool_streams(streams: Sequence[Stream], copies: Any = None) -> list[Pooled]:
     """Pool streams, those of one shape together; `copies` is the CUDA stream that results are copied on."""
     shapes: dict[tuple[int, ...], list[Stream]] = {}
     for stream in streams:
-        shapes.setdefault(tuple(stream[2].shape), []).append(stream)
+        shapes.setdefault(tuple(stream[3].shape), []).append(stream)
     found = []
     for (batch, *_), group in shapes.items():
-        tokens = group[0][2] if len(group) == 1 else torch.cat([t for *_, t in group])
+        tokens = group[0][3] if len(group) == 1 else torch.cat([t for *_, t in group])
         values, norms = (t.unflatten(0, (len(group), batch)) for t in pool(tokens))
         (values, first), (norms, second) = to_host(values, copies), to_host(norms, copies)
-        found.append(Pooled([(block, name) for block, name, _ in group], values, norms, (first, second)))
+        found.append(Pooled([stream[:3] for stream in group], values, norms, (first, second)))
     return found
 
 
-def arrays(pooled: Pooled, step: int, model: str) -> tuple[int, list[tuple[str, str]], np.ndarray, np.ndarray]:
-    """Step, streams, values and norms, once they are there; stops the run where a block put out NaN or Inf."""
+def arrays(pooled: Pooled, model: str) -> Arrays:
+    """Streams, values and norms, once they are there; stops the run where a block put out NaN or Inf."""
     for event in pooled.events:
         event.synchronize()
     finite = pooled.values.isfinite().flatten(1).all(1)
     if not finite.all():
-        block = pooled.streams[int(finite.int().argmin())][0]
+        step, block, _ = pooled.streams[int(finite.int().argmin())]
         raise FloatingPointError(f"{model}: {block} put out NaN or Inf at step {step}")
-    return step, pooled.streams, pooled.values.numpy(), pooled.norms.numpy()
+    return pooled.streams, pooled.values.numpy(), pooled.norms.numpy()
 
 
 def statistics_table(
-    found: Sequence[tuple[int, list[tuple[str, str]], np.ndarray, np.ndarray]],
+    found: Sequence[Arrays],
     record: dict,
     sigmas: Sequence[float],
     depths: dict[str, int],
@@ -74,8 +75,8 @@ def statistics_table(
     """The table `capture_statistics` of a run: a row for each step, block, stream and half of the batch."""
     rows: list[dict[str, Any]] = []
     norms: list[np.ndarray] = []
-    for step, streams, values, token_norms in found:
-        for (block, stream), halves, lengths in zip(streams, values, token_norms, strict=True):
+    for streams, values, token_norms in found:
+        for (step, block, stream), halves, lengths in zip(streams, values, token_norms, strict=True):
             for half, numbers, length in zip(HALVES, halves, lengths, strict=False):
                 rows.append(
                     {

@@ -97,10 +97,8 @@ class StepFile:
         if self.file is None:
             self.file = open(self.partial, "wb", buffering=0)  # noqa: SIM115 (closed by finish or abandon)
             self.append(memoryview(self.header()))
-        flat = [tensor.reshape(-1) for tensor, _ in tensors.values()]
-        if flat:
-            data = flat[0] if len(flat) == 1 else torch.cat(flat)
-            self.append(memoryview(data.view(torch.uint8).numpy()))
+        for tensor, _ in tensors.values():
+            self.append(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
 
     def append(self, data: memoryview) -> None:
         """Write bytes, all of them, and hash them."""
@@ -131,6 +129,15 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def join(text: Tensor, image: Tensor) -> Tensor:
+    """Text tokens, then image tokens, in one tensor; without a copy where they are parts of one already."""
+    one = text.untyped_storage().data_ptr() == image.untyped_storage().data_ptr() and text.stride() == image.stride()
+    if one and image.storage_offset() == text.storage_offset() + text.shape[1] * text.stride(1):
+        batch, length, width = text.shape
+        return text.as_strided((batch, length + image.shape[1], width), text.stride())
+    return torch.cat([text, image], dim=1)
 
 
 def layout_bytes(layout: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:

@@ -1,6 +1,7 @@
 """Hooks on a generator's blocks: streams what they put out to files, with pooled statistics and read-outs."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,25 @@ from tqdm import tqdm
 
 from ditscope.capture_files import step_layout
 from ditscope.capture_layout import step_file
-from ditscope.capture_statistics import Pooled, Stream, arrays, pool_streams, statistics_table
-from ditscope.capture_writer import Background, StepFile, flush, layout_bytes, to_host
-from ditscope.families.common import Conditioning, combine
+from ditscope.capture_statistics import Arrays, Pooled, Stream, arrays, pool_streams, statistics_table
+from ditscope.capture_writer import Background, StepFile, flush, join, layout_bytes, to_host
+from ditscope.families.common import DTYPES, Conditioning, combine
 from ditscope.models import Generator
 from ditscope.patterns import block_type
 from ditscope.sampling import Observer, Step
 from ditscope.settings import CaptureSet
 
-CHUNK_BYTES = 4_000_000  # small tensors are handed over together: waking a thread costs more than writing them
+CHUNK_BYTES = 4_000_000  # less is handed over together, small steps too: waking a thread costs more than writing it
+Chunk = dict[StepFile, dict[str, tuple[Tensor, Any]]]  # tensors of each file, each with the event of its copy
 FLUSH_BYTES = 64_000_000  # small files are flushed together: each flush waits for the disk
+FLUSHED_TOGETHER = 8  # side by side their waits are one: a file system commits all that wait for it at once
 
 
 class Recorder(Observer):
-    """Hooks a model's blocks and hands what they put out to a thread that writes it; at most one step waits for it."""
+    """Hooks a model's blocks and hands what they put out to a thread that writes it.
+
+    At most one step waits for it, or CHUNK_BYTES where steps are smaller.
+    """
 
     def __init__(
         self, intermediates: Path, blocks: Sequence[str], steps: Sequence[int], settings: CaptureSet, record: dict
@@ -34,9 +40,11 @@ class Recorder(Observer):
         self.predict = settings.should_decode_intermediates
         self.record = record
         self.handles: list[Any] = []
-        self.chunk: dict[str, tuple[Tensor, Any]] = {}
+        self.chunk: Chunk = {}
+        self.ended: list[StepFile] = []
         self.streams: list[Stream] = []
-        self.pooled: list[tuple] = []
+        self.waiting = 0  # bytes that chunk and streams keep alive
+        self.pooled: list[Arrays] = []
         self.unflushed: list[Path] = []
         self.files: dict[str, dict] = {}
         self.txt_seq_len = 0
@@ -62,7 +70,7 @@ class Recorder(Observer):
 
     def step_bytes(self, model: Generator, noise: Tensor, cond: Conditioning) -> int:
         """Bytes of one captured step."""
-        return layout_bytes(self.layout(model, noise.shape, cond), model.pipe.transformer.dtype)
+        return layout_bytes(self.layout(model, noise.shape, cond), DTYPES[model.entry.dtype])
 
     def start(self, model: Generator, sigmas: Tensor, cond: Conditioning, guidance: float) -> None:
         """Register the hooks: the blocks, and the embedding of time and text that the last norm needs."""
@@ -88,8 +96,8 @@ class Recorder(Observer):
         if not self.active:
             return
         if self.writer is None:
-            self.shapes, self.dtype = self.layout(self.model, x.shape, self.cond), self.model.pipe.transformer.dtype
-            self.writer = Background(limit=layout_bytes(self.shapes, self.dtype))
+            self.shapes, self.dtype = self.layout(self.model, x.shape, self.cond), DTYPES[self.model.entry.dtype]
+            self.writer = Background(limit=max(CHUNK_BYTES, layout_bytes(self.shapes, self.dtype)))
         self.file = StepFile(self.intermediates / step_file(index), self.shapes, self.dtype)
 
     def keep_temb(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -104,21 +112,24 @@ class Recorder(Observer):
 
     def block_hook(self, name: str) -> Any:
         """A forward hook that keeps the output of the block `name`."""
+        single = block_type(name) == "single"
 
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if not self.active:
                 return
             image, text = self.model.family.block_streams(output)
-            if self.store_tensors and block_type(name) == "single":
-                joined, length = torch.cat([text, image], dim=1), text.shape[1]
+            if self.store_tensors and single:
+                joined, length = join(text, image), text.shape[1]
                 self.write(name, joined)
                 streams = {"img": joined[:, length:], "txt": joined[:, :length]}  # views: the originals can go
             else:
                 streams = {stream: t for stream, t in (("img", image), ("txt", text)) if t is not None}
-            if self.store_tensors and block_type(name) != "single":
-                for stream, tokens in streams.items():
+            for stream, tokens in streams.items():
+                if self.store_tensors and not single:
                     self.write(f"{name}.{stream}", tokens)
-            self.streams += [(name, stream, tokens) for stream, tokens in streams.items()]
+                elif not self.store_tensors:
+                    self.waiting += tokens.nbytes
+                self.streams.append((self.index, name, stream, tokens))
             if self.predict:
                 self.write(f"{name}.prediction", self.prediction(image))
             self.hand_over(CHUNK_BYTES)
@@ -127,23 +138,23 @@ class Recorder(Observer):
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Take a tensor of this step into the chunk that is handed over next."""
-        self.chunk[name] = to_host(tensor, self.stream)
+        assert self.file
+        self.chunk.setdefault(self.file, {})[name] = to_host(tensor, self.stream)
+        self.waiting += tensor.nbytes
 
-    def hand_over(self, least: int, last: bool = False) -> None:
-        """Hand what has come to the thread that writes, once it is `least` bytes; `last` ends the step's file.
+    def hand_over(self, least: int) -> None:
+        """Hand what has come to the thread that writes, once it is `least` bytes.
 
         Waits while a whole step waits there. Statistics of tensors on a GPU are made there and now, others later on
         the thread that writes.
         """
-        size = sum(tensor.nbytes for tensor, _ in self.chunk.values())
-        size = size or sum(tokens.nbytes for *_, tokens in self.streams)
-        if size < least:
+        if self.waiting < least:
             return
-        assert self.writer and self.file
+        assert self.writer
         pooled = pool_streams(self.streams, self.stream) if self.stream else []
         streams = [] if self.stream else self.streams
-        self.writer.submit(size, self.store, self.file, self.index, self.chunk, streams, pooled, last)
-        self.chunk, self.streams = {}, []
+        self.writer.submit(self.waiting, self.store, self.chunk, self.ended, streams, pooled)
+        self.chunk, self.ended, self.streams, self.waiting = {}, [], [], 0
 
     def prediction(self, image: Tensor) -> Tensor:
         """The velocity that the model would predict from these image tokens, after guidance, in the latents' shape."""
@@ -151,34 +162,43 @@ class Recorder(Observer):
         return combine(out, self.latents.shape[0], self.guidance)
 
     def after(self, step: Step) -> None:
-        """End the step's file and turn its pooled statistics into rows."""
+        """End the step's file."""
         if self.bar is not None:
             self.bar.update()
         if not self.active:
             return
+        assert self.file
         self.write("context.latents", step.x)
         self.write("context.velocity", step.velocity)
         self.write("context.pooled", self.cond.stacked()[1])
         self.write("context.temb", self.temb)
-        self.hand_over(0, last=True)
+        self.ended.append(self.file)
+        self.hand_over(0 if step.index == max(self.steps) else CHUNK_BYTES)
 
     def store(
-        self, file: StepFile, step: int, chunk: dict, streams: Sequence[Stream], pooled: list[Pooled], last: bool
+        self, chunk: Chunk, ended: Sequence[StepFile], streams: Sequence[Stream], pooled: Sequence[Pooled]
     ) -> None:
-        """Write a chunk and take down its statistics (on the thread that writes)."""
-        file.write(chunk)
-        for found in pooled or pool_streams(streams):
-            self.pooled.append(arrays(found, step, self.model.name))
-        if last:
-            self.files[file.path.name] = file.finish()
-            self.unflushed.append(file.path)
-            if sum(self.files[path.name]["bytes"] for path in self.unflushed) >= FLUSH_BYTES:
-                self.flush()
+        """Write a chunk, name the files that it ends, take down its statistics (on the thread that writes)."""
+        try:
+            for found in pooled or pool_streams(streams):
+                self.pooled.append(arrays(found, self.model.name))
+            for file, tensors in chunk.items():
+                file.write(tensors)
+                if file in ended:
+                    self.files[file.path.name] = file.finish()
+                    self.unflushed.append(file.path)
+        except BaseException:
+            for file in chunk:
+                file.abandon()
+            raise
+        if sum(self.files[path.name]["bytes"] for path in self.unflushed) >= FLUSH_BYTES:
+            self.flush()
 
     def flush(self) -> None:
         """Put what is written on the disk (on the thread that writes)."""
-        while self.unflushed:
-            flush(self.unflushed.pop())
+        with ThreadPoolExecutor(FLUSHED_TOGETHER) as pool:
+            list(pool.map(flush, self.unflushed))
+        self.unflushed.clear()
 
     def stop(self) -> None:
         """Remove the hooks and wait until every step is on the disk; raises what went wrong in writing it."""
@@ -190,8 +210,8 @@ class Recorder(Observer):
             if self.writer is not None:
                 self.writer.close(self.flush)
         finally:
-            if self.file is not None:
-                self.file.abandon()
+            for file in (*self.chunk, *filter(None, [self.file])):  # left where sampling failed
+                file.abandon()
 
     def table(self) -> pl.DataFrame:
         """The pooled statistics of every captured block and step."""
