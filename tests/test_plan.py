@@ -17,6 +17,7 @@ from ditscope.plan import (
     Choices,
     budget_bytes,
     choices_of,
+    chosen_metric,
     frontier,
     load_plan,
     nominal_bytes,
@@ -165,6 +166,17 @@ def test_cost_is_the_mean_over_buckets_of_the_noise_power(transformer):
     np.testing.assert_allclose(by_sqnr.cost, expected)
     np.testing.assert_allclose(by_psnr.cost, expected / 10)
     assert choices_of(rows, Plan(min_bits=3)).bits == [4, 8]
+    with pytest.raises(InputError, match=r"plan\.metric: the table `sensitivity` has no `image_rms`, but psnr_db"):
+        choices_of(rows, Plan(metric="image_rms"))
+
+
+def test_effect_on_images_is_added_over_buckets_and_taken_where_it_was_measured(transformer):
+    rows = sensitivity_rows(quantizable(transformer))
+    seen = rows.filter(metric="relative_l2").with_columns(pl.lit("image_rms").alias("metric"), pl.col("value") * 3)
+    assert chosen_metric(rows, "auto") == "relative_l2"
+    both = pl.concat([rows, seen])
+    assert chosen_metric(both, "auto") == "image_rms" and chosen_metric(both, "sqnr_db") == "sqnr_db"
+    np.testing.assert_allclose(choices_of(both, Plan()).cost, 27 * choices_of(rows, Plan()).cost)
 
 
 def test_plan_beats_uniform_bits_of_its_size(table, tmp_path, transformer):

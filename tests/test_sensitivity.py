@@ -193,8 +193,11 @@ def test_replay_gives_the_plain_loop_s_numbers(study, kind, quantizer):
     for key, (row,) in rows.items():
         assert row["value"] == pytest.approx(expected[key], rel=2e-3, abs=2e-6)
     assert table.columns == list(COLUMNS)
-    assert table["n_samples"].unique().to_list() == [2]
-    assert table.height == len(quantizable(model.pipe.transformer)) * 3 * 3 * 3
+    layers = len(quantizable(model.pipe.transformer))
+    for metrics, mode, samples in ((3, "exact", 2), (1, "fast", 32)):  # of the velocity; of the image, 32 probes
+        rows = table.filter(mode=mode)
+        assert (rows.height, rows["n_samples"].unique().to_list()) == (layers * 3 * 3 * metrics, [samples])
+    assert set(table.filter(mode="fast")["metric"]) == {"image_rms"}
     assert all(not vars(m).get("forward") for m in model.pipe.transformer.modules())
 
 
@@ -267,6 +270,9 @@ def test_layer_multiplied_out_by_zero_ranks_last_and_a_fragile_one_first(study):
     silent = {f"single_transformer_blocks.1.{part}" for part in parts}
     assert set(ranking["layer"][: len(silent)]) == silent
     assert ranking["value"][len(silent) - 1] < 1e-6 < 100 * ranking["value"][len(silent)]
+    images = table.filter(metric="image_rms").group_by("layer").agg(pl.col("value").max()).sort("value")
+    assert images["layer"][-1] == "x_embedder"
+    assert images.filter(pl.col("layer").is_in(silent))["value"].to_list() == [0.0] * len(silent)
 
 
 def test_interrupted_job_resumes_at_a_block(study, tmp_path, monkeypatch):
@@ -362,7 +368,7 @@ def test_what_a_layer_does_not_reach_is_not_run_again(study):
     for module in (first.ff_context, second.norm1.linear, second.ff):
         own = module.forward
         module.forward = lambda *a, own=own, module=module, **k: (runs.append(module), own(*a, **k))[1]
-    score_layers(network, 0, [batch], replace(SETTINGS, bits=[4]), {"transformer_blocks.0.ff.net.2"})
+    score_layers(network, 0, [batch], replace(SETTINGS, bits=[4]), {"transformer_blocks.0.ff.net.2": [4]})
     assert [runs.count(m) for m in (first.ff_context, second.norm1.linear, second.ff)] == [1, 1, 2]
 
 

@@ -1,4 +1,4 @@
-"""Fast sensitivity against exact Jacobians in float64, adaptive sensitivity against exact plans, rank agreement."""
+"""Fast sensitivity and effects on images against Jacobians in float64, adaptive against exact plans, agreement."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -10,14 +10,19 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from ditscope.calibration_set import Reference
+from ditscope import calibrate as calibrate_stage
+from ditscope.calibration_batches import batches
+from ditscope.calibration_set import Reference, load_calibration
 from ditscope.plan import Choices, nominal_bytes, solve
 from ditscope.quantizers import group_affine
+from ditscope.sampling import Observer, encode_prompts, noise_of, sample
 from ditscope.sensitivity_adaptive import next_samples, relaxed_plan, sampling_order
-from ditscope.sensitivity_exact import Layer
+from ditscope.sensitivity_exact import Layer, network_of
 from ditscope.sensitivity_fast import estimate_layers, probe, ratios, weight_changes
-from ditscope.sensitivity_table import BUCKETS, rank_agreement, summary
-from ditscope.settings import Sensitivity
+from ditscope.sensitivity_image import image_effects, probe_image
+from ditscope.sensitivity_table import BUCKETS, assign_buckets, rank_agreement, summary, tabulate
+from ditscope.settings import Calibrate, Sensitivity
+from tiny_models import ENTRIES, tiny_generator
 
 SETTINGS = Sensitivity(bits=[2, 4], group_size=0)
 
@@ -167,10 +172,10 @@ def layers_of(count: int) -> list[dict]:
     ]
 
 
-def measure(names, chosen, levels: dict[str, float], noise: dict[str, float]) -> pl.DataFrame:
+def measure(cells, chosen, levels: dict[str, float], noise: dict[str, float]) -> pl.DataFrame:
     """Made-up scores: a layer's level, halved by each bit, with lognormal noise that its name and sample fix."""
     rows = []
-    for name in sorted(names):
+    for name in sorted(cells):
         for r in chosen:
             seed = [int(name[1:]), r.image, r.step_index]
             factor = np.exp(noise[name] * np.random.default_rng(seed).normal())
@@ -178,31 +183,60 @@ def measure(names, chosen, levels: dict[str, float], noise: dict[str, float]) ->
             rows += [
                 {"layer": name, "bits": b, "bucket": bucket, "image": r.image, "step_index": r.step_index,
                  "relative_l2": levels[name] * factor * 0.5**b}
-                for b in (2, 4, 8)
+                for b in cells[name]
             ]  # fmt: skip
     return pl.DataFrame(rows)
 
 
-def test_certain_layers_stop_and_doubtful_ones_go_on():
+def planned(measured: pl.DataFrame, layers: list[dict]) -> list[int]:
+    """The plan of the mean scores at the size of uniform 4 bit."""
+    bits = [2, 4, 8]
+    means = measured.group_by("layer", "bits", "bucket").agg(pl.col("relative_l2").mean())
+    power = means.group_by("layer", "bits").agg((pl.col("relative_l2") ** 2).mean())
+    cells = power.rows_by_key(["layer", "bits"], unique=True)
+    cost = np.array([[cells[layer["layer"], b][0] for b in bits] for layer in layers])
+    size = np.array([[nominal_bytes(1024, b, 32) for b in bits] for _ in layers])
+    choices = Choices([layer["layer"] for layer in layers], bits, cost, size, np.full(len(layers), 1024))
+    return solve(choices, int(size[:, 1].sum())).tolist()
+
+
+def test_certain_layers_stop_and_doubtful_cells_go_on_to_the_exact_plan():
     buckets, layers = grid(8, 9), layers_of(12)
     settings = Sensitivity(bits=[2, 4, 8])
     # Far apart and nearly free of noise, but for two of like level and much noise that compete for the same bits.
     levels = {f"l{i}": 10.0 ** -(i % 6) for i in range(12)} | {"l4": 3e-2, "l5": 3.1e-2}
     noise = {f"l{i}": 0.001 for i in range(12)} | {"l4": 0.8, "l5": 0.8}
-    measured, counts = None, []
-    while True:
-        names, chosen = next_samples(measured, layers, buckets, settings)
-        if not names:
-            break
-        counts.append((set(names), len(chosen)))
-        new = measure(names, chosen, levels, noise)
-        measured = new if measured is None else pl.concat([measured, new])
-    assert counts[0] == ({f"l{i}" for i in range(12)}, 9)
-    assert len(counts) > 1 and counts[1][0] < counts[0][0]
-    assert "l4" in counts[1][0] or "l5" in counts[1][0]
-    assert sum(len(names) * n for names, n in counts) < 12 * len(buckets)
+    measured, rounds = None, []
+    while groups := next_samples(measured, layers, buckets, settings):
+        rounds.append(groups)
+        for cells, chosen in groups:
+            new = measure(cells, chosen, levels, noise)
+            measured = new if measured is None else pl.concat([measured, new])
+    assert rounds[0] == [({f"l{i}": [2, 4, 8] for i in range(12)}, rounds[0][0][1])]
+    assert len(rounds[0][0][1]) == 6  # two of each bucket
+    assert len(rounds) > 1
+    again = {layer for groups in rounds[1:] for cells, _ in groups for layer in cells}
+    assert again & {"l4", "l5"} and again < {f"l{i}" for i in range(12)}
+    whole = measure({layer: [2, 4, 8] for layer in levels}, list(buckets), levels, noise)
+    assert len(measured) < len(whole) / 2
+    assert planned(measured, layers) == planned(whole, layers)
     keys = measured.select("layer", "bits", "image", "step_index")
     assert keys.is_unique().all()  # no sample is measured twice
+
+
+def test_a_cell_that_no_plan_chooses_is_not_measured_again():
+    buckets, layers = grid(8, 9), layers_of(4)
+    settings = Sensitivity(bits=[2, 4, 8])
+    levels, noise = (
+        dict.fromkeys(("l0", "l1"), 1.0) | dict.fromkeys(("l2", "l3"), 1e-3),
+        dict.fromkeys(("l0", "l1", "l2", "l3"), 0.5),
+    )
+    (first,) = next_samples(None, layers, buckets, settings)
+    measured = measure(*first, levels, noise)
+    for cells, chosen in next_samples(measured, layers, buckets, settings):
+        assert all(1 <= len(bits) <= 3 for bits in cells.values())
+        assert all(2 not in bits for layer, bits in cells.items() if layer in ("l0", "l1"))
+        assert not set(chosen) & set(first[1])
 
 
 def test_agreement_is_scipy_s_spearman():
@@ -213,3 +247,123 @@ def test_agreement_is_scipy_s_spearman():
     (row,) = rank_agreement(*tables).to_dicts()
     assert row["spearman"] == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
     assert row["layers"] == 20
+
+
+# Effect on images ----------------------------------------------------------------------------------------------------
+
+
+class Euler(nn.Module):
+    """A velocity with a layer that every step uses, and one whose output is multiplied by zero, in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer, self.idle = nn.Linear(3, 5), nn.Linear(5, 3), nn.Linear(3, 3)
+        self.double()
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        tokens = x.movedim(1, -1)
+        out = self.outer(torch.tanh(self.inner(tokens) * (1 + sigma))) + 0 * self.idle(tokens)
+        return out.movedim(-1, 1)
+
+
+@dataclass(frozen=True)
+class EulerBatch:
+    x: Tensor
+    sigma: Tensor
+    bucket: str
+
+    def velocity(self, model) -> Tensor:
+        return model.pipe.transformer(self.x, self.sigma)
+
+
+SIGMAS = (1.0, 0.9, 0.5, 0.2, 0.0)
+OF_STEP = ("early", "early", "mid", "late")
+
+
+def drawn(net: Euler, x: Tensor) -> Tensor:
+    """A nonlinear decoder: one value for each two of the latents."""
+    return torch.sin(2 * x.flatten(1).unflatten(1, (-1, 2)).prod(2))
+
+
+def trajectory(net: Euler, x: Tensor, swapped: dict[int, dict[str, Tensor]]) -> list[Tensor]:
+    """States of an Euler run whose step i uses the weights `swapped[i]`."""
+    states = [x]
+    for i, sigma in enumerate(SIGMAS[:-1]):
+        weights = swapped.get(i, {})
+        v = torch.func.functional_call(net, weights, (states[-1], torch.tensor(sigma, dtype=torch.float64)))
+        states.append(states[-1] + (SIGMAS[i + 1] - sigma) * v)
+    return states
+
+
+def test_image_effect_is_the_derivative_of_the_whole_sampler():
+    """Against forward-mode differentiation through all steps and the decoder, bucket by bucket."""
+    net = Euler().requires_grad_(False)
+    family = SimpleNamespace(decode=lambda pipe, x: drawn(net, x))
+    model = SimpleNamespace(name="net", family=family, pipe=SimpleNamespace(transformer=net))
+    x = torch.randn(3, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    states = trajectory(net, x, {})
+    steps = [EulerBatch(states[i], torch.tensor(SIGMAS[i], dtype=torch.float64), b) for i, b in enumerate(OF_STEP)]
+    modules = [net.inner, net.outer, net.idle]
+    found = probe_image(model, steps, modules, weight_changes(SETTINGS), torch.Generator().manual_seed(7))
+    signs = torch.randint(0, 2, (3, 6), generator=torch.Generator().manual_seed(7)) * 2.0 - 1
+    assert found.keys() == {(bucket, module) for bucket in BUCKETS for module in modules}
+    for (bucket, module), effects in found.items():
+        name = next(n for n, m in net.named_modules() if m is module) + ".weight"
+        mine = [i for i, b in enumerate(OF_STEP) if b == bucket]
+
+        def run(weight, name=name, mine=mine):
+            return drawn(net, trajectory(net, x, {i: {name: weight} for i in mine})[-1])
+
+        for column, change in enumerate(changes_of(module)):
+            moved = torch.func.jvp(run, (module.weight.detach(),), (change,))[1]
+            expected = (signs * moved).sum(1) / np.sqrt(6)
+            torch.testing.assert_close(effects[:, column], expected, rtol=1e-9, atol=1e-12)
+    assert all(found[bucket, net.idle].abs().max() == 0 for bucket in BUCKETS)
+
+
+def test_image_effects_estimate_the_mean_square_change(tmp_path, monkeypatch):
+    """A shipped family: sampled with a slightly changed layer, images move by what the table says."""
+    model = tiny_generator("sd3")
+    monkeypatch.setattr(calibrate_stage, "load_generator", lambda name, entry: model)
+    (tmp_path / "p.csv").write_text("prompt\na\nb\n")
+    made = Calibrate(num_images=2, num_steps=3, cfg_weight=3.0, statistics="")
+    calibrate_stage.calibrate("tiny", ENTRIES["sd3"], tmp_path / "p.csv", tmp_path / "set", made)
+    found = load_calibration(tmp_path / "set")
+    buckets = assign_buckets(found, "thirds", tmp_path)
+    network = network_of(model, next(batches(model, found, buckets, 1)))
+    layers = [layer for layer in network.layers if layer.name in ("proj_out", "transformer_blocks.0.ff.net.2")]
+    settings = Sensitivity(bits=[3], group_size=0, probes=600, batch_size=1)  # images one by one
+    rows = pl.DataFrame(image_effects(model, layers, found, buckets, settings))
+    assert len(rows) == 2 * 3 * 600
+    described = [layer.described(settings) for layer in layers]
+    constants = {"model": "tiny", "quantizer": "group", "group_size": 0, "mode": "fast"}
+    table = tabulate(rows, described, constants, ["image_rms"])
+    noise = noise_of(model, [0, 1])
+    cond = encode_prompts(model, ["a", "b"], ["", ""], 3.0)
+
+    def pictures() -> Tensor:
+        return model.family.decode(model.pipe, sample(model, noise, cond, steps=3, guidance=3.0)).double()
+
+    class Swap(Observer):
+        """Puts a layer's changed weight in for the steps of one bucket."""
+
+        def __init__(self, layer, step):
+            self.layer, self.step, self.own = layer, step, layer.module.weight.data
+
+        def before(self, index, x):
+            changed = group_affine(self.own, 3, 0)
+            self.layer.module.weight.data = changed if index == self.step else self.own
+
+        def stop(self):
+            self.layer.module.weight.data = self.own
+
+    with torch.no_grad():
+        reference = pictures()
+        for layer in layers:
+            for step, bucket in enumerate(BUCKETS):
+                latents = sample(model, noise, cond, [Swap(layer, step)], steps=3, guidance=3.0)
+                moved = (model.family.decode(model.pipe, latents).double() - reference).square().mean().sqrt().item()
+                (row,) = table.filter(layer=layer.name, bucket=bucket).to_dicts()
+                assert row["value"] == pytest.approx(moved, rel=0.15)
+                assert row["value_low"] < row["value"] < row["value_high"]

@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 
 from ditscope.errors import InputError
 from ditscope.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
-from ditscope.sensitivity_table import LAYER_KINDS
+from ditscope.sensitivity_table import IMAGE_METRIC, LAYER_KINDS
 from ditscope.settings import Budget, Plan
 from ditscope.tables import concat_tables
 
@@ -93,7 +93,7 @@ def plan(
         "budget_bytes": limit,
         "quantizer": first["quantizer"],
         "group_size": first["group_size"],
-        "metric": settings.metric,
+        "metric": chosen_metric(table, settings.metric),
         "layers": {layer: choices.bits[i] for layer, i in zip(choices.layers, chosen, strict=True)},
         **choices.totals(chosen),
         "uniform": None if fitting is None else {"bits": choices.bits[fitting], **choices.totals(uniform[fitting])},
@@ -104,20 +104,32 @@ def plan(
     out.write_text(json.dumps(document, indent=1) + "\n")
 
 
+def chosen_metric(table: pl.DataFrame, metric: str) -> str:
+    """The metric that is summed: what was asked for, or with `auto` the effect on images where that was measured."""
+    measured = set(table["metric"])
+    if metric == "auto":
+        return IMAGE_METRIC if IMAGE_METRIC in measured else "relative_l2"
+    if metric not in measured:
+        raise InputError(f"plan.metric: the table `sensitivity` has no `{metric}`, but {', '.join(sorted(measured))}")
+    return metric
+
+
 def choices_of(table: pl.DataFrame, settings: Plan) -> Choices:
     """Costs and sizes of one model's layers from its rows of the table `sensitivity`.
 
-    The cost of a cell is the noise-to-signal power of the velocity, averaged over the timestep buckets: relative L2
-    squared, or the same power read back from a decibel value. Powers may be added where norms may not: to first order
-    the layers' errors add as vectors, sum_l J_l dW_l, and for nearly uncorrelated quantization errors the expected
-    square of the sum is the sum of squares.
+    The cost of a cell is an error power. Powers may be added where norms may not: to first order the layers' errors add
+    as vectors, sum_l J_l dW_l, and for nearly uncorrelated quantization errors the expected square of the sum is the
+    sum of squares. For `image_rms` it is the mean square change of the image, summed over the timestep buckets; for the
+    velocity's metrics the noise-to-signal power averaged over them, read back from a decibel value where it is one.
     """
+    metric = chosen_metric(table, settings.metric)
     value = pl.col("value")
-    power = value**2 if settings.metric == "relative_l2" else 10 ** (-value / 10)
+    power = 10 ** (-value / 10) if metric.endswith("_db") else value**2
+    cost = power.sum() if metric == IMAGE_METRIC else power.mean()
     cells = (
-        table.filter((pl.col("metric") == settings.metric) & (pl.col("bits") >= settings.min_bits))
+        table.filter((pl.col("metric") == metric) & (pl.col("bits") >= settings.min_bits))
         .group_by("layer", "bits", maintain_order=True)
-        .agg(power.mean().alias("cost"), pl.col("parameters").first(), pl.col("shared_weights").first())
+        .agg(cost.alias("cost"), pl.col("parameters").first(), pl.col("shared_weights").first())
     )
     layers, bits = cells["layer"].unique(maintain_order=True).to_list(), sorted(cells["bits"].unique())
     if len(cells) != len(layers) * len(bits):

@@ -1,33 +1,37 @@
 """Sensitivity: quantize one layer at a time and measure how far the velocity, after guidance, moves.
 
 Three modes with one table: exact (ditscope.sensitivity_exact), adaptive (the same on as few samples as settle a plan,
-ditscope.sensitivity_adaptive) and fast (gradients of random probes, ditscope.sensitivity_fast).
+ditscope.sensitivity_adaptive) and fast (gradients of random probes, ditscope.sensitivity_fast). In each of them the
+effect on the finished image is estimated as well (ditscope.sensitivity_image).
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import polars as pl
 from tqdm import tqdm
 
-from ditscope.calibration_batches import batches
+from ditscope.calibration_batches import Batch, batches
 from ditscope.calibration_set import CalibrationSet, Reference, check_made_with, load_calibration
 from ditscope.errors import InputError
 from ditscope.identity import file_digest
 from ditscope.models import Generator, load_generator, require_blocks
 from ditscope.partial import publish, unfinished
-from ditscope.sensitivity_adaptive import next_samples
+from ditscope.sensitivity_adaptive import Cells, next_samples
 from ditscope.sensitivity_exact import Network, network_of, score_layers
 from ditscope.sensitivity_fast import estimate_layers
-from ditscope.sensitivity_table import assign_buckets, tabulate
+from ditscope.sensitivity_image import image_effects
+from ditscope.sensitivity_table import IMAGE_METRIC, METRICS, assign_buckets, tabulate
 from ditscope.settings import Model, Sensitivity
 from ditscope.tables import concat_tables, write_table
 
 log = logging.getLogger(__name__)
-SAMPLES = "sensitivity.samples"  # the unfinished parts: a row for each layer, bit width and sample
+SAMPLES = "sensitivity.samples"  # the unfinished parts: a row for each layer, bit width and sample or probe
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,12 @@ def sensitivity(
     """Score every layer of a model, or every `groups`-th block's from `group` on, at every bit width.
 
     Leaves the table `sensitivity`, and in `fast` the same layers in fast mode. Finished parts in `partial` are reused.
+    The effect on images is estimated over every step, whatever `step_stride` says.
     Raises InputError for a set of another model, or one that leaves a bucket without samples, before the model loads.
     """
     require_blocks("sensitivity", name, model, ("torch", "mlx"))
+    if model.backend == "mlx" and settings.mode == "fast":
+        raise InputError(f"sensitivity.mode: fast needs gradients, and `{name}` runs on MLX; take exact or adaptive")
     found = load_calibration(calibration, settings.max_images, settings.step_stride)
     check_made_with(calibration, found, name)
     buckets = assign_buckets(found, settings.buckets, calibration)
@@ -81,9 +88,15 @@ def sensitivity(
     parts = unfinished(partial, out, key)
     loaded = load_generator(name, model)
     work = start(loaded, found, buckets, settings, parts, group, groups)
-    write_table(finished(work, MODES[settings.mode](work), settings.mode), out, "sensitivity")
+    tables = [finished(work, MODES[settings.mode](work), settings.mode)]
+    if model.backend == "torch":  # which has gradients
+        whole = load_calibration(calibration, settings.max_images)
+        parts_of_image = image(work, whole, assign_buckets(whole, settings.buckets, calibration))
+        tables.append(finished(work, parts_of_image, "fast", [IMAGE_METRIC]))
+    write_table(pl.concat(tables), out, "sensitivity")
     if fast is not None:
-        write_table(finished(work, MODES["fast"](work), "fast"), fast, "sensitivity")
+        made = tables[0].clear() if model.backend == "mlx" else finished(work, MODES["fast"](work), "fast")
+        write_table(made, fast, "sensitivity")
     publish(parts)
 
 
@@ -97,7 +110,10 @@ def start(
     groups: int = 1,
 ) -> Work:
     """Look at the network and choose the depths of one job."""
-    network = network_of(model, next(batches(model, found, buckets, 1)))
+    if model.computes_on == "mlx":
+        network = on_mlx().network_of(model)
+    else:
+        network = network_of(model, next(batches(model, found, buckets, 1)))
     depths = network.depths()[group::groups]
     if not depths:
         raise InputError(
@@ -106,7 +122,19 @@ def start(
     return Work(network, depths, found, buckets, settings, parts)
 
 
-def finished(work: Work, parts: list[Path], mode: str) -> pl.DataFrame:
+def on_mlx() -> ModuleType:
+    """What scores layers on MLX; imported by name, since torch jobs neither have MLX nor depend on its code."""
+    return import_module("ditscope.mlx.sensitivity")
+
+
+def score(work: Work, depth: int, samples: Iterable[Batch], only: Cells | None = None) -> list[dict[str, Any]]:
+    """Scores of the layers at one depth, or of these bits of layers, on the model's back end."""
+    scorer = on_mlx().score_layers if work.network.model.computes_on == "mlx" else score_layers
+    rows: list[dict[str, Any]] = scorer(work.network, depth, samples, work.settings, only)
+    return rows
+
+
+def finished(work: Work, parts: list[Path], mode: str, metrics: Sequence[str] = METRICS) -> pl.DataFrame:
     """Rows of the table `sensitivity` from the parts of a job."""
     settings = work.settings
     layers = [layer.described(settings) for depth in work.depths for layer in work.network.at(depth)]
@@ -116,7 +144,7 @@ def finished(work: Work, parts: list[Path], mode: str) -> pl.DataFrame:
         "group_size": settings.group_size,
         "mode": mode,
     }
-    return tabulate(concat_tables(parts, SAMPLES), layers, constants)
+    return tabulate(concat_tables(parts, SAMPLES), layers, constants, metrics)
 
 
 def exact(work: Work) -> list[Path]:
@@ -125,7 +153,7 @@ def exact(work: Work) -> list[Path]:
     def measure(depth: int) -> list[dict[str, Any]]:
         model, settings = work.network.model, work.settings
         samples = batches(model, work.found, work.buckets, settings.batch_size)
-        return score_layers(work.network, depth, samples, settings)
+        return score(work, depth, samples)
 
     name = work.network.model.name
     return [
@@ -135,26 +163,28 @@ def exact(work: Work) -> list[Path]:
 
 
 def adaptive(work: Work) -> list[Path]:
-    """Measure in rounds, each with more samples and fewer layers, until every layer's place in the plan is settled."""
+    """Measure in rounds, each with more samples of fewer cells, until every layer's place in the plan is settled."""
     model, settings = work.network.model, work.settings
     layers = [layer.described(settings) for layer in work.network.layers]
     parts: list[Path] = []
     number = 0
     while True:
         measured = concat_tables(parts, SAMPLES) if parts else None
-        names, chosen = next_samples(measured, layers, work.buckets, settings)
-        if not names:
+        groups = next_samples(measured, layers, work.buckets, settings)
+        if not groups:
             return parts
-        log.info("%s: round %d measures %d layers on %d samples", model.name, number, len(names), len(chosen))
-        for depth in tqdm(work.depths, desc=f"{model.name} round {number}", unit="block", disable=None):
-            if any(layer.name in names for layer in work.network.at(depth)):
-                samples = list(batches(model, work.found, work.buckets, settings.batch_size, chosen))
+        for cells, chosen in groups:
+            count = sum(map(len, cells.values()))
+            log.info("%s: measurement %d, %d cells on %d samples", model.name, number, count, len(chosen))
+            for depth in tqdm(work.depths, desc=f"{model.name} {number}", unit="block", disable=None):
+                if any(layer.name in cells for layer in work.network.at(depth)):
+                    samples = list(batches(model, work.found, work.buckets, settings.batch_size, chosen))
 
-                def measure(depth=depth, samples=samples, names=names) -> list[dict[str, Any]]:
-                    return score_layers(work.network, depth, samples, settings, names)
+                    def measure(depth=depth, samples=samples, cells=cells) -> list[dict[str, Any]]:
+                        return score(work, depth, samples, cells)
 
-                parts.append(work.part(f"round {number} depth {depth}", measure))
-        number += 1
+                    parts.append(work.part(f"measurement {number} depth {depth}", measure))
+            number += 1
 
 
 def fast(work: Work) -> list[Path]:
@@ -167,6 +197,12 @@ def fast(work: Work) -> list[Path]:
         return estimate_layers(model, layers, samples, work.buckets, settings)
 
     return [work.part("fast", measure)]
+
+
+def image(work: Work, whole: CalibrationSet, buckets: dict[Reference, str]) -> list[Path]:
+    """Estimate what every layer does to the finished images, from the whole trajectories of a set."""
+    layers = [layer for depth in work.depths for layer in work.network.at(depth)]
+    return [work.part("image", lambda: image_effects(work.network.model, layers, whole, buckets, work.settings))]
 
 
 MODES: dict[str, Callable[[Work], list[Path]]] = {"exact": exact, "adaptive": adaptive, "fast": fast}

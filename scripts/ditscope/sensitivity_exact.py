@@ -75,9 +75,13 @@ def network_of(model: Generator, batch: Batch) -> Network:
 
 @torch.no_grad()
 def score_layers(
-    network: Network, depth: int, samples: Iterable[Batch], settings: Sensitivity, only: set[str] | None = None
+    network: Network,
+    depth: int,
+    samples: Iterable[Batch],
+    settings: Sensitivity,
+    only: dict[str, list[int]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Scores of the layers at one depth (those named in `only`): a row for each layer, bit width and sample.
+    """Scores of the layers at one depth: a row for each layer, bit width and sample; of `only` these bits of layers.
 
     A row has layer, bits, bucket, image, step_index and one column for each metric.
     """
@@ -100,7 +104,8 @@ def score_layers(
         run = batch.velocity
         reference, recording = record([*blocks, *keep], keep, len(batch.x), lambda: run(model))  # noqa: B023
         for layer in mine:
-            for bits in chunks(settings.bits, settings.batch_size // len(batch.x)):
+            wanted = settings.bits if only is None else only[layer.name]
+            for bits in chunks(wanted, settings.batch_size // len(batch.x)):
                 for width in bits:
                     if (layer.name, width) not in changed:
                         changed[layer.name, width] = quantized(layer.module, settings, width)

@@ -8,7 +8,8 @@ layer's output with dW x. All bit widths of all layers share one backward pass; 
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ditscope.models import Generator
 from ditscope.sensitivity_exact import Layer, labelled, quantized
 from ditscope.settings import Sensitivity
 
+Changes = Callable[[nn.Module], list[Tensor]]  # dW of a module at each bit width
 CACHE_BYTES = 2_000_000_000  # of weight changes that are kept from one batch to the next
 
 
@@ -50,7 +52,7 @@ def estimate_layers(
     return rows
 
 
-def weight_changes(settings: Sensitivity) -> Callable[[nn.Module], list[Tensor]]:
+def weight_changes(settings: Sensitivity) -> Changes:
     """A function that gives dW of a module at each bit width; it remembers as many as `CACHE_BYTES` hold."""
     cached: dict[nn.Module, list[Tensor]] = {}
     held = 0
@@ -73,11 +75,29 @@ def probe(
     model: Generator,
     batch: Batch,
     modules: Sequence[nn.Module],
-    changes: Callable[[nn.Module], list[Tensor]],
+    changes: Changes,
     generator: torch.Generator,
 ) -> tuple[Tensor, dict[nn.Module, Tensor]]:
     """The velocity of a batch, and <u, J dW> of each module, (samples, changes), for one random probe a sample."""
-    count = len(batch.x)
+    with collected(model, modules, changes, len(batch.x)) as products, torch.enable_grad():
+        velocity = batch.velocity(model)
+        velocity.backward(random_signs(velocity, generator))
+    return velocity.detach(), products
+
+
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """A probe: independent components of -1 or 1, drawn on the CPU whatever the device."""
+    return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like)
+
+
+@contextmanager
+def collected(
+    model: Generator, modules: Sequence[nn.Module], changes: Changes, count: int
+) -> Iterator[dict[nn.Module, Tensor]]:
+    """Within the context, a backward pass through a batch of `count` samples gathers <gradient, dW x> of each module.
+
+    After it the dictionary has (samples, changes) of every module, zeros of those that the gradient did not reach.
+    """
     products: dict[nn.Module, Tensor] = {}
 
     def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -94,18 +114,16 @@ def probe(
 
     handles = [module.register_forward_hook(watch) for module in modules]
     try:
-        with torch.enable_grad():
-            velocity = batch.velocity(model)
-            signs = torch.randint(0, 2, velocity.shape, generator=generator) * 2 - 1
-            velocity.backward(signs.to(velocity))
+        yield products
     finally:
         for handle in handles:
             handle.remove()
-    idle = torch.zeros(count, len(next(iter(products.values())).T), dtype=torch.float64, device=velocity.device)
-    products = {module: products.get(module, idle) for module in modules}
-    if not all(found.isfinite().all() for found in products.values()):
+    idle = torch.zeros_like(next(iter(products.values())))
+    found = {module: products.get(module, idle) for module in modules}
+    products.clear()
+    products.update(found)
+    if not all(product.isfinite().all() for product in products.values()):
         raise FloatingPointError(f"{model.name}: NaN or Inf in a gradient; use mode exact, or dtype float32")
-    return velocity.detach(), products
 
 
 def inner_products(module: nn.Module, x: Tensor, gradient: Tensor, changes: Sequence[Tensor]) -> Tensor:

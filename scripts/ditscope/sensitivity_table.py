@@ -1,6 +1,6 @@
 """The table `sensitivity`: kinds of layers, timestep buckets, samples to rows, groups of layers to one table."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ COLUMNS = (
     "model", "layer", "kind", "depth", "module", "bits", "quantizer", "group_size", "shared_weights", "bucket",
     "metric", "value", "value_std", "value_low", "value_high", "n_samples", "parameters", "mode",
 )  # fmt: skip
-METRICS = ("psnr_db", "sqnr_db", "relative_l2")
+METRICS = ("psnr_db", "sqnr_db", "relative_l2")  # of the velocity
+IMAGE_METRIC = "image_rms"
 RESAMPLES = 1000  # of the bootstrap
 
 
@@ -57,7 +58,9 @@ def assign_buckets(found: CalibrationSet, rule: str, where: Path) -> dict[Refere
     return assigned
 
 
-def tabulate(rows: pl.DataFrame, layers: list[dict[str, Any]], constants: dict[str, Any]) -> pl.DataFrame:
+def tabulate(
+    rows: pl.DataFrame, layers: list[dict[str, Any]], constants: dict[str, Any], metrics: Sequence[str] = METRICS
+) -> pl.DataFrame:
     """Average per-sample scores (layer, bits, bucket and one column a metric) into rows of the table `sensitivity`.
 
     `layers` says of each layer what does not depend on bits or bucket, `constants` what holds for the whole table;
@@ -65,7 +68,7 @@ def tabulate(rows: pl.DataFrame, layers: list[dict[str, Any]], constants: dict[s
     a cell, null where there is one sample only.
     """
     keys = ["layer", "bits", "bucket", "metric"]
-    cells = rows.unpivot(METRICS, index=keys[:-1], variable_name="metric").group_by(*keys, maintain_order=True)
+    cells = rows.unpivot(metrics, index=keys[:-1], variable_name="metric").group_by(*keys, maintain_order=True)
     lists = cells.agg(pl.col("value"))
     found = [summary(np.array(row["value"]), row["metric"], constants["mode"] == "fast") for row in lists.to_dicts()]
     return (
@@ -93,7 +96,7 @@ def summary(scores: np.ndarray, metric: str, squared: bool) -> dict[str, float |
     low, high = (None, None) if means is None else np.quantile(means, (0.025, 0.975))
     if not squared:
         return {"value": mean, "value_std": std, "value_low": low, "value_high": high, "n_samples": count}
-    if metric == "relative_l2":
+    if metric in ("relative_l2", IMAGE_METRIC):
         convert: Callable[[float], float] = np.sqrt
         slope = 0.5 / np.sqrt(mean) if mean else 0.0
     else:

@@ -205,7 +205,7 @@ class Sensitivity:
         choices=("exact", "adaptive", "fast"),
     )
     settle_bits: list[int] = setting([4], "adaptive: settle the plans of the sizes of these uniform bit widths")
-    probes: int = setting(32, "fast: least number of random probes in each bucket")
+    probes: int = setting(32, "Least number of random probes in each bucket (fast mode, effect on images)")
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,11 @@ class Plan:
     """Choose bits for every layer by an integer program under a size budget."""
 
     budgets: dict[str, Budget] = setting({}, "Budgets by name", config_only=True)
-    metric: str = setting("relative_l2", "Sensitivity that is summed", choices=("relative_l2", "sqnr_db", "psnr_db"))
+    metric: str = setting(
+        "auto",
+        "Sensitivity that is summed; auto: image_rms where it was measured, else relative_l2",
+        choices=("auto", "image_rms", "relative_l2", "sqnr_db", "psnr_db"),
+    )
     min_bits: int = setting(2, "Fewest bits a layer may get")
     floors: dict[str, int] = setting({}, "Fewest bits by kind of layer, as {modulation: 4}")
 

@@ -85,7 +85,8 @@ def check_plan(study: Study) -> None:
         _, model, name = file.split("/")
         with study.noting("plan", file):
             study.same("plan", file, plan, {"model": model, "budget": name.removesuffix(".json")})
-            study.same("plan", file, plan, {"metric": study.config.plan.metric})
+            if study.config.plan.metric != "auto":
+                study.same("plan", file, plan, {"metric": study.config.plan.metric})
             if plan["nominal_bytes"] > plan["budget_bytes"]:
                 study.note("plan", file, f"takes {plan['nominal_bytes']} bytes of {plan['budget_bytes']}")
             if unknown := set(plan["layers"].values()) - set(study.config.sensitivity.bits):

@@ -1,0 +1,123 @@
+"""A bit plan against uniform bits and random plans of the same nominal bytes, in images: PSNR to the unquantized model.
+
+python perf/plan.py [MODEL ...]
+
+Measures the sensitivity of a shipped model on 8 calibration images, plans by the effect on images and, beside it, by
+the velocity's relative L2, and samples 64 prompts of scenes that no shipped model was trained on from the same starting
+noise under every plan (quantizer group, group size 32; convolutions stay exact). Intervals are 95 % percentile
+bootstraps over prompts, of paired differences where two plans are compared. Last, the plans along the frontier.
+"""
+
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ditscope.calibrate import calibrate
+from ditscope.models import Generator, load_generator
+from ditscope.plan import Choices, choices_of, frontier, random_plan, solve
+from ditscope.quantizers import QUANTIZERS, quantizable
+from ditscope.sampling import decode, encode_prompts, noise_of, sample
+from ditscope.sensitivity import sensitivity
+from ditscope.settings import Calibrate, Model, Plan, Sensitivity
+from ditscope.shapes import caption, held_out
+from ditscope.tables import read_table
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPTS, RANDOM, BITS = 64, 3, 4
+SETTINGS = Sensitivity(max_images=0, mode="fast", probes=64)
+SHIPPED = {
+    "shapes-flux": Model("flux", str(ROOT / "models/shapes-flux"), width=64, height=64, steps=8),
+    "shapes-sd3": Model("sd3", str(ROOT / "models/shapes-sd3"), width=64, height=64, steps=8, guidance=3.0),
+}
+
+
+def images(model: Generator, prompts: list[str]) -> np.ndarray:
+    """Pictures of prompts, prompt i from seed 5000 + i, (prompts, values) in [0, 1]."""
+    found = []
+    for i in range(0, len(prompts), 16):
+        some = prompts[i : i + 16]
+        noise = noise_of(model, range(5000 + i, 5000 + i + len(some)))
+        latents = sample(model, noise, encode_prompts(model, some, [""] * len(some)))
+        found.append(decode(model, latents).numpy().reshape(len(some), -1) / 255)
+    return np.concatenate(found)
+
+
+def quantized_images(model: Generator, prompts: list[str], choices: Choices, columns: np.ndarray) -> np.ndarray:
+    """Pictures with every layer at the bits of a plan; the weights are put back."""
+    quantize, group = QUANTIZERS[SETTINGS.quantizer], SETTINGS.group_size
+    layers = quantizable(model.pipe.transformer)
+    own = {name: layers[name].weight.data for name in choices.layers}
+    try:
+        for name, column in zip(choices.layers, columns, strict=True):
+            layers[name].weight.data = quantize(own[name], choices.bits[column], group)
+        return images(model, prompts)
+    finally:
+        for name, weight in own.items():
+            layers[name].weight.data = weight
+
+
+def psnr_db(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """PSNR of each picture, dB; at most 60, that of less than half a grey level."""
+    mse = ((reference - other) ** 2).mean(1)
+    return np.minimum(-10 * np.log10(np.maximum(mse, 1e-12)), 60)
+
+
+def interval(values: np.ndarray) -> str:
+    """Mean with its bootstrap interval."""
+    means = values[np.random.default_rng(0).integers(0, len(values), (10_000, len(values)))].mean(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return f"{values.mean():+.2f} dB [{low:+.2f}, {high:+.2f}]"
+
+
+def compare(name: str, folder: Path) -> None:
+    """Print the comparison for one shipped model."""
+    entry = SHIPPED[name]
+    made = Calibrate(num_images=8, num_steps=0, cfg_weight=entry.guidance, slice_size=8, statistics="")
+    calibrate(name, entry, ROOT / "prompts/demo.csv", folder / name, made)
+    sensitivity(name, entry, folder / name, folder / f"{name}.parquet", SETTINGS)
+    table = read_table(folder / f"{name}.parquet", "sensitivity").filter(module="linear")
+    choices = choices_of(table, Plan(metric="image_rms"))
+    by_velocity = choices_of(table, Plan(metric="relative_l2"))
+    uniform = np.full(len(choices.layers), choices.bits.index(BITS))
+    limit = choices.totals(uniform)["nominal_bytes"]
+    rng = np.random.default_rng(0)
+    plans = {"plan": solve(choices, limit), "uniform": uniform, "plan by velocity": solve(by_velocity, limit)}
+    plans |= {f"random {i}": random_plan(choices, limit, rng) for i in range(RANDOM)}
+    scenes = held_out()
+    prompts = [caption(scenes[i]) for i in np.linspace(0, len(scenes) - 1, PROMPTS).astype(int)]
+    model = load_generator(name, entry, "cpu")
+    reference = images(model, prompts)
+
+    def score(columns: np.ndarray) -> np.ndarray:
+        return psnr_db(reference, quantized_images(model, prompts, choices, columns))
+
+    scores = {label: score(columns) for label, columns in plans.items()}
+    print(f"\n{name}: {len(choices.layers)} linear layers, {limit} bytes (uniform {BITS} bit), {PROMPTS} prompts")
+    for label, columns in plans.items():
+        size = choices.totals(columns)["nominal_bytes"]
+        paired = "" if label == "plan" else f"; the plan is {interval(scores['plan'] - scores[label])} better"
+        print(f"  {label}: {size} bytes, PSNR {interval(scores[label])}{paired}", flush=True)
+    for width in (3, 6):
+        limit = int(choices.bytes[:, choices.bits.index(width)].sum())
+        print(
+            f"  plan at the size of uniform {width} bit: {limit} bytes, PSNR {interval(score(solve(choices, limit)))}"
+        )
+    predicted = [point["predicted"] for point in frontier(choices)]
+    falling = all(b <= a for a, b in pairwise(predicted))
+    print(f"  predicted frontier, {len(predicted)} sizes: monotone {falling}", flush=True)
+
+
+def main(*models: str) -> None:
+    """Compare for the named models, or both."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in models or SHIPPED:
+            compare(name, Path(folder))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

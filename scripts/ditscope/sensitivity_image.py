@@ -1,0 +1,84 @@
+"""How far the finished image moves when one layer is quantized in the steps of one bucket: gradients of random probes.
+
+An error of the velocity is not an error of the image: steps differ in length, later steps correct some errors and carry
+on others, and the decoder weighs directions of the latents unequally. The discrete adjoint method takes all of it into
+account to first order. With a probe u of the image, g = J' u of the decoder at the last latents, and backwards through
+the Euler steps x' = x + s v(x): layers receive <s g, J dW>, and g becomes g + s J_x' g. The inner products of all steps
+of a bucket add up before they are squared, because errors of successive steps are alike.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditscope.calibration_batches import Batch, batches
+from ditscope.calibration_set import CalibrationSet, Reference
+from ditscope.models import Generator
+from ditscope.sensitivity_exact import Layer
+from ditscope.sensitivity_fast import Changes, collected, random_signs, weight_changes
+from ditscope.sensitivity_table import IMAGE_METRIC
+from ditscope.settings import Sensitivity
+
+
+def image_effects(
+    model: Generator,
+    layers: Sequence[Layer],
+    found: CalibrationSet,
+    buckets: dict[Reference, str],
+    settings: Sensitivity,
+) -> list[dict[str, Any]]:
+    """One row for each layer, bit width, bucket, image and probe; `found` has whole trajectories.
+
+    `image_rms` holds squared inner products over the number of values of the image: their mean estimates the mean
+    square change of its values, which lie in [0, 1]. Probes are as many as make `settings.probes` over all images.
+    """
+    for module in (model.pipe.transformer, model.pipe.vae):
+        module.requires_grad_(False)
+    names = {layer.module: layer.name for layer in layers}
+    images = found.images()
+    generator = torch.Generator().manual_seed(0)
+    changes = weight_changes(settings)
+    rows = []
+    for start in range(0, len(images), settings.batch_size):
+        some = set(images[start : start + settings.batch_size])
+        chosen = [sample for sample in found.samples if sample.image in some]
+        steps = list(batches(model, found, buckets, settings.batch_size, chosen))
+        for _ in range(math.ceil(settings.probes / len(images))):
+            for (bucket, module), effects in probe_image(model, steps, list(names), changes, generator).items():
+                for bits, squares in zip(settings.bits, effects.square().T, strict=True):
+                    rows += [
+                        {"layer": names[module], "bits": bits, "bucket": bucket, IMAGE_METRIC: value}
+                        for value in squares.tolist()
+                    ]
+    return rows
+
+
+def probe_image(
+    model: Generator, steps: Sequence[Batch], modules: Sequence[nn.Module], changes: Changes, generator: torch.Generator
+) -> dict[tuple[str, nn.Module], Tensor]:
+    """For each bucket and module, <u, change of the image> / sqrt(values of an image), (images, changes).
+
+    `steps` are the same images at every step, the first one first; the last step ends at noise level 0.
+    """
+    sigmas = [*(float(batch.sigma) for batch in steps), 0.0]
+    with torch.no_grad():
+        last = steps[-1].x - sigmas[-2] * steps[-1].velocity(model)
+    with torch.enable_grad():
+        latents = last.detach().requires_grad_()
+        image = model.family.decode(model.pipe, latents)
+        (gradient,) = torch.autograd.grad(image, latents, random_signs(image, generator))
+    effects: dict[tuple[str, nn.Module], Tensor] = {}
+    for batch, (sigma, following) in reversed(list(zip(steps, pairwise(sigmas), strict=True))):
+        moving = replace(batch, x=batch.x.detach().requires_grad_())
+        with collected(model, modules, changes, len(batch.x)) as products, torch.enable_grad():
+            moving.velocity(model).backward((following - sigma) * gradient)
+        gradient = gradient + moving.x.grad
+        for module, product in products.items():
+            key = batch.bucket, module
+            effects[key] = effects[key] + product if key in effects else product
+    return {key: effect / math.sqrt(image[0].numel()) for key, effect in effects.items()}
