@@ -14,7 +14,8 @@ WIDTH = 360
 def write_explorer(files: Files, out: Path) -> None:
     """Write one HTML page with what the finished stages allow; every library it needs is inside the file."""
     charts = [make(files) for stages, make in CHARTS if set(stages) <= set(files)]
-    page = alt.vconcat(*charts).resolve_scale(color="independent") if charts else alt.Chart(pl.DataFrame()).mark_point()
+    charts = charts or [alt.Chart(pl.DataFrame()).mark_point()]
+    page = alt.vconcat(*charts).resolve_scale(color="independent", shape="independent", strokeDash="independent")
     out.write_text(escaped(page.to_html(inline=True)))
 
 
@@ -29,7 +30,7 @@ def state_map(files: Files) -> alt.Chart:
     """The t-SNE map: choose a network in the legend, hover a state to read it."""
     table = labelled_map(files)
     network = alt.selection_point(fields=["network"], bind="legend")
-    base = alt.Chart(table, width=WIDTH, height=WIDTH, title="Embedded states (t-SNE)").mark_circle(size=36)
+    base = alt.Chart(table, width=WIDTH, height=WIDTH).mark_circle(size=36)
     return (
         base.encode(
             x=alt.X("x", axis=None),
@@ -39,7 +40,7 @@ def state_map(files: Files) -> alt.Chart:
             tooltip=["text", "network", "run_id", "sequence_number", "label"],
         )
         .add_params(network)
-        .facet(column="embedder")
+        .facet(column=alt.Column("embedder", title=None), title="Embedded states (t-SNE)")
         .resolve_scale(x="independent", y="independent")
     )
 
@@ -47,21 +48,21 @@ def state_map(files: Files) -> alt.Chart:
 def drift_lines(files: Files) -> alt.Chart:
     """Median cosine distance to the start, by network and embedder."""
     table = drift_quantiles(files).with_columns(pl.col("control").cast(pl.String))
-    base = alt.Chart(table, width=WIDTH, height=200, title="Drift from the first state (median)").mark_line(point=True)
-    return base.encode(
+    base = alt.Chart(table, width=WIDTH, height=200).encode(
         x=alt.X("sequence_number", title="sequence number", axis=alt.Axis(tickMinStep=1)),
         y=alt.Y("q50", title="cosine distance"),
         color="network",
-        strokeDash="control",
         tooltip=["network", "control", "sequence_number", "q25", "q50", "q75", "runs"],
-    ).facet(column="embedder")
+    )
+    lines = base.mark_line().encode(strokeDash="control") + base.mark_circle(size=30).encode(detail="control")
+    return lines.facet(column=alt.Column("embedder", title=None), title="Drift from the first state (median)")
 
 
 def quality_by_size(files: Files) -> alt.Chart:
     """Quality loss of each scheme against its nominal size."""
     table = benchmark_points(files)
     base = alt.Chart(table, width=WIDTH, height=240, title="Quantization: quality loss against size").mark_point(
-        size=80
+        size=80, filled=True
     )
     return base.encode(
         x=alt.X("nominal_bytes", title="nominal bytes", scale=alt.Scale(zero=False)),
