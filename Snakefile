@@ -44,6 +44,17 @@ rule all:
         targets().values(),
 
 
+# The half of a study that one machine makes; docs/environments.md tells how halves are joined.
+rule cuda:
+    input:
+        lambda w: half("torch"),
+
+
+rule mlx:
+    input:
+        lambda w: half("mlx"),
+
+
 onstart:
     write_plan(RESULTS, targets(), rule_patterns(), plain(CONFIG), workflow.overwrite_configfiles)
 

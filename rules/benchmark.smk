@@ -35,7 +35,7 @@ rule benchmark_run:
     benchmark:
         "<benchmarks>/benchmark/{model}/{hardware}/{scheme}-{compile}.tsv"
     conda:
-        "../envs/torch.yaml"
+        lambda w: environment(w.model)
     threads: all_cores()
     resources:
         gpu=1,
@@ -110,7 +110,7 @@ rule quantized_checkpoint:
     log:
         "<logs>/checkpoints/{model}/{scheme}.log",
     conda:
-        "../envs/torch.yaml"
+        lambda w: environment(w.model)
     resources:
         gpu=1,
         mem_mb=scaled(4000),

@@ -18,7 +18,7 @@ rule calibration_shard:
     benchmark:
         "<benchmarks>/calibrate/{model}/{shard}.tsv"
     conda:
-        "../envs/torch.yaml"
+        lambda w: environment(w.model)
     resources:
         gpu=1,
         mem_mb=scaled(4000),

@@ -3,7 +3,7 @@ import re
 import sys
 from dataclasses import fields
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, product
 from pathlib import Path
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
@@ -11,15 +11,15 @@ sys.path.insert(0, f"{workflow.basedir}/scripts")
 from snakemake.exceptions import WorkflowError
 from snakemake.io import strip_wildcard_constraints
 
-from ditscope.config import benchmark_cases, load_config, plain
+from ditscope.config import benchmark_cases, load_config, of_backends, plain
 from ditscope.errors import InputError
 from ditscope.figures import PAPER_TABLES, available
-from ditscope.hardware import hardware_id
+from ditscope.hardware import filed_under, hardware_id
 from ditscope.models import check_model_folder, is_generator, source_folder
 from ditscope.networks import plan_file, resolve_network, trajectory_index
 from ditscope.progress import write_plan, write_progress
 from ditscope.prompts import first_runs, least, read_prompts, shard_index
-from ditscope.settings import COMPILE_STATES
+from ditscope.settings import COMPILE_STATES, backends_of
 from ditscope.staleness import cached, code_digest, prefer_this_library, source_digest
 
 CACHE = Path("resources/.cache")
@@ -40,7 +40,8 @@ def indexed(name, module, compute, *settings):
 
 
 try:
-    CONFIG = load_config(config)
+    WHOLE = load_config(config)
+    CONFIG = of_backends(WHOLE, WHOLE.backends)  # what `all` asks for; the targets `cuda` and `mlx` each ask for a half
     SHARD_INDEX = indexed("shards", "prompts", lambda: shard_index(CONFIG.prompts, CONFIG.experiment))
     TRAJECTORY_INDEX = indexed(
         "trajectories",
@@ -64,8 +65,8 @@ try:
         CONFIG.ablate.generations,
     )
     NETWORKS = {
-        name: resolve_network(name, CONFIG.networks[name], CONFIG.models, CONFIG.schemes)
-        for name in CONFIG.trajectories.networks
+        name: resolve_network(name, WHOLE.networks[name], WHOLE.models, WHOLE.schemes)
+        for name in WHOLE.trajectories.networks
     }
     for name in CONFIG.selected_models():
         if not CONFIG.models[name].revision:
@@ -112,7 +113,14 @@ def stage(name):
 def model_params(name):
     """A registry entry and the digest of its weights: what a job must know of a model, and what makes it stale."""
     entry = CONFIG.models[name]
-    return plain(entry) | {"digest": entry.revision or digest_of(entry.source)}
+    weights = entry.revision or digest_of(entry.source)
+    return plain(entry) | {"digest": weights + (code("mlx.quantize") if entry.backend == "mlx" else "")}
+
+
+def environment(*names):
+    """The conda environment of a job that loads these models."""
+    on_mlx = any(CONFIG.models[name].backend == "mlx" for name in names)
+    return "../envs/mlx.yaml" if on_mlx else "../envs/torch.yaml"
 
 
 def model_files(*names):
@@ -340,6 +348,11 @@ def calibration_inputs(model):
     )
 
 
+def sensitivity_code(model):
+    """Digest of the library code that scores a model's layers: MLX has some of its own."""
+    return code("sensitivity") + (code("mlx.sensitivity") if CONFIG.models[model].backend == "mlx" else "")
+
+
 def sensitivity_groups():
     """Jobs of a model's layers; adaptive mode weighs all layers in one."""
     return 1 if CONFIG.sensitivity.mode == "adaptive" else CONFIG.sensitivity.layer_groups
@@ -366,23 +379,31 @@ def benchmark_prompts():
     return prompt_shards()[:needed]
 
 
-def benchmark_hardware():
-    return hardware_id() if CONFIG.benchmark.hardware == "auto" else CONFIG.benchmark.hardware
+def benchmark_hardware(model):
+    own = hardware_id() if CONFIG.benchmark.hardware == "auto" else CONFIG.benchmark.hardware
+    return filed_under(Path(RESULTS) / "benchmarks" / model, own, CONFIG.models[model].backend)
 
 
 def benchmark_runs(*models, hardware=None, suffix="parquet"):
-    return expand(
-        f"{RESULTS}/benchmarks/{{model}}/{{hardware}}/{{case}}.{suffix}",
-        model=models,
-        hardware=hardware or benchmark_hardware(),
-        case=["-".join(case) for case in benchmark_cases(CONFIG.benchmark)],
-    )
+    cases = ["-".join(case) for case in benchmark_cases(CONFIG.benchmark)]
+    return [
+        f"{RESULTS}/benchmarks/{model}/{host}/{case}.{suffix}"
+        for model in models
+        for host in ([hardware] if hardware else benchmark_hardware(model))
+        for case in cases
+    ]
 
 
 def benchmark_qualities(*models):
     """Quality tables of models; none where the study leaves quality out."""
-    pattern = f"{RESULTS}/benchmarks/{{model}}/{{hardware}}/quality.parquet"
-    return [] if CONFIG.benchmark.skip_metrics else expand(pattern, model=models, hardware=benchmark_hardware())
+    judged = [] if CONFIG.benchmark.skip_metrics else models
+    return [f"{RESULTS}/benchmarks/{m}/{host}/quality.parquet" for m in judged for host in benchmark_hardware(m)]
+
+
+def checkpoints():
+    """Models and schemes whose quantized weights are saved: a scheme of another back end has none."""
+    pairs = product(CONFIG.benchmark.models, CONFIG.benchmark.checkpoints)
+    return [(m, s) for m, s in pairs if CONFIG.models[m].backend in backends_of(CONFIG.schemes[s].kind)]
 
 
 def benchmark_tables():
@@ -392,7 +413,7 @@ def benchmark_tables():
     names = ["benchmark", "benchmark.timing", "quality", "flat_field", "targets"]
     left = [*expand(f"{RESULTS}/benchmarks/{{name}}.parquet", name=names), f"{RESULTS}/benchmarks/recommendation.md"]
     pattern = f"{RESULTS}/checkpoints/{{model}}/{{scheme}}.safetensors"
-    weights = expand(pattern, model=CONFIG.benchmark.models, scheme=CONFIG.benchmark.checkpoints)
+    weights = [pattern.format(model=model, scheme=scheme) for model, scheme in checkpoints()]
     return [*left, *benchmark_runs(*CONFIG.benchmark.models, suffix="tar"), *weights]
 
 
@@ -432,6 +453,25 @@ def targets(publish=True):
         "video": [*capture_videos(*CONFIG.capture.models), *trajectory_videos()],
     }
     return left | ({"publish": publications()} if publish else {})
+
+
+def half(backend):
+    """What jobs that load models of one back end leave, up to where tables join models of both."""
+    study = of_backends(WHOLE, [backend])
+    benchmarked, networks = study.benchmark.models, study.trajectories.networks
+    kinds = ("parquet", "timing.parquet", "tar", "flat.parquet")
+    return [
+        *image_shards(*study.generate.models),
+        *capture_sets(*study.capture.models),
+        *ablations(*study.ablate.models),
+        *calibration_tables(*study.calibrate.models),
+        *sensitivity_layers(*study.sensitivity.models),
+        *bit_plans(*study.sensitivity.models),
+        *(path for kind in kinds for path in benchmark_runs(*benchmarked, suffix=kind)),
+        *benchmark_qualities(*benchmarked),
+        *trajectory_shards(*networks),
+        *refinements(*study.refine.models),
+    ]
 
 
 def rule_patterns():

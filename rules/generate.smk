@@ -20,7 +20,7 @@ rule image_shard:
     benchmark:
         "<benchmarks>/generate/{model}/{shard}.tsv"
     conda:
-        "../envs/torch.yaml"
+        lambda w: environment(w.model)
     resources:
         gpu=1,
         mem_mb=scaled(4000),

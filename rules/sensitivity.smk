@@ -22,13 +22,13 @@ rule sensitivity_layers:
     wildcard_constraints:
         group=r"\d{3}",
     conda:
-        "../envs/torch.yaml"
+        lambda w: environment(w.model)
     resources:
         gpu=1,
         mem_mb=scaled(4000),
         runtime=scaled(480),
     params:
-        code=code("sensitivity"),
+        code=lambda w: sensitivity_code(w.model),
         model=lambda w: model_params(w.model),
         settings=stage("sensitivity"),
         groups=sensitivity_groups(),

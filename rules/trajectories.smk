@@ -22,7 +22,7 @@ rule trajectory_shard:
     benchmark:
         "<benchmarks>/trajectories/{network}/{shard}.tsv"
     conda:
-        "../envs/torch.yaml"
+        lambda w: environment(*(entry.name for entry in NETWORKS[w.network]))
     resources:
         gpu=1,
         mem_mb=scaled(6000),

@@ -39,6 +39,10 @@ MODULES = {
 LAZY = {"ditscope/models.py", "ditscope/plan.py"}
 
 
+# What `environment` in rules/common.smk names, by the back end of a job's models.
+MODEL_ENVS = re.findall(r'"(\.\./envs/\w+\.yaml)"', (ROOT / "rules/common.smk").read_text())
+
+
 @cache
 def locked() -> dict[str, str]:
     """Version of each package of the lock on Linux with the environments' Python."""
@@ -104,15 +108,17 @@ def closure(script: Path) -> set[str]:
 
 
 def rules() -> dict[str, tuple[Path, Path]]:
-    """The environment and the script of every rule that has a script."""
+    """An environment and the script of every rule that has a script; of one that may run on MLX, both environments."""
     found = {}
     for file in sorted((ROOT / "rules").glob("*.smk")):
         blocks = re.split(r"^(?:rule|checkpoint) (\w+):", file.read_text(), flags=re.M)
         for name, body in zip(blocks[1::2], blocks[2::2], strict=True):
             if script := re.search(r'script:\s+"([^"]+)"', body):
-                env = re.search(r'conda:\s+"([^"]+)"', body)
+                env = re.search(r'conda:\s+(?:"([^"]+)"|lambda w: environment\()', body)
                 assert env, f"rule {name} runs a script but names no environment"
-                found[name] = ((file.parent / env[1]).resolve(), (file.parent / script[1]).resolve())
+                for path in [env[1]] if env[1] else MODEL_ENVS:
+                    label = name if env[1] else f"{name}, {Path(path).stem}"
+                    found[label] = ((file.parent / path).resolve(), (file.parent / script[1]).resolve())
     return found
 
 
@@ -153,6 +159,14 @@ def test_environment_has_what_the_script_imports(rule):
     provided = {MODULES.get(package, package.replace("-", "_")) for package in packages(env)}
     missing = closure(script) - provided
     assert not missing, f"rule {rule}: {env.name} lacks {', '.join(sorted(missing))}"
+
+
+def test_mlx_environment_has_what_the_back_end_imports():
+    """Its modules are imported by name, so that no rule's imports lead there."""
+    assert [Path(path).name for path in MODEL_ENVS] == ["mlx.yaml", "torch.yaml"]
+    provided = {MODULES.get(package, package.replace("-", "_")) for package in packages(ENVS["mlx"])}
+    for module in (SCRIPTS / "ditscope/mlx").glob("*.py"):
+        assert not closure(module) - provided, module.name
 
 
 def test_lock_covers_the_project():

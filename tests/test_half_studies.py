@@ -1,13 +1,13 @@
-"""One study on two machines: each makes the images of its models, one gets the other's files and makes the rest."""
+"""One study on two machines: each makes what its models leave, one gets the other's files and makes the rest."""
 
 import shutil
 
+import polars as pl
 import pytest
 
 import workflow
 from ditscope.estimate import parse_job_stats
-
-pytestmark = pytest.mark.system
+from ditscope.tables import read_table
 
 STUDY = ("--configfile", "experiments/tiny.yaml", "study.yaml")
 
@@ -26,6 +26,7 @@ def machine(folder, models):
     return folder
 
 
+@pytest.mark.system
 def test_halves_of_a_study_join(tmp_path):
     first, second = machine(tmp_path / "first", "shapes-flux"), machine(tmp_path / "second", "shapes-sd3")
     snakemake(first, "prompts", *STUDY)
@@ -37,3 +38,75 @@ def test_halves_of_a_study_join(tmp_path):
     assert "Nothing to be done" in snakemake(first, "generate", "--dry-run", *STUDY)
     jobs = parse_job_stats(snakemake(first, "--dry-run", *STUDY))
     assert jobs["refine_codebook"] and not {"image_shard", "prompt_shard"} & set(jobs)
+
+
+MIXED = """
+prompts: {limit: 2}
+models:
+  shapes-sd3-mlx: {family: sd3, source: models/shapes-sd3, backend: mlx, width: 64, height: 64, steps: 4, guidance: 3.0}
+schemes:
+  mlx-4: {kind: mlx-weight-only, bits: 4, group_size: 32}
+generate: {models: [shapes-flux, shapes-sd3-mlx]}
+capture: {models: []}
+ablate: {models: []}
+calibrate: {models: [shapes-flux, shapes-sd3-mlx], num_images: 2, num_steps: 3}
+sensitivity: {models: [shapes-flux, shapes-sd3-mlx], bits: [4, 8], max_images: 1, step_stride: 1, layer_groups: 1}
+plan: {budgets: {4bit: {uniform_bits: 4}}}
+benchmark: {models: [shapes-flux, shapes-sd3-mlx], schemes: [base, mlx-4], repeats: 1, warmup: 0, num_images: 2}
+trajectories: {networks: []}
+embed: {embedders: []}
+refine: {models: []}
+"""
+
+
+def mixed(folder, backends):
+    """A checkout with a study of a torch and an MLX model."""
+    workflow.checkout(folder)
+    (folder / "study.yaml").write_text(f"backends: {backends}\n{MIXED}")
+    return folder
+
+
+def planned(folder, *targets):
+    """Number of jobs of each rule, and whether each model has any."""
+    shown = snakemake(folder, *targets, "--dry-run", *STUDY)
+    return parse_job_stats(shown), {name for name in ("shapes-flux/", "shapes-sd3-mlx/") if name in shown}
+
+
+def test_back_ends_have_targets_of_their_own(tmp_path):
+    """`cuda` and `mlx` ask for what their models leave and for no table that joins models of both."""
+    folder = mixed(tmp_path, "[torch]")
+    joined = {"sensitivity_table", "benchmark_table", "catalog"}
+    for target, own, other in (("cuda", "shapes-flux/", "shapes-sd3-mlx/"), ("mlx", "shapes-sd3-mlx/", "shapes-flux/")):
+        jobs, models = planned(folder, target)
+        assert own in models and other not in models
+        assert {"image_shard", "calibration_shard", "sensitivity_layers", "bit_plan", "benchmark_run"} <= set(jobs)
+        assert not joined & set(jobs)
+    jobs, models = planned(folder)
+    assert models == {"shapes-flux/"} and joined <= set(jobs)
+    (folder / "study.yaml").write_text(f"backends: [torch, mlx]\n{MIXED}")
+    both, models = planned(folder)
+    assert len(models) == 2 and both["image_shard"] == 2 * jobs["image_shard"]
+
+
+@pytest.mark.system
+def test_halves_on_torch_and_mlx_join(tmp_path):
+    pytest.importorskip("mlx.core", reason="MLX is not installed")
+    first, second = (mixed(tmp_path / name, "[torch, mlx]") for name in ("first", "second"))
+    snakemake(first, "prompts", *STUDY)
+    shutil.copytree(first / "results", second / "results")
+    snakemake(first, "cuda", *STUDY)
+    snakemake(second, "mlx", *STUDY)
+    shutil.copytree(second / "results", first / "results", dirs_exist_ok=True)
+    for target in ("cuda", "mlx"):
+        assert "Nothing to be done" in snakemake(first, target, "--dry-run", *STUDY)
+    snakemake(first, "sensitivity", "plan", "benchmark", *STUDY)
+    tables = first / "results/tiny"
+    scores = read_table(tables / "sensitivity/sensitivity.parquet", "sensitivity")
+    assert scores["model"].unique().sort().to_list() == ["shapes-flux", "shapes-sd3-mlx"]
+    runs = read_table(tables / "benchmarks/benchmark.parquet", "benchmark")
+    reasons = dict(runs.select(pl.concat_str("model", "scheme", separator=" "), "reason").rows())
+    assert "needs a model with `backend: mlx`" in reasons.pop("shapes-flux mlx-4")
+    assert reasons == dict.fromkeys(["shapes-flux base", "shapes-sd3-mlx base", "shapes-sd3-mlx mlx-4"], "")
+    speeds = read_table(tables / "benchmarks/benchmark.timing.parquet", "benchmark.timing")
+    used = dict(speeds.filter(reason="").group_by("model").agg(pl.col("steady_peak_mlx_bytes").max()).rows())
+    assert used["shapes-flux"] is None and used["shapes-sd3-mlx"] > 10**6

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -16,21 +17,26 @@ from mlx.utils import tree_flatten
 
 from ditscope.calibrate import calibrate
 from ditscope.calibration_batches import batches
-from ditscope.calibration_set import load_calibration
+from ditscope.calibration_set import check_made_with, load_calibration, read_sample
 from ditscope.checkpoints import load_checkpoint, quantize
 from ditscope.config import load_config
 from ditscope.errors import InputError
 from ditscope.generate import generate_slice
+from ditscope.hardware import filed_under
 from ditscope.mlx.names import MlxConfig, mmdit_paths
 from ditscope.mlx.network import converted, inexpressible
+from ditscope.mlx.observe import hooked
+from ditscope.mlx.sensitivity import weight_of
 from ditscope.mlx.transformer import load_transformer
 from ditscope.models import load_generator
-from ditscope.plan import load_plan, to_mlx
+from ditscope.plan import load_plan, plan, to_mlx
 from ditscope.quantize import apply_scheme, layer_configs, mean_bits, nominal_bytes, stored_bytes, unsupported
 from ditscope.quantizers import quantizable
 from ditscope.sampling import encode_prompts, noise_of, sample
-from ditscope.sensitivity_table import assign_buckets
-from ditscope.settings import Calibrate, Model, Scheme
+from ditscope.sensitivity import score, sensitivity, start
+from ditscope.sensitivity_table import METRICS, assign_buckets, gather
+from ditscope.settings import Budget, Calibrate, Model, Scheme, Sensitivity
+from ditscope.tables import read_table
 from tiny_models import tiny_generator
 from workflow import ROOT
 
@@ -257,13 +263,12 @@ def test_sixteen_bits_are_bfloat16_weights():
     assert nominal < 0.52 * stored_bytes(load_generator("shapes", entry).pipe.transformer)
 
 
-def test_fewer_bits_move_the_picture_more():
-    entry, errors = on_mlx(SHAPES["flux"]), []
-    reference = latents(load_generator("shapes", entry))
+def test_fewer_bits_move_the_picture_more(tmp_path):
+    reference, errors = latents(twin("flux", tmp_path)[1]), []
     for bits in (8, 6, 4, 2):
-        model = load_generator("shapes", entry)
-        apply_scheme(model.pipe.transformer, Scheme("mlx-weight-only", bits=bits, group_size=32))
-        errors.append(relative(reference, latents(model)))
+        _, of_mlx = twin("flux", tmp_path)
+        apply_scheme(of_mlx.pipe.transformer, Scheme("mlx-weight-only", bits=bits, group_size=32))
+        errors.append(relative(reference, latents(of_mlx)))
     assert errors == sorted(errors) and errors[0] < 0.05
 
 
@@ -324,3 +329,116 @@ def test_bits_and_groups_that_mlx_has_not_are_refused(change):
     transformer = load_generator("shapes", on_mlx(SHAPES["flux"])).pipe.transformer
     with pytest.raises(InputError, match="MLX packs bits"):
         layer_configs(transformer, Scheme("mlx-weight-only", **change))
+
+
+# Calibration and sensitivity -----------------------------------------------------------------------------------------
+
+
+def test_calibration_on_mlx_keeps_the_contract(shapes, tmp_path):
+    """The same NPZ files from both back ends: starting noise and conditioning to the bit, later steps to tolerance."""
+    (tmp_path / "p.csv").write_text("prompt\n" + ROWS[0]["prompt"] + "\n")
+    sets = []
+    for model in shapes:
+        folder = tmp_path / model.entry.backend
+        calibrate("shapes", model.entry, tmp_path / "p.csv", folder, Calibrate(num_images=1, num_steps=4, cfg_weight=2))
+        assert check_made_with(folder, load_calibration(folder), "shapes") is None
+        sets.append([read_sample(s) for s in load_calibration(folder).samples])
+    assert [len(s) for s in sets] == [4, 4]
+    for a, b in zip(*sets, strict=True):
+        assert a.keys() == b.keys() and a["x"].shape == b["x"].shape and a["x"].dtype == b["x"].dtype
+        assert np.array_equal(a["conditioning"], b["conditioning"]) and a["sigma"] == b["sigma"]
+        assert np.abs(a["x"] - b["x"]).max() < (1e-3 if a["step_index"] else 1e-12)
+
+
+def calibrated(models, tmp_path, monkeypatch):
+    """A calibration set of each of two tiny generators, which `calibrate` and `sensitivity` then load as `tiny`."""
+    (tmp_path / "p.csv").write_text("prompt\na red ring\na blue star\n")
+    found = {model.entry.backend: model for model in models}
+    for module in ("calibrate", "sensitivity"):
+        monkeypatch.setattr(f"ditscope.{module}.load_generator", lambda name, entry: found[entry.backend])
+    for model in models:
+        made = Calibrate(num_images=2, num_steps=3, cfg_weight=2)
+        calibrate("tiny", model.entry, tmp_path / "p.csv", tmp_path / model.entry.backend, made)
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_sensitivity_on_mlx_is_that_of_torch(kind, tmp_path, monkeypatch):
+    """The same layers, kinds and places, and the same scores, for both quantizers."""
+    models = twin(kind, tmp_path)
+    calibrated(models, tmp_path, monkeypatch)
+    found = load_calibration(tmp_path / "torch")
+    buckets = assign_buckets(found, "thirds", tmp_path)
+    for quantizer in ("group", "palettize"):
+        settings = Sensitivity(bits=[2, 4], quantizer=quantizer, group_size=16, batch_size=8)
+        works = [start(model, found, buckets, settings, tmp_path) for model in models]
+        first, second = ([layer.described(settings) for layer in work.network.layers] for work in works)
+        assert first == second and len(first) > 25 and works[0].depths == works[1].depths
+        for depth in works[0].depths:
+            a, b = (pl.DataFrame(score(w, depth, list(batches(w.network.model, found, buckets, 8)))) for w in works)
+            key = ["layer", "bits", "bucket", "image", "step_index"]
+            a, b = a.sort(key), b.sort(key)
+            assert a.select(key).equals(b.select(key))
+            for metric in METRICS:
+                tolerance = {"rtol": 5e-3, "atol": 1e-5} if metric == "relative_l2" else {"rtol": 0, "atol": 0.05}
+                np.testing.assert_allclose(b[metric], a[metric], **tolerance)
+
+
+@pytest.mark.parametrize("mode", ["exact", "adaptive"])
+def test_sensitivity_job_on_mlx_leaves_its_tables(mode, tmp_path, monkeypatch):
+    of_torch, of_mlx = twin("flux", tmp_path)
+    calibrated([of_mlx], tmp_path, monkeypatch)
+    settings = Sensitivity(bits=[4, 8], mode=mode, max_images=2)
+    out, fast = tmp_path / "t.parquet", tmp_path / "fast.parquet"
+    sensitivity("tiny", of_mlx.entry, tmp_path / "mlx", out, settings, fast=fast)
+    table = read_table(out, "sensitivity")
+    assert set(table["metric"]) == set(METRICS) and set(table["mode"]) == {mode}
+    assert set(table["layer"]) == set(quantizable(of_torch.pipe.transformer))
+    assert read_table(fast, "sensitivity").is_empty()
+    gather([out], tmp_path / "all.parquet", [fast], tmp_path / "agreement.parquet")
+    assert read_table(tmp_path / "agreement.parquet", "sensitivity.agreement").is_empty()
+    plan("tiny", [out], tmp_path / "plan.json", Budget(uniform_bits=4))
+    assert to_mlx(load_plan(tmp_path / "plan.json", of_mlx.pipe.transformer), of_mlx.pipe.transformer)
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_activation_statistics_are_those_of_torch(kind, tmp_path, monkeypatch):
+    """Every layer of every step: the same channels with the same extremes, percentiles and midpoints."""
+    models = twin(kind, tmp_path)
+    calibrated(models, tmp_path, monkeypatch)
+    a, b = (read_table(tmp_path / f"{b}/activations.parquet", "calibration.activations") for b in ("torch", "mlx"))
+    assert not hooked(models[1].pipe.transformer)
+    assert a.columns == b.columns and set(a["layer"]) == set(quantizable(models[1].pipe.transformer))
+    key = ["layer", "kind", "step_index", "n", "channels"]
+    assert a.select(key).equals(b.select(key))
+    for column in ("channel_min", "channel_max", "channel_p99", "channel_shift"):
+        for row, other in zip(a[column].to_list(), b[column].to_list(), strict=True):
+            np.testing.assert_allclose(other, row, rtol=0, atol=2e-3 * np.abs(row).max() + 1e-6)
+
+
+def test_weights_come_back_after_they_were_changed(shapes):
+    transformer = shapes[1].pipe.transformer
+    before = dict(tree_flatten(transformer.mmdit.parameters()))
+    for name, module in quantizable(transformer).items():
+        with weight_of(transformer, name, torch.zeros(module.weight.shape)):
+            now = dict(tree_flatten(transformer.mmdit.parameters()))
+            zeroed = {path for path in now if now[path] is not before[path]}
+            assert zeroed == {f"{path}.weight" for path in mmdit_paths(name)}
+            assert all((now[path] == 0).all().item() for path in zeroed)
+        after = dict(tree_flatten(transformer.mmdit.parameters()))
+        assert all(after[path] is before[path] for path in after)
+
+
+def test_fast_mode_needs_gradients(tmp_path):
+    with pytest.raises(InputError, match=r"sensitivity\.mode: fast needs gradients, and `m` runs on MLX"):
+        sensitivity("m", on_mlx(SHAPES["flux"]), tmp_path, tmp_path / "t.parquet", Sensitivity(mode="fast"))
+
+
+def test_results_of_the_other_half_s_machine_are_joined_as_they_are(tmp_path, monkeypatch):
+    assert filed_under(tmp_path / "none", "cpu", "mlx") == ["cpu"]
+    (tmp_path / "apple-m4").mkdir()
+    for platform, foreign, native in (("linux", "mlx", "torch"), ("darwin", "torch", "mlx")):
+        monkeypatch.setattr("sys.platform", platform)
+        assert filed_under(tmp_path, "cpu", foreign) == ["apple-m4"]
+        assert filed_under(tmp_path, "cpu", native) == ["cpu"]
+    (tmp_path / "cpu").mkdir()
+    assert filed_under(tmp_path, "cpu", "torch") == ["cpu"]  # measured here already

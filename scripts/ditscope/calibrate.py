@@ -52,7 +52,7 @@ def calibrate(
 
     Run again, it continues an interrupted set; a folder that was made with other settings is refused.
     """
-    require_blocks("calibrate", name, model)
+    require_blocks("calibrate", name, model, ("torch", "mlx"))
     measured_steps(settings, model)
     load = cache(lambda: load_generator(name, model))
     shards = [calib_dir / "shards" / f"{i:05d}" for i in range(math.ceil(settings.num_images / settings.shard_size))]
@@ -84,7 +84,7 @@ def calibrate_shard(
     Leaves *.npz, images/*.png, shard.json and activations/*.parquet, parts of the table `calibration.activations`.
     Images are sampled in fixed slices; finished slices in `partial` are reused. `load` gives an already loaded model.
     """
-    require_blocks("calibrate", name, model)
+    require_blocks("calibrate", name, model, ("torch", "mlx"))
     measured_steps(settings, model)
     load = load or cache(lambda: load_generator(name, model))
     record = provenance(name, model, images, settings)

@@ -1,17 +1,17 @@
 """Read a config into `settings.Config`: strict types, no unknown keys, the nearest valid key in every refusal."""
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import GenericAlias
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ditscope.errors import InputError
-from ditscope.models import check_backend, check_frames, require_blocks
+from ditscope.models import check_backend, check_frames, is_generator, require_blocks
 from ditscope.networks import resolve_network
-from ditscope.settings import COMPILE_STATES, STAGES, Benchmark, Config, Scheme
+from ditscope.settings import BACKENDS, COMPILE_STATES, STAGES, Benchmark, Config, Scheme
 
 ROOT = Path(__file__).resolve().parents[2]
 type_hints = cache(get_type_hints)
@@ -69,6 +69,9 @@ def check(config: Config) -> None:
     """Check what types cannot: names that refer to registry entries, sizes, exclusive options."""
     if not config.experiment or set(config.experiment) & set("/\\ ") or config.experiment.startswith("."):
         raise InputError(f"experiment: `{config.experiment}` must be a plain folder name")
+    for name in config.backends:
+        if name not in BACKENDS:
+            raise InputError(unknown("backends", name, BACKENDS, "a back end"))
     for name, model in config.models.items():
         for side in ("width", "height"):
             if getattr(model, side) % 16:
@@ -144,6 +147,22 @@ def check(config: Config) -> None:
     for name, capture in config.capture.sets.items():
         if capture.offload and capture.multi_gpu:
             raise InputError(f"capture.sets.{name}: `offload` and `multi_gpu` exclude each other; set one to false")
+
+
+def of_backends(config: Config, backends: Collection[str]) -> Config:
+    """The study without the models and networks that run on other back ends than these."""
+
+    def runs(entry: str) -> bool:
+        model = config.models[entry.partition(":")[0]]
+        return model.backend in backends or not is_generator(model)
+
+    kept: dict[str, Any] = {
+        name: replace(stage, models=[model for model in stage.models if runs(model)])
+        for name, stage in config.stages().items()
+        if hasattr(stage, "models")
+    }
+    networks = [n for n in config.trajectories.networks if all(map(runs, config.networks[n]))]
+    return replace(config, **kept, trajectories=replace(config.trajectories, networks=networks))
 
 
 def benchmark_cases(bench: Benchmark) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +17,17 @@ def hardware_id() -> str:
     if gpus := nvidia_gpus():
         return slug(gpus[0]["name"])
     return f"{slug(cpu_model())}-{os.cpu_count()}-cores"
+
+
+def filed_under(folder: Path, own: str, backend: str) -> list[str]:
+    """Hardware ids that the benchmarks of a model are joined from: this host's `own`, or those found in `folder`.
+
+    A model whose back end is another machine's (MLX beside a Mac, torch on one) is not measured again here where that
+    machine's results came with the other half of the study.
+    """
+    found = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    native = "mlx" if sys.platform == "darwin" else "torch"
+    return [own] if own in found or not found or backend == native else found
 
 
 def slug(text: str) -> str:

@@ -122,8 +122,8 @@ def schemes(config: Config) -> list[Finding]:
     """For each scheme of the config whether it can run here, and why not."""
     found = []
     entries = [config.models[name] for name in config.benchmark.models]
-    targets = {("mlx" if e.backend == "mlx" else default_device(), e.dtype) for e in entries}
-    targets = sorted(targets or {(default_device(), "bfloat16")})
+    wanted = {("mlx" if e.backend == "mlx" else default_device(), e.dtype) for e in entries}
+    targets = sorted(wanted or {(default_device(), "bfloat16")})
     for name, scheme in config.schemes.items():
         reasons = [(device, unsupported(scheme, device, dtype)) for device, dtype in targets]
         unable = {device: reason for device, reason in reasons if reason}

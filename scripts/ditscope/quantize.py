@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +38,13 @@ from torchao.sparsity.sparse_api import SemiSparseWeightConfig, apply_fake_spars
 from ditscope.errors import InputError
 from ditscope.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
 from ditscope.plan import SCALE_BITS, load_plan, to_fqn_config, to_mlx
-from ditscope.settings import Scheme
+from ditscope.settings import Scheme, backends_of
 
 PURE: dict = {
     "set_inductor_config": False
 }  # torchao would tune the compiler for quantized models only, not for the base
 INTX = (IntxWeightOnlyConfig, Int8DynamicActivationIntxWeightConfig)
-LayerConfig = AOBaseConfig | MlxConfig
+LayerConfig: TypeAlias = AOBaseConfig | MlxConfig
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ class Kind:
     dtypes: tuple[str, ...] = ()  # weight types it starts from; (): any
     multiple: int = 1  # layers whose sides this does not divide stay in full precision
     never: str = ""  # why torchao cannot do it on any machine
-    backends: tuple[str, ...] = ("torch",)
 
 
 def intx(scheme: Scheme) -> torch.dtype:
@@ -82,7 +82,7 @@ def on_mlx(scheme: Scheme) -> MlxConfig:
 
 
 KINDS: dict[str, Kind] = {
-    "base": Kind(lambda s: None, backends=("torch", "mlx")),
+    "base": Kind(lambda s: None),
     "int8-weight-only": Kind(lambda s: Int8WeightOnlyConfig(granularity=by_group(s, PerRow()), **PURE)),
     "int8-dynamic": Kind(lambda s: Int8DynamicActivationInt8WeightConfig(**PURE)),
     "fp8-weight-only": Kind(lambda s: Float8WeightOnlyConfig(**PURE)),
@@ -118,8 +118,8 @@ KINDS: dict[str, Kind] = {
         lambda s: None,
         never="torchao has no int8 kernel for 2:4 sparse weights: only its fp8 config has a sparse layout",
     ),
-    "mlx-weight-only": Kind(on_mlx, backends=("mlx",)),
-    "plan": Kind(lambda s: None, backends=("torch", "mlx")),  # its configs are the plan file's: see `layer_configs`
+    "mlx-weight-only": Kind(on_mlx),
+    "plan": Kind(lambda s: None),  # its configs are the plan file's: see `layer_configs`
 }
 
 
@@ -129,8 +129,8 @@ def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
     if kind.never:
         return kind.never
     backend = "mlx" if device == "mlx" else "torch"
-    if backend not in kind.backends:
-        return f"{scheme.kind} needs a model with `backend: {kind.backends[0]}`; this one's is `{backend}`"
+    if backend not in (able := backends_of(scheme.kind)):
+        return f"{scheme.kind} needs a model with `backend: {able[0]}`; this one's is `{backend}`"
     if backend == "mlx":
         option = next((o for o in ("fuse_qkv", "compile_vae") if getattr(scheme, o)), "")
         return f"{option} is torch's; MLX runs the layers as they are" if option else ""

@@ -19,6 +19,9 @@ def setting(default: Any = MISSING, help: str = "", *, choices: tuple = (), conf
 # Registries: maps from a short name to one of these -----------------------------------------------------------------
 
 
+BACKENDS = ("torch", "mlx")
+
+
 @dataclass(frozen=True)
 class Model:
     """A generator (text to image) or a captioner (image to text): its weights and how it is run."""
@@ -27,7 +30,7 @@ class Model:
     source: str = setting(help="A diffusers / transformers folder, or a hub id")
     revision: str = setting("", "Commit of a hub id; required for one, so that results stay reproducible")
     backend: str = setting(
-        "torch", "What computes the transformer of flux and sd3; the rest is torch", choices=("torch", "mlx")
+        "torch", "What computes the transformer of flux and sd3; the rest is torch", choices=BACKENDS
     )
     dtype: str = setting("float32", "Type of weights and activations", choices=("float32", "bfloat16", "float16"))
     width: int = setting(1024, "Image width in pixels, a multiple of 16")
@@ -50,6 +53,11 @@ SCHEME_KINDS = (
     "fp8-dynamic-row", "fp8-dynamic-tensor", "int4-weight-only", "sparse-2-4", "sparse-2-4-fp8", "sparse-2-4-int8",
     "mlx-weight-only", "plan",
 )  # fmt: skip
+
+
+def backends_of(kind: str) -> tuple[str, ...]:
+    """The back ends that a kind of scheme runs on."""
+    return BACKENDS if kind in ("base", "plan") else ("mlx",) if kind.startswith("mlx-") else ("torch",)
 
 
 @dataclass(frozen=True)
@@ -427,7 +435,9 @@ class Config:
     """The whole study."""
 
     experiment: str = setting("demo", "Name of the study: its results are in results/<experiment>/")
-    backends: list[str] = setting(["torch"], "Back ends that `all` asks for")
+    backends: list[str] = setting(
+        ["torch"], "Back ends that `all` asks for: models on others are left out, until `snakemake mlx` makes them"
+    )
     staleness: str = setting(
         "code", "What makes results stale: the library's code, or only a new release", choices=("code", "release")
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ditscope.errors import InputError
 from ditscope.families.common import DTYPES
 from ditscope.mlx.network import build, inexpressible, load, read_weights, velocity
+from ditscope.mlx.observe import hooked, watched
 from ditscope.settings import Model
 
 MLX_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -37,8 +38,11 @@ class OnMlx(nn.Module):
     def run(self, x: Tensor, text: Tensor, pooled: Tensor, *times: Tensor) -> Tensor:
         """The prediction for latents `x` (batch, height, width, channels); `times` are timestep and guidance."""
         dtype = mx_dtype(self)
-        inputs = [to_mlx_array(t).astype(dtype) for t in (x, text, pooled)]
-        return to_torch(self.predict(*inputs, *map(to_mlx_array, times)), x)
+        inputs = [to_mlx_array(t).astype(dtype) for t in (x, text, pooled)] + [to_mlx_array(t) for t in times]
+        if not hooked(self):
+            return to_torch(self.predict(*inputs), x)
+        with watched(self, self.mmdit):  # not compiled: a traced layer is called once and for all
+            return to_torch(velocity(self.mmdit, *inputs), x)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Let MLX compile the whole transformer; its weights must not change after."""
