@@ -178,6 +178,24 @@ def test_quality_refuses_a_reference_made_with_other_settings(tiny, tmp_path):
         quality.quality([tiny("int8")], tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
 
 
+def test_reference_of_other_settings_is_refused_before_a_model_loads(tiny, tmp_path, monkeypatch):
+    reference = tiny("base", "reference", replace(SETTINGS, num_steps=2)).parent
+    loaded = []
+    load = stage.load_generator
+    monkeypatch.setattr(stage, "load_generator", lambda *a: loaded.append(a) or load(*a))
+    for key, settings in (
+        ("steps 2, this run has 5", replace(SETTINGS, num_steps=5)),
+        (r"guidance 0\.0, this run has 3\.0", replace(SETTINGS, num_steps=2, cfg_scale=3.0)),
+    ):
+        with pytest.raises(InputError, match=f"base-eager.parquet: the reference was made with {key}"):
+            tiny("int8", "other", settings, reference_dir=reference)
+    with pytest.raises(InputError, match="no run of the base scheme in eager mode to compare with"):
+        tiny("int8", "other", reference_dir=tmp_path / "nothing")
+    assert not loaded
+    tiny("int8", "other", replace(SETTINGS, num_steps=5, skip_metrics=True), reference_dir=reference)
+    assert loaded
+
+
 def test_reference_dir_judges_at_once_and_skip_metrics_makes_no_images(tiny, tmp_path):
     tiny("base", "reference")
     tiny("int8", "out", reference_dir=tmp_path / "reference")
@@ -341,13 +359,18 @@ def test_the_recommendation_follows_from_the_data():
     ).with_columns(*case, latency_p10_ms="latency_median_ms", latency_p90_ms="latency_median_ms")
     text = recommendation(table, timed, 0.05)
     memory, packed = text.split("Packed file")
-    assert "| 20.00 MB | `int8` | 1 % (1 % to 1 %) | within |" in memory and "`int3`" not in memory
-    assert "| 8.00 MB | `int3` | 20 % (20 % to 20 %) | beyond |" in packed and "| 30.00 MB" not in text
+    assert "| 20.00 MB | `int8` | 1 % (1 % to 1 %) | within | 1.25 |" in memory and "`int3`" not in memory
+    assert "| verdict | speed-up (eager, batch 1) |" in memory
+    assert "| 8.00 MB | `int3` | 20 % (20 % to 20 %) | beyond | 10.00 |" in packed and "| 30.00 MB" not in text
     assert "| 1 | `base`, full | 6 (6 to 6) | 1.00 |" in text, "the fastest of those within the bound"
     assert "`int3`, eager: its quality loss, 20 % (20 % to 20 %), is beyond 5 %; torchao only simulates" in text
     assert "`worse`, eager: slower than the base at every batch size (speed-up 0.50 at batch 1)" in text
     assert "`fp8`, eager: no GPU" in text and "`int8`, eager, batch 4: OOM" in text
     assert "Compilation alone, without quantization, loses full 0.1 %." in text and "are few" not in text
+    slow = timed.with_columns(speedup=pl.when(scheme="int8").then(0.5).otherwise("speedup"))
+    text = recommendation(table, slow, 0.05)
+    assert "| 20.00 MB | `int8` | 1 % (1 % to 1 %) | within | 0.50 |" in text and "- `int8`, eager: slower" not in text
+    assert "`worse`, eager: slower than the base" in text, "another is smaller and better"
 
 
 def test_ratios_stay_within_a_compile_state_and_a_host():
@@ -402,6 +425,8 @@ def test_bad_choices_are_refused_before_anything_loads(tiny):
         tiny("int88")
     with pytest.raises(InputError, match="did you mean `full`"):
         tiny("base", compile="ful")
+    with pytest.raises(InputError, match="kid_subset_size: 99 is more than the 3 images of benchmark.num_images"):
+        tiny("base", settings=replace(SETTINGS, kid_subset_size=99))
 
 
 @pytest.mark.parametrize(

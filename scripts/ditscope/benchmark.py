@@ -7,6 +7,7 @@ reset, timed runs. What the machine cannot run is a row with the reason.
 import hashlib
 import logging
 import os
+import sys
 import time
 from dataclasses import replace
 from importlib import import_module
@@ -40,7 +41,7 @@ from ditscope.quantize import (
 )
 from ditscope.settings import COMPILE_STATES, Benchmark, Embedder, Model, Scheme
 from ditscope.shards import Sample, write_tar
-from ditscope.tables import write_table
+from ditscope.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,14 @@ def benchmark(
             f"benchmark.num_images: {settings.num_images}, but {', '.join(map(str, prompts))} hold {len(runs)} runs; "
             "add prompts or seeds, or ask for fewer images"
         )
+    if settings.kid_subset_size > settings.num_images and not settings.skip_metrics:
+        raise InputError(
+            f"benchmark.kid_subset_size: {settings.kid_subset_size} is more than the {settings.num_images} images of "
+            "benchmark.num_images; make it smaller, or num_images larger"
+        )
+    its_own = label(scheme) == "base" and compile == "eager"
+    if reference_dir and not (its_own or settings.skip_metrics):
+        check_reference(reference_dir, name, model)
     hardware = hardware_id() if settings.hardware == "auto" else settings.hardware
     identity = {"model": name, "hardware": hardware, "scheme": config, "kind": label(scheme), "compile": compile}
 
@@ -119,7 +128,9 @@ def benchmark(
     if ran and not settings.skip_metrics:
         name_of_run = config if compile == "eager" else f"{config}-{compile}"
         samples = generate_images(generator, runs[: settings.num_images], max(ran), name_of_run)
-        grown = noise_growth(generator, settings, max(ran))
+        # Compiled, another batch size would be compiled anew; eager, a batch that is filled up would be waste.
+        batch = min(max(ran), settings.flat_field_seeds) if compile == "eager" else max(ran)
+        grown = noise_growth(generator, settings, batch)
 
     made |= {
         "stored_bytes": stored_bytes(transformer) if not reason else None,
@@ -143,6 +154,21 @@ def benchmark(
         quality = import_module("ditscope.quality").quality
         tables = [Path(f"{stem}.parquet"), *sorted(reference_dir.glob("*-eager.parquet"))]
         quality(list(dict.fromkeys(tables)), output_dir / "quality.parquet", embedders, settings)
+
+
+def check_reference(folder: Path, name: str, model: Model) -> None:
+    """Refuse a reference of another model, size, step count or guidance: metrics would measure that difference."""
+    tables = {file: read_table(file, "benchmark.run").row(0, named=True) for file in folder.glob("*-eager.parquet")}
+    base = next((file for file, run in tables.items() if run["kind"] == "base"), None)
+    if base is None:
+        raise InputError(f"{folder}: no run of the base scheme in eager mode to compare with; benchmark it first")
+    keys = ("steps", "guidance", "width", "height")
+    for key, wanted in {"model": name, **{key: getattr(model, key) for key in keys}}.items():
+        if (made := tables[base][key]) != wanted:
+            raise InputError(
+                f"{base}: the reference was made with {key} {made}, this run has {wanted}; use the same settings, or "
+                "--skip-metrics"
+            )
 
 
 def requested(model: Model, settings: Benchmark) -> Model:
@@ -208,7 +234,8 @@ def generate_images(generator: Generator, runs: list[dict], batch: int, label: s
             bar.update(len(rows))
             each = (time.perf_counter() - began) / len(samples)
             peak = peaks()
-            memory = (peak["reserved_bytes"] or peak["rss_bytes"] or 0) / 1e9
+            memory = (peak["reserved_bytes"] or peak["mlx_bytes"] or peak["rss_bytes"] or 0) / 1e9
             eta = f"{each * (len(runs) - len(samples)):.0f}s"
-            bar.set_postfix({"s/img": f"{each:.2f}", "ETA": eta, "memory_GB": f"{memory:.2f}"})
+            kind = "metal_GB" if peak["mlx_bytes"] and sys.platform == "darwin" else "memory_GB"
+            bar.set_postfix({"s/img": f"{each:.2f}", "ETA": eta, kind: f"{memory:.2f}"})
     return samples

@@ -6,6 +6,7 @@ guidance, else (1, T, D), `pooled_conditioning` (likewise), `step_index`; option
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ import numpy as np
 
 from ditscope.errors import UNREADABLE, InputError, line
 from ditscope.prompts import Prompt
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = "1"
 # Every key with the names that it is accepted under; arr_0 ... arr_5 come from np.savez with positional arguments.
@@ -245,6 +248,7 @@ def validate_calibration(folder: Path, model: str = "", num_steps: int = 0) -> C
     check_made_with(folder, found, model, num_steps)
     for reference in found.samples:
         read_sample(reference)
+    log.info("%s: %d images of %d steps, nothing wrong", folder, len(found.images()), found.num_steps)
     return found
 
 

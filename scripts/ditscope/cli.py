@@ -24,6 +24,10 @@ COMMANDS = {
     "blocks": ("blocks:blocks", "describe what each block of captured generations does"),
     "ablate": ("ablate:ablate", "leave out one block at a time and measure what becomes of the picture"),
     "calibrate": ("calibrate:calibrate", "record the transformer's inputs along sampling trajectories"),
+    "check-calibration": (
+        "calibration_set:validate_calibration",
+        "read a whole calibration set and name the first thing that is wrong with it",
+    ),
     "sensitivity": ("sensitivity:sensitivity", "quantize one layer at a time and measure the change of the velocity"),
     "plan": ("plan:plan", "choose bits for every layer under a size budget"),
     "trajectories": ("trajectories:trajectories", "follow runs around a network of generators and captioners"),

@@ -5,6 +5,7 @@ can one whose output autograd does not connect with the layer's (the key project
 layers of later blocks).
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,7 +68,10 @@ class Recording:
         outputs |= {module: self.outputs[module] for module in untouched if module in self.outputs}
         if done:
             outputs |= dict.fromkeys(done, self.outputs[done[-1]])
-        forwards = {id(output): constant(output, self.batch, copies) for output in outputs.values()}
+        users = Counter(id(output) for output in outputs.values())
+        forwards = {
+            id(output): constant(output, self.batch, copies, users[id(output)] > 1) for output in outputs.values()
+        }
         return {module: forwards[id(output)] for module, output in outputs.items()}
 
 
@@ -155,9 +159,16 @@ def ancestors(node: Any, marks: dict[Any, nn.Module], above: dict[Any, set[nn.Mo
     return above[node]
 
 
-def constant(output: Any, batch: int, copies: int) -> Forward:
-    """A forward that ignores its inputs and returns `copies` copies of a recorded output, made at its first call."""
-    made = cache(lambda: repeat(output, batch, copies))
+def constant(output: Any, batch: int, copies: int, shared: bool) -> Forward:
+    """A forward that ignores its inputs and returns `copies` copies of a recorded output.
+
+    What several modules share is made once and held; the rest is made when it is called for, and held by nobody here.
+    """
+
+    def make() -> Any:
+        return repeat(output, batch, copies)
+
+    made = cache(make) if shared else make
     return lambda *args, **kwargs: made()
 
 
@@ -177,13 +188,17 @@ def variants(layer: nn.Module, weights: Sequence[Tensor], batch: int) -> Forward
 
     def forward(x: Tensor) -> Tensor:
         rows = x.unflatten(0, (-1, len(weights), batch))
-        weight, outputs = layer.weight.data, []
+        weight, outputs = layer.weight.data, None
         try:
             for i, changed in enumerate(weights):
                 layer.weight.data = changed
-                outputs.append(own(rows[:, i].flatten(0, 1)).unflatten(0, (-1, batch)))
+                output = own(rows[:, i].flatten(0, 1)).unflatten(0, (-1, batch))
+                if outputs is None:  # written in place: a list and then a stack of it would take twice the memory
+                    outputs = output.new_empty(len(output), len(weights), *output.shape[1:])
+                outputs[:, i] = output
         finally:
             layer.weight.data = weight
-        return torch.stack(outputs, dim=1).flatten(0, 2)
+        assert outputs is not None
+        return outputs.flatten(0, 2)
 
     return forward

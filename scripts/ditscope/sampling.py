@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ditscope.errors import InputError
 from ditscope.families.common import DTYPES, Conditioning
@@ -89,7 +90,8 @@ def sample(
     try:
         for observer in observers:
             observer.start(model, sigmas, cond, guidance)
-        for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        pairs = list(pairwise(sigmas))
+        for index, (sigma, sigma_next) in enumerate(tqdm(pairs, desc="steps", unit="step", leave=False, disable=None)):
             for observer in observers:
                 observer.before(index, x)
             v = model.family.velocity(model.pipe, x, sigma, cond, guidance)

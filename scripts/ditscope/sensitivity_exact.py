@@ -14,6 +14,8 @@ from ditscope.replay import dependencies, record, replaced, variants
 from ditscope.sensitivity_table import layer_kind
 from ditscope.settings import Sensitivity
 
+CACHED_SHARE = 0.25  # quantized weights that are kept, as a share of the transformer's own bytes
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -98,7 +100,19 @@ def score_layers(
         layer.module: [m for m in keep if m in network.depends and layer.module not in network.depends[m]]
         for layer in mine
     }
-    changed: dict[tuple[str, int], Tensor] = {}
+    changed: dict[tuple[str, int], Tensor] = {}  # kept from one batch to the next, as far as the room reaches
+    room = sum(p.nbytes for p in model.pipe.transformer.parameters()) * CACHED_SHARE
+
+    def weight_of(layer: Layer, width: int) -> Tensor:
+        nonlocal room
+        found = changed.get((layer.name, width))
+        if found is None:
+            found = quantized(layer.module, settings, width)
+            if found.nbytes <= room:
+                room -= found.nbytes
+                changed[layer.name, width] = found
+        return found
+
     rows = []
     for batch in samples:
         run = batch.velocity
@@ -106,10 +120,7 @@ def score_layers(
         for layer in mine:
             wanted = settings.bits if only is None else only[layer.name]
             for bits in chunks(wanted, settings.batch_size // len(batch.x)):
-                for width in bits:
-                    if (layer.name, width) not in changed:
-                        changed[layer.name, width] = quantized(layer.module, settings, width)
-                weights = [changed[layer.name, width] for width in bits]
+                weights = [weight_of(layer, width) for width in bits]
                 forwards = recording.replay(layer.module, blocks, len(bits), untouched[layer.module])
                 with replaced(forwards | {layer.module: variants(layer.module, weights, len(batch.x))}):
                     outputs = batch.velocity(model, len(bits)).chunk(len(bits))

@@ -31,6 +31,7 @@ FIGURES = {
         Figure("ablation-effects", ("ablate",), "Captures"),
         Figure("activation-range", ("calibrate",), "Quantization"),
         Figure("sensitivity-heatmap", ("sensitivity",), "Quantization"),
+        Figure("image-sensitivity", ("sensitivity",), "Quantization"),
         Figure("sensitivity-ranking", ("sensitivity",), "Quantization"),
         Figure("bit-plan", ("plan",), "Quantization"),
         Figure("benchmark-quality", ("benchmark",), "Quantization"),

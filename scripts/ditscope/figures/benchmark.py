@@ -17,6 +17,7 @@ from ditscope.tables import concat_tables, read_table
 STATES = {"eager": ("o", COLOURS[0]), "regional": ("s", COLOURS[2]), "full": ("^", COLOURS[1])}
 STRIP_IMAGES = 3  # pictures of each scheme, each with its difference from the base
 GAIN = 8  # differences are drawn this many times brighter
+SLANT, NAME_SIZE, NAME_HEIGHT = 35, 6, 8.5  # of names on a front: degrees, points, points with the space between
 LEAST_LOSS = 1e-5  # where a loss of zero stands on a logarithmic axis
 
 
@@ -73,23 +74,28 @@ def pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
     ]  # fmt: skip
     models = points.select("model", "hardware").unique(maintain_order=True).rows()
     figure, axes = grid(2 * len(models), 2, width=8.5, height=6.4 * len(models), sharey=True)
+    fronts: list[tuple[Axes, str, list[dict]]] = []
     for number, (model, hardware) in enumerate(models):
         mine = points.filter(model=model, hardware=hardware)
         panels = axes[2 * number : 2 * number + 2].flat
         for axis, (column, title, simulated) in zip(panels, axes_of, strict=True):
             shown = mine.drop_nulls(column)
-            scatter(axis, shown if simulated else shown.filter(~pl.col("simulated")), column)
+            front = scatter(axis, shown if simulated else shown.filter(~pl.col("simulated")), column)
+            fronts.append((axis, column, front))
             axis.set_xlabel(title)
             axis.set_title(f"{model}, {hardware}", fontsize=7)
         for row in axes[2 * number : 2 * number + 2]:
             row[0].set_ylabel("quality loss")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=6)
+    figure.draw_without_rendering()  # places the panels: names are placed by distances on paper
+    for axis, column, front in fronts:
+        name_front(axis, [(row[column], row["loss"]) for row in front], [row["scheme"] for row in front])
     return figure, points
 
 
-def scatter(axis: Axes, table: pl.DataFrame, column: str) -> None:
-    """Points of one panel with intervals, names and the front that no other point is left of and below."""
+def scatter(axis: Axes, table: pl.DataFrame, column: str) -> list[dict]:
+    """Points of one panel with intervals, and the front that no other point is left of and below, which is returned."""
     axis.set_yscale("log")
     axis.axhline(
         table["quality_bound"][0] if len(table) else 0.05,
@@ -113,15 +119,32 @@ def scatter(axis: Axes, table: pl.DataFrame, column: str) -> None:
     axis.plot(
         [r[column] for r in front], [r["loss"] for r in front], color=COLOURS[6], linewidth=0.8, zorder=0, label="front"
     )
-    for row in front:
-        axis.annotate(
-            row["scheme"], (row[column], row["loss"]), xytext=(-3, -3), textcoords="offset points", fontsize=5.5,
-            rotation=35, rotation_mode="anchor", ha="right", va="top",  # left of and below the front there is nothing
-        )  # fmt: skip
     axis.margins(x=0.25, y=0.15)
     if column.endswith("_mb") and column != "peak_mb" and len(table):  # sizes spread over powers of two
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
+    return front
+
+
+def name_front(axis: Axes, points: list[tuple[float, float]], names: list[str]) -> None:
+    """Name the points of a front from left to right; left of and below it there is nothing to hide.
+
+    A name that would overlap the one before it moves on, across the direction of writing, and a line leads to it.
+    """
+    if not points:
+        return
+    cos, sin = np.cos(np.radians(SLANT)), np.sin(np.radians(SLANT))
+    on_paper = axis.transData.transform(points) * 72 / axis.get_figure().dpi
+    across = on_paper @ (-sin, cos)  # falls along a front, so that only neighbours can overlap
+    lowest = float("inf")
+    for name, point, place in zip(names, points, across, strict=True):
+        lowest = min(place, lowest - NAME_HEIGHT)
+        moved = place - lowest
+        axis.annotate(
+            name, point, xytext=(-3 + moved * sin, -3 - moved * cos), textcoords="offset points", fontsize=NAME_SIZE,
+            rotation=SLANT, rotation_mode="anchor", ha="right", va="top", in_layout=False,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "shrinkA": 0, "shrinkB": 1} if moved > 1 else None,
+        )  # fmt: skip
 
 
 def pareto_points(files: Files) -> pl.DataFrame:

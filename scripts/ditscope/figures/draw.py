@@ -23,6 +23,7 @@ FUNCTIONS: dict[str, Callable[[Files], tuple[Canvas, pl.DataFrame]]] = {
     "ablation-effects": blocks.ablation_effects,
     "activation-range": quantization.activation_range,
     "sensitivity-heatmap": quantization.sensitivity_heatmap,
+    "image-sensitivity": quantization.image_heatmap,
     "sensitivity-ranking": quantization.sensitivity_ranking,
     "bit-plan": quantization.bit_plan,
     "benchmark-quality": benchmark.quality,

@@ -42,13 +42,23 @@ def activation_range(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 
 def sensitivity_heatmap(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Relative L2 error by layer in network order (down) and bits (across); a row of panels for each model."""
-    table = concat_tables(named(files, "sensitivity", "sensitivity.parquet"), "sensitivity").filter(
-        metric="relative_l2"
-    )
+    """Relative L2 error of the velocity by layer in network order (down) and bits (across)."""
+    return heatmap(files, "relative_l2", "relative L2 error of the velocity")
+
+
+def image_heatmap(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Change of the finished image by layer in network order (down) and bits (across)."""
+    return heatmap(files, "image_rms", "root mean square change of the image, whose values are 0 to 1")
+
+
+def heatmap(files: Files, metric: str, label: str) -> tuple[Canvas, pl.DataFrame]:
+    """One metric of the table `sensitivity`: a row of panels, one a bucket, for each model that has it."""
+    table = concat_tables(named(files, "sensitivity", "sensitivity.parquet"), "sensitivity").filter(metric=metric)
     models = table["model"].unique(maintain_order=True).to_list()
     rows = [table.filter(model=model)["layer"].n_unique() for model in models]
     figure = Canvas(figsize=(7, 1 + 0.1 * sum(rows)))
+    if not models:
+        return figure, table
     axes = figure.subplots(len(models), len(BUCKETS), squeeze=False, gridspec_kw={"height_ratios": rows})
     positive = table.filter(pl.col("value") > 0)["value"]
     norm = LogNorm(positive.min(), positive.max()) if len(positive) else None
@@ -65,7 +75,7 @@ def sensitivity_heatmap(files: Files) -> tuple[Canvas, pl.DataFrame]:
             axis.set_xticks(range(len(bits)), bits)
             axis.set_xlabel("bits")
             axis.set_yticks(range(len(layers)), layers.to_list() if bucket == BUCKETS[0] else [], fontsize=4.5)
-    figure.colorbar(image, ax=axes, label="relative L2 error of the velocity", shrink=0.4)
+    figure.colorbar(image, ax=axes, label=label, shrink=0.4)
     return figure, table
 
 
@@ -125,7 +135,7 @@ def bit_plan(files: Files) -> tuple[Canvas, pl.DataFrame]:
             right.plot(uniform["nominal_bytes"] / 1e6, uniform["predicted"], "x", color=COLOURS[6], label=label)
         right.set_yscale("log")
         right.set_xlabel("nominal MB")
-        right.set_ylabel("predicted error (noise / signal)")
+        right.set_ylabel(f"predicted error power ({plan['metric']})")
         right.legend()
         for layer, width in plan["layers"].items():
             records.append({"model": plan["model"], "budget": plan["budget"], "layer": layer, "bits": width})
