@@ -4,8 +4,9 @@ python perf/capture.py [repeats]
 
 The plain way keeps every block's output in lists and calls `torch.save` once at the end. All ways sample the same
 noise in one process, in turn, each ending with its bytes on the disk (fsync). Decoding, of blocks and of the
-image, is in none. Memory is the peak of the resident set in a process of its own, above what it was after one step of
-sampling without capture (Linux).
+image, is in none. Processor seconds are those of all threads, the work that is added whoever else is on the machine;
+read them with OMP_NUM_THREADS=1, since OpenMP's threads wait by spinning. Memory is the peak of the resident set in a
+process of its own, above what it was after one step of sampling without capture (Linux).
 """
 
 import os
@@ -103,29 +104,36 @@ def ways(model: Generator, cond: Conditioning, shape: tuple[int, int, int]) -> d
     }
 
 
-def measure(way: Way, steps: int, folder: Path) -> tuple[float, int]:
-    """Seconds of one run, and the bytes that it leaves on the disk."""
+def measure(way: Way, steps: int, folder: Path) -> tuple[float, float, int]:
+    """Seconds of one run, its processor seconds on all cores, and the bytes that it leaves on the disk."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         way(Path(out), steps)
-        seconds = time.perf_counter() - began
-        return seconds, sum(f.stat().st_size for f in Path(out).iterdir())
+        seconds, busy = time.perf_counter() - began, time.process_time() - worked
+        return seconds, busy, sum(f.stat().st_size for f in Path(out).iterdir())
 
 
 def compare(name: str, found: dict[str, Way], steps: int, repeats: int, folder: Path) -> None:
     """Time all ways in turn, `repeats` times: ratios of the fastest runs, and the median of the turns' ratios."""
     seconds: dict[str, list[float]] = {way: [] for way in found}
+    busy: dict[str, list[float]] = {way: [] for way in found}
     left = {}
     for turn in range(repeats + 1):  # the first warms up
         for way, function in found.items():
-            time_s, left[way] = measure(function, steps, folder)
+            time_s, busy_s, left[way] = measure(function, steps, folder)
             if turn:
                 seconds[way].append(time_s)
+                busy[way].append(busy_s)
     for way, times in seconds.items():
-        ratios = [time_s / alone for time_s, alone in zip(times, seconds["without"], strict=True)]
         fastest = min(times) / min(seconds["without"])
-        print(f"| {name} | {way} | {min(times):.3f} | {fastest:.2f} | {statistics.median(ratios):.2f} ", end="")
-        print(f"| {left[way] / 1e6:.1f} |", flush=True)
+        turns, processor = (ratio_of_turns(of[way], of["without"]) for of in (seconds, busy))
+        print(f"| {name} | {way} | {min(times):.3f} | {fastest:.2f} | {turns:.2f} ", end="")
+        print(f"| {processor:.2f} | {left[way] / 1e6:.1f} |", flush=True)
+
+
+def ratio_of_turns(times: list[float], alone: list[float]) -> float:
+    """The median over turns of a way's seconds over those without capture."""
+    return statistics.median(a / b for a, b in zip(times, alone, strict=True))
 
 
 def peak(way: str, steps: int) -> float:
@@ -151,7 +159,10 @@ def main(repeats: int = 5) -> None:
     print(
         f"{torch.get_num_threads()} threads of {os.cpu_count()} cores; fastest of {repeats} turns on the wide model\n"
     )
-    print("| model | way | seconds | over without, fastest | median turn | MB on disk |\n|---|---|---|---|---|---|")
+    print(
+        "| model | way | seconds | over without, fastest | median turn | processor seconds, median turn | MB on disk |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for name in ("shapes-flux", "shapes-sd3"):
         compare(f"{name}, 8 steps", ways(*shipped(name), (8, 16, 16)), 8, 4 * repeats, FOLDER)
     compare("width 1024, 3 steps", ways(*wide(), WIDE_SHAPE), 3, repeats, FOLDER)

@@ -747,6 +747,9 @@ def test_stage_layout_restart_and_rerun(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         capture(output_dir=tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(stage, "load_placed", lambda *_, **__: exec("raise MemoryError"))
+        capture(output_dir=tmp_path / "out", **arguments)
     capture(output_dir=tmp_path / "out", **arguments)
     assert len(captured) == 3  # the finished generation was not sampled again
     assert [read_metadata(g)["prompt_id"] for g in captures_in(tmp_path / "out")] == ["a", "b"]
@@ -754,6 +757,12 @@ def test_stage_layout_restart_and_rerun(tmp_path, monkeypatch):
     capture(output_dir=tmp_path / "again", **arguments)
     first, second = (contents(tmp_path / name) for name in ("out", "again"))
     assert first == second and len(first) == 2 * (1 + 1 + 1 + 2 + 4)
+
+
+def test_a_refused_capture_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match="more than max_bytes 1,000"):
+        capture("shapes-flux", SHAPES_FLUX, tmp_path / "out", prompt="a ring", settings=CaptureSet(max_bytes=1000))
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_one_prompt_from_the_command_line(tmp_path):

@@ -66,33 +66,36 @@ def capture(
     blocks, steps = selection(name, entry, settings)
     root = partial or writable(output_dir) / ".partial"
     parts = unfinished(root, output_dir, {"model": entry, "runs": runs, "settings": settings})
-    loaded = load_placed(name, entry, offload=settings.offload, multi_gpu=settings.multi_gpu)
     records: dict[str, dict] = {}
-    for run in runs:
-        record = describe(loaded, run)
-        gid = generation_id(record["request_hash"])
-        first = records.setdefault(gid, record)
-        if first["request_hash"] != record["request_hash"]:
-            both = f"{first['prompt_id']} and {record['prompt_id']}"
-            raise InputError(f"prompts {both} share the generation id {gid}; capture them apart")
-    for position, (gid, record) in enumerate(records.items()):
-        if (parts / gid).exists():
-            log.info("%s: generation %s is already captured", name, gid)
-            continue
-        log.info("%s: generation %s: %s (seed %d)", name, gid, record["prompt"], record["seed"])
-        folder = parts / f"{gid}.unfinished"
-        shutil.rmtree(folder, ignore_errors=True)
-        record |= {"generation_id": gid, "position": position}
-        capture_run(loaded, record, folder, blocks, steps, settings, len(records))
-        os.replace(folder, parts / gid)
-    writable(output_dir)
-    for gid in records:
-        shutil.rmtree(output_dir / gid, ignore_errors=True)
-        shutil.move(parts / gid, output_dir / gid)
-    publish(parts)
-    if partial is None:
-        with suppress(OSError):  # unfinished runs of another call may be in it
-            root.rmdir()
+    try:
+        loaded = load_placed(name, entry, offload=settings.offload, multi_gpu=settings.multi_gpu)
+        for run in runs:
+            record = describe(loaded, run)
+            gid = generation_id(record["request_hash"])
+            first = records.setdefault(gid, record)
+            if first["request_hash"] != record["request_hash"]:
+                both = f"{first['prompt_id']} and {record['prompt_id']}"
+                raise InputError(f"prompts {both} share the generation id {gid}; capture them apart")
+        for position, (gid, record) in enumerate(records.items()):
+            if (parts / gid).exists():
+                log.info("%s: generation %s is already captured", name, gid)
+                continue
+            log.info("%s: generation %s: %s (seed %d)", name, gid, record["prompt"], record["seed"])
+            folder = parts / f"{gid}.unfinished"
+            shutil.rmtree(folder, ignore_errors=True)
+            record |= {"generation_id": gid, "position": position}
+            capture_run(loaded, record, folder, blocks, steps, settings, len(records))
+            os.replace(folder, parts / gid)
+        writable(output_dir)
+        for gid in records:
+            shutil.rmtree(output_dir / gid, ignore_errors=True)
+            shutil.move(parts / gid, output_dir / gid)
+    finally:
+        if not any(part.is_dir() and part.suffix != ".unfinished" for part in parts.iterdir()):  # nothing to resume at
+            publish(parts)
+            if partial is None:
+                with suppress(OSError):  # unfinished runs of another call may be in it
+                    root.rmdir()
 
 
 def read_captured_runs(prompt: str, prompts: list[Path] | None, negative: str, seed: int, limit: int) -> list[dict]:

@@ -1,9 +1,10 @@
 """Noise on a flat field by step count: quantization noise that adds up over the steps shows there first."""
 
+from statistics import NormalDist
+
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
-from scipy.stats import norm
 
 from ditscope.models import Generator
 from ditscope.sampling import encode_prompts, noise_of, sample, still
@@ -13,7 +14,10 @@ SIGMA = 2.0  # of the blur, in pixels
 
 
 def noise_growth(generator: Generator, settings: Benchmark, batch: int) -> list[dict]:
-    """Pixel noise of pictures of a flat field: rows of steps, seed, noise (in 1/255); all batches of one size."""
+    """Pixel noise of pictures of a flat field: rows of steps, seed, noise (in 1/255).
+
+    All batches are of the size `batch`, the last one filled up: another size would be compiled anew.
+    """
     seeds = list(range(settings.flat_field_seeds))
     cond = encode_prompts(generator, [settings.flat_field_prompt] * batch, [""] * batch)
     rows = []
@@ -43,4 +47,4 @@ def flat_noise(image: np.ndarray) -> float:
     impulse[16, 16] = 1
     kept = np.linalg.norm(impulse - gaussian_filter(impulse, SIGMA))  # what the filter leaves of white noise
     deviation = np.median(np.abs(residual - np.median(residual)))
-    return float(deviation / norm.ppf(0.75) / kept)
+    return float(deviation / NormalDist().inv_cdf(0.75) / kept)

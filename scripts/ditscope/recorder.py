@@ -23,7 +23,7 @@ from ditscope.settings import CaptureSet
 CHUNK_BYTES = 4_000_000  # less is handed over together, small steps too: waking a thread costs more than writing it
 Chunk = dict[StepFile, dict[str, tuple[Tensor, Any]]]  # tensors of each file, each with the event of its copy
 FLUSH_BYTES = 64_000_000  # small files are flushed together: each flush waits for the disk
-FLUSHED_TOGETHER = 8  # side by side their waits are one: a file system commits all that wait for it at once
+FLUSHED_TOGETHER = 4  # side by side their waits are one: a file system commits all that wait for it at once
 
 
 class Recorder(Observer):
