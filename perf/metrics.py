@@ -7,6 +7,7 @@ Score, precision and recall of each scheme against one reference. Both keep what
 with empty caches, the second finds them full. One process, two threads; the values must agree to 1e-6.
 """
 
+import os
 import shutil
 import sys
 import tempfile
@@ -53,7 +54,8 @@ def pictures(folder: Path, count: int, noise: float) -> Path:
 
 def ours(folders: list[Path], extractor: Extractor, classes: list[str], cache: Path) -> list[dict[str, float]]:
     """Metrics of every folder against the first, as the quality stage computes them."""
-    sets = [features_of([p.read_bytes() for p in sorted(f.iterdir())], extractor, cache) for f in folders]
+    read = [[Path(f, name).read_bytes() for name in sorted(os.listdir(f))] for f in folders]
+    sets = [features_of(pngs, extractor, cache) for pngs in read]
     rows = text_rows(classes, extractor, cache)
     found = []
     for mine in sets[1:]:

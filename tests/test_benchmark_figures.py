@@ -5,6 +5,8 @@ import io
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
 
 from ditscope.figures import benchmark as figures
 from ditscope.shards import png_bytes, write_tar
@@ -118,3 +120,39 @@ def test_nothing_measured_is_a_note_and_every_figure_can_be_drawn(files, draw):
     figure, data = getattr(figures, draw)(files)
     assert data.is_empty() and len(figure.axes) == 0 and figure.texts
     figure.savefig(io.BytesIO(), format="png", dpi=40)
+
+
+def slanted_boxes(axis):
+    """Left, right, bottom and top of each name in pixels, in a frame turned by its slant."""
+    renderer = axis.get_figure().canvas.get_renderer()
+    boxes = []
+    for text in axis.texts:
+        angle = np.radians(text.get_rotation())
+        x, y = axis.transData.transform(text.xy) + np.array(text.xyann) * axis.get_figure().dpi / 72
+        text.set_rotation(0)
+        box = text.get_window_extent(renderer)
+        text.set_rotation(np.degrees(angle))
+        right, top = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        boxes.append((right - box.width, right, top - box.height, top))
+    return boxes
+
+
+def overlaps(boxes):
+    pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    return [(a, b) for a, b in pairs if a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]]
+
+
+def test_names_on_a_crowded_front_do_not_overlap(monkeypatch):
+    sizes = [1.0, 1.4, 1.41, 1.42, 2.0, 2.01, 2.6, 2.7, 2.8, 9.0]
+    points = [(size, 0.3 / 2**number) for number, size in enumerate(sizes)]
+    points[7:9] = [(2.7, points[6][1] * 0.99), (2.8, points[6][1] * 0.98)]
+    found = {}
+    for height in (0, figures.NAME_HEIGHT):
+        monkeypatch.setattr(figures, "NAME_HEIGHT", height)
+        figure = FigureCanvasAgg(Canvas(figsize=(4, 3))).figure
+        axis = figure.subplots()
+        axis.loglog(*zip(*points, strict=True))
+        figure.draw_without_rendering()
+        figures.name_front(axis, points, [f"scheme-{size}" for size in sizes])
+        found[height] = overlaps(slanted_boxes(axis))
+    assert found[0] and not found[figures.NAME_HEIGHT]

@@ -21,7 +21,7 @@ from ditscope.settings import COMPILE_STATES, Config, Model
 GB = 1e9
 LEAST_PYTHON, LEAST_CUDA = (3, 10), (12, 2)
 LEAST_GPU_BYTES, LEAST_DISK_BYTES = 16 * GB, 20 * GB  # FLUX in 8 bit; its download
-MORE_PACKAGES = ("safetensors", "torch-fidelity", "mlx", "snakemake")
+MORE_PACKAGES = ("safetensors", "torch-fidelity", "snakemake")
 
 
 @dataclass(frozen=True)
