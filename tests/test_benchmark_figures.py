@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
+from matplotlib.text import Text
 
 from ditscope.figures import benchmark as figures
 from ditscope.shards import png_bytes, write_tar
@@ -130,7 +131,7 @@ def slanted_boxes(axis):
         angle = np.radians(text.get_rotation())
         x, y = axis.transData.transform(text.xy) + np.array(text.xyann) * axis.get_figure().dpi / 72
         text.set_rotation(0)
-        box = text.get_window_extent(renderer)
+        box = Text.get_window_extent(text, renderer)  # an annotation's own would hold its line as well
         text.set_rotation(np.degrees(angle))
         right, top = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
         boxes.append((right - box.width, right, top - box.height, top))

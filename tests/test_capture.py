@@ -26,7 +26,7 @@ from polars.testing import assert_frame_equal
 from safetensors.torch import load_file
 
 from ditscope import capture as stage
-from ditscope import placement
+from ditscope import capture_statistics, placement
 from ditscope import recorder as recorder_module
 from ditscope.capture import capture, capture_run, read_out
 from ditscope.capture_check import verify
@@ -400,7 +400,9 @@ def test_pooled_statistics_match_float64():
         np.testing.assert_allclose(row, expected, rtol=1e-5)
 
 
-def test_streams_pooled_together_are_those_pooled_alone():
+@pytest.mark.parametrize(("limit", "order"), [(120, (0, 2, 3, 1)), (119, (0, 1, 2, 3))])
+def test_streams_pooled_together_are_those_pooled_alone(limit, order, monkeypatch):
+    monkeypatch.setattr(capture_statistics, "TOGETHER_BYTES", limit)  # a stream of (2, 5, 3) takes 120 bytes
     draw = torch.Generator().manual_seed(4)
     shapes = [(2, 5, 3), (2, 4, 3), (2, 5, 3), (2, 5, 3)]
     streams = [(i, f"single_block_{i}", "img", torch.randn(shape, generator=draw)) for i, shape in enumerate(shapes)]
@@ -409,7 +411,7 @@ def test_streams_pooled_together_are_those_pooled_alone():
         for pooled in pool_streams(streams)
         for stream, values, norms in zip(pooled.streams, pooled.values, pooled.norms, strict=True)
     }
-    assert list(found) == [(i, f"single_block_{i}") for i in (0, 2, 3, 1)]
+    assert list(found) == [(i, f"single_block_{i}") for i in order]
     for step, block, _, tokens in streams:
         torch.testing.assert_close(found[step, block], pool(tokens), rtol=1e-6, atol=1e-7)
 

@@ -6,6 +6,7 @@ from ditscope import cli
 from ditscope.estimate import estimate_table, parse_job_stats
 from ditscope.identity import derived_seed, generation_id, request_hash
 from ditscope.progress import markdown, write_plan
+from ditscope.settings import Model
 
 
 def test_help_lists_every_command(capsys):
@@ -40,6 +41,27 @@ def test_bad_input_is_one_line(capsys):
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "`shapes-flx`" in message and "did you mean `shapes-flux`?" in message
+
+
+def test_the_model_may_be_left_out_where_the_stage_lists_models(tmp_path, capsys, monkeypatch):
+    seen = []
+
+    def capture(name: str, model: Model, prompt: str = "") -> None:
+        seen.append((name, model.family, prompt))
+
+    monkeypatch.setattr(cli, "function_of", lambda target: capture)
+    overlay = tmp_path / "other.yaml"
+    overlay.write_text("capture: {models: [shapes-sd3]}\n")
+    assert cli.main(["capture", "--prompt", "a ring"]) == 0
+    assert cli.main(["capture", "--prompt", "a ring", "--configfile", str(overlay)]) == 0
+    assert cli.main(["capture", "--prompt", "a ring", "--model", "shapes-sd3"]) == 0
+    assert seen == [(name, name[7:], "a ring") for name in ("shapes-flux", "shapes-sd3", "shapes-sd3")]
+    overlay.write_text("capture: {models: []}\n")
+    assert cli.main(["capture", "--prompt", "a ring", "--configfile", str(overlay)]) == 2
+    assert "stage `capture` lists no models; give one of shapes-flux" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["quantize", "--prompt", "a ring"])  # no stage of the config
+    assert "required: --model" in capsys.readouterr().err
 
 
 def test_both_spellings_and_booleans():

@@ -14,6 +14,7 @@ from ditscope.patterns import block_index, block_type
 
 STATISTICS = ("mean", "std", "rms", "absmax", "mean_token_norm")
 HALVES = ("cond", "uncond")
+TOGETHER_BYTES = 256_000  # larger streams are pooled alone: copying them together would cost more than a call saves
 Stream = tuple[int, str, str, Tensor]  # step, block, stream (img or txt), tokens (batch, tokens, width)
 Arrays = tuple[list[tuple[int, str, str]], np.ndarray, np.ndarray]  # step, block, stream; values; norms of tokens
 
@@ -42,10 +43,12 @@ def pool(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pool_streams(streams: Sequence[Stream], copies: Any = None) -> list[Pooled]:
-    """Pool streams, those of one shape together; `copies` is the CUDA stream that results are copied on."""
+    """Pool streams, small ones of one shape together; `copies` is the CUDA stream that results are copied on."""
     shapes: dict[tuple[int, ...], list[Stream]] = {}
-    for stream in streams:
-        shapes.setdefault(tuple(stream[3].shape), []).append(stream)
+    for number, stream in enumerate(streams):
+        tokens = stream[3]
+        alone = number if tokens.nbytes > TOGETHER_BYTES else -1
+        shapes.setdefault((*tokens.shape, alone), []).append(stream)
     found = []
     for (batch, *_), group in shapes.items():
         tokens = group[0][3] if len(group) == 1 else torch.cat([t for *_, t in group])

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (target, what) in COMMANDS.items():
         sub = commands.add_parser(name, help=what, argument_default=argparse.SUPPRESS, allow_abbrev=False)
         if argv[:1] == [name]:  # a stage's module may import torch: only the one that is asked for
-            add_function(sub, function_of(target))
+            add_function(sub, function_of(target), has_models(name))
     commands.add_parser("schema", help="print the config's JSON Schema")
     commands.add_parser("reference", help="print the config reference")
     options = vars(parser.parse_args(argv))
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(reference(), end="")
         else:
             with logged():
-                call(function_of(COMMANDS[command][0]), options)
+                call(function_of(COMMANDS[command][0]), options, command)
     except InputError as error:
         print(f"ditscope {command}: {error}", file=sys.stderr)
         return 2
@@ -89,8 +89,17 @@ def function_of(target: str) -> Callable[..., Any]:
     return getattr(import_module(f"ditscope.{module}"), name)
 
 
-def add_function(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> None:
-    """Give `parser` an option for each parameter of `function` and each field of its settings."""
+def has_models(command: str) -> bool:
+    """Whether the config lists models for this stage, so that `--model` may be left out."""
+    stage = get_type_hints(Config).get(command)
+    return is_dataclass(stage) and any(f.name == "models" for f in fields(stage))
+
+
+def add_function(parser: argparse.ArgumentParser, function: Callable[..., Any], models: bool = False) -> None:
+    """Give `parser` an option for each parameter of `function` and each field of its settings.
+
+    `models` where the config's stage lists models, whose first is the default of `--model`.
+    """
     parser.description = inspect.getdoc(function)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--configfile", nargs="+", type=Path, metavar="YAML", help="overlays over config.yaml")
@@ -102,9 +111,10 @@ def add_function(parser: argparse.ArgumentParser, function: Callable[..., Any]) 
             continue
         if kind in REGISTRIES:
             names = f"--{kind.__name__.lower()}"
-            parser.add_argument(
-                names, required=True, metavar="NAME", help=f"an entry of the config's `{REGISTRIES[kind]}`"
-            )
+            optional = models and kind is Model
+            what = f"an entry of the config's `{REGISTRIES[kind]}`"
+            what += " (default: the first one of this stage)" if optional else ""
+            parser.add_argument(names, required=not optional, metavar="NAME", help=what)
         elif is_dataclass(kind):
             for f in fields(kind):
                 if not f.metadata["config_only"] and f.name not in taken:
@@ -167,8 +177,8 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"`{text}` is neither True nor False")
 
 
-def call(function: Callable[..., Any], options: dict[str, Any]) -> None:
-    """Call `function` with parsed options; settings that were not given come from the config's stage, if it has one."""
+def call(function: Callable[..., Any], options: dict[str, Any], command: str = "") -> None:
+    """Call `function` with parsed options; a model that was not given is the first of the config's stage `command`."""
     overlays = options.pop("configfile", [])
     hints = get_type_hints(function)
     config: Config | None = None
@@ -184,8 +194,12 @@ def call(function: Callable[..., Any], options: dict[str, Any]) -> None:
         elif kind is Config:
             arguments[name] = config
         elif kind in REGISTRIES:
-            chosen = options[kind.__name__.lower()]
             entries = getattr(config, REGISTRIES[kind])
+            chosen = options.get(kind.__name__.lower()) or next(iter(getattr(config, command).models), None)
+            if chosen is None:
+                raise InputError(
+                    f"--model: the config's stage `{command}` lists no models; give one of {', '.join(entries)}"
+                )
             if chosen not in entries:
                 raise InputError(
                     unknown(f"--{kind.__name__.lower()}", chosen, entries, f"in the config's `{REGISTRIES[kind]}`")
