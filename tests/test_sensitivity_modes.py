@@ -322,7 +322,8 @@ def test_image_effect_is_the_derivative_of_the_whole_sampler():
     assert all(found[bucket, net.idle].abs().max() == 0 for bucket in BUCKETS)
 
 
-def test_image_effects_estimate_the_mean_square_change(tmp_path, monkeypatch):
+@pytest.mark.parametrize("gradient_batch", [1, 20])  # images one by one; 10 probes of both together
+def test_image_effects_estimate_the_mean_square_change(tmp_path, monkeypatch, gradient_batch):
     """A shipped family: sampled with a slightly changed layer, images move by what the table says."""
     model = tiny_generator("sd3")
     monkeypatch.setattr(calibrate_stage, "load_generator", lambda name, entry: model)
@@ -333,7 +334,7 @@ def test_image_effects_estimate_the_mean_square_change(tmp_path, monkeypatch):
     buckets = assign_buckets(found, "thirds", tmp_path)
     network = network_of(model, next(batches(model, found, buckets, 1)))
     layers = [layer for layer in network.layers if layer.name in ("proj_out", "transformer_blocks.0.ff.net.2")]
-    settings = Sensitivity(bits=[3], group_size=0, probes=600, batch_size=1)  # images one by one
+    settings = Sensitivity(bits=[3], group_size=0, probes=600, gradient_batch=gradient_batch)
     rows = pl.DataFrame(image_effects(model, layers, found, buckets, settings))
     assert len(rows) == 2 * 3 * 600
     described = [layer.described(settings) for layer in layers]

@@ -1,7 +1,7 @@
 """Calibration samples as batches that a generator takes: one step of several images each."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,17 @@ class Batch:
     cond: Conditioning
     guidance: float
 
-    def velocity(self, model: Generator, copies: int = 1) -> Tensor:
-        """The guided velocity of `copies` copies of the batch, (copies * batch, channels, height, width)."""
+    def repeated(self, copies: int) -> "Batch":
+        """`copies` copies of the batch as one: (copies * batch) samples."""
         tensors = {key: t.repeat(copies, *[1] * (t.ndim - 1)) for key, t in vars(self.cond).items() if t is not None}
         x = self.x.repeat(copies, 1, 1, 1)
-        return model.family.velocity(model.pipe, x, self.sigma, Conditioning(**tensors), self.guidance)
+        return replace(self, references=self.references * copies, x=x, cond=Conditioning(**tensors))
+
+    def velocity(self, model: Generator, copies: int = 1) -> Tensor:
+        """The guided velocity of `copies` copies of the batch, (copies * batch, channels, height, width)."""
+        if copies > 1:
+            return self.repeated(copies).velocity(model)
+        return model.family.velocity(model.pipe, self.x, self.sigma, self.cond, self.guidance)
 
 
 def batches(

@@ -17,7 +17,7 @@ import polars as pl
 from tqdm import tqdm
 
 from ditscope.calibration_batches import Batch, batches
-from ditscope.calibration_set import CalibrationSet, Reference, check_made_with, load_calibration
+from ditscope.calibration_set import CalibrationSet, Reference, check_made_with, load_calibration, read_sample
 from ditscope.errors import InputError
 from ditscope.identity import file_digest
 from ditscope.models import Generator, load_generator, require_blocks
@@ -69,7 +69,7 @@ def sensitivity(
 
     Leaves the table `sensitivity`, and in `fast` the same layers in fast mode. Finished parts in `partial` are reused.
     The effect on images is estimated over every step, whatever `step_stride` says.
-    Raises InputError for a set of another model, or one that leaves a bucket without samples, before the model loads.
+    Raises InputError for a set of another model, a broken sample, or a bucket without samples, before the model loads.
     """
     require_blocks("sensitivity", name, model, ("torch", "mlx"))
     if model.backend == "mlx" and settings.mode == "fast":
@@ -84,13 +84,15 @@ def sensitivity(
         raise InputError(f"sensitivity.settle_bits: {missing[0]} is not among the bits {settings.bits}")
     key = {k: v for k, v in asdict(settings).items() if k not in ("models", "layer_groups")}
     key |= {"model": model, "manifest": found.manifest, "group": group, "groups": groups}
-    key["samples"] = [file_digest(file) for file in dict.fromkeys(s.file for s in found.samples)]
+    whole = load_calibration(calibration, settings.max_images)
+    for sample in whole.samples:  # a broken one is refused now, before the model loads
+        read_sample(sample)
+    key["samples"] = [file_digest(file) for file in dict.fromkeys(s.file for s in whole.samples)]
     parts = unfinished(partial, out, key)
     loaded = load_generator(name, model)
     work = start(loaded, found, buckets, settings, parts, group, groups)
     tables = [finished(work, MODES[settings.mode](work), settings.mode)]
     if model.backend == "torch":  # which has gradients
-        whole = load_calibration(calibration, settings.max_images)
         parts_of_image = image(work, whole, assign_buckets(whole, settings.buckets, calibration))
         tables.append(finished(work, parts_of_image, "fast", [IMAGE_METRIC]))
     write_table(pl.concat(tables), out, "sensitivity")
@@ -193,7 +195,7 @@ def fast(work: Work) -> list[Path]:
     layers = [layer for depth in work.depths for layer in work.network.at(depth)]
 
     def measure() -> list[dict[str, Any]]:
-        samples = batches(model, work.found, work.buckets, settings.batch_size)
+        samples = batches(model, work.found, work.buckets, settings.gradient_batch)
         return estimate_layers(model, layers, samples, work.buckets, settings)
 
     return [work.part("fast", measure)]

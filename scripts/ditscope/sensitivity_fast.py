@@ -129,10 +129,11 @@ def collected(
 def inner_products(module: nn.Module, x: Tensor, gradient: Tensor, changes: Sequence[Tensor]) -> Tensor:
     """<gradient, dW x> by rows of the batch, (rows, len(changes)) in float64, for each weight change dW."""
     if isinstance(module, nn.Linear):
-        # <g, dW x> = <sum over tokens of g x', dW>: one product of matrices, whatever the number of bit widths.
+        # <g, dW x> = <sum over tokens of g x', dW>: one product of matrices, shared by all bit widths.
         outer = gradient.flatten(1, -2).mT @ x.flatten(1, -2) if x.ndim > 2 else gradient[:, :, None] * x[:, None]
         precise = torch.promote_types(outer.dtype, torch.float32)
-        return (outer.flatten(1).to(precise) @ torch.stack([c.flatten() for c in changes], 1).to(precise)).double()
+        rows = outer.flatten(1).to(precise)
+        return torch.stack([rows @ change.flatten().to(precise) for change in changes], dim=1).double()
     return torch.stack(
         [(module._conv_forward(x, c, None) * gradient).flatten(1).double().sum(1) for c in changes], dim=1
     )

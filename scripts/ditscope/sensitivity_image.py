@@ -35,7 +35,7 @@ def image_effects(
     """One row for each layer, bit width, bucket, image and probe; `found` has whole trajectories.
 
     `image_rms` holds squared inner products over the number of values of the image: their mean estimates the mean
-    square change of its values, which lie in [0, 1]. Probes are as many as make `settings.probes` over all images.
+    square change of its values, which lie in [0, 1]. At least `settings.probes` probes are drawn over all images.
     """
     for module in (model.pipe.transformer, model.pipe.vae):
         module.requires_grad_(False)
@@ -44,11 +44,13 @@ def image_effects(
     generator = torch.Generator().manual_seed(0)
     changes = weight_changes(settings)
     rows = []
-    for start in range(0, len(images), settings.batch_size):
-        some = set(images[start : start + settings.batch_size])
+    probes = math.ceil(settings.probes / len(images))
+    for start in range(0, len(images), settings.gradient_batch):
+        some = set(images[start : start + settings.gradient_batch])
         chosen = [sample for sample in found.samples if sample.image in some]
-        steps = list(batches(model, found, buckets, settings.batch_size, chosen))
-        for _ in range(math.ceil(settings.probes / len(images))):
+        copies = min(probes, settings.gradient_batch // len(some))
+        steps = [step.repeated(copies) for step in batches(model, found, buckets, settings.gradient_batch, chosen)]
+        for _ in range(math.ceil(probes / copies)):
             for (bucket, module), effects in probe_image(model, steps, list(names), changes, generator).items():
                 for bits, squares in zip(settings.bits, effects.square().T, strict=True):
                     rows += [

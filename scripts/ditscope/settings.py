@@ -214,6 +214,7 @@ class Sensitivity:
     )
     settle_bits: list[int] = setting([4], "adaptive: settle the plans of the sizes of these uniform bit widths")
     probes: int = setting(32, "Least number of random probes in each bucket (fast mode, effect on images)")
+    gradient_batch: int = setting(8, "Samples of one backward pass (fast mode, effect on images); memory grows with it")
 
 
 @dataclass(frozen=True)
