@@ -306,6 +306,17 @@ def test_empty_bucket_other_model_and_wrong_latents_are_refused(study):
         assert bucket == ("early" if reference.sigma > 0.7 else "late" if reference.sigma < 0.3 else "mid")
 
 
+def test_broken_sample_of_any_step_is_refused_before_the_model_loads(study, monkeypatch):
+    model, folder = study("sd3", steps=6)
+    monkeypatch.setattr(stage, "load_generator", None)
+    file = load_calibration(folder).samples[1].file  # a step that the stride leaves out
+    with np.load(file) as npz:
+        arrays = dict(npz)
+    np.savez(file, **arrays | {"x": arrays["x"] * np.nan})
+    with pytest.raises(InputError, match=f"{file}: key `x` has NaN or infinite values"):
+        sensitivity("tiny", model.entry, folder, folder / "x.parquet", replace(SETTINGS, step_stride=2))
+
+
 def test_a_module_that_runs_twice_runs_again():
     twice, last = nn.Linear(2, 2), nn.Linear(2, 2)
     x = torch.randn(1, 2)
