@@ -39,6 +39,7 @@ rule benchmark_run:
     threads: all_cores()
     resources:
         gpu=1,
+        mlx=lambda w: on_mlx(w.model),
         mem_mb=scaled(4000),
         runtime=scaled(120),
     params:
@@ -113,6 +114,7 @@ rule quantized_checkpoint:
         lambda w: environment(w.model)
     resources:
         gpu=1,
+        mlx=lambda w: on_mlx(w.model),
         mem_mb=scaled(4000),
         runtime=scaled(60),
     params:

@@ -21,6 +21,7 @@ rule calibration_shard:
         lambda w: environment(w.model)
     resources:
         gpu=1,
+        mlx=lambda w: on_mlx(w.model),
         mem_mb=scaled(4000),
         runtime=scaled(240),
     params:

@@ -117,10 +117,14 @@ def model_params(name):
     return plain(entry) | {"digest": weights + (code("mlx.quantize") if entry.backend == "mlx" else "")}
 
 
+def on_mlx(*names):
+    """1 for a job that loads a model on MLX, else 0: its resource `mlx`, by which a profile or a site can tell it."""
+    return int(any(CONFIG.models[name].backend == "mlx" for name in names))
+
+
 def environment(*names):
     """The conda environment of a job that loads these models."""
-    on_mlx = any(CONFIG.models[name].backend == "mlx" for name in names)
-    return "../envs/mlx.yaml" if on_mlx else "../envs/torch.yaml"
+    return "../envs/mlx.yaml" if on_mlx(*names) else "../envs/torch.yaml"
 
 
 def model_files(*names):

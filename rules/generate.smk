@@ -23,6 +23,7 @@ rule image_shard:
         lambda w: environment(w.model)
     resources:
         gpu=1,
+        mlx=lambda w: on_mlx(w.model),
         mem_mb=scaled(4000),
         runtime=scaled(120),
     params:

@@ -25,6 +25,7 @@ rule sensitivity_layers:
         lambda w: environment(w.model)
     resources:
         gpu=1,
+        mlx=lambda w: on_mlx(w.model),
         mem_mb=scaled(4000),
         runtime=scaled(480),
     params:

@@ -25,6 +25,7 @@ rule trajectory_shard:
         lambda w: environment(*(entry.name for entry in NETWORKS[w.network]))
     resources:
         gpu=1,
+        mlx=lambda w: on_mlx(*(entry.name for entry in NETWORKS[w.network])),
         mem_mb=scaled(6000),
         runtime=scaled(240),
     params:

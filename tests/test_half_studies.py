@@ -51,7 +51,6 @@ capture: {models: []}
 ablate: {models: []}
 calibrate: {models: [shapes-flux, shapes-sd3-mlx], num_images: 2, num_steps: 3}
 sensitivity: {models: [shapes-flux, shapes-sd3-mlx], bits: [4, 8], max_images: 1, step_stride: 1, layer_groups: 1}
-plan: {budgets: {4bit: {uniform_bits: 4}}}
 benchmark: {models: [shapes-flux, shapes-sd3-mlx], schemes: [base, mlx-4], repeats: 1, warmup: 0, num_images: 2}
 trajectories: {networks: []}
 embed: {embedders: []}

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import polars as pl
@@ -154,6 +157,15 @@ def test_every_layer_has_its_place(kind, tmp_path):
     assert all(parameter.is_meta for parameter in transformer.parameters())  # no second copy in torch
 
 
+@pytest.mark.system
+def test_loading_leaves_the_log_alone():
+    """DiffusionKit installs a handler of its own, which would show messages past the redaction of tokens."""
+    code = "import logging, ditscope.mlx.transformer; print(logging.root.handlers, logging.root.manager.disable)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "[] 0" and "coremltools" not in done.stderr
+
+
 def test_split_and_swapped_layers():
     """A single block's output layer is split by its inputs, its bias goes once; scale and shift change places."""
     value = mx.arange(24).reshape(2, 12)
@@ -188,6 +200,8 @@ def test_refusals_name_the_model(tmp_path):
     with pytest.raises(InputError, match=r"models\.b\.backend.*blip"):
         load_config({"models": models})
     models.pop("b")
+    with pytest.raises(InputError, match="backends: `cuda` is not a back end; valid: torch, mlx"):
+        load_config({"models": models, "backends": ["cuda"]})
     for stage in ("capture", "ablate"):
         with pytest.raises(InputError, match=f"{stage}.models: `m` runs on MLX"):
             load_config({"models": models, stage: {"models": ["m"]}})
@@ -366,10 +380,10 @@ def test_sensitivity_on_mlx_is_that_of_torch(kind, tmp_path, monkeypatch):
     """The same layers, kinds and places, and the same scores, for both quantizers."""
     models = twin(kind, tmp_path)
     calibrated(models, tmp_path, monkeypatch)
-    found = load_calibration(tmp_path / "torch")
+    found = load_calibration(tmp_path / "torch", max_images=1)
     buckets = assign_buckets(found, "thirds", tmp_path)
     for quantizer in ("group", "palettize"):
-        settings = Sensitivity(bits=[2, 4], quantizer=quantizer, group_size=16, batch_size=8)
+        settings = Sensitivity(bits=[3], quantizer=quantizer, group_size=16, batch_size=8)
         works = [start(model, found, buckets, settings, tmp_path) for model in models]
         first, second = ([layer.described(settings) for layer in work.network.layers] for work in works)
         assert first == second and len(first) > 25 and works[0].depths == works[1].depths
@@ -387,7 +401,7 @@ def test_sensitivity_on_mlx_is_that_of_torch(kind, tmp_path, monkeypatch):
 def test_sensitivity_job_on_mlx_leaves_its_tables(mode, tmp_path, monkeypatch):
     of_torch, of_mlx = twin("flux", tmp_path)
     calibrated([of_mlx], tmp_path, monkeypatch)
-    settings = Sensitivity(bits=[4, 8], mode=mode, max_images=2)
+    settings = Sensitivity(bits=[4], mode=mode, max_images=1)
     out, fast = tmp_path / "t.parquet", tmp_path / "fast.parquet"
     sensitivity("tiny", of_mlx.entry, tmp_path / "mlx", out, settings, fast=fast)
     table = read_table(out, "sensitivity")

@@ -10,13 +10,18 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-logging.getLogger("coremltools").setLevel(logging.ERROR)  # DiffusionKit imports it, and it warns of what is not used
+from ditscope.errors import InputError
+from ditscope.mlx.names import mmdit_paths
 
+# DiffusionKit brings coremltools, which warns of what is not used here, and a log handler for the whole process, which
+# would print every message twice and unredacted.
+handlers = list(logging.root.handlers)
+logging.disable(logging.WARNING)
 from diffusionkit.mlx.config import MMDiTConfig, PositionalEncoding  # noqa: E402
 from diffusionkit.mlx.mmdit import MLPEmbedder, MMDiT  # noqa: E402
 
-from ditscope.errors import InputError  # noqa: E402
-from ditscope.mlx.names import mmdit_paths  # noqa: E402
+logging.disable(logging.NOTSET)
+logging.root.handlers[:] = handlers
 
 WEIGHTS = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")
 NOW = np.float32(0)  # the key that the MMDiT finds its modulation under

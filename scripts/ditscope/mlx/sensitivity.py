@@ -45,7 +45,6 @@ def score_layers(
     """Scores of the layers at one depth (`only` these bits of layers) as `ditscope.sensitivity_exact.score_layers`."""
     model = network.model
     transformer: OnMlx = model.pipe.transformer
-    weights = read_weights(transformer.source)
     quantizer = QUANTIZERS[settings.quantizer]
     mine = [layer for layer in network.at(depth) if only is None or layer.name in only]
     changed: dict[tuple[str, int], Tensor] = {}
@@ -55,16 +54,16 @@ def score_layers(
         for layer in mine:
             for bits in settings.bits if only is None else only[layer.name]:
                 if (layer.name, bits) not in changed:
-                    own = torch_weight(weights[f"{layer.name}.weight"], transformer)
-                    changed[layer.name, bits] = quantizer(own, bits, settings.group_size)
+                    changed[layer.name, bits] = quantizer(own_weight(transformer, layer), bits, settings.group_size)
                 with weight_of(transformer, layer.name, changed[layer.name, bits]):
                     output = batch.velocity(model)
                 rows += labelled(layer.name, bits, batch, scores(reference, output))
     return rows
 
 
-def torch_weight(value: mx.array, transformer: OnMlx) -> Tensor:
-    """A weight of the diffusers folder as a torch tensor in the transformer's type."""
+def own_weight(transformer: OnMlx, layer: Layer) -> Tensor:
+    """A layer's weight in the diffusers folder, read anew, so that no second copy of the model gathers in memory."""
+    value = read_weights(transformer.source)[f"{layer.name}.weight"]
     return torch.from_numpy(np.array(value.astype(mx.float32))).to(transformer.dtype)
 
 

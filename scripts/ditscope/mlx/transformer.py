@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from accelerate import init_empty_weights
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
-from diffusionkit.mlx.mmdit import MMDiT
 from torch import Tensor, nn
 
 from ditscope.errors import InputError
 from ditscope.families.common import DTYPES
-from ditscope.mlx.network import build, inexpressible, load, read_weights, velocity
+from ditscope.mlx.network import MMDiT, build, inexpressible, load, read_weights, velocity
 from ditscope.mlx.observe import hooked, watched
 from ditscope.settings import Model
 
