@@ -8,7 +8,6 @@ from typing import Any
 import polars as pl
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ditscope.capture_files import step_layout
 from ditscope.capture_layout import step_file
@@ -51,7 +50,6 @@ class Recorder(Observer):
         self.active = False
         self.file: StepFile | None = None
         self.writer: Background | None = None
-        self.bar: tqdm | None = None
 
     def layout(self, model: Generator, latents: Sequence[int], cond: Conditioning) -> dict[str, tuple[int, ...]]:
         """Name and shape of each tensor of one captured step, for latents of that shape."""
@@ -88,7 +86,6 @@ class Recorder(Observer):
         for name, block in every.items():
             if name in self.blocks:
                 self.handles.append(block.register_forward_hook(self.block_hook(name)))
-        self.bar = tqdm(total=len(self.sigmas) - 1, desc="denoising", unit="step", disable=None)
 
     def before(self, index: int, x: Tensor) -> None:
         """Begin a step: `x` are the latents that the model is about to see."""
@@ -163,8 +160,6 @@ class Recorder(Observer):
 
     def after(self, step: Step) -> None:
         """End the step's file."""
-        if self.bar is not None:
-            self.bar.update()
         if not self.active:
             return
         assert self.file
@@ -204,8 +199,6 @@ class Recorder(Observer):
         """Remove the hooks and wait until every step is on the disk; raises what went wrong in writing it."""
         for handle in self.handles:
             handle.remove()
-        if self.bar is not None:
-            self.bar.close()
         try:
             if self.writer is not None:
                 self.writer.close(self.flush)
