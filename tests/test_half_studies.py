@@ -49,9 +49,14 @@ schemes:
 generate: {models: [shapes-flux, shapes-sd3-mlx]}
 capture: {models: []}
 ablate: {models: []}
-calibrate: {models: [shapes-flux, shapes-sd3-mlx], num_images: 2, num_steps: 3}
-sensitivity: {models: [shapes-flux, shapes-sd3-mlx], bits: [4, 8], max_images: 1, step_stride: 1, layer_groups: 1}
-benchmark: {models: [shapes-flux, shapes-sd3-mlx], schemes: [base, mlx-4], repeats: 1, warmup: 0, num_images: 2}
+calibrate: {models: [shapes-flux, shapes-sd3-mlx], num_images: 1, num_steps: 3, cfg_weight: 1.0}
+sensitivity: {models: [shapes-flux, shapes-sd3-mlx], bits: [4], max_images: 1, step_stride: 1, layer_groups: 1}
+benchmark:
+  models: [shapes-flux, shapes-sd3-mlx]
+  schemes: [base, mlx-4]
+  repeats: 1
+  warmup: 0
+  flat_field_steps: []
 trajectories: {networks: []}
 embed: {embedders: []}
 refine: {models: []}
