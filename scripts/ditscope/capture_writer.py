@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Condition, Thread
@@ -76,17 +77,6 @@ class StepFile:
         self.file: IO[bytes] | None = None
         self.bytes = 0
 
-    def header(self) -> bytes:
-        """The header of the format: its length, then names, types, shapes and places as JSON in whole 8 bytes."""
-        entries, begin = {}, 0
-        for name, shape in self.layout.items():
-            end = begin + layout_bytes({name: shape}, self.dtype)
-            entries[name] = {"dtype": SAFETENSORS[self.dtype], "shape": list(shape), "data_offsets": [begin, end]}
-            begin = end
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
-
     def write(self, tensors: Mapping[str, tuple[Tensor, Any]]) -> None:
         """Append the next tensors of the layout, each with the event of its copy to the host."""
         for name, (tensor, copied) in tensors.items():
@@ -96,7 +86,7 @@ class StepFile:
             copied.synchronize()
         if self.file is None:
             self.file = open(self.partial, "wb", buffering=0)  # noqa: SIM115 (closed by finish or abandon)
-            self.append(memoryview(self.header()))
+            self.append(memoryview(header(tuple(self.layout.items()), self.dtype)))
         for tensor, _ in tensors.values():
             self.append(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
 
@@ -120,6 +110,19 @@ class StepFile:
         if self.file is not None and not self.file.closed:
             self.file.close()
             self.partial.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=4)  # all steps of a run have the same
+def header(layout: tuple[tuple[str, tuple[int, ...]], ...], dtype: torch.dtype) -> bytes:
+    """The header of the format: its length, then names, types, shapes and places as JSON in whole 8 bytes."""
+    entries, begin = {}, 0
+    for name, shape in layout:
+        end = begin + layout_bytes({name: shape}, dtype)
+        entries[name] = {"dtype": SAFETENSORS[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def flush(path: Path) -> None:
