@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.text import Text
 
+from ditscope.benchmark_columns import PEAKS
 from ditscope.figures import benchmark as figures
 from ditscope.shards import png_bytes, write_tar
 from ditscope.tables import write_table
@@ -33,7 +34,7 @@ def files(tmp_path):
         ]  # fmt: skip
         for batch in (1, 4):
             latency = {f"latency_{part}_ms": 10.0 * batch + number for part in ("median", "p10", "p90")}
-            memory = {"steady_peak_reserved_bytes": None, "steady_peak_rss_bytes": 10**9 + batch}
+            memory = dict.fromkeys(PEAKS) | {"steady_peak_rss_bytes": 10**9 + batch}
             times.append(case | latency | memory | {"batch": batch, "latency_per_image_ms": 10.0})
         flat += [case | {"steps": steps, "seed": 0, "noise": 1.0 + number * steps} for steps in (1, 4)]
         image = np.full((16, 16, 3), 100 + 10 * number, np.uint8)
@@ -46,11 +47,7 @@ def files(tmp_path):
         ("targets", "benchmark.targets", [target]),
     ):  # fmt: skip
         frame = pl.DataFrame(rows, infer_schema_length=None)
-        frame = (
-            frame.with_columns(pl.col("steady_peak_reserved_bytes").cast(pl.Int64))
-            if table.endswith("timing")
-            else frame
-        )
+        frame = frame.with_columns(pl.col(*PEAKS).cast(pl.Int64)) if table.endswith("timing") else frame
         write_table(frame, tmp_path / f"{name}.parquet", table)
     return {"benchmark": [*tmp_path.glob("*.parquet"), *tars]}
 

@@ -7,6 +7,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
+from ditscope.benchmark_columns import PEAKS
 from ditscope.figures import Files
 from ditscope.figures.files import CASE, benchmark_points, named
 from ditscope.figures.images import picture
@@ -153,7 +154,7 @@ def pareto_points(files: Files) -> pl.DataFrame:
         nominal_mb=pl.col("nominal_bytes") / 1e6, stored_mb=pl.col("stored_bytes") / 1e6
     )
     timing = concat_tables(named(files, "benchmark", "benchmark.timing.parquet"), "benchmark.timing")
-    peak = pl.coalesce("steady_peak_reserved_bytes", "steady_peak_rss_bytes") / 1e6
+    peak = pl.coalesce(*PEAKS) / 1e6
     first = timing.filter(pl.col("batch") == pl.col("batch").min().over(CASE)).select(
         *CASE, latency_ms="latency_median_ms", peak_mb=peak
     )
@@ -210,7 +211,7 @@ def batch_scaling(files: Files) -> tuple[Canvas, pl.DataFrame]:
         return note("Nothing could be timed: see the reasons in the table."), table
     if table["batch"].n_unique() < 2:
         return note("Only one batch size was timed: benchmark.batches asks for more."), table
-    peak = pl.coalesce("steady_peak_reserved_bytes", "steady_peak_rss_bytes") / 1e6
+    peak = pl.coalesce(*PEAKS) / 1e6
     table = table.with_columns(images_per_second=1000 / pl.col("latency_per_image_ms"), peak_mb=peak)
     models = table.select("model", "hardware").unique(maintain_order=True).rows()
     figure, axes = grid(len(models), 2, width=8.5, height=0.4 + 3.2 * len(models))
