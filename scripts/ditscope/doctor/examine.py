@@ -8,7 +8,7 @@ from pathlib import Path
 from ditscope.doctor.books import MISSING, check_checksums, check_left_over, check_missing, check_tables
 from ditscope.doctor.images import check_calibrate, check_capture, check_generate, check_prompts
 from ditscope.doctor.pictures import check_publish, check_refine, check_video
-from ditscope.doctor.quantization import check_activations, check_benchmark, check_plan, check_sensitivity
+from ditscope.doctor.quantization import check_benchmark, check_plan, check_sensitivity
 from ditscope.doctor.study import Finding, Study, document, open_study
 from ditscope.doctor.wanderings import check_analyses, check_embed, check_trajectories
 from ditscope.errors import InputError
@@ -20,7 +20,6 @@ CHECKS: dict[str, Callable[[Study], None]] = {
     "generate": check_generate,
     "capture": check_capture,
     "calibrate": check_calibrate,
-    "activations": check_activations,
     "sensitivity": check_sensitivity,
     "plan": check_plan,
     "benchmark": check_benchmark,

@@ -10,6 +10,7 @@ import numpy as np
 
 from ditscope.calibration_set import check_made_with, index_file, load_calibration, read_sample
 from ditscope.capture_layout import IMAGE_FORMATS, intermediates_of, read_metadata
+from ditscope.doctor.activations import check_activations
 from ditscope.doctor.books import beside
 from ditscope.doctor.study import Study
 from ditscope.errors import InputError
@@ -170,6 +171,7 @@ def check_generation(study: Study, folder: Path, metadata: dict[str, Any], model
 
 def check_calibrate(study: Study) -> None:
     """Calibration sets hold every step of every image, finite, and were made as the config says."""
+    check_activations(study)
     settings = study.config.calibrate
     for file in study.targets("calibrate"):
         if not file.endswith("manifest.json"):
