@@ -425,7 +425,7 @@ def test_bad_choices_are_refused_before_anything_loads(tiny):
         tiny("int88")
     with pytest.raises(InputError, match="did you mean `full`"):
         tiny("base", compile="ful")
-    with pytest.raises(InputError, match="kid_subset_size: 99 is more than the 4 images of benchmark.num_images"):
+    with pytest.raises(InputError, match=r"kid_subset_size: 99 is more than the 4 images of benchmark.num_images"):
         tiny("base", settings=replace(SETTINGS, kid_subset_size=99))
 
 
