@@ -47,7 +47,7 @@ def blocks(captures: Path, out: Path, embedders: dict[str, Embedder], settings: 
     """Describe what each block of captured generations does: one table for each question, in the folder `out`.
 
     `captures` is a folder of generations with stored tensors and decoded clean estimates; what a capture lacks leaves
-    its tables without rows. The tables are TABLES; docs/outputs/blocks.md explains their columns.
+    its tables without rows. docs/outputs/blocks.md explains the tables and their columns.
     """
     folders = captures_in(captures)
     if not folders:
