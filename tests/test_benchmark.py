@@ -10,11 +10,12 @@ import torch
 from ditscope import benchmark as stage
 from ditscope import generate, hardware, latency, memory, quality
 from ditscope.benchmark import benchmark
+from ditscope.benchmark_images import read_images
 from ditscope.benchmark_table import benchmark_table, with_quality, with_size_ratios, with_speed_ratios
 from ditscope.config import benchmark_cases, check, decode
 from ditscope.errors import InputError
 from ditscope.features import Extractor
-from ditscope.quality import PAIRED, read_images
+from ditscope.quality import PAIRED
 from ditscope.recommend import recommendation
 from ditscope.settings import Benchmark, Config, Embedder, Scheme, Target
 from ditscope.shards import write_tar
@@ -300,7 +301,7 @@ def test_too_few_images_are_a_reason_and_too_large_a_subset_an_error(tiny, tmp_p
         tiny("base", settings=replace(SETTINGS, num_images=6))
 
 
-def test_a_damaged_reference_image_is_named(tiny, tmp_path):
+def test_a_damaged_reference_image_is_named(tiny, tmp_path, monkeypatch):
     base, other = tiny("base"), tiny("int8")
     samples = list(read_images(base).values())
     png = samples[1]["png"]
@@ -311,6 +312,9 @@ def test_a_damaged_reference_image_is_named(tiny, tmp_path):
         ) as error:
             quality.quality([base, other], tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
         assert "\n" not in str(error.value)
+    monkeypatch.setattr(stage, "load_generator", None)  # refused before anything loads
+    with pytest.raises(InputError, match="is damaged"):
+        tiny("int8", "other", reference_dir=base.parent)
 
 
 def test_a_verdict_takes_the_whole_interval():

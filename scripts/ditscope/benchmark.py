@@ -19,6 +19,7 @@ from torchao.quantization.utils import recommended_inductor_config_setter
 from tqdm import tqdm
 
 from ditscope.benchmark_columns import FLAT_TYPES
+from ditscope.benchmark_images import read_images
 from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.flat_field import noise_growth
@@ -157,7 +158,7 @@ def benchmark(
 
 
 def check_reference(folder: Path, name: str, model: Model) -> None:
-    """Refuse a reference of another model, size, step count or guidance: metrics would measure that difference."""
+    """Refuse a reference of another model, size, step count or guidance, and one with a damaged image, before work."""
     tables = {file: read_table(file, "benchmark.run").row(0, named=True) for file in folder.glob("*-eager.parquet")}
     base = next((file for file, run in tables.items() if run["kind"] == "base"), None)
     if base is None:
@@ -169,6 +170,7 @@ def check_reference(folder: Path, name: str, model: Model) -> None:
                 f"{base}: the reference was made with {key} {made}, this run has {wanted}; use the same settings, or "
                 "--skip-metrics"
             )
+    read_images(base)
 
 
 def requested(model: Model, settings: Benchmark) -> Model:

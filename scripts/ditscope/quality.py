@@ -12,6 +12,7 @@ import polars as pl
 from PIL import Image
 
 from ditscope.benchmark_columns import IDENTITY, QUALITY_TYPES
+from ditscope.benchmark_images import Images, read_images
 from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits
@@ -31,7 +32,6 @@ from ditscope.metrics import (
     ssim,
 )
 from ditscope.settings import Benchmark, Embedder
-from ditscope.shards import read_tar
 from ditscope.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,6 @@ OF_SETS = ("fid", "kid", "inception_score", "precision", "recall")
 LEAST_IMAGES = {"fid": 2, "kid": 2, "inception_score": 2, "precision": NEIGHBOURHOOD + 1, "recall": NEIGHBOURHOOD + 1}
 BIASED = ("fid", "inception_score", "precision", "recall")  # by the number of images
 MUST_MATCH = ("steps", "guidance", "width", "height", "model")
-
-Images = dict[tuple[str, int], dict]  # WebDataset samples by (prompt_id, seed)
 
 
 def quality(
@@ -97,22 +95,6 @@ def quality(
     if reference and len(reference) < FID_LEAST_IMAGES:
         log.warning("%d images: fewer than %d, so no FID is a headline", len(reference), FID_LEAST_IMAGES)
     write_table(pl.DataFrame(rows, schema=QUALITY_TYPES), out, "benchmark.quality")
-
-
-def read_images(table: Path) -> Images:
-    """The WebDataset samples beside a run's table by (prompt_id, seed). Raises InputError where one is damaged."""
-    found: Images = {}
-    for sample in read_tar(table.with_suffix(".tar")):
-        try:
-            with Image.open(io.BytesIO(sample["png"])) as image:
-                image.verify()  # checksums, without decoding
-        except Exception as error:
-            raise InputError(
-                f"{table.with_suffix('.tar')}: the image `{sample['__key__']}` is damaged ({error}); "
-                "delete the file and run the benchmark again"
-            ) from None
-        found[sample["json"]["prompt_id"], sample["json"]["seed"]] = sample
-    return found
 
 
 def check_match(path: Path, found: Images, base: Path, reference: Images) -> None:

@@ -1,0 +1,27 @@
+"""The images that a benchmark run leaves beside its table."""
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from ditscope.errors import InputError
+from ditscope.shards import read_tar
+
+Images = dict[tuple[str, int], dict]  # WebDataset samples by (prompt_id, seed)
+
+
+def read_images(table: Path) -> Images:
+    """The WebDataset samples beside a run's table by (prompt_id, seed). Raises InputError where one is damaged."""
+    found: Images = {}
+    for sample in read_tar(table.with_suffix(".tar")):
+        try:
+            with Image.open(io.BytesIO(sample["png"])) as image:
+                image.verify()  # checksums, without decoding
+        except Exception as error:
+            raise InputError(
+                f"{table.with_suffix('.tar')}: the image `{sample['__key__']}` is damaged ({error}); "
+                "delete the file and run the benchmark again"
+            ) from None
+        found[sample["json"]["prompt_id"], sample["json"]["seed"]] = sample
+    return found
