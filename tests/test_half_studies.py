@@ -93,6 +93,7 @@ def test_back_ends_have_targets_of_their_own(tmp_path):
 
 
 @pytest.mark.system
+@pytest.mark.long
 @pytest.mark.timeout(1800)  # some twenty jobs, each of which imports torch and MLX
 def test_halves_on_torch_and_mlx_join(tmp_path):
     pytest.importorskip("mlx.core", reason="MLX is not installed")
