@@ -35,7 +35,7 @@ rule benchmark_run:
     benchmark:
         "<benchmarks>/benchmark/{model}/{hardware}/{scheme}-{compile}.tsv"
     conda:
-        lambda w: environment(w.model)
+        MODEL_ENVIRONMENT
     threads: all_cores()
     resources:
         gpu=1,
@@ -111,7 +111,7 @@ rule quantized_checkpoint:
     log:
         "<logs>/checkpoints/{model}/{scheme}.log",
     conda:
-        lambda w: environment(w.model)
+        MODEL_ENVIRONMENT
     resources:
         gpu=1,
         mlx=lambda w: on_mlx(w.model),

@@ -18,7 +18,7 @@ rule calibration_shard:
     benchmark:
         "<benchmarks>/calibrate/{model}/{shard}.tsv"
     conda:
-        lambda w: environment(w.model)
+        MODEL_ENVIRONMENT
     resources:
         gpu=1,
         mlx=lambda w: on_mlx(w.model),

@@ -122,9 +122,9 @@ def on_mlx(*names):
     return int(any(CONFIG.models[name].backend == "mlx" for name in names))
 
 
-def environment(*names):
-    """The conda environment of a job that loads these models."""
-    return "../envs/mlx.yaml" if on_mlx(*names) else "../envs/torch.yaml"
+# The conda environment of jobs that load a model: one a study, which Snakemake must know without wildcards to put it into
+# a container image.
+MODEL_ENVIRONMENT = "../envs/mlx.yaml" if on_mlx(*WHOLE.selected_models()) else "../envs/torch.yaml"
 
 
 def model_files(*names):

@@ -20,7 +20,7 @@ rule image_shard:
     benchmark:
         "<benchmarks>/generate/{model}/{shard}.tsv"
     conda:
-        lambda w: environment(w.model)
+        MODEL_ENVIRONMENT
     resources:
         gpu=1,
         mlx=lambda w: on_mlx(w.model),

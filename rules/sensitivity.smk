@@ -22,7 +22,7 @@ rule sensitivity_layers:
     wildcard_constraints:
         group=r"\d{3}",
     conda:
-        lambda w: environment(w.model)
+        MODEL_ENVIRONMENT
     resources:
         gpu=1,
         mlx=lambda w: on_mlx(w.model),

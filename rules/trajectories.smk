@@ -22,7 +22,7 @@ rule trajectory_shard:
     benchmark:
         "<benchmarks>/trajectories/{network}/{shard}.tsv"
     conda:
-        lambda w: environment(*(entry.name for entry in NETWORKS[w.network]))
+        MODEL_ENVIRONMENT
     resources:
         gpu=1,
         mlx=lambda w: on_mlx(*(entry.name for entry in NETWORKS[w.network])),

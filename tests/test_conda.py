@@ -146,8 +146,6 @@ def test_environment_that_cannot_be_solved_is_refused_with_the_solver_s_reason(r
 def test_containerize_writes_an_image_with_every_environment_that_rules_name(run, kind):
     done = run("--containerize", kind)
     assert done.returncode == 0, done.stdout[-3000:]
-    for env in {env for env, _ in test_envs.rules().values()}:
-        assert f"envs/{env.name} /conda-envs/" in done.stdout
-    assert done.stdout.count("conda env create --prefix /conda-envs/") == len(
-        {e for e, _ in test_envs.rules().values()}
-    )
+    named = {env.name for env, _ in test_envs.rules().values()} - {"mlx.yaml"}  # no model of the study is on MLX
+    assert all(f"envs/{name} /conda-envs/" in done.stdout for name in named)
+    assert done.stdout.count("conda env create --prefix /conda-envs/") == len(named)

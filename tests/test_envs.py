@@ -39,7 +39,7 @@ MODULES = {
 LAZY = {"ditscope/models.py", "ditscope/plan.py"}
 
 
-# What `environment` in rules/common.smk names, by the back end of a job's models.
+# What MODEL_ENVIRONMENT in rules/common.smk may be, by the back ends of a study's models.
 MODEL_ENVS = re.findall(r'"(\.\./envs/\w+\.yaml)"', (ROOT / "rules/common.smk").read_text())
 
 
@@ -114,7 +114,7 @@ def rules() -> dict[str, tuple[Path, Path]]:
         blocks = re.split(r"^(?:rule|checkpoint) (\w+):", file.read_text(), flags=re.M)
         for name, body in zip(blocks[1::2], blocks[2::2], strict=True):
             if script := re.search(r'script:\s+"([^"]+)"', body):
-                env = re.search(r'conda:\s+(?:"([^"]+)"|lambda w: environment\()', body)
+                env = re.search(r'conda:\s+(?:"([^"]+)"|MODEL_ENVIRONMENT)', body)
                 assert env, f"rule {name} runs a script but names no environment"
                 for path in [env[1]] if env[1] else MODEL_ENVS:
                     label = name if env[1] else f"{name}, {Path(path).stem}"
