@@ -271,12 +271,12 @@ def test_small_steps_are_handed_over_together_and_give_the_same_files(tmp_path, 
     monkeypatch.setattr(Background, "submit", seen)
     model, cond, together, _ = record_run("flux", tmp_path / "together")
     step = together.step_bytes(model, torch.empty(1, 4, 8, 8), cond)
-    assert sizes == [3 * step]
+    assert sizes == [], "what is left when sampling ends needs no thread"
     for chunk in (2 * step, step - 1, 1):
         monkeypatch.setattr(recorder_module, "CHUNK_BYTES", chunk)
         sizes.clear()
         *_, apart, _ = record_run("flux", tmp_path / str(chunk))
-        assert sum(sizes) == 3 * step and len(sizes) >= 2 and max(sizes) <= chunk + step
+        assert 3 * step - chunk - step <= sum(sizes) < 3 * step and max(sizes) <= chunk + step
         assert apart.files == together.files and list(apart.files) == [f"step_00{i}.safetensors" for i in range(3)]
         assert_frame_equal(apart.table(), together.table(), rel_tol=1e-6)
 
@@ -400,18 +400,21 @@ def test_pooled_statistics_match_float64():
         np.testing.assert_allclose(row, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("limit", "order"), [(120, (0, 2, 3, 1)), (119, (0, 1, 2, 3))])
+@pytest.mark.parametrize(
+    ("limit", "order"), [(360, [(0, 2, 3), (1,)]), (240, [(0, 2), (3,), (1,)]), (1, [(0,), (2,), (3,), (1,)])]
+)
 def test_streams_pooled_together_are_those_pooled_alone(limit, order, monkeypatch):
     monkeypatch.setattr(capture_statistics, "TOGETHER_BYTES", limit)  # a stream of (2, 5, 3) takes 120 bytes
     draw = torch.Generator().manual_seed(4)
     shapes = [(2, 5, 3), (2, 4, 3), (2, 5, 3), (2, 5, 3)]
     streams = [(i, f"single_block_{i}", "img", torch.randn(shape, generator=draw)) for i, shape in enumerate(shapes)]
+    groups = pool_streams(streams)
     found = {
         stream[:2]: (values, norms)
-        for pooled in pool_streams(streams)
+        for pooled in groups
         for stream, values, norms in zip(pooled.streams, pooled.values, pooled.norms, strict=True)
     }
-    assert list(found) == [(i, f"single_block_{i}") for i in order]
+    assert [tuple(step for step, *_ in pooled.streams) for pooled in groups] == order
     for step, block, _, tokens in streams:
         torch.testing.assert_close(found[step, block], pool(tokens), rtol=1e-6, atol=1e-7)
 

@@ -14,7 +14,9 @@ from ditscope.patterns import block_index, block_type
 
 STATISTICS = ("mean", "std", "rms", "absmax", "mean_token_norm")
 HALVES = ("cond", "uncond")
-TOGETHER_BYTES = 256_000  # larger streams are pooled alone: copying them together would cost more than a call saves
+TOGETHER_BYTES = (
+    512_000  # of streams that are pooled in one call: few calls, and what they read stays in a core's cache
+)
 Stream = tuple[int, str, str, Tensor]  # step, block, stream (img or txt), tokens (batch, tokens, width)
 Arrays = tuple[list[tuple[int, str, str]], np.ndarray, np.ndarray]  # step, block, stream; values; norms of tokens
 
@@ -45,16 +47,16 @@ def pool(tokens: Tensor) -> tuple[Tensor, Tensor]:
 def pool_streams(streams: Sequence[Stream], copies: Any = None) -> list[Pooled]:
     """Pool streams, small ones of one shape together; `copies` is the CUDA stream that results are copied on."""
     shapes: dict[tuple[int, ...], list[Stream]] = {}
-    for number, stream in enumerate(streams):
-        tokens = stream[3]
-        alone = number if tokens.nbytes > TOGETHER_BYTES else -1
-        shapes.setdefault((*tokens.shape, alone), []).append(stream)
+    for stream in streams:
+        shapes.setdefault(tuple(stream[3].shape), []).append(stream)
     found = []
-    for (batch, *_), group in shapes.items():
-        tokens = group[0][3] if len(group) == 1 else torch.cat([t for *_, t in group])
-        values, norms = (t.unflatten(0, (len(group), batch)) for t in pool(tokens))
-        (values, first), (norms, second) = to_host(values, copies), to_host(norms, copies)
-        found.append(Pooled([stream[:3] for stream in group], values, norms, (first, second)))
+    for (batch, *_), alike in shapes.items():
+        size = max(1, TOGETHER_BYTES // max(1, alike[0][3].nbytes))
+        for group in (alike[i : i + size] for i in range(0, len(alike), size)):
+            tokens = group[0][3] if len(group) == 1 else torch.cat([t for *_, t in group])
+            values, norms = (t.unflatten(0, (len(group), batch)) for t in pool(tokens))
+            (values, first), (norms, second) = to_host(values, copies), to_host(norms, copies)
+            found.append(Pooled([stream[:3] for stream in group], values, norms, (first, second)))
     return found
 
 

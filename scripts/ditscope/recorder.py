@@ -1,7 +1,6 @@
 """Hooks on a generator's blocks: streams what they put out to files, with pooled statistics and read-outs."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,16 @@ from ditscope.patterns import block_type
 from ditscope.sampling import Observer, Step
 from ditscope.settings import CaptureSet
 
-CHUNK_BYTES = 4_000_000  # less is handed over together, small steps too: waking a thread costs more than writing it
+CHUNK_BYTES = 8_000_000  # less is handed over together, small steps too: waking a thread costs more than writing it
 Chunk = dict[StepFile, dict[str, tuple[Tensor, Any]]]  # tensors of each file, each with the event of its copy
 FLUSH_BYTES = 64_000_000  # small files are flushed together: each flush waits for the disk
-FLUSHED_TOGETHER = 4  # side by side their waits are one: a file system commits all that wait for it at once
 
 
 class Recorder(Observer):
-    """Hooks a model's blocks and hands what they put out to a thread that writes it.
+    """Hooks a model's blocks and hands what they put out to a thread that writes it while the model computes on.
 
-    At most one step waits for it, or CHUNK_BYTES where steps are smaller.
+    At most one step waits for it, or CHUNK_BYTES where steps are smaller. What is left when sampling ends is written at
+    once: nothing is computed then that a thread would leave time for.
     """
 
     def __init__(
@@ -47,7 +46,8 @@ class Recorder(Observer):
         self.unflushed: list[Path] = []
         self.files: dict[str, dict] = {}
         self.txt_seq_len = 0
-        self.active = False
+        self.active = self.complete = False
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.file: StepFile | None = None
         self.writer: Background | None = None
 
@@ -92,9 +92,8 @@ class Recorder(Observer):
         self.active, self.index, self.latents = index in self.steps, index, x
         if not self.active:
             return
-        if self.writer is None:
+        if not self.shapes:
             self.shapes, self.dtype = self.layout(self.model, x.shape, self.cond), DTYPES[self.model.entry.dtype]
-            self.writer = Background(limit=max(CHUNK_BYTES, layout_bytes(self.shapes, self.dtype)))
         self.file = StepFile(self.intermediates / step_file(index), self.shapes, self.dtype)
 
     def keep_temb(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -129,7 +128,7 @@ class Recorder(Observer):
                 self.streams.append((self.index, name, stream, tokens))
             if self.predict:
                 self.write(f"{name}.prediction", self.prediction(image))
-            self.hand_over(CHUNK_BYTES)
+            self.hand_over()
 
         return hook
 
@@ -139,19 +138,17 @@ class Recorder(Observer):
         self.chunk.setdefault(self.file, {})[name] = to_host(tensor, self.stream)
         self.waiting += tensor.nbytes
 
-    def hand_over(self, least: int) -> None:
-        """Hand what has come to the thread that writes, once it is `least` bytes.
-
-        Waits while a whole step waits there. Statistics of tensors on a GPU are made there and now, others later on
-        the thread that writes.
-        """
-        if self.waiting < least:
+    def hand_over(self) -> None:
+        """Hand what has come to the thread that writes, once it is CHUNK_BYTES; waits while it has a whole step."""
+        if self.waiting < CHUNK_BYTES:
             return
-        assert self.writer
-        pooled = pool_streams(self.streams, self.stream) if self.stream else []
-        streams = [] if self.stream else self.streams
-        self.writer.submit(self.waiting, self.store, self.chunk, self.ended, streams, pooled)
+        self.writer = self.writer or Background(limit=max(CHUNK_BYTES, layout_bytes(self.shapes, self.dtype)))
+        self.writer.submit(self.waiting, self.store, self.chunk, self.ended, self.pooled_streams())
         self.chunk, self.ended, self.streams, self.waiting = {}, [], [], 0
+
+    def pooled_streams(self) -> list[Pooled]:
+        """Statistics of the streams that have come: made on the thread that samples, where OpenMP has its threads."""
+        return pool_streams(self.streams, self.stream)
 
     def prediction(self, image: Tensor) -> Tensor:
         """The velocity that the model would predict from these image tokens, after guidance, in the latents' shape."""
@@ -168,15 +165,14 @@ class Recorder(Observer):
         self.write("context.pooled", self.cond.stacked()[1])
         self.write("context.temb", self.temb)
         self.ended.append(self.file)
-        self.hand_over(0 if step.index == max(self.steps) else CHUNK_BYTES)
+        self.complete = step.index == max(self.steps)
+        if not self.complete:
+            self.hand_over()
 
-    def store(
-        self, chunk: Chunk, ended: Sequence[StepFile], streams: Sequence[Stream], pooled: Sequence[Pooled]
-    ) -> None:
-        """Write a chunk, name the files that it ends, take down its statistics (on the thread that writes)."""
+    def store(self, chunk: Chunk, ended: Sequence[StepFile], pooled: Sequence[Pooled]) -> None:
+        """Write a chunk, name the files that it ends, take down its statistics."""
         try:
-            for found in pooled or pool_streams(streams):
-                self.pooled.append(arrays(found, self.model.name))
+            self.pooled += [arrays(found, self.model.name) for found in pooled]
             for file, tensors in chunk.items():
                 file.write(tensors)
                 if file in ended:
@@ -190,18 +186,20 @@ class Recorder(Observer):
             self.flush()
 
     def flush(self) -> None:
-        """Put what is written on the disk (on the thread that writes)."""
-        with ThreadPoolExecutor(FLUSHED_TOGETHER) as pool:
-            list(pool.map(flush, self.unflushed))
-        self.unflushed.clear()
+        """Put what is written on the disk."""
+        while self.unflushed:
+            flush(self.unflushed.pop())
 
     def stop(self) -> None:
-        """Remove the hooks and wait until every step is on the disk; raises what went wrong in writing it."""
+        """Remove the hooks and put every step on the disk; raises what went wrong in writing it."""
         for handle in self.handles:
             handle.remove()
         try:
             if self.writer is not None:
-                self.writer.close(self.flush)
+                self.writer.close()
+            if self.complete:
+                self.store(self.chunk, self.ended, self.pooled_streams())
+                self.flush()
         finally:
             for file in (*self.chunk, *filter(None, [self.file])):  # left where sampling failed
                 file.abandon()
