@@ -40,7 +40,6 @@ def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Pat
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
     if runs_on_mlx(transformer):
-        partial = out.with_name(f".partial-{out.name}")  # MLX wants the file to end in .safetensors
         made = {"schema_version": SCHEMA_VERSION, "scheme": asdict(scheme)}
         configs = layer_configs(transformer, scheme, plan)
         import_module("ditscope.mlx.quantize").save_checkpoint(transformer, configs, partial, made)

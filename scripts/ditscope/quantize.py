@@ -70,7 +70,7 @@ def by_group(scheme: Scheme, row: PerRow | PerAxis) -> PerGroup | PerRow | PerAx
     return PerGroup(scheme.group_size) if scheme.group_size else row
 
 
-def on_mlx(scheme: Scheme) -> MlxConfig:
+def mlx_config(scheme: Scheme) -> MlxConfig:
     """MLX's config of a scheme's bits and group size (64 where it names none)."""
     group = scheme.group_size or 64
     if scheme.bits != 16 and (scheme.bits not in MLX_BITS or group not in MLX_GROUPS):
@@ -118,7 +118,7 @@ KINDS: dict[str, Kind] = {
         lambda s: None,
         never="torchao has no int8 kernel for 2:4 sparse weights: only its fp8 config has a sparse layout",
     ),
-    "mlx-weight-only": Kind(on_mlx),
+    "mlx-weight-only": Kind(mlx_config),
     "plan": Kind(lambda s: None),  # its configs are the plan file's: see `layer_configs`
 }
 

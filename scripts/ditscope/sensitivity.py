@@ -113,7 +113,7 @@ def start(
 ) -> Work:
     """Look at the network and choose the depths of one job."""
     if model.computes_on == "mlx":
-        network = on_mlx().network_of(model)
+        network = mlx_scoring().network_of(model)
     else:
         network = network_of(model, next(batches(model, found, buckets, 1)))
     depths = network.depths()[group::groups]
@@ -124,14 +124,14 @@ def start(
     return Work(network, depths, found, buckets, settings, parts)
 
 
-def on_mlx() -> ModuleType:
+def mlx_scoring() -> ModuleType:
     """What scores layers on MLX; imported by name, since torch jobs neither have MLX nor depend on its code."""
     return import_module("ditscope.mlx.sensitivity")
 
 
 def score(work: Work, depth: int, samples: Iterable[Batch], only: Cells | None = None) -> list[dict[str, Any]]:
     """Scores of the layers at one depth, or of these bits of layers, on the model's back end."""
-    scorer = on_mlx().score_layers if work.network.model.computes_on == "mlx" else score_layers
+    scorer = mlx_scoring().score_layers if work.network.model.computes_on == "mlx" else score_layers
     rows: list[dict[str, Any]] = scorer(work.network, depth, samples, work.settings, only)
     return rows
 

@@ -52,7 +52,8 @@ def save_checkpoint(transformer: OnMlx, configs: dict[str, MlxConfig], out: Path
         "layers": layers,
     }
     weights = dict(sorted(tree_flatten(transformer.mmdit.parameters())))
-    mx.save_safetensors(str(out), weights, {"ditscope": json.dumps(record, sort_keys=True)})
+    with out.open("wb") as file:  # to a path MLX would add `.safetensors`
+        mx.save_safetensors(file, weights, {"ditscope": json.dumps(record, sort_keys=True)})
 
 
 def load_checkpoint(path: Path, record: dict[str, Any]) -> OnMlx:
