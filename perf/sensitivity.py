@@ -125,7 +125,7 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 def compare_exact(model: Generator, batch: Batch) -> None:
     """Print exact and fast mode against the plain loop on one batch."""
     count = len(batch.x)
-    settings = Sensitivity(batch_size=count * 5, probes=count)
+    settings = Sensitivity(probes=count)
     single = Batch(batch.references[:1], batch.bucket, batch.x[:1], batch.sigma, batch.cond[:1], batch.guidance)
     setup, network = cpu_seconds(lambda: network_of(model, single))
     batch.velocity(model)  # warm

@@ -249,14 +249,16 @@ def test_at_most_one_step_waits_for_a_slow_disk(chunk, tmp_path, monkeypatch):
     model, cond = tiny("flux")
     recorder = Recorder(tmp_path, list(flux.blocks(model.pipe.transformer)), [0, 1, 2], CaptureSet(), RECORD)
     step = recorder.step_bytes(model, torch.empty(1, 4, 8, 8), cond)
-    waiting, submit, append = [], Background.submit, StepFile.append
+    waiting, submit, append, crowded = [], Background.submit, StepFile.append, threading.Event()
 
     def seen(self, *arguments):
         submit(self, *arguments)
         waiting.append(self.waiting)
+        if self.waiting > step / 2:
+            crowded.set()
 
     monkeypatch.setattr(Background, "submit", seen)
-    monkeypatch.setattr(StepFile, "append", lambda self, data: (threading.Event().wait(0.004), append(self, data))[1])
+    monkeypatch.setattr(StepFile, "append", lambda self, data: (crowded.wait(20), append(self, data))[1])
     sample(model, starting_noise([3], (4, 8, 8)), cond, [recorder])
     assert step / 2 < max(waiting) <= step
 

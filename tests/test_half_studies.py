@@ -50,7 +50,13 @@ generate: {models: [shapes-flux, shapes-sd3-mlx]}
 capture: {models: []}
 ablate: {models: []}
 calibrate: {models: [shapes-flux, shapes-sd3-mlx], num_images: 1, num_steps: 3, cfg_weight: 1.0}
-sensitivity: {models: [shapes-flux, shapes-sd3-mlx], bits: [4], max_images: 1, step_stride: 1, layer_groups: 1}
+sensitivity:
+  models: [shapes-flux, shapes-sd3-mlx]
+  bits: [4]
+  max_images: 1
+  step_stride: 1
+  layer_groups: 1
+  probes: 4
 benchmark:
   models: [shapes-flux, shapes-sd3-mlx]
   schemes: [base, mlx-4]

@@ -37,7 +37,9 @@ from ditscope.quantize import apply_scheme, layer_configs, mean_bits, nominal_by
 from ditscope.quantizers import quantizable
 from ditscope.sampling import encode_prompts, noise_of, sample
 from ditscope.sensitivity import score, sensitivity, start
-from ditscope.sensitivity_table import METRICS, assign_buckets, gather
+from ditscope.sensitivity_fast import estimate_layers
+from ditscope.sensitivity_image import image_effects
+from ditscope.sensitivity_table import IMAGE_METRIC, METRICS, assign_buckets, gather
 from ditscope.settings import Budget, Calibrate, Model, Scheme, Sensitivity
 from ditscope.tables import read_table
 from tiny_models import tiny_generator
@@ -397,19 +399,49 @@ def test_sensitivity_on_mlx_is_that_of_torch(kind, tmp_path, monkeypatch):
                 np.testing.assert_allclose(b[metric], a[metric], **tolerance)
 
 
-@pytest.mark.parametrize("mode", ["exact", "adaptive"])
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_gradients_on_mlx_are_those_of_torch(kind, tmp_path, monkeypatch):
+    """The same probes of the velocity, and of the image back through all steps: the same estimates for every layer."""
+    models = twin(kind, tmp_path)
+    calibrated(models, tmp_path, monkeypatch)
+    found = load_calibration(tmp_path / "torch")
+    buckets = assign_buckets(found, "thirds", tmp_path)
+    settings = Sensitivity(bits=[3, 6], group_size=16, probes=2, gradient_batch=2)
+    tables = []
+    for model in models:
+        work = start(model, found, buckets, settings, tmp_path)
+        samples = batches(model, found, buckets, 2)
+        rows = [
+            estimate_layers(model, work.network.layers, samples, buckets, settings),
+            image_effects(model, work.network.layers, found, buckets, settings),
+        ]
+        key = ["layer", "bits", "bucket"]
+        tables.append([pl.DataFrame(part).sort(*key, maintain_order=True) for part in rows])
+    for of_torch, of_mlx, metrics in zip(*tables, (METRICS, [IMAGE_METRIC]), strict=True):
+        assert of_torch.select(key).equals(of_mlx.select(key))
+        assert set(of_torch["layer"]) == set(quantizable(models[0].pipe.transformer))
+        for metric in metrics:
+            largest = of_torch[metric].max()
+            np.testing.assert_allclose(of_mlx[metric], of_torch[metric], rtol=2e-2, atol=1e-5 * largest)
+    transformer = models[1].pipe.transformer
+    assert transformer.gather is None and not transformer.wanted
+    assert relative(latents(models[0]), latents(models[1])) < 1e-3, "its weights are as before"
+
+
+@pytest.mark.parametrize("mode", ["exact", "adaptive", "fast"])
 def test_sensitivity_job_on_mlx_leaves_its_tables(mode, tmp_path, monkeypatch):
     of_torch, of_mlx = twin("flux", tmp_path)
     calibrated([of_mlx], tmp_path, monkeypatch)
-    settings = Sensitivity(bits=[4], mode=mode, max_images=1)
+    settings = Sensitivity(bits=[4], mode=mode, max_images=1, probes=2)
     out, fast = tmp_path / "t.parquet", tmp_path / "fast.parquet"
     sensitivity("tiny", of_mlx.entry, tmp_path / "mlx", out, settings, fast=fast)
     table = read_table(out, "sensitivity")
-    assert set(table["metric"]) == set(METRICS) and set(table["mode"]) == {mode}
-    assert set(table["layer"]) == set(quantizable(of_torch.pipe.transformer))
-    assert read_table(fast, "sensitivity").is_empty()
+    assert set(table["metric"]) == {*METRICS, IMAGE_METRIC} and set(table["mode"]) == {mode, "fast"}
+    for part in (table, read_table(fast, "sensitivity")):
+        assert set(part["layer"]) == set(quantizable(of_torch.pipe.transformer))
     gather([out], tmp_path / "all.parquet", [fast], tmp_path / "agreement.parquet")
-    assert read_table(tmp_path / "agreement.parquet", "sensitivity.agreement").is_empty()
+    agreement = read_table(tmp_path / "agreement.parquet", "sensitivity.agreement")
+    assert len(agreement) == 9  # three metrics, three buckets
     plan("tiny", [out], tmp_path / "plan.json", Budget(uniform_bits=4))
     assert to_mlx(load_plan(tmp_path / "plan.json", of_mlx.pipe.transformer), of_mlx.pipe.transformer)
 
@@ -440,11 +472,6 @@ def test_weights_come_back_after_they_were_changed(shapes):
             assert all((now[path] == 0).all().item() for path in zeroed)
         after = dict(tree_flatten(transformer.mmdit.parameters()))
         assert all(after[path] is before[path] for path in after)
-
-
-def test_fast_mode_needs_gradients(tmp_path):
-    with pytest.raises(InputError, match=r"sensitivity\.mode: fast needs gradients, and `m` runs on MLX"):
-        sensitivity("m", on_mlx(SHAPES["flux"]), tmp_path, tmp_path / "t.parquet", Sensitivity(mode="fast"))
 
 
 def test_results_of_the_other_half_s_machine_are_joined_as_they_are(tmp_path, monkeypatch):

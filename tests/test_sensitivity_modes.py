@@ -59,7 +59,7 @@ class Batch:
 
 @pytest.fixture
 def model():
-    return SimpleNamespace(name="net", pipe=SimpleNamespace(transformer=Net()))
+    return SimpleNamespace(name="net", pipe=SimpleNamespace(transformer=Net()), computes_on="cpu")
 
 
 def batch_of(count: int) -> Batch:
@@ -85,7 +85,7 @@ def test_one_probe_is_the_inner_product_with_the_jacobian(model):
     net, batch = model.pipe.transformer.requires_grad_(False), batch_of(5)
     layers = [net.conv, net.twice, net.pooled]
     velocity, products = probe(
-        model, batch, [*layers, net.idle], weight_changes(SETTINGS), torch.Generator().manual_seed(7)
+        model, batch, [*layers, net.idle], weight_changes(model, SETTINGS), torch.Generator().manual_seed(7)
     )
     signs = torch.randint(0, 2, velocity.shape, generator=torch.Generator().manual_seed(7)) * 2.0 - 1
     for layer in layers:
@@ -300,12 +300,12 @@ def test_image_effect_is_the_derivative_of_the_whole_sampler():
     """Against forward-mode differentiation through all steps and the decoder, bucket by bucket."""
     net = Euler().requires_grad_(False)
     family = SimpleNamespace(decode=lambda pipe, x: drawn(net, x))
-    model = SimpleNamespace(name="net", family=family, pipe=SimpleNamespace(transformer=net))
+    model = SimpleNamespace(name="net", family=family, pipe=SimpleNamespace(transformer=net), computes_on="cpu")
     x = torch.randn(3, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     states = trajectory(net, x, {})
     steps = [EulerBatch(states[i], torch.tensor(SIGMAS[i], dtype=torch.float64), b) for i, b in enumerate(OF_STEP)]
     modules = [net.inner, net.outer, net.idle]
-    found = probe_image(model, steps, modules, weight_changes(SETTINGS), torch.Generator().manual_seed(7))
+    found = probe_image(model, steps, modules, weight_changes(model, SETTINGS), torch.Generator().manual_seed(7))
     signs = torch.randint(0, 2, (3, 6), generator=torch.Generator().manual_seed(7)) * 2.0 - 1
     assert found.keys() == {(bucket, module) for bucket in BUCKETS for module in modules}
     for (bucket, module), effects in found.items():

@@ -10,7 +10,6 @@ from queue import SimpleQueue
 from threading import Condition, Thread
 from typing import IO, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,11 +88,10 @@ class StepFile:
             self.file = open(self.partial, "wb", buffering=0)  # noqa: SIM115 (closed by finish or abandon)
             self.append(memoryview(header(tuple(self.layout.items()), self.dtype)))
         parts = [raw(tensor) for tensor, _ in tensors.values()]
-        if sum(part.nbytes for part in parts) <= JOINED_BYTES:
-            self.append(memoryview(b"".join(parts)))
-        else:
-            for part in parts:
-                self.append(memoryview(part.reshape(-1).view(np.uint8)))
+        if sum(map(len, parts)) <= JOINED_BYTES:
+            parts = [memoryview(b"".join(parts))]
+        for part in parts:
+            self.append(part)
 
     def append(self, data: memoryview) -> None:
         """Write bytes, all of them, have the disk begin with them, and hash them meanwhile."""
@@ -152,9 +150,10 @@ def join(text: Tensor, image: Tensor) -> Tensor:
     return torch.cat([text, image], dim=1)
 
 
-def raw(tensor: Tensor) -> np.ndarray:
-    """The same memory in NumPy, which has no bfloat16; a copy only where a tensor is not contiguous."""
-    return (tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor).contiguous().numpy()
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, copied only where it is not contiguous. NumPy, on the way, has no bfloat16."""
+    known = tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor
+    return known.contiguous().numpy().data.cast("B")
 
 
 def layout_bytes(layout: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:

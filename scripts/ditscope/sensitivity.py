@@ -72,8 +72,6 @@ def sensitivity(
     Raises InputError for a set of another model, a broken sample, or a bucket without samples, before the model loads.
     """
     require_blocks("sensitivity", name, model, ("torch", "mlx"))
-    if model.backend == "mlx" and settings.mode == "fast":
-        raise InputError(f"sensitivity.mode: fast needs gradients, and `{name}` runs on MLX; take exact or adaptive")
     found = load_calibration(calibration, settings.max_images, settings.step_stride)
     check_made_with(calibration, found, name)
     buckets = assign_buckets(found, settings.buckets, calibration)
@@ -91,14 +89,12 @@ def sensitivity(
     parts = unfinished(partial, out, key)
     loaded = load_generator(name, model)
     work = start(loaded, found, buckets, settings, parts, group, groups)
-    tables = [finished(work, MODES[settings.mode](work), settings.mode)]
-    if model.backend == "torch":  # which has gradients
-        parts_of_image = image(work, whole, assign_buckets(whole, settings.buckets, calibration))
-        tables.append(finished(work, parts_of_image, "fast", [IMAGE_METRIC]))
-    write_table(pl.concat(tables), out, "sensitivity")
+    scored = finished(work, MODES[settings.mode](work), settings.mode)
+    parts_of_image = image(work, whole, assign_buckets(whole, settings.buckets, calibration))
+    effects = finished(work, parts_of_image, "fast", [IMAGE_METRIC])
+    write_table(pl.concat([scored, effects]), out, "sensitivity")
     if fast is not None:
-        made = tables[0].clear() if model.backend == "mlx" else finished(work, MODES["fast"](work), "fast")
-        write_table(made, fast, "sensitivity")
+        write_table(finished(work, MODES["fast"](work), "fast"), fast, "sensitivity")
     publish(parts)
 
 

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from ditscope.calibration_batches import Batch
 from ditscope.calibration_set import Reference
 from ditscope.models import Generator
-from ditscope.sensitivity_exact import Layer, labelled, quantized
+from ditscope.quantizers import QUANTIZERS
+from ditscope.sensitivity_exact import Layer, labelled
 from ditscope.settings import Sensitivity
 
 Changes = Callable[[nn.Module], list[Tensor]]  # dW of a module at each bit width
@@ -41,7 +43,7 @@ def estimate_layers(
     modules = {layer.module: layer.name for layer in layers}
     sizes = Counter(buckets.values())
     generator = torch.Generator().manual_seed(0)
-    changes = weight_changes(settings)
+    changes = weight_changes(model, settings)
     rows = []
     for batch in samples:
         for _ in range(math.ceil(settings.probes / sizes[batch.bucket])):
@@ -52,16 +54,31 @@ def estimate_layers(
     return rows
 
 
-def weight_changes(settings: Sensitivity) -> Changes:
+def back_end(model: Generator) -> Any:
+    """The module that has `own_weight` and `collected` for what the model computes on: this one, or its twin of MLX.
+
+    That is imported by name, since torch jobs neither have MLX nor depend on its code.
+    """
+    return import_module("ditscope.mlx.sensitivity" if model.computes_on == "mlx" else __name__)
+
+
+def own_weight(model: Generator, layer: nn.Module) -> Tensor:
+    """A layer's weight as it was loaded."""
+    weight: Tensor = layer.weight.data
+    return weight
+
+
+def weight_changes(model: Generator, settings: Sensitivity) -> Changes:
     """A function that gives dW of a module at each bit width; it remembers as many as `CACHE_BYTES` hold."""
     cached: dict[nn.Module, list[Tensor]] = {}
-    held = 0
+    held, weight_of = 0, back_end(model).own_weight
 
     def changes(module: nn.Module) -> list[Tensor]:
         nonlocal held
         if module in cached:
             return cached[module]
-        found = [quantized(module, settings, bits) - module.weight.data for bits in settings.bits]
+        own = weight_of(model, module)
+        found = [QUANTIZERS[settings.quantizer](own, bits, settings.group_size) - own for bits in settings.bits]
         size = sum(change.nbytes for change in found)
         if held + size <= CACHE_BYTES:
             cached[module] = found
@@ -79,7 +96,7 @@ def probe(
     generator: torch.Generator,
 ) -> tuple[Tensor, dict[nn.Module, Tensor]]:
     """The velocity of a batch, and <u, J dW> of each module, (samples, changes), for one random probe a sample."""
-    with collected(model, modules, changes, len(batch.x)) as products, torch.enable_grad():
+    with back_end(model).collected(model, modules, changes, len(batch.x)) as products, torch.enable_grad():
         velocity = batch.velocity(model)
         velocity.backward(random_signs(velocity, generator))
     return velocity.detach(), products
@@ -122,6 +139,11 @@ def collected(
     found = {module: products.get(module, idle) for module in modules}
     products.clear()
     products.update(found)
+    refuse_infinite(model, products)
+
+
+def refuse_infinite(model: Generator, products: dict[nn.Module, Tensor]) -> None:
+    """Stop where a gradient was not finite."""
     if not all(product.isfinite().all() for product in products.values()):
         raise FloatingPointError(f"{model.name}: NaN or Inf in a gradient; use mode exact, or dtype float32")
 

@@ -20,7 +20,7 @@ from ditscope.calibration_batches import Batch, batches
 from ditscope.calibration_set import CalibrationSet, Reference
 from ditscope.models import Generator
 from ditscope.sensitivity_exact import Layer
-from ditscope.sensitivity_fast import Changes, collected, random_signs, weight_changes
+from ditscope.sensitivity_fast import Changes, back_end, random_signs, weight_changes
 from ditscope.sensitivity_table import IMAGE_METRIC
 from ditscope.settings import Sensitivity
 
@@ -42,7 +42,7 @@ def image_effects(
     names = {layer.module: layer.name for layer in layers}
     images = found.images()
     generator = torch.Generator().manual_seed(0)
-    changes = weight_changes(settings)
+    changes = weight_changes(model, settings)
     rows = []
     probes = math.ceil(settings.probes / len(images))
     for start in range(0, len(images), settings.gradient_batch):
@@ -77,7 +77,7 @@ def probe_image(
     effects: dict[tuple[str, nn.Module], Tensor] = {}
     for batch, (sigma, following) in reversed(list(zip(steps, pairwise(sigmas), strict=True))):
         moving = replace(batch, x=batch.x.detach().requires_grad_())
-        with collected(model, modules, changes, len(batch.x)) as products, torch.enable_grad():
+        with back_end(model).collected(model, modules, changes, len(batch.x)) as products, torch.enable_grad():
             moving.velocity(model).backward((following - sigma) * gradient)
         gradient = gradient + moving.x.grad
         for module, product in products.items():

@@ -205,7 +205,7 @@ class Sensitivity:
     )
     max_images: int = setting(4, "Calibration images used; 0: all")
     step_stride: int = setting(1, "Use every n-th step")
-    batch_size: int = setting(32, "Samples x bit widths of one forward pass (twice the rows under guidance)")
+    batch_size: int = setting(16, "Samples x bit widths of one forward pass (twice the rows under guidance)")
     layer_groups: int = setting(2, "Jobs that the layers are spread over (mode: exact)", config_only=True)
     mode: str = setting(
         "exact",

@@ -1,6 +1,7 @@
 """Figures of the benchmark: quality against size, memory and speed, scaling with the batch, pictures side by side."""
 
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 import polars as pl
@@ -107,7 +108,8 @@ def scatter(axis: Axes, table: pl.DataFrame, column: str) -> list[dict]:
     )
     for state, (marker, colour) in STATES.items():
         rows = table.filter(compile=state)
-        axis.scatter([], [], marker=marker, color=colour, label=state)
+        if len(rows):
+            axis.scatter([], [], marker=marker, color=colour, label=state)
         for row in rows.iter_rows(named=True):
             fill = "none" if row["simulated"] else colour
             axis.plot([row[column]] * 2, [row["low"], row["high"]], color=COLOURS[7], linewidth=0.8, zorder=1)
@@ -271,7 +273,7 @@ def strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
             difference = np.abs(mine.astype(float) - reference.astype(float))
             right.imshow(np.clip(difference * GAIN, 0, 255).astype(np.uint8), interpolation="nearest")
             if number == 0:
-                left.set_title(f"{key[0][:22]}\nseed {key[1]}", fontsize=4.5)
+                left.set_title("\n".join([*wrap(key[0], 24)[:3], f"seed {key[1]}"]), fontsize=4.5)
                 right.set_title(f"difference\nx {GAIN}", fontsize=4.5)
     return figure, pl.DataFrame(records)
 

@@ -1,10 +1,11 @@
-"""Sensitivity on MLX by the plain loop: change one layer's weights, run the whole transformer, put them back.
+"""Sensitivity on MLX: what ditscope.sensitivity_exact and ditscope.sensitivity_fast have for torch.
 
-The quantizers, the metrics and the names of layers are those of torch (ditscope.sensitivity_exact), so that tables of
-both back ends, and plans made from them, can be set side by side.
+Exact scores come of the plain loop: change one layer's weights, run the whole transformer, put them back. Quantizers,
+metrics and names of layers are those of torch, so that tables of both back ends, and plans made from them, can be set
+side by side.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,15 +13,19 @@ import mlx.core as mx
 import numpy as np
 import torch
 from mlx.utils import tree_flatten
-from torch import Tensor
+from torch import Tensor, nn
 
 from ditscope.calibration_batches import Batch
+from ditscope.mlx.gradients import Weights
+from ditscope.mlx.names import mmdit_paths
 from ditscope.mlx.network import converted, read_weights
-from ditscope.mlx.transformer import OnMlx, mx_dtype, to_mlx_array
+from ditscope.mlx.tensors import to_mlx_array
+from ditscope.mlx.transformer import OnMlx, mx_dtype
 from ditscope.models import Generator
 from ditscope.quantizers import QUANTIZERS, quantizable
 from ditscope.sensitivity_adaptive import Cells
 from ditscope.sensitivity_exact import Layer, Network, labelled, scores
+from ditscope.sensitivity_fast import Changes, refuse_infinite
 from ditscope.sensitivity_table import layer_kind
 from ditscope.settings import Sensitivity
 
@@ -54,16 +59,18 @@ def score_layers(
         for layer in mine:
             for bits in settings.bits if only is None else only[layer.name]:
                 if (layer.name, bits) not in changed:
-                    changed[layer.name, bits] = quantizer(own_weight(transformer, layer), bits, settings.group_size)
+                    changed[layer.name, bits] = quantizer(own_weight(model, layer.module), bits, settings.group_size)
                 with weight_of(transformer, layer.name, changed[layer.name, bits]):
                     output = batch.velocity(model)
                 rows += labelled(layer.name, bits, batch, scores(reference, output))
     return rows
 
 
-def own_weight(transformer: OnMlx, layer: Layer) -> Tensor:
+def own_weight(model: Generator, layer: nn.Module) -> Tensor:
     """A layer's weight in the diffusers folder, read anew, so that no second copy of the model gathers in memory."""
-    value = read_weights(transformer.source)[f"{layer.name}.weight"]
+    transformer: OnMlx = model.pipe.transformer
+    name = next(name for name, module in transformer.named_modules() if module is layer)
+    value = read_weights(transformer.source)[f"{name}.weight"]
     return torch.from_numpy(np.array(value.astype(mx.float32))).to(transformer.dtype)
 
 
@@ -79,3 +86,33 @@ def weight_of(transformer: OnMlx, layer: str, weight: Tensor) -> Iterator[None]:
         yield
     finally:
         mmdit.load_weights([(path, known[path]) for path in new], strict=False)
+
+
+@contextmanager
+def collected(
+    model: Generator, modules: Sequence[nn.Module], changes: Changes, count: int
+) -> Iterator[dict[nn.Module, Tensor]]:
+    """As `ditscope.sensitivity_fast.collected`: the inner products <gradient of the weight, dW> of each module."""
+    transformer: OnMlx = model.pipe.transformer
+    names = {module: name for name, module in quantizable(transformer).items()}
+    width = transformer.mmdit.config.hidden_size
+    products: dict[nn.Module, Tensor] = {}
+    rows: list[mx.array] = []  # of halves x samples: (modules, changes)
+
+    def gather(gradients: Weights) -> None:
+        sums = []
+        for module in modules:
+            moved = [converted(f"{names[module]}.weight", to_mlx_array(change), width) for change in changes(module)]
+            sums.append([sum((gradients[path] * part).sum() for path, part in change.items()) for change in moved])
+        rows.append(mx.stack([mx.stack(of_module) for of_module in sums]))
+        mx.eval(rows[-1])
+
+    transformer.gather = gather
+    transformer.wanted = [f"{path}.weight" for module in modules for path in mmdit_paths(names[module])]
+    try:
+        yield products
+    finally:
+        transformer.gather, transformer.wanted = None, ()
+    found = torch.from_numpy(np.array(mx.stack(rows, axis=1))).double()  # (modules, halves x samples, changes)
+    products |= zip(modules, found.unflatten(1, (-1, count)).sum(1), strict=True)
+    refuse_infinite(model, products)

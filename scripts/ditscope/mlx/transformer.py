@@ -1,12 +1,11 @@
 """Transformers of diffusers pipelines that compute on MLX."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 import torch
 from accelerate import init_empty_weights
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
@@ -14,8 +13,10 @@ from torch import Tensor, nn
 
 from ditscope.errors import InputError
 from ditscope.families.common import DTYPES
+from ditscope.mlx.gradients import Differentiable, Weights
 from ditscope.mlx.network import MMDiT, build, inexpressible, load, read_weights, velocity
 from ditscope.mlx.observe import hooked, watched
+from ditscope.mlx.tensors import to_mlx_array, to_torch
 from ditscope.settings import Model
 
 MLX_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -28,6 +29,8 @@ class OnMlx(nn.Module):
     source: Path  # the diffusers folder of its weights
     host: torch.device  # of the rest of the pipeline
     predict: Callable[..., mx.array]  # of the MMDiT, perhaps compiled
+    wanted: Sequence[str] = ()  # paths of the weights whose gradients `gather` gets, row by row
+    gather: Callable[[Weights], None] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -38,6 +41,10 @@ class OnMlx(nn.Module):
         """The prediction for latents `x` (batch, height, width, channels); `times` are timestep and guidance."""
         dtype = mx_dtype(self)
         inputs = [to_mlx_array(t).astype(dtype) for t in (x, text, pooled)] + [to_mlx_array(t) for t in times]
+        if torch.is_grad_enabled() and (x.requires_grad or self.gather):
+            leaf = x if x.requires_grad else x.detach().requires_grad_()
+            out: Tensor = Differentiable.apply(leaf, self, inputs)
+            return out
         if not hooked(self):
             return to_torch(self.predict(*inputs), x)
         with watched(self, self.mmdit):  # not compiled: a traced layer is called once and for all
@@ -123,13 +130,3 @@ def public(config: dict[str, Any]) -> dict[str, Any]:
 def mx_dtype(transformer: OnMlx) -> mx.Dtype:
     """MLX's name of a transformer's type of weights."""
     return MLX_DTYPES[str(transformer.dtype).removeprefix("torch.")]
-
-
-def to_mlx_array(tensor: Tensor) -> mx.array:
-    """A torch tensor in float32 on MLX."""
-    return mx.array(tensor.detach().float().cpu().contiguous().numpy())
-
-
-def to_torch(array: mx.array, like: Tensor) -> Tensor:
-    """An MLX array as a torch tensor of the type and on the device of `like`; waits until MLX has computed it."""
-    return torch.from_numpy(np.array(array.astype(mx.float32))).to(like)
