@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import SD3Transformer2DModel
 from torch import nn
 
 from ditscope import quantize
@@ -149,6 +150,28 @@ def test_fused_projections_hold_the_same_weights(kind):
         parts = [separate[name.removesuffix("qkv") + part] for part in "qkv"]
         assert torch.equal(transformer.get_submodule(name).weight, torch.cat(parts))
     fuse_qkv(transformer)  # again: nothing to do
+
+
+@pytest.mark.parametrize("qk_norm", [None, "rms_norm"])
+@pytest.mark.parametrize("dual", [(), (0, 1)])  # blocks with a second attention over the image alone: SD3.5 medium
+def test_fused_sd3_computes_the_same(qk_norm, dual):
+    """The fused attention of diffusers leaves out the norms of SD3.5: its output would differ."""
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, caption_projection_dim=32, pooled_projection_dim=20, out_channels=4,
+        pos_embed_max_size=8, qk_norm=qk_norm, dual_attention_layers=dual,
+    ).double().eval()  # fmt: skip
+    for parameter in transformer.parameters():  # norms start as the identity
+        torch.nn.init.normal_(parameter, std=0.3)
+    draw = lambda *shape: torch.randn(shape, dtype=torch.float64)  # noqa: E731
+    inputs = (draw(2, 4, 8, 8), draw(2, 5, 24), draw(2, 20), torch.tensor([500.0, 500.0]))
+    with torch.no_grad():
+        before = transformer(*inputs, return_dict=False)[0]
+        fuse_qkv(transformer)
+        assert not any(hasattr(module, "to_q") for module in transformer.modules())
+        after = transformer(*inputs, return_dict=False)[0]
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
 
 
 def test_sparse_fp8_nominal_bytes_by_hand_and_sparse_int8_is_never():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.quantization import (
@@ -36,6 +37,7 @@ from torchao.quantization.quantize_.workflows import Float8PackingFormat, Int4Pa
 from torchao.sparsity.sparse_api import SemiSparseWeightConfig, apply_fake_sparsity
 
 from ditscope.errors import InputError
+from ditscope.families.sd3 import FusedJointAttention
 from ditscope.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
 from ditscope.plan import SCALE_BITS, load_plan, to_fqn_config, to_mlx
 from ditscope.settings import Scheme, backends_of
@@ -208,6 +210,8 @@ def fuse_qkv(transformer: nn.Module) -> None:
         return
     with torch.no_grad():
         transformer.fuse_qkv_projections()
+    if isinstance(transformer, SD3Transformer2DModel):
+        transformer.set_attn_processor(FusedJointAttention())
     for module in transformer.modules():
         for fused, parts in (("to_qkv", "to_q to_k to_v"), ("to_added_qkv", "add_q_proj add_k_proj add_v_proj")):
             if hasattr(module, fused):
