@@ -68,7 +68,9 @@ def arrays(pooled: Pooled, model: str) -> Arrays:
     if not finite.all():
         step, block, _ = pooled.streams[int(finite.int().argmin())]
         raise FloatingPointError(f"{model}: {block} put out NaN or Inf at step {step}")
-    return pooled.streams, pooled.values.numpy(), pooled.norms.numpy()
+    # Copies: what stays is allocated on this thread, the one that writes. Small blocks that stay among the model's own
+    # tensors would leave holes that nothing fits, and glibc's heap would grow from step to step.
+    return pooled.streams, pooled.values.numpy().copy(), pooled.norms.numpy().copy()
 
 
 def statistics_table(
