@@ -89,6 +89,12 @@ def test_strips_draw_each_scheme_beside_its_difference(files):
     assert int(shown[2].max()) == 110
 
 
+def test_strips_show_several_prompts():
+    images = {(prompt, seed): b"" for prompt in "abcdef" for seed in range(4)}
+    assert figures.spread(images) == [("a", 0), ("c", 0), ("e", 0)]
+    assert figures.spread({("a", 0): b"", ("a", 1): b""}) == [("a", 0), ("a", 1)] and figures.spread({}) == []
+
+
 def test_memory_of_simulated_schemes_is_no_line_of_the_batch_figure(files):
     figure, _ = figures.batch_scaling(files)
     left, right = figure.axes

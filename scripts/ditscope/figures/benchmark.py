@@ -252,7 +252,7 @@ def strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
     records = [
         {"model": model, "hardware": host, "run": name, "prompt_id": prompt_id, "seed": seed}
         for model, host, name, images in rows
-        for prompt_id, seed in sorted(images)[:STRIP_IMAGES]
+        for prompt_id, seed in spread(images)
     ]
     if not rows:
         return note("No run of the benchmark left pictures."), pl.DataFrame(records)
@@ -264,7 +264,7 @@ def strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
     for number, (row, (model, _, name, images)) in enumerate(zip(axes, rows, strict=True)):
         text = name.removesuffix("-eager") + (f"\n{model}" if several else "")
         row[0].text(-0.08, 0.5, text, transform=row[0].transAxes, ha="right", va="center", fontsize=6)
-        for column, key in enumerate(sorted(base[model])[:STRIP_IMAGES]):
+        for column, key in enumerate(spread(base[model])):
             left, right = row[2 * column], row[2 * column + 1]
             if key not in images:
                 continue
@@ -276,6 +276,12 @@ def strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 left.set_title("\n".join([*wrap(key[0], 24)[:3], f"seed {key[1]}"]), fontsize=4.5)
                 right.set_title(f"difference\nx {GAIN}", fontsize=4.5)
     return figure, pl.DataFrame(records)
+
+
+def spread(images: dict[tuple[str, int], bytes]) -> list[tuple[str, int]]:
+    """STRIP_IMAGES of the pictures, evenly over all of them, so that a strip shows several prompts."""
+    keys, count = sorted(images), min(STRIP_IMAGES, len(images))
+    return [keys[number * len(keys) // count] for number in range(count)]
 
 
 def image_runs(files: Files) -> list[tuple[str, str, str, dict[tuple[str, int], bytes]]]:
