@@ -1,14 +1,17 @@
 """Benchmark: the protocol on a tiny generator, quality against the base, ratios in a compile state, hardware ids."""
 
+import io
+import json
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from PIL import Image
 
 from ditscope import benchmark as stage
-from ditscope import generate, hardware, latency, memory, quality
+from ditscope import generate, hardware, latency, memory, quality, quality_of_sets
 from ditscope.benchmark import benchmark
 from ditscope.benchmark_images import read_images
 from ditscope.benchmark_table import benchmark_table, with_quality, with_size_ratios, with_speed_ratios
@@ -56,7 +59,8 @@ def tiny(monkeypatch, tmp_path):
 
     monkeypatch.setattr(stage, "load_generator", load)
     monkeypatch.setattr(generate, "prompt_tokens", lambda model, prompt: (3, False))
-    monkeypatch.setattr(quality, "feature_extractor", lambda name, entry: Extractor("colours", colours, letters))
+    for module in (quality, quality_of_sets):
+        monkeypatch.setattr(module, "feature_extractor", lambda name, entry: Extractor("colours", colours, letters))
     csv = tmp_path / "prompts.csv"
     csv.write_text("prompt,seed\na red ring,1\na blue star,2\na cross,3\na green circle,4\na square,5\n")
 
@@ -299,6 +303,74 @@ def test_too_few_images_are_a_reason_and_too_large_a_subset_an_error(tiny, tmp_p
         quality.quality([base], tmp_path / "q.parquet", EMBEDDERS, replace(few, kid_subset_size=4))
     with pytest.raises(InputError, match=r"num_images: 6, but .*prompts.csv hold 5 runs; add prompts"):
         tiny("base", settings=replace(SETTINGS, num_images=6))
+
+
+def calibration_set(folder, pngs, **changes):
+    """A calibration set of the tiny generator with these reference images."""
+    (folder / "images").mkdir(parents=True)
+    images = []
+    for number, png in enumerate(pngs):
+        (folder / f"images/{number}.png").write_bytes(png)
+        image = {"image_id": number, "prompt_id": f"p{number}", "prompt": "a ring", "seed": number}
+        images.append(image | {"file": f"images/{number}.png"})
+    entry = tiny_generator("flux").entry
+    manifest = {"schema_version": "1", "model": "tiny", "num_steps": entry.steps, "cfg_weight": entry.guidance}
+    manifest |= {"width": entry.width, "height": entry.height, "n_completed": len(images), "images": images} | changes
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def squares(count):
+    pngs = [io.BytesIO() for _ in range(count)]
+    for number, file in enumerate(pngs):
+        Image.new("RGB", (32, 32), (40 * number, 90, 20)).save(file, "png")
+    return [file.getvalue() for file in pngs]
+
+
+def test_a_calibration_set_is_a_reference_as_a_set(tiny, tmp_path):
+    base = tiny("base", "base")
+    pngs = [sample["png"] for _, sample in sorted(read_images(base).items())]
+    run = tiny("int3", "int3", reference_dir=calibration_set(tmp_path / "calibration", pngs))
+    table = read_table(run.parent / "quality.parquet", "benchmark.quality")
+    assert set(table["scheme"]) == {"int3"}
+    found = {row["metric"]: row for row in table.iter_rows(named=True)}
+    assert found.keys() == {*quality.PAIRED, *quality.OF_SETS}
+    assert found["psnr_db"]["value"] is None and "no pairs to compare" in found["psnr_db"]["reason"]
+    assert found["prompt_alignment"]["value"] is not None and found["fid"]["n"] == 4
+    quality.quality([base, run], tmp_path / "paired.parquet", EMBEDDERS, SETTINGS)
+    paired = read_table(tmp_path / "paired.parquet", "benchmark.quality").filter(scheme="int3")
+    for metric in quality.OF_SETS:  # the same images, the same numbers
+        (expected,) = paired.filter(metric=metric)["value"]
+        assert found[metric]["value"] == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_steps": 50}, "made with steps 50, this run has"),
+        ({"cfg_weight": 7.5}, "made with guidance 7.5, this run has"),
+        ({"model": "other"}, "made with model other, this run has"),
+        ({"images": []}, "lists no images to compare with"),
+    ],
+)
+def test_a_calibration_set_of_other_settings_is_refused_before_loading(changes, named, tiny, tmp_path, monkeypatch):
+    folder = calibration_set(tmp_path / "calibration", squares(4), **changes)
+    monkeypatch.setattr(stage, "load_generator", None)
+    with pytest.raises(InputError, match=named):
+        tiny("int8", "other", reference_dir=folder)
+
+
+def test_calibration_images_that_cannot_be_read_are_refused(tiny, tmp_path, monkeypatch):
+    folder = calibration_set(tmp_path / "calibration", squares(4))
+    monkeypatch.setattr(stage, "load_generator", None)
+    with pytest.raises(InputError, match="kid_subset_size: 5 is more than the 4 images"):
+        tiny("int8", "other", replace(SETTINGS, kid_subset_size=5, num_images=5), reference_dir=folder)
+    (folder / "images/1.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"images/1\.png is damaged .*; calibrate again"):
+        tiny("int8", "other", reference_dir=folder)
+    (folder / "images/1.png").unlink()
+    with pytest.raises(InputError, match=r"manifest\.json: images: no file `images/1\.png`"):
+        tiny("int8", "other", reference_dir=folder)
 
 
 def test_a_damaged_reference_image_is_named(tiny, tmp_path, monkeypatch):

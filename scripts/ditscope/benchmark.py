@@ -68,8 +68,9 @@ def benchmark(
     Leaves in `output_dir`, under `<config>-<compile>`: `.timing.parquet` (table `benchmark.run.timing`, a row a batch
     size: latency and memory), `.parquet` (table `benchmark.run`: what the scheme is and weighs), `.tar` (the images of
     the first `num_images` runs of `prompts`: tables or CSVs), `.flat.parquet` (table `benchmark.run.flat`: the noise on
-    a flat field, a row a step count and seed). `reference_dir` holds such files of the base in eager mode; with it, and
-    unless `skip_metrics`, `quality.parquet` is left as well.
+    a flat field, a row a step count and seed). `reference_dir` holds such files of the base in eager mode, or is a
+    calibration set, whose images are compared as a set; with it, and unless `skip_metrics`, `quality.parquet` is left
+    as well.
     """
     if config not in schemes:
         raise InputError(unknown("--config", config, schemes, "in the config's `schemes`"))
@@ -87,8 +88,13 @@ def benchmark(
             f"benchmark.kid_subset_size: {settings.kid_subset_size} is more than the {settings.num_images} images of "
             "benchmark.num_images; make it smaller, or num_images larger"
         )
+    # Imported by name: how images are judged is no part of the code whose edits make timings stale.
+    calibration = reference_dir is not None and (reference_dir / "manifest.json").exists()
+    judge = "ditscope.quality_of_sets" if calibration else "ditscope.quality"
     its_own = label(scheme) == "base" and compile == "eager"
-    if reference_dir and not (its_own or settings.skip_metrics):
+    if calibration and not settings.skip_metrics:
+        import_module(judge).check_calibration(reference_dir, name, model, settings)
+    elif reference_dir and not (its_own or settings.skip_metrics):
         check_reference(reference_dir, name, model)
     hardware = hardware_id() if settings.hardware == "auto" else settings.hardware
     identity = {"model": name, "hardware": hardware, "scheme": config, "kind": label(scheme), "compile": compile}
@@ -151,10 +157,12 @@ def benchmark(
     )
     write_table(table, f"{stem}.timing.parquet", "benchmark.run.timing")
     if reference_dir and not settings.skip_metrics:
-        # Imported by name: how images are judged is no part of the code whose edits make timings stale.
-        quality = import_module("ditscope.quality").quality
-        tables = [Path(f"{stem}.parquet"), *sorted(reference_dir.glob("*-eager.parquet"))]
-        quality(list(dict.fromkeys(tables)), output_dir / "quality.parquet", embedders, settings)
+        run, out = Path(f"{stem}.parquet"), output_dir / "quality.parquet"
+        if calibration:
+            import_module(judge).quality_of_sets(run, reference_dir, out, embedders, settings)
+        else:
+            tables = dict.fromkeys([run, *sorted(reference_dir.glob("*-eager.parquet"))])
+            import_module(judge).quality(list(tables), out, embedders, settings)
 
 
 def check_reference(folder: Path, name: str, model: Model) -> None:

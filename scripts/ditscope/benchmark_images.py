@@ -15,13 +15,17 @@ def read_images(table: Path) -> Images:
     """The WebDataset samples beside a run's table by (prompt_id, seed). Raises InputError where one is damaged."""
     found: Images = {}
     for sample in read_tar(table.with_suffix(".tar")):
-        try:
-            with Image.open(io.BytesIO(sample["png"])) as image:
-                image.verify()  # checksums, without decoding
-        except Exception as error:
-            raise InputError(
-                f"{table.with_suffix('.tar')}: the image `{sample['__key__']}` is damaged ({error}); "
-                "delete the file and run the benchmark again"
-            ) from None
+        where = f"{table.with_suffix('.tar')}: the image `{sample['__key__']}`"
+        verified(sample["png"], where, "delete the file and run the benchmark again")
         found[sample["json"]["prompt_id"], sample["json"]["seed"]] = sample
     return found
+
+
+def verified(png: bytes, where: str, mend: str) -> bytes:
+    """The bytes of a PNG whose checksums are right; raises InputError, with what to do, for a damaged one."""
+    try:
+        with Image.open(io.BytesIO(png)) as image:
+            image.verify()  # checksums, without decoding
+    except Exception as error:
+        raise InputError(f"{where} is damaged ({error}); {mend}") from None
+    return png

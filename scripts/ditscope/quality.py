@@ -190,7 +190,7 @@ def compare(reference: dict, mine: dict, kid_subset_size: int = 0) -> list[dict]
 
 def set_metrics(reference: dict, mine: dict, kid_subset_size: int) -> tuple[dict[str, float], dict[str, str]]:
     """Metrics of whole sets by name, and the reasons of those that these images or this embedder do not allow."""
-    n = len(mine["pngs"])
+    n = min(len(mine["pngs"]), len(reference["pngs"]))
     few = {m: f"{m} needs at least {least} images, there are {n}" for m, least in LEAST_IMAGES.items() if n < least}
     if mine["logits"] is None:
         few.setdefault("inception_score", "benchmark.classes names no classes, or the embedder has no text tower")

@@ -1,0 +1,92 @@
+"""Quality of a benchmark run against the reference images of a calibration set: as sets, since prompts differ."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import polars as pl
+
+from ditscope.benchmark_columns import IDENTITY, QUALITY_TYPES
+from ditscope.benchmark_images import Images, read_images, verified
+from ditscope.calibration_set import read_manifest
+from ditscope.config import unknown
+from ditscope.errors import InputError
+from ditscope.features import feature_extractor
+from ditscope.metrics import mean_interval
+from ditscope.quality import MUST_MATCH, OF_SETS, PAIRED, judged, row, set_metrics
+from ditscope.settings import Benchmark, Embedder, Model
+from ditscope.tables import read_table, write_table
+
+log = logging.getLogger(__name__)
+
+
+def reference_images(folder: Path) -> Images:
+    """The reference images of a calibration set, as `read_images` has those of a run.
+
+    Raises InputError for a set without images, and for an image that is missing, damaged or outside the folder.
+    """
+    manifest, found = read_manifest(folder), {}
+    names = {"model": "model", "steps": "num_steps", "guidance": "cfg_weight", "width": "width", "height": "height"}
+    made_with = {key: manifest.get(name) for key, name in names.items()}
+    for image in manifest.get("images", []):
+        path = folder / image["file"]
+        if PurePosixPath(image["file"]).is_absolute() or ".." in path.parts or not path.is_file():
+            raise InputError(f"{folder / 'manifest.json'}: images: no file `{image['file']}` in the folder")
+        png = verified(path.read_bytes(), str(path), "calibrate again")
+        found[image["prompt_id"], image["seed"]] = {"png": png, "json": image | made_with}
+    if not found:
+        raise InputError(f"{folder / 'manifest.json'}: lists no images to compare with; calibrate again")
+    return found
+
+
+def check_calibration(folder: Path, name: str, model: Model, settings: Benchmark) -> None:
+    """Refuse reference images of another model, size, step count or guidance, damaged ones, and too few for KID."""
+    images = reference_images(folder)
+    made: dict[str, Any] = next(iter(images.values()))["json"]
+    for key, wanted in ({key: getattr(model, key) for key in MUST_MATCH if key != "model"} | {"model": name}).items():
+        if made[key] != wanted:
+            raise InputError(
+                f"{folder / 'manifest.json'}: its images were made with {key} {made[key]}, this run has {wanted}; use "
+                "the same settings, or --skip-metrics"
+            )
+    if settings.kid_subset_size > len(images):
+        raise InputError(
+            f"benchmark.kid_subset_size: {settings.kid_subset_size} is more than the {len(images)} images of {folder}; "
+            "make it smaller"
+        )
+
+
+def quality_of_sets(
+    run: Path,
+    calibration: Path,
+    out: Path,
+    embedders: dict[str, Embedder],
+    settings: Benchmark = Benchmark(),
+    cache: Path | None = None,
+) -> None:
+    """Judge the images of a run against those of a calibration set and leave the table `benchmark.quality`.
+
+    Metrics of image pairs are rows with the reason: the sets have other prompts and seeds.
+    """
+    if settings.features not in embedders:
+        raise InputError(unknown("benchmark.features", settings.features, embedders, "in the config's `embedders`"))
+    extractors = {settings.features: feature_extractor(settings.features, embedders[settings.features])}
+    table = read_table(run, "benchmark.run").row(0, named=True)
+    identity = {name: table[name] for name in IDENTITY}
+    metrics = (*PAIRED, *OF_SETS)
+    if table["reason"]:
+        rows = [row(metric, reason=table["reason"]) for metric in metrics]
+    else:
+        theirs, mine = (
+            judged(images, images, extractors, replace(settings, cosines=[]), cache)
+            for images in (reference_images(calibration), read_images(run))
+        )
+        values, reasons = set_metrics(theirs, mine, settings.kid_subset_size)
+        reasons |= dict.fromkeys(PAIRED, f"{calibration} has other prompts and seeds: no pairs to compare")
+        n = len(mine["pngs"])
+        rows = [row(metric, values.get(metric), n=n, reason=reasons.get(metric, "")) for metric in metrics]
+        if (own := mine["alignment"]) is not None:
+            rows[PAIRED.index("prompt_alignment")] = row("prompt_alignment", own.mean(), *mean_interval(own), n=n)
+    write_table(pl.DataFrame([identity | found for found in rows], schema=QUALITY_TYPES), out, "benchmark.quality")
+    log.info("%s: %s", run.stem, ", ".join(f"{found['metric']} {found['value']}" for found in rows))
