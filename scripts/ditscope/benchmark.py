@@ -19,7 +19,7 @@ from torchao.quantization.utils import recommended_inductor_config_setter
 from tqdm import tqdm
 
 from ditscope.benchmark_columns import FLAT_TYPES
-from ditscope.benchmark_images import read_images
+from ditscope.benchmark_images import check_made_with, read_images
 from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.flat_field import noise_growth
@@ -171,13 +171,7 @@ def check_reference(folder: Path, name: str, model: Model) -> None:
     base = next((file for file, run in tables.items() if run["kind"] == "base"), None)
     if base is None:
         raise InputError(f"{folder}: no run of the base scheme in eager mode to compare with; benchmark it first")
-    keys = ("steps", "guidance", "width", "height")
-    for key, wanted in {"model": name, **{key: getattr(model, key) for key in keys}}.items():
-        if (made := tables[base][key]) != wanted:
-            raise InputError(
-                f"{base}: the reference was made with {key} {made}, this run has {wanted}; use the same settings, or "
-                "--skip-metrics"
-            )
+    check_made_with(tables[base], name, model, base)
     read_images(base)
 
 

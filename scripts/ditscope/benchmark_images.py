@@ -2,10 +2,12 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from ditscope.errors import InputError
+from ditscope.settings import Model
 from ditscope.shards import read_tar
 
 Images = dict[tuple[str, int], dict]  # WebDataset samples by (prompt_id, seed)
@@ -29,3 +31,14 @@ def verified(png: bytes, where: str, mend: str) -> bytes:
     except Exception as error:
         raise InputError(f"{where} is damaged ({error}); {mend}") from None
     return png
+
+
+def check_made_with(made: dict[str, Any], name: str, model: Model, where: Path) -> None:
+    """Refuse a reference of another model, step count, guidance or size: metrics would measure that."""
+    keys = ("steps", "guidance", "width", "height")
+    for key, wanted in {"model": name, **{key: getattr(model, key) for key in keys}}.items():
+        if made[key] != wanted:
+            raise InputError(
+                f"{where}: the reference was made with {key} {made[key]}, this run has {wanted}; use the same "
+                "settings, or --skip-metrics"
+            )

@@ -14,9 +14,7 @@ from ditscope.patterns import block_index, block_type
 
 STATISTICS = ("mean", "std", "rms", "absmax", "mean_token_norm")
 HALVES = ("cond", "uncond")
-TOGETHER_BYTES = (
-    512_000  # of streams that are pooled in one call: few calls, and what they read stays in a core's cache
-)
+TOGETHER_BYTES = 512_000  # of streams pooled in one call: few calls, and what they read stays in a core's cache
 Stream = tuple[int, str, str, Tensor]  # step, block, stream (img or txt), tokens (batch, tokens, width)
 Arrays = tuple[list[tuple[int, str, str]], np.ndarray, np.ndarray]  # step, block, stream; values; norms of tokens
 

@@ -3,18 +3,17 @@
 import logging
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import polars as pl
 
 from ditscope.benchmark_columns import IDENTITY, QUALITY_TYPES
-from ditscope.benchmark_images import Images, read_images, verified
+from ditscope.benchmark_images import Images, check_made_with, read_images, verified
 from ditscope.calibration_set import read_manifest
 from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.features import feature_extractor
 from ditscope.metrics import mean_interval
-from ditscope.quality import MUST_MATCH, OF_SETS, PAIRED, judged, row, set_metrics
+from ditscope.quality import OF_SETS, PAIRED, judged, row, set_metrics
 from ditscope.settings import Benchmark, Embedder, Model
 from ditscope.tables import read_table, write_table
 
@@ -43,13 +42,7 @@ def reference_images(folder: Path) -> Images:
 def check_calibration(folder: Path, name: str, model: Model, settings: Benchmark) -> None:
     """Refuse reference images of another model, size, step count or guidance, damaged ones, and too few for KID."""
     images = reference_images(folder)
-    made: dict[str, Any] = next(iter(images.values()))["json"]
-    for key, wanted in ({key: getattr(model, key) for key in MUST_MATCH if key != "model"} | {"model": name}).items():
-        if made[key] != wanted:
-            raise InputError(
-                f"{folder / 'manifest.json'}: its images were made with {key} {made[key]}, this run has {wanted}; use "
-                "the same settings, or --skip-metrics"
-            )
+    check_made_with(next(iter(images.values()))["json"], name, model, folder / "manifest.json")
     if settings.kid_subset_size > len(images):
         raise InputError(
             f"benchmark.kid_subset_size: {settings.kid_subset_size} is more than the {len(images)} images of {folder}; "

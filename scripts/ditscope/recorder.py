@@ -139,16 +139,15 @@ class Recorder(Observer):
         self.waiting += tensor.nbytes
 
     def hand_over(self) -> None:
-        """Hand what has come to the thread that writes, once it is CHUNK_BYTES; waits while it has a whole step."""
+        """Hand what has come to the thread that writes, once it is CHUNK_BYTES; waits while it has a whole step.
+
+        Statistics are made here, on the thread that samples, where OpenMP has its threads.
+        """
         if self.waiting < CHUNK_BYTES:
             return
         self.writer = self.writer or Background(limit=max(CHUNK_BYTES, layout_bytes(self.shapes, self.dtype)))
-        self.writer.submit(self.waiting, self.store, self.chunk, self.ended, self.pooled_streams())
+        self.writer.submit(self.waiting, self.store, self.chunk, self.ended, pool_streams(self.streams, self.stream))
         self.chunk, self.ended, self.streams, self.waiting = {}, [], [], 0
-
-    def pooled_streams(self) -> list[Pooled]:
-        """Statistics of the streams that have come: made on the thread that samples, where OpenMP has its threads."""
-        return pool_streams(self.streams, self.stream)
 
     def prediction(self, image: Tensor) -> Tensor:
         """The velocity that the model would predict from these image tokens, after guidance, in the latents' shape."""
@@ -198,7 +197,7 @@ class Recorder(Observer):
             if self.writer is not None:
                 self.writer.close()
             if self.complete:
-                self.store(self.chunk, self.ended, self.pooled_streams())
+                self.store(self.chunk, self.ended, pool_streams(self.streams, self.stream))
                 self.flush()
         finally:
             for file in (*self.chunk, *filter(None, [self.file])):  # left where sampling failed
