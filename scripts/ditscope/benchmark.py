@@ -19,7 +19,7 @@ from torchao.quantization.utils import recommended_inductor_config_setter
 from tqdm import tqdm
 
 from ditscope.benchmark_columns import FLAT_TYPES
-from ditscope.benchmark_images import check_made_with, read_images
+from ditscope.benchmark_images import check_kid_subset, check_made_with, read_images
 from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.flat_field import noise_growth
@@ -83,11 +83,8 @@ def benchmark(
             f"benchmark.num_images: {settings.num_images}, but {', '.join(map(str, prompts))} hold {len(runs)} runs; "
             "add prompts or seeds, or ask for fewer images"
         )
-    if settings.kid_subset_size > settings.num_images and not settings.skip_metrics:
-        raise InputError(
-            f"benchmark.kid_subset_size: {settings.kid_subset_size} is more than the {settings.num_images} images of "
-            "benchmark.num_images; make it smaller, or num_images larger"
-        )
+    if not settings.skip_metrics:
+        check_kid_subset(settings, settings.num_images, "benchmark.num_images")
     # Imported by name: how images are judged is no part of the code whose edits make timings stale.
     calibration = reference_dir is not None and (reference_dir / "manifest.json").exists()
     judge = "ditscope.quality_of_sets" if calibration else "ditscope.quality"

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from ditscope.errors import InputError
-from ditscope.settings import Model
+from ditscope.settings import Benchmark, Model
 from ditscope.shards import read_tar
 
 Images = dict[tuple[str, int], dict]  # WebDataset samples by (prompt_id, seed)
@@ -42,3 +42,12 @@ def check_made_with(made: dict[str, Any], name: str, model: Model, where: Path) 
                 f"{where}: the reference was made with {key} {made[key]}, this run has {wanted}; use the same "
                 "settings, or --skip-metrics"
             )
+
+
+def check_kid_subset(settings: Benchmark, images: int, where: Path | str) -> None:
+    """Refuse subsets for the kernel distance that are larger than the set of images they are drawn from."""
+    if settings.kid_subset_size > images:
+        raise InputError(
+            f"benchmark.kid_subset_size: {settings.kid_subset_size} is more than the {images} images of {where}; "
+            "make it smaller"
+        )

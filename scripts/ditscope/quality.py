@@ -12,7 +12,7 @@ import polars as pl
 from PIL import Image
 
 from ditscope.benchmark_columns import IDENTITY, QUALITY_TYPES
-from ditscope.benchmark_images import Images, read_images
+from ditscope.benchmark_images import Images, check_kid_subset, read_images
 from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits
@@ -71,11 +71,8 @@ def quality(
                 raise InputError(unknown(f"benchmark.{key}", name, embedders, "in the config's `embedders`"))
             extractors[name] = feature_extractor(name, embedders[name])
     reference = read_images(base)
-    if reference and settings.kid_subset_size > len(reference):
-        raise InputError(
-            f"benchmark.kid_subset_size: {settings.kid_subset_size} is more than the {len(reference)} images of "
-            f"{base.with_suffix('.tar')}; make it smaller, or num_images larger"
-        )
+    if reference:
+        check_kid_subset(settings, len(reference), base.with_suffix(".tar"))
     for path, run in tables:
         if reference and not run["reason"]:
             check_match(path, read_images(path), base, reference)

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import polars as pl
 
 from ditscope.benchmark_columns import IDENTITY, QUALITY_TYPES
-from ditscope.benchmark_images import Images, check_made_with, read_images, verified
+from ditscope.benchmark_images import Images, check_kid_subset, check_made_with, read_images, verified
 from ditscope.calibration_set import read_manifest
 from ditscope.config import unknown
 from ditscope.errors import InputError
@@ -43,11 +43,7 @@ def check_calibration(folder: Path, name: str, model: Model, settings: Benchmark
     """Refuse reference images of another model, size, step count or guidance, damaged ones, and too few for KID."""
     images = reference_images(folder)
     check_made_with(next(iter(images.values()))["json"], name, model, folder / "manifest.json")
-    if settings.kid_subset_size > len(images):
-        raise InputError(
-            f"benchmark.kid_subset_size: {settings.kid_subset_size} is more than the {len(images)} images of {folder}; "
-            "make it smaller"
-        )
+    check_kid_subset(settings, len(images), folder)
 
 
 def quality_of_sets(

@@ -8,9 +8,7 @@ effect on the finished image is estimated as well (ditscope.sensitivity_image).
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import polars as pl
@@ -23,7 +21,7 @@ from ditscope.identity import file_digest
 from ditscope.models import Generator, load_generator, require_blocks
 from ditscope.partial import publish, unfinished
 from ditscope.sensitivity_adaptive import Cells, next_samples
-from ditscope.sensitivity_exact import Network, network_of, score_layers
+from ditscope.sensitivity_exact import Network, mlx_twin, network_of, score_layers
 from ditscope.sensitivity_fast import estimate_layers
 from ditscope.sensitivity_image import image_effects
 from ditscope.sensitivity_table import IMAGE_METRIC, METRICS, assign_buckets, tabulate
@@ -109,7 +107,7 @@ def start(
 ) -> Work:
     """Look at the network and choose the depths of one job."""
     if model.computes_on == "mlx":
-        network = mlx_scoring().network_of(model)
+        network = mlx_twin().network_of(model)
     else:
         network = network_of(model, next(batches(model, found, buckets, 1)))
     depths = network.depths()[group::groups]
@@ -120,14 +118,9 @@ def start(
     return Work(network, depths, found, buckets, settings, parts)
 
 
-def mlx_scoring() -> ModuleType:
-    """What scores layers on MLX; imported by name, since torch jobs neither have MLX nor depend on its code."""
-    return import_module("ditscope.mlx.sensitivity")
-
-
 def score(work: Work, depth: int, samples: Iterable[Batch], only: Cells | None = None) -> list[dict[str, Any]]:
     """Scores of the layers at one depth, or of these bits of layers, on the model's back end."""
-    scorer = mlx_scoring().score_layers if work.network.model.computes_on == "mlx" else score_layers
+    scorer = mlx_twin().score_layers if work.network.model.computes_on == "mlx" else score_layers
     rows: list[dict[str, Any]] = scorer(work.network, depth, samples, work.settings, only)
     return rows
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -127,6 +129,11 @@ def score_layers(
                 for width, output in zip(bits, outputs, strict=True):
                     rows += labelled(layer.name, width, batch, scores(reference, output))
     return rows
+
+
+def mlx_twin() -> ModuleType:
+    """What scores layers on MLX; imported by name, since torch jobs neither have MLX nor depend on its code."""
+    return import_module("ditscope.mlx.sensitivity")
 
 
 def labelled(layer: str, bits: int, batch: Batch, values: Sequence[dict[str, float]]) -> list[dict[str, Any]]:

@@ -7,10 +7,10 @@ layer's output with dW x. All bit widths of all layers share one backward pass; 
 """
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ditscope.calibration_batches import Batch
 from ditscope.calibration_set import Reference
 from ditscope.models import Generator
 from ditscope.quantizers import QUANTIZERS
-from ditscope.sensitivity_exact import Layer, labelled
+from ditscope.sensitivity_exact import Layer, labelled, mlx_twin
 from ditscope.settings import Sensitivity
 
 Changes = Callable[[nn.Module], list[Tensor]]  # dW of a module at each bit width
@@ -55,11 +55,8 @@ def estimate_layers(
 
 
 def back_end(model: Generator) -> Any:
-    """The module that has `own_weight` and `collected` for what the model computes on: this one, or its twin of MLX.
-
-    That is imported by name, since torch jobs neither have MLX nor depend on its code.
-    """
-    return import_module("ditscope.mlx.sensitivity" if model.computes_on == "mlx" else __name__)
+    """The module that has `own_weight` and `collected` for what the model computes on: this one, or its twin of MLX."""
+    return mlx_twin() if model.computes_on == "mlx" else sys.modules[__name__]
 
 
 def own_weight(model: Generator, layer: nn.Module) -> Tensor:
