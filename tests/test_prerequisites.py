@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from ditscope import prerequisites
+from ditscope.caches import cache_folders, clean_caches
 from ditscope.cli import main, read_config
 from ditscope.config import decode
 from ditscope.errors import InputError
-from ditscope.prerequisites import cache_folders, clean_caches, compile_states, machine, models, schemes
+from ditscope.prerequisites import compile_states, machine, models, schemes
 from ditscope.settings import Config
 
 

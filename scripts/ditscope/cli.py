@@ -43,7 +43,7 @@ COMMANDS = {
     "refine-train": ("refine.train:train", "train the feature encoder and the one-step refiner"),
     "refine-diagnose": ("refine.diagnose:diagnose", "measure what the refiner learnt"),
     "check": ("prerequisites:check", "what this machine has, and which schemes can run on it"),
-    "clean-caches": ("prerequisites:clean_caches", "remove this project's caches and say how many bytes"),
+    "clean-caches": ("caches:clean_caches", "remove this project's caches and say how many bytes"),
     "publish": ("publish:publish", "every figure and table that a study's finished stages allow"),
     "estimate": ("estimate:estimate", "jobs, hours and disk that a study will take"),
     "resume": ("resume:resume", "go on with a SLURM run whose main process was killed"),

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from ditscope.benchmark import uncompilable
-from ditscope.errors import InputError
 from ditscope.hardware import PACKAGES, cpu_model, host_memory_bytes, installed, nvidia_gpus
 from ditscope.job import SECRETS
 from ditscope.models import default_device, is_generator, source_folder
@@ -19,7 +18,7 @@ from ditscope.quantize import unsupported
 from ditscope.settings import COMPILE_STATES, Config, Model
 
 GB = 1e9
-LEAST_PYTHON, LEAST_CUDA = (3, 10), (12, 2)
+LEAST_PYTHON, LEAST_CUDA = (3, 11), (12, 2)
 LEAST_GPU_BYTES, LEAST_DISK_BYTES = 16 * GB, 20 * GB  # FLUX in 8 bit; its download
 MORE_PACKAGES = ("safetensors", "torch-fidelity", "snakemake")
 
@@ -140,34 +139,3 @@ def compile_states() -> list[Finding]:
     found = [Finding("Compilation", state, not reason, reason or "can run") for state, reason in states]
     mlx = find_spec("mlx") is not None
     return [*found, Finding("Back ends", "mlx", mlx, "installed" if mlx else "not installed: no MLX schemes")]
-
-
-# Caches --------------------------------------------------------------------------------------------------------------
-
-CACHES = ("resources/.cache", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis")
-
-
-def clean_caches(project: Path = Path("."), dry_run: bool = False) -> None:
-    """Remove the caches of this project, and nothing outside its folder; say how many bytes.
-
-    Features, compiled kernels and digests in resources/.cache, and those of the development tools. Downloaded models,
-    results and the caches of your home folder stay. A link is left alone, wherever it leads.
-    """
-    if not (project / "config.yaml").exists():
-        raise InputError(f"{project}: no folder of a study (it has no config.yaml); say which with --project")
-    total = 0
-    for folder in cache_folders(project):
-        size = sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir() or file.is_symlink())
-        if not dry_run:
-            shutil.rmtree(folder)
-        total += size
-        print(f"{'would remove' if dry_run else 'removed'} {folder}: {size:,} bytes")
-    print(f"{total:,} bytes in all")
-
-
-def cache_folders(project: Path) -> list[Path]:
-    """The project's cache folders that exist. Folders on the way to one, and it itself, must be no links."""
-    named = [project / name for name in CACHES]
-    compiled = [p for name in ("scripts", "tests", "rules") for p in sorted((project / name).rglob("__pycache__"))]
-    root = project.resolve()
-    return [p for p in (*named, *compiled) if p.is_dir() and p.resolve() == root / p.relative_to(project)]
