@@ -125,7 +125,8 @@ def benchmark(
             torch._dynamo.reset()  # graphs of the batch size before neither help nor hold memory
         found = {"reason": reason} if reason else timed(generator, rows, settings.repeats, settings.warmup)
         timings.append({"batch": batch} | found)
-        log.info("%s %s %s: batch %d done", name, config, compile, batch)
+        outcome = found["reason"] or f"{found['latency_median_ms']:.1f} ms"
+        log.info("%s %s %s: batch %d: %s", name, config, compile, batch, outcome)
     ran = [t["batch"] for t in timings if not t["reason"]]
     samples: list[Sample] = []
     grown: list[dict] = []

@@ -88,7 +88,7 @@ def quality(
             mine = judged(read_images(path), reference, extractors, settings, cache)
             measured = compare(theirs, mine, settings.kid_subset_size)
         rows += [{name: run[name] for name in IDENTITY} | m for m in measured]
-        log.info("%s: %s", path.stem, ", ".join(f"{m['metric']} {m['value']}" for m in measured))
+        log_metrics(path.stem, measured)
     if reference and len(reference) < FID_LEAST_IMAGES:
         log.warning("%d images: fewer than %d, so no FID is a headline", len(reference), FID_LEAST_IMAGES)
     write_table(pl.DataFrame(rows, schema=QUALITY_TYPES), out, "benchmark.quality")
@@ -215,6 +215,15 @@ def row(
     low, high = (None if x is None or np.isnan(x) else x for x in (low, high))
     small = metric in BIASED and n < FID_LEAST_IMAGES
     return {"metric": metric, "value": value, "low": low, "high": high, "n": n, "small_n": small, "reason": reason}
+
+
+def log_metrics(run: str, rows: list[dict]) -> None:
+    """Say what was measured of a run, and once for each reason what was not."""
+    values = [f"{r['metric']} {r['value']:.4g}" for r in rows if r["value"] is not None]
+    log.info("%s: %s", run, ", ".join(values) or "nothing was measured")
+    for reason in dict.fromkeys(r["reason"] for r in rows if r["value"] is None):
+        missing = [r["metric"] for r in rows if r["value"] is None and r["reason"] == reason]
+        log.info("%s: no %s: %s", run, ", ".join(missing), reason)
 
 
 def decoded(png: bytes) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Quality of a benchmark run against the reference images of a calibration set: as sets, since prompts differ."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -13,11 +12,9 @@ from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.features import feature_extractor
 from ditscope.metrics import mean_interval
-from ditscope.quality import OF_SETS, PAIRED, judged, row, set_metrics
+from ditscope.quality import OF_SETS, PAIRED, judged, log_metrics, row, set_metrics
 from ditscope.settings import Benchmark, Embedder, Model
 from ditscope.tables import read_table, write_table
-
-log = logging.getLogger(__name__)
 
 
 def reference_images(folder: Path) -> Images:
@@ -78,4 +75,4 @@ def quality_of_sets(
         if (own := mine["alignment"]) is not None:
             rows[PAIRED.index("prompt_alignment")] = row("prompt_alignment", own.mean(), *mean_interval(own), n=n)
     write_table(pl.DataFrame([identity | found for found in rows], schema=QUALITY_TYPES), out, "benchmark.quality")
-    log.info("%s: %s", run.stem, ", ".join(f"{found['metric']} {found['value']}" for found in rows))
+    log_metrics(run.stem, rows)
