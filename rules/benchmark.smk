@@ -97,6 +97,15 @@ rule benchmark_table:
         "../envs/tables.yaml"
     params:
         code=code("benchmark_table"),
+        elsewhere={
+            name: benchmark_elsewhere(suffix)
+            for name, suffix in {
+                "runs": "parquet",
+                "timings": "timing.parquet",
+                "qualities": "quality.parquet",
+                "flat_fields": "flat.parquet",
+            }.items()
+        },
         settings={k: plain(CONFIG.benchmark)[k] for k in ("quality_bound", "targets")},
     script:
         "../scripts/benchmark_table.py"

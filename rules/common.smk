@@ -15,6 +15,7 @@ from ditscope.config import benchmark_cases, load_config, of_backends, plain
 from ditscope.errors import InputError
 from ditscope.figures import PAPER_TABLES, available
 from ditscope.hardware import filed_under, hardware_id
+from ditscope.identity import file_digest
 from ditscope.models import check_model_folder, is_generator, source_folder
 from ditscope.networks import plan_file, resolve_network, trajectory_index
 from ditscope.progress import write_plan, write_progress
@@ -396,6 +397,19 @@ def benchmark_runs(*models, hardware=None, suffix="parquet"):
         for host in ([hardware] if hardware else benchmark_hardware(model))
         for case in cases
     ]
+
+
+def benchmark_elsewhere(suffix):
+    """Tables that other machines made of this study, and their digests: joined as they came, never made again here."""
+    found = {}
+    for model in CONFIG.benchmark.models:
+        here = set(benchmark_hardware(model))
+        for folder in sorted(Path(RESULTS, "benchmarks", model).glob("*/")):
+            cases = ["-".join(case) for case in benchmark_cases(CONFIG.benchmark)]
+            names = [suffix] if suffix == "quality.parquet" else [f"{case}.{suffix}" for case in cases]
+            files = [] if folder.name in here else [folder / name for name in names]
+            found |= {str(file): file_digest(file) for file in files if file.exists()}
+    return found
 
 
 def benchmark_qualities(*models):

@@ -8,11 +8,12 @@ from ditscope.job import job
 from ditscope.settings import Benchmark
 
 with job(snakemake):
+    tables = {
+        name: [Path(path) for path in (*snakemake.input.get(name, ()), *elsewhere)]
+        for name, elsewhere in snakemake.params.elsewhere.items()
+    }
     benchmark_table(
-        runs=[Path(path) for path in snakemake.input.runs],
-        timings=[Path(path) for path in snakemake.input.timings],
-        qualities=[Path(path) for path in snakemake.input.qualities],
-        flat_fields=[Path(path) for path in snakemake.input.flat_fields],
+        **tables,
         output_dir=Path(snakemake.output.table).parent,
         settings=decode(Benchmark, snakemake.params.settings),
     )

@@ -6,8 +6,9 @@ import polars as pl
 import pytest
 
 import workflow
+from ditscope.doctor.examine import examine
 from ditscope.estimate import parse_job_stats
-from ditscope.tables import read_table
+from ditscope.tables import read_table, write_table
 
 STUDY = ("--configfile", "experiments/tiny.yaml", "study.yaml")
 
@@ -38,6 +39,39 @@ def test_halves_of_a_study_join(tmp_path):
     assert "Nothing to be done" in snakemake(first, "generate", "--dry-run", *STUDY)
     jobs = parse_job_stats(snakemake(first, "--dry-run", *STUDY))
     assert jobs["refine_codebook"] and not {"image_shard", "prompt_shard"} & set(jobs)
+
+
+def test_runs_of_another_machine_are_joined_and_kept_apart(study, tmp_path):
+    """Their rows stand beside this machine's, with ratios of their own; nothing is measured in their name."""
+    workflow.checkout(tmp_path)
+    for name in ("results", ".snakemake"):
+        shutil.copytree(study / name, tmp_path / name, symlinks=True)
+    joined = tmp_path / "results/tiny/benchmarks"
+    (here,) = (joined / "shapes-flux").glob("*/")
+    before = read_table(joined / "benchmark.timing.parquet", "benchmark.timing")
+    for file in shutil.copytree(here, here.parent / "fast-host").glob("*.parquet"):
+        table = pl.read_parquet(file).with_columns(hardware=pl.lit("fast-host"))
+        if "latency_median_ms" in table.columns:
+            table = table.with_columns(pl.col("latency_median_ms", "latency_per_image_ms") / 10)
+        name = {"quality": "quality", "timing": "run.timing", "flat": "run.flat"}.get(
+            file.stem.rpartition(".")[2], "run"
+        )
+        write_table(table, file, f"benchmark.{name}")
+    tiny = ("--configfile", "experiments/tiny.yaml")
+    assert not {"benchmark_run", "benchmark_quality"} & set(parse_job_stats(snakemake(tmp_path, "--dry-run", *tiny)))
+    snakemake(tmp_path, "benchmark", *tiny)
+    timing = read_table(joined / "benchmark.timing.parquet", "benchmark.timing")
+    assert timing.filter(hardware=here.name).equals(before)
+    theirs = timing.filter(hardware="fast-host")
+    assert theirs["latency_median_ms"].to_list() == (before["latency_median_ms"] / 10).to_list()
+    assert theirs["speedup"].to_list() == pytest.approx(before["speedup"].to_list())
+    sizes = read_table(joined / "benchmark.parquet", "benchmark")
+    assert sizes["quality_loss"].null_count() == 0 and set(sizes["hardware"]) == {here.name, "fast-host"}
+    for host in (here.name, "fast-host"):
+        assert f"## shapes-flux on {host}" in (joined / "recommendation.md").read_text()
+    assert "Nothing to be done" in snakemake(tmp_path, "benchmark", "--dry-run", *tiny)
+    found = examine(tmp_path / "results/tiny", ["benchmark"]).findings
+    assert found == []
 
 
 MIXED = """

@@ -58,14 +58,17 @@ def beside(tar: str) -> list[str]:
 
 
 def benchmark_stems(study: Study) -> list[str]:
-    """Runs of the benchmark without extension, on every host that has results of a selected model."""
+    """Runs of the benchmark without extension: those that are planned here, and those that other machines made."""
     bench = study.config.benchmark
-    return [
+    planned = [tar.removesuffix(".tar") for tar in study.targets("benchmark") if tar.endswith(".tar")]
+    elsewhere = [
         f"benchmarks/{model}/{host.name}/{scheme}-{compile}"
         for model in bench.models
         for host in sorted((study.results / "benchmarks" / model).glob("*/"))
         for scheme, compile in benchmark_cases(bench)
+        if (host / f"{scheme}-{compile}.parquet").exists()
     ]
+    return list(dict.fromkeys([*planned, *elsewhere]))
 
 
 def check_missing(study: Study) -> None:

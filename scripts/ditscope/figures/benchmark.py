@@ -30,7 +30,7 @@ def quality(files: Files) -> tuple[Canvas, pl.DataFrame]:
     if drawn.is_empty():
         return note("No quality metric could be computed: see the reasons in the table."), table
     metrics = drawn["metric"].unique(maintain_order=True).to_list()
-    cases = drawn.select("model", "scheme", "compile").unique(maintain_order=True).rows()
+    cases = drawn.select(CASE).unique(maintain_order=True).rows()
     columns = min(4, len(metrics))
     rows = -(-len(metrics) // columns)
     figure, axes = grid(rows, columns, width=9, height=rows * (0.7 + 0.13 * len(cases)), sharey=True)
@@ -45,20 +45,24 @@ def quality(files: Files) -> tuple[Canvas, pl.DataFrame]:
         axis.ticklabel_format(axis="x", useOffset=False)
         axis.locator_params(axis="x", nbins=4)
         axis.tick_params(axis="x", labelsize=6)
-        for y, (model, scheme, state) in enumerate(cases):
-            for row in drawn.filter(metric=metric, model=model, scheme=scheme, compile=state).to_dicts():
+        for y, case in enumerate(cases):
+            for row in drawn.filter(metric=metric, **dict(zip(CASE, case, strict=True))).to_dicts():
                 if row["low"] is not None and row["high"] is not None:
                     axis.plot([row["low"], row["high"]], [y, y], color=COLOURS[7], linewidth=1.5)
                 axis.plot(row["value"], y, "o", color=COLOURS[0], markersize=3.5)
     return figure, table
 
 
-def labels_of(cases: list[tuple[str, str, str]]) -> list[str]:
-    """Names of runs for an axis: scheme, the compile state unless eager, and the model where there are several."""
-    several = len({model for model, _, _ in cases}) > 1
+def labels_of(cases: list[tuple[str, str, str, str]]) -> list[str]:
+    """Names of runs for an axis: scheme, the compile state unless eager, model and host where there are several."""
+    models, hosts = ({case[i] for case in cases} for i in (0, 1))
+    told = [
+        [name for name, several in ((model, len(models) > 1), (host, len(hosts) > 1)) if several]
+        for model, host, _, _ in cases
+    ]
     return [
-        scheme + (f", {state}" if state != "eager" else "") + (f" ({model})" if several else "")
-        for model, scheme, state in cases
+        scheme + (f", {state}" if state != "eager" else "") + (f" ({', '.join(names)})" if names else "")
+        for (_, _, scheme, state), names in zip(cases, told, strict=True)
     ]
 
 
@@ -114,7 +118,8 @@ def scatter(axis: Axes, table: pl.DataFrame, column: str) -> list[dict]:
             fill = "none" if row["simulated"] else colour
             axis.plot([row[column]] * 2, [row["low"], row["high"]], color=COLOURS[7], linewidth=0.8, zorder=1)
             axis.scatter(row[column], row["loss"], marker=marker, edgecolors=colour, facecolors=fill, s=22, zorder=2)
-    axis.scatter([], [], marker="o", edgecolors=COLOURS[0], facecolors="none", label="only simulated")
+    if table["simulated"].any():
+        axis.scatter([], [], marker="o", edgecolors=COLOURS[0], facecolors="none", label="only simulated")
     front: list[dict] = []
     for row in table.sort(column, "loss").iter_rows(named=True):
         if not front or row["loss"] < front[-1]["loss"]:
@@ -171,7 +176,7 @@ def latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
     if table.is_empty():
         return note("Nothing could be timed: see the reasons in the table."), table
     batches = sorted(table["batch"].unique())
-    cases = table.select("model", "scheme", "compile").unique(maintain_order=True).rows()
+    cases = table.select(CASE).unique(maintain_order=True).rows()
     wanted = targets(files)
     figure, axes = grid(
         1, len(batches), width=max(5, 1.5 + 2.1 * len(batches)), height=1.2 + 0.17 * len(cases), sharey=True
@@ -181,20 +186,20 @@ def latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
         axis.set_xlabel("ms a batch")
         axis.set_yticks(range(len(cases)), labels_of(cases), fontsize=6)
         axis.set_ylim(len(cases) - 0.5, -0.5)
-        for y, (model, scheme, state) in enumerate(cases):
-            for row in table.filter(model=model, scheme=scheme, compile=state, batch=batch).to_dicts():
+        for y, case in enumerate(cases):
+            for row in table.filter(batch=batch, **dict(zip(CASE, case, strict=True))).to_dicts():
                 spread = np.abs(np.array([[row["latency_p10_ms"]], [row["latency_p90_ms"]]]) - row["latency_median_ms"])
-                axis.barh(y, row["latency_median_ms"], color=STATES[state][1])
+                axis.barh(y, row["latency_median_ms"], color=STATES[row["compile"]][1])
                 axis.errorbar(row["latency_median_ms"], y, xerr=spread, color="black", capsize=2, linewidth=0.8)
         for number, target in enumerate(wanted.filter(batch=batch).iter_rows(named=True)):
-            rows = [y for y, (model, _, _) in enumerate(cases) if model == target["model"]]
+            rows = [y for y, (model, *_) in enumerate(cases) if model == target["model"]]
             if rows:
                 name = f"{target['target']}: {target['latency_ms']:g} ms, batch {batch} ({target['source']})"
                 axis.vlines(
                     target["latency_ms"], min(rows) - 0.5, max(rows) + 0.5, color=COLOURS[3],
                     linestyle=("--", ":", "-.")[number % 3], label=name,
                 )  # fmt: skip
-    for state in dict.fromkeys(state for _, _, state in cases):
+    for state in dict.fromkeys(case[3] for case in cases):
         axes[0, 0].barh([0], [0], color=STATES[state][1], label=state)
     handles, names = zip(
         *(pair for a in axes[0] for pair in zip(*a.get_legend_handles_labels(), strict=True)), strict=True
@@ -232,7 +237,7 @@ def batch_scaling(files: Files) -> tuple[Canvas, pl.DataFrame]:
                     line["batch"], line[column], color=COLOURS[number % len(COLOURS)], markersize=3.5, linewidth=1,
                     marker="osv^D*Px"[number // len(COLOURS) % 8],
                     linestyle={"eager": "-", "regional": "--", "full": ":"}[state],
-                    label=labels_of([(model, scheme, state)])[0],
+                    label=labels_of([(model, hardware, scheme, state)])[0],
                 )  # fmt: skip
             axis.set_xscale("log", base=2)
             ticks = sorted(mine["batch"].unique())
@@ -247,8 +252,8 @@ def batch_scaling(files: Files) -> tuple[Canvas, pl.DataFrame]:
 def strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """The same pictures under every scheme (down), each beside its difference from the eager base."""
     runs = image_runs(files)
-    base = {model: images for model, _, name, images in runs if name == "base-eager"}
-    rows = [run for run in runs if run[0] in base and run[3]]
+    base = {run[:2]: run[3] for run in runs if run[2] == "base-eager"}
+    rows = [run for run in runs if run[:2] in base and run[3]]
     records = [
         {"model": model, "hardware": host, "run": name, "prompt_id": prompt_id, "seed": seed}
         for model, host, name, images in rows
@@ -260,15 +265,15 @@ def strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
     figure, axes = grid(len(rows), 2 * shown, width=1.6 + 1.5 * shown, height=0.4 + 0.75 * len(rows))
     for axis in axes.flat:
         axis.set_axis_off()
-    several = len(base) > 1
-    for number, (row, (model, _, name, images)) in enumerate(zip(axes, rows, strict=True)):
-        text = name.removesuffix("-eager") + (f"\n{model}" if several else "")
-        row[0].text(-0.08, 0.5, text, transform=row[0].transAxes, ha="right", va="center", fontsize=6)
-        for column, key in enumerate(spread(base[model])):
+    models, hosts = ({case[i] for case in base} for i in (0, 1))
+    for number, (row, (model, host, name, images)) in enumerate(zip(axes, rows, strict=True)):
+        lines = [name.removesuffix("-eager"), *[model] * (len(models) > 1), *[host] * (len(hosts) > 1)]
+        row[0].text(-0.08, 0.5, "\n".join(lines), transform=row[0].transAxes, ha="right", va="center", fontsize=6)
+        for column, key in enumerate(spread(base[model, host])):
             left, right = row[2 * column], row[2 * column + 1]
             if key not in images:
                 continue
-            mine, reference = (picture(found[key]) for found in (images, base[model]))
+            mine, reference = (picture(found[key]) for found in (images, base[model, host]))
             left.imshow(mine, interpolation="nearest")
             difference = np.abs(mine.astype(float) - reference.astype(float))
             right.imshow(np.clip(difference * GAIN, 0, 255).astype(np.uint8), interpolation="nearest")
@@ -311,7 +316,7 @@ def flat_field(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 mean["steps"], mean["noise"], color=COLOURS[number % len(COLOURS)], markersize=3.5, linewidth=1,
                 marker="osv^D*Px"[number // len(COLOURS) % 8],
                 linestyle={"eager": "-", "regional": "--", "full": ":"}[state],
-                label=labels_of([(model, scheme, state)])[0],
+                label=labels_of([(model, hardware, scheme, state)])[0],
             )  # fmt: skip
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
