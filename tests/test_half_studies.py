@@ -4,6 +4,7 @@ import shutil
 
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 import workflow
 from ditscope.doctor.examine import examine
@@ -53,15 +54,13 @@ def test_runs_of_another_machine_are_joined_and_kept_apart(study, tmp_path):
         table = pl.read_parquet(file).with_columns(hardware=pl.lit("fast-host"))
         if "latency_median_ms" in table.columns:
             table = table.with_columns(pl.col("latency_median_ms", "latency_per_image_ms") / 10)
-        name = {"quality": "quality", "timing": "run.timing", "flat": "run.flat"}.get(
-            file.stem.rpartition(".")[2], "run"
-        )
-        write_table(table, file, f"benchmark.{name}")
+        kinds = {"quality": "quality", "timing": "run.timing", "flat": "run.flat"}
+        write_table(table, file, f"benchmark.{kinds.get(file.stem.rpartition('.')[2], 'run')}")
     tiny = ("--configfile", "experiments/tiny.yaml")
     assert not {"benchmark_run", "benchmark_quality"} & set(parse_job_stats(snakemake(tmp_path, "--dry-run", *tiny)))
     snakemake(tmp_path, "benchmark", *tiny)
     timing = read_table(joined / "benchmark.timing.parquet", "benchmark.timing")
-    assert timing.filter(hardware=here.name).equals(before)
+    assert_frame_equal(timing.filter(hardware=here.name), before)
     theirs = timing.filter(hardware="fast-host")
     assert theirs["latency_median_ms"].to_list() == (before["latency_median_ms"] / 10).to_list()
     assert theirs["speedup"].to_list() == pytest.approx(before["speedup"].to_list())
