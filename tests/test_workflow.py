@@ -1,5 +1,6 @@
 """The workflow for real, on the tiny study: it completes, then is idle, then re-runs just what is stale."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,13 @@ def test_second_run_is_idle(study):
 
 def test_every_result_is_complete(study):
     assert "## Overall progress: 100 %" in (study / "results/tiny/progress.md").read_text()
+
+
+def test_results_are_as_readable_as_the_umask_allows(study):
+    umask = os.umask(0)
+    os.umask(umask)
+    files = [path for path in (study / "results").rglob("*") if path.is_file()]
+    assert files and [p for p in files if p.stat().st_mode & 0o666 != 0o666 & ~umask] == []
 
 
 def test_touched_and_recloned_sources_make_nothing_stale(study, tmp_path):

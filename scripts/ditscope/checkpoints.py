@@ -16,6 +16,7 @@ from torchao.prototype.safetensors.safetensors_support import flatten_tensor_sta
 
 from ditscope.errors import InputError
 from ditscope.models import check_safetensors, load_generator
+from ditscope.partial import share
 from ditscope.quantize import apply_scheme, fuse_qkv, layer_configs, runs_on_mlx, unsupported
 from ditscope.settings import Model, Scheme
 
@@ -59,6 +60,7 @@ def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Pat
         "tensors": metadata,
     }
     save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {RECORD: json.dumps(record, sort_keys=True)})
+    share(partial)
     partial.replace(out)
 
 

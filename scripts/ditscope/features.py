@@ -18,6 +18,7 @@ from ditscope.embedders import Towers, image_features, load_towers, text_feature
 from ditscope.errors import InputError
 from ditscope.identity import digest
 from ditscope.models import default_device
+from ditscope.partial import share
 from ditscope.settings import Embedder
 from ditscope.staleness import source_digest
 
@@ -90,6 +91,7 @@ def cached(key: list[str], compute: Callable[[], Tensor], cache: Path | None) ->
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")
         save_file({"features": found.contiguous()}, partial)
+        share(partial)
         os.replace(partial, file)
     return found.double().numpy()
 

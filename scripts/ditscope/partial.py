@@ -1,6 +1,7 @@
 """Unfinished work of an expensive job: kept outside its declared outputs, found again by a digest of its inputs."""
 
 import json
+import os
 import shutil
 import tempfile
 from contextlib import suppress
@@ -45,6 +46,13 @@ def make_folder(folder: Path) -> None:
         with suppress(FileNotFoundError):
             return folder.mkdir(parents=True, exist_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def share(path: Path) -> None:
+    """Give a file the mode of a new one: safetensors lets only the owner read what it writes, groups share results."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def publish(folder: Path) -> None:

@@ -15,6 +15,7 @@ from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from ditscope.errors import InputError
+from ditscope.partial import share
 from ditscope.refine.corruption import key_grid
 from ditscope.refine.files import describe, read_described
 from ditscope.refine.latents import LatentSet, read_latents
@@ -108,6 +109,7 @@ def save_codebook(codebook: Codebook, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(array) for name, array in codebook.arrays.items()}
     save_file(arrays, path, describe("codebook", words=codebook.words))
+    share(path)
 
 
 def load_codebook(path: Path) -> Codebook:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ditscope.partial import share
 from ditscope.refine.corruption import coordinates
 from ditscope.refine.files import describe, read_described
 from ditscope.refine.patches import patch_sides, unpatchify
@@ -198,6 +199,7 @@ def save_network(network: LatentMAE | Refiner, mean: Tensor, std: Tensor, path: 
     tensors = {f"network.{k}": v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors | {"latent_mean": mean, "latent_std": std}, path, describe(kind, config=asdict(network.config)))
+    share(path)
 
 
 def load_network(path: Path, kind: str) -> tuple[Any, Tensor, Tensor]:
