@@ -442,7 +442,7 @@ def test_the_recommendation_follows_from_the_data():
     assert "`int3`, eager: its quality loss, 20 % (20 % to 20 %), is beyond 5 %; torchao only simulates" in text
     assert "`worse`, eager: slower than the base at every batch size (speed-up 0.50 at batch 1)" in text
     assert "`fp8`, eager: no GPU" in text and "`int8`, eager, batch 4: OOM" in text
-    assert "Compilation alone, without quantization, loses full 0.1 %." in text and "are few" not in text
+    assert "Compilation alone, without quantization, loses 0.1 % (full)." in text and "are few" not in text
     slow = timed.with_columns(speedup=pl.when(scheme="int8").then(0.5).otherwise("speedup"))
     text = recommendation(table, slow, 0.05)
     assert "| 20.00 MB | `int8` | 1 % (1 % to 1 %) | within | 0.50 |" in text and "- `int8`, eager: slower" not in text

@@ -1,5 +1,6 @@
 """Films: write frames as a GIF or an MP4, with equal bytes for equal frames."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -9,6 +10,8 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
+log = logging.getLogger(__name__)
+
 
 def write_film(frames: Iterable[Image.Image], path: Path, fps: float) -> None:
     """Write frames of one size to `path`, a .gif or an .mp4, by a temporary file and a rename."""
@@ -16,6 +19,7 @@ def write_film(frames: Iterable[Image.Image], path: Path, fps: float) -> None:
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     {".gif": write_gif, ".mp4": write_mp4}[path.suffix](iter(frames), partial, fps)
     os.replace(partial, path)
+    log.info("wrote %s", path)
 
 
 def write_gif(frames: Iterator[Image.Image], path: Path, fps: float) -> None:

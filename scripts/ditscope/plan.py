@@ -1,6 +1,7 @@
 """Bit plans: a bit width for every layer that costs least under a size budget, and its export to torchao and MLX."""
 
 import json
+import logging
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from ditscope.tables import concat_tables
 if TYPE_CHECKING:
     from torch import nn
     from torchao.quantization import FqnToConfig
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = "1"
 RANDOM_PLANS = 100  # that a plan is compared with
@@ -102,6 +105,12 @@ def plan(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(document, indent=1) + "\n")
+    size = f"{document['nominal_bytes']:,} bytes, {document['mean_bits']:.3f} mean bits"
+    others = {"best of random plans": document["random"]["best"]}
+    if document["uniform"]:
+        others[f"uniform {document['uniform']['bits']} bit"] = document["uniform"]["predicted"]
+    rest = ", ".join(f"{name} {error:.3g}" for name, error in others.items())
+    log.info("%s: %s; predicted %s %.3g (%s)", out, size, document["metric"], document["predicted"], rest)
 
 
 def chosen_metric(table: pl.DataFrame, metric: str) -> str:

@@ -34,7 +34,7 @@ def basis(mine: pl.DataFrame, bound: float) -> list[str]:
     )
     few = f" {n} images are few: no FID here is a headline (that takes {SMALL_N:,}), and intervals are wide."
     control = mine.filter((pl.col("kind") == "base") & (pl.col("compile") != "eager")).drop_nulls("quality_loss")
-    drift = [f"{row['compile']} {percent(row['quality_loss'])}" for row in control.iter_rows(named=True)]
+    drift = [f"{percent(row['quality_loss'])} ({row['compile']})" for row in control.iter_rows(named=True)]
     compiled = [f"Compilation alone, without quantization, loses {', '.join(drift)}."] if drift else []
     return [text + (few if n < SMALL_N else ""), *compiled]
 
