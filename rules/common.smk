@@ -401,15 +401,15 @@ def benchmark_runs(*models, hardware=None, suffix="parquet"):
 
 def benchmark_elsewhere(suffix):
     """Tables that other machines made of this study, and their digests: joined as they came, never made again here."""
-    found = {}
-    for model in CONFIG.benchmark.models:
-        here = set(benchmark_hardware(model))
-        for folder in sorted(Path(RESULTS, "benchmarks", model).glob("*/")):
-            cases = ["-".join(case) for case in benchmark_cases(CONFIG.benchmark)]
-            names = [suffix] if suffix == "quality.parquet" else [f"{case}.{suffix}" for case in cases]
-            files = [] if folder.name in here else [folder / name for name in names]
-            found |= {str(file): file_digest(file) for file in files if file.exists()}
-    return found
+    cases = ["-".join(case) for case in benchmark_cases(CONFIG.benchmark)]
+    files = [
+        folder / name
+        for model in CONFIG.benchmark.models
+        for folder in sorted(Path(RESULTS, "benchmarks", model).glob("*/"))
+        if folder.name not in benchmark_hardware(model)
+        for name in ([suffix] if suffix == "quality.parquet" else [f"{case}.{suffix}" for case in cases])
+    ]
+    return {str(file): file_digest(file) for file in files if file.exists()}
 
 
 def benchmark_qualities(*models):

@@ -125,9 +125,10 @@ def score_layers(
                 weights = [weight_of(layer, width) for width in bits]
                 forwards = recording.replay(layer.module, blocks, len(bits), untouched[layer.module])
                 with replaced(forwards | {layer.module: variants(layer.module, weights, len(batch.x))}):
-                    outputs = batch.velocity(model, len(bits)).chunk(len(bits))
-                for width, output in zip(bits, outputs, strict=True):
-                    rows += labelled(layer.name, width, batch, scores(reference, output))
+                    outputs = batch.velocity(model, len(bits))
+                found = scores(torch.cat([reference] * len(bits)), outputs)
+                for i, width in enumerate(bits):
+                    rows += labelled(layer.name, width, batch, found[i * len(batch.x) : (i + 1) * len(batch.x)])
     return rows
 
 
