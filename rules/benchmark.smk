@@ -97,7 +97,7 @@ rule benchmark_table:
         "../envs/tables.yaml"
     params:
         code=code("benchmark_table"),
-        elsewhere={
+        elsewhere=lambda w: {
             name: benchmark_elsewhere(suffix)
             for name, suffix in {
                 "runs": "parquet",

@@ -44,9 +44,7 @@ def test_halves_of_a_study_join(tmp_path):
 
 def test_runs_of_another_machine_are_joined_and_kept_apart(study, tmp_path):
     """Their rows stand beside this machine's, with ratios of their own; nothing is measured in their name."""
-    workflow.checkout(tmp_path)
-    for name in ("results", ".snakemake"):
-        shutil.copytree(study / name, tmp_path / name, symlinks=True)
+    workflow.reclone(study, tmp_path)
     joined = tmp_path / "results/tiny/benchmarks"
     (here,) = (joined / "shapes-flux").glob("*/")
     before = read_table(joined / "benchmark.timing.parquet", "benchmark.timing")

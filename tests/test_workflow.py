@@ -1,7 +1,6 @@
 """The workflow for real, on the tiny study: it completes, then is idle, then re-runs just what is stale."""
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def edited(study, tmp_path) -> Callable[[str, Callable[[str], str]], Path]:
     """Edit one file of a fresh clone that has the study's results, and give the clone."""
 
     def edit(name: str, change: Callable[[str], str]) -> Path:
-        clone = reclone(study, tmp_path / "clone")
+        clone = workflow.reclone(study, tmp_path / "clone")
         path = clone / name
         text = path.read_text()
         assert change(text) != text
@@ -41,14 +40,6 @@ def edited(study, tmp_path) -> Callable[[str, Callable[[str], str]], Path]:
         return clone
 
     return edit
-
-
-def reclone(study: Path, clone: Path) -> Path:
-    """A fresh checkout beside the study, with its results and Snakemake's records."""
-    workflow.checkout(clone)
-    for name in ("results", ".snakemake"):
-        shutil.copytree(study / name, clone / name, symlinks=True)
-    return clone
 
 
 def test_second_run_is_idle(study):
@@ -67,7 +58,7 @@ def test_results_are_as_readable_as_the_umask_allows(study):
 
 
 def test_touched_and_recloned_sources_make_nothing_stale(study, tmp_path):
-    assert planned(reclone(study, tmp_path / "clone")) == {}
+    assert planned(workflow.reclone(study, tmp_path / "clone")) == {}
 
 
 def test_edited_prompt_reruns_its_shard_and_the_aggregates(edited):
@@ -97,7 +88,7 @@ def test_edited_stage_code_reruns_that_stage_and_its_downstream_only(edited, mod
 
 def test_other_seeds_rerun_all_that_samples_at_once(study, tmp_path):
     """Also what reads the first runs only: Snakemake looks at no parameter of a job whose inputs will be made anew."""
-    clone = reclone(study, tmp_path / "clone")
+    clone = workflow.reclone(study, tmp_path / "clone")
     overlay = clone / "seeds.yaml"
     overlay.write_text("prompts: {seeds: [7]}\n")
     jobs = planned(clone, str(overlay))
@@ -105,7 +96,7 @@ def test_other_seeds_rerun_all_that_samples_at_once(study, tmp_path):
 
 
 def test_staleness_release_ignores_edited_code(study, tmp_path):
-    clone = reclone(study, tmp_path / "clone")
+    clone = workflow.reclone(study, tmp_path / "clone")
     overlay = clone / "release.yaml"
     overlay.write_text("staleness: release\n")
     first = planned(clone, str(overlay))
@@ -115,7 +106,7 @@ def test_staleness_release_ignores_edited_code(study, tmp_path):
 
 
 def test_edited_config_key_reruns_its_stage_and_downstream(study, tmp_path):
-    clone = reclone(study, tmp_path / "clone")
+    clone = workflow.reclone(study, tmp_path / "clone")
     overlay = clone / "edit.yaml"
     overlay.write_text("topology: {max_dimension: 1}\n")
     assert set(planned(clone, str(overlay))) == {"topology", "figures", "catalog"}

@@ -32,6 +32,14 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
+def reclone(study: Path, clone: Path) -> Path:
+    """A fresh checkout beside the study, with its results and Snakemake's records."""
+    checkout(clone)
+    for name in ("results", ".snakemake"):
+        shutil.copytree(study / name, clone / name, symlinks=True)
+    return clone
+
+
 def fake_conda(folder: Path) -> Path:
     """A folder with a `conda` that answers what a dry run asks it: enough for `--sdm conda` where there is no conda."""
     program = folder / "bin" / "conda"

@@ -11,6 +11,7 @@ from ditscope.settings import Benchmark, Model
 from ditscope.shards import read_tar
 
 Images = dict[tuple[str, int], dict]  # WebDataset samples by (prompt_id, seed)
+MADE_WITH = ("steps", "guidance", "width", "height")  # the same, and of one model, in images that are compared
 
 
 def read_images(table: Path) -> Images:
@@ -35,8 +36,7 @@ def verified(png: bytes, where: str, mend: str) -> bytes:
 
 def check_made_with(made: dict[str, Any], name: str, model: Model, where: Path) -> None:
     """Refuse a reference of another model, step count, guidance or size: metrics would measure that."""
-    keys = ("steps", "guidance", "width", "height")
-    for key, wanted in {"model": name, **{key: getattr(model, key) for key in keys}}.items():
+    for key, wanted in {"model": name, **{key: getattr(model, key) for key in MADE_WITH}}.items():
         if made[key] != wanted:
             raise InputError(
                 f"{where}: the reference was made with {key} {made[key]}, this run has {wanted}; use the same "

@@ -12,7 +12,7 @@ import polars as pl
 from PIL import Image
 
 from ditscope.benchmark_columns import IDENTITY, QUALITY_TYPES
-from ditscope.benchmark_images import Images, check_kid_subset, read_images
+from ditscope.benchmark_images import MADE_WITH, Images, check_kid_subset, read_images
 from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits
@@ -42,7 +42,6 @@ PAIRED = (
 OF_SETS = ("fid", "kid", "inception_score", "precision", "recall")
 LEAST_IMAGES = {"fid": 2, "kid": 2, "inception_score": 2, "precision": NEIGHBOURHOOD + 1, "recall": NEIGHBOURHOOD + 1}
 BIASED = ("fid", "inception_score", "precision", "recall")  # by the number of images
-MUST_MATCH = ("steps", "guidance", "width", "height", "model")
 
 
 def quality(
@@ -96,7 +95,7 @@ def quality(
 
 def check_match(path: Path, found: Images, base: Path, reference: Images) -> None:
     """Refuse images that differ from the reference in more than the scheme: metrics would measure that instead."""
-    for key in MUST_MATCH:
+    for key in (*MADE_WITH, "model"):
         mine, theirs = ({s["json"][key] for s in images.values()} for images in (found, reference))
         if mine != theirs:
             raise InputError(
