@@ -128,8 +128,8 @@ def compare_exact(model: Generator, batch: Batch) -> None:
     count = len(batch.x)
     settings = Sensitivity(probes=count)
     single = Batch(batch.references[:1], batch.bucket, batch.x[:1], batch.sigma, batch.cond[:1], batch.guidance)
+    batch.velocity(model)  # a process's first pass is slow, whoever runs it
     setup, network = cpu_seconds(lambda: network_of(model, single))
-    batch.velocity(model)  # warm
     turns = []
     for _ in range(TURNS):
         plain, expected = cpu_seconds(lambda: plain_loop(network, batch, settings))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -13,7 +13,6 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-JOINED_BYTES = 1_000_000  # tensors that are smaller together are copied into one: each write has its price
 ADVISE = getattr(os, "posix_fadvise", None)  # not on macOS
 SAFETENSORS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # the format's names of types
 
@@ -81,28 +80,28 @@ class StepFile:
         """Append the next tensors of the layout, each with the event of its copy to the host."""
         for name, (tensor, copied) in tensors.items():
             expected = next(self.expected, None)
-            if (name, tuple(tensor.shape), tensor.dtype) != (expected, self.layout.get(name), self.dtype):
+            if (name, tensor.shape, tensor.dtype) != (expected, self.layout.get(name), self.dtype):
                 raise RuntimeError(f"{self.path}: got {name} {tuple(tensor.shape)} {tensor.dtype}, expected {expected}")
             copied.synchronize()
         if self.file is None:
             self.file = open(self.partial, "wb", buffering=0)  # noqa: SIM115 (closed by finish or abandon)
-            self.append(memoryview(header(tuple(self.layout.items()), self.dtype)))
-        parts = [raw(tensor) for tensor, _ in tensors.values()]
-        if sum(map(len, parts)) <= JOINED_BYTES:
-            parts = [memoryview(b"".join(parts))]
-        for part in parts:
-            self.append(part)
+            self.append([memoryview(header(tuple(self.layout.items()), self.dtype))])
+        self.append([raw(tensor) for tensor, _ in tensors.values()])
 
-    def append(self, data: memoryview) -> None:
+    def append(self, parts: Sequence[memoryview]) -> None:
         """Write bytes, all of them, have the disk begin with them, and hash them meanwhile."""
         assert self.file
-        left = data
-        while left:
-            left = left[self.file.write(left) :]
+        begin, left = self.bytes, os.writev(self.file.fileno(), parts[: os.sysconf("SC_IOV_MAX")])
+        for part in parts:
+            rest = part[left:]  # what one call did not take
+            while rest:
+                rest = rest[self.file.write(rest) :]
+            left = max(0, left - len(part))
+            self.bytes += len(part)
         if ADVISE:  # Linux begins to write back what it may forget, so that `flush` has little to wait for
-            ADVISE(self.file.fileno(), self.bytes, len(data), os.POSIX_FADV_DONTNEED)
-        self.hash.update(data)
-        self.bytes += len(data)
+            ADVISE(self.file.fileno(), begin, self.bytes - begin, os.POSIX_FADV_DONTNEED)
+        for part in parts:
+            self.hash.update(part)
 
     def finish(self) -> dict[str, Any]:
         """Give the file its name; what metadata.json says of it: its sha256 and bytes."""

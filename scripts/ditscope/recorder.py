@@ -19,7 +19,7 @@ from ditscope.sampling import Observer, Step
 from ditscope.settings import CaptureSet
 
 CHUNK_BYTES = 8_000_000  # less is handed over together, small steps too: waking a thread costs more than writing it
-Chunk = dict[StepFile, dict[str, tuple[Tensor, Any]]]  # tensors of each file, each with the event of its copy
+Chunk = dict[int, dict[str, tuple[Tensor, Any]]]  # tensors of each step, each with the event of its copy
 FLUSH_BYTES = 64_000_000  # small files are flushed together: each flush waits for the disk
 
 
@@ -39,16 +39,16 @@ class Recorder(Observer):
         self.record = record
         self.handles: list[Any] = []
         self.chunk: Chunk = {}
-        self.ended: list[StepFile] = []
+        self.ended: list[int] = []
         self.streams: list[Stream] = []
         self.waiting = 0  # bytes that chunk and streams keep alive
         self.pooled: list[Arrays] = []
+        self.begun: dict[int, StepFile] = {}
         self.unflushed: list[Path] = []
         self.files: dict[str, dict] = {}
         self.txt_seq_len = 0
         self.active = self.complete = False
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.file: StepFile | None = None
         self.writer: Background | None = None
 
     def layout(self, model: Generator, latents: Sequence[int], cond: Conditioning) -> dict[str, tuple[int, ...]]:
@@ -73,6 +73,7 @@ class Recorder(Observer):
     def start(self, model: Generator, sigmas: Tensor, cond: Conditioning, guidance: float) -> None:
         """Register the hooks: the blocks, and the embedding of time and text that the last norm needs."""
         self.model, self.cond, self.guidance = model, cond, guidance
+        _, self.pooled_text = cond.stacked()
         self.sigmas = sigmas.tolist()
         self.txt_seq_len = cond.embeds.shape[1]
         self.stream = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
@@ -90,11 +91,8 @@ class Recorder(Observer):
     def before(self, index: int, x: Tensor) -> None:
         """Begin a step: `x` are the latents that the model is about to see."""
         self.active, self.index, self.latents = index in self.steps, index, x
-        if not self.active:
-            return
-        if not self.shapes:
+        if self.active and not self.shapes:
             self.shapes, self.dtype = self.layout(self.model, x.shape, self.cond), DTYPES[self.model.entry.dtype]
-        self.file = StepFile(self.intermediates / step_file(index), self.shapes, self.dtype)
 
     def keep_temb(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         """Keep the modulation vector of this step."""
@@ -134,8 +132,7 @@ class Recorder(Observer):
 
     def write(self, name: str, tensor: Tensor) -> None:
         """Take a tensor of this step into the chunk that is handed over next."""
-        assert self.file
-        self.chunk.setdefault(self.file, {})[name] = to_host(tensor, self.stream)
+        self.chunk.setdefault(self.index, {})[name] = to_host(tensor, self.stream)
         self.waiting += tensor.nbytes
 
     def hand_over(self) -> None:
@@ -158,29 +155,26 @@ class Recorder(Observer):
         """End the step's file."""
         if not self.active:
             return
-        assert self.file
         self.write("context.latents", step.x)
         self.write("context.velocity", step.velocity)
-        self.write("context.pooled", self.cond.stacked()[1])
+        self.write("context.pooled", self.pooled_text)
         self.write("context.temb", self.temb)
-        self.ended.append(self.file)
+        self.ended.append(step.index)
         self.complete = step.index == max(self.steps)
         if not self.complete:
             self.hand_over()
 
-    def store(self, chunk: Chunk, ended: Sequence[StepFile], pooled: Sequence[Pooled]) -> None:
+    def store(self, chunk: Chunk, ended: Sequence[int], pooled: Sequence[Pooled]) -> None:
         """Write a chunk, name the files that it ends, take down its statistics."""
-        try:
-            self.pooled += [arrays(found, self.model.name) for found in pooled]
-            for file, tensors in chunk.items():
-                file.write(tensors)
-                if file in ended:
-                    self.files[file.path.name] = file.finish()
-                    self.unflushed.append(file.path)
-        except BaseException:
-            for file in chunk:
-                file.abandon()
-            raise
+        self.pooled += [arrays(found, self.model.name) for found in pooled]
+        for step, tensors in chunk.items():
+            if step not in self.begun:
+                self.begun[step] = StepFile(self.intermediates / step_file(step), self.shapes, self.dtype)
+            self.begun[step].write(tensors)
+        for step in ended:
+            file = self.begun.pop(step)
+            self.files[file.path.name] = file.finish()
+            self.unflushed.append(file.path)
         if sum(self.files[path.name]["bytes"] for path in self.unflushed) >= FLUSH_BYTES:
             self.flush()
 
@@ -200,7 +194,7 @@ class Recorder(Observer):
                 self.store(self.chunk, self.ended, pool_streams(self.streams, self.stream))
                 self.flush()
         finally:
-            for file in (*self.chunk, *filter(None, [self.file])):  # left where sampling failed
+            for file in self.begun.values():  # left where sampling or writing failed
                 file.abandon()
 
     def table(self) -> pl.DataFrame:
