@@ -19,6 +19,7 @@ TIMED = (
     "figures/benchmark-latency.*", "figures/benchmark-pareto.*", "figures/benchmark-batches.*", "tables/benchmark.*",
     "benchmarks/recommendation.md",
 )  # fmt: skip
+KINDS = {"workflow": 5, "main": 2, "job": 3}  # what a kill hits, and how often: all processes, Snakemake alone, one job
 BOOKS = ("logs", ".benchmarks", ".checksums", ".partial")
 
 
@@ -63,7 +64,10 @@ def jobs_of(group: int) -> list[int]:
 
 
 def kill_once(running: subprocess.Popen[bytes], rng: random.Random, mean_seconds: float) -> str:
-    """Kill the whole group, or one job, some time after a job has begun; what was killed, or nothing if all ended."""
+    """Kill the whole group, the main process alone, or one job, some time after a job has begun; what was killed.
+
+    Nothing if all ended. Jobs whose main process was killed alone have to end by themselves: nobody waits for them.
+    """
     while not jobs_of(running.pid):
         if running.poll() is not None:
             return ""
@@ -72,17 +76,18 @@ def kill_once(running: subprocess.Popen[bytes], rng: random.Random, mean_seconds
     jobs = jobs_of(running.pid)
     if running.poll() is not None or not jobs:
         return ""
-    if rng.random() < 0.3:
+    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+    if kind == "job":
         try:
             os.kill(rng.choice(jobs), signal.SIGKILL)
         except ProcessLookupError:  # it has just ended
             return ""
         return "job"
-    os.killpg(running.pid, signal.SIGKILL)
+    (os.kill if kind == "main" else os.killpg)(running.pid, signal.SIGKILL)
     running.wait()
-    while any(group == running.pid for _, group, _ in processes()):
+    while kind == "workflow" and any(group == running.pid for _, group, _ in processes()):
         time.sleep(0.05)
-    return "workflow"
+    return kind
 
 
 def run_killed(folder: Path, kills: int, rng: random.Random, mean_seconds: float, *arguments: str) -> list[str]:
@@ -125,4 +130,4 @@ def left_over(results: Path) -> list[str]:
 
 def progress_of(killed: list[str]) -> str:
     """One line for the test's report."""
-    return json.dumps({"kills": len(killed), "workflow": killed.count("workflow"), "job": killed.count("job")})
+    return json.dumps({"kills": len(killed)} | {kind: killed.count(kind) for kind in KINDS})

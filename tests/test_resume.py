@@ -103,3 +103,14 @@ def test_failing_squeue_is_not_an_empty_queue(cluster, tmp_path):
     (cluster / "squeue").write_text("#!/bin/sh\necho no controller >&2; exit 1\n")
     with pytest.raises(InputError, match="squeue: no controller"):
         resume.clear_queue(tmp_path, 5)
+
+
+def test_on_one_machine_only_the_lock_is_in_the_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    started = []
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(resume.subprocess, "run", lambda command, **_: started.append(command[3:]) or done)
+    resume.resume([Path("a.yaml")], profile="local")
+    common = ["--profile", "local", "--configfile", "a.yaml"]
+    assert started == [[*common, "--unlock"], [*common, "--rerun-incomplete"]]

@@ -17,6 +17,7 @@ from ditscope.checksums import record_checksums
 from ditscope.config import decode
 from ditscope.errors import InputError
 from ditscope.identity import digest
+from ditscope.orphans import end_with_workflow
 from ditscope.settings import Embedder, Model
 from ditscope.slots import gpu_slots
 
@@ -47,6 +48,7 @@ def job(snakemake: Any) -> Iterator[list[str]]:
     A rule with `resources: gpu` gets that many GPUs of its own, where the machine has any, and their list. CUDA must
     not have started: such a rule's script imports its stage inside.
     """
+    end_with_workflow()
     file = logging.FileHandler(snakemake.log[0], mode="w")
     with logged(file):
         try:

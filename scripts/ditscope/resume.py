@@ -1,16 +1,21 @@
-"""Go on with a SLURM run whose main process was killed: its jobs may still be running, and must not meet new ones."""
+"""Go on with a run whose main process was killed: its jobs on a cluster may still run, and must not meet new ones."""
 
 import getpass
 import logging
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from ditscope.errors import InputError
+from ditscope.orphans import is_workflow
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +27,7 @@ FIELDS = "%F|%j|%Z"  # id (of the whole array), name, working directory
 def resume(configfile: list[Path], profile: str = "slurm", options: str = "", wait_s: int = 300) -> None:
     """Cancel the jobs that a killed run left in SLURM's queue, wait until none runs, and start the study again.
 
+    On a machine without SLURM (`--profile local`) there is only Snakemake's lock to take away: jobs end with their run.
     Of all your jobs only those are cancelled that Snakemake submitted from this folder. Refuses while the main process
     still runs on this host: on a cluster with several login nodes, call it where the run was started. `options` are
     more of Snakemake's own, as `--options="--sdm env-modules"`; give what the killed run was given. Ends with an error
@@ -30,7 +36,8 @@ def resume(configfile: list[Path], profile: str = "slurm", options: str = "", wa
     folder = Path.cwd()
     if mains := main_processes(folder):
         raise InputError(f"{folder}: a run is alive (process {', '.join(map(str, mains))}); end it, or let it finish")
-    clear_queue(folder, wait_s)
+    if profile == "slurm" or shutil.which("squeue"):
+        clear_queue(folder, wait_s)
     command = [sys.executable, "-m", "snakemake", "--profile", profile, *shlex.split(options)]
     command += ["--configfile", *map(str, configfile)] if configfile else []
     for step in (["--unlock"], ["--rerun-incomplete"]):
@@ -42,14 +49,10 @@ def resume(configfile: list[Path], profile: str = "slurm", options: str = "", wa
 def main_processes(folder: Path) -> list[int]:
     """Ids of Snakemake's main processes on this host that work in `folder`; those inside of jobs carry a mode."""
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_text().split("\0")
-            started = any(Path(word).name == "snakemake" for word in words[:3])
-            if started and "--mode" not in words and (process / "cwd").readlink() == folder:
-                found.append(int(process.name))
-        except (OSError, UnicodeDecodeError):  # ended meanwhile, or another user's
-            continue
+    for process in filter(is_workflow, psutil.process_iter()):
+        with suppress(psutil.Error):  # ended meanwhile, or another user's
+            if "--mode" not in process.cmdline() and process.cwd() == str(folder):
+                found.append(process.pid)
     return found
 
 
@@ -82,7 +85,7 @@ def slurm(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     except FileNotFoundError:
-        raise InputError(f"{command[0]}: not found; this is for SLURM; elsewhere call snakemake again") from None
+        raise InputError(f"{command[0]}: not found; on a machine without SLURM give --profile local") from None
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         reason = (getattr(error, "stderr", "") or str(error)).strip()
         raise InputError(f"{command[0]}: {reason}") from None
