@@ -10,6 +10,7 @@ import pytest
 from ditscope import resume
 from ditscope.errors import InputError
 
+SCRIPTS = Path(resume.__file__).resolve().parents[1]
 RUN = "ditscope_0a1b2c3d-0000-4111-8222-0123456789ab"
 
 
@@ -108,9 +109,13 @@ def test_failing_squeue_is_not_an_empty_queue(cluster, tmp_path):
 def test_on_one_machine_only_the_lock_is_in_the_way(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "profiles").symlink_to(SCRIPTS.parent / "profiles")
     started = []
     done = subprocess.CompletedProcess([], 0)
     monkeypatch.setattr(resume.subprocess, "run", lambda command, **_: started.append(command[3:]) or done)
     resume.resume([Path("a.yaml")], profile="local")
     common = ["--profile", "local", "--configfile", "a.yaml"]
     assert started == [[*common, "--unlock"], [*common, "--rerun-incomplete"]]
+    for submitting in ("slurm", "profiles/slurm", "of-our-site"):
+        with pytest.raises(InputError, match="squeue: not found"):
+            resume.resume([], profile=submitting)

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import yaml
 
 from ditscope.errors import InputError
 from ditscope.orphans import is_workflow
@@ -36,7 +36,7 @@ def resume(configfile: list[Path], profile: str = "slurm", options: str = "", wa
     folder = Path.cwd()
     if mains := main_processes(folder):
         raise InputError(f"{folder}: a run is alive (process {', '.join(map(str, mains))}); end it, or let it finish")
-    if profile == "slurm" or shutil.which("squeue"):
+    if submits(profile):
         clear_queue(folder, wait_s)
     command = [sys.executable, "-m", "snakemake", "--profile", profile, *shlex.split(options)]
     command += ["--configfile", *map(str, configfile)] if configfile else []
@@ -44,6 +44,14 @@ def resume(configfile: list[Path], profile: str = "slurm", options: str = "", wa
         done = subprocess.run([*command, *step])
         if done.returncode:
             raise SystemExit(done.returncode)
+
+
+def submits(profile: str) -> bool:
+    """Whether runs with a profile submit jobs to SLURM; one that lies elsewhere than in this folder is taken to."""
+    for file in (Path("profiles") / profile / "config.yaml", Path(profile) / "config.yaml"):
+        if file.exists():
+            return yaml.safe_load(file.read_text()).get("executor") == "slurm"
+    return True
 
 
 def main_processes(folder: Path) -> list[int]:
