@@ -110,12 +110,12 @@ def test_on_one_machine_only_the_lock_is_in_the_way(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "profiles").symlink_to(SCRIPTS.parent / "profiles")
+    for submitting in ("slurm", "profiles/slurm", "of-our-site"):
+        with pytest.raises(InputError, match="squeue: not found"):
+            resume.resume([], profile=submitting)
     started = []
     done = subprocess.CompletedProcess([], 0)
     monkeypatch.setattr(resume.subprocess, "run", lambda command, **_: started.append(command[3:]) or done)
     resume.resume([Path("a.yaml")], profile="local")
     common = ["--profile", "local", "--configfile", "a.yaml"]
     assert started == [[*common, "--unlock"], [*common, "--rerun-incomplete"]]
-    for submitting in ("slurm", "profiles/slurm", "of-our-site"):
-        with pytest.raises(InputError, match="squeue: not found"):
-            resume.resume([], profile=submitting)
