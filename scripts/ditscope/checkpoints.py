@@ -10,15 +10,14 @@ import diffusers
 import torchao
 from accelerate import init_empty_weights
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict, unflatten_tensor_state_dict
 
 from ditscope.errors import InputError
 from ditscope.models import check_safetensors, load_generator
-from ditscope.partial import share
 from ditscope.quantize import apply_scheme, fuse_qkv, layer_configs, runs_on_mlx, unsupported
 from ditscope.settings import Model, Scheme
+from ditscope.tensor_files import save_tensors
 
 SCHEMA_VERSION = "1"
 RECORD = "ditscope"  # the one key of the file's metadata: safetensors writes several in no fixed order
@@ -59,8 +58,7 @@ def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Pat
         "torchao": torchao.__version__,
         "tensors": metadata,
     }
-    save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {RECORD: json.dumps(record, sort_keys=True)})
-    share(partial)
+    save_tensors(tensors, partial, {RECORD: json.dumps(record, sort_keys=True)})
     partial.replace(out)
 
 

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ditscope.embedders import Towers, image_features, load_towers, text_features
 from ditscope.errors import InputError
 from ditscope.identity import digest
 from ditscope.models import default_device
-from ditscope.partial import share
 from ditscope.settings import Embedder
 from ditscope.staleness import source_digest
+from ditscope.tensor_files import save_tensors
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ def cached(key: list[str], compute: Callable[[], Tensor], cache: Path | None) ->
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}")
-        save_file({"features": found.contiguous()}, partial)
-        share(partial)
+        save_tensors({"features": found}, partial)
         os.replace(partial, file)
     return found.double().numpy()
 

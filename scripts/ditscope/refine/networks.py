@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ditscope.partial import share
 from ditscope.refine.corruption import coordinates
 from ditscope.refine.files import describe, read_described
 from ditscope.refine.patches import patch_sides, unpatchify
+from ditscope.tensor_files import save_tensors
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -196,10 +195,11 @@ NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
 def save_network(network: LatentMAE | Refiner, mean: Tensor, std: Tensor, path: Path) -> None:
     """Write weights, configuration and the latents' channel statistics (channels,) to one safetensors file."""
     kind = next(name for name, (module, _) in NETWORKS.items() if isinstance(network, module))
-    tensors = {f"network.{k}": v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    tensors = {f"network.{k}": v.cpu() for k, v in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors | {"latent_mean": mean, "latent_std": std}, path, describe(kind, config=asdict(network.config)))
-    share(path)
+    save_tensors(
+        tensors | {"latent_mean": mean, "latent_std": std}, path, describe(kind, config=asdict(network.config))
+    )
 
 
 def load_network(path: Path, kind: str) -> tuple[Any, Tensor, Tensor]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from ditscope.shapes import ATTRIBUTES, VALUES, Scene, train_scenes
+from ditscope.tensor_files import save_tensors
 from ditscope.training.data import Readout, attribute_targets, cached_pictures, model_folder, to_tensor
 from ditscope.training.loop import LoopSettings, load_average, train
 from ditscope.training.text import MAX_TEXT, clip_tokenizer, free_text
@@ -180,7 +181,7 @@ def run_text(stage: str, out: Path, settings: LoopSettings) -> dict:
     set_trainable(model, text=True)
     summary = train(model, text_loss_function(model, clip_tokenizer(), settings), settings, out / ".partial" / stage)
     finish(model.clip, clip_tokenizer(), out / stage)
-    save_file(model.readout.state_dict(), out / stage / "readout.safetensors")
+    save_tensors(model.readout.state_dict(), out / stage / "readout.safetensors")
     return summary
 
 

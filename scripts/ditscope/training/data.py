@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ditscope.shapes import ATTRIBUTES, VALUES, Scene, augment, render, train_scenes
+from ditscope.tensor_files import save_tensors
 
 
 def picture_set(scenes: tuple[Scene, ...], per_scene: int, seed: int, augmented: bool = False) -> np.ndarray:
@@ -38,7 +39,7 @@ def cached_tensors(path: Path, make: Callable[[], dict[str, torch.Tensor]]) -> d
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        save_file({k: v.contiguous() for k, v in make().items()}, temporary)
+        save_tensors(make(), temporary)
         temporary.replace(path)
     return load_file(path)
 

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+
+from ditscope.tensor_files import save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], state: dict)
     """Write tensors (safetensors) and state (json, holding the step) so that a kill leaves the old pair whole."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"step-{state['step']:06d}"
-    save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, folder / f"{name}.safetensors")
+    save_tensors({k: v.clone() for k, v in tensors.items()}, folder / f"{name}.safetensors")
     temporary = folder / "state.json.tmp"
     temporary.write_text(json.dumps({**state, "tensors": f"{name}.safetensors"}, indent=1))
     temporary.replace(folder / "state.json")
