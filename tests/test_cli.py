@@ -43,6 +43,13 @@ def test_bad_input_is_one_line(capsys):
     assert "`shapes-flx`" in message and "did you mean `shapes-flux`?" in message
 
 
+def test_number_out_of_its_range_is_refused_before_any_work(capsys):
+    options = ["--model", "shapes-sd3", "--calibration", "nowhere", "--out", "nothing.parquet"]
+    for option, value, reason in (("--bits", "0", "0 is not above 0"), ("--step_stride", "-2", "-2 is not above 0")):
+        assert cli.main(["sensitivity", *options, option, value]) == 2
+        assert f"{option.replace('_', '-')}: {reason}" in capsys.readouterr().err
+
+
 def test_the_model_may_be_left_out_where_the_stage_lists_models(tmp_path, capsys, monkeypatch):
     seen = []
 

@@ -1,7 +1,9 @@
 """The config: what is refused, with which words, and that schema, reference and config.yaml agree."""
 
 import copy
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import jsonschema
 import pytest
@@ -9,6 +11,7 @@ import yaml
 
 from ditscope.config import decode, json_schema, load_config, plain, reference
 from ditscope.errors import InputError
+from ditscope.ranges import complaint
 from ditscope.settings import Config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +61,17 @@ REFUSALS = {
         72,
         "models.shapes-flux.width: 72 is not a multiple of 16",
     ),
+    "zero where it means nothing": ("sensitivity.step_stride", 0, "sensitivity.step_stride: 0 is not above 0"),
+    "negative count": ("sensitivity.max_images", -1, "sensitivity.max_images: -1 is below 0"),
+    "zero in a list": ("sensitivity.bits", [0, 4], "sensitivity.bits: 0 is not above 0"),
+    "too many bits": ("sensitivity.bits", [4, 33], "sensitivity.bits: 33 is more than 16"),
+    "the same twice": ("sensitivity.bits", [4, 3, 4], "sensitivity.bits: 4 is named twice"),
+    "a model twice": ("generate.models", ["shapes-flux"] * 2, "generate.models: shapes-flux is named twice"),
+    "empty list": ("sensitivity.bits", [], "sensitivity.bits: the list is empty; name at least one"),
+    "number in a map": ("plan.floors", {"modulation": 40}, "plan.floors: 40 is more than 16"),
+    "number of an entry": ("models.shapes-flux.steps", 0, "models.shapes-flux.steps: 0 is not above 0"),
+    "share above one": ("refine.mask_ratio", 1.5, "refine.mask_ratio: 1.5 is more than 1"),
+    "not a number": ("video.fps", float("nan"), "video.fps: nan is not a finite number"),
     "experiment with a slash": ("experiment", "a/b", "experiment: `a/b` must be a plain folder name"),
     "offload with multi_gpu": (
         "capture.sets.all",
@@ -84,6 +98,33 @@ def test_schema_accepts_the_config_and_is_closed(data):
     assert not list(validator.iter_errors(data))
     for path, value in (("generat", {}), ("video.fsp", 2.0), ("models.shapes-flux.widht", 64), ("video.fps", "fast")):
         assert list(validator.iter_errors(put(data, path, value))), path
+
+
+def numbers(kind=Config, path=""):
+    """Dotted path and field of every number in the config, those of registry entries left out."""
+    for f in fields(kind):
+        found = get_type_hints(kind)[f.name]
+        if is_dataclass(found):
+            yield from numbers(found, f"{path}{f.name}.")
+        elif found in (int, float):
+            yield f"{path}{f.name}", found, f
+
+
+def test_schema_and_reader_agree_on_every_number(data):
+    validator = jsonschema.Draft202012Validator(json_schema())
+    found = list(numbers())
+    assert len(found) > 60
+    for path, kind, field in found:
+        for value in (-1, 0, 1, 2, 17):
+            reason = complaint(kind(value), field.metadata["allowed"])
+            errors = list(validator.iter_errors(put(data, path, kind(value))))
+            if not field.metadata["choices"]:
+                assert bool(reason) == bool(errors), (path, value, reason, errors)
+
+
+def test_defaults_are_in_their_ranges():
+    for path, _, field in numbers():
+        assert complaint(field.default, field.metadata["allowed"]) == "", path
 
 
 def test_config_survives_a_round_trip(data):

@@ -119,6 +119,8 @@ def read_captured_runs(prompt: str, prompts: list[Path] | None, negative: str, s
 
 def override(name: str, model: Model, num_steps: int, guidance: float, width: int, height: int) -> Model:
     """The model entry with those settings replaced that are given (not 0; guidance: not negative)."""
+    if num_steps < 0:
+        raise InputError(f"num_steps: {num_steps} is below 0")
     for side, pixels in (("width", width), ("height", height)):
         if pixels % 16 or pixels < 0:
             raise InputError(f"{side}: {pixels} is not a multiple of 16")

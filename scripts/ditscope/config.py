@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ditscope.errors import InputError
 from ditscope.models import check_backend, check_frames, is_generator, require_blocks
 from ditscope.networks import resolve_network
+from ditscope.ranges import complaint
 from ditscope.settings import BACKENDS, COMPILE_STATES, STAGES, Benchmark, Config, Scheme
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,8 @@ def decode(kind: Any, value: Any, path: str = "") -> Any:
             choices = f.metadata.get("choices")
             if choices and decoded.get(f.name, choices[0]) not in choices:
                 raise InputError(unknown(f"{where}.{f.name}", decoded[f.name], choices, "a choice"))
+            if reason := complaint(decoded.get(f.name), f.metadata["allowed"]):
+                raise InputError(f"{where}.{f.name}: {reason}")
         return kind(**decoded)
     if isinstance(kind, GenericAlias):
         origin, inner = get_origin(kind), get_args(kind)
@@ -191,6 +194,7 @@ def _schema(kind: Any) -> dict[str, Any]:
                 f.name: _schema(hints[f.name])
                 | ({"description": f.metadata["help"]} if f.metadata["help"] else {})
                 | ({"enum": list(f.metadata["choices"])} if f.metadata["choices"] else {})
+                | _range(hints[f.name], f.metadata["allowed"])
                 for f in fields(kind)
             },
             "required": [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING],
@@ -204,12 +208,27 @@ def _schema(kind: Any) -> dict[str, Any]:
     return {"type": {str: "string", int: "integer", float: "number", bool: "boolean"}[kind]}
 
 
+def _range(kind: Any, allowed: Mapping[str, Any]) -> dict[str, Any]:
+    """What the schema of a number, or of a list or map of them, says beside its type; see `ranges.complaint`."""
+    if get_origin(kind) is list:
+        items = {"items": _schema(get_args(kind)[0]) | _range(get_args(kind)[0], allowed)}
+        return items | {"uniqueItems": True} | ({"minItems": 1} if allowed["filled"] else {})
+    if get_origin(kind) is dict and get_args(kind)[1] in (int, float):
+        return {"additionalProperties": _schema(get_args(kind)[1]) | _range(get_args(kind)[1], allowed)}
+    if kind not in (int, float):
+        return {}
+    least = {"exclusiveMinimum": 0} if allowed["positive"] else {} if allowed["signed"] else {"minimum": 0}
+    return least | ({} if allowed["most"] is None else {"maximum": allowed["most"]})
+
+
 def reference() -> str:
     """The config reference in Markdown, one table for each section."""
     lines = [
         "# Config reference",
         "",
         "Made from `scripts/ditscope/settings.py` by `ditscope reference`; do not edit.",
+        "Numbers are finite and not negative, those that mean nothing at 0 above it; -1 may be given only where it",
+        "means something else. A list names nothing twice.",
         "",
     ]
     hints = get_type_hints(Config)

@@ -73,6 +73,8 @@ def sensitivity(
     found = load_calibration(calibration, settings.max_images, settings.step_stride)
     check_made_with(calibration, found, name)
     buckets = assign_buckets(found, settings.buckets, calibration)
+    if not 0 <= group < groups:
+        raise InputError(f"group: {group} is not one of the {groups} groups, which count from 0")
     if settings.mode == "adaptive" and groups > 1:
         raise InputError(f"sensitivity.layer_groups: {groups}, but adaptive mode weighs all layers in one job; use 1")
     missing = [b for b in settings.settle_bits if b not in settings.bits]

@@ -8,9 +8,24 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 
-def setting(default: Any = MISSING, help: str = "", *, choices: tuple = (), config_only: bool = False) -> Any:
-    """A documented dataclass field; `config_only` keeps it off the command line."""
-    metadata = {"help": help, "choices": choices, "config_only": config_only}
+def setting(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    choices: tuple = (),
+    positive: bool = False,
+    signed: bool = False,
+    most: float | None = None,
+    filled: bool = False,
+    config_only: bool = False,
+) -> Any:
+    """A documented dataclass field; `config_only` keeps it off the command line.
+
+    Numbers, also those in a list or map, are at least 0 unless they may be `signed`, above 0 where `positive`, and at
+    most `most`. A `filled` list has at least one item.
+    """
+    allowed = {"positive": positive, "signed": signed, "most": most, "filled": filled}
+    metadata = {"help": help, "choices": choices, "config_only": config_only, "allowed": allowed}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -33,17 +48,17 @@ class Model:
         "torch", "What computes the transformer of flux and sd3; the rest is torch", choices=BACKENDS
     )
     dtype: str = setting("float32", "Type of weights and activations", choices=("float32", "bfloat16", "float16"))
-    width: int = setting(1024, "Image width in pixels, a multiple of 16")
-    height: int = setting(1024, "Image height in pixels, a multiple of 16")
-    frames: int = setting(1, "Frames of a video, 4 n + 1 (wan); 1: an image")
-    steps: int = setting(4, "Denoising steps")
+    width: int = setting(1024, "Image width in pixels, a multiple of 16", positive=True)
+    height: int = setting(1024, "Image height in pixels, a multiple of 16", positive=True)
+    frames: int = setting(1, "Frames of a video, 4 n + 1 (wan); 1: an image", positive=True)
+    steps: int = setting(4, "Denoising steps", positive=True)
     guidance: float = setting(
         0.0, "Guidance: the distilled value (FLUX.1-dev) or the classifier-free scale (the others; <= 1 is off)"
     )
     use_t5: bool = setting(True, "SD3: load the T5 encoder; without it the pipeline feeds zeros")
     max_sequence_length: int = setting(0, "Tokens of the T5 prompt; 0 takes the pipeline's own limit")
-    max_new_tokens: int = setting(50, "Captioner: longest caption in tokens")
-    num_beams: int = setting(1, "Captioner: beams")
+    max_new_tokens: int = setting(50, "Captioner: longest caption in tokens", positive=True)
+    num_beams: int = setting(1, "Captioner: beams", positive=True)
     caption_task: str = setting("<CAPTION>", "florence2: its task, as <DETAILED_CAPTION>")
     allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
 
@@ -65,7 +80,7 @@ class Scheme:
     """One way to quantize a generator's transformer."""
 
     kind: str = setting(help="What is done to the linear layers", choices=SCHEME_KINDS)
-    bits: int = setting(8, "Weight bits, where the scheme has a choice")
+    bits: int = setting(8, "Weight bits, where the scheme has a choice", positive=True, most=16)
     group_size: int = setting(0, "Weights that share one scale along the input dimension; 0: a whole row")
     plan: str = setting("", "kind: plan only: the budget whose bit plan is applied")
     skip_layers: list[str] = setting([], "Layers left in full precision, by pattern of their names, as `*norm*`")
@@ -83,7 +98,7 @@ class Embedder:
     revision: str = setting("", "Commit of a hub id")
     modality: str = setting("text", "What is embedded", choices=("text", "image"))
     prompt: str = setting("", "sentence-transformers: text put before each item, as `clustering: ` for nomic")
-    dimension: int = setting(64, "random-walk only: dimension of the walk")
+    dimension: int = setting(64, "random-walk only: dimension of the walk", positive=True)
     allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
 
 
@@ -95,11 +110,15 @@ class Prompts:
     """Split a prompt CSV into shards of runs (prompt x seed)."""
 
     csv: str = setting("prompts/demo.csv", "CSV with `prompt` and optional `prompt_id, seed, family, negative_prompt`")
-    shard_size: int = setting(64, "Prompts in a shard; appending prompts touches only the last shard", config_only=True)
+    shard_size: int = setting(
+        64, "Prompts in a shard; appending prompts touches only the last shard", positive=True, config_only=True
+    )
     max_shards: int = setting(
         10_000, "Refuse a study of more shards, which would take minutes to plan", config_only=True
     )
-    seeds: list[int] = setting([0], "Seeds of each prompt; a `seed` in the CSV wins; -1 derives a recorded one")
+    seeds: list[int] = setting(
+        [0], "Seeds of each prompt; a `seed` in the CSV wins; -1 derives a recorded one", signed=True, filled=True
+    )
     num_seeds: int = setting(0, "Where above 0: seeds 0 to N - 1 in place of `seeds`")
     limit: int = setting(0, "Use only the first N prompts; 0: all")
 
@@ -113,7 +132,9 @@ class Generate:
     """Sample one image for each run of a prompt shard."""
 
     models: list[str] = setting([], "Models to generate with", config_only=True)
-    slice_size: int = setting(16, "Images sampled together; also the unit that an interrupted job resumes at")
+    slice_size: int = setting(
+        16, "Images sampled together; also the unit that an interrupted job resumes at", positive=True
+    )
 
 
 @dataclass(frozen=True)
@@ -131,7 +152,7 @@ class CaptureSet:
     store: str = setting(
         "tensors", "Keep whole tensors, or only their pooled statistics", choices=("tensors", "statistics")
     )
-    max_bytes: int = setting(2_000_000_000, "Refuse a capture set that would take more bytes than this")
+    max_bytes: int = setting(2_000_000_000, "Refuse a capture set that would take more bytes than this", positive=True)
     offload: bool = setting(False, "Keep idle components in host memory")
     multi_gpu: bool = setting(False, "Give each component a GPU of its own")
 
@@ -167,7 +188,7 @@ class Ablate:
         ["skip", "mean"], "skip: the block does nothing; mean: it adds its mean over tokens to each token"
     )
     features: str = setting("", "Embedder of images for a feature distance; empty: pixels and latents only")
-    batch_size: int = setting(8, "Images sampled together")
+    batch_size: int = setting(8, "Images sampled together", positive=True)
 
 
 @dataclass(frozen=True)
@@ -176,13 +197,15 @@ class Calibrate:
 
     models: list[str] = setting([], "Models to calibrate", config_only=True)
     num_images: int = setting(
-        10, "Images to sample, one a prompt; the prompts repeat with new seeds where there are fewer"
+        10, "Images to sample, one a prompt; the prompts repeat with new seeds where there are fewer", positive=True
     )
     num_steps: int = setting(50, "Denoising steps of each image; 0: the model's own")
     cfg_weight: float = setting(7.5, "Classifier-free guidance, <= 1 is off; guidance-distilled models keep their own")
     seed: int = setting(0, "Seed of the first image; image i uses seed + i")
-    shard_size: int = setting(8, "Images of one job", config_only=True)
-    slice_size: int = setting(4, "Images sampled together; also the unit that an interrupted job resumes at")
+    shard_size: int = setting(8, "Images of one job", positive=True, config_only=True)
+    slice_size: int = setting(
+        4, "Images sampled together; also the unit that an interrupted job resumes at", positive=True
+    )
     format: str = setting(
         "samples", "One NPZ a step, or packed: one an image, conditioning once", choices=("samples", "packed")
     )
@@ -197,24 +220,34 @@ class Sensitivity:
     calibrations: dict[str, str] = setting(
         {}, "Folders of calibration sets of your own by model, used instead of the calibrate stage's", config_only=True
     )
-    bits: list[int] = setting([2, 3, 4, 6, 8], "Bit widths")
+    bits: list[int] = setting([2, 3, 4, 6, 8], "Bit widths", positive=True, most=16, filled=True)
     quantizer: str = setting("group", "Weight quantizer", choices=("palettize", "group"))
     group_size: int = setting(32, "Weights that share one scale and zero point (quantizer: group)")
     buckets: str = setting(
         "thirds", "Timestep buckets: thirds of the steps, or sigma 0.7 / 0.3", choices=("thirds", "sigma")
     )
     max_images: int = setting(4, "Calibration images used; 0: all")
-    step_stride: int = setting(1, "Use every n-th step")
-    batch_size: int = setting(16, "Samples x bit widths of one forward pass (twice the rows under guidance)")
-    layer_groups: int = setting(2, "Jobs that the layers are spread over (mode: exact)", config_only=True)
+    step_stride: int = setting(1, "Use every n-th step", positive=True)
+    batch_size: int = setting(
+        16, "Samples x bit widths of one forward pass (twice the rows under guidance)", positive=True
+    )
+    layer_groups: int = setting(
+        2, "Jobs that the layers are spread over (mode: exact)", positive=True, config_only=True
+    )
     mode: str = setting(
         "exact",
         "exact; adaptive: on as few samples as settle a plan; fast: from gradients of random probes",
         choices=("exact", "adaptive", "fast"),
     )
-    settle_bits: list[int] = setting([4], "adaptive: settle the plans of the sizes of these uniform bit widths")
-    probes: int = setting(32, "Least number of random probes in each bucket (fast mode, effect on images)")
-    gradient_batch: int = setting(8, "Samples of one backward pass (fast mode, effect on images); memory grows with it")
+    settle_bits: list[int] = setting(
+        [4], "adaptive: settle the plans of the sizes of these uniform bit widths", positive=True, most=16
+    )
+    probes: int = setting(
+        32, "Least number of random probes in each bucket (fast mode, effect on images)", positive=True
+    )
+    gradient_batch: int = setting(
+        8, "Samples of one backward pass (fast mode, effect on images); memory grows with it", positive=True
+    )
 
 
 @dataclass(frozen=True)
@@ -223,7 +256,7 @@ class Budget:
 
     mean_bits: float = setting(0.0, "Mean bits per quantized weight, scales and zero points included")
     bytes: int = setting(0, "Nominal bytes of the quantized layers")
-    uniform_bits: int = setting(0, "As large as every layer at this bit width")
+    uniform_bits: int = setting(0, "As large as every layer at this bit width", most=16)
 
 
 @dataclass(frozen=True)
@@ -236,8 +269,8 @@ class Plan:
         "Sensitivity that is summed; auto: image_rms where it was measured, else relative_l2",
         choices=("auto", "image_rms", "relative_l2", "sqnr_db", "psnr_db"),
     )
-    min_bits: int = setting(2, "Fewest bits a layer may get")
-    floors: dict[str, int] = setting({}, "Fewest bits by kind of layer, as {modulation: 4}")
+    min_bits: int = setting(2, "Fewest bits a layer may get", positive=True, most=16)
+    floors: dict[str, int] = setting({}, "Fewest bits by kind of layer, as {modulation: 4}", positive=True, most=16)
 
 
 COMPILE_STATES = ("eager", "regional", "full")
@@ -248,8 +281,8 @@ class Target:
     """A published latency, drawn as a line beside the measured ones; nothing is asserted of it."""
 
     model: str = setting(help="The model that it was measured on")
-    latency_ms: float = setting(help="Milliseconds a batch")
-    batch: int = setting(1, "Images sampled together")
+    latency_ms: float = setting(help="Milliseconds a batch", positive=True)
+    batch: int = setting(1, "Images sampled together", positive=True)
     source: str = setting("", "Hardware, scheme and where it was published")
 
 
@@ -265,12 +298,12 @@ class Benchmark:
     compiled: list[str] = setting(
         [], "Schemes that run in the compiled states as well; empty: all of them", config_only=True
     )
-    batches: list[int] = setting([1], "Batch sizes that are timed")
-    repeats: int = setting(5, "Timed runs of each batch size")
+    batches: list[int] = setting([1], "Batch sizes that are timed", positive=True, filled=True)
+    repeats: int = setting(5, "Timed runs of each batch size", positive=True)
     warmup: int = setting(2, "Untimed runs before them")
-    num_images: int = setting(16, "Images generated for the quality metrics")
+    num_images: int = setting(16, "Images generated for the quality metrics", positive=True)
     num_steps: int = setting(0, "Denoising steps; 0: the model's own")
-    cfg_scale: float = setting(-1.0, "Guidance; -1: the model's own")
+    cfg_scale: float = setting(-1.0, "Guidance; -1: the model's own", signed=True)
     skip_metrics: bool = setting(False, "Leave image quality out: latency and memory only")
     hardware: str = setting(
         "auto", "Id under which results are filed; auto: named after this host's accelerator or CPU"
@@ -287,10 +320,10 @@ class Benchmark:
     targets: dict[str, Target] = setting({}, "Published latencies to draw beside the measured ones", config_only=True)
     quality_bound: float = setting(0.05, "Largest quality loss that counts as good", config_only=True)
     flat_field_steps: list[int] = setting(
-        [], "Step counts of the noise-growth curve on a flat field; empty: no such curve"
+        [], "Step counts of the noise-growth curve on a flat field; empty: no such curve", positive=True
     )
     flat_field_prompt: str = setting("a plain gray background", "What is asked for there")
-    flat_field_seeds: int = setting(4, "Images at each of these step counts")
+    flat_field_seeds: int = setting(4, "Images at each of these step counts", positive=True)
 
 
 @dataclass(frozen=True)
@@ -301,9 +334,13 @@ class Trajectories:
     prompts: int = setting(
         4, "How many prompts (the first of the list) start a trajectory, one for each seed; 0: all", config_only=True
     )
-    max_length: int = setting(8, "Invocations of a trajectory, text and image together")
-    shard_size: int = setting(16, "Runs (prompt x seed) of one job, which advance together", config_only=True)
-    batch_size: int = setting(16, "Invocations computed together; an interrupted job resumes at a whole round")
+    max_length: int = setting(8, "Invocations of a trajectory, text and image together", positive=True)
+    shard_size: int = setting(
+        16, "Runs (prompt x seed) of one job, which advance together", positive=True, config_only=True
+    )
+    batch_size: int = setting(
+        16, "Invocations computed together; an interrupted job resumes at a whole round", positive=True
+    )
 
 
 @dataclass(frozen=True)
@@ -311,7 +348,7 @@ class Embed:
     """Embed every text and image of the trajectories."""
 
     embedders: list[str] = setting([], "Embedders, by name in `embedders`", config_only=True)
-    batch_size: int = setting(32, "Items embedded together")
+    batch_size: int = setting(32, "Items embedded together", positive=True)
 
 
 @dataclass(frozen=True)
@@ -350,61 +387,67 @@ class Refine:
     models: list[str] = setting([], "Models whose latents are refined", config_only=True)
     seed: int = setting(0, "Seed of codebook, corruption and training")
     # corruption
-    patch: int = setting(2, "Side of a patch of latents (of one frame), which is one token")
+    patch: int = setting(2, "Side of a patch of latents (of one frame), which is one token", positive=True)
     keys: str = setting(
         "patches", "What is kept as a whole: patches, or the frames of a video", choices=("patches", "frames")
     )
-    levels: int = setting(4, "Nested corruption levels; the last keeps the fewest patches or frames")
-    min_anchors: int = setting(4, "Known patches or frames (anchors) at the hardest level")
+    levels: int = setting(4, "Nested corruption levels; the last keeps the fewest patches or frames", positive=True)
+    min_anchors: int = setting(4, "Known patches or frames (anchors) at the hardest level", positive=True)
     schedule: str = setting("geometric", "How anchors grow over levels", choices=("linear", "doubling", "geometric"))
     interpolation: str = setting(
         "laplacian", "How missing patches or frames are filled", choices=("linear", "idw", "laplacian")
     )
-    sigma_feature: float = setting(0.2, "laplacian: feature difference, in standard deviations, that counts as an edge")
-    ridge: float = setting(1e-4, "laplacian: pull towards the inverse-distance fill, against bad conditioning")
+    sigma_feature: float = setting(
+        0.2, "laplacian: feature difference, in standard deviations, that counts as an edge", positive=True
+    )
+    ridge: float = setting(
+        1e-4, "laplacian: pull towards the inverse-distance fill, against bad conditioning", positive=True
+    )
     noise: str = setting(
         "none", "Noise on filled patches: even, or growing with distance", choices=("none", "gauss", "dist")
     )
     noise_scale: float = setting(0.1, "Standard deviation of that noise, in standard deviations of the latents")
     # pseudo-classes
-    codes: int = setting(8, "Pseudo-classes of the codebook")
+    codes: int = setting(8, "Pseudo-classes of the codebook", positive=True)
     keyframe_weight: float = setting(1.0, "Weight of the anchor patches beside the prompt in the condition embedding")
     # latent masked autoencoder
-    mae_steps: int = setting(200, "Training steps of the latent masked autoencoder")
-    mae_batch: int = setting(16, "Latents of one of its steps")
-    mae_width: int = setting(24, "Channels of its finest scale; each coarser scale doubles them")
-    mae_scales: int = setting(3, "Scales, each half as fine as the one before")
-    mask_ratio: float = setting(0.5, "Share of patches that it must fill in")
+    mae_steps: int = setting(200, "Training steps of the latent masked autoencoder", positive=True)
+    mae_batch: int = setting(16, "Latents of one of its steps", positive=True)
+    mae_width: int = setting(24, "Channels of its finest scale; each coarser scale doubles them", positive=True)
+    mae_scales: int = setting(3, "Scales, each half as fine as the one before", positive=True)
+    mask_ratio: float = setting(0.5, "Share of patches that it must fill in", most=1)
     # refiner
-    steps: int = setting(200, "Training steps of the refiner")
-    width: int = setting(96, "Width of the refiner")
-    depth: int = setting(3, "Transformer blocks of the refiner")
-    heads: int = setting(4, "Attention heads of the refiner")
+    steps: int = setting(200, "Training steps of the refiner", positive=True)
+    width: int = setting(96, "Width of the refiner", positive=True)
+    depth: int = setting(3, "Transformer blocks of the refiner", positive=True)
+    heads: int = setting(4, "Attention heads of the refiner", positive=True)
     clamp_anchors: bool = setting(False, "Put the known patches back into the refiner's output")
     # drifting loss
     features: list[str] = setting(
         ["locations", "global", "patches", "input_rms"],
         "Feature sets of the loss: also vanilla (raw latents, no encoder)",
     )
-    radii: list[float] = setting([0.02, 0.05, 0.2], "Kernel radii R of the drifting field")
+    radii: list[float] = setting([0.02, 0.05, 0.2], "Kernel radii R of the drifting field", positive=True, filled=True)
     weighting: str = setting(
         "official", "Where the weight of unconditional negatives enters", choices=("official", "log")
     )
-    classes_per_step: int = setting(4, "Pseudo-classes of a training batch")
-    generated_per_class: int = setting(8, "Refined samples of each class in a batch")
-    positives: int = setting(16, "Real samples of the class in a batch")
+    classes_per_step: int = setting(4, "Pseudo-classes of a training batch", positive=True)
+    generated_per_class: int = setting(8, "Refined samples of each class in a batch", positive=True)
+    positives: int = setting(16, "Real samples of the class in a batch", positive=True)
     unconditional: int = setting(8, "Real samples of any class in a batch, negatives under guidance")
     alpha_power: float = setting(3.0, "Guidance alpha on [1, 4] has density proportional to alpha^-power")
-    alpha_atom: float = setting(0.5, "Probability that alpha is 1, no guidance")
+    alpha_atom: float = setting(0.5, "Probability that alpha is 1, no guidance", most=1)
     # optimization
     optimizer: str = setting("adamw", "Optimizer of the matrices inside blocks", choices=("adamw", "muon"))
-    learning_rate: float = setting(4e-4, "Peak learning rate of the refiner")
-    mae_learning_rate: float = setting(2e-3, "Peak learning rate of the autoencoder")
-    grad_accum: int = setting(1, "Batches of one optimizer step")
-    ema: float = setting(0.999, "Decay of the moving average of the weights, which is what is kept")
-    checkpoint_every: int = setting(50, "Steps between checkpoints that an interrupted training resumes from")
+    learning_rate: float = setting(4e-4, "Peak learning rate of the refiner", positive=True)
+    mae_learning_rate: float = setting(2e-3, "Peak learning rate of the autoencoder", positive=True)
+    grad_accum: int = setting(1, "Batches of one optimizer step", positive=True)
+    ema: float = setting(0.999, "Decay of the moving average of the weights, which is what is kept", most=1)
+    checkpoint_every: int = setting(
+        50, "Steps between checkpoints that an interrupted training resumes from", positive=True
+    )
     # diagnostics
-    top_k: int = setting(5, "Nearest neighbours looked at in the retrieval diagnostics")
+    top_k: int = setting(5, "Nearest neighbours looked at in the retrieval diagnostics", positive=True)
     gallery: int = setting(4, "Samples drawn at each corruption level")
 
 
@@ -413,13 +456,13 @@ class Video:
     """Draw captures, trajectories and refinements as moving pictures."""
 
     output_format: str = setting("gif", "Container", choices=("gif", "mp4"))
-    fps: float = setting(2.0, "Frames per second")
+    fps: float = setting(2.0, "Frames per second", positive=True)
     block_type: str = setting("", "Only this type of block (double, single, joint); empty: all")
     max_blocks: int = setting(0, "Most blocks of a step, in network order; 0: all")
     decode: str = setting("x0", "Which decode of a capture is shown", choices=("x0", "x_prev"))
-    max_generations: int = setting(4, "Most generations side by side in the video of a capture set")
-    font_size: int = setting(24, "Size of the overlay's text in pixels")
-    tile_size: int = setting(256, "Side of a tile of the trajectory mosaic in pixels")
+    max_generations: int = setting(4, "Most generations side by side in the video of a capture set", positive=True)
+    font_size: int = setting(24, "Size of the overlay's text in pixels", positive=True)
+    tile_size: int = setting(256, "Side of a tile of the trajectory mosaic in pixels", positive=True)
     prompt_order: list[str] = setting([], "Prompt ids in the order of the mosaic's rows; empty: as in the CSV")
 
 
@@ -428,7 +471,7 @@ class Publish:
     """Draw the figures and write the tables of the report."""
 
     formats: list[str] = setting(["svg", "png", "pdf"], "File types of each figure")
-    dpi: int = setting(160, "Resolution of PNG figures")
+    dpi: int = setting(160, "Resolution of PNG figures", positive=True)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,28 @@
+"""What `settings.setting` allows of a number, and of a list or map of them."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def complaint(value: Any, allowed: Mapping[str, Any]) -> str:
+    """What is wrong with the value of a setting that allows this, as `0 is not above 0`; nothing where it is right."""
+    if isinstance(value, dict):
+        return next(filter(None, (complaint(v, allowed) for v in value.values() if not isinstance(v, list))), "")
+    if isinstance(value, list):
+        if allowed["filled"] and not value:
+            return "the list is empty; name at least one"
+        if twice := [v for i, v in enumerate(value) if v in value[:i]]:
+            return f"{twice[0]} is named twice"
+        return next(filter(None, (complaint(v, allowed) for v in value)), "")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return ""
+    if not math.isfinite(value):
+        return f"{value} is not a finite number"
+    if allowed["positive"] and value <= 0:
+        return f"{value} is not above 0"
+    if not allowed["signed"] and value < 0:
+        return f"{value} is below 0"
+    if allowed["most"] is not None and value > allowed["most"]:
+        return f"{value} is more than {allowed['most']}"
+    return ""
