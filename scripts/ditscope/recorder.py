@@ -172,7 +172,7 @@ class Recorder(Observer):
                 self.begun[step] = StepFile(self.intermediates / step_file(step), self.shapes, self.dtype)
             self.begun[step].write(tensors)
         for step in ended:
-            file = self.begun.pop(step)
+            file = self.begun[step]
             self.files[file.path.name] = file.finish()
             self.unflushed.append(file.path)
         if sum(self.files[path.name]["bytes"] for path in self.unflushed) >= FLUSH_BYTES:
