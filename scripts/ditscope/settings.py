@@ -50,7 +50,7 @@ class Model:
     dtype: str = setting("float32", "Type of weights and activations", choices=("float32", "bfloat16", "float16"))
     width: int = setting(1024, "Image width in pixels, a multiple of 16", positive=True)
     height: int = setting(1024, "Image height in pixels, a multiple of 16", positive=True)
-    frames: int = setting(1, "Frames of a video, 4 n + 1 (wan); 1: an image", positive=True)
+    frames: int = setting(1, "Frames of a video, 4 n + 1 (wan); 1: an image")
     steps: int = setting(4, "Denoising steps", positive=True)
     guidance: float = setting(
         0.0, "Guidance: the distilled value (FLUX.1-dev) or the classifier-free scale (the others; <= 1 is off)"
