@@ -82,7 +82,7 @@ def kill_once(running: subprocess.Popen[bytes], rng: random.Random, mean_seconds
             os.kill(rng.choice(jobs), signal.SIGKILL)
         except ProcessLookupError:  # it has just ended
             return ""
-        return "job"
+        return kind
     (os.kill if kind == "main" else os.killpg)(running.pid, signal.SIGKILL)
     running.wait()
     while kind == "workflow" and any(group == running.pid for _, group, _ in processes()):

@@ -68,7 +68,7 @@ def test_queue_is_cleared_before_anything_starts(cluster, tmp_path, monkeypatch)
     resume.resume([Path("a.yaml")], options="--sdm env-modules --config 'x={y: 1}'")
     assert (cluster / "scancel.calls").read_text() == "1 12\n"
     common = ["--profile", "slurm", "--sdm", "env-modules", "--config", "x={y: 1}", "--configfile", "a.yaml"]
-    assert [c[3:] for c in started] == [[*common, "--unlock"], [*common, "--rerun-incomplete"]]
+    assert [c[3:] for c in started] == [[*common, "--unlock"], common]
 
 
 def test_jobs_that_do_not_end_stop_it(cluster, tmp_path):
@@ -118,4 +118,4 @@ def test_on_one_machine_only_the_lock_is_in_the_way(tmp_path, monkeypatch):
     monkeypatch.setattr(resume.subprocess, "run", lambda command, **_: started.append(command[3:]) or done)
     resume.resume([Path("a.yaml")], profile="local")
     common = ["--profile", "local", "--configfile", "a.yaml"]
-    assert started == [[*common, "--unlock"], [*common, "--rerun-incomplete"]]
+    assert started == [[*common, "--unlock"], common]

@@ -14,7 +14,7 @@ import ditscope
 from ditscope.config import ROOT, json_schema, load_config, reference, unknown
 from ditscope.errors import UNREADABLE, InputError, line
 from ditscope.job import logged
-from ditscope.ranges import complaint
+from ditscope.ranges import check_ranges
 from ditscope.settings import Config, Embedder, Model, Scheme
 
 # name: (module and function, one line for `ditscope --help`); the function's own signature makes the options.
@@ -210,9 +210,7 @@ def call(function: Callable[..., Any], options: dict[str, Any], command: str = "
                 arguments.setdefault("name", chosen)
         elif isinstance(kind, type) and is_dataclass(kind):
             given = {f.name: options[f.name] for f in fields(kind) if f.name in options}
-            for f in fields(kind):
-                if f.name in given and (reason := complaint(given[f.name], f.metadata["allowed"])):
-                    raise InputError(f"--{f.name.replace('_', '-')}: {reason}")
+            check_ranges(kind, given, lambda name: f"--{name.replace('_', '-')}")
             arguments[name] = kind(**given)
         elif name in options:
             arguments[name] = options[name]

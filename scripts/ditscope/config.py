@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ditscope.errors import InputError
 from ditscope.models import check_backend, check_frames, is_generator, require_blocks
 from ditscope.networks import resolve_network
-from ditscope.ranges import complaint
+from ditscope.ranges import check_ranges
 from ditscope.settings import BACKENDS, COMPILE_STATES, STAGES, Benchmark, Config, Scheme
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,8 +36,7 @@ def decode(kind: Any, value: Any, path: str = "") -> Any:
             choices = f.metadata.get("choices")
             if choices and decoded.get(f.name, choices[0]) not in choices:
                 raise InputError(unknown(f"{where}.{f.name}", decoded[f.name], choices, "a choice"))
-            if reason := complaint(decoded.get(f.name), f.metadata["allowed"]):
-                raise InputError(f"{where}.{f.name}: {reason}")
+        check_ranges(kind, decoded, lambda name: f"{where}.{name}")
         return kind(**decoded)
     if isinstance(kind, GenericAlias):
         origin, inner = get_origin(kind), get_args(kind)

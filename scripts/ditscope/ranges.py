@@ -1,8 +1,18 @@
 """What `settings.setting` allows of a number, and of a list or map of them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
+
+from ditscope.errors import InputError
+
+
+def check_ranges(kind: type, values: Mapping[str, Any], naming: Callable[[str], str]) -> None:
+    """Refuse the first of the values of settings of a dataclass that is out of its range; `naming` says where it stands."""
+    for f in fields(kind):
+        if f.name in values and (reason := complaint(values[f.name], f.metadata["allowed"])):
+            raise InputError(f"{naming(f.name)}: {reason}")
 
 
 def complaint(value: Any, allowed: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ def resume(configfile: list[Path], profile: str = "slurm", options: str = "", wa
         clear_queue(folder, wait_s)
     command = [sys.executable, "-m", "snakemake", "--profile", profile, *shlex.split(options)]
     command += ["--configfile", *map(str, configfile)] if configfile else []
-    for step in (["--unlock"], ["--rerun-incomplete"]):
+    for step in (["--unlock"], []):
         done = subprocess.run([*command, *step])
         if done.returncode:
             raise SystemExit(done.returncode)
