@@ -8,6 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
 
+from ditscope.array_task import go_on_as_own_task
+
+go_on_as_own_task()
+
 from snakemake.exceptions import WorkflowError
 from snakemake.io import strip_wildcard_constraints
 

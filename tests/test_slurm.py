@@ -89,6 +89,34 @@ rule benchmark_run:
     shell: "squeue --noheader --jobs $SLURM_JOB_ID --format='%C %h %N' > {output}"
 """
 
+# An array whose first task is slow, by more than `latency-wait`, and whose last one fails once the first is done.
+ARRAY = """
+import os, sys, time
+from pathlib import Path
+
+sys.path.insert(0, os.environ["LIBRARY"])
+from ditscope.array_task import go_on_as_own_task
+
+go_on_as_own_task()
+
+rule all:
+    input: expand("out/{shard}", shard=range(4))
+
+rule image_shard:
+    output: "out/{shard}"
+    run:
+        attempts = Path(f"{wildcards.shard}.attempts")
+        with attempts.open("a") as file:
+            file.write(os.environ["SLURM_JOB_ID"] + "\\n")
+        task = os.environ.get("SLURM_ARRAY_TASK_ID")
+        if task == "1":
+            time.sleep(12)
+        Path(output[0]).touch()
+        if task == "4":
+            time.sleep(20)
+            raise RuntimeError("failed")
+"""
+
 BEATS = """
 rule beats:
     output: "done"
@@ -215,6 +243,16 @@ def test_failed_cancelled_and_lost_jobs_are_tried_again_with_what_they_need(clus
     assert len(lines(folder / "lost.attempts")) == 2
     assert lines(folder / "wide") == ["gpu1", "0,1"]
     assert lines(folder / "benchmark_run")[:2] == ["16", "NO"], "cores, and whether others may use the node"
+
+
+def test_tasks_of_an_array_leave_each_other_alone(cluster, tmp_path, monkeypatch):
+    monkeypatch.setitem(cluster.environment, "LIBRARY", str(workflow.ROOT / "scripts"))
+    folder = small_workflow(tmp_path / "array", ARRAY)
+    with snakemake(cluster, folder, *SHARED_ENVIRONMENT, *QUICK, "--latency-wait", "4"):
+        pass
+    assert "The individual task IDs are 1-4" in (folder / "out.txt").read_text()
+    assert sorted(len(lines(folder / f"{shard}.attempts")) for shard in range(4)) == [1, 1, 1, 2]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == list("0123")
 
 
 def test_killed_run_is_resumed_and_no_two_jobs_write_at_once(cluster, tmp_path):

@@ -9,7 +9,7 @@ from ditscope.errors import InputError
 
 
 def check_ranges(kind: type, values: Mapping[str, Any], naming: Callable[[str], str]) -> None:
-    """Refuse the first of the values of settings of a dataclass that is out of its range; `naming` says where it stands."""
+    """Refuse the first value of a dataclass's settings that is out of its range; `naming` says where it stands."""
     for f in fields(kind):
         if f.name in values and (reason := complaint(values[f.name], f.metadata["allowed"])):
             raise InputError(f"{naming(f.name)}: {reason}")
