@@ -1,5 +1,7 @@
 """Jobs a minute through SLURM: empty jobs as one array, one by one, and on one machine without SLURM.
 
+The array comes twice: as the executor runs its tasks, and as `ditscope.array_task` does.
+
 python perf/slurm.py [JOBS]
 
 It starts the test suite's cluster (two virtual nodes on this machine), so every job's own start, Snakemake's twice, is
@@ -19,6 +21,14 @@ import slurm_cluster  # noqa: E402
 from workflow import SNAKEMAKE  # noqa: E402
 
 SNAKEFILE = """
+import sys
+
+sys.path.insert(0, LIBRARY)
+from ditscope.array_task import go_on_as_own_task
+
+if "executors_way" not in config:
+    go_on_as_own_task()
+
 rule all:
     input: expand("done/{i}", i=range(JOBS))
 
@@ -31,6 +41,7 @@ rule image_shard:
 SLURM = ("--profile", "slurm", "--sdm", "env-modules", "--slurm-init-seconds-before-status-checks", "2")
 WAYS = {
     "array": SLURM,
+    "array of the executor": (*SLURM, "--config", "executors_way=1"),
     "one by one": (*SLURM, "--slurm-array-jobs", "none"),
     "without SLURM": ("--profile", "local", "--cores", "2"),
 }
@@ -39,7 +50,8 @@ WAYS = {
 def seconds(folder: Path, arguments: tuple[str, ...], environment: dict[str, str], jobs: int) -> float:
     """Wall-clock seconds of a workflow of empty jobs, its start and end included."""
     folder.mkdir()
-    (folder / "Snakefile").write_text(SNAKEFILE.replace("JOBS", str(jobs)))
+    rules = SNAKEFILE.replace("JOBS", str(jobs)).replace("LIBRARY", repr(str(ROOT / "scripts")))
+    (folder / "Snakefile").write_text(rules)
     for link in ("profiles", "slurm", "local"):
         (folder / link).symlink_to(ROOT / link)
     began = time.perf_counter()
