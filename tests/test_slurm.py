@@ -16,6 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
+from snakemake_executor_plugin_slurm_jobstep import parse_array_execs
 
 import slurm_cluster
 import workflow
@@ -89,7 +91,8 @@ rule benchmark_run:
     shell: "squeue --noheader --jobs $SLURM_JOB_ID --format='%C %h %N' > {output}"
 """
 
-# An array whose first task is slow, by more than `latency-wait`, and whose last one fails once the first is done.
+# Two arrays. In the longer one the first task is slow, by more than `latency-wait`, and the last one fails once the
+# first is done.
 ARRAY = """
 import os, sys, time
 from pathlib import Path
@@ -100,7 +103,7 @@ from ditscope.array_task import go_on_as_own_task
 go_on_as_own_task()
 
 rule all:
-    input: expand("out/{shard}", shard=range(4))
+    input: expand("out/{shard}", shard=range(6))
 
 rule image_shard:
     output: "out/{shard}"
@@ -248,11 +251,18 @@ def test_failed_cancelled_and_lost_jobs_are_tried_again_with_what_they_need(clus
 def test_tasks_of_an_array_leave_each_other_alone(cluster, tmp_path, monkeypatch):
     monkeypatch.setitem(cluster.environment, "LIBRARY", str(workflow.ROOT / "scripts"))
     folder = small_workflow(tmp_path / "array", ARRAY)
-    with snakemake(cluster, folder, *SHARED_ENVIRONMENT, *QUICK, "--latency-wait", "4"):
+    with snakemake(cluster, folder, *SHARED_ENVIRONMENT, *QUICK, "--latency-wait", "4", "--slurm-array-limit", "4"):
         pass
-    assert "The individual task IDs are 1-4" in (folder / "out.txt").read_text()
-    assert sorted(len(lines(folder / f"{shard}.attempts")) for shard in range(4)) == [1, 1, 1, 2]
-    assert sorted(path.name for path in (folder / "out").iterdir()) == list("0123")
+    assert re.findall(r"The individual task IDs are (\S+)\.", (folder / "out.txt").read_text()) == ["1-4", "5-6"]
+    assert sorted(len(lines(folder / f"{shard}.attempts")) for shard in range(6)) == [1, 1, 1, 1, 1, 2]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == list("012345")
+
+
+def test_the_largest_array_has_a_command_that_the_kernel_takes(study):
+    limit = yaml.safe_load((workflow.ROOT / "profiles/slurm/config.yaml").read_text())["slurm-array-limit"]
+    logs = [log.read_text() for log in (study / ".snakemake/slurm_logs").rglob("*.log")]
+    passed = [found[1] for log in logs if (found := re.search(r"--slurm-jobstep-array-execs=(\S+)", log))]
+    assert passed and all(limit * len(p) / len(parse_array_execs(p)) < 128 * 1024 / 2 for p in passed)
 
 
 def test_killed_run_is_resumed_and_no_two_jobs_write_at_once(cluster, tmp_path):
