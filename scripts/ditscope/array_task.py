@@ -38,8 +38,8 @@ def own_command(arguments: Sequence[str], environment: Mapping[str, str]) -> str
         return None
     if not given.slurm_jobstep_array_execs:
         raise WorkflowError(
-            "the commands of this job array's tasks were too long for one call of sbatch; "
-            "give a smaller --slurm-array-limit, or --slurm-array-jobs none"
+            "the tasks of this job array came without their commands: these were too long for one call of sbatch, or "
+            "passed as a script; give a smaller --slurm-array-limit, or --slurm-array-jobs none"
         )
     packed = json.loads(base64.b64decode(given.slurm_jobstep_array_execs))[task]
     return zlib.decompress(bytes.fromhex(packed)).decode()
