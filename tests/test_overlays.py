@@ -3,6 +3,9 @@
 import os
 import re
 import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import pytest
 import yaml
@@ -10,6 +13,7 @@ import yaml
 from ditscope.cli import read_config
 from workflow import ROOT, STUDIES, fake_conda, snakemake, workdir
 
+PROFILES = ("local", "slurm", "apple")
 SHIPPED = {"shapes-flux", "shapes-sd3", "shapes-clip", "shapes-blip"}
 
 
@@ -49,13 +53,28 @@ def test_study_plans_only_models_that_it_selects(study, tmp_path):
         assert not entry.revision or f"{entry.source.replace('/', '--')}@{entry.revision}" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory) -> dict[tuple[str, str], subprocess.CompletedProcess[str]]:
+    """A dry run of every study under every profile, as many at a time as there are cores."""
+
+    def plan(case: tuple[str, str]) -> subprocess.CompletedProcess[str]:
+        study, profile = case
+        folder = workdir(tmp_path_factory.mktemp(profile))
+        return snakemake(folder, "--profile", profile, "--dry-run", "--configfile", str(overlay(study)))
+
+    cases = list(product(STUDIES, PROFILES))
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(os.cpu_count()) as pool:
+        if not shutil.which("conda"):  # the SLURM profile wants it
+            bin_folder = fake_conda(tmp_path_factory.mktemp("conda") / "conda")
+            patch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
+        return dict(zip(cases, pool.map(plan, cases), strict=True))
+
+
 @pytest.mark.system
-@pytest.mark.parametrize("profile", ["local", "slurm", "apple"])
+@pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("study", STUDIES)
-def test_study_is_planned_under_every_profile(study, profile, tmp_path, monkeypatch):
-    if profile == "slurm" and not shutil.which("conda"):
-        monkeypatch.setenv("PATH", f"{fake_conda(tmp_path / 'conda')}{os.pathsep}{os.environ['PATH']}")
-    done = snakemake(workdir(tmp_path), "--profile", profile, "--dry-run", "--configfile", str(overlay(study)))
+def test_study_is_planned_under_every_profile(study, profile, plans):
+    done = plans[study, profile]
     assert done.returncode == 0, done.stdout
     assert "This was a dry-run" in done.stdout
 

@@ -33,12 +33,17 @@ TINY = ("--configfile", "experiments/tiny.yaml")
 SHARED_ENVIRONMENT = ("--sdm", "env-modules")
 QUICK = ("--slurm-init-seconds-before-status-checks", "5")
 
-RETRIES = """
-import os, subprocess, time
+TROUBLE = """
+import os, sys, time
 from pathlib import Path
 
+sys.path.insert(0, os.environ["LIBRARY"])
+from ditscope.array_task import go_on_as_own_task
+
+go_on_as_own_task()
+
 rule all:
-    input: "memory", "time", "cancelled", "lost", "wide", "benchmark_run"
+    input: "memory", "time", "cancelled", "lost", "wide", "benchmark_run", expand("shards/{i}", i=range(6))
 
 # Takes 2.2 GB: more than the profile's default for the first attempt.
 rule memory:
@@ -89,34 +94,19 @@ rule benchmark_run:
     input: "memory", "time", "cancelled"
     output: "benchmark_run"
     shell: "squeue --noheader --jobs $SLURM_JOB_ID --format='%C %h %N' > {output}"
-"""
 
-# Two arrays. In the longer one the first task is slow, by more than `latency-wait`, and the last one fails once the
-# first is done.
-ARRAY = """
-import os, sys, time
-from pathlib import Path
-
-sys.path.insert(0, os.environ["LIBRARY"])
-from ditscope.array_task import go_on_as_own_task
-
-go_on_as_own_task()
-
-rule all:
-    input: expand("out/{shard}", shard=range(6))
-
+# Two arrays, as the profile names this rule too. In the longer one the first task is slow, by more than `latency-wait`,
+# and the last one fails once the first is done.
 rule image_shard:
-    output: "out/{shard}"
+    output: "shards/{i}"
+    resources: mem_mb=1000
     run:
-        attempts = Path(f"{wildcards.shard}.attempts")
-        with attempts.open("a") as file:
+        with Path(f"{wildcards.i}.attempts").open("a") as file:
             file.write(os.environ["SLURM_JOB_ID"] + "\\n")
         task = os.environ.get("SLURM_ARRAY_TASK_ID")
-        if task == "1":
-            time.sleep(12)
+        time.sleep({"1": 12, "4": 30}.get(task, 0))
         Path(output[0]).touch()
         if task == "4":
-            time.sleep(20)
             raise RuntimeError("failed")
 """
 
@@ -158,8 +148,12 @@ def snakemake(
 
 def environment(cluster: Cluster, folder: Path) -> dict[str, str]:
     """The cluster's environment, without profiles of the user's; one thread a job, as each has one core."""
-    partitions = str(cluster.root / "partitions.yaml")
-    return cluster.environment | {"HOME": str(folder), "COLUMNS": "200", "SNAKEMAKE_SLURM_PARTITIONS": partitions}
+    return cluster.environment | {
+        "HOME": str(folder),
+        "COLUMNS": "200",
+        "LIBRARY": str(workflow.ROOT / "scripts"),
+        "SNAKEMAKE_SLURM_PARTITIONS": str(cluster.root / "partitions.yaml"),
+    }
 
 
 def small_workflow(folder: Path, text: str) -> Path:
@@ -231,31 +225,33 @@ def test_second_run_submits_nothing(cluster, study):
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
-def test_failed_cancelled_and_lost_jobs_are_tried_again_with_what_they_need(cluster, tmp_path):
-    folder = small_workflow(tmp_path / "retries", RETRIES)
-    with snakemake(cluster, folder, *SHARED_ENVIRONMENT, *QUICK):
+@pytest.fixture(scope="module")
+def troubled(cluster, tmp_path_factory) -> Path:
+    """A workflow of jobs that fail, each in its way, and that came to its end."""
+    folder = small_workflow(tmp_path_factory.mktemp("troubled") / "folder", TROUBLE)
+    with snakemake(cluster, folder, *SHARED_ENVIRONMENT, *QUICK, "--latency-wait", "4", "--slurm-array-limit", "4"):
         wait_for(lambda: lines(folder / "cancelled.attempts"))
         cluster("scancel", *lines(folder / "cancelled.attempts"))
         wait_for(lambda: lines(folder / "lost.attempts"))
         cluster.lose_node("gpu1")
         wait_for(lambda: not cluster("squeue", "--noheader", "--states=running", "--nodelist=gpu1"))
         cluster.start_node("gpu1")
-    assert lines(folder / "memory.attempts") == ["2000", "4000"]
-    assert lines(folder / "time.attempts") == ["1", "2"]
-    assert len(lines(folder / "cancelled.attempts")) == 2
-    assert len(lines(folder / "lost.attempts")) == 2
-    assert lines(folder / "wide") == ["gpu1", "0,1"]
-    assert lines(folder / "benchmark_run")[:2] == ["16", "NO"], "cores, and whether others may use the node"
+    return folder
 
 
-def test_tasks_of_an_array_leave_each_other_alone(cluster, tmp_path, monkeypatch):
-    monkeypatch.setitem(cluster.environment, "LIBRARY", str(workflow.ROOT / "scripts"))
-    folder = small_workflow(tmp_path / "array", ARRAY)
-    with snakemake(cluster, folder, *SHARED_ENVIRONMENT, *QUICK, "--latency-wait", "4", "--slurm-array-limit", "4"):
-        pass
-    assert re.findall(r"The individual task IDs are (\S+)\.", (folder / "out.txt").read_text()) == ["1-4", "5-6"]
-    assert sorted(len(lines(folder / f"{shard}.attempts")) for shard in range(6)) == [1, 1, 1, 1, 1, 2]
-    assert sorted(path.name for path in (folder / "out").iterdir()) == list("012345")
+def test_failed_cancelled_and_lost_jobs_are_tried_again_with_what_they_need(troubled):
+    assert lines(troubled / "memory.attempts") == ["2000", "4000"]
+    assert lines(troubled / "time.attempts") == ["1", "2"]
+    assert len(lines(troubled / "cancelled.attempts")) == 2
+    assert len(lines(troubled / "lost.attempts")) == 2
+    assert lines(troubled / "wide") == ["gpu1", "0,1"]
+    assert lines(troubled / "benchmark_run")[:2] == ["16", "NO"], "cores, and whether others may use the node"
+
+
+def test_tasks_of_an_array_leave_each_other_alone(troubled):
+    assert re.findall(r"The individual task IDs are (\S+)\.", (troubled / "out.txt").read_text()) == ["1-4", "5-6"]
+    assert sorted(len(lines(troubled / f"{i}.attempts")) for i in range(6)) == [1, 1, 1, 1, 1, 2]
+    assert sorted(path.name for path in (troubled / "shards").iterdir()) == list("012345")
 
 
 def test_the_largest_array_has_a_command_that_the_kernel_takes(study):
