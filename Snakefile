@@ -12,6 +12,10 @@ report: "report/workflow.rst"
 
 
 include: "rules/common.smk"
+include: "rules/outputs.smk"
+
+
+from ditscope.progress import write_plan, write_progress
 
 
 pathvars:

@@ -90,7 +90,7 @@ def test_memory_and_minutes_of_every_rule_grow_at_a_retry():
 
 def test_every_rules_file_says_what_it_needs_and_leaves():
     for file in sorted((ROOT / "rules").glob("*.smk")):
-        if file.name != "common.smk":
+        if file.name not in ("common.smk", "outputs.smk"):
             header = re.match(r"(#.*\n)+", file.read_text())
             assert header and "Needs:" in header[0] and "Leaves" in header[0], file.name
 

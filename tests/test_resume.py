@@ -65,10 +65,11 @@ def test_queue_is_cleared_before_anything_starts(cluster, tmp_path, monkeypatch)
     monkeypatch.setattr(
         resume.subprocess, "run", lambda c, **o: run(c, **o) if c[0] == sys.executable else real(c, **o)
     )
-    resume.resume([Path("a.yaml")], options="--sdm env-modules --config 'x={y: 1}'")
+    resume.resume([Path("a.yaml")], options="--sdm env-modules --config 'x={y: 1}' -- generate")
     assert (cluster / "scancel.calls").read_text() == "1 12\n"
-    common = ["--profile", "slurm", "--sdm", "env-modules", "--config", "x={y: 1}", "--configfile", "a.yaml"]
-    assert [c[3:] for c in started] == [[*common, "--unlock"], common]
+    common = ["--configfile", "a.yaml", "--profile", "slurm"]
+    options = ["--sdm", "env-modules", "--config", "x={y: 1}", "--", "generate"]
+    assert [c[3:] for c in started] == [[*common, "--unlock", *options], [*common, *options]]
 
 
 def test_jobs_that_do_not_end_stop_it(cluster, tmp_path):
@@ -117,5 +118,5 @@ def test_on_one_machine_only_the_lock_is_in_the_way(tmp_path, monkeypatch):
     done = subprocess.CompletedProcess([], 0)
     monkeypatch.setattr(resume.subprocess, "run", lambda command, **_: started.append(command[3:]) or done)
     resume.resume([Path("a.yaml")], profile="local")
-    common = ["--profile", "local", "--configfile", "a.yaml"]
+    common = ["--configfile", "a.yaml", "--profile", "local"]
     assert started == [[*common, "--unlock"], common]

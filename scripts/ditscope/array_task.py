@@ -8,8 +8,6 @@ would run the first one's.
 """
 
 import argparse
-import base64
-import json
 import os
 import sys
 import zlib
@@ -25,24 +23,24 @@ def own_command(arguments: Sequence[str], environment: Mapping[str, str]) -> str
     """The shell command of this task, where `arguments` are those that Snakemake was started with in an array.
 
     None where they are its own already, as the first task's, and outside of arrays. The executor passes the commands of
-    all tasks but the first: base64 of JSON, by task, of hexadecimal zlib. WorkflowError where they were lost.
+    all tasks but the first, each as hexadecimal zlib. WorkflowError where they were lost.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--executor")
     parser.add_argument("--slurm-jobstep-array-execs")
     given = parser.parse_known_args(arguments)[0]
     task = environment.get("SLURM_ARRAY_TASK_ID")
-    if given.executor != "slurm-jobstep" or task is None or task == environment["SLURM_ARRAY_TASK_MIN"]:
-        return None
-    if environment.get(OWN) == environment["SLURM_JOB_ID"]:
+    is_other = given.executor == "slurm-jobstep" and task is not None and task != environment["SLURM_ARRAY_TASK_MIN"]
+    if not is_other or environment.get(OWN) == environment["SLURM_JOB_ID"]:
         return None
     if not given.slurm_jobstep_array_execs:
         raise WorkflowError(
             "the tasks of this job array came without their commands: these were too long for one call of sbatch, or "
             "passed as a script; give a smaller --slurm-array-limit, or --slurm-array-jobs none"
         )
-    packed = json.loads(base64.b64decode(given.slurm_jobstep_array_execs))[task]
-    return zlib.decompress(bytes.fromhex(packed)).decode()
+    from snakemake_executor_plugin_slurm_jobstep import parse_array_execs  # no other job needs it
+
+    return zlib.decompress(bytes.fromhex(parse_array_execs(given.slurm_jobstep_array_execs)[task])).decode()
 
 
 def go_on_as_own_task() -> None:

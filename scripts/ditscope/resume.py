@@ -38,10 +38,11 @@ def resume(configfile: list[Path], profile: str = "slurm", options: str = "", wa
         raise InputError(f"{folder}: a run is alive (process {', '.join(map(str, mains))}); end it, or let it finish")
     if submits(profile):
         clear_queue(folder, wait_s)
-    command = [sys.executable, "-m", "snakemake", "--profile", profile, *shlex.split(options)]
+    command = [sys.executable, "-m", "snakemake"]
     command += ["--configfile", *map(str, configfile)] if configfile else []
+    command += ["--profile", profile]
     for step in (["--unlock"], []):
-        done = subprocess.run([*command, *step])
+        done = subprocess.run([*command, *step, *shlex.split(options)])  # last: they may end in `-- targets`
         if done.returncode:
             raise SystemExit(done.returncode)
 
