@@ -20,7 +20,8 @@ rule benchmark:
         benchmark_tables(),
 
 
-# Takes every core, so that nothing else runs beside it: a timed job that shares the machine measures its neighbours.
+# Takes every core, and on a cluster a whole node, so that nothing else runs beside it: a timed job that shares the machine
+# measures its neighbours.
 rule benchmark_run:
     input:
         prompts=benchmark_prompts(),
@@ -43,6 +44,7 @@ rule benchmark_run:
         mlx=lambda w: on_mlx(w.model),
         mem_mb=scaled(4000),
         runtime=scaled(120),
+        slurm_extra="--exclusive",
     params:
         code=code("benchmark"),
         model=lambda w: model_params(w.model),

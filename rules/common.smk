@@ -191,5 +191,5 @@ def scaled(amount):
 
 
 def all_cores():
-    """Threads of a job that must run alone: all that Snakemake was given (on a cluster, set-threads of the profile)."""
-    return workflow.resource_settings.cores or 1
+    """Threads of a job that must run alone: all that Snakemake was given; on a cluster 16, or what --set-threads says."""
+    return 16 if workflow.remote_exec else workflow.resource_settings.cores or 16

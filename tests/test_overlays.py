@@ -71,6 +71,15 @@ def plans(tmp_path_factory) -> dict[tuple[str, str], subprocess.CompletedProcess
 
 
 @pytest.mark.system
+def test_timed_jobs_have_their_node_alone_whatever_the_command_line_sets(tmp_path):
+    """A list on the command line replaces the profile's: what must hold stands in the rule."""
+    given = ["--profile", "slurm", "--sdm", "env-modules", "--set-resources", "image_shard:mem_mb=64000", "--dry-run"]
+    done = snakemake(workdir(tmp_path), *given, "--configfile", str(overlay("tiny")), "--", "benchmark")
+    timed = re.findall(r"^rule benchmark_run:\n(?:    .+\n)+", done.stdout, flags=re.M)
+    assert timed and all("slurm_extra=--exclusive" in job for job in timed), done.stdout
+
+
+@pytest.mark.system
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("study", STUDIES)
 def test_study_is_planned_under_every_profile(study, profile, plans):

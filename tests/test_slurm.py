@@ -43,7 +43,7 @@ from ditscope.array_task import go_on_as_own_task
 go_on_as_own_task()
 
 rule all:
-    input: "memory", "time", "cancelled", "lost", "wide", "benchmark_run", expand("shards/{i}", i=range(6))
+    input: "memory", "time", "cancelled", "lost", "wide", "alone", expand("shards/{i}", i=range(6))
 
 # Takes 2.2 GB: more than the profile's default for the first attempt.
 rule memory:
@@ -89,13 +89,15 @@ rule wide:
     resources: gpu=2
     shell: "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES > {output}"
 
-# The profile names this rule: alone on its node.
-rule benchmark_run:
+# Asks for what benchmark_run asks for.
+rule alone:
     input: "memory", "time", "cancelled"
-    output: "benchmark_run"
+    output: "alone"
+    threads: 16
+    resources: slurm_extra="--exclusive"
     shell: "squeue --noheader --jobs $SLURM_JOB_ID --format='%C %h %N' > {output}"
 
-# Two arrays, as the profile names this rule too. In the longer one the first task is slow, by more than `latency-wait`,
+# Two arrays, as the profile names this rule. In the longer one the first task is slow, by more than `latency-wait`,
 # and the last one fails once the first is done.
 rule image_shard:
     output: "shards/{i}"
@@ -245,7 +247,7 @@ def test_failed_cancelled_and_lost_jobs_are_tried_again_with_what_they_need(trou
     assert len(lines(troubled / "cancelled.attempts")) == 2
     assert len(lines(troubled / "lost.attempts")) == 2
     assert lines(troubled / "wide") == ["gpu1", "0,1"]
-    assert lines(troubled / "benchmark_run")[:2] == ["16", "NO"], "cores, and whether others may use the node"
+    assert lines(troubled / "alone")[:2] == ["16", "NO"], "cores, and whether others may use the node"
 
 
 def test_tasks_of_an_array_leave_each_other_alone(troubled):
