@@ -7,8 +7,10 @@ from pathlib import Path
 sys.path.insert(0, f"{workflow.basedir}/scripts")
 
 from ditscope.array_task import go_on_as_own_task
+from ditscope.orphans import announce_workflow
 
 go_on_as_own_task()
+announce_workflow()
 
 from snakemake.exceptions import WorkflowError
 

@@ -72,7 +72,7 @@ def kill_once(running: subprocess.Popen[bytes], rng: random.Random, mean_seconds
         if running.poll() is not None:
             return ""
         time.sleep(0.05)
-    time.sleep(rng.expovariate(1 / mean_seconds))
+    time.sleep(rng.expovariate(1 / mean_seconds) * rng.choice((1, 1, 0.02)))  # a third of them as jobs begin
     jobs = jobs_of(running.pid)
     if running.poll() is not None or not jobs:
         return ""

@@ -15,7 +15,6 @@ import psutil
 import yaml
 
 from ditscope.errors import InputError
-from ditscope.orphans import is_workflow
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +62,14 @@ def main_processes(folder: Path) -> list[int]:
             if "--mode" not in process.cmdline() and process.cwd() == str(folder):
                 found.append(process.pid)
     return found
+
+
+def is_workflow(process: psutil.Process) -> bool:
+    """Whether a process is Snakemake: the main one, or the one inside of a cluster's job."""
+    try:
+        return any(Path(word).name == "snakemake" for word in process.cmdline()[:3])
+    except psutil.Error:  # ended meanwhile, or another user's
+        return False
 
 
 def clear_queue(folder: Path, wait_s: float) -> None:
