@@ -480,7 +480,7 @@ def test_command_ends_with_status_and_says_what_to_do(results, capsys):
     (results / "notes.txt").write_text("x")
     assert cli.main(["doctor", "--results", str(results)]) == 2
     out, err = capsys.readouterr()
-    assert "topology: topology/entropy.parquet: missing [run again: topology/entropy.parquet]" in out
+    assert "topology: topology/entropy.parquet: missing\n" in out
     assert "  rm -r results/tiny/notes.txt\n  snakemake --profile local " in out
     assert "2 findings" in err
 
