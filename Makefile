@@ -64,7 +64,7 @@ dag: setup ## the rule graph as mermaid, on standard output
 # Proof ---------------------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: setup ## functions, configs, the tiny study for real (about 20 minutes on two cores)
+test: setup ## functions, configs, the tiny study for real (about 15 minutes on two cores)
 	@time $(BIN)/pytest
 
 .PHONY: test-system

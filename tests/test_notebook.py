@@ -43,5 +43,8 @@ def test_every_cell_runs_and_shows_the_kind_of_thing_that_is_stored(monkeypatch,
     manager = KernelManager()
     manager.kernel_spec.argv[0] = sys.executable  # this environment, whatever kernels the machine knows
     client = NotebookClient(notebook, km=manager, timeout=600, resources={"metadata": {"path": NOTEBOOK.parent}})
-    client.execute()  # raises at the first cell that fails
+    try:
+        client.execute()  # raises at the first cell that fails
+    finally:
+        manager.shutdown_kernel(now=True)  # else it stays, with the model, until pytest ends
     assert outputs(notebook) == stored

@@ -84,7 +84,11 @@ def readable(study: Study, checks: list[str], mends: list[str]) -> str:
 
 
 def line(finding: Finding) -> str:
-    """One finding in one line, with the file that mends it where that is another one."""
-    mend = f" [remove {finding.remove}]" if finding.remove else f" [run again: {finding.rerun}]"
-    named = finding.rerun == finding.file and not finding.remove
-    return f"{finding.stage}: {finding.file}: {finding.problem}{'' if named else mend}"
+    """One finding in one line, with what mends it where that is another file."""
+    if finding.remove:
+        mend = f" [remove {finding.remove}]"
+    elif finding.rerun != finding.file:
+        mend = f" [run again: {finding.rerun}]"
+    else:
+        mend = ""
+    return f"{finding.stage}: {finding.file}: {finding.problem}{mend}"
