@@ -79,6 +79,11 @@ def test_jobs_that_do_not_end_stop_it(cluster, tmp_path):
         resume.clear_queue(tmp_path, 0)
 
 
+def test_jobs_that_ended_as_the_time_was_up_do_not_stop_it(cluster, tmp_path):
+    show(cluster)
+    resume.clear_queue(tmp_path, 0)
+
+
 def test_living_main_process_stops_it(cluster, tmp_path, monkeypatch):
     show(cluster)
     code = "import time; print(1, flush=True); time.sleep(60)"
