@@ -81,11 +81,11 @@ def clear_queue(folder: Path, wait_s: float) -> None:
         if jobs:
             log.info("cancelling %d jobs of an earlier run: %s", len(jobs), " ".join(jobs))
             slurm("scancel", *jobs)
-        if jobs and time.monotonic() > deadline:
-            raise InputError(
-                f"jobs {' '.join(jobs)} are still there after {wait_s:.0f} s; a node may be lost: once `squeue` shows "
-                f"none of them, call this again"
-            )
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"jobs {' '.join(jobs)} are still there after {wait_s:.0f} s; a node may be lost: once `squeue` "
+                    f"shows none of them, call this again"
+                )
         time.sleep(1)
 
 
