@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ditscope import resume
+from ditscope import cli, resume
 from ditscope.errors import InputError
 
 SCRIPTS = Path(resume.__file__).resolve().parents[1]
@@ -82,6 +82,17 @@ def test_jobs_that_do_not_end_stop_it(cluster, tmp_path):
 def test_jobs_that_ended_as_the_time_was_up_do_not_stop_it(cluster, tmp_path):
     show(cluster)
     resume.clear_queue(tmp_path, 0)
+
+
+@pytest.mark.parametrize("text, problem", [(None, "no such config file"), ("generate: {modls: []}", "did you mean")])
+def test_bad_config_is_refused_before_a_job_is_cancelled(cluster, tmp_path, monkeypatch, capsys, text, problem):
+    show(cluster, f"1|{RUN}|{tmp_path}")
+    monkeypatch.chdir(tmp_path)
+    if text:
+        Path("a.yaml").write_text(text)
+    assert cli.main(["resume", "--configfile", "a.yaml", "--wait-s", "0"]) == 2
+    assert problem in capsys.readouterr().err
+    assert not (cluster / "scancel.calls").exists()
 
 
 def test_living_main_process_stops_it(cluster, tmp_path, monkeypatch):

@@ -186,7 +186,7 @@ def call(function: Callable[..., Any], options: dict[str, Any], command: str = "
     arguments: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         kind, name = hints[parameter.name], parameter.name
-        if registry_of(kind) or kind in REGISTRIES or kind is Config:
+        if registry_of(kind) or kind in REGISTRIES or kind is Config or name == "configfile":
             config = config or read_config(overlays)
         if name == "configfile":
             arguments[name] = overlays
