@@ -22,7 +22,7 @@ rule embedding_shard:
         "../envs/torch.yaml"
     resources:
         gpu=lambda w: embedder_gpus(w.embedder),
-        mem_mb=scaled(3000),
+        mem_mb=lambda w, attempt: memory(3000, embedders=[w.embedder])(w, attempt),
         runtime=scaled(60),
     params:
         code=code("embed"),

@@ -61,6 +61,9 @@ class Model:
     num_beams: int = setting(1, "Captioner: beams", positive=True)
     caption_task: str = setting("<CAPTION>", "florence2: its task, as <DETAILED_CAPTION>")
     allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
+    memory_mb: int = setting(
+        0, "Host memory that its weights take, in MB, which its jobs ask for; 0: as its files, once they are there"
+    )
 
 
 SCHEME_KINDS = (
@@ -100,6 +103,9 @@ class Embedder:
     prompt: str = setting("", "sentence-transformers: text put before each item, as `clustering: ` for nomic")
     dimension: int = setting(64, "random-walk only: dimension of the walk", positive=True)
     allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
+    memory_mb: int = setting(
+        0, "Host memory that its weights take, in MB, which its jobs ask for; 0: as its files, once they are there"
+    )
 
 
 # Stages, in pipeline order ------------------------------------------------------------------------------------------
