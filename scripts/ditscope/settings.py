@@ -21,8 +21,8 @@ def setting(
 ) -> Any:
     """A documented dataclass field; `config_only` keeps it off the command line.
 
-    `choices` are the values that are allowed, of a list its items. Numbers, also those in a list or map, are at least 0 unless they may be `signed`, above 0 where `positive`, and at
-    most `most`. A `filled` list has at least one item.
+    `choices` are the values that are allowed, of a list its items. Numbers, also those in a list or map, are at least 0
+    unless they may be `signed`, above 0 where `positive`, and at most `most`. A `filled` list has at least one item.
     """
     allowed = {"positive": positive, "signed": signed, "most": most, "filled": filled}
     metadata = {"help": help, "choices": choices, "config_only": config_only, "allowed": allowed}
@@ -275,7 +275,7 @@ class Plan:
     floors: dict[str, int] = setting({}, "Fewest bits by kind of layer, as {modulation: 4}", positive=True, most=16)
 
 
-# The last two are modes of torch.compile over the whole transformer: CUDA graphs; these and the fastest of many kernels.
+# The last two compile the whole transformer in a mode of torch.compile: CUDA graphs; these and the fastest kernels.
 COMPILE_STATES = ("eager", "regional", "full", "reduce-overhead", "max-autotune")
 
 
@@ -297,8 +297,8 @@ class Benchmark:
     schemes: list[str] = setting([], "Schemes, by name in `schemes`", config_only=True)
     compile: list[str] = setting(
         ["eager"],
-        "torch.compile states: eager, regional (block by block), full, and full in a mode: reduce-overhead (CUDA graphs), "
-        "max-autotune (CUDA graphs, kernels chosen by timing)",
+        "torch.compile states: eager, regional (block by block), full, and full in a mode: reduce-overhead (CUDA "
+        "graphs), max-autotune (CUDA graphs, kernels chosen by timing)",
         choices=COMPILE_STATES,
         config_only=True,
     )
