@@ -84,6 +84,10 @@ def test_a_run_leaves_sizes_timings_and_images(tiny):
         assert row["latency_median_ms"] == pytest.approx(np.median(row["latencies_ms"]))
         assert row["latency_p10_ms"] <= row["latency_median_ms"] <= row["latency_p90_ms"]
         assert row["latency_per_image_ms"] == pytest.approx(row["latency_median_ms"] / row["batch"])
+        low, _, high = np.quantile(row["latencies_ms"], (0.25, 0.5, 0.75))
+        assert row["latency_relative_iqr"] == pytest.approx((high - low) / row["latency_median_ms"])
+        assert row["verdict"] in ("quiet", "noisy") and (row["noisy_because"] == "") == (row["verdict"] == "quiet")
+        assert 0 <= row["others_share"] <= 1 and row["load_reason"] == "" and row["measurements"] == 1
         assert row["steady_peak_rss_bytes"] > 0 and row["load_peak_rss_bytes"] > 0 and "torch" in row["packages"]
     assert [s["json"]["scheme"] for s in read_images(path).values()] == ["int8"] * 4
 
@@ -449,7 +453,12 @@ def test_the_recommendation_follows_from_the_data():
     ]  # fmt: skip
     timed = pl.DataFrame(
         times, schema=["scheme", "compile", "batch", "latency_median_ms", "speedup", "reason"], orient="row"
-    ).with_columns(*case, latency_p10_ms="latency_median_ms", latency_p90_ms="latency_median_ms")
+    ).with_columns(
+        *case, latency_p10_ms="latency_median_ms", latency_p90_ms="latency_median_ms", noisy_because=pl.lit(""),
+        verdict=pl.when(pl.col("latency_median_ms").is_not_null()).then(pl.lit("quiet")),
+        speedup_verdict=pl.when(pl.col("speedup").is_not_null()).then(pl.lit("quiet")),
+        speedup_low=pl.lit(None, pl.Float64), speedup_high=pl.lit(None, pl.Float64),
+    )  # fmt: skip
     text = recommendation(table, timed, 0.05)
     memory, packed = text.split("Packed file")
     assert "| 20.00 MB | `int8` | 1 % (1 % to 1 %) | within | 1.25 |" in memory and "`int3`" not in memory
@@ -465,6 +474,19 @@ def test_the_recommendation_follows_from_the_data():
     assert "| 20.00 MB | `int8` | 1 % (1 % to 1 %) | within | 0.50 |" in text and "- `int8`, eager: slower" not in text
     assert "`worse`, eager: slower than the base" in text, "another is smaller and better"
 
+    noisy = pl.when(scheme="base", compile="full").then(pl.lit("noisy")).otherwise("verdict")
+    loud = timed.with_columns(verdict=noisy, noisy_because=pl.lit("others took 40% of the processors' time"))
+    text = recommendation(table, loud, 0.05)
+    assert "| 1 | `int8`, eager | 8 (8 to 8) | 1.25 |" in text, "the fastest of the quiet ones"
+    assert "Left out as noisy (1 of 4 timings within the bound)" in text
+    assert "- `base`, full, batch 1: others took 40% of the processors' time" in text and "no verdict" not in text
+    one = loud.with_columns(speedup_verdict=pl.when(scheme="worse").then(pl.lit("noisy")).otherwise("speedup_verdict"))
+    assert "`worse`, eager: slower" not in recommendation(table, one, 0.05), "nothing is said of what is not known"
+    every = loud.with_columns(verdict=pl.lit("noisy"), speedup_verdict=pl.lit("noisy"))
+    text = recommendation(table, every, 0.05)
+    assert "Batch 1: every timing is noisy, so there is no verdict; run the benchmark again" in text
+    assert "| batch | use |" not in text and "| within | noisy |" in text
+
 
 def test_ratios_stay_within_a_compile_state_and_a_host():
     rows = [
@@ -473,14 +495,20 @@ def test_ratios_stay_within_a_compile_state_and_a_host():
         ("h", "int4", "eager", None, None),
     ]  # fmt: skip
     names = ["hardware", "scheme", "compile", "latency_median_ms", "steady_peak_rss_bytes"]
+    loud = (pl.col("scheme") == "int8") & (pl.col("compile") == "full")
     table = pl.DataFrame(rows, schema=names, orient="row").with_columns(
         pl.lit("m").alias("model"), pl.lit(1).alias("batch"), pl.col("scheme").alias("kind"),
-        *(pl.lit(None, pl.Int64).alias(f"steady_peak_{kind}_bytes") for kind in ("reserved", "mlx")),
+        *(pl.lit(None, pl.Int64).alias(f"steady_peak_{kind}_bytes") for kind in ("allocated", "mlx")),
+        latencies_ms=pl.concat_list("latency_median_ms").list.eval(pl.element().repeat_by(8).explode()),
+        verdict=pl.when(loud).then(pl.lit("noisy")).otherwise(pl.lit("quiet")), peak_covers=pl.lit("process"),
     )  # fmt: skip
     found = with_speed_ratios(table)
     assert found["speedup"].to_list() == [1, 2, 1, 0.8, None, None, None]
     assert found["latency_reduction"].to_list() == [0, 0.5, 0, -0.25, None, None, None]
+    assert found["speedup_verdict"].to_list() == ["quiet", "quiet", "quiet", "noisy", None, None, None]
     assert found["peak_memory_ratio"].to_list() == [1, 0.5, 1, 0.4, None, None, None]
+    other = pl.when(scheme="int8").then(pl.lit("transformer")).otherwise("peak_covers")
+    assert with_speed_ratios(table.with_columns(peak_covers=other))["peak_memory_ratio"].to_list()[:2] == [1, None]
     sizes = table.select(
         "model", "hardware", "scheme", "compile", "kind", nominal_bytes=pl.lit(8), stored_bytes=pl.lit(4)
     )

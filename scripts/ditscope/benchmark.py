@@ -124,9 +124,13 @@ def benchmark(
         rows = [runs[i % len(runs)] for i in range(batch)]
         if compile != "eager":
             torch._dynamo.reset()  # graphs of the batch size before neither help nor hold memory
-        found = {"reason": reason} if reason else timed(generator, rows, settings.repeats, settings.warmup)
+        found = (
+            {"reason": reason}
+            if reason
+            else timed(generator, rows, settings.repeats, settings.warmup, settings.until_quiet)
+        )
         timings.append({"batch": batch} | found)
-        outcome = found["reason"] or f"{found['latency_median_ms']:.1f} ms"
+        outcome = found["reason"] or f"{found['latency_median_ms']:.1f} ms, {found['verdict']} {found['noisy_because']}"
         log.info("%s %s %s: batch %d: %s", name, config, compile, batch, outcome)
     ran = [t["batch"] for t in timings if not t["reason"]]
     samples: list[Sample] = []
@@ -252,7 +256,7 @@ def generate_images(generator: Generator, runs: list[dict], batch: int, label: s
             bar.update(len(rows))
             each = (time.perf_counter() - began) / len(samples)
             peak = peaks()
-            memory = (peak["reserved_bytes"] or peak["mlx_bytes"] or peak["rss_bytes"] or 0) / 1e9
+            memory = (peak["allocated_bytes"] or peak["mlx_bytes"] or peak["rss_bytes"] or 0) / 1e9
             eta = f"{each * (len(runs) - len(samples)):.0f}s"
             kind = "metal_GB" if peak["mlx_bytes"] and sys.platform == "darwin" else "memory_GB"
             bar.set_postfix({"s/img": f"{each:.2f}", "ETA": eta, kind: f"{memory:.2f}"})

@@ -3,6 +3,9 @@
 import polars as pl
 
 MB = 1e6
+WITHHELD = (
+    "every timing is noisy, so there is no verdict; run the benchmark again on a quiet machine, or with `until_quiet`."
+)
 SMALL_N = 2048
 
 
@@ -44,7 +47,8 @@ def under_a_budget(mine: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
     lines = []
     eager = measured_eager(mine)
     paces = timed.filter(compile="eager").drop_nulls("speedup").sort("batch").unique("scheme", keep="first")
-    speedups = dict(paces.select("scheme", "speedup").rows())
+    told = pl.when(speedup_verdict="quiet").then(pl.col("speedup").round(2).cast(pl.String)).otherwise(pl.lit("noisy"))
+    speedups = dict(paces.select("scheme", told).rows())
     batch = f", batch {paces['batch'].min()}" if len(paces) else ""
     if not eager["quality_loss"].count():
         smallest = eager.sort("stored_bytes").drop_nulls("stored_bytes").rows(named=True)[:1]
@@ -56,7 +60,7 @@ def under_a_budget(mine: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
         head = f"| from | use | quality loss (95 %) | verdict | speed-up (eager{batch}) |"
         lines += [f"{title}:", "", head, "|---|---|---|---|---|"]
         for row in front(table, column):
-            pace = f"{speedups[row['scheme']]:.2f}" if row["scheme"] in speedups else ""
+            pace = speedups.get(row["scheme"], "")
             size, verdict = f"{row[column] / MB:.2f} MB", row["quality_verdict"]
             lines.append(f"| {size} | `{row['scheme']}` | {loss(row)} | {verdict} | {pace} |")
         lines.append("")
@@ -79,21 +83,39 @@ def front(table: pl.DataFrame, size: str) -> list[dict]:
 
 
 def fastest(mine: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
-    """For each batch size the fastest run within the bound, beside the base of its compile state."""
+    """For each batch size the fastest quiet run within the bound, beside the base of its compile state."""
     judged = mine.filter(pl.col("quality_verdict") == "within") if mine["quality_verdict"].count() else mine
     keys = ["scheme", "compile"]
     found = timed.drop_nulls("latency_median_ms").join(judged.select(keys), on=keys, how="semi")
     if found.is_empty():
         return ["No timed run is within the bound."]
-    lines = ["| batch | use | ms a batch (p10 to p90) | speed-up over the base in the same compile state |"]
-    lines.append("|---|---|---|---|")
-    best = found.sort("batch", "latency_median_ms").group_by("batch", maintain_order=True).first()
-    for row in best.iter_rows(named=True):
+    noisy = found.filter(pl.col("verdict") == "noisy")
+    best = found.filter(pl.col("verdict") == "quiet").sort("batch", "latency_median_ms").unique("batch", keep="first")
+    lines = []
+    if len(best):
+        lines = ["| batch | use | ms a batch (p10 to p90) | speed-up over the base in the same compile state |"]
+        lines.append("|---|---|---|---|")
+    for row in best.sort("batch").iter_rows(named=True):
         spread = f"{row['latency_p10_ms']:.4g} to {row['latency_p90_ms']:.4g}"
-        speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}"
+        speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}{interval(row)}"
+        speedup = "noisy base" if row["speedup_verdict"] == "noisy" else speedup
         use = f"`{row['scheme']}`, {row['compile']}"
         lines.append(f"| {row['batch']} | {use} | {row['latency_median_ms']:.4g} ({spread}) | {speedup} |")
+    withheld = sorted(set(found["batch"]) - set(best["batch"]))
+    if withheld:
+        lines += ["", f"Batch {', '.join(map(str, withheld))}: {WITHHELD}"]
+    if len(noisy):
+        lines += ["", f"Left out as noisy ({len(noisy)} of {len(found)} timings within the bound):", ""]
+        lines += [
+            f"- `{row['scheme']}`, {row['compile']}, batch {row['batch']}: {row['noisy_because']}"
+            for row in noisy.iter_rows(named=True)
+        ]
     return lines
+
+
+def interval(row: dict) -> str:
+    """The 95 % interval of a speed-up in brackets, where there is one."""
+    return "" if row["speedup_low"] is None else f" ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
 
 
 def avoid(mine: pl.DataFrame, timed: pl.DataFrame, bound: float) -> list[str]:
@@ -108,7 +130,7 @@ def avoid(mine: pl.DataFrame, timed: pl.DataFrame, bound: float) -> list[str]:
         why = []
         if row["quality_verdict"] == "beyond":
             why.append(f"its quality loss, {loss(row)}, is beyond {percent(bound)}")
-        pace = timed.filter(scheme=row["scheme"], compile=row["compile"]).drop_nulls("speedup")
+        pace = timed.filter(scheme=row["scheme"], compile=row["compile"], speedup_verdict="quiet").drop_nulls("speedup")
         slow = pace.filter(pl.col("speedup") < 1)
         paid = row["compile"] == "eager" and row["scheme"] in frugal and row["quality_verdict"] != "beyond"
         if len(pace) and len(slow) == len(pace) and not paid:

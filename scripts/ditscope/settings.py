@@ -308,6 +308,7 @@ class Benchmark:
     batches: list[int] = setting([1], "Batch sizes that are timed", positive=True, filled=True)
     repeats: int = setting(5, "Timed runs of each batch size", positive=True)
     warmup: int = setting(2, "Untimed runs before them")
+    until_quiet: int = setting(0, "Times that a noisy measurement is repeated; the quietest one is kept")
     num_images: int = setting(16, "Images generated for the quality metrics", positive=True)
     num_steps: int = setting(0, "Denoising steps; 0: the model's own")
     cfg_scale: float = setting(-1.0, "Guidance; -1: the model's own", signed=True)
