@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 
 from ditscope import benchmark as stage
-from ditscope import generate, hardware, latency, memory, quality, quality_of_sets
+from ditscope import generate, hardware, latency, memory, models, quality, quality_of_sets, slots
 from ditscope.benchmark import benchmark
 from ditscope.benchmark_images import read_images
 from ditscope.benchmark_table import benchmark_table, with_quality, with_size_ratios, with_speed_ratios
@@ -499,12 +501,16 @@ def test_ratios_stay_within_a_compile_state_and_a_host():
     table = pl.DataFrame(rows, schema=names, orient="row").with_columns(
         pl.lit("m").alias("model"), pl.lit(1).alias("batch"), pl.col("scheme").alias("kind"),
         *(pl.lit(None, pl.Int64).alias(f"steady_peak_{kind}_bytes") for kind in ("allocated", "mlx")),
-        latencies_ms=pl.concat_list("latency_median_ms").list.eval(pl.element().repeat_by(8).explode()),
+        latencies_ms=pl.when(pl.col("latency_median_ms").is_not_null()).then(
+            pl.concat_list(pl.col("latency_median_ms") * (1 + i / 100) for i in range(-4, 5))
+        ),
         verdict=pl.when(loud).then(pl.lit("noisy")).otherwise(pl.lit("quiet")), peak_covers=pl.lit("process"),
     )  # fmt: skip
     found = with_speed_ratios(table)
     assert found["speedup"].to_list() == [1, 2, 1, 0.8, None, None, None]
     assert found["latency_reduction"].to_list() == [0, 0.5, 0, -0.25, None, None, None]
+    low, high = found["speedup_low"][1], found["speedup_high"][1]
+    assert 1.9 < low < 2 < high < 2.1 and found["speedup_low"].null_count() == 5, "the base is no sample of its own"
     assert found["speedup_verdict"].to_list() == ["quiet", "quiet", "quiet", "noisy", None, None, None]
     assert found["peak_memory_ratio"].to_list() == [1, 0.5, 1, 0.4, None, None, None]
     other = pl.when(scheme="int8").then(pl.lit("transformer")).otherwise("peak_covers")
@@ -527,18 +533,83 @@ def test_peaks_are_those_of_the_phase():
     assert memory.peak_rss() < during - (60 << 20)
 
 
-def test_hardware_ids(monkeypatch, tmp_path):
-    assert hardware.slug("Intel(R) Xeon(R) Platinum 8480C CPU @ 2.00GHz") == "intel-xeon-platinum-8480c"
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho 'NVIDIA H200, 570.86'\n")
-    smi.chmod(0o755)
-    for folder, expected in ((tmp_path, "nvidia-h200"), (tmp_path / "none", hardware.slug(hardware.cpu_model()))):
+def fake_smi(folder, line):
+    folder.mkdir(exist_ok=True)
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\necho '{line}'\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    return f"{folder}:/bin"
+
+
+@pytest.fixture
+def drivers(monkeypatch, tmp_path):
+    """Make nvidia-smi list one H200 under a driver (none: no nvidia-smi), for a torch built as given, not loaded."""
+
+    def set_up(driver, build=("2.13.0+cu130", "13.0"), **environment):
         hardware.nvidia_gpus.cache_clear()
-        monkeypatch.setenv("PATH", f"{folder}:/bin" if folder == tmp_path else str(folder))
-        assert hardware.hardware_id().startswith(expected)
-        gpus = hardware.fingerprint()
-        assert (gpus["gpu"], gpus["driver"]) == (("NVIDIA H200", "570.86") if folder == tmp_path else ("", ""))
+        path = fake_smi(tmp_path / "smi", f"NVIDIA H200, {driver}") if driver else str(tmp_path / "none")
+        monkeypatch.setenv("PATH", path)
+        monkeypatch.setattr(hardware, "torch_build", lambda: build)
+        for name in (slots.VISIBLE, *slots.SCHEDULERS):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+    hidden = {name: module for name, module in sys.modules.items() if name != "torch"}
+    monkeypatch.setattr(hardware.sys, "modules", hidden)
+    yield set_up
     hardware.nvidia_gpus.cache_clear()
+
+
+def test_hardware_ids_name_what_computes(drivers, monkeypatch):
+    assert hardware.slug("Intel(R) Xeon(R) Platinum 8480C CPU @ 2.00GHz") == "intel-xeon-platinum-8480c"
+    cpu = hardware.slug(hardware.cpu_model())
+    for driver, build, environment, expected in (
+        ("580.95", ("2.13.0+cu130", "13.0"), {}, "nvidia-h200"),
+        ("580.95", ("2.13.0+cu130", "13.0"), {"CUDA_VISIBLE_DEVICES": "0"}, "nvidia-h200"),
+        ("580.95", ("2.13.0+cu130", "13.0"), {"CUDA_VISIBLE_DEVICES": ""}, cpu),
+        ("570.86", ("2.13.0+cu130", "13.0"), {}, cpu),
+        ("570.86", ("2.13.0", "12.9"), {}, "nvidia-h200"),
+        ("580.95", ("2.13.0", ""), {}, cpu),
+        ("580.95", ("", ""), {}, "nvidia-h200"),
+        ("", ("2.13.0+cu130", "13.0"), {}, cpu),
+    ):
+        drivers(driver, build, **environment)
+        assert hardware.hardware_id().startswith(expected), (driver, build, environment)
+    drivers("580.95")
+    assert [hardware.fingerprint()[key] for key in ("gpu", "driver")] == ["NVIDIA H200", "580.95"]
+    monkeypatch.undo()  # torch is loaded, and computes on the CPU whatever nvidia-smi lists
+    if not torch.cuda.is_available():
+        assert hardware.hardware_id().startswith(cpu)
+
+
+def test_the_build_of_torch_is_read_without_it():
+    assert hardware.torch_build() == (torch.__version__, torch.version.cuda or "")
+
+
+OLD, CPU_BUILD = ("2.13.0+cu130", "13.0"), ("2.13.0", "")
+
+
+@pytest.mark.skipif(models.device_at_hand() != "cpu", reason="torch computes on an accelerator here")
+@pytest.mark.parametrize(
+    ("driver", "build", "given", "expected"),
+    [
+        ("535.104", OLD, {}, "NVIDIA H200 is at hand, but torch 2.13.0+cu130 (CUDA 13.0) needs driver 580"),
+        ("580.95", CPU_BUILD, {}, "torch 2.13.0 is built without CUDA: the CPU would compute in its place"),
+        ("", OLD, {"CUDA_VISIBLE_DEVICES": "0"}, "GPU 0 is at hand, but torch sees no CUDA device"),
+        ("580.95", CPU_BUILD, {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "2"}, "GPU 2 is at hand, but torch 2.13.0"),
+        ("580.95", CPU_BUILD, {"SLURM_JOB_ID": "7"}, ""),
+        ("580.95", CPU_BUILD, {"CUDA_VISIBLE_DEVICES": ""}, ""),
+        ("", CPU_BUILD, {}, ""),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_refused(drivers, driver, build, given, expected):
+    drivers(driver, build, **given)
+    if not expected:
+        assert models.default_device() == "cpu"
+        return
+    with pytest.raises(InputError, match=re.escape(expected)) as error:
+        models.default_device()
+    assert "\n" not in str(error.value) and models.device_at_hand() == "cpu"
 
 
 def test_bad_choices_are_refused_before_anything_loads(tiny):

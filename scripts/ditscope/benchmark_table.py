@@ -67,7 +67,8 @@ def with_speed_ratios(timings: pl.DataFrame) -> pl.DataFrame:
     joined = timings.join(base_of(timings, case, of_base), on=case, how="left", maintain_order="left")
     relative = pl.col("latency_median_ms") / pl.col("base_latency_median_ms")
     quiet = (pl.col("verdict") == "quiet") & (pl.col("base_verdict") == "quiet")
-    pairs = joined.select("base_latencies_ms", "latencies_ms").rows()
+    of_others = pl.when(pl.col("kind") != "base").then(pl.col("latencies_ms"))
+    pairs = joined.select("base_latencies_ms", of_others).rows()
     intervals = [ratio_interval(base or [], mine or []) for base, mine in pairs]
     alike = pl.col("peak_covers") == pl.col("base_peak_covers")
     return joined.with_columns(

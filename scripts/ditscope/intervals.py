@@ -30,8 +30,11 @@ def unit_means(values: np.ndarray, units: Sequence[Hashable]) -> np.ndarray:
 def ratio_interval(
     above: Sequence[float], below: Sequence[float], level: float = 0.95
 ) -> tuple[float, float] | tuple[None, None]:
-    """Welch's t interval of the ratio of two geometric means of positive samples; none below LEAST_UNITS samples."""
-    if min(len(above), len(below)) < LEAST_UNITS:
+    """Welch's t interval of the ratio of two geometric means of positive samples.
+
+    None below LEAST_UNITS samples of either, and where no sample differs from another.
+    """
+    if min(len(above), len(below)) < LEAST_UNITS or (np.ptp(above) == 0 and np.ptp(below) == 0):
         return None, None
     found = ttest_ind(np.log(above), np.log(below), equal_var=False).confidence_interval(level)
     return float(np.exp(found.low)), float(np.exp(found.high))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -74,6 +75,16 @@ def check_frames(name: str, entry: Model) -> None:
 
 
 def default_device() -> str:
+    """The accelerator that torch sees, else the CPU; raises InputError where it would leave a GPU of its own idle."""
+    from ditscope.hardware import idle_gpus
+
+    device = device_at_hand()
+    if device == "cpu" and (reason := idle_gpus(os.environ)):
+        raise InputError(reason)
+    return device
+
+
+def device_at_hand() -> str:
     """The accelerator that torch sees, else the CPU."""
     import torch
 

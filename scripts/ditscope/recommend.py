@@ -47,8 +47,8 @@ def under_a_budget(mine: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
     lines = []
     eager = measured_eager(mine)
     paces = timed.filter(compile="eager").drop_nulls("speedup").sort("batch").unique("scheme", keep="first")
-    told = pl.when(speedup_verdict="quiet").then(pl.col("speedup").round(2).cast(pl.String)).otherwise(pl.lit("noisy"))
-    speedups = dict(paces.select("scheme", told).rows())
+    rows = paces.select("scheme", "speedup", "speedup_verdict").rows()
+    speedups = {scheme: f"{pace:.2f}" if verdict == "quiet" else "noisy" for scheme, pace, verdict in rows}
     batch = f", batch {paces['batch'].min()}" if len(paces) else ""
     if not eager["quality_loss"].count():
         smallest = eager.sort("stored_bytes").drop_nulls("stored_bytes").rows(named=True)[:1]
