@@ -189,6 +189,72 @@ def test_quality_refuses_a_reference_made_with_other_settings(tiny, tmp_path):
         quality.quality([tiny("int8")], tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
 
 
+def test_quality_images_are_sampled_in_one_batch_under_every_scheme(tiny, monkeypatch, tmp_path):
+    """Whatever batch sizes ran: else a difference between schemes would be the batch's as well."""
+    sizes = []
+    make = stage.generate_slice
+
+    def watched(generator, rows, scheme):
+        sizes.append(len(rows))
+        return make(generator, rows, scheme)
+
+    monkeypatch.setattr(stage, "generate_slice", watched)
+    run_once = latency.run_once
+
+    def limited(generator, rows):
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return run_once(generator, rows)
+
+    settings = replace(SETTINGS, quality_batch=2)
+    base = read_table(tiny("base", settings=settings), "benchmark.run").row(0, named=True)
+    assert sizes == [2, 2, 1, 1, 1, 1] and (base["quality_batch"], base["floor_batch"]) == (2, 1)
+    sizes.clear()
+    monkeypatch.setattr(latency, "run_once", limited)
+    path = tiny("int8", settings=settings)
+    run = read_table(path, "benchmark.run").row(0, named=True)
+    assert sizes == [2, 2] and (run["quality_batch"], run["floor_batch"], run["images"]) == (2, None, 4)
+    assert read_table(tiny("int3"), "benchmark.run")["quality_batch"][0] == 1, "the smallest that is timed"
+
+    monkeypatch.setattr(stage, "generate_slice", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("too much")))
+    broken = tiny("fused", settings=settings)
+    run = read_table(broken, "benchmark.run").row(0, named=True)
+    assert run["reason"] == "" and run["images"] == 0 and run["stored_bytes"] > 0
+    assert run["images_reason"] == "no images in batches of 2: OutOfMemoryError: too much"
+    out = tmp_path / "q.parquet"
+    quality.quality([base_path := path.with_name("base-eager.parquet"), path, broken], out, EMBEDDERS, settings)
+    rows = read_table(out, "benchmark.quality").filter(scheme="fused")
+    assert rows["value"].null_count() == len(rows) and set(rows["reason"]) == {run["images_reason"]}
+    with pytest.raises(InputError, match="sampled in batches of 2, this run's in batches of 1; make both"):
+        quality.quality([base_path, tiny_run(tiny, monkeypatch, make)], out, EMBEDDERS, settings)
+
+
+def tiny_run(tiny, monkeypatch, make):
+    monkeypatch.setattr(stage, "generate_slice", make)
+    return tiny("int8", "other")
+
+
+def test_the_base_in_another_batch_is_the_noise_floor(tiny, tmp_path):
+    runs = [tiny(config) for config in ("base", "int8")]
+    quality.quality(runs, tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
+    table = read_table(tmp_path / "q.parquet", "benchmark.quality")
+    floor = table.filter(kind="noise floor")
+    assert set(floor["scheme"]) == {"base, batch 2"} and set(floor["n"]) == {4}
+    assert sorted(floor["metric"]) == sorted(table.filter(scheme="int8")["metric"])
+    value = {row["metric"]: row["value"] for row in floor.to_dicts()}
+    psnr = table.filter(scheme="int8", metric="psnr_db")["value"][0]
+    assert psnr < value["psnr_db"] and value["quality_loss"] < 1e-3
+    text = recommendation(
+        with_quality(with_size_ratios(pl.concat(read_table(run, "benchmark.run") for run in runs)), table, 0.05),
+        with_speed_ratios(
+            pl.concat(read_table(run.with_suffix(".timing.parquet"), "benchmark.run.timing") for run in runs)
+        ),
+        0.05,
+        table,
+    )
+    assert "Noise floor (`base, batch 2` against the base): quality loss" in text
+
+
 def test_reference_of_other_settings_is_refused_before_a_model_loads(tiny, tmp_path, monkeypatch):
     reference = tiny("base", "reference", replace(SETTINGS, num_steps=2)).parent
     loaded = []
@@ -211,7 +277,7 @@ def test_reference_dir_judges_at_once_and_skip_metrics_makes_no_images(tiny, tmp
     tiny("base", "reference")
     tiny("int8", "out", reference_dir=tmp_path / "reference")
     found = read_table(tmp_path / "out" / "quality.parquet", "benchmark.quality")
-    assert found["scheme"].unique(maintain_order=True).to_list() == ["int8", "base"]
+    assert found["scheme"].unique(maintain_order=True).to_list() == ["int8", "base", "base, batch 2"]
     path = tiny("base", "timed", replace(SETTINGS, skip_metrics=True))
     assert read_images(path) == {} and read_table(path, "benchmark.run")["images"][0] == 0
 

@@ -19,7 +19,7 @@ from torchao.quantization.utils import recommended_inductor_config_setter
 from tqdm import tqdm
 
 from ditscope.benchmark_columns import FLAT_TYPES
-from ditscope.benchmark_images import check_kid_subset, check_made_with, read_images
+from ditscope.benchmark_images import FLOOR, check_batch, check_kid_subset, check_made_with, read_images
 from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.flat_field import noise_growth
@@ -48,7 +48,13 @@ log = logging.getLogger(__name__)
 
 MODES = ("reduce-overhead", "max-autotune")  # of torch.compile, over the whole transformer, with CUDA graphs
 AUTOTUNE_PROCESSORS = 68  # fewer: inductor times no matrix kernels of its own (torch._inductor.utils.is_big_gpu)
-RUN_TYPES = {"mean_bits": pl.Float64, "stored_bytes": pl.Int64, "images_sha256": pl.String}
+RUN_TYPES = {
+    "mean_bits": pl.Float64,
+    "stored_bytes": pl.Int64,
+    "quality_batch": pl.Int64,
+    "floor_batch": pl.Int64,
+    **dict.fromkeys(("images_sha256", "images_reason"), pl.String),
+}
 
 
 def benchmark(
@@ -93,7 +99,7 @@ def benchmark(
     if calibration and not settings.skip_metrics:
         import_module(judge).check_calibration(reference_dir, name, model, settings)
     elif reference_dir and not (its_own or settings.skip_metrics):
-        check_reference(reference_dir, name, model)
+        check_reference(reference_dir, name, model, quality_batch_of(settings))
     hardware = hardware_id() if settings.hardware == "auto" else settings.hardware
     identity = {"model": name, "hardware": hardware, "scheme": config, "kind": label(scheme), "compile": compile}
 
@@ -135,16 +141,28 @@ def benchmark(
     ran = [t["batch"] for t in timings if not t["reason"]]
     samples: list[Sample] = []
     grown: list[dict] = []
+    batch, floor, unmade = quality_batch_of(settings), None, ""
     if ran and not settings.skip_metrics:
         name_of_run = config if compile == "eager" else f"{config}-{compile}"
-        samples = generate_images(generator, runs[: settings.num_images], max(ran), name_of_run)
-        # Compiled, another batch size would be compiled anew; eager, a batch that is filled up would be waste.
-        batch = min(max(ran), settings.flat_field_seeds) if compile == "eager" else max(ran)
-        grown = noise_growth(generator, settings, batch)
+        try:
+            samples = generate_images(generator, runs[: settings.num_images], batch, name_of_run)
+            # Compiled, another batch size would be compiled anew; eager, a batch that is filled up would be waste.
+            seeds = min(batch, settings.flat_field_seeds) if compile == "eager" else batch
+            grown = noise_growth(generator, settings, seeds)
+            if its_own:
+                floor = batch // 2 or 2
+                again = generate_images(generator, runs[: settings.num_images], floor, f"{name_of_run}-floor")
+                samples = [s | {FLOOR: other["png"]} for s, other in zip(samples, again, strict=True)]
+        except RuntimeError as error:  # out of memory: the timings stay
+            log.exception("%s cannot sample %d images together", name, batch)
+            samples, grown, floor, unmade = [], [], None, f"no images in batches of {batch}: {first_line(error)}"
 
     made |= {
         "stored_bytes": stored_bytes(transformer) if not reason else None,
         "images": len(samples),
+        "quality_batch": batch,
+        "floor_batch": floor,
+        "images_reason": unmade,
         "images_sha256": hashlib.sha256(b"".join(s["png"] for s in samples)).hexdigest() if samples else None,
         "reason": reason or ("" if ran else "no batch size ran; the timing table has the reasons"),
     }
@@ -168,13 +186,19 @@ def benchmark(
             import_module(judge).quality(list(tables), out, embedders, settings)
 
 
-def check_reference(folder: Path, name: str, model: Model) -> None:
-    """Refuse a reference of another model, size, step count or guidance, and one with a damaged image, before work."""
+def quality_batch_of(settings: Benchmark) -> int:
+    """Images that are sampled together for the quality metrics: in another batch, the last digits are others."""
+    return settings.quality_batch or min(settings.batches)
+
+
+def check_reference(folder: Path, name: str, model: Model, batch: int) -> None:
+    """Refuse, before work, a reference of another model, size, steps, guidance or batch, or with a damaged image."""
     tables = {file: read_table(file, "benchmark.run").row(0, named=True) for file in folder.glob("*-eager.parquet")}
     base = next((file for file, run in tables.items() if run["kind"] == "base"), None)
     if base is None:
         raise InputError(f"{folder}: no run of the base scheme in eager mode to compare with; benchmark it first")
     check_made_with(tables[base], name, model, base)
+    check_batch(tables[base], batch, base)
     read_images(base)
 
 

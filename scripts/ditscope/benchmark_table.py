@@ -40,7 +40,7 @@ def benchmark_table(
     flat = concat_tables(flat_fields, "benchmark.run.flat")
     write_table(flat, output_dir / "flat_field.parquet", "benchmark.flat_field")
     write_table(pl.DataFrame(targets, schema=TARGET_TYPES), output_dir / "targets.parquet", "benchmark.targets")
-    write_text(output_dir / "recommendation.md", recommendation(sizes, speeds, settings.quality_bound))
+    write_text(output_dir / "recommendation.md", recommendation(sizes, speeds, settings.quality_bound, judged))
 
 
 def with_size_ratios(runs: pl.DataFrame) -> pl.DataFrame:

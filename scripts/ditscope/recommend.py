@@ -2,6 +2,8 @@
 
 import polars as pl
 
+from ditscope.benchmark_columns import NOISE_FLOOR
+
 MB = 1e6
 WITHHELD = (
     "every timing is noisy, so there is no verdict; run the benchmark again on a quiet machine, or with `until_quiet`."
@@ -9,16 +11,17 @@ WITHHELD = (
 SMALL_N = 2048
 
 
-def recommendation(sizes: pl.DataFrame, speeds: pl.DataFrame, bound: float) -> str:
+def recommendation(sizes: pl.DataFrame, speeds: pl.DataFrame, bound: float, judged: pl.DataFrame | None = None) -> str:
     """Markdown written from the tables `benchmark` and `benchmark.timing`: a chapter for each model and hardware.
 
-    `bound` is the largest quality loss that counts as good.
+    `bound` is the largest quality loss that counts as good; `judged` is the table `benchmark.quality`, for its floor.
     """
     lines = ["# Recommendation", ""]
     for model, hardware in sizes.select("model", "hardware").unique(maintain_order=True).rows():
         mine = sizes.filter(model=model, hardware=hardware)
         timed = speeds.filter(model=model, hardware=hardware)
-        lines += [f"## {model} on {hardware}", "", *basis(mine, bound), ""]
+        floor = [] if judged is None else noise_floor(judged.filter(model=model, hardware=hardware))
+        lines += [f"## {model} on {hardware}", "", *basis(mine, bound), *floor, ""]
         lines += ["### Under a memory budget", "", *under_a_budget(mine, timed), ""]
         lines += [f"### Fastest within a quality loss of {percent(bound)}", "", *fastest(mine, timed), ""]
         lines += ["### What to avoid, and why", "", *avoid(mine, timed, bound), ""]
@@ -40,6 +43,18 @@ def basis(mine: pl.DataFrame, bound: float) -> list[str]:
     drift = [f"{percent(row['quality_loss'])} ({row['compile']})" for row in control.iter_rows(named=True)]
     compiled = [f"Compilation alone, without quantization, loses {', '.join(drift)}."] if drift else []
     return [text + (few if n < SMALL_N else ""), *compiled]
+
+
+def noise_floor(judged: pl.DataFrame) -> list[str]:
+    """What the base loses against itself in another batch: a scheme's difference below that is none."""
+    rows = judged.filter(kind=NOISE_FLOOR).drop_nulls("value")
+    found = {row["metric"]: row["value"] for row in rows.iter_rows(named=True)}
+    if "quality_loss" not in found:
+        return []
+    return [
+        f"Noise floor (`{rows['scheme'][0]}` against the base): quality loss {percent(found['quality_loss'])}, PSNR "
+        f"{found['psnr_db']:.1f} dB; a difference of that size is the batch's, not the scheme's."
+    ]
 
 
 def under_a_budget(mine: pl.DataFrame, timed: pl.DataFrame) -> list[str]:

@@ -310,6 +310,9 @@ class Benchmark:
     warmup: int = setting(2, "Untimed runs before them")
     until_quiet: int = setting(0, "Times that a noisy measurement is repeated; the quietest one is kept")
     num_images: int = setting(16, "Images generated for the quality metrics", positive=True)
+    quality_batch: int = setting(
+        0, "Images sampled together for the quality metrics, under every scheme; 0: the smallest of `batches`"
+    )
     num_steps: int = setting(0, "Denoising steps; 0: the model's own")
     cfg_scale: float = setting(-1.0, "Guidance; -1: the model's own", signed=True)
     skip_metrics: bool = setting(False, "Leave image quality out: latency and memory only")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ditscope.benchmark_columns import NOISE_FLOOR
 from ditscope.doctor.books import benchmark_stems, beside
 from ditscope.doctor.images import ENTRY
 from ditscope.doctor.study import Study
@@ -15,7 +16,7 @@ TIMING = "model hardware scheme compile batch latency_median_ms reason"
 JOINED = {
     "benchmark": ("benchmark", RUN),
     "benchmark.timing": ("benchmark.timing", TIMING),
-    "quality": ("benchmark.quality", "model hardware scheme compile metric value n reason"),
+    "quality": ("benchmark.quality", "model hardware scheme kind compile metric value n reason"),
 }
 CELL = ["model", "layer", "bits", "bucket", "metric"]
 
@@ -118,5 +119,6 @@ def check_benchmark(study: Study) -> None:
             continue
         table = study.table("benchmark", file, *JOINED[name])
         if table is not None and not (name == "quality" and config.benchmark.skip_metrics):
+            table = table.filter(pl.col("kind") != NOISE_FLOOR)  # of the base once more, no run of its own
             found = sorted(set(table.select("model", "hardware", "scheme", "compile").rows()))
             study.same_rows("benchmark", file, found, sorted(runs), "runs")
