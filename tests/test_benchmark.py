@@ -90,6 +90,7 @@ def test_a_run_leaves_sizes_timings_and_images(tiny):
         assert row["latency_relative_iqr"] == pytest.approx((high - low) / row["latency_median_ms"])
         assert row["verdict"] in ("quiet", "noisy") and (row["noisy_because"] == "") == (row["verdict"] == "quiet")
         assert 0 <= row["others_share"] <= 1 and row["load_reason"] == "" and row["measurements"] == 1
+        assert row["steady_peak_bytes"] == row["steady_peak_rss_bytes"]
         assert row["steady_peak_rss_bytes"] > 0 and row["load_peak_rss_bytes"] > 0 and "torch" in row["packages"]
     assert [s["json"]["scheme"] for s in read_images(path).values()] == ["int8"] * 4
 
@@ -562,11 +563,10 @@ def test_ratios_stay_within_a_compile_state_and_a_host():
         ("h", "int8", "full", 50.0, 4), ("h", "int8", "regional", 1.0, 4), ("other", "int8", "eager", 1.0, 4),
         ("h", "int4", "eager", None, None),
     ]  # fmt: skip
-    names = ["hardware", "scheme", "compile", "latency_median_ms", "steady_peak_rss_bytes"]
+    names = ["hardware", "scheme", "compile", "latency_median_ms", "steady_peak_bytes"]
     loud = (pl.col("scheme") == "int8") & (pl.col("compile") == "full")
     table = pl.DataFrame(rows, schema=names, orient="row").with_columns(
         pl.lit("m").alias("model"), pl.lit(1).alias("batch"), pl.col("scheme").alias("kind"),
-        *(pl.lit(None, pl.Int64).alias(f"steady_peak_{kind}_bytes") for kind in ("allocated", "mlx")),
         latencies_ms=pl.when(pl.col("latency_median_ms").is_not_null()).then(
             pl.concat_list(pl.col("latency_median_ms") * (1 + i / 100) for i in range(-4, 5))
         ),
@@ -646,6 +646,14 @@ def test_hardware_ids_name_what_computes(drivers, monkeypatch):
     monkeypatch.undo()  # torch is loaded, and computes on the CPU whatever nvidia-smi lists
     if not torch.cuda.is_available():
         assert hardware.hardware_id().startswith(cpu)
+
+
+def test_peaks_say_what_they_cover(monkeypatch, tmp_path):
+    assert memory.judged_peak("cuda") == ("allocated_bytes", "pipeline")
+    assert memory.judged_peak("mlx") == ("mlx_bytes", "transformer")
+    for file, covers in ((tmp_path, "process"), (tmp_path / "none", "process since its start")):
+        monkeypatch.setattr(memory, "CLEAR_REFS", file)
+        assert memory.judged_peak("cpu") == memory.judged_peak("mps") == ("rss_bytes", covers)
 
 
 def test_the_build_of_torch_is_read_without_it():

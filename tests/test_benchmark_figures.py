@@ -9,7 +9,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.text import Text
 
-from ditscope.benchmark_columns import PEAKS
 from ditscope.figures import benchmark as figures
 from ditscope.shards import png_bytes, write_tar
 from ditscope.tables import write_table
@@ -34,7 +33,7 @@ def files(tmp_path):
         ]  # fmt: skip
         for batch in (1, 4):
             latency = {f"latency_{part}_ms": 10.0 * batch + number for part in ("median", "p10", "p90")}
-            memory = dict.fromkeys(PEAKS) | {"steady_peak_rss_bytes": 10**9 + batch}
+            memory = {"steady_peak_bytes": 10**9 + batch, "peak_covers": "process"}
             judged = {"verdict": "quiet", "noisy_because": ""}
             times.append(case | latency | memory | judged | {"batch": batch, "latency_per_image_ms": 10.0})
         flat += [case | {"steps": steps, "seed": 0, "noise": 1.0 + number * steps} for steps in (1, 4)]
@@ -48,7 +47,6 @@ def files(tmp_path):
         ("targets", "benchmark.targets", [target]),
     ):  # fmt: skip
         frame = pl.DataFrame(rows, infer_schema_length=None)
-        frame = frame.with_columns(pl.col(*PEAKS).cast(pl.Int64)) if table.endswith("timing") else frame
         write_table(frame, tmp_path / f"{name}.parquet", table)
     return {"benchmark": [*tmp_path.glob("*.parquet"), *tars]}
 
@@ -102,6 +100,7 @@ def test_memory_of_simulated_schemes_is_no_line_of_the_batch_figure(files):
     assert [line.get_label() for line in left.lines] == ["base", "int8", "int3", "base, full"]
     assert [line.get_label() for line in right.lines] == ["base", "int8", "base, full"]
     assert left.lines[0].get_ydata().tolist() == [100, 100]
+    assert right.get_ylabel() == "steady peak memory / MB (process)"
 
 
 def rewrite_timing(files, verdict):

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -135,15 +134,6 @@ def test_intervals_of_latencies_need_eight_runs(scripted):
     row = scripted([(CALM * 2, 0.0)])
     assert row["latency_mean_low_ms"] < row["latency_mean_ms"] == pytest.approx(np.mean(CALM))
     assert row["latency_mean_ms"] < row["latency_mean_high_ms"]
-
-
-def test_peaks_say_what_they_cover():
-    from ditscope.memory import CLEAR_REFS, peak_covers
-
-    assert (peak_covers("cuda"), peak_covers("mlx")) == ("pipeline", "transformer")
-    assert peak_covers("cpu") == ("process" if CLEAR_REFS.exists() else "process since its start")
-    generator = tiny_generator("flux")
-    assert replace(generator).computes_on == "cpu"
 
 
 @pytest.mark.parametrize(("n", "m"), [(8, 8), (10, 20)])

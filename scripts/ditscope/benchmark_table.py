@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from ditscope.atomic import write_text
-from ditscope.benchmark_columns import PEAKS, QUALITY_TYPES, TARGET_TYPES
+from ditscope.benchmark_columns import QUALITY_TYPES, TARGET_TYPES
 from ditscope.intervals import ratio_interval
 from ditscope.recommend import recommendation
 from ditscope.settings import Benchmark
@@ -61,9 +61,7 @@ def with_speed_ratios(timings: pl.DataFrame) -> pl.DataFrame:
     the base's, where both cover the same (`peak_covers`).
     """
     case = [*CASE, "batch"]
-    peak = pl.coalesce(*PEAKS).alias("peak")
-    timings = timings.with_columns(peak)
-    of_base = ["latency_median_ms", "latencies_ms", "verdict", "peak", "peak_covers"]
+    of_base = ["latency_median_ms", "latencies_ms", "verdict", "steady_peak_bytes", "peak_covers"]
     joined = timings.join(base_of(timings, case, of_base), on=case, how="left", maintain_order="left")
     relative = pl.col("latency_median_ms") / pl.col("base_latency_median_ms")
     quiet = (pl.col("verdict") == "quiet") & (pl.col("base_verdict") == "quiet")
@@ -79,8 +77,8 @@ def with_speed_ratios(timings: pl.DataFrame) -> pl.DataFrame:
             pl.when(quiet).then(pl.lit("quiet")).otherwise(pl.lit("noisy"))
         ),
         latency_reduction=1 - relative,
-        peak_memory_ratio=pl.when(alike).then(pl.col("peak") / pl.col("base_peak")),
-    ).drop("peak", *(f"base_{column}" for column in of_base))
+        peak_memory_ratio=pl.when(alike).then(pl.col("steady_peak_bytes") / pl.col("base_steady_peak_bytes")),
+    ).drop(f"base_{column}" for column in of_base)
 
 
 def base_of(table: pl.DataFrame, case: list[str], columns: list[str]) -> pl.DataFrame:

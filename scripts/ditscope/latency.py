@@ -9,7 +9,7 @@ import polars as pl
 import torch
 
 from ditscope.intervals import mean_interval
-from ditscope.memory import peak_covers, peaks, reset_peaks
+from ditscope.memory import judged_peak, peaks, reset_peaks
 from ditscope.models import Generator
 from ditscope.quiet import noisiness, spread_of, verdict, visible_gpu, watching
 from ditscope.sampling import decode, encode_prompts, noise_of, sample
@@ -37,6 +37,7 @@ TIMING_TYPES: dict[str, Any] = {
     "measurements": pl.Int64,
     "warmup_seconds": pl.Float64,
     **{f"steady_peak_{key}": pl.Int64 for key in MEMORY},
+    "steady_peak_bytes": pl.Int64,
     "peak_covers": pl.String,
     "reason": pl.String,
     "load_seconds": pl.Float64,
@@ -74,7 +75,8 @@ def measured(generator: Generator, rows: list[dict], repeats: int) -> dict[str, 
     low, median, high = np.quantile(whole, (0.1, 0.5, 0.9))
     mean = mean_interval(whole, positive=True)
     spread = spread_of(whole)
-    judged, why = verdict(spread["latency_relative_iqr"], seen["others_share"], seen.get("gpu_throttling"))
+    peak, (judged, covered) = peaks(), judged_peak(generator.computes_on)
+    noise, why = verdict(spread["latency_relative_iqr"], seen["others_share"], seen.get("gpu_throttling"))
     return {
         "repeats": repeats,
         "latency_median_ms": median,
@@ -88,10 +90,11 @@ def measured(generator: Generator, rows: list[dict], repeats: int) -> dict[str, 
         "latencies_ms": whole.tolist(),
         **spread,
         **seen,
-        "verdict": judged,
+        "verdict": noise,
         "noisy_because": why,
-        **{f"steady_peak_{key}": value for key, value in peaks().items()},
-        "peak_covers": peak_covers(generator.computes_on),
+        **{f"steady_peak_{key}": value for key, value in peak.items()},
+        "steady_peak_bytes": peak[judged],
+        "peak_covers": covered,
     }
 
 

@@ -33,13 +33,16 @@ def peaks() -> dict[str, int | None]:
     }
 
 
-def peak_covers(device: str) -> str:
-    """What the peak that a run is judged by covers, for a model that computes on `device` (cuda, mps, cpu, mlx)."""
+def judged_peak(device: str) -> tuple[str, str]:
+    """Which of `peaks` a model on `device` (cuda, mps, cpu, mlx) is judged by, and what it covers.
+
+    On CUDA that is what was allocated: reserved bytes hold what autotuning left as well.
+    """
     if device == "cuda":
-        return "pipeline"
+        return "allocated_bytes", "pipeline"
     if device == "mlx":
-        return "transformer"
-    return "process" if CLEAR_REFS.exists() else "process since its start"
+        return "mlx_bytes", "transformer"
+    return "rss_bytes", "process" if CLEAR_REFS.exists() else "process since its start"
 
 
 def mlx() -> Any:

@@ -8,7 +8,6 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from ditscope.benchmark_columns import PEAKS
 from ditscope.figures import Files
 from ditscope.figures.files import CASE, benchmark_points, named
 from ditscope.figures.images import picture
@@ -96,7 +95,7 @@ def pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
             shown = mine.drop_nulls(column)
             front = scatter(axis, shown if simulated else shown.filter(~pl.col("simulated")), column)
             fronts.append((axis, column, front))
-            axis.set_xlabel(title)
+            axis.set_xlabel(f"{title} ({covered(mine)})" if column == "peak_mb" else title)
             left_out = noisy_text(mine.filter(~pl.col("simulated"))) if column == "latency_ms" else ""
             axis.set_title("\n".join(filter(None, [f"{model}, {hardware}", left_out])), fontsize=7)
         for row in axes[2 * number : 2 * number + 2]:
@@ -107,6 +106,11 @@ def pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
     for axis, column, front in fronts:
         name_front(axis, [(row[column], row["loss"]) for row in front], [row["scheme"] for row in front])
     return figure, points
+
+
+def covered(table: pl.DataFrame) -> str:
+    """What the peaks of a comparison cover."""
+    return ", ".join(table["peak_covers"].drop_nulls().unique(maintain_order=True)) or "not measured"
 
 
 def noisy_text(table: pl.DataFrame) -> str:
@@ -181,10 +185,10 @@ def pareto_points(files: Files) -> pl.DataFrame:
         nominal_mb=pl.col("nominal_bytes") / 1e6, stored_mb=pl.col("stored_bytes") / 1e6
     )
     timing = concat_tables(named(files, "benchmark", "benchmark.timing.parquet"), "benchmark.timing")
-    peak = pl.coalesce(*PEAKS) / 1e6
+    peak = pl.col("steady_peak_bytes") / 1e6
     quiet = pl.when(verdict="quiet").then(pl.col("latency_median_ms"))
     first = timing.filter(pl.col("batch") == pl.col("batch").min().over(CASE)).select(
-        *CASE, "verdict", "noisy_because", latency_ms=quiet, peak_mb=peak
+        *CASE, "verdict", "noisy_because", "peak_covers", latency_ms=quiet, peak_mb=peak
     )
     floored = [pl.max_horizontal(pl.coalesce(c, "value"), pl.lit(LEAST_LOSS)).alias(c) for c in ("low", "high")]
     loss = pl.max_horizontal("value", pl.lit(LEAST_LOSS)).alias("loss")
@@ -246,7 +250,7 @@ def batch_scaling(files: Files) -> tuple[Canvas, pl.DataFrame]:
         return note("Nothing could be timed: see the reasons in the table."), table
     if table["batch"].n_unique() < 2:
         return note("Only one batch size was timed: benchmark.batches asks for more."), table
-    peak = pl.coalesce(*PEAKS) / 1e6
+    peak = pl.col("steady_peak_bytes") / 1e6
     table = table.with_columns(images_per_second=1000 / pl.col("latency_per_image_ms"), peak_mb=peak)
     models = table.select("model", "hardware").unique(maintain_order=True).rows()
     figure, axes = grid(len(models), 2, width=8.5, height=0.4 + 3.2 * len(models))
@@ -273,7 +277,7 @@ def batch_scaling(files: Files) -> tuple[Canvas, pl.DataFrame]:
             ticks = sorted(mine["batch"].unique())
             axis.set_xticks(ticks, map(str, ticks))
             axis.set_xlabel("batch size")
-            axis.set_ylabel(title)
+            axis.set_ylabel(f"{title} ({covered(mine)})" if column == "peak_mb" else title)
             left_out = noisy_text(mine) if column == "images_per_second" else ""
             axis.set_title("\n".join(filter(None, [f"{model}, {hardware}", left_out])), fontsize=7)
         row[1].legend(*row[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=5.5)
