@@ -89,7 +89,7 @@ def test_a_run_leaves_sizes_timings_and_images(tiny):
         low, _, high = np.quantile(row["latencies_ms"], (0.25, 0.5, 0.75))
         assert row["latency_relative_iqr"] == pytest.approx((high - low) / row["latency_median_ms"])
         assert row["verdict"] in ("quiet", "noisy") and (row["noisy_because"] == "") == (row["verdict"] == "quiet")
-        assert 0 <= row["others_share"] <= 1 and row["load_reason"] == "" and row["measurements"] == 1
+        assert (row["others_share"] is None) == (row["load_reason"] != "") and row["measurements"] == 1
         assert row["steady_peak_bytes"] == row["steady_peak_rss_bytes"]
         assert row["steady_peak_rss_bytes"] > 0 and row["load_peak_rss_bytes"] > 0 and "torch" in row["packages"]
     assert [s["json"]["scheme"] for s in read_images(path).values()] == ["int8"] * 4

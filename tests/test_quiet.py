@@ -20,15 +20,16 @@ from tiny_models import tiny_generator
     [(4.0, 4.0, 0.0), (20.0, 10.0, 0.5), (20.0, 0.0, 1.0), (3.99, 4.0, 0.0), (15.0, 10.0, 0.25)],
 )
 def test_share_of_others_is_busy_less_own_over_elapsed(busy, own, expected):
-    before = ProcessorTimes(1000.0, 700.0, 30.0)  # two processors for ten seconds
-    after = ProcessorTimes(1020.0, 700.0 + busy, 30.0 + own)
+    before = ProcessorTimes(1000.0, 700.0, 30.0, 2)  # two processors for ten seconds
+    after = ProcessorTimes(1020.0, 700.0 + busy, 30.0 + own, 2)
     assert others_share(before, after) == (pytest.approx(expected), "")
 
 
 def test_an_unknown_load_is_null_with_the_reason():
-    now = ProcessorTimes(1.0, 1.0, 1.0)
+    now = ProcessorTimes(1.0, 1.0, 1.0, 2)
     assert others_share(None, now) == (None, "this system does not tell processor times")
-    assert others_share(now, now) == (None, "shorter than the system counts processor time in")
+    soon = ProcessorTimes(1.9, 1.9, 1.0, 2)
+    assert others_share(now, soon) == (None, "timed for less than 0.5 s, too short for the steps of processor times")
 
 
 def test_work_of_children_is_no_work_of_others():

@@ -21,6 +21,7 @@ REASONS = {
 }  # fmt: skip
 SLOWED = 0x8 | 0x20 | 0x40 | 0x80
 POLL_MS = 200
+LEAST_SECONDS = 0.5  # systems count processor time in steps of 10 ms: in less time they say little
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ProcessorTimes:
     moment: float  # s of processor time that has passed, worked or idle
     busy: float
     own: float
+    processors: int
 
 
 @contextmanager
@@ -67,7 +69,7 @@ def processor_times() -> ProcessorTimes | None:
     # Guests are counted in `user` already; time that a hypervisor gave to others (`steal`) is busy, and not ours.
     whole = sum(sum(getattr(row, f) for f in row._fields if not f.startswith("guest")) for row in rows)
     idle = sum(row.idle + getattr(row, "iowait", 0.0) for row in rows)
-    return ProcessorTimes(whole, whole - idle, own)
+    return ProcessorTimes(whole, whole - idle, own, len(rows))
 
 
 def others_share(before: ProcessorTimes | None, after: ProcessorTimes | None) -> tuple[float | None, str]:
@@ -75,8 +77,8 @@ def others_share(before: ProcessorTimes | None, after: ProcessorTimes | None) ->
     if before is None or after is None:
         return None, "this system does not tell processor times"
     elapsed = after.moment - before.moment
-    if elapsed <= 0:
-        return None, "shorter than the system counts processor time in"
+    if elapsed < LEAST_SECONDS * after.processors:
+        return None, f"timed for less than {LEAST_SECONDS} s, too short for the steps of processor times"
     others = (after.busy - before.busy) - (after.own - before.own)
     return min(max(others / elapsed, 0.0), 1.0), ""
 
