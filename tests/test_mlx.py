@@ -372,6 +372,8 @@ def calibrated(models, tmp_path, monkeypatch):
     found = {model.entry.backend: model for model in models}
     for module in ("calibrate", "sensitivity"):
         monkeypatch.setattr(f"ditscope.{module}.load_generator", lambda name, entry: found[entry.backend])
+    config = dict(models[0].pipe.transformer.config)
+    monkeypatch.setattr("ditscope.sensitivity.transformer_config", lambda name, entry: config)
     for model in models:
         made = Calibrate(num_images=2, num_steps=3, cfg_weight=2)
         calibrate("tiny", model.entry, tmp_path / "p.csv", tmp_path / model.entry.backend, made)

@@ -142,6 +142,7 @@ def study(tmp_path: Path, monkeypatch):
         model = tiny_generator(kind)
         monkeypatch.setattr(calibrate_stage, "load_generator", lambda name, entry: model)
         monkeypatch.setattr(stage, "load_generator", lambda name, entry: model)
+        monkeypatch.setattr(stage, "transformer_config", lambda name, entry: dict(model.pipe.transformer.config))
         csv = tmp_path / "prompts.csv"
         csv.write_text("prompt\na red ring\na blue star\n")
         calibrate("tiny", ENTRIES[kind], csv, tmp_path / kind, Calibrate(num_images=2, num_steps=steps, cfg_weight=3.0))

@@ -12,7 +12,7 @@ PEAKS = ("steady_peak_reserved_bytes", "steady_peak_mlx_bytes", "steady_peak_rss
 QUALITY_TYPES: Types = {
     **dict.fromkeys((*IDENTITY, "metric"), pl.String),
     **dict.fromkeys(("value", "low", "high"), pl.Float64),
-    "n": pl.Int64,
+    **dict.fromkeys(("n", "n_prompts"), pl.Int64),
     "small_n": pl.Boolean,
     "reason": pl.String,
 }

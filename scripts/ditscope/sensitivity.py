@@ -14,10 +14,18 @@ import polars as pl
 from tqdm import tqdm
 
 from ditscope.calibration_batches import Batch, batches
-from ditscope.calibration_set import CalibrationSet, Reference, check_made_with, load_calibration, read_sample
+from ditscope.calibration_set import (
+    CalibrationSet,
+    Reference,
+    check_fits,
+    check_made_with,
+    guidance_of,
+    load_calibration,
+    read_sample,
+)
 from ditscope.errors import InputError
 from ditscope.identity import file_digest
-from ditscope.models import Generator, load_generator, require_blocks
+from ditscope.models import Generator, load_generator, require_blocks, transformer_config
 from ditscope.partial import publish, unfinished
 from ditscope.sensitivity_exact import Network, mlx_twin, network_of, score_layers
 from ditscope.sensitivity_fast import estimate_layers
@@ -78,8 +86,11 @@ def sensitivity(
     key = {k: v for k, v in asdict(settings).items() if k not in ("models", "layer_groups")}
     key |= {"model": model, "manifest": found.manifest, "group": group, "groups": groups}
     whole = load_calibration(calibration, settings.max_images)
-    for sample in whole.samples:  # a broken one is refused now, before the model loads
-        read_sample(sample)
+    config = transformer_config(name, model)
+    for reference in whole.samples:  # a broken one is refused now, before the model loads
+        sample = read_sample(reference)
+        check_fits(sample, reference.file, name, config)
+        guidance_of(whole, sample, reference.file, bool(config.get("guidance_embeds")))
     key["samples"] = [file_digest(file) for file in dict.fromkeys(s.file for s in whole.samples)]
     parts = unfinished(partial, out, key)
     loaded = load_generator(name, model)

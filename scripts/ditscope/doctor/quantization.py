@@ -15,7 +15,7 @@ TIMING = "model hardware scheme compile batch latency_median_ms reason"
 JOINED = {
     "benchmark": ("benchmark", RUN),
     "benchmark.timing": ("benchmark.timing", TIMING),
-    "quality": ("benchmark.quality", "model hardware scheme compile metric value n reason"),
+    "quality": ("benchmark.quality", "model hardware scheme compile metric value n n_prompts reason"),
 }
 CELL = ["model", "layer", "bits", "bucket", "metric"]
 
