@@ -134,6 +134,12 @@ def resolve_source(name: str, entry: Model | Embedder, registry: str = "models")
     return folder
 
 
+def transformer_config(name: str, entry: Model) -> dict[str, Any]:
+    """The diffusers config of a model's transformer, read without its weights."""
+    config: dict[str, Any] = json.loads((resolve_source(name, entry) / "transformer" / "config.json").read_text())
+    return config
+
+
 def source_folder(entry: Model | Embedder) -> Path:
     """Where the weights lie: `source` itself, or resources/models/<id>@<revision> for a hub id."""
     if not entry.revision:

@@ -238,11 +238,8 @@ class Sensitivity:
     )
     mode: str = setting(
         "exact",
-        "exact; adaptive: on as few samples as settle a plan; fast: from gradients of random probes",
-        choices=("exact", "adaptive", "fast"),
-    )
-    settle_bits: list[int] = setting(
-        [4], "adaptive: settle the plans of the sizes of these uniform bit widths", positive=True, most=16
+        "exact: every layer on every sample; fast: from gradients of random probes",
+        choices=("exact", "fast"),
     )
     probes: int = setting(
         32, "Least number of random probes in each bucket (fast mode, effect on images)", positive=True
