@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from ditscope.errors import InputError
+from ditscope.errors import UNREADABLE, InputError, again
 from ditscope.settings import Benchmark, Model
 from ditscope.shards import read_tar
 
@@ -19,7 +19,7 @@ def read_images(table: Path) -> Images:
     found: Images = {}
     for sample in read_tar(table.with_suffix(".tar")):
         where = f"{table.with_suffix('.tar')}: the image `{sample['__key__']}`"
-        verified(sample["png"], where, "delete the file and run the benchmark again")
+        verified(sample["png"], where, again(table, "run the benchmark again"))
         found[sample["json"]["prompt_id"], sample["json"]["seed"]] = sample
     return found
 
@@ -29,7 +29,7 @@ def verified(png: bytes, where: str, mend: str) -> bytes:
     try:
         with Image.open(io.BytesIO(png)) as image:
             image.verify()  # checksums, without decoding
-    except Exception as error:
+    except (*UNREADABLE, OSError, Image.DecompressionBombError) as error:  # from memory: no error of the machine
         raise InputError(f"{where} is damaged ({error}); {mend}") from None
     return png
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ditscope.errors import UNREADABLE, InputError
+from ditscope.errors import InputError, read_json
 
 SCHEMA_VERSION = "1"
 METADATA = "metadata.json"
@@ -29,11 +29,8 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
     files = [folder / METADATA] if (folder / METADATA).exists() else sorted(folder.glob("metadata_*.json"))
     if len(files) != 1:
         raise InputError(f"{folder}: holds no finished capture (no {METADATA}); capture it again")
-    try:
-        metadata = json.loads(files[0].read_text(encoding="utf-8"))
-        version = metadata.get("schema_version")
-    except UNREADABLE:
-        raise InputError(f"{files[0]}: not JSON; capture it again") from None
+    metadata = read_json(files[0], "not JSON; capture it again")
+    version = metadata.get("schema_version")
     if version != SCHEMA_VERSION:
         raise InputError(f"{files[0]}: schema version {version}, not {SCHEMA_VERSION}; capture it again")
     return metadata

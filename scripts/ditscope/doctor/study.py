@@ -15,9 +15,13 @@ from ditscope.errors import UNREADABLE, InputError
 from ditscope.progress import PLAN, read_plan
 from ditscope.settings import Config
 from ditscope.shards import Sample, read_tar
-from ditscope.tables import DAMAGED, read_table
+from ditscope.tables import POLARS, read_table
 
 PLAN_VERSION = "1"
+# What reading a document of another structure raises; none of the machine's errors.
+DAMAGED = (
+    *UNREADABLE, *POLARS, TypeError, AttributeError, FileNotFoundError, NotADirectoryError, IsADirectoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ def open_study(results: Path) -> Study:
         version, targets, rules, config = (plan[key] for key in ("schema_version", "targets", "rules", "config"))
         complete = all(isinstance(f, str) for files in targets.values() for f in files)
         complete = complete and all(isinstance(g, str) for rule in rules.values() for g in rule["outputs"])
-    except UNREADABLE:
+    except (*UNREADABLE, TypeError, AttributeError):
         complete = False
     if not complete:
         raise InputError(f"{path}: not a plan of this ditscope; run the study again")
