@@ -119,16 +119,21 @@ def paper_table_files():
 
 
 def figure_files():
-    """Every figure beside its SVG, and its data."""
-    kinds = [*(kind for kind in CONFIG.publish.formats if kind != "svg"), "csv"]
+    """Every figure in the other formats than the report's, and its data."""
+    kinds = [*(kind for kind in CONFIG.publish.formats if kind != report_format()), "csv"]
     names = [figure.name for figure in available(set(figure_inputs()))]
     return expand(f"{RESULTS}/figures/{{name}}.{{kind}}", name=names, kind=kinds)
 
 
+def report_format():
+    """The format of the figures that the report shows: SVG, else PNG, else PDF."""
+    return next(kind for kind in ("svg", "png", "pdf") if kind in CONFIG.publish.formats)
+
+
 def publications():
-    svgs = [f"{RESULTS}/figures/{figure.name}.svg" for figure in available(set(figure_inputs()))]
+    shown = [f"{RESULTS}/figures/{figure.name}.{report_format()}" for figure in available(set(figure_inputs()))]
     pages = [f"{RESULTS}/explorer.html"] if explorer_inputs() else []
-    return [*svgs, *figure_files(), *paper_table_files(), f"{RESULTS}/catalog.duckdb", *pages]
+    return [*shown, *figure_files(), *paper_table_files(), f"{RESULTS}/catalog.duckdb", *pages]
 
 
 @cache

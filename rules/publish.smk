@@ -14,7 +14,7 @@ rule figures:
     output:
         [
             report(
-                f"<results>/figures/{figure.name}.svg",
+                f"<results>/figures/{figure.name}.{report_format()}",
                 caption=f"../report/{figure.name}.rst",
                 category=figure.category,
                 labels={"figure": figure.name},

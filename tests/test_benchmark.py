@@ -136,7 +136,7 @@ def test_compiling_without_a_compiler_is_a_reason(tiny, monkeypatch):
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("compile", ["regional", "full"])
+@pytest.mark.parametrize("compile", ["regional", "full", "max-autotune"])
 def test_compiled_images_are_close_to_eager_ones(tiny, compile):
     settings = replace(SETTINGS, batches=[2], num_images=2)
     eager, compiled = read_images(tiny("int8", settings=settings)), tiny("int8", settings=settings, compile=compile)
@@ -281,7 +281,7 @@ def test_further_embedders_have_a_cosine_each(tiny, tmp_path):
         quality.quality(runs, tmp_path / "q.parquet", EMBEDDERS, replace(SETTINGS, cosines=["third"]))
 
 
-@pytest.mark.parametrize(("state", "count"), [("eager", 0), ("regional", 4), ("full", 1)])
+@pytest.mark.parametrize(("state", "count"), [("eager", 0), ("regional", 4), ("full", 1), ("max-autotune", 1)])
 def test_what_is_compiled(state, count, monkeypatch):
     """Blocks, or the whole transformer; the VAE's decoder where the scheme asks for it and anything is compiled."""
     compiled = []
@@ -291,6 +291,23 @@ def test_what_is_compiled(state, count, monkeypatch):
     compiled.clear()
     stage.prepare(generator, Scheme("base", compile_vae=True), state, None)
     assert (generator.pipe.vae.decoder in compiled) == (state != "eager") and len(compiled) == count + (count > 0)
+
+
+def test_modes_of_compilation_are_handed_on_or_a_reason(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: modes.append(options.get("mode")))
+    for state, mode in (("full", None), ("max-autotune", "max-autotune")):
+        assert stage.prepare(tiny_generator("flux"), Scheme("base", compile_vae=True), state, None) == ""
+        assert modes == [mode, mode], state
+        modes.clear()
+    reason = stage.prepare(tiny_generator("flux"), Scheme("base"), "reduce-overhead", None)
+    assert reason == "reduce-overhead is CUDA graphs, which cpu has not; take `compile: full`" and not modes
+    assert stage.uncompilable("full", "mlx") == "" != stage.uncompilable("max-autotune", "mlx")
+    small = type("Properties", (), {"multi_processor_count": 46})
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: small)
+    assert "this GPU has 46" in stage.uncompilable("max-autotune", "cuda")
+    assert stage.uncompilable("reduce-overhead", "cuda") == ""
 
 
 def test_too_few_images_are_a_reason_and_too_large_a_subset_an_error(tiny, tmp_path):

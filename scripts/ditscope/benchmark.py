@@ -46,7 +46,8 @@ from ditscope.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 
-MLX_STATES = {"eager": "", "full": "", "regional": "MLX compiles the whole transformer at once; take `compile: full`"}
+MODES = ("reduce-overhead", "max-autotune")  # of torch.compile, over the whole transformer, with CUDA graphs
+AUTOTUNE_PROCESSORS = 68  # fewer: inductor times no matrix kernels of its own (torch._inductor.utils.is_big_gpu)
 RUN_TYPES = {"mean_bits": pl.Float64, "stored_bytes": pl.Int64, "images_sha256": pl.String}
 
 
@@ -184,7 +185,7 @@ def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | Non
     transformer = generator.pipe.transformer
     on_mlx = generator.computes_on == "mlx"
     reason = unsupported(scheme, generator.computes_on, generator.entry.dtype)
-    if reason := reason or (MLX_STATES[compile] if on_mlx else uncompilable(compile)):
+    if reason := reason or uncompilable(compile, generator.computes_on):
         return reason
     try:
         apply_scheme(transformer, scheme, plan)
@@ -196,22 +197,37 @@ def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | Non
     if on_mlx:
         transformer.compile()
         return ""
+    mode = {"mode": compile} if compile in MODES else {}
     if scheme.compile_vae:
-        generator.pipe.vae.decoder.compile(dynamic=False)
+        generator.pipe.vae.decoder.compile(dynamic=False, **mode)
     recommended_inductor_config_setter()  # torchao's settings, for the base as well
     # Static shapes: the batch sizes are few, and one graph for all of them would be slower than one for each.
-    if compile == "full":
-        transformer.compile(dynamic=False)
+    if compile != "regional":
+        transformer.compile(dynamic=False, **mode)
     else:
         for block in generator.family.blocks(transformer).values():
             block.compile(dynamic=False)
     return ""
 
 
-def uncompilable(compile: str) -> str:
-    """Why torch.compile cannot run here; empty where it can. Sets its caches inside the project."""
-    if compile == "eager":
+def uncompilable(compile: str, computes_on: str) -> str:
+    """Why a compile state cannot run on cuda, mps, cpu or mlx here; empty where it can.
+
+    Sets torch.compile's caches inside the project.
+    """
+    if compile == "eager" or (computes_on == "mlx" and compile == "full"):
         return ""
+    if computes_on == "mlx":
+        return "MLX compiles the whole transformer at once, in one way; take `compile: full`"
+    if compile == "reduce-overhead" and computes_on != "cuda":
+        return f"reduce-overhead is CUDA graphs, which {computes_on} has not; take `compile: full`"
+    if compile == "max-autotune" and computes_on == "mps":
+        return "inductor has no kernels to choose from on mps; take `compile: full`"
+    if compile == "max-autotune" and computes_on == "cuda":
+        processors = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+        if processors < AUTOTUNE_PROCESSORS:
+            least = f"{AUTOTUNE_PROCESSORS} multiprocessors, this GPU has {processors}"
+            return f"max-autotune chooses matrix kernels from {least}; take `compile: reduce-overhead`"
     cache = Path("resources/.cache").absolute()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))

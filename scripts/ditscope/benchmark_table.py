@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ditscope.atomic import write_text
 from ditscope.benchmark_columns import PEAKS, QUALITY_TYPES, TARGET_TYPES
 from ditscope.recommend import recommendation
 from ditscope.settings import Benchmark
@@ -38,7 +39,7 @@ def benchmark_table(
     flat = concat_tables(flat_fields, "benchmark.run.flat")
     write_table(flat, output_dir / "flat_field.parquet", "benchmark.flat_field")
     write_table(pl.DataFrame(targets, schema=TARGET_TYPES), output_dir / "targets.parquet", "benchmark.targets")
-    (output_dir / "recommendation.md").write_text(recommendation(sizes, speeds, settings.quality_bound))
+    write_text(output_dir / "recommendation.md", recommendation(sizes, speeds, settings.quality_bound))
 
 
 def with_size_ratios(runs: pl.DataFrame) -> pl.DataFrame:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ditscope.activation_table import gather_activations
 from ditscope.activations import ActivationRecorder
+from ditscope.atomic import replacing, write_text
 from ditscope.calibration_set import SCHEMA_VERSION, calibration_images, write_manifest, write_npz
 from ditscope.errors import InputError
 from ditscope.families.common import Conditioning
@@ -102,7 +103,7 @@ def calibrate_shard(
     shutil.rmtree(working := out.with_name(out.name + ".partial"), ignore_errors=True)
     for number in range(len(slices)):
         shutil.copytree(parts / f"{number:05d}", working, copy_function=link, dirs_exist_ok=True)
-    (working / "shard.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_text(working / "shard.json", json.dumps(record, indent=1) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     os.replace(working, out)
     publish(parts)
@@ -155,7 +156,8 @@ def record_slice(model: Generator, images: list[dict[str, Any]], settings: Calib
             "prompt_id": np.str_(image["prompt_id"]),
             "image_id": np.int64(image["image_id"]),
         }
-        (out / f"images/{image['image_id']:05d}.png").write_bytes(png_bytes(pixels))
+        with replacing(out / f"images/{image['image_id']:05d}.png") as partial:
+            partial.write_bytes(png_bytes(pixels))
         write_samples(
             out, image["image_id"], recorder.sigmas, [x[row : row + 1] for x in recorder.latents], shared, settings
         )

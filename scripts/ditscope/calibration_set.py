@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ditscope.atomic import replacing, write_text
 from ditscope.errors import InputError, parsing, read_json
 from ditscope.prompts import Prompt
 from ditscope.shards import npy_bytes
@@ -78,10 +79,8 @@ def calibration_images(prompts: list[Prompt], num_images: int, seed: int) -> lis
 
 def write_npz(path: Path, arrays: dict[str, Any]) -> None:
     """Write an uncompressed NPZ by a rename; equal arrays give equal bytes (NumPy dates every member 1980-01-01)."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with replacing(path) as partial, open(partial, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-    os.replace(partial, path)
 
 
 @contextmanager
@@ -296,7 +295,4 @@ def write_manifest(shards: list[Path], manifest: Path) -> None:
                 files.setdefault((image, step), file.relative_to(folder).as_posix())
     names = list(dict.fromkeys(files[key] for key in sorted(files)))
     document = made_with | {"n_completed": len(images), "sample_files": names, "images": images}
-    manifest.parent.mkdir(parents=True, exist_ok=True)
-    partial = manifest.with_name(manifest.name + ".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(partial, manifest)
+    write_text(manifest, json.dumps(document, indent=1) + "\n")

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
 from tqdm import tqdm
 
+from ditscope.atomic import replacing
 from ditscope.block_names import block_names
 from ditscope.capture_files import in_memory, load_capture
 from ditscope.capture_layout import DECODED, METADATA, decoded_file, write_metadata
@@ -231,7 +232,8 @@ def decode_blocks(model: Generator, intermediates: Path, kinds: Sequence[str]) -
                 batch = names[begin : begin + DECODE_BATCH]
                 images = decode(model, torch.cat([states[name] for name in batch]).to(dtype))
                 for name, image in zip(batch, images.numpy(), strict=True):
-                    Image.fromarray(image).save(decoded_file(intermediates, kind, index, name), **JPEG)
+                    with replacing(decoded_file(intermediates, kind, index, name)) as partial:
+                        Image.fromarray(image).save(partial, "JPEG", **JPEG)
 
 
 def save_image(image: Image.Image, path: Path, record: dict, add_prompt: bool) -> None:
@@ -242,13 +244,14 @@ def save_image(image: Image.Image, path: Path, record: dict, add_prompt: bool) -
     data = Image.Exif()
     for name, text in about.items():
         data[ExifTags.Base[name]] = text.encode()
-    if path.suffix == ".jpg":
-        image.save(path, **JPEG, exif=data)
-    else:
-        chunks = PngImagePlugin.PngInfo()
-        for name, text in about.items():
-            chunks.add_itxt(PNG_KEYWORDS.get(name, name), text)
-        image.save(path, pnginfo=chunks, exif=data)
+    chunks = PngImagePlugin.PngInfo()
+    for name, text in about.items():
+        chunks.add_itxt(PNG_KEYWORDS.get(name, name), text)
+    with replacing(path) as partial:
+        if path.suffix == ".jpg":
+            image.save(partial, "JPEG", **JPEG, exif=data)
+        else:
+            image.save(partial, "PNG", pnginfo=chunks, exif=data)
 
 
 def pack_single_file(intermediates: Path, model: str) -> None:
@@ -261,7 +264,8 @@ def pack_single_file(intermediates: Path, model: str) -> None:
     metadata = data["metadata"]
     steps, metadata["files"] = metadata["files"], {}
     single = intermediates / f"capture_{stamp}.pt"
-    torch.save(data, single)
+    with replacing(single) as partial:
+        torch.save(data, partial)
     metadata["files"] = {single.name: {"sha256": file_digest(single, 256), "bytes": single.stat().st_size}}
     for name in [*steps, METADATA]:
         (intermediates / name).unlink()

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ditscope.atomic import write_text
 from ditscope.errors import InputError, read_json
 
 SCHEMA_VERSION = "1"
@@ -20,7 +21,7 @@ def step_file(index: int) -> str:
 def write_metadata(metadata: dict[str, Any], intermediates: Path, name: str = METADATA) -> None:
     """Write metadata.json once every tensor file is there: a folder without it is no capture."""
     text = json.dumps({"schema_version": SCHEMA_VERSION} | metadata, indent=1, ensure_ascii=False)
-    (intermediates / name).write_text(text + "\n", encoding="utf-8")
+    write_text(intermediates / name, text + "\n")
 
 
 def read_metadata(path: Path | str) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
+from ditscope.atomic import replacing
+
 
 def write_catalog(tables: list[Path], out: Path) -> None:
     """Collect Parquet tables into one DuckDB file, a table for each name in the files' metadata.
@@ -16,11 +18,9 @@ def write_catalog(tables: list[Path], out: Path) -> None:
         name = pl.read_parquet_metadata(path).get("table")
         if name:
             named.setdefault(name.replace(".", "_"), []).append(str(path))
-    partial = out.with_name(out.name + ".partial")
-    partial.unlink(missing_ok=True)
-    with duckdb.connect(partial) as database:
-        for name, paths in sorted(named.items()):
-            database.execute(
-                f'CREATE TABLE "{name}" AS SELECT * FROM read_parquet($paths, union_by_name = true)', {"paths": paths}
-            )
-    partial.replace(out)
+    with replacing(out) as partial:
+        partial.unlink(missing_ok=True)  # of a run that was killed
+        with duckdb.connect(partial) as database:
+            for name, paths in sorted(named.items()):
+                rows = "read_parquet($paths, union_by_name = true)"
+                database.execute(f'CREATE TABLE "{name}" AS SELECT * FROM {rows}', {"paths": paths})

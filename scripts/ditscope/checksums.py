@@ -1,11 +1,11 @@
 """Digests of what each job left, in <results>/.checksums/<rule>/: what `ditscope doctor` holds the files against."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ditscope.atomic import write_text
 from ditscope.errors import InputError, again, read_json
 from ditscope.identity import digest, file_digest
 
@@ -27,10 +27,7 @@ def record_checksums(results: Path, rule: str, outputs: Iterable[Path | str]) ->
     if not files:
         return
     record = results / FOLDER / rule / f"{digest(sorted(map(str, paths)), 64)}.json"
-    record.parent.mkdir(parents=True, exist_ok=True)
-    partial = record.with_suffix(".partial")
-    partial.write_text(json.dumps({"schema_version": SCHEMA_VERSION, "rule": rule, "files": files}, indent=1) + "\n")
-    os.replace(partial, record)
+    write_text(record, json.dumps({"schema_version": SCHEMA_VERSION, "rule": rule, "files": files}, indent=1) + "\n")
 
 
 def files_of(path: Path) -> list[Path]:

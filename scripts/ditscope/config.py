@@ -15,7 +15,7 @@ from ditscope.errors import InputError
 from ditscope.models import check_backend, check_frames, is_generator, require_blocks
 from ditscope.networks import resolve_network
 from ditscope.ranges import INT64, check_ranges
-from ditscope.settings import BACKENDS, COMPILE_STATES, STAGES, Benchmark, Config, Scheme
+from ditscope.settings import STAGES, Benchmark, Config, Scheme
 
 NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,9 +37,10 @@ def decode(kind: Any, value: Any, path: str = "") -> Any:
                 raise InputError(f"{where}: the required key `{f.name}` is missing ({f.metadata['help']})")
         decoded = {k: decode(hints[k], v, f"{path}.{k}" if path else k) for k, v in value.items()}
         for f in fields(kind):
-            choices = f.metadata.get("choices")
-            if choices and decoded.get(f.name, choices[0]) not in choices:
-                raise InputError(unknown(f"{where}.{f.name}", decoded[f.name], choices, "a choice"))
+            choices, given = f.metadata.get("choices"), decoded.get(f.name, [])
+            for item in given if isinstance(given, list) else [given]:
+                if choices and item not in choices:
+                    raise InputError(unknown(f"{path}.{f.name}" if path else f.name, item, choices, "a choice"))
         check_ranges(kind, decoded, lambda name: f"{where}.{name}")
         return kind(**decoded)
     if isinstance(kind, GenericAlias):
@@ -122,9 +123,6 @@ def check(config: Config) -> None:
             check_name(registry, name)
     if config.benchmark.hardware:
         check_name("benchmark.hardware", config.benchmark.hardware)
-    for name in config.backends:
-        if name not in BACKENDS:
-            raise InputError(unknown("backends", name, BACKENDS, "a back end"))
     for name, model in config.models.items():
         for side in ("width", "height"):
             if getattr(model, side) % 16:
@@ -168,9 +166,6 @@ def check(config: Config) -> None:
         for name in getattr(config.benchmark, key):
             if name not in config.schemes:
                 raise InputError(unknown(f"benchmark.{key}", name, config.schemes, "in the config's `schemes`"))
-    for state in config.benchmark.compile:
-        if state not in COMPILE_STATES:
-            raise InputError(unknown("benchmark.compile", state, COMPILE_STATES, "a compile state"))
     bench = config.benchmark
     if bench.models and not bench.skip_metrics:
         chosen = [config.schemes[s] for s in bench.schemes]
@@ -243,8 +238,7 @@ def _schema(kind: Any) -> dict[str, Any]:
             "properties": {
                 f.name: _schema(hints[f.name])
                 | ({"description": f.metadata["help"]} if f.metadata["help"] else {})
-                | ({"enum": list(f.metadata["choices"])} if f.metadata["choices"] else {})
-                | _range(hints[f.name], f.metadata["allowed"])
+                | _limits(hints[f.name], f.metadata["choices"], f.metadata["allowed"])
                 for f in fields(kind)
             },
             "required": [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING],
@@ -258,13 +252,15 @@ def _schema(kind: Any) -> dict[str, Any]:
     return {"type": {str: "string", int: "integer", float: "number", bool: "boolean"}[kind]}
 
 
-def _range(kind: Any, allowed: Mapping[str, Any]) -> dict[str, Any]:
-    """What the schema of a number, or of a list or map of them, says beside its type; see `ranges.complaint`."""
+def _limits(kind: Any, choices: tuple, allowed: Mapping[str, Any]) -> dict[str, Any]:
+    """What the schema of a setting, or of a list or map of them, says beside its type; see `ranges.complaint`."""
     if get_origin(kind) is list:
-        items = {"items": _schema(get_args(kind)[0]) | _range(get_args(kind)[0], allowed)}
+        items = {"items": _schema(get_args(kind)[0]) | _limits(get_args(kind)[0], choices, allowed)}
         return items | {"uniqueItems": True} | ({"minItems": 1} if allowed["filled"] else {})
+    if choices:
+        return {"enum": list(choices)}
     if get_origin(kind) is dict and get_args(kind)[1] in (int, float):
-        return {"additionalProperties": _schema(get_args(kind)[1]) | _range(get_args(kind)[1], allowed)}
+        return {"additionalProperties": _schema(get_args(kind)[1]) | _limits(get_args(kind)[1], (), allowed)}
     if kind not in (int, float):
         return {}
     least = {"exclusiveMinimum": 0} if allowed["positive"] else {"minimum": -1 if allowed["signed"] else 0}

@@ -15,6 +15,7 @@ import polars as pl
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
+from ditscope.atomic import write_text
 from ditscope.errors import InputError, read_json
 from ditscope.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
 from ditscope.sensitivity_table import IMAGE_METRIC, LAYER_KINDS
@@ -103,8 +104,7 @@ def plan(
         "random": random_plans(choices, limit),
         "frontier": frontier(choices),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(document, indent=1) + "\n")
+    write_text(out, json.dumps(document, indent=1) + "\n")
     size = f"{document['nominal_bytes']:,} bytes, {document['mean_bits']:.3f} mean bits"
     others = {"best of random plans": document["random"]["best"]}
     if document["uniform"]:

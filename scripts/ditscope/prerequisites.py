@@ -135,7 +135,7 @@ def schemes(config: Config) -> list[Finding]:
 
 def compile_states() -> list[Finding]:
     """Whether each compile state can run here, and whether MLX is there."""
-    states = [(state, uncompilable(state)) for state in COMPILE_STATES]
+    states = [(state, uncompilable(state, default_device())) for state in COMPILE_STATES]
     found = [Finding("Compilation", state, not reason, reason or "can run") for state, reason in states]
     mlx = find_spec("mlx") is not None
     return [*found, Finding("Back ends", "mlx", mlx, "installed" if mlx else "not installed: no MLX schemes")]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ditscope.atomic import write_text
 from ditscope.errors import InputError, read_json
 from ditscope.partial import require_writable
 
@@ -33,12 +34,10 @@ def write_plan(
     """Keep what a study will leave, by stage and by rule, its whole config and the config files it was run with."""
     path = Path(results) / PLAN
     require_writable(path)
-    partial = path.with_name(path.name + ".partial")
     plan = {"schema_version": "1", "targets": targets, "rules": rules, "config": config}
     text = json.dumps(plan | {"configfiles": [os.path.relpath(file) for file in files]}, indent=1)
     if not path.exists() or path.read_text() != text:
-        partial.write_text(text)
-        os.replace(partial, path)
+        write_text(path, text)
 
 
 def read_plan(results: Path | str) -> dict:
@@ -104,7 +103,7 @@ def markdown(results: Path | str, failed: str = "") -> str:
 def write_progress(results: Path | str, failed: str = "") -> None:
     """Write progress.md beside the results of a study; a full disk, which ended the run, must not hide its reason."""
     try:
-        (Path(results) / "progress.md").write_text(markdown(results, failed))
+        write_text(Path(results) / "progress.md", markdown(results, failed), shared=True)
     except OSError as error:
         print(f"{results}/progress.md: not written ({error.strerror})", file=sys.stderr)
 

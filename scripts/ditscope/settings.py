@@ -21,8 +21,9 @@ def setting(
 ) -> Any:
     """A documented dataclass field; `config_only` keeps it off the command line.
 
-    Numbers, also those in a list or map, are at least 0, or -1 where `signed`, above 0 where `positive`, and at most
-    `most` (integers 2^63 - 1). A `filled` list has at least one item.
+    `choices` are the values that are allowed, of a list its items. Numbers, also those in a list or map, are at least
+    0, or -1 where `signed`, above 0 where `positive`, and at most `most` (integers 2^63 - 1). A `filled` list has at
+    least one item.
     """
     allowed = {"positive": positive, "signed": signed, "most": most, "filled": filled}
     metadata = {"help": help, "choices": choices, "config_only": config_only, "allowed": allowed}
@@ -147,7 +148,9 @@ class CaptureSet:
     generations: int = setting(2, "How many runs (the first of the prompt list) to capture; 0: all")
     blocks: str = setting("*", "Blocks by pattern, as `double:0-5,single:*`; a number may count from the end, as -1")
     steps: str = setting("*", "Steps by pattern, as `0,2,-1` or `0-3`")
-    decode: list[str] = setting(["x0"], "Decodes to draw: x0 (clean estimate) and / or x_prev (next noisy state)")
+    decode: list[str] = setting(
+        ["x0"], "Decodes to draw: x0 (clean estimate) and / or x_prev (next noisy state)", choices=("x0", "x_prev")
+    )
     should_decode_intermediates: bool = setting(True, "Decode each block's output to an image")
     add_sampling_metadata: bool = setting(True, "Write the prompt into the image's EXIF data")
     image_format: str = setting("jpg", "File type of the generated image", choices=("jpg", "png"))
@@ -276,7 +279,8 @@ class Plan:
     floors: dict[str, int] = setting({}, "Fewest bits by kind of layer, as {modulation: 4}", positive=True, most=16)
 
 
-COMPILE_STATES = ("eager", "regional", "full")
+# The last two are modes of torch.compile over the whole transformer: CUDA graphs; these and the fastest of many kernels.
+COMPILE_STATES = ("eager", "regional", "full", "reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True)
@@ -296,7 +300,11 @@ class Benchmark:
     models: list[str] = setting([], "Models to benchmark", config_only=True)
     schemes: list[str] = setting([], "Schemes, by name in `schemes`", config_only=True)
     compile: list[str] = setting(
-        ["eager"], "torch.compile states: eager, regional (block by block), full", config_only=True
+        ["eager"],
+        "torch.compile states: eager, regional (block by block), full, and full in a mode: reduce-overhead (CUDA graphs), "
+        "max-autotune (CUDA graphs, kernels chosen by timing)",
+        choices=COMPILE_STATES,
+        config_only=True,
     )
     compiled: list[str] = setting(
         [], "Schemes that run in the compiled states as well; empty: all of them", config_only=True
@@ -475,7 +483,9 @@ class Video:
 class Publish:
     """Draw the figures and write the tables of the report."""
 
-    formats: list[str] = setting(["svg", "png", "pdf"], "File types of each figure")
+    formats: list[str] = setting(
+        ["svg", "png", "pdf"], "File types of each figure", choices=("svg", "png", "pdf"), filled=True
+    )
     dpi: int = setting(160, "Resolution of PNG figures", positive=True)
 
 
@@ -485,7 +495,9 @@ class Config:
 
     experiment: str = setting("demo", "Name of the study: its results are in results/<experiment>/")
     backends: list[str] = setting(
-        ["torch"], "Back ends that `all` asks for: models on others are left out, until `snakemake mlx` makes them"
+        ["torch"],
+        "Back ends that `all` asks for: models on others are left out, until `snakemake mlx` makes them",
+        choices=BACKENDS,
     )
     staleness: str = setting(
         "code", "What makes results stale: the library's code, or only a new release", choices=("code", "release")

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ditscope.atomic import replacing
 from ditscope.errors import InputError, again, parsing
 
 Sample = dict[str, Any]  # "__key__", and "png" (bytes), "json" (dict), "latent.npy" (array), of a video "mp4" (bytes)
@@ -21,13 +21,13 @@ def write_tar(samples: Iterable[Sample], path: Path | str) -> None:
     """Write samples in order, with fixed times and owners, so that equal samples give equal bytes."""
     import webdataset
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file, webdataset.TarWriter(file, mtime=0, encoder=False) as writer:
+    with (
+        replacing(path) as partial,
+        open(partial, "wb") as file,
+        webdataset.TarWriter(file, mtime=0, encoder=False) as writer,
+    ):
         for sample in samples:
             writer.write({k: encode(k, v) for k, v in sample.items()})
-    os.replace(partial, path)
 
 
 def encode(name: str, value: Any) -> Any:

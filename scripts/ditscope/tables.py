@@ -1,11 +1,11 @@
 """Parquet tables that say what they are: name and schema version travel in the file's metadata."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
 
+from ditscope.atomic import replacing
 from ditscope.errors import InputError, again, parsing
 
 SCHEMA_VERSION = "1"
@@ -14,11 +14,8 @@ POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)  # Polars pan
 
 def write_table(table: pl.DataFrame, path: Path | str, name: str) -> None:
     """Write `table` to Parquet under `name`, by a temporary file and a rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    table.write_parquet(partial, metadata={"table": name, "schema_version": SCHEMA_VERSION})
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        table.write_parquet(partial, metadata={"table": name, "schema_version": SCHEMA_VERSION})
 
 
 def read_table(path: Path | str, name: str) -> pl.DataFrame:

@@ -16,7 +16,14 @@ from ditscope.figures.style import COLOURS, grid, note
 from ditscope.shards import read_tar
 from ditscope.tables import concat_tables, read_table
 
-STATES = {"eager": ("o", COLOURS[0]), "regional": ("s", COLOURS[2]), "full": ("^", COLOURS[1])}
+# Marker, colour and line of each compile state.
+STATES = {
+    "eager": ("o", COLOURS[0], "-"),
+    "regional": ("s", COLOURS[2], "--"),
+    "full": ("^", COLOURS[1], ":"),
+    "reduce-overhead": ("v", COLOURS[3], "-."),
+    "max-autotune": ("D", COLOURS[4], (0, (5, 1, 1, 1, 1, 1))),
+}
 STRIP_IMAGES = 3  # pictures of each scheme, each with its difference from the base
 GAIN = 8  # differences are drawn this many times brighter
 SLANT, NAME_SIZE, NAME_HEIGHT = 35, 6, 8.5  # of names on a front: degrees, points, points with the space between
@@ -110,7 +117,7 @@ def scatter(axis: Axes, table: pl.DataFrame, column: str) -> list[dict]:
         linestyle="--",
         label="bound",
     )
-    for state, (marker, colour) in STATES.items():
+    for state, (marker, colour, _) in STATES.items():
         rows = table.filter(compile=state)
         if len(rows):
             axis.scatter([], [], marker=marker, color=colour, label=state)
@@ -236,7 +243,7 @@ def batch_scaling(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 axis.plot(
                     line["batch"], line[column], color=COLOURS[number % len(COLOURS)], markersize=3.5, linewidth=1,
                     marker="osv^D*Px"[number // len(COLOURS) % 8],
-                    linestyle={"eager": "-", "regional": "--", "full": ":"}[state],
+                    linestyle=STATES[state][2],
                     label=labels_of([(model, hardware, scheme, state)])[0],
                 )  # fmt: skip
             axis.set_xscale("log", base=2)
@@ -315,7 +322,7 @@ def flat_field(files: Files) -> tuple[Canvas, pl.DataFrame]:
             axis.plot(
                 mean["steps"], mean["noise"], color=COLOURS[number % len(COLOURS)], markersize=3.5, linewidth=1,
                 marker="osv^D*Px"[number // len(COLOURS) % 8],
-                linestyle={"eager": "-", "regional": "--", "full": ":"}[state],
+                linestyle=STATES[state][2],
                 label=labels_of([(model, hardware, scheme, state)])[0],
             )  # fmt: skip
         axis.set_xscale("log", base=2)
