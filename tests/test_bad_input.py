@@ -82,7 +82,7 @@ def test_bad_csv_is_refused_by_file_and_row(tmp_path, case):
 @pytest.mark.parametrize(
     "content, prompts",
     [
-        ('\n\r\nprompt\na cat\n', ["a cat"]),
+        ("\n\r\nprompt\na cat\n", ["a cat"]),
         ("prompt\ra cat\ra dog\r", ["a cat", "a dog"]),
         ('prompt\n"a ""red"" cat, asleep\nat home"\n', ['a "red" cat, asleep\nat home']),
         (f'prompt\n"{"a" * 140_000}"', ["a" * 140_000]),
@@ -130,7 +130,9 @@ def test_two_lists_with_the_same_run_are_refused(tmp_path):
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_text(f"prompt\n{name}\n")
     text = refusal(read_runs, tmp_path / "a.csv", tmp_path / "b.csv")
-    assert text.startswith(f"{tmp_path / 'b.csv'}: the run of prompt_id `p00000`, seed 0 is in {tmp_path / 'a.csv'}, too")
+    assert text.startswith(
+        f"{tmp_path / 'b.csv'}: the run of prompt_id `p00000`, seed 0 is in {tmp_path / 'a.csv'}, too"
+    )
 
 
 def test_shard_beyond_the_prompts_is_refused(tmp_path):

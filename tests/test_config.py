@@ -86,7 +86,11 @@ REFUSALS = {
     "fraction with an exponent": ("refine.learning_rate", "1e-4", "got '1e-4'; write 1.000000e-04, without quotes"),
     "bare yes for text": ("embedders.minilm.prompt", True, "(YAML reads true (or yes, on) as a truth value); write it"),
     "date for text": ("experiment", datetime.date(2026, 1, 2), "(YAML reads 2026-01-02 as a date); write it in quotes"),
-    "name that is a number": ("models", {1.1: {}}, "models: YAML reads 1.1 as a number, not a name; write it in quotes"),
+    "name that is a number": (
+        "models",
+        {1.1: {}},
+        "models: YAML reads 1.1 as a number, not a name; write it in quotes",
+    ),
     "name that is a truth value": ("schemes", {False: {}}, "schemes: YAML reads false (or no, off) as a truth value"),
     "offload with multi_gpu": (
         "capture.sets.all",

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ditscope.errors import UNREADABLE, InputError, again
 from ditscope.settings import Benchmark, Model
-from ditscope.shards import read_tar
+from ditscope.shards import samples_of_runs
 
 Images = dict[tuple[str, int], dict]  # WebDataset samples by (prompt_id, seed)
 MADE_WITH = ("steps", "guidance", "width", "height")  # the same, and of one model, in images that are compared
@@ -17,7 +17,7 @@ MADE_WITH = ("steps", "guidance", "width", "height")  # the same, and of one mod
 def read_images(table: Path) -> Images:
     """The WebDataset samples beside a run's table by (prompt_id, seed). Raises InputError where one is damaged."""
     found: Images = {}
-    for sample in read_tar(table.with_suffix(".tar")):
+    for sample in samples_of_runs(table.with_suffix(".tar")):
         where = f"{table.with_suffix('.tar')}: the image `{sample['__key__']}`"
         verified(sample["png"], where, again(table, "run the benchmark again"))
         found[sample["json"]["prompt_id"], sample["json"]["seed"]] = sample

@@ -74,6 +74,14 @@ def read_tar(path: Path | str) -> Iterator[Sample]:
             yield sample
 
 
+def samples_of_runs(path: Path | str) -> Iterator[Sample]:
+    """A sample for each run of a shard of images: one that several runs share comes once for each, with its record."""
+    for sample in read_tar(path):
+        shared = {key: value for key, value in sample["json"].items() if key != "runs"}
+        for run in sample["json"].get("runs") or [{}]:
+            yield sample | {"json": shared | run}
+
+
 def check_end(path: Path) -> None:
     """Refuse a tar without the two empty blocks at its end: Python reads one that was cut between members."""
     with open(path, "rb") as file:

@@ -29,9 +29,7 @@ def read_table(path: Path | str, name: str) -> pl.DataFrame:
     if found != name:
         raise InputError(f"{path}: holds the table `{found}`, not `{name}`")
     if version != SCHEMA_VERSION:
-        raise InputError(
-            f"{path}: schema version {version}, this ditscope reads {SCHEMA_VERSION}; run the stage again"
-        )
+        raise InputError(f"{path}: schema version {version}, this ditscope reads {SCHEMA_VERSION}; run the stage again")
     with parsing(path, f"damaged Parquet file ({{}}); {again(path)}", POLARS):
         return pl.read_parquet(path)
 
