@@ -1,7 +1,6 @@
 """Bad files: each is refused with one line that names the file, the row or key, and the mend."""
 
 import csv
-import errno
 import json
 import random
 import struct

@@ -15,7 +15,6 @@ from ditscope.calibrate import calibrate
 from ditscope.config import load_config
 from ditscope.errors import InputError
 from ditscope.generate import generate
-from ditscope.identity import request_hash
 from ditscope.invocations import Request, node_of
 from ditscope.models import GENERATORS, WITH_BLOCKS, family_of, load_generator
 from ditscope.networks import Entry

@@ -96,8 +96,8 @@ def ablate(
 ) -> None:
     """Sample the same runs with each block ablated in turn and measure how far each picture is from the model's own.
 
-    Leaves `out` (table `ablation`, a row per run, block and kind) and `images` (beside it where no path is given), a tar
-    with the pictures of the first run. Blocks that are done in `partial` are not sampled again.
+    Leaves `out` (table `ablation`, a row per run, block and kind) and `images` (beside it where no path is given), a
+    tar with the pictures of the first run. Blocks that are done in `partial` are not sampled again.
     """
     for kind in settings.kinds:
         if kind not in KINDS:

@@ -13,6 +13,9 @@ from ditscope.shards import samples_of_runs
 Images = dict[tuple[str, int], dict]  # WebDataset samples by (prompt_id, seed)
 MADE_WITH = ("steps", "guidance", "width", "height")  # the same, and of one model, in images that are compared
 
+# What Pillow raises on bytes in memory, where an OSError is none of the machine's.
+BROKEN: tuple[type[Exception], ...] = (*UNREADABLE, OSError, Image.DecompressionBombError)
+
 
 def read_images(table: Path) -> Images:
     """The WebDataset samples beside a run's table by (prompt_id, seed). Raises InputError where one is damaged."""
@@ -29,7 +32,7 @@ def verified(png: bytes, where: str, mend: str) -> bytes:
     try:
         with Image.open(io.BytesIO(png)) as image:
             image.verify()  # checksums, without decoding
-    except (*UNREADABLE, OSError, Image.DecompressionBombError) as error:  # from memory: no error of the machine
+    except BROKEN as error:
         raise InputError(f"{where} is damaged ({error}); {mend}") from None
     return png
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ditscope.capture_files import load_capture
-from ditscope.capture_layout import captures_in, decoded_file, picture_file, rows_of_runs
+from ditscope.capture_layout import captures_in, decoded_file, picture_file, read_metadata, rows_of_runs
 from ditscope.config import unknown
+from ditscope.counts import check_complete
 from ditscope.embedders import EmbedBatch, load_embedder
 from ditscope.errors import InputError
 from ditscope.metrics import psnr
@@ -69,8 +70,14 @@ def blocks(captures: Path, out: Path, embedders: dict[str, Embedder], settings: 
             found = pl.DataFrame(rows[name], schema=WHERE | columns)
             tables[name].append(rows_of_runs(found, capture["metadata"]))
         log.info("%s: generation %s analysed", captures.name, folder.name)
+    shared = [(data, run) for data in map(read_metadata, folders) for run in data.get("runs") or [data]]
+    asked = [(data["generation_id"], run["prompt_id"]) for data, run in shared]
     for name in TABLES:
-        write_table(pl.concat(tables[name]), out / f"{name}.parquet", f"blocks.{name}")
+        table = pl.concat(tables[name])
+        if name in ("similarity", "residual") and len(table):  # none of captures without tensors
+            left = table.select("generation_id", "prompt_id").unique(maintain_order=True).rows()
+            check_complete(out / f"{name}.parquet", "generations and prompts", asked, left)
+        write_table(table, out / f"{name}.parquet", f"blocks.{name}")
 
 
 # Measures: pure functions of tokens ----------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ def capture(
 
     Runs are `prompt` with `seed` (-1: one derived from the prompt, and recorded) or the first `settings.generations`
     of the tables (or prompt CSVs) `prompts`. num_steps, guidance, width and height replace the model entry's where
-    they are given. Runs that ask for the same picture share its folder, whose metadata and tables name each. A run that is complete in `partial` is not sampled again; no unfinished one reaches `output_dir`.
+    they are given. Runs that ask for the same picture share its folder, whose metadata and tables name each. A run that
+    is complete in `partial` is not sampled again; no unfinished one reaches `output_dir`.
     """
     runs = read_captured_runs(prompt, prompts, negative_prompt, seed, settings.generations)
     entry = override(name, model, num_steps, guidance, width, height)

@@ -110,7 +110,7 @@ def load_config(data: Mapping[str, Any]) -> Config:
 def check(config: Config) -> None:
     """Check what types cannot: names that refer to registry entries, sizes, exclusive options."""
     check_name("experiment", config.experiment)
-    for registry, names in {
+    registries: dict[str, Mapping[str, Any]] = {
         "models": config.models,
         "schemes": config.schemes,
         "embedders": config.embedders,
@@ -118,7 +118,8 @@ def check(config: Config) -> None:
         "capture.sets": config.capture.sets,
         "plan.budgets": config.plan.budgets,
         "benchmark.targets": config.benchmark.targets,
-    }.items():
+    }
+    for registry, names in registries.items():
         for name in names:
             check_name(registry, name)
     if config.benchmark.hardware:

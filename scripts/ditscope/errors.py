@@ -17,6 +17,8 @@ UNREADABLE: tuple[type[Exception], ...] = (
     EOFError, ValueError, LookupError, ArithmeticError, RecursionError, NotImplementedError, SyntaxError,
     tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
+# The same, and what walking through a document of another structure raises.
+MALFORMED: tuple[type[Exception], ...] = (*UNREADABLE, TypeError, AttributeError)
 # Of the machine, whatever the file holds: no space, no rights, a broken disk, a file server that is gone.
 MACHINE = frozenset(
     getattr(errno, name)
@@ -62,13 +64,14 @@ def parsing(path: Path | str, damaged: str, also: tuple[type[BaseException], ...
     to the parser's call inside: errors of the machine and slips of this library pass through as what they are. Some
     parsers hide the machine's errors in their own: the file is read once more before it is called damaged.
     """
+    kinds: tuple[type[BaseException], ...] = (*UNREADABLE, *also, OSError)
     try:
         yield
     except InputError:
         raise
     except IsADirectoryError:
         raise InputError(f"{path}: a folder, where a file is meant") from None
-    except (*UNREADABLE, *also, OSError) as error:
+    except kinds as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a seek to nowhere is of the bytes
             raise
         read_through(path)

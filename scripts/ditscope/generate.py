@@ -60,12 +60,12 @@ def generate(
         cost = {"images": len(part_groups), "seconds": time.perf_counter() - began}
         seconds.append({"model": name, "slice": number} | cost)
         log.info("%s: slice %d of %d done", name, number + 1, len(slices))
-    samples = [sample for number in range(len(slices)) for sample in read_tar(parts / f"{number:05d}.tar")]
+    samples = [made for number in range(len(slices)) for made in read_tar(parts / f"{number:05d}.tar")]
     records = {}
-    for sample in samples:
-        about = {"key": sample["__key__"], "png_sha256": hashlib.sha256(sample["png"]).hexdigest()}
-        for run in sample["json"]["runs"]:
-            records[run["prompt_id"], run["seed"]] = sample["json"] | run | about
+    for made in samples:
+        about = {"key": made["__key__"], "png_sha256": hashlib.sha256(made["png"]).hexdigest()}
+        for run in made["json"]["runs"]:
+            records[run["prompt_id"], run["seed"]] = made["json"] | run | about
     asked = [(run["prompt_id"], run["seed"]) for run in runs]
     check_complete(images, "runs (prompt_id, seed)", asked, records)
     write_tar(samples, images)
@@ -83,9 +83,9 @@ def runs_by_picture(name: str, model: Model, runs: list[dict]) -> list[list[dict
 def with_runs(samples: list[dict], groups: list[list[dict]]) -> list[dict]:
     """Samples whose json lists, as `runs`, every run of the group that each was made for; a picture comes once."""
     found: dict[str, dict] = {}
-    for sample, group in zip(samples, groups, strict=True):
+    for made, group in zip(samples, groups, strict=True):
         runs = [{key: run[key] for key in RUN} for run in group]
-        first = found.setdefault(sample["__key__"], sample | {"json": sample["json"] | {"runs": []}})
+        first = found.setdefault(made["__key__"], made | {"json": made["json"] | {"runs": []}})
         first["json"]["runs"] += runs
     return list(found.values())
 

@@ -76,8 +76,9 @@ def weights_id(source: str, revision: str) -> str:
 
 
 def scheme_id(settings: dict[str, Any] | None, plan: Path | None = None, compiled: str = "eager") -> str:
-    """What identifies a quantization: `base`, or a digest of the scheme's settings, the plan's bytes and the compile
-    state. The name of a scheme says nothing: two studies may use one for different settings.
+    """What identifies a quantization: `base`, or a digest of settings, the plan's bytes and the compile state.
+
+    The name of a scheme says nothing: two studies may use one for different settings.
     """
     kept = {key: value for key, value in (settings or {}).items() if key != "plan"}
     if compiled == "eager" and kept.get("kind", "base") == "base" and not kept.get("fuse_qkv"):

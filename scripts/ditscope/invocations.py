@@ -57,7 +57,7 @@ class Node:
 def node_of(entry: Entry, plan: Path | None) -> Node:
     """The node of a network's entry; its model loads when it is first asked."""
     image = entry.makes == "IMAGE"
-    scheme = scheme_id(entry.scheme and asdict(entry.scheme), plan)
+    scheme = scheme_id(asdict(entry.scheme) if entry.scheme else None, plan)
     ask, load = (
         (partial(ask_generator, scheme=scheme), answer_by_generator) if image else (ask_captioner, answer_by_captioner)
     )

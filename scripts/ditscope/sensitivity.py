@@ -8,6 +8,7 @@ effect on the finished image is estimated as well (ditscope.sensitivity_image).
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from ditscope.calibration_batches import Batch, batches
 from ditscope.calibration_set import CalibrationSet, Reference, check_made_with, load_calibration, read_sample
+from ditscope.counts import check_complete
 from ditscope.errors import InputError
 from ditscope.identity import file_digest
 from ditscope.models import Generator, load_generator, require_blocks
@@ -137,7 +139,11 @@ def finished(work: Work, parts: list[Path], mode: str, metrics: Sequence[str] = 
         "group_size": settings.group_size,
         "mode": mode,
     }
-    return tabulate(concat_tables(parts, SAMPLES), layers, constants, metrics)
+    table = tabulate(concat_tables(parts, SAMPLES), layers, constants, metrics)
+    asked = product((layer["layer"] for layer in layers), settings.bits)
+    left = table.select("layer", "bits").unique(maintain_order=True).rows()
+    check_complete(f"sensitivity of {work.network.model.name}", "layers and bits", asked, left)
+    return table
 
 
 def exact(work: Work) -> list[Path]:

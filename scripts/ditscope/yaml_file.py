@@ -1,4 +1,4 @@
-"""Config files in YAML, refused where YAML 1.1 reads something else than is written: doubled keys, octal and base 60."""
+"""Config files in YAML, refused where YAML 1.1 reads something else than is written: doubled keys, other bases."""
 
 import re
 from collections.abc import Iterator

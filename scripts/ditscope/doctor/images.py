@@ -22,8 +22,8 @@ PROMPTS = "prompt_id prompt negative_prompt family seed derived_seed"
 IMAGES = "request_hash model revision weights scheme backend dtype prompt_id prompt negative_prompt seed steps guidance"
 IMAGES += " width height key png_sha256"
 REQUEST = (
-    "model", "revision", "weights", "scheme", "backend", "dtype", "prompt", "negative_prompt", "seed", "steps", "guidance",
-    "width", "height",
+    "model", "revision", "weights", "scheme", "backend", "dtype", "prompt", "negative_prompt", "seed", "steps",
+    "guidance", "width", "height",
 )  # fmt: skip
 ENTRY = ("revision", "dtype", "steps", "guidance", "width", "height")  # of a model, repeated by whatever it makes
 
