@@ -7,6 +7,7 @@ import polars as pl
 
 from ditscope.atomic import write_text
 from ditscope.benchmark_columns import QUALITY_TYPES, TARGET_TYPES
+from ditscope.counts import check_complete
 from ditscope.intervals import ratio_interval
 from ditscope.recommend import recommendation
 from ditscope.settings import Benchmark
@@ -33,6 +34,10 @@ def benchmark_table(
     judged = concat_tables(qualities, "benchmark.quality") if qualities else pl.DataFrame(schema=QUALITY_TYPES)
     sizes = with_quality(with_size_ratios(concat_tables(runs, "benchmark.run")), judged, settings.quality_bound)
     speeds = with_speed_ratios(concat_tables(timings, "benchmark.run.timing"))
+    for table, files in ((sizes, runs), (speeds, timings)):
+        key = [*CASE, "scheme", *(["batch"] if table is speeds else [])]
+        asked = (row for file in files for row in pl.read_parquet(file, columns=key).select(key).iter_rows())
+        check_complete(output_dir, "runs", asked, table.select(key).iter_rows())
     targets = [{"target": name} | asdict(target) for name, target in settings.targets.items()]
     write_table(sizes, output_dir / "benchmark.parquet", "benchmark")
     write_table(speeds, output_dir / "benchmark.timing.parquet", "benchmark.timing")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ditscope.errors import UNREADABLE, InputError
+from ditscope.errors import MALFORMED, InputError
 from ditscope.settings import Embedder, Model
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def check_safetensors(file: Path) -> None:
             header = json.loads(opened.read(length)) if size >= 8 + length else None
             tensors = [tensor for key, tensor in (header or {}).items() if key != "__metadata__"]
             end = max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
-        except UNREADABLE:
+        except MALFORMED:
             header = None
     if not isinstance(header, dict):
         raise InputError(f"{file}: not a safetensors file (bad header); fetch or copy it again")

@@ -107,8 +107,9 @@ def check_benchmark(study: Study) -> None:
         if config.benchmark.cfg_scale >= 0:
             wanted["guidance"] = config.benchmark.cfg_scale
         study.same("benchmark", file, row, wanted)
-        if samples is not None and row["images"] != len(samples):
-            study.note("benchmark", f"{stem}.tar", f"{len(samples)} images; its table says {row['images']}")
+        made = sum(len(s["json"].get("runs") or [s]) for s in samples or [])
+        if samples is not None and row["images"] != made:
+            study.note("benchmark", f"{stem}.tar", f"{made} images; its table says {row['images']}")
         elif samples and row["images_sha256"]:
             with study.noting("benchmark", f"{stem}.tar"):
                 if hashlib.sha256(b"".join(s["png"] for s in samples)).hexdigest() != row["images_sha256"]:
