@@ -218,12 +218,13 @@ def scaled(amount):
     return lambda wildcards, attempt: amount * attempt
 
 
-def memory(amount, models=lambda wildcards: [], embedders=()):
+def memory(amount, models=lambda wildcards: [], embedders=(), float32=False):
     """Host memory of a job in MB: `amount` of its own beside the weights that it loads; more at each retry."""
+    dtype = {"dtype": "float32"} if float32 else {}
 
     def asked(wildcards, attempt):
         loaded = [CONFIG.models[name] for name in models(wildcards)] + [CONFIG.embedders[name] for name in embedders]
-        return (amount + sum(map(host_memory_mb, loaded))) * attempt
+        return (amount + sum(host_memory_mb(entry, **dtype) for entry in loaded)) * attempt
 
     return asked
 

@@ -1,5 +1,8 @@
 """What a GPU or a Mac does that a CPU does not, as far as a CPU can show it."""
 
+import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +16,21 @@ from torch import nn
 import ditscope.refine.diagnose as refine_diagnose
 import ditscope.refine.train as refine_train
 from ditscope import calibrate as calibrate_stage
+from ditscope import determinism, gradient_memory
 from ditscope import sensitivity as sensitivity_stage
+from ditscope.calibration_batches import Batch
+from ditscope.hardware import host_memory_bytes
 from ditscope.refine.codebook import build_codebook
 from ditscope.sampling import encode_prompts, noise_of, sample
+from ditscope.sensitivity_fast import random_signs
+from ditscope.sensitivity_image import decoder_gradient
 from ditscope.settings import Calibrate, Sensitivity
 from ditscope.tables import read_table
 from fake_device import DEVICE, accelerator, moved
 from refine_latents import write_discs
 from test_refine_training import TINY
 from tiny_models import ENTRIES, tiny_generator
+from workflow import ROOT
 
 
 def on_accelerator(kind: str):
@@ -60,7 +69,9 @@ def test_sampling_on_the_pretend_accelerator_gives_the_latents_of_the_cpu():
 
 @pytest.fixture
 def calibration(tmp_path: Path, monkeypatch):
-    """A function that calibrates a tiny model and returns the folder."""
+    """A function that calibrates a tiny model, which `sensitivity` then knows the config of, and returns the folder."""
+    config = dict(tiny_generator("sd3").pipe.transformer.config)
+    monkeypatch.setattr(sensitivity_stage, "transformer_config", lambda name, entry: config)
 
     def make(kind: str) -> Path:
         monkeypatch.setattr(calibrate_stage, "load_generator", lambda name, entry: tiny_generator(kind))
@@ -79,7 +90,7 @@ def test_sensitivity_makes_no_float64_on_the_device(calibration, tmp_path, monke
     """
     kind = "sd3"
     folder = calibration(kind)
-    settings = Sensitivity(bits=[4], probes=1)
+    settings = Sensitivity(bits=[4], probes=1, gradient_batch=8)
 
     def tables(place: str) -> list[pl.DataFrame]:
         files = [tmp_path / f"{place}-{name}.parquet" for name in ("layers", "fast")]
@@ -126,3 +137,130 @@ def test_the_refiner_makes_no_float64_on_the_device(tmp_path, monkeypatch):
             settings=TINY,
         )
     assert read_table(tmp_path / "d.parquet", "refine.diagnostics").height > 20
+
+
+# Memory of backward passes -------------------------------------------------------------------------------------------
+
+
+def one_sample(model) -> Batch:
+    cond = encode_prompts(model, ["a"], [""])
+    return Batch((), "early", noise_of(model, [0]), torch.tensor(0.5), cond, model.entry.guidance)
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(0.5, 1), (1.5, 1), (3.5, 3), (100, 8)])
+def test_the_gradient_batch_follows_the_memory_of_the_machine(samples, expected, monkeypatch):
+    model = tiny_generator("sd3")
+    parts = (model.pipe.transformer, model.pipe.vae)
+    weights = sum(p.nbytes for part in parts for p in part.parameters())
+    kept = gradient_memory.kept_bytes(model, one_sample(model))
+    memory = weights + int(samples * kept / gradient_memory.SHARE)
+    monkeypatch.setattr(gradient_memory, "total_memory", lambda device: memory)
+    assert gradient_memory.gradient_batch(model, one_sample(model)) == expected
+
+
+def test_what_a_backward_pass_keeps_grows_with_the_tokens_and_leaves_out_the_weights():
+    model = tiny_generator("sd3")
+    small = one_sample(model)
+    large = replace(small, x=torch.randn(1, 4, 32, 32), cond=small.cond)
+    model.pipe.transformer.pos_embed.pos_embed_max_size = 16
+    kept = [gradient_memory.kept_bytes(model, sample) for sample in (small, large)]
+    tokens = small.x.shape[-1] ** 2 // 4
+    widths = 32 * 3 * 4  # of three blocks, in bytes
+    assert tokens * widths * 5 < kept[0] < tokens * widths * 200
+    assert 3 < kept[1] / kept[0] < 17
+
+
+def test_host_memory_is_that_of_the_control_group(tmp_path, monkeypatch):
+    groups = tmp_path / "cgroup"
+    (groups / "slurm/job_1").mkdir(parents=True)
+    (groups / "slurm/memory.max").write_text("4000000\n")
+    (groups / "slurm/job_1/memory.max").write_text("max\n")
+    (tmp_path / "own").write_text("0::/slurm/job_1\n")
+    monkeypatch.setattr(gradient_memory, "CGROUPS", groups)
+    monkeypatch.setattr(gradient_memory, "OWN_CGROUP", tmp_path / "own")
+    assert gradient_memory.total_memory(torch.device("cpu")) == 4_000_000
+    monkeypatch.setattr(gradient_memory, "OWN_CGROUP", tmp_path / "none")
+    assert gradient_memory.total_memory(torch.device("cpu")) == host_memory_bytes()
+
+
+def test_decoding_image_by_image_and_block_by_block_leaves_the_gradient(monkeypatch):
+    model = tiny_generator("sd3")
+    latents = noise_of(model, [0, 1, 2]).requires_grad_()
+    image = model.family.decode(model.pipe, latents)
+    (whole,) = torch.autograd.grad(image, latents, random_signs(image, torch.Generator().manual_seed(5)))
+    generator = torch.Generator().manual_seed(5)
+    parts = [decoder_gradient(model, one, generator) for one in latents.split(1)]
+    torch.testing.assert_close(torch.cat([gradient for gradient, _ in parts]), whole)
+    assert {values for _, values in parts} == {image[0].numel()}
+    assert not model.pipe.vae.is_gradient_checkpointing
+
+
+# The same bytes from every run ---------------------------------------------------------------------------------------
+
+
+def test_deterministic_kernels_are_asked_for_on_cuda_alone_and_given_back(monkeypatch):
+    monkeypatch.delenv(determinism.WORKSPACE, raising=False)
+    with determinism.deterministic():
+        assert not torch.are_deterministic_algorithms_enabled() and determinism.WORKSPACE not in os.environ
+    monkeypatch.setattr(determinism, "on_cuda", lambda: True)
+    with determinism.deterministic():
+        assert (
+            torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+        )
+        assert os.environ[determinism.WORKSPACE] == ":4096:8"
+    assert not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.delenv(determinism.WORKSPACE)
+
+
+def test_stages_that_take_gradients_run_deterministic_kernels(calibration, tmp_path, monkeypatch):
+    """With CUDA pretended, every backward pass of sensitivity and refiner finds the flag set; training may use TF32."""
+    monkeypatch.setattr(determinism, "on_cuda", lambda: True)
+    monkeypatch.setenv(determinism.WORKSPACE, ":4096:8")
+    seen = []
+
+    def noting(function):
+        def call(*args, **kwargs):
+            seen.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.matmul.allow_tf32))
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(torch.Tensor, "backward", noting(torch.Tensor.backward))
+    monkeypatch.setattr(sensitivity_stage, "load_generator", lambda name, entry: tiny_generator("sd3"))
+    out, settings = tmp_path / "layers.parquet", Sensitivity(bits=[4], probes=1, mode="fast")
+    sensitivity_stage.sensitivity("tiny", ENTRIES["sd3"], calibration("sd3"), out, settings)
+    assert seen and set(seen) == {(True, False)}
+    seen.clear()
+    shard = write_discs(tmp_path / "shard-00000.tar")
+    build_codebook([shard], tmp_path / "codebook.safetensors", tmp_path / "assignments.parquet", TINY)
+    names = ("latent_mae.safetensors", "refiner.safetensors", "training.parquet", "training.timing.parquet")
+    refine_train.train([shard], tmp_path / "assignments.parquet", *(tmp_path / name for name in names), settings=TINY)
+    assert seen and set(seen) == {(True, True)}
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+# What is to be measured on real machines, at toy size ----------------------------------------------------------------
+
+
+PREPARED = {
+    "gpu.py": "versions; fp8 product; capture; batch 1 against 4; floor; scheme; base, all; fp8-dynamic-row, all; "
+    "sampling twice; gradients twice; refiner; resident; offloaded",
+    "mac.py": "versions; cpu, float32; gradients on cpu; gradients on mlx; mlx; sampling twice",
+}
+
+
+@pytest.mark.parametrize("script", PREPARED)
+def test_prepared_measurements_run_at_toy_size(script, tmp_path):
+    """Every row in its order, none of them failed: a reason is one of a machine without the device."""
+    out = tmp_path / "rows.jsonl"
+    command = [sys.executable, str(ROOT / "perf" / script), "--toy", "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "scripts"), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=540)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    wanted = PREPARED[script].split("; ")
+    places = [next(i for i, row in enumerate(rows) if row["row"].startswith(start)) for start in wanted]
+    assert places == sorted(places)
+    known = ("compute capability", "no accelerator", "no int8 kernel", "No module named 'mlx", "g++")
+    assert [r for r in rows if r.get("reason") and not any(text in r["reason"] for text in known)] == []
+    assert all(row["equal"] for row in rows if "equal" in row) and sum("equal" in row for row in rows) >= 1

@@ -87,6 +87,8 @@ def test_half_precision_files_count_as_loaded_and_variants_not_at_all(tmp_path):
     assert host_memory_mb(Model("blip", str(tmp_path), dtype="float16")) == 3  # 2 MB and a header, rounded up
     assert host_memory_mb(Embedder("clip", str(tmp_path))) == 4
     assert host_memory_mb(Model("blip", str(tmp_path), memory_mb=700)) == 700
+    assert host_memory_mb(Model("blip", str(tmp_path), dtype="float16", memory_mb=700), "float32") == 1400
+    assert host_memory_mb(Model("blip", str(tmp_path), dtype="float16"), "float32") == 4
     assert host_memory_mb(Embedder("minilm")) == 0
 
 

@@ -255,7 +255,7 @@ def test_fp8_kernels_that_did_not_load_are_the_reason(monkeypatch):
 
 
 def test_sparse_fp8_layers_take_tokens_of_any_shape(monkeypatch):
-    """torchao's own layer around a stand-in for its CUDA kernel, which wants a scale for each row of its input."""
+    """Torchao's own layer around a stand-in for its CUDA kernel, which wants a scale for each row of its input."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64, bias=False).bfloat16())
     dense = model[0].weight.detach().float()
@@ -281,7 +281,7 @@ def test_sparse_fp8_layers_take_tokens_of_any_shape(monkeypatch):
 
 
 def test_sparse_layers_of_sd3_get_contiguous_rows_at_batch_two(monkeypatch):
-    """torch's 2:4 linear takes `x.view(-1, channels)`, which is refused for what SD3 hands on as a transposed tensor."""
+    """Torch's 2:4 linear takes `x.view(-1, channels)`, which a transposed tensor, as SD3 hands on, refuses."""
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=32,

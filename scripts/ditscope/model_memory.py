@@ -13,19 +13,22 @@ T5, VARIANTS = "T5EncoderModel", (".fp16", ".bf16")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def host_memory_mb(entry: Model | Embedder) -> int:
+def host_memory_mb(entry: Model | Embedder, dtype: str = "") -> int:
     """Megabytes of a model's weights: the entry's `memory_mb`, else what its files hold in the type they are loaded as.
 
-    Raises FileNotFoundError with the name of the index file for a hub model that is still to be downloaded.
+    Where a model is loaded as another `dtype` than its entry says, `memory_mb` grows with the bytes of a weight. Raises
+    FileNotFoundError with the name of the index file for a hub model that is still to be downloaded.
     """
+    own = entry.dtype if isinstance(entry, Model) else "float32"
+    itemsize = BYTES[dtype or own]
     if entry.memory_mb or not entry.source:
-        return entry.memory_mb
+        return entry.memory_mb * itemsize // BYTES[own]
     folder = source_folder(entry)
     if isinstance(entry, Embedder):
-        size = weight_bytes(folder, "config.json", BYTES["float32"])
+        size = weight_bytes(folder, "config.json", itemsize)
     else:
         index = "model_index.json" if is_generator(entry) else "config.json"
-        size = weight_bytes(folder, index, BYTES[entry.dtype], entry.use_t5)
+        size = weight_bytes(folder, index, itemsize, entry.use_t5)
     return ceil(size / MB)
 
 

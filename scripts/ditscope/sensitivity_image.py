@@ -72,9 +72,8 @@ def probe_image(
     with torch.no_grad():
         last = steps[-1].x - sigmas[-2] * steps[-1].velocity(model)
     with torch.enable_grad():
-        latents = last.detach().requires_grad_()
-        image = model.family.decode(model.pipe, latents)
-        (gradient,) = torch.autograd.grad(image, latents, random_signs(image, generator))
+        pulled = [decoder_gradient(model, latents, generator) for latents in last.split(1)]
+    gradient, values = torch.cat([found for found, _ in pulled]), pulled[0][1]
     effects: dict[tuple[str, nn.Module], Tensor] = {}
     for batch, (sigma, following) in reversed(list(zip(steps, pairwise(sigmas), strict=True))):
         moving = replace(batch, x=batch.x.detach().requires_grad_())
@@ -84,4 +83,23 @@ def probe_image(
         for module, product in products.items():
             key = batch.bucket, module
             effects[key] = effects[key] + product if key in effects else product
-    return {key: effect / math.sqrt(image[0].numel()) for key, effect in effects.items()}
+    return {key: effect / math.sqrt(values) for key, effect in effects.items()}
+
+
+def decoder_gradient(model: Generator, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
+    """J' u of the decoder at the latents (1, ...) of one image, for a random probe u, and how many values an image has.
+
+    One image at a time and, where the VAE can, block by block: a decoder keeps gigabytes of one image of a megapixel.
+    """
+    vae = model.pipe.vae
+    checkpointed = getattr(vae, "_supports_gradient_checkpointing", False) and not vae.is_gradient_checkpointing
+    if checkpointed:
+        vae.enable_gradient_checkpointing()
+    try:
+        start = latents.detach().requires_grad_()
+        image = model.family.decode(model.pipe, start)
+        (gradient,) = torch.autograd.grad(image, start, random_signs(image, generator))
+    finally:
+        if checkpointed:
+            vae.disable_gradient_checkpointing()
+    return gradient, image.numel()

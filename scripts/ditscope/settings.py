@@ -255,7 +255,7 @@ class Sensitivity:
         32, "Least number of random probes in each bucket (fast mode, effect on images)", positive=True
     )
     gradient_batch: int = setting(
-        8, "Samples of one backward pass (fast mode, effect on images); memory grows with it", positive=True
+        0, "Samples of one backward pass (fast mode, effect on images); 0: as many as memory takes, at most 8"
     )
 
 
