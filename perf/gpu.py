@@ -40,6 +40,7 @@ from ditscope.hardware import fingerprint
 from ditscope.latency import first_line, now
 from ditscope.memory import peaks, reset_peaks
 from ditscope.models import Generator, default_device
+from ditscope.placement import keep_encoders_in_host_memory
 from ditscope.quantize import stored_bytes
 from ditscope.quantizers import quantizable
 from ditscope.recorder import Recorder
@@ -378,20 +379,25 @@ def trained(device: torch.device) -> str:
 
 
 def offloading(size: Size, device: torch.device) -> Iterator[Row]:
-    """A picture with all components on the device, and with idle ones in host memory, which moves the transformer."""
+    """A picture with all components on the device, with the encoders in host memory, and by diffusers' own offload."""
 
-    def run(offload: bool) -> dict[str, Any]:
-        if offload and device.type == "cpu":
-            return {"reason": "no accelerator to offload from"}
+    def run(place: Callable[[FluxPipeline], None]) -> dict[str, Any]:
         model = generator(size, device, size.doubles, size.singles)
-        if offload:
-            model.pipe.to("cpu")
-            model.pipe.enable_model_cpu_offload(device=device)
+        place(model.pipe)
         reset_peaks()
         return {"seconds": seconds(lambda: pictures(model, [0]), device, 2)} | peaks()
 
-    yield "resident", lambda: run(False)
-    yield "offloaded", lambda: run(True)
+    def by_diffusers(pipe: FluxPipeline) -> None:
+        pipe.to("cpu")
+        pipe.enable_model_cpu_offload(device=device)
+
+    yield "resident", lambda: run(lambda pipe: None)
+    if device.type == "cpu":
+        yield "offloaded by diffusers", lambda: {"reason": "no accelerator to offload from"}
+    else:
+        yield "offloaded by diffusers", lambda: run(by_diffusers)
+    # Last: the encoders, which all rows share, do not come back.
+    yield "offloaded", lambda: run(lambda pipe: keep_encoders_in_host_memory(pipe, device))
 
 
 def rows(size: Size, device: torch.device, states: Sequence[str]) -> Iterator[Row]:

@@ -6,25 +6,29 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 import torch
+import yaml
 from polars.testing import assert_frame_equal
 from torch import nn
 
 import ditscope.refine.diagnose as refine_diagnose
 import ditscope.refine.train as refine_train
 from ditscope import calibrate as calibrate_stage
-from ditscope import determinism, gradient_memory
+from ditscope import determinism, gradient_memory, models
 from ditscope import sensitivity as sensitivity_stage
 from ditscope.calibration_batches import Batch
 from ditscope.hardware import host_memory_bytes
+from ditscope.models import family_of
+from ditscope.placement import keep_encoders_in_host_memory
 from ditscope.refine.codebook import build_codebook
 from ditscope.sampling import encode_prompts, noise_of, sample
 from ditscope.sensitivity_fast import random_signs
 from ditscope.sensitivity_image import decoder_gradient
-from ditscope.settings import Calibrate, Sensitivity
+from ditscope.settings import Calibrate, Model, Sensitivity
 from ditscope.tables import read_table
 from fake_device import DEVICE, accelerator, moved
 from refine_latents import write_discs
@@ -239,6 +243,65 @@ def test_stages_that_take_gradients_run_deterministic_kernels(calibration, tmp_p
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
+# Loading and cores ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_weights_are_read_straight_to_the_device(family, monkeypatch):
+    """The folder's pipeline is asked for on the device, without hooks, and has its weights as read through the host."""
+    asked = {}
+    module = family_of("m", Model(family, ""))
+
+    def load(source, entry, **options):
+        asked.update(options)
+        return module.load(source, entry, **options)
+
+    noting = SimpleNamespace(**vars(module) | {"load": load})
+    monkeypatch.setattr(models, "family_of", lambda name, entry: noting)
+    loaded = models.load_generator("m", Model(family, str(ROOT / f"models/shapes-{family}")), "cpu")
+    assert asked["device_map"] == "cpu"
+    plain = module.load(str(ROOT / f"models/shapes-{family}"), loaded.entry, use_safetensors=True)
+    for name, part in plain.components.items():
+        if isinstance(part, nn.Module):
+            other = loaded.pipe.components[name]
+            assert not any(hasattr(inner, "_hf_hook") for inner in other.modules()) and not other.training
+            assert all(torch.equal(a, b) for a, b in zip(part.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("family", "encoders"), [("sd3", 3), ("flux", 2)])
+def test_offload_keeps_the_encoders_in_host_memory_and_moves_the_rest_once(family, encoders):
+    """Between calls the encoders' weights are on no device; what they compute, and the picture, stays."""
+    entry = Model(family, str(ROOT / f"models/shapes-{family}"), width=64, height=64, steps=2)
+    plain, offloaded = (models.load_generator("m", entry, "cpu") for _ in range(2))
+    keep_encoders_in_host_memory(offloaded.pipe, torch.device("cpu"))
+    for _ in range(2):
+        parts = {n: part for n, part in offloaded.pipe.components.items() if isinstance(part, nn.Module)}
+        away = {n for n, part in parts.items() if next(part.parameters()).device.type == "meta"}
+        assert away == {n for n in parts if n.startswith("text_encoder")} and len(away) == encoders
+        first, second = (
+            sample(model, noise_of(model, [0]), encode_prompts(model, ["a red ring"], [""]))
+            for model in (plain, offloaded)
+        )
+        assert torch.equal(first, second)
+
+
+def test_slurm_gives_four_cores_with_each_gpu_and_threads_without():
+    """By the executor's own reading of the profile; a timed job keeps the cores that it asks for."""
+    from snakemake_executor_plugin_slurm.partitions import get_job_cpu_requirement
+
+    profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
+    given = dict(item.split("=") for item in profile["default-resources"])
+    assert given["cpus_per_gpu"] == "4"
+
+    def cores(threads: int, **resources):
+        asked = {"cpus_per_gpu": int(given["cpus_per_gpu"])} | resources
+        return get_job_cpu_requirement(SimpleNamespace(threads=threads, resources=asked))
+
+    assert cores(1, gpu=1) == (4, "gpu")
+    assert cores(1, gpu=0) == cores(1) == (1, "task")
+    assert cores(16, gpu=1, cpus_per_task=16) == (16, "task")
+
+
 # What is to be measured on real machines, at toy size ----------------------------------------------------------------
 
 
@@ -249,6 +312,7 @@ PREPARED = {
 }
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("script", PREPARED)
 def test_prepared_measurements_run_at_toy_size(script, tmp_path):
     """Every row in its order, none of them failed: a reason is one of a machine without the device."""

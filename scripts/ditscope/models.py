@@ -100,8 +100,10 @@ def load_generator(name: str, entry: Model, device: str | None = None) -> Genera
     check_backend(name, entry)
     folder = resolve_source(name, entry)
     target = torch.device(device or default_device())
-    left_out = {"transformer": None} if entry.backend == "mlx" else {}
-    pipe = family.load(str(folder), entry, use_safetensors=True, **left_out)
+    options: dict[str, Any] = {"transformer": None} if entry.backend == "mlx" else {}
+    if target.index is None:  # files go straight to the device, and not through host memory
+        options["device_map"] = target.type
+    pipe = family.load(str(folder), entry, use_safetensors=True, **options)
     pipe.to(target)
     if entry.backend == "mlx":
         # Imported by name: MLX is no part of the code whose edits make results of torch stale, nor of its environment.

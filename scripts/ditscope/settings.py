@@ -165,7 +165,7 @@ class CaptureSet:
         "tensors", "Keep whole tensors, or only their pooled statistics", choices=("tensors", "statistics")
     )
     max_bytes: int = setting(2_000_000_000, "Refuse a capture set that would take more bytes than this", positive=True)
-    offload: bool = setting(False, "Keep idle components in host memory")
+    offload: bool = setting(False, "Keep the text encoders in host memory")
     multi_gpu: bool = setting(False, "Give each component a GPU of its own")
 
 
