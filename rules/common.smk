@@ -218,12 +218,16 @@ def scaled(amount):
     return lambda wildcards, attempt: amount * attempt
 
 
-def memory(amount, models=lambda wildcards: [], embedders=(), float32=False):
-    """Host memory of a job in MB: `amount` of its own beside the weights that it loads; more at each retry."""
+def memory(amount, models=(), embedders=(), float32=False):
+    """Host memory of a job in MB: `amount` of its own beside the weights that it loads; more at each retry.
+
+    `models` and `embedders` are names in the registries, or functions of the wildcards that give names.
+    """
     dtype = {"dtype": "float32"} if float32 else {}
 
     def asked(wildcards, attempt):
-        loaded = [CONFIG.models[name] for name in models(wildcards)] + [CONFIG.embedders[name] for name in embedders]
+        choices = ((CONFIG.models, models), (CONFIG.embedders, embedders))
+        loaded = [registry[n] for registry, names in choices for n in (names(wildcards) if callable(names) else names)]
         return (amount + sum(host_memory_mb(entry, **dtype) for entry in loaded)) * attempt
 
     return asked

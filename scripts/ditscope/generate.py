@@ -106,7 +106,7 @@ def generate_slice(model: Generator, rows: list[dict], scheme: str = BASE, schem
     cond = encode_prompts(model, [r["prompt"] for r in rows], [r["negative_prompt"] for r in rows])
     latents = sample(model, noise, cond)
     images = decode(model, latents).numpy()
-    with ThreadPoolExecutor() as pool:  # a megapixel takes about as long to compress as a GPU to sample it in four steps
+    with ThreadPoolExecutor() as pool:  # a megapixel takes as long to compress as a GPU to sample in four steps
         encoded = list(pool.map(png_bytes, map(still, images)))
     samples = []
     for row, latent, image, png in zip(rows, latents.float().cpu().numpy(), images, encoded, strict=True):

@@ -56,7 +56,7 @@ def total_memory(device: torch.device) -> int:
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
-    return min(host_memory_bytes(), cgroup_bytes())
+    return int(min(host_memory_bytes(), cgroup_bytes()))
 
 
 def cgroup_bytes() -> float:

@@ -178,8 +178,8 @@ def velocity(
         for block in modulated(mmdit):
             if hasattr(block, "_modulation_params"):
                 del block._modulation_params
-        # What else the MMDiT keeps of a call would be a dead tracer after mx.compile, and counts as a weight. An array that
-        # is still to be computed belongs to its thread, and torch runs the backward pass of an accelerator in another:
+        # What else the MMDiT keeps of a call would be a dead tracer after mx.compile, and counts as a weight. An array
+        # that is still to be computed belongs to its thread, and torch takes an accelerator's backward pass in another:
         # so the biases are those of before, computed when they were loaded.
         mmdit.pre_sdpa_rope.rope_embeddings = None
         for block, bias in zip(unified(mmdit), biases, strict=True):
