@@ -11,6 +11,7 @@ from ditscope.settings import Benchmark, Model
 from ditscope.shards import samples_of_runs
 
 Images = dict[tuple[str, int], dict]  # WebDataset samples by (prompt_id, seed)
+FLOOR = "floor.png"  # of the eager base: the same picture, sampled in another batch
 MADE_WITH = ("steps", "guidance", "width", "height")  # the same, and of one model, in images that are compared
 
 # What Pillow raises on bytes in memory, where an OSError is none of the machine's.
@@ -45,6 +46,15 @@ def check_made_with(made: dict[str, Any], name: str, model: Model, where: Path) 
                 f"{where}: the reference was made with {key} {made[key]}, this run has {wanted}; use the same "
                 "settings, or --skip-metrics"
             )
+
+
+def check_batch(made: dict[str, Any], batch: int | None, where: Path) -> None:
+    """Refuse a reference whose images were sampled in other batches: a difference would be the batch's as well."""
+    if made.get("quality_batch") != batch:
+        raise InputError(
+            f"{where}: the reference's images were sampled in batches of {made.get('quality_batch')}, this run's in "
+            f"batches of {batch}; make both with one `quality_batch`, or --skip-metrics"
+        )
 
 
 def check_kid_subset(settings: Benchmark, images: int, where: Path | str) -> None:

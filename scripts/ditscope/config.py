@@ -40,7 +40,8 @@ def decode(kind: Any, value: Any, path: str = "") -> Any:
             choices, given = f.metadata.get("choices"), decoded.get(f.name, [])
             for item in given if isinstance(given, list) else [given]:
                 if choices and item not in choices:
-                    raise InputError(unknown(f"{path}.{f.name}" if path else f.name, item, choices, "a choice"))
+                    what = f"one of {', '.join(map(str, choices))}"
+                    raise InputError(unknown(f"{path}.{f.name}" if path else f.name, item, choices, what))
         check_ranges(kind, decoded, lambda name: f"{where}.{name}")
         return kind(**decoded)
     if isinstance(kind, GenericAlias):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -74,6 +75,16 @@ def check_frames(name: str, entry: Model) -> None:
 
 
 def default_device() -> str:
+    """The accelerator that torch sees, else the CPU; raises InputError where it would leave a GPU of its own idle."""
+    from ditscope.hardware import idle_gpus
+
+    device = device_at_hand()
+    if device == "cpu" and (reason := idle_gpus(os.environ)):
+        raise InputError(reason)
+    return device
+
+
+def device_at_hand() -> str:
     """The accelerator that torch sees, else the CPU."""
     import torch
 
@@ -121,6 +132,12 @@ def resolve_source(name: str, entry: Model | Embedder, registry: str = "models")
         raise InputError(f"{registry}.{name}.source: no folder {folder}; {hint}")
     check_model_folder(folder)
     return folder
+
+
+def transformer_config(name: str, entry: Model) -> dict[str, Any]:
+    """The diffusers config of a model's transformer, read without its weights."""
+    config: dict[str, Any] = json.loads((resolve_source(name, entry) / "transformer" / "config.json").read_text())
+    return config
 
 
 def source_folder(entry: Model | Embedder) -> Path:

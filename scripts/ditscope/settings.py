@@ -242,11 +242,8 @@ class Sensitivity:
     )
     mode: str = setting(
         "exact",
-        "exact; adaptive: on as few samples as settle a plan; fast: from gradients of random probes",
-        choices=("exact", "adaptive", "fast"),
-    )
-    settle_bits: list[int] = setting(
-        [4], "adaptive: settle the plans of the sizes of these uniform bit widths", positive=True, most=16
+        "exact: every layer on every sample; fast: from gradients of random probes",
+        choices=("exact", "fast"),
     )
     probes: int = setting(
         32, "Least number of random probes in each bucket (fast mode, effect on images)", positive=True
@@ -279,7 +276,7 @@ class Plan:
     floors: dict[str, int] = setting({}, "Fewest bits by kind of layer, as {modulation: 4}", positive=True, most=16)
 
 
-# The last two are modes of torch.compile over the whole transformer: CUDA graphs; these and the fastest of many kernels.
+# The last two compile the whole transformer in a mode of torch.compile: CUDA graphs; these and the fastest kernels.
 COMPILE_STATES = ("eager", "regional", "full", "reduce-overhead", "max-autotune")
 
 
@@ -301,8 +298,8 @@ class Benchmark:
     schemes: list[str] = setting([], "Schemes, by name in `schemes`", config_only=True)
     compile: list[str] = setting(
         ["eager"],
-        "torch.compile states: eager, regional (block by block), full, and full in a mode: reduce-overhead (CUDA graphs), "
-        "max-autotune (CUDA graphs, kernels chosen by timing)",
+        "torch.compile states: eager, regional (block by block), full, and full in a mode: reduce-overhead (CUDA "
+        "graphs), max-autotune (CUDA graphs, kernels chosen by timing)",
         choices=COMPILE_STATES,
         config_only=True,
     )
@@ -312,7 +309,11 @@ class Benchmark:
     batches: list[int] = setting([1], "Batch sizes that are timed", positive=True, filled=True)
     repeats: int = setting(5, "Timed runs of each batch size", positive=True)
     warmup: int = setting(2, "Untimed runs before them")
+    until_quiet: int = setting(0, "Times that a noisy measurement is repeated; the quietest one is kept")
     num_images: int = setting(16, "Images generated for the quality metrics", positive=True)
+    quality_batch: int = setting(
+        0, "Images sampled together for the quality metrics, under every scheme; 0: the smallest of `batches`"
+    )
     num_steps: int = setting(0, "Denoising steps; 0: the model's own")
     cfg_scale: float = setting(-1.0, "Guidance; -1: the model's own", signed=True)
     skip_metrics: bool = setting(False, "Leave image quality out: latency and memory only")
