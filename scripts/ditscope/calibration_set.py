@@ -19,7 +19,7 @@ import numpy as np
 
 from ditscope.atomic import replacing, write_text
 from ditscope.errors import InputError, parsing, read_json
-from ditscope.prompts import Prompt
+from ditscope.prompts import Prompt, check_seed
 from ditscope.shards import npy_bytes
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,11 @@ class CalibrationSet:
 
 
 def calibration_images(prompts: list[Prompt], num_images: int, seed: int) -> list[dict[str, Any]]:
-    """One record for each image: image i has prompt i (starting over where there are fewer) and seed `seed` + i."""
+    """One record for each image: image i has prompt i (starting over where there are fewer) and seed `seed` + i.
+
+    Raises InputError where the last seed is beyond 2^63 - 1.
+    """
+    check_seed(f"calibrate.seed: {seed} for {num_images} images: the last one's", seed + num_images - 1)
     return [
         {
             "image_id": i,
