@@ -269,7 +269,7 @@ def uncompilable(compile: str, computes_on: str) -> str:
 def with_noise_floor(
     generator: Generator, runs: list[dict], samples: list[Sample], batch: int
 ) -> tuple[list[Sample], int | None]:
-    """Samples that also hold their picture as it is in batches of another size, which is given back; None if it fails."""
+    """Samples that also hold their picture as sampled in batches of `batch`, and that size; None where it fails."""
     try:
         again = generate_images(generator, runs, batch, "noise floor")
     except RuntimeError:  # out of memory

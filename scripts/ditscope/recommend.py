@@ -153,7 +153,8 @@ def avoid(mine: pl.DataFrame, timed: pl.DataFrame, bound: float) -> list[str]:
             worst = slow.sort("speedup").row(0, named=True)
             every = "every quietly timed" if noisy.height else "every"
             why.append(
-                f"slower than the base at {every} batch size (speed-up {worst['speedup']:.2f} at batch {worst['batch']})"
+                f"slower than the base at {every} batch size "
+                f"(speed-up {worst['speedup']:.2f} at batch {worst['batch']})"
             )
         if row["simulated"] and row["nominal_bytes"] < row["stored_bytes"]:
             why.append(
