@@ -176,13 +176,8 @@ def calibration_inputs(model):
     )
 
 
-def sensitivity_groups():
-    """Jobs of a model's layers; adaptive mode weighs all layers in one."""
-    return 1 if CONFIG.sensitivity.mode == "adaptive" else CONFIG.sensitivity.layer_groups
-
-
 def sensitivity_layers(*models, name="layers"):
-    groups = [f"{i:03d}" for i in range(sensitivity_groups())]
+    groups = [f"{i:03d}" for i in range(CONFIG.sensitivity.layer_groups)]
     return expand(f"{RESULTS}/sensitivity/{{model}}/{name}-{{group}}.parquet", model=models, group=groups)
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
+import scipy.stats
 import torch
 from PIL import Image
 
@@ -165,8 +166,25 @@ def test_quality_of_the_base_is_perfect_and_fewer_bits_are_worse(tiny, tmp_path)
     assert unsupported["value"].null_count() == len(unsupported) and unsupported["reason"].str.contains("8.9").all()
     measured = table.filter(pl.col("value").is_not_null())
     assert (measured["n"] == 4).all() and measured.filter(metric="fid")["small_n"].all()
-    inside = measured.filter(pl.col("metric").is_in(PAIRED))
-    assert ((inside["low"] <= inside["value"] + 1e-12) & (inside["value"] <= inside["high"] + 1e-12)).all()
+    assert measured["low"].is_null().all() and (measured["n_prompts"] < 8).all(), "too few prompts for an interval"
+
+
+def test_seeds_of_one_prompt_are_one_unit_of_an_interval():
+    """8 prompts from 4 seeds each: Student's t over 8 means, not over 32 pictures."""
+    rng = np.random.default_rng(0)
+    prompts = [f"p{i % 8}" for i in range(32)]
+    shared = rng.normal(0, 1, (8, 3))
+    features = np.ones((32, 3)) + 0.3 * np.concatenate([shared] * 4) + 0.01 * rng.normal(size=(32, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(buffer, "PNG")
+    run = {"pngs": [buffer.getvalue()] * 32, "prompts": prompts, "more": {}, "alignment": None, "logits": None}
+    rows = {r["metric"]: r for r in quality.compare(run | {"features": np.ones((32, 3))}, run | {"features": features})}
+    row = rows["feature_cosine"]
+    means = (features.sum(1) / np.linalg.norm(features, axis=1) / np.sqrt(3)).reshape(4, 8).mean(0)
+    reference = scipy.stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert (row["low"], row["high"]) == pytest.approx((reference.low, reference.high))
+    assert (row["value"], row["n"], row["n_prompts"]) == (pytest.approx(means.mean()), 32, 8)
+    assert {r["n_prompts"] for r in rows.values()} == {8}
 
 
 def test_quality_refuses_a_reference_made_with_other_settings(tiny, tmp_path):
@@ -482,15 +500,16 @@ def test_a_damaged_reference_image_is_named(tiny, tmp_path, monkeypatch):
 def test_a_verdict_takes_the_whole_interval():
     key = {"model": "m", "hardware": "h", "compile": "eager"}
     cases = [("a", 0.01, 0.0, 0.04), ("b", 0.04, 0.01, 0.06), ("c", 0.08, 0.06, 0.1), ("d", 0.02, None, None)]
+    cases.append(("base", 0.0, None, None))
     judged = pl.DataFrame(
         [
-            key | {"scheme": s, "metric": "quality_loss", "value": v, "low": lo, "high": hi, "n": 4}
+            key | {"scheme": s, "metric": "quality_loss", "value": v, "low": lo, "high": hi, "n": 4, "n_prompts": 4}
             for s, v, lo, hi in cases
         ]
     )
-    runs = pl.DataFrame([key | {"scheme": s} for s in "abcde"])
+    runs = pl.DataFrame([key | {"scheme": s, "kind": s} for s in ("a", "b", "c", "d", "e", "base")])
     found = with_quality(runs, judged, 0.05)
-    assert found["quality_verdict"].to_list() == ["within", "undecided", "beyond", "within", None]
+    assert found["quality_verdict"].to_list() == ["within", "undecided", "beyond", "undecided", None, "within"]
     assert found["quality_bound"].unique().to_list() == [0.05]
 
 
@@ -513,7 +532,7 @@ def test_the_recommendation_follows_from_the_data():
     case = [pl.lit("m").alias("model"), pl.lit("h").alias("hardware")]
     table = pl.DataFrame(sizes, schema=names, orient="row").with_columns(
         *case, pl.col("scheme").alias("kind"), quality_loss_low="quality_loss", quality_loss_high="quality_loss",
-        n=pl.lit(3000), stored_bytes=pl.col("stored_bytes") * 10**6, nominal_bytes=pl.col("nominal_bytes") * 10**6,
+        n=pl.lit(3000), n_prompts=pl.lit(3000), stored_bytes=pl.col("stored_bytes") * 10**6, nominal_bytes=pl.col("nominal_bytes") * 10**6,
     )  # fmt: skip
     times = [
         ("base", "eager", 1, 10.0, 1.0, ""), ("base", "full", 1, 6.0, 1.0, ""), ("int8", "eager", 1, 8.0, 1.25, ""),

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -21,10 +21,12 @@ from tqdm import tqdm
 from ditscope.benchmark_columns import FLAT_TYPES
 from ditscope.benchmark_images import FLOOR, check_batch, check_kid_subset, check_made_with, read_images
 from ditscope.config import unknown
+from ditscope.counts import check_complete
 from ditscope.errors import InputError
 from ditscope.flat_field import noise_growth
-from ditscope.generate import generate_slice
+from ditscope.generate import generate_slice, runs_by_picture, with_runs
 from ditscope.hardware import fingerprint, hardware_id
+from ditscope.identity import scheme_id
 from ditscope.latency import TIMING_TYPES, first_line, timed
 from ditscope.memory import peaks, reset_peaks
 from ditscope.models import Generator, load_generator
@@ -84,7 +86,7 @@ def benchmark(
     if compile not in COMPILE_STATES:
         raise InputError(unknown("--compile", compile, COMPILE_STATES, "a compile state"))
     scheme, model = schemes[config], requested(model, settings)
-    runs = [run for path in prompts for run in read_runs(path)]
+    runs = read_runs(*prompts)
     if len(runs) < settings.num_images and not settings.skip_metrics:
         raise InputError(
             f"benchmark.num_images: {settings.num_images}, but {', '.join(map(str, prompts))} hold {len(runs)} runs; "
@@ -144,8 +146,10 @@ def benchmark(
     batch, floor, unmade = quality_batch_of(settings), None, ""
     if ran and not settings.skip_metrics:
         name_of_run = config if compile == "eager" else f"{config}-{compile}"
+        judged = runs[: settings.num_images]
+        made_by = name_of_run, scheme_id(asdict(scheme), plan, compile)
         try:
-            samples = generate_images(generator, runs[: settings.num_images], batch, name_of_run)
+            samples = generate_images(generator, judged, batch, *made_by)
             # Compiled, another batch size would be compiled anew; eager, a batch that is filled up would be waste.
             seeds = min(batch, settings.flat_field_seeds) if compile == "eager" else batch
             grown = noise_growth(generator, settings, seeds)
@@ -153,11 +157,15 @@ def benchmark(
             log.exception("%s cannot sample %d images together", name, batch)
             samples, grown, unmade = [], [], f"no images in batches of {batch}: {first_line(error)}"
         if its_own and samples:
-            samples, floor = with_noise_floor(generator, runs[: settings.num_images], samples, batch // 2 or 2)
+            samples, floor = with_noise_floor(generator, judged, samples, batch // 2 or 2, made_by[1])
+        if samples:
+            found_runs = [(run["prompt_id"], run["seed"]) for s in samples for run in s["json"]["runs"]]
+            asked = [(run["prompt_id"], run["seed"]) for run in judged]
+            check_complete(f"{output_dir / config}-{compile}.tar", "runs (prompt_id, seed)", asked, found_runs)
 
     made |= {
         "stored_bytes": stored_bytes(transformer) if not reason else None,
-        "images": len(samples),
+        "images": sum(len(s["json"]["runs"]) for s in samples),
         "quality_batch": batch,
         "floor_batch": floor,
         "images_reason": unmade,
@@ -267,31 +275,36 @@ def uncompilable(compile: str, computes_on: str) -> str:
 
 
 def with_noise_floor(
-    generator: Generator, runs: list[dict], samples: list[Sample], batch: int
+    generator: Generator, runs: list[dict], samples: list[Sample], batch: int, scheme_key: str
 ) -> tuple[list[Sample], int | None]:
     """Samples that also hold their picture as sampled in batches of `batch`, and that size; None where it fails."""
     try:
-        again = generate_images(generator, runs, batch, "noise floor")
+        again = generate_images(generator, runs, batch, "noise floor", scheme_key)
     except RuntimeError:  # out of memory
         log.exception("%s cannot sample %d images together: no noise floor", generator.name, batch)
         return samples, None
     return [s | {FLOOR: other["png"]} for s, other in zip(samples, again, strict=True)], batch
 
 
-def generate_images(generator: Generator, runs: list[dict], batch: int, label: str) -> list[Sample]:
-    """WebDataset samples of the runs, in batches of one size (a smaller last one would be compiled anew)."""
+def generate_images(generator: Generator, runs: list[dict], batch: int, label: str, scheme_key: str) -> list[Sample]:
+    """WebDataset samples of the runs, in batches of one size (a smaller last one would be compiled anew).
+
+    Runs that ask for the same picture share it.
+    """
     samples: list[Sample] = []
-    with tqdm(total=len(runs), desc=f"{generator.name} {label}", unit="img", disable=None) as bar:
+    groups = runs_by_picture(generator.name, generator.entry, runs)
+    firsts = [group[0] for group in groups]
+    with tqdm(total=len(firsts), desc=f"{generator.name} {label}", unit="img", disable=None) as bar:
         began = time.perf_counter()
-        for start in range(0, len(runs), batch):
-            rows = runs[start : start + batch]
+        for start in range(0, len(firsts), batch):
+            rows = firsts[start : start + batch]
             filled = [rows[i % len(rows)] for i in range(batch)]
-            samples += generate_slice(generator, filled, label)[: len(rows)]
+            samples += generate_slice(generator, filled, label, scheme_key)[: len(rows)]
             bar.update(len(rows))
             each = (time.perf_counter() - began) / len(samples)
             peak = peaks()
             memory = (peak["allocated_bytes"] or peak["mlx_bytes"] or peak["rss_bytes"] or 0) / 1e9
-            eta = f"{each * (len(runs) - len(samples)):.0f}s"
+            eta = f"{each * (len(firsts) - len(samples)):.0f}s"
             kind = "metal_GB" if peak["mlx_bytes"] and sys.platform == "darwin" else "memory_GB"
             bar.set_postfix({"s/img": f"{each:.2f}", "ETA": eta, kind: f"{memory:.2f}"})
-    return samples
+    return with_runs(samples, groups)

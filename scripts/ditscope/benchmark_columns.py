@@ -11,7 +11,7 @@ IDENTITY = ("model", "hardware", "scheme", "kind", "compile")
 QUALITY_TYPES: Types = {
     **dict.fromkeys((*IDENTITY, "metric"), pl.String),
     **dict.fromkeys(("value", "low", "high"), pl.Float64),
-    "n": pl.Int64,
+    **dict.fromkeys(("n", "n_prompts"), pl.Int64),
     "small_n": pl.Boolean,
     "reason": pl.String,
 }

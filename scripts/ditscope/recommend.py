@@ -3,6 +3,7 @@
 import polars as pl
 
 from ditscope.benchmark_columns import NOISE_FLOOR
+from ditscope.intervals import LEAST_UNITS
 
 MB = 1e6
 WITHHELD = (
@@ -31,13 +32,15 @@ def recommendation(sizes: pl.DataFrame, speeds: pl.DataFrame, bound: float, judg
 
 def basis(mine: pl.DataFrame, bound: float) -> list[str]:
     """What the judgement rests on, and how far it may be trusted."""
-    n = mine["n"].max()
+    n, prompts = mine["n"].max(), mine["n_prompts"].max()
     if n is None:
         return ["Quality was not judged: this is about size and speed only."]
     text = (
-        f"Quality: {n} images of the same prompts, seeds and starting noise as the eager base; a scheme is within the "
-        f"bound of {percent(bound)} only if its whole 95 % interval is."
+        f"Quality: {n} images of {prompts} prompts, with the same seeds and starting noise as the eager base; a scheme "
+        f"is within the bound of {percent(bound)} only if its whole 95 % interval (over prompts) is."
     )
+    if prompts < LEAST_UNITS:
+        text += f" Fewer than {LEAST_UNITS} prompts give no interval, so that no scheme is judged."
     few = f" {n} images are few: no FID here is a headline (that takes {SMALL_N:,}), and intervals are wide."
     control = mine.filter((pl.col("kind") == "base") & (pl.col("compile") != "eager")).drop_nulls("quality_loss")
     drift = [f"{percent(row['quality_loss'])} ({row['compile']})" for row in control.iter_rows(named=True)]

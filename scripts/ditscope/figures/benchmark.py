@@ -12,7 +12,7 @@ from ditscope.figures import Files
 from ditscope.figures.files import CASE, benchmark_points, named
 from ditscope.figures.images import picture
 from ditscope.figures.style import COLOURS, grid, note
-from ditscope.shards import read_tar
+from ditscope.shards import samples_of_runs
 from ditscope.tables import concat_tables, read_table
 
 # Marker, colour and line of each compile state.
@@ -329,7 +329,7 @@ def image_runs(files: Files) -> list[tuple[str, str, str, dict[tuple[str, int], 
     runs = []
     for path in files["benchmark"]:
         if path.suffix == ".tar":
-            pngs = {(s["json"]["prompt_id"], s["json"]["seed"]): s["png"] for s in read_tar(path)}
+            pngs = {(s["json"]["prompt_id"], s["json"]["seed"]): s["png"] for s in samples_of_runs(path)}
             runs.append((path.parent.parent.name, path.parent.name, path.stem, pngs))
     return runs
 
