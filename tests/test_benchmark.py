@@ -213,9 +213,9 @@ def test_quality_images_are_sampled_in_one_batch_under_every_scheme(tiny, monkey
     sizes = []
     make = stage.generate_slice
 
-    def watched(generator, rows, scheme):
+    def watched(generator, rows, *made_by):
         sizes.append(len(rows))
-        return make(generator, rows, scheme)
+        return make(generator, rows, *made_by)
 
     monkeypatch.setattr(stage, "generate_slice", watched)
     run_once = latency.run_once
