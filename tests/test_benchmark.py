@@ -19,7 +19,6 @@ from ditscope.benchmark_table import benchmark_table, with_quality, with_size_ra
 from ditscope.config import benchmark_cases, check, decode
 from ditscope.errors import InputError
 from ditscope.features import Extractor
-from ditscope.quality import PAIRED
 from ditscope.recommend import recommendation
 from ditscope.settings import Benchmark, Config, Embedder, Scheme, Target
 from ditscope.shards import write_tar
@@ -459,7 +458,8 @@ def test_the_recommendation_follows_from_the_data():
     case = [pl.lit("m").alias("model"), pl.lit("h").alias("hardware")]
     table = pl.DataFrame(sizes, schema=names, orient="row").with_columns(
         *case, pl.col("scheme").alias("kind"), quality_loss_low="quality_loss", quality_loss_high="quality_loss",
-        n=pl.lit(3000), n_prompts=pl.lit(3000), stored_bytes=pl.col("stored_bytes") * 10**6, nominal_bytes=pl.col("nominal_bytes") * 10**6,
+        n=pl.lit(3000), n_prompts=pl.lit(3000),
+        stored_bytes=pl.col("stored_bytes") * 10**6, nominal_bytes=pl.col("nominal_bytes") * 10**6,
     )  # fmt: skip
     times = [
         ("base", "eager", 1, 10.0, 1.0, ""), ("base", "full", 1, 6.0, 1.0, ""), ("int8", "eager", 1, 8.0, 1.25, ""),

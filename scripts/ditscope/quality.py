@@ -119,7 +119,8 @@ def judged(
 ) -> dict:
     """What the metrics read of a run's images, in the reference's order.
 
-    `pngs`; `prompts`, a text each; `features` (n, d); `more`: those of each embedder of `cosines` by name; and where the embedder has a text
+    `pngs`; `prompts`, a text each; `features` (n, d); `more`: those of each embedder of `cosines` by name; and where the
+    embedder has a text
     tower `alignment` (n,), the cosine of each image to its prompt, and `logits` (n, classes) of the zero-shot classes
     that the settings name, else None.
     """

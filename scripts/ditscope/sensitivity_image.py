@@ -21,7 +21,7 @@ from ditscope.calibration_set import CalibrationSet, Reference
 from ditscope.models import Generator
 from ditscope.sensitivity_exact import Layer
 from ditscope.sensitivity_fast import Changes, back_end, random_signs, weight_changes
-from ditscope.sensitivity_table import IMAGE_METRIC
+from ditscope.sensitivity_table import BUCKETS, IMAGE_METRIC, WHOLE
 from ditscope.settings import Sensitivity
 
 
@@ -32,7 +32,7 @@ def image_effects(
     buckets: dict[Reference, str],
     settings: Sensitivity,
 ) -> list[dict[str, Any]]:
-    """One row for each layer, bit width, bucket, image and probe; `found` has whole trajectories.
+    """One row for each layer, bit width, bucket (and all of them together), image and probe, from whole trajectories.
 
     `image_rms` holds squared inner products over the number of values of the image: their mean estimates the mean
     square change of its values, which lie in [0, 1]. At least `settings.probes` probes are drawn over all images.
@@ -52,7 +52,10 @@ def image_effects(
         steps = [step.repeated(copies) for step in batches(model, found, buckets, settings.gradient_batch, chosen)]
         drawn = [reference.image for reference in steps[0].references]
         for _ in range(math.ceil(probes / copies)):
-            for (bucket, module), effects in probe_image(model, steps, list(names), changes, generator).items():
+            of_probe = probe_image(model, steps, list(names), changes, generator)
+            for module in names:
+                of_probe[WHOLE, module] = torch.stack([of_probe[b, module] for b in BUCKETS]).sum(0)
+            for (bucket, module), effects in of_probe.items():
                 for bits, squares in zip(settings.bits, effects.square().T, strict=True):
                     rows += [
                         {"layer": names[module], "bits": bits, "bucket": bucket, "image": image, IMAGE_METRIC: value}
