@@ -3,9 +3,9 @@
 python perf/image_effect.py [MODEL ...]
 
 For a few layers and bit widths of each shipped model: the predicted root mean square change of the image over the real
-one, by bucket of timesteps and over all steps; beside it what adding the buckets' squares would give, as if their errors
-were unlike. Last, every linear layer at 4 bits, against the sum of the layers' squares that plans minimise. 8 images,
-128 probes. The factor is a geometric mean over layers with its 95 % interval by Student's t.
+one, by bucket of timesteps and over all steps; beside it what adding the buckets' squares would give, as if their
+errors were unlike. Last, every linear layer at 4 bits, against the sum of the layers' squares that plans minimise.
+8 images, 128 probes. Factors are geometric means over layers with 95 % intervals by Student's t.
 """
 
 import sys
@@ -106,7 +106,8 @@ def compare(name: str, folder: Path) -> None:
     for key, values in ratios.items():
         found_ratio = mean_interval(np.array(values))
         middle, low, high = np.exp([found_ratio.mean, found_ratio.low, found_ratio.high])
-        print(f"  {key}: {middle:.2f} [{low:.2f}, {high:.2f}], layers {np.exp(min(values)):.2f} to {np.exp(max(values)):.2f}")
+        least, most = np.exp([min(values), max(values)])
+        print(f"  {key}: {middle:.2f} [{low:.2f}, {high:.2f}], layers {least:.2f} to {most:.2f}")
     column = SETTINGS.bits.index(4)
     everything = np.sqrt(sum(predicted(module, column, BUCKETS) for module in layers.values()))
     seen = np.sqrt(real({module: quantized(module, 4) for module in layers.values()}, BUCKETS))

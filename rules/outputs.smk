@@ -6,6 +6,7 @@ from pathlib import Path
 
 from snakemake.io import strip_wildcard_constraints
 
+from ditscope.catalog import table_files
 from ditscope.config import benchmark_cases, of_backends
 from ditscope.figures import PAPER_TABLES, available
 from ditscope.hardware import filed_under, hardware_id

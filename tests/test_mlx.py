@@ -203,7 +203,7 @@ def test_refusals_name_the_model(tmp_path):
     with pytest.raises(InputError, match=r"models\.b\.backend.*blip"):
         load_config({"models": models})
     models.pop("b")
-    with pytest.raises(InputError, match="backends: `cuda` is not a choice; valid: torch, mlx"):
+    with pytest.raises(InputError, match="backends: `cuda` is not one of torch, mlx"):
         load_config({"models": models, "backends": ["cuda"]})
     for stage in ("capture", "ablate"):
         with pytest.raises(InputError, match=f"{stage}.models: `m` runs on MLX"):

@@ -254,9 +254,7 @@ def test_bits_that_cannot_be_stored_are_not_planned(tmp_path, transformer):
     plan("tiny", [tmp_path / "t.parquet"], tmp_path / "p.json", Budget(bytes=10**9))
     assert set(load_plan(tmp_path / "p.json", transformer)["layers"].values()) == {4}
     write_table(rows.filter(bits=16), tmp_path / "t.parquet", "sensitivity")
-    with pytest.raises(
-        InputError, match=r"sensitivity.bits \[16\], .*no layer of `tiny` can be stored so"
-    ):
+    with pytest.raises(InputError, match=r"sensitivity.bits \[16\], .*no layer of `tiny` can be stored so"):
         plan("tiny", [tmp_path / "t.parquet"], tmp_path / "p.json", Budget(bytes=10**9))
     for group_size, bits in ((48, 4), (32, 7)):
         rows = sensitivity_rows(quantizable(transformer), group_size, "mlx", (bits,))

@@ -113,7 +113,9 @@ def test_layers_that_the_group_does_not_divide_stay_exact():
     apply_scheme(model, Scheme("intx-weight-only", bits=4, group_size=64))
     assert list(layer_configs(two_layers(), Scheme("intx-weight-only", bits=4, group_size=64))) == ["0"]
     assert torch.equal(model[2].weight, two_layers()[2].weight)
-    with pytest.raises(NotImplementedError, match="quantizes none of the 2 linear layers: 2 with sides that the kernel"):
+    with pytest.raises(
+        NotImplementedError, match="quantizes none of the 2 linear layers: 2 with sides that the kernel"
+    ):
         layer_configs(two_layers(), Scheme("sparse-2-4"))  # 32 is no multiple of its tile
 
 
@@ -144,7 +146,10 @@ def test_filters_leave_layers_exact(plan_file):
         (Scheme("int4-weight-only", group_size=128, skip_layers=["2"]), "1 with rows .*, 1 named by skip_layers"),
         (Scheme("plan", plan="b", skip_layers=["[02]"]), "2 named by skip_layers"),
         (Scheme("int8-weight-only", skip_layers=["2", "to_q*"]), "skip_layers: `to_q.` matches none of the 2 linear"),
-        (Scheme("base", skip_layers=["norm"]), "skip_layers: `norm` matches none of the 2 linear layers, .* as `0`, `2`"),
+        (
+            Scheme("base", skip_layers=["norm"]),
+            "skip_layers: `norm` matches none of the 2 linear layers, .* as `0`, `2`",
+        ),
     ],
 )
 def test_a_scheme_that_quantizes_nothing_is_refused(scheme, message, plan_file):

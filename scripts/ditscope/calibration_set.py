@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from ditscope.atomic import replacing, write_text
-from ditscope.errors import UNREADABLE, InputError, line
+from ditscope.errors import InputError, parsing, read_json
 from ditscope.prompts import Prompt
+from ditscope.shards import npy_bytes
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ KEYS = {
     "step_index": ("step_index", "arr_5"),
 }
 PLURAL = {"x": ("xs",), "timestep": ("timesteps",), "sigma": ("sigmas",), "step_index": ("step_indices",)}
+NUMPY = (TypeError, RuntimeError)  # beside what other parsers raise on damaged bytes
 RANKS = {"x": 4, "conditioning": 3, "pooled_conditioning": 2}
 GUIDANCE = ("cfg_weight", "cfg_scale")  # of a manifest: ours, and that of other programs
 TIMESTEP_TOLERANCE = 0.005  # of timestep / 1000 to sigma: bfloat16 timesteps are off by 0.004
@@ -88,21 +90,19 @@ def write_npz(path: Path, arrays: dict[str, Any]) -> None:
 def opened(file: Path) -> Iterator[Any]:
     """An NPZ archive whose every way to be broken is an InputError that names the file."""
     try:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise InputError(f"{file}: a single array, not an NPZ archive; write it with np.savez")
-        with archive:
-            yield archive
-    except InputError:
-        raise
+        with parsing(file, "truncated or damaged NPZ ({}); calibrate again, or copy it again", NUMPY):
+            try:
+                archive = np.load(file, allow_pickle=False)
+            except ValueError as error:
+                if "pickle" in str(error):
+                    raise InputError(f"{file}: pickled object; store plain arrays") from None
+                raise
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise InputError(f"{file}: a single array, not an NPZ archive; write it with np.savez")
+            with archive:
+                yield archive
     except FileNotFoundError:
         raise InputError(f"{file}: no such calibration sample; run the calibrate stage again") from None
-    except ValueError as error:
-        pickled = "pickle" in str(error)
-        what = "pickled object; store plain arrays" if pickled else f"unreadable ({line(error)}); make it again"
-        raise InputError(f"{file}: {what}") from None
-    except UNREADABLE as error:
-        raise InputError(f"{file}: truncated or damaged NPZ ({line(error)}); delete it and calibrate again") from None
 
 
 def find(archive: Any, file: Path, key: str) -> str:
@@ -116,14 +116,25 @@ def find(archive: Any, file: Path, key: str) -> str:
 
 def fetch(archive: Any, file: Path, name: str) -> np.ndarray:
     """One array of an archive; names the key where it is a pickled object or its bytes are damaged."""
-    try:
-        return archive[name]
-    except ValueError as error:
-        if "pickle" not in str(error) and "Object arrays" not in str(error):
-            raise InputError(f"{file}: key `{name}` is damaged ({error}); calibrate again") from None
-        raise InputError(f"{file}: key `{name}` is a pickled object; store a plain array") from None
-    except UNREADABLE as error:
-        raise InputError(f"{file}: key `{name}` is damaged ({line(error)}); calibrate again") from None
+    with parsing(file, f"key `{name}` is damaged ({{}}); calibrate again", NUMPY):
+        try:
+            check_size(archive, name)
+            return archive[name]
+        except ValueError as error:
+            if "pickle" in str(error) or "Object arrays" in str(error):
+                raise InputError(f"{file}: key `{name}` is a pickled object; store a plain array") from None
+            raise
+
+
+def check_size(archive: Any, name: str) -> None:
+    """Raise ValueError where the header of an array promises more bytes than its member has: NumPy would allocate them.
+
+    A deflated member is at most some 1,032 times its compressed size.
+    """
+    info = archive.zip.getinfo(name if name in archive.zip.namelist() else f"{name}.npy")
+    with archive.zip.open(info) as member:
+        if npy_bytes(member) > min(info.file_size, 1100 * info.compress_size + 1100):
+            raise ValueError("its header promises more than there is")
 
 
 def floats(archive: Any, file: Path, name: str) -> np.ndarray:
@@ -207,13 +218,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.exists():
         return {}
-    try:
-        manifest = json.loads(path.read_text())
-        int(manifest["n_completed"]), int(manifest["num_steps"])
-        if not all(isinstance(name, str) for name in manifest.get("sample_files") or []):
-            raise TypeError
-    except UNREADABLE:
-        raise InputError(f"{path}: not a manifest (JSON with n_completed and num_steps); calibrate again") from None
+    what = "not a manifest (JSON with n_completed and num_steps); calibrate again"
+    manifest, names = read_json(path, what), None
+    if all(type(manifest.get(key)) is int for key in ("n_completed", "num_steps")):
+        names = manifest.get("sample_files") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: {what}")
     if (version := manifest.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
         raise InputError(f"{path}: schema version {version}, this ditscope reads {SCHEMA_VERSION}; calibrate again")
     return manifest

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from ditscope.benchmark_columns import IDENTITY, QUALITY_TYPES
-from ditscope.benchmark_images import MADE_WITH, Images, check_kid_subset, read_images
+from ditscope.benchmark_columns import IDENTITY, NOISE_FLOOR, QUALITY_TYPES
+from ditscope.benchmark_images import FLOOR, MADE_WITH, Images, check_batch, check_kid_subset, read_images
 from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits
@@ -73,24 +73,37 @@ def quality(
     if reference:
         check_kid_subset(settings, len(reference), base.with_suffix(".tar"))
     for path, run in tables:
-        if reference and not run["reason"]:
+        if reference and not missing_images(run):
+            check_batch(dict(tables)[base], run.get("quality_batch"), base)
             check_match(path, read_images(path), base, reference)
 
     theirs = judged(reference, reference, extractors, settings, cache) if reference else None
     metrics = (*PAIRED, *(f"cosine_{name}" for name in settings.cosines), *OF_SETS)
     rows: list[dict] = []
     for path, run in tables:
-        if theirs is None or run["reason"]:
-            reason = run["reason"] or "the base left no images to compare with"
+        reason = missing_images(run)
+        if theirs is None or reason:
+            reason = reason or "the base left no images to compare with"
             measured = [row(metric, reason=reason) for metric in metrics]
         else:
             mine = judged(read_images(path), reference, extractors, settings, cache)
             measured = compare(theirs, mine, settings.kid_subset_size)
         rows += [{name: run[name] for name in IDENTITY} | m for m in measured]
         log_metrics(path.stem, measured)
+        if path == base and theirs is not None and run.get("floor_batch"):
+            again = {key: sample | {"png": sample[FLOOR]} for key, sample in reference.items()}
+            floor = judged(again, reference, extractors, settings, cache)
+            about = {"scheme": f"{run['scheme']}, batch {run['floor_batch']}", "kind": NOISE_FLOOR}
+            identity = {name: run[name] for name in IDENTITY} | about
+            rows += [identity | m for m in compare(theirs, floor, settings.kid_subset_size)]
     if reference and len(reference) < FID_LEAST_IMAGES:
         log.warning("%d images: fewer than %d, so no FID is a headline", len(reference), FID_LEAST_IMAGES)
     write_table(pl.DataFrame(rows, schema=QUALITY_TYPES), out, "benchmark.quality")
+
+
+def missing_images(run: dict) -> str:
+    """Why a run (row of `benchmark.run`) has no images to judge; empty where it has."""
+    return run["reason"] or run.get("images_reason") or ""
 
 
 def check_match(path: Path, found: Images, base: Path, reference: Images) -> None:
@@ -119,10 +132,9 @@ def judged(
 ) -> dict:
     """What the metrics read of a run's images, in the reference's order.
 
-    `pngs`; `prompts`, a text each; `features` (n, d); `more`: those of each embedder of `cosines` by name; and where the
-    embedder has a text
-    tower `alignment` (n,), the cosine of each image to its prompt, and `logits` (n, classes) of the zero-shot classes
-    that the settings name, else None.
+    `pngs`; `prompts`, a text each; `features` (n, d); `more`: those of each embedder of `cosines` by name; where the
+    embedder has a text tower `alignment` (n,), the cosine of each image to its prompt, and `logits` (n, classes) of the
+    zero-shot classes that the settings name, else None.
     """
     order = sorted(reference)
     pngs = [images[pair]["png"] for pair in order]

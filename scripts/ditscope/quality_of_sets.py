@@ -12,7 +12,7 @@ from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.features import feature_extractor
 from ditscope.intervals import mean_interval
-from ditscope.quality import OF_SETS, PAIRED, judged, log_metrics, row, set_metrics
+from ditscope.quality import OF_SETS, PAIRED, judged, log_metrics, missing_images, row, set_metrics
 from ditscope.settings import Benchmark, Embedder, Model
 from ditscope.tables import read_table, write_table
 
@@ -61,8 +61,8 @@ def quality_of_sets(
     table = read_table(run, "benchmark.run").row(0, named=True)
     identity = {name: table[name] for name in IDENTITY}
     metrics = (*PAIRED, *OF_SETS)
-    if table["reason"]:
-        rows = [row(metric, reason=table["reason"]) for metric in metrics]
+    if reason := missing_images(table):
+        rows = [row(metric, reason=reason) for metric in metrics]
     else:
         theirs, mine = (
             judged(images, images, extractors, replace(settings, cosines=[]), cache)

@@ -7,6 +7,7 @@ ditscope.sensitivity_fast). In both the effect on the finished image is estimate
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ditscope.calibration_set import (
     load_calibration,
     read_sample,
 )
+from ditscope.counts import check_complete
 from ditscope.errors import InputError
 from ditscope.families.common import DTYPES
 from ditscope.identity import file_digest
@@ -163,7 +165,11 @@ def finished(work: Work, parts: list[Path], mode: str, metrics: Sequence[str] = 
         "group_size": settings.group_size,
         "mode": mode,
     }
-    return tabulate(concat_tables(parts, SAMPLES), layers, constants, metrics, sizes)
+    table = tabulate(concat_tables(parts, SAMPLES), layers, constants, metrics, sizes)
+    asked = product((layer["layer"] for layer in layers), settings.bits)
+    left = table.select("layer", "bits").unique(maintain_order=True).rows()
+    check_complete(f"sensitivity of {work.network.model.name}", "layers and bits", asked, left)
+    return table
 
 
 def exact(work: Work) -> list[Path]:

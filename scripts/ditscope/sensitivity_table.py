@@ -27,8 +27,8 @@ KINDS = (
 LAYER_KINDS = tuple(kind for kind, _ in KINDS)
 COLUMNS = (
     "model", "backend", "layer", "kind", "depth", "module", "bits", "quantizer", "group_size", "shared_weights",
-    "bucket", "metric", "value", "value_std", "value_low", "value_high", "n_samples", "n_images", "parameters", "packed_bytes",
-    "mode",
+    "bucket", "metric", "value", "value_std", "value_low", "value_high", "n_samples", "n_images", "parameters",
+    "packed_bytes", "mode",
 )  # fmt: skip
 METRICS = ("psnr_db", "sqnr_db", "relative_l2")  # of the velocity
 IMAGE_METRIC = "image_rms"
