@@ -31,7 +31,7 @@ from ditscope.identity import file_digest
 from ditscope.models import Generator, load_generator, require_blocks, transformer_config
 from ditscope.packed import packed_bytes
 from ditscope.partial import publish, unfinished
-from ditscope.sensitivity_exact import Network, mlx_twin, network_of, score_layers
+from ditscope.sensitivity_exact import Layer, Network, mlx_twin, network_of, score_layers
 from ditscope.sensitivity_fast import estimate_layers
 from ditscope.sensitivity_image import image_effects
 from ditscope.sensitivity_table import IMAGE_METRIC, METRICS, assign_buckets, tabulate
@@ -143,24 +143,15 @@ def finished(work: Work, parts: list[Path], mode: str, metrics: Sequence[str] = 
     """Rows of the table `sensitivity` from the parts of a job."""
     settings = work.settings
     of_job = [layer for depth in work.depths for layer in work.network.at(depth)]
-    backend = work.network.model.entry.backend
-    itemsize = DTYPES[work.dtype].itemsize
     sizes = [
-        {
-            "layer": layer.name,
-            "bits": bits,
-            "packed_bytes": packed_bytes(
-                backend, layer.name, *layer.module.weight.shape, bits, settings.group_size, itemsize
-            ),
-        }
+        {"layer": layer.name, "bits": bits, "packed_bytes": packed_size(work, layer, bits)}
         for layer in of_job
-        if layer.module.weight.ndim == 2
         for bits in settings.bits
     ]
     layers = [layer.described(settings) for layer in of_job]
     constants = {
         "model": work.network.model.name,
-        "backend": backend,
+        "backend": work.network.model.entry.backend,
         "quantizer": settings.quantizer,
         "group_size": settings.group_size,
         "mode": mode,
@@ -170,6 +161,15 @@ def finished(work: Work, parts: list[Path], mode: str, metrics: Sequence[str] = 
     left = table.select("layer", "bits").unique(maintain_order=True).rows()
     check_complete(f"sensitivity of {work.network.model.name}", "layers and bits", asked, left)
     return table
+
+
+def packed_size(work: Work, layer: Layer, bits: int) -> int | None:
+    """Bytes of a layer at a bit width as the model's back end stores them; None where it cannot (convolutions)."""
+    if layer.module.weight.ndim != 2:
+        return None
+    rows, columns = layer.module.weight.shape
+    backend, itemsize = work.network.model.entry.backend, DTYPES[work.dtype].itemsize
+    return packed_bytes(backend, layer.name, rows, columns, bits, work.settings.group_size, itemsize)
 
 
 def exact(work: Work) -> list[Path]:
