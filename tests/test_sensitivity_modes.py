@@ -199,7 +199,8 @@ def trajectory(net: Euler, x: Tensor, swapped: dict[int, dict[str, Tensor]]) -> 
 def test_image_effect_is_the_derivative_of_the_whole_sampler():
     """Against forward-mode differentiation through all steps and the decoder, bucket by bucket."""
     net = Euler().requires_grad_(False)
-    family = SimpleNamespace(decode=lambda pipe, x: drawn(net, x))
+    decoded = []
+    family = SimpleNamespace(decode=lambda pipe, x: decoded.append(len(x)) or drawn(net, x))
     model = SimpleNamespace(name="net", family=family, pipe=SimpleNamespace(transformer=net), computes_on="cpu")
     x = torch.randn(3, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     states = trajectory(net, x, {})
@@ -208,6 +209,7 @@ def test_image_effect_is_the_derivative_of_the_whole_sampler():
     found = probe_image(model, steps, modules, weight_changes(model, SETTINGS), torch.Generator().manual_seed(7))
     signs = torch.randint(0, 2, (3, 6), generator=torch.Generator().manual_seed(7)) * 2.0 - 1
     assert found.keys() == {(bucket, module) for bucket in BUCKETS for module in modules}
+    assert decoded == [1, 1, 1], "the memory of a backward pass through the decoder is that of one image"
     for (bucket, module), effects in found.items():
         name = next(n for n, m in net.named_modules() if m is module) + ".weight"
         mine = [i for i, b in enumerate(OF_STEP) if b == bucket]

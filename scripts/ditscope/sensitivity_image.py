@@ -39,6 +39,7 @@ def image_effects(
     """
     for module in (model.pipe.transformer, model.pipe.vae):
         module.requires_grad_(False)
+    model.pipe.vae.enable_gradient_checkpointing()  # computes the decoder's parts twice rather than keep them
     names = {layer.module: layer.name for layer in layers}
     images = found.images()
     generator = torch.Generator().manual_seed(0)
@@ -74,10 +75,9 @@ def probe_image(
     sigmas = [*(float(batch.sigma) for batch in steps), 0.0]
     with torch.no_grad():
         last = steps[-1].x - sigmas[-2] * steps[-1].velocity(model)
-    with torch.enable_grad():
-        latents = last.detach().requires_grad_()
-        image = model.family.decode(model.pipe, latents)
-        (gradient,) = torch.autograd.grad(image, latents, random_signs(image, generator))
+    # One by one: the decoder keeps gigabytes of an image for its backward pass.
+    pulled = [pull_back_image(model, latents, generator) for latents in last.split(1)]
+    values, gradient = pulled[0][0], torch.cat([found for _, found in pulled])
     effects: dict[tuple[str, nn.Module], Tensor] = {}
     for batch, (sigma, following) in reversed(list(zip(steps, pairwise(sigmas), strict=True))):
         moving = replace(batch, x=batch.x.detach().requires_grad_())
@@ -87,4 +87,13 @@ def probe_image(
         for module, product in products.items():
             key = batch.bucket, module
             effects[key] = effects[key] + product if key in effects else product
-    return {key: effect / math.sqrt(image[0].numel()) for key, effect in effects.items()}
+    return {key: effect / math.sqrt(values) for key, effect in effects.items()}
+
+
+def pull_back_image(model: Generator, latents: Tensor, generator: torch.Generator) -> tuple[int, Tensor]:
+    """The number of values of an image, and the gradient of <u, image> by its latents (1, ...) for a random probe u."""
+    latents = latents.detach().requires_grad_()
+    with torch.enable_grad():
+        image = model.family.decode(model.pipe, latents)
+        (gradient,) = torch.autograd.grad(image, latents, random_signs(image, generator))
+    return image.numel(), gradient
