@@ -5,8 +5,8 @@ python perf/plan.py [MODEL ...]
 Measures the sensitivity of a shipped model on 8 calibration images, plans by the effect on images and, beside it, by
 the velocity's relative L2, and samples 64 prompts from the same starting noise under every plan (quantizer group, group
 size 32; convolutions stay exact). The prompts are of scenes that no shipped model was trained on, and that no choice in
-ditscope was made on. Intervals are 95 %, by Student's t over prompts, of paired differences where two plans are compared. Last, the plans
-along the frontier.
+ditscope was made on. Intervals are 95 %, by Student's t over prompts, of paired differences where two plans are
+compared. Last, the plans along the frontier.
 """
 
 import sys
