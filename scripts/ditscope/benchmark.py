@@ -32,11 +32,12 @@ from ditscope.memory import peaks, reset_peaks
 from ditscope.models import Generator, load_generator
 from ditscope.prompts import read_runs
 from ditscope.quantize import (
+    INDIVISIBLE,
     apply_scheme,
+    coverage,
     fuse_qkv,
     is_simulated,
     label,
-    layer_configs,
     mean_bits,
     nominal_bytes,
     stored_bytes,
@@ -112,13 +113,20 @@ def benchmark(
     transformer = generator.pipe.transformer
     if scheme.fuse_qkv:
         fuse_qkv(transformer)
+    configs, left = coverage(transformer, scheme, plan)
+    indivisible = [name for name, reason in left.items() if reason in INDIVISIBLE]
+    if indivisible:
+        log.warning("%s %s: %d layers cannot be divided: %s", name, config, len(indivisible), ", ".join(indivisible))
     made = {
         "dtype": model.dtype,
         "steps": model.steps,
         "guidance": model.guidance,
         "width": model.width,
         "height": model.height,
-        "quantized_layers": len(layer_configs(transformer, scheme, plan)),
+        "quantized_layers": len(configs),
+        "skipped_layers": len(left) - len(indivisible),
+        "indivisible_layers": len(indivisible),
+        "indivisible": ", ".join(indivisible),
         "mean_bits": mean_bits(transformer, scheme, plan),
         "nominal_bytes": nominal_bytes(transformer, scheme, plan),
         "simulated": is_simulated(transformer, scheme, plan),

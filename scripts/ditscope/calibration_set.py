@@ -142,7 +142,7 @@ def check_size(archive: Any, name: str) -> None:
 
 
 def floats(archive: Any, file: Path, name: str) -> np.ndarray:
-    """One array of an archive as finite C-ordered float32, whatever numbers it holds; bfloat16 is stored as 2-byte void.
+    """One array of an archive as finite C-ordered float32, whatever numbers it holds (bfloat16 as 2-byte void).
 
     16-bit floats convert exactly, float64 and integers to the nearest float32. Raises InputError for what is no number,
     and for NaN, infinity or values beyond float32's range.
