@@ -28,6 +28,7 @@ from ditscope.hardware import fingerprint, hardware_id
 from ditscope.latency import TIMING_TYPES, first_line, timed
 from ditscope.memory import peaks, reset_peaks
 from ditscope.models import Generator, load_generator
+from ditscope.paths import InputFile, InputFolder, OutputFolder
 from ditscope.prompts import read_runs
 from ditscope.quantize import (
     apply_scheme,
@@ -55,12 +56,12 @@ def benchmark(
     model: Model,
     schemes: dict[str, Scheme],
     embedders: dict[str, Embedder],
-    prompts: list[Path],
-    output_dir: Path,
+    prompts: list[InputFile],
+    output_dir: OutputFolder,
     config: str = "base",
     compile: str = "eager",
-    plan: Path | None = None,
-    reference_dir: Path | None = None,
+    plan: InputFile | None = None,
+    reference_dir: InputFolder | None = None,
     settings: Benchmark = Benchmark(),
 ) -> None:
     """Time, weigh and sample a model under the scheme `config`, and judge its images against `reference_dir`.

@@ -21,6 +21,7 @@ from ditscope.errors import InputError
 from ditscope.families.common import Conditioning
 from ditscope.models import Generator, load_generator, require_blocks
 from ditscope.partial import publish, unfinished
+from ditscope.paths import InputFile, OutputFolder
 from ditscope.patterns import select_indices
 from ditscope.prompts import read_prompts
 from ditscope.sampling import Observer, decode, encode_prompts, sample, starting_noise
@@ -44,8 +45,8 @@ class InputRecorder(Observer):
 def calibrate(
     name: str,
     model: Model,
-    prompt_csv: Path = Path("all_prompts.csv"),
-    calib_dir: Path = Path("calibration_data"),
+    prompt_csv: InputFile = Path("all_prompts.csv"),
+    calib_dir: OutputFolder = Path("calibration_data"),
     settings: Calibrate = Calibrate(),
 ) -> None:
     """Record the calibration set of one model: NPZ samples and images in shards, their manifest, activation statistics.

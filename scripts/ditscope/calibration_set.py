@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ditscope.errors import UNREADABLE, InputError, line
+from ditscope.paths import InputFolder
 from ditscope.prompts import Prompt
 
 log = logging.getLogger(__name__)
@@ -242,7 +243,7 @@ def read_sample(reference: Reference) -> dict[str, Any]:
     return sample
 
 
-def validate_calibration(folder: Path, model: str = "", num_steps: int = 0) -> CalibrationSet:
+def validate_calibration(folder: InputFolder, model: str = "", num_steps: int = 0) -> CalibrationSet:
     """Read every sample of a set; refuse what is broken, or made with another model or step count than given."""
     found = load_calibration(folder)
     check_made_with(folder, found, model, num_steps)

@@ -24,6 +24,7 @@ from ditscope.generate import describe
 from ditscope.identity import derived_seed, file_digest, generation_id
 from ditscope.models import Generator
 from ditscope.partial import publish, unfinished
+from ditscope.paths import InputFile, OutputFolder
 from ditscope.patterns import select_blocks, select_indices
 from ditscope.placement import load_placed
 from ditscope.prompts import read_runs
@@ -43,9 +44,9 @@ JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}  # small pictures of no
 def capture(
     name: str,
     model: Model,
-    output_dir: Path = Path("output"),
+    output_dir: OutputFolder = Path("output"),
     prompt: str = "",
-    prompts: list[Path] | None = None,
+    prompts: list[InputFile] | None = None,
     negative_prompt: str = "",
     seed: int = -1,
     num_steps: int = 0,
@@ -53,7 +54,7 @@ def capture(
     width: int = 0,
     height: int = 0,
     settings: CaptureSet = CaptureSet(),
-    partial: Path | None = None,
+    partial: OutputFolder | None = None,
 ) -> None:
     """Sample with a model while recording what its blocks put out; one folder `output_dir`/<generation id> a run.
 

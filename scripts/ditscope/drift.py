@@ -1,12 +1,12 @@
 """Drift: how far each state of a trajectory is from its first one, how far it steps, and how alike runs are."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from ditscope.identity import derived_seed
+from ditscope.paths import InputFile, OutputFolder
 from ditscope.series import autoregression, normality
 from ditscope.settings import Drift
 from ditscope.states import STATE, by_embedder, read_states, run_starts, unit, vectors
@@ -19,7 +19,9 @@ STEPS = [f"step_{name}" for name in DISTANCES]
 CHUNK = 8192  # rows whose distances are computed at once: bounds the float64 copies to CHUNK x d
 
 
-def drift(embeddings: list[Path], trajectories: list[Path], folder: Path, settings: Drift = Drift()) -> None:
+def drift(
+    embeddings: list[InputFile], trajectories: list[InputFile], folder: OutputFolder, settings: Drift = Drift()
+) -> None:
     """Measure the drift of every trajectory from its first state, with shuffled controls.
 
     Leaves in `folder`: drift.parquet (distances to the first state and to the previous one), similarity.parquet (every

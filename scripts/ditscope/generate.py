@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import time
-from pathlib import Path
 
 import polars as pl
 from tqdm import tqdm
@@ -11,6 +10,7 @@ from tqdm import tqdm
 from ditscope.identity import request_hash
 from ditscope.models import Generator, load_generator
 from ditscope.partial import publish, unfinished
+from ditscope.paths import InputFile, OutputFile, OutputFolder
 from ditscope.prompts import read_runs
 from ditscope.sampling import decode, encode_prompts, noise_of, sample, still
 from ditscope.settings import Generate, Model
@@ -28,12 +28,12 @@ COLUMNS = (
 def generate(
     name: str,
     model: Model,
-    prompts: Path,
-    images: Path,
-    manifest: Path | None = None,
-    timing: Path | None = None,
+    prompts: InputFile,
+    images: OutputFile,
+    manifest: OutputFile | None = None,
+    timing: OutputFile | None = None,
     settings: Generate = Generate(),
-    partial: Path | None = None,
+    partial: OutputFolder | None = None,
 ) -> None:
     """Sample every run of `prompts` (a table or a CSV) with one model into a WebDataset shard and its manifest.
 

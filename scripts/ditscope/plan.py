@@ -17,6 +17,7 @@ from scipy.sparse import coo_array
 
 from ditscope.errors import InputError
 from ditscope.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
+from ditscope.paths import InputFile, OutputFile
 from ditscope.sensitivity_table import IMAGE_METRIC, LAYER_KINDS
 from ditscope.settings import Budget, Plan
 from ditscope.tables import concat_tables
@@ -66,8 +67,8 @@ class Choices:
 
 def plan(
     model: str,
-    sensitivity: list[Path],
-    out: Path,
+    sensitivity: list[InputFile],
+    out: OutputFile,
     budget: Budget,
     settings: Plan = Plan(),
     budget_name: str = "budget",

@@ -22,6 +22,7 @@ from ditscope.frames import (
     wrap,
     write_film,
 )
+from ditscope.paths import InputFolder
 from ditscope.patterns import block_index, block_type
 from ditscope.settings import Video
 
@@ -39,7 +40,9 @@ class Shot:
     detail: str
 
 
-def create_visualization(generation_id: str, output_dir: Path = Path("output"), settings: Video = Video()) -> None:
+def create_visualization(
+    generation_id: str, output_dir: InputFolder = Path("output"), settings: Video = Video()
+) -> None:
     """Draw the decoded blocks of one captured generation: a film of blocks, one of steps, and a contact sheet.
 
     They are visualization_<id>.gif (or .mp4), denoising_<id>.gif (or .mp4) and contact_sheet_<id>.png in its folder.
