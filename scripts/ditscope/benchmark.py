@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +20,7 @@ from torchao.quantization.utils import recommended_inductor_config_setter
 from tqdm import tqdm
 
 from ditscope.benchmark_columns import FLAT_TYPES
-from ditscope.benchmark_images import check_kid_subset, check_made_with, read_images
+from ditscope.benchmark_images import check_kid_subset, check_made_with, is_of_a_set, read_images
 from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.flat_field import noise_growth
@@ -48,6 +49,7 @@ from ditscope.tables import read_table, write_table
 log = logging.getLogger(__name__)
 
 MLX_STATES = {"eager": "", "full": "", "regional": "MLX compiles the whole transformer at once; take `compile: full`"}
+BASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # the base in one type, as upstream names it
 RUN_TYPES = {"mean_bits": pl.Float64, "stored_bytes": pl.Int64, "images_sha256": pl.String}
 
 
@@ -56,8 +58,8 @@ def benchmark(
     model: Model,
     schemes: dict[str, Scheme],
     embedders: dict[str, Embedder],
-    prompts: list[InputFile],
     output_dir: OutputFolder,
+    prompts: Sequence[InputFile] = (Path("all_prompts.csv"),),
     config: str = "base",
     compile: str = "eager",
     plan: InputFile | None = None,
@@ -68,17 +70,21 @@ def benchmark(
 
     Leaves in `output_dir`, under `<config>-<compile>`: `.timing.parquet` (table `benchmark.run.timing`, a row a batch
     size: latency and memory), `.parquet` (table `benchmark.run`: what the scheme is and weighs), `.tar` (the images of
-    the first `num_images` runs of `prompts`: tables or CSVs), `.flat.parquet` (table `benchmark.run.flat`: the noise on
-    a flat field, a row a step count and seed). `reference_dir` holds such files of the base in eager mode, or is a
-    calibration set, whose images are compared as a set; with it, and unless `skip_metrics`, `quality.parquet` is left
-    as well.
+    the first `num_images` runs of `prompts`: tables, or CSVs whose prompts repeat with new seeds where they are fewer),
+    `.flat.parquet` (table `benchmark.run.flat`: the noise on a flat field, a row a step count and seed).
+
+    `config` is a scheme of the config, or fp32, fp16 or bf16: the base in that type. `reference_dir` holds such files
+    of the base in eager mode, or is a calibration set or its folder of images, which are compared as a set; with it,
+    and unless `skip_metrics`, `quality.parquet` is left as well.
     """
+    if config not in schemes and config in BASES:
+        schemes, model = {**schemes, config: Scheme("base")}, replace(model, dtype=BASES[config])
     if config not in schemes:
-        raise InputError(unknown("--config", config, schemes, "in the config's `schemes`"))
+        raise InputError(unknown("--config", config, [*schemes, *BASES], "in the config's `schemes`"))
     if compile not in COMPILE_STATES:
         raise InputError(unknown("--compile", compile, COMPILE_STATES, "a compile state"))
     scheme, model = schemes[config], requested(model, settings)
-    runs = [run for path in prompts for run in read_runs(path)]
+    runs = wanted_runs(prompts, settings.num_images)
     if len(runs) < settings.num_images and not settings.skip_metrics:
         raise InputError(
             f"benchmark.num_images: {settings.num_images}, but {', '.join(map(str, prompts))} hold {len(runs)} runs; "
@@ -87,7 +93,7 @@ def benchmark(
     if not settings.skip_metrics:
         check_kid_subset(settings, settings.num_images, "benchmark.num_images")
     # Imported by name: how images are judged is no part of the code whose edits make timings stale.
-    calibration = reference_dir is not None and (reference_dir / "manifest.json").exists()
+    calibration = reference_dir is not None and is_of_a_set(reference_dir)
     judge = "ditscope.quality_of_sets" if calibration else "ditscope.quality"
     its_own = label(scheme) == "base" and compile == "eager"
     if calibration and not settings.skip_metrics:
@@ -162,6 +168,15 @@ def benchmark(
         else:
             tables = dict.fromkeys([run, *sorted(reference_dir.glob("*-eager.parquet"))])
             import_module(judge).quality(list(tables), out, embedders, settings)
+
+
+def wanted_runs(prompts: Sequence[Path], count: int) -> list[dict]:
+    """The runs of tables or CSVs; those of CSVs start over with the next seed where they are fewer than `count`."""
+    runs = [run for path in prompts for run in read_runs(path)]
+    if not all(path.suffix == ".csv" for path in prompts):
+        return runs
+    rounds = range(max(1, -(-count // len(runs))))
+    return [run | {"seed": run["seed"] + number} for number in rounds for run in runs]
 
 
 def check_reference(folder: Path, name: str, model: Model) -> None:

@@ -1,15 +1,24 @@
 """Where things are in a capture folder, and its metadata; light enough for readers without torch."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ditscope.errors import UNREADABLE, InputError
+from ditscope.identity import generation_id
+from ditscope.settings import CaptureSet
 
 SCHEMA_VERSION = "1"
 METADATA = "metadata.json"
 IMAGE_FORMATS = ("jpg", "png")
+ELSEWHERE = ("generations", "max_bytes", "offload", "multi_gpu")  # settings that leave a generation's files as they are
 DECODED = {"x0": "decoded", "x_prev": "decoded_x_prev"}  # folder of each kind of decode
+
+
+def generation_name(request: str, settings: CaptureSet) -> str:
+    """The generation id that a request (its hash) has under these settings: other files, another id."""
+    return generation_id(request, {k: v for k, v in asdict(settings).items() if k not in ELSEWHERE})
 
 
 def step_file(index: int) -> str:

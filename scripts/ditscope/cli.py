@@ -48,6 +48,7 @@ COMMANDS = {
     "refine-codebook": ("refine.codebook:build_codebook", "quantize prompts and kept patches to pseudo-classes"),
     "refine-train": ("refine.train:train", "train the feature encoder and the one-step refiner"),
     "refine-diagnose": ("refine.diagnose:diagnose", "measure what the refiner learnt"),
+    "download": ("download:download", "get a model of the hub, after saying its size, licence and gating"),
     "check": ("prerequisites:check", "what this machine has, and which schemes can run on it"),
     "clean-caches": ("caches:clean_caches", "remove this project's caches and say how many bytes"),
     "publish": ("publish:publish", "every figure and table that a study's finished stages allow"),
@@ -64,11 +65,8 @@ MODELS = {
 }
 # Settings of which the config has several by name: its stage, the key there, and the option that names one.
 NAMED = {CaptureSet: ("capture", "sets", "capture_set"), Budget: ("plan", "budgets", "budget_name")}
-# Options that mean "the model's own" at this value, and the entry's key of it.
-OF_THE_MODEL = {
-    "num_steps": ("steps", 0), "guidance": ("guidance", -1.0), "cfg_scale": ("guidance", -1.0), "width": ("width", 0),
-    "height": ("height", 0),
-}  # fmt: skip
+# Options, and the value at which they mean what the model's entry says.
+OF_THE_MODEL = {"num_steps": 0, "guidance": -1.0, "cfg_scale": -1.0, "width": 0, "height": 0}
 RULE = (
     "Which value wins: what is typed, else the files of --configfile (merged over config.yaml), else the default "
     "that is shown. With --configfile this help shows the values of those files."
@@ -108,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub = commands.add_parser(name, help=what, argument_default=argparse.SUPPRESS, allow_abbrev=False)
             if argv[:1] == [name]:  # a stage's module may import torch: only the one that is asked for
                 add_function(sub, function_of(target), name, read_config(overlays) if overlays else None)
+                if {"-h", "--help"} & set(argv):
+                    sub.epilog = f"{RULE}{models_own(name, read_config(overlays), bool(overlays))}"
         commands.add_parser("schema", help="print the config's JSON Schema")
         commands.add_parser("reference", help="print the config reference")
         options = vars(parser.parse_args(argv))
@@ -189,7 +189,7 @@ def option_of(name: str, kind: Any, default: Any, help: str = "", choices: tuple
     """An option of the type `kind`: plain, a list, optional, or `Annotated` with what a path must be."""
     if get_origin(kind) in (UnionType, Union):
         kind = next(k for k in get_args(kind) if k is not type(None))
-    many = get_origin(kind) is list
+    many = get_origin(kind) in (list, Sequence)
     kind = get_args(kind)[0] if many else kind
     extra = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
     kind = get_args(kind)[0] if extra else kind
@@ -239,11 +239,21 @@ def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
 
 def shown(option: Option) -> str:
     """A default as `--help` says it."""
-    if option.name in OF_THE_MODEL and option.default == OF_THE_MODEL[option.name][1]:
+    if option.name in OF_THE_MODEL and option.default == OF_THE_MODEL[option.name]:
         return "the model's own"
     if isinstance(option.default, (list, tuple)):
         return " ".join(map(str, option.default)) or "none"
     return "none" if option.default in (None, "") else str(option.default)
+
+
+def models_own(command: str, config: Config, applied: bool) -> str:
+    """What "the model's own" means of the model that a command takes by default, for `--help`."""
+    name = default_model(command, config if applied else None)
+    if not isinstance(name, str) or name not in config.models:
+        return ""
+    entry = config.models[name]
+    own = {"steps": entry.steps, "guidance": entry.guidance, "size": f"{entry.width} x {entry.height}"}
+    return f"\n\nOf the model {name}: " + ", ".join(f"{key} {value}" for key, value in own.items())
 
 
 def path(text: str) -> Path:
@@ -278,7 +288,7 @@ def values_of(function: Callable[..., Any], command: str, config: Config, typed:
 def settings_of(kind: Any, config: Config, typed: Mapping[str, Any]) -> Any:
     """The config's settings of the dataclass `kind`; of several by name the chosen ones; None where it has none."""
     if kind in NAMED:
-        stage, key, option = NAMED[kind]
+        stage, key, _ = NAMED[kind]
         named = getattr(getattr(config, stage), key)
         name = chosen_name(kind, config, typed)
         if kind is CaptureSet and name and name not in named:

@@ -137,7 +137,8 @@ def decoded_picture(folder: Path, settings: Video, step: int, block: str) -> Pat
 def order_of(metadata: dict, settings: Video, folder: Path) -> list[tuple[int, str]]:
     """(step, block) of each frame in the order of the network: by number, never by name."""
     captured = metadata["captured_blocks"]
-    blocks = [b for b in captured if not settings.block_type or block_type(b) == settings.block_type]
+    every = settings.block_type in ("", "None")
+    blocks = [b for b in captured if every or block_type(b) == settings.block_type]
     if not blocks:
         kinds = ", ".join(dict.fromkeys(block_type(b) for b in captured))
         raise InputError(f"{folder}: holds no block of type `{settings.block_type}`; it has {kinds}")
