@@ -95,7 +95,8 @@ def benchmark(
     # Imported by name: how images are judged is no part of the code whose edits make timings stale.
     calibration = reference_dir is not None and is_of_a_set(reference_dir)
     judge = "ditscope.quality_of_sets" if calibration else "ditscope.quality"
-    its_own = label(scheme) == "base" and compile == "eager"
+    in_place = reference_dir is not None and reference_dir.resolve() == output_dir.resolve()
+    its_own = in_place and label(scheme) == "base" and compile == "eager"
     if calibration and not settings.skip_metrics:
         import_module(judge).check_calibration(reference_dir, name, model, settings)
     elif reference_dir and not (its_own or settings.skip_metrics):
@@ -166,7 +167,8 @@ def benchmark(
         if calibration:
             import_module(judge).quality_of_sets(run, reference_dir, out, embedders, settings)
         else:
-            tables = dict.fromkeys([run, *sorted(reference_dir.glob("*-eager.parquet"))])
+            theirs = sorted(reference_dir.glob("*-eager.parquet"))  # the first base among them is the reference
+            tables = dict.fromkeys([run, *theirs] if in_place else [*theirs, run])
             import_module(judge).quality(list(tables), out, embedders, settings)
 
 

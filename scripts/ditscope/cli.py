@@ -180,8 +180,8 @@ def options_of(function: Callable[..., Any], command: str = "", config: Config |
                     about = f.metadata["help"], f.metadata["choices"]
                     options.setdefault(f.name, option_of(f.name, types[f.name], default_of(f), *about))
         elif not (name == "name" and any(k in REGISTRIES for k in hints.values())):
-            option = option_of(name, extras[name], parameter.default)
-            options[name] = replace(option, by_place=by_place(parameter))
+            found = option_of(name, extras[name], parameter.default)
+            options[name] = replace(found, by_place=by_place(parameter))
     return list(options.values())
 
 
@@ -228,13 +228,14 @@ def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
     if option.choices:
         extra["choices"] = option.choices
     kind = {bool: boolean, Path: path}.get(option.kind, option.kind)
-    name = option.kind.__name__.upper()
+    name = option.name.upper() if option.by_place else option.kind.__name__.upper()
     if option.kind is bool:
         parser.add_argument(*option.spellings, nargs="?", const=True, type=kind, metavar="True|False", **extra)
     elif option.many:
         parser.add_argument(*option.spellings, nargs="+", type=kind, metavar=name, **extra)
     else:
-        parser.add_argument(*option.spellings, type=kind, **({} if option.choices else {"metavar": name}), **extra)
+        extra |= {} if option.choices else {"metavar": name}
+        parser.add_argument(*option.spellings, type=kind, **extra)
 
 
 def shown(option: Option) -> str:

@@ -51,11 +51,11 @@ def download(
     with hub_errors(entry.source, entry.revision):
         info = HfApi().model_info(entry.source, revision=entry.revision or None, files_metadata=True)
     sizes = wanted_files(info, index)
-    size, licence = sum(sizes.values()), dict(info.card_data or {}).get("license_name") or licence_of(info)
+    size = sum(sizes.values())
     gated = "gated: accept its licence there, and set HF_TOKEN" if info.gated else "not gated"
     print(
         f"{name}: https://huggingface.co/{entry.source} at {info.sha}: {size / 1e9:.2f} GB in {len(sizes)} files, "
-        f"licence {licence}, {gated}",
+        f"licence {licence_of(info)}, {gated}",
         flush=True,
     )
     if not entry.revision:
@@ -103,8 +103,9 @@ def wanted_files(info: Any, index: str) -> dict[str, int]:
 
 
 def licence_of(info: Any) -> str:
-    """The licence that a repository's tags name."""
-    return next((tag.partition(":")[2] for tag in info.tags or [] if tag.startswith("license:")), "not said")
+    """The licence that a repository's card names."""
+    names = [getattr(info.card_data, key, None) for key in ("license_name", "license")]
+    return next(filter(None, names), "not said")
 
 
 @contextmanager
