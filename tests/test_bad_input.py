@@ -148,7 +148,7 @@ def test_unwritable_output_is_refused_before_any_model_loads(tmp_path, monkeypat
     images = tmp_path / "file" / "shard.tar"
     prompts = str(workflow.ROOT / "prompts/tiny.csv")
     assert main(["generate", "--model", "shapes-flux", "--prompts", prompts, "--images", str(images)]) == 2
-    assert f"{images}: cannot be written (" in capsys.readouterr().err
+    assert f"--images: {images}: {tmp_path / 'file'} is a file, so nothing can be below it" in capsys.readouterr().err
 
 
 def test_unwritable_results_stop_the_workflow_before_a_job(tmp_path):
