@@ -36,7 +36,8 @@ def made(tmp_path, monkeypatch):
         return replace(tiny_generator("flux", name), entry=entry)
 
     monkeypatch.setattr(stage, "load_placed", load)
-    monkeypatch.setattr("ditscope.capture.selection", lambda *_: (["double_block_0", "single_block_1"], [0, 4]))
+    blocks = [f"{kind}_block_{i}" for kind in ("double", "single") for i in (0, 1)]
+    monkeypatch.setattr(stage, "block_names", lambda *_: blocks)
     monkeypatch.setattr("ditscope.generate.prompt_tokens", lambda model, prompt: (3, False))
 
     def make(prompt="a ring", **more) -> set[str]:
