@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
 from tqdm import tqdm
 
+from ditscope.atomic import replacing
 from ditscope.block_names import block_names
 from ditscope.capture_files import in_memory, load_capture
 from ditscope.capture_layout import (
@@ -24,17 +25,19 @@ from ditscope.capture_layout import (
     decoded_file,
     generation_name,
     read_metadata,
+    rows_of_runs,
     write_metadata,
 )
+from ditscope.counts import check_complete
 from ditscope.errors import InputError
-from ditscope.generate import describe
+from ditscope.generate import RUN, describe
 from ditscope.identity import derived_seed, file_digest
 from ditscope.models import Generator
 from ditscope.partial import publish, unfinished
 from ditscope.paths import InputFile, OutputFolder
 from ditscope.patterns import select_blocks, select_indices
 from ditscope.placement import load_placed
-from ditscope.prompts import read_runs
+from ditscope.prompts import check_seed, read_runs
 from ditscope.recorder import Recorder
 from ditscope.sampling import decode, encode_prompts, sample, starting_noise
 from ditscope.settings import CaptureSet, Model
@@ -63,13 +66,14 @@ def capture(
     settings: CaptureSet = CaptureSet(),
     partial: OutputFolder | None = None,
 ) -> None:
-    """Sample with a model while recording what its blocks put out; one folder `output_dir`/<generation id> a run.
+    """Sample with a model while recording what its blocks put out; one folder `output_dir`/<generation id> a picture.
 
     Runs are `prompt` with `seed` (-1: one derived from the prompt, and recorded) or the first `settings.generations`
     of the tables (or prompt CSVs) `prompts`. num_steps, guidance, width and height replace the model entry's where
-    they are given. A run that is complete in `partial` is not sampled again; no unfinished one reaches `output_dir`.
-    What is in `output_dir` stays: a finished capture of the same request and settings is not made again, and a folder
-    of that name that holds anything else is refused.
+    they are given. Runs that ask for the same picture share its folder, whose metadata and tables name each. A run that
+    is complete in `partial` is not sampled again; no unfinished one reaches `output_dir`. What is in `output_dir`
+    stays: a finished capture of the same request and settings is not made again, and a folder of that name that holds
+    anything else is refused.
     """
     runs = read_captured_runs(prompt, prompts, negative_prompt, seed, settings.generations)
     entry = override(name, model, num_steps, guidance, width, height)
@@ -82,15 +86,16 @@ def capture(
         for run in runs:
             record = describe(loaded, run)
             gid = generation_name(record["request_hash"], settings)
-            first = records.setdefault(gid, record)
+            first = records.setdefault(gid, record | {"runs": []})
+            first["runs"].append({key: run[key] for key in RUN})
             if first["request_hash"] != record["request_hash"]:
                 both = f"{first['prompt_id']} and {record['prompt_id']}"
                 raise InputError(f"prompts {both} share the generation id {gid}; capture them apart")
-        there = [gid for gid, record in records.items() if is_captured(output_dir / gid, record["request_hash"])]
-        for gid in there:
+        kept = [gid for gid, record in records.items() if is_captured(output_dir / gid, record["request_hash"])]
+        for gid in kept:
             log.info("%s: generation %s is already captured; %s is kept as it is", name, gid, output_dir / gid)
         for position, (gid, record) in enumerate(records.items()):
-            if gid in there:
+            if gid in kept:
                 continue
             if (parts / gid).exists():
                 log.info("%s: generation %s is already captured", name, gid)
@@ -103,8 +108,13 @@ def capture(
             os.replace(folder, parts / gid)
         writable(output_dir)
         for gid in records:
-            if gid not in there:
+            if gid not in kept:
                 shutil.move(parts / gid, output_dir / gid)
+        there = [
+            r for gid, r in records.items() if read_metadata(output_dir / gid)["request_hash"] == r["request_hash"]
+        ]
+        left = [(run["prompt_id"], run["seed"]) for record in there for run in record["runs"]]
+        check_complete(output_dir, "runs (prompt_id, seed)", [(run["prompt_id"], run["seed"]) for run in runs], left)
     finally:
         if not any(part.is_dir() and part.suffix != ".unfinished" for part in parts.iterdir()):  # nothing to resume at
             publish(parts)
@@ -130,9 +140,9 @@ def read_captured_runs(prompt: str, prompts: list[Path] | None, negative: str, s
     if bool(prompt) == bool(prompts):
         raise InputError("give either `prompt` or `prompts` (tables or CSVs of prompts)")
     if prompts:
-        runs = [run for path in prompts for run in read_runs(path)]
+        runs = read_runs(*prompts)
         return runs[:limit] if limit else runs
-    derived = seed == -1
+    derived = check_seed("--seed", seed) == -1
     return [
         {
             "prompt_id": "prompt",
@@ -205,7 +215,7 @@ def capture_run(
         latents = sample(model, noise, cond, [recorder])
         image = Image.fromarray(decode(model, latents)[0].numpy())
         save_image(image, folder / f"img_0.{settings.image_format}", record, settings.add_sampling_metadata)
-        write_table(recorder.table(), folder / "statistics.parquet", "capture_statistics")
+        write_table(rows_of_runs(recorder.table(), record), folder / "statistics.parquet", "capture_statistics")
         write_metadata(recorder.metadata() | {"decoded": list(kinds)}, recorder.intermediates)
         if kinds:
             decode_blocks(model, recorder.intermediates, kinds)
@@ -258,7 +268,8 @@ def decode_blocks(model: Generator, intermediates: Path, kinds: Sequence[str]) -
                 batch = names[begin : begin + DECODE_BATCH]
                 images = decode(model, torch.cat([states[name] for name in batch]).to(dtype))
                 for name, image in zip(batch, images.numpy(), strict=True):
-                    Image.fromarray(image).save(decoded_file(intermediates, kind, index, name), **JPEG)
+                    with replacing(decoded_file(intermediates, kind, index, name)) as partial:
+                        Image.fromarray(image).save(partial, "JPEG", **JPEG)
 
 
 def save_image(image: Image.Image, path: Path, record: dict, add_prompt: bool) -> None:
@@ -269,13 +280,14 @@ def save_image(image: Image.Image, path: Path, record: dict, add_prompt: bool) -
     data = Image.Exif()
     for name, text in about.items():
         data[ExifTags.Base[name]] = text.encode()
-    if path.suffix == ".jpg":
-        image.save(path, **JPEG, exif=data)
-    else:
-        chunks = PngImagePlugin.PngInfo()
-        for name, text in about.items():
-            chunks.add_itxt(PNG_KEYWORDS.get(name, name), text)
-        image.save(path, pnginfo=chunks, exif=data)
+    chunks = PngImagePlugin.PngInfo()
+    for name, text in about.items():
+        chunks.add_itxt(PNG_KEYWORDS.get(name, name), text)
+    with replacing(path) as partial:
+        if path.suffix == ".jpg":
+            image.save(partial, "JPEG", **JPEG, exif=data)
+        else:
+            image.save(partial, "PNG", pnginfo=chunks, exif=data)
 
 
 def pack_single_file(intermediates: Path, model: str) -> None:
@@ -288,7 +300,8 @@ def pack_single_file(intermediates: Path, model: str) -> None:
     metadata = data["metadata"]
     steps, metadata["files"] = metadata["files"], {}
     single = intermediates / f"capture_{stamp}.pt"
-    torch.save(data, single)
+    with replacing(single) as partial:
+        torch.save(data, partial)
     metadata["files"] = {single.name: {"sha256": file_digest(single, 256), "bytes": single.stat().st_size}}
     for name in [*steps, METADATA]:
         (intermediates / name).unlink()
