@@ -16,7 +16,8 @@ from ditscope.errors import InputError
 from ditscope.settings import Calibrate, CaptureSet
 from tiny_models import ENTRIES, tiny_generator
 
-SETTINGS = Calibrate(num_images=3, num_steps=4, cfg_weight=2.5, shard_size=2, slice_size=1)
+FLUX = replace(ENTRIES["flux"], steps=2)
+SETTINGS = Calibrate(num_images=3, num_steps=2, cfg_weight=2.5, shard_size=2, slice_size=1)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -41,14 +42,14 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr("ditscope.generate.prompt_tokens", lambda model, prompt: (3, False))
 
     def make(prompt="a ring", **more) -> set[str]:
-        capture("tiny", ENTRIES["flux"], tmp_path / "output", prompt=prompt, seed=1, **more)
+        capture("tiny", FLUX, tmp_path / "output", prompt=prompt, seed=1, **more)
         return {folder.name for folder in captures_in(tmp_path / "output")}
 
     return make
 
 
 CHANGES = {
-    "steps": {"num_steps": 4}, "guidance": {"guidance": 2.0}, "size": {"width": 64},
+    "steps": {"num_steps": 3}, "guidance": {"guidance": 2.0}, "size": {"width": 64},
     "negative prompt": {"negative_prompt": "x"},
     "blocks": {"settings": CaptureSet(blocks="double:*")}, "captured steps": {"settings": CaptureSet(steps="0")},
     "decodes": {"settings": CaptureSet(decode=["x_prev"])},
@@ -107,7 +108,7 @@ def test_a_new_prompt_among_captured_ones(made, tmp_path):
     (first,) = made()
     request = read_metadata(tmp_path / "output" / first)["request_hash"]
     assert first == generation_name(request, CaptureSet())
-    capture("tiny", ENTRIES["flux"], tmp_path / "output", prompts=[csv], settings=CaptureSet())
+    capture("tiny", FLUX, tmp_path / "output", prompts=[csv], settings=CaptureSet())
     assert len(captures_in(tmp_path / "output")) == 2
 
 
@@ -130,7 +131,7 @@ def calibrated(tmp_path, monkeypatch):
 
 def test_samples_and_images_are_links_to_the_shards_files(calibrated):
     folder = calibrated()
-    assert len(list(folder.glob("samples/*.npz"))) == 12 and len(list(folder.glob("images/*.png"))) == 3
+    assert len(list(folder.glob("samples/*.npz"))) == 6 and len(list(folder.glob("images/*.png"))) == 3
     for name in ("samples/00000_000.npz", "images/00000.png"):
         assert (folder / name).samefile(folder / f"shards/00000/{name.removeprefix('samples/')}")
     whole = contents(folder)

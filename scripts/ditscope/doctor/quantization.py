@@ -10,9 +10,7 @@ from ditscope.doctor.books import benchmark_stems, beside
 from ditscope.doctor.images import ENTRY
 from ditscope.doctor.study import Study
 
-SENSITIVITY = (
-    "model layer kind depth module bits quantizer group_size bucket metric value n_samples n_images parameters"
-)
+SENSITIVITY = "model layer kind depth module bits quantizer group_size bucket metric value n_samples n_images parameters"
 RUN = "model hardware scheme kind compile dtype steps guidance width height images images_sha256 reason"
 TIMING = "model hardware scheme compile batch latency_median_ms reason"
 JOINED = {
