@@ -103,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     overlays = overlays_of(argv)
     try:
+        for overlay in overlays:
+            check_path(overlay, PathKind.INPUT_FILE, "--configfile")
         for name, (target, what) in COMMANDS.items():
             sub = commands.add_parser(name, help=what, argument_default=argparse.SUPPRESS, allow_abbrev=False)
             if argv[:1] == [name]:  # a stage's module may import torch: only the one that is asked for
