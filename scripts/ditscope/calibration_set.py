@@ -19,6 +19,7 @@ import numpy as np
 
 from ditscope.atomic import replacing, write_text
 from ditscope.errors import InputError, parsing, read_json
+from ditscope.paths import InputFolder
 from ditscope.prompts import Prompt, check_seed
 from ditscope.shards import npy_bytes
 
@@ -381,7 +382,7 @@ def check_fits(sample: dict[str, Any], file: Path, name: str, config: dict[str, 
         )
 
 
-def validate_calibration(folder: Path, model: str = "", num_steps: int = 0) -> CalibrationSet:
+def validate_calibration(folder: InputFolder, model: str = "", num_steps: int = 0) -> CalibrationSet:
     """Read every sample of a set; refuse what is broken, or made with another model or step count than given."""
     found = load_calibration(folder)
     check_made_with(folder, found, model, num_steps)
