@@ -27,7 +27,7 @@ from ditscope.placement import keep_encoders_in_host_memory
 from ditscope.refine.codebook import build_codebook
 from ditscope.sampling import encode_prompts, noise_of, sample
 from ditscope.sensitivity_fast import random_signs
-from ditscope.sensitivity_image import decoder_gradient
+from ditscope.sensitivity_image import pull_back_image
 from ditscope.settings import Calibrate, Model, Sensitivity
 from ditscope.tables import read_table
 from fake_device import DEVICE, accelerator, moved
@@ -193,9 +193,12 @@ def test_decoding_image_by_image_and_block_by_block_leaves_the_gradient(monkeypa
     image = model.family.decode(model.pipe, latents)
     (whole,) = torch.autograd.grad(image, latents, random_signs(image, torch.Generator().manual_seed(5)))
     generator = torch.Generator().manual_seed(5)
-    parts = [decoder_gradient(model, one, generator) for one in latents.split(1)]
-    torch.testing.assert_close(torch.cat([gradient for gradient, _ in parts]), whole)
-    assert {values for _, values in parts} == {image[0].numel()}
+    checkpointed = []
+    decode = model.family.decode
+    model.family.decode = lambda pipe, x: checkpointed.append(pipe.vae.is_gradient_checkpointing) or decode(pipe, x)
+    parts = [pull_back_image(model, one, generator) for one in latents.split(1)]
+    torch.testing.assert_close(torch.cat([gradient for _, gradient in parts]), whole)
+    assert {values for values, _ in parts} == {image[0].numel()} and checkpointed == [True] * 3
     assert not model.pipe.vae.is_gradient_checkpointing
 
 

@@ -29,18 +29,20 @@ def test_every_rule_that_loads_a_model_asks_for_its_memory():
 
 
 def hub_entries() -> dict[str, dict]:
-    """The hub models of every overlay, by overlay, registry and name."""
+    """The hub models of the config and of every overlay over it, by overlay, registry and name."""
     found = {}
-    for path in sorted((ROOT / "experiments").glob("*.yaml")):
-        config = yaml.safe_load(path.read_text())
+    base = yaml.safe_load((ROOT / "config.yaml").read_text())
+    for path in [ROOT / "config.yaml", *sorted((ROOT / "experiments").glob("*.yaml"))]:
+        overlay = yaml.safe_load(path.read_text())
         for registry in ("models", "embedders"):
-            for name, entry in (config.get(registry) or {}).items():
+            for name in base[registry] | (overlay.get(registry) or {}):
+                entry = base[registry].get(name, {}) | (overlay.get(registry) or {}).get(name, {})
                 if "revision" in entry:
                     found[f"{path.stem} {registry}.{name}"] = entry
     return found
 
 
-def test_hub_models_of_overlays_say_what_they_take():
+def test_hub_models_say_what_they_take():
     """Before a download only the entry knows. Billions of parameters at two bytes or, as stored, four."""
     entries = hub_entries()
     assert len(entries) > 15 and all(entry.get("memory_mb") for entry in entries.values())
@@ -55,8 +57,8 @@ def test_hub_models_of_overlays_say_what_they_take():
         for part, (low, high) in bounds.items():
             if part in entry["source"]:
                 assert low <= entry["memory_mb"] <= high, where
-    with_t5 = [e["memory_mb"] for e in entries.values() if "diffusion-3" in e["source"] and e.get("use_t5", True)]
-    assert with_t5 and min(with_t5) > 15_000
+        if "diffusion-3" in entry["source"]:
+            assert (entry["memory_mb"] > 15_000) == entry.get("use_t5", True), where
 
 
 def test_memory_of_a_folder_is_that_of_what_is_loaded():
@@ -66,10 +68,10 @@ def test_memory_of_a_folder_is_that_of_what_is_loaded():
     everything, t5 = sum(numbers.values()), numbers["text_encoder_3"]
     stored = sum(p.stat().st_size for p in (ROOT / "models/shapes-sd3").rglob("*.safetensors"))
     folder = ROOT / "models/shapes-sd3"
-    assert weight_bytes(folder, "model_index.json", 4) == pytest.approx(max(4 * everything, stored), rel=0.01)
-    without = weight_bytes(folder, "model_index.json", 4, False)
-    assert weight_bytes(folder, "model_index.json", 4) - without == pytest.approx(4 * t5, rel=0.01)
-    assert host_memory_mb(entry) == -(-weight_bytes(folder, "model_index.json", 4) // 1_000_000)
+    assert weight_bytes(folder / "model_index.json", 4) == pytest.approx(max(4 * everything, stored), rel=0.01)
+    without = weight_bytes(folder / "model_index.json", 4, False)
+    assert weight_bytes(folder / "model_index.json", 4) - without == pytest.approx(4 * t5, rel=0.01)
+    assert host_memory_mb(entry) == -(-weight_bytes(folder / "model_index.json", 4) // 1_000_000)
 
 
 def weights(part: str) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ from functools import cache
 from math import ceil, prod
 from pathlib import Path
 
-from ditscope.models import is_generator, source_folder
+from ditscope.models import download_mark
 from ditscope.settings import Embedder, Model
 
 MB = 1_000_000
@@ -23,25 +23,19 @@ def host_memory_mb(entry: Model | Embedder, dtype: str = "") -> int:
     itemsize = BYTES[dtype or own]
     if entry.memory_mb or not entry.source:
         return entry.memory_mb * itemsize // BYTES[own]
-    folder = source_folder(entry)
-    if isinstance(entry, Embedder):
-        size = weight_bytes(folder, "config.json", itemsize)
-    else:
-        index = "model_index.json" if is_generator(entry) else "config.json"
-        size = weight_bytes(folder, index, itemsize, entry.use_t5)
-    return ceil(size / MB)
+    return ceil(weight_bytes(download_mark(entry), itemsize, getattr(entry, "use_t5", True)) / MB)
 
 
 @cache
-def weight_bytes(folder: Path, index: str, itemsize: int, with_t5: bool = True) -> int:
-    """Bytes of a folder's weights as values of `itemsize` bytes, or as stored where that is more.
+def weight_bytes(index: Path, itemsize: int, with_t5: bool = True) -> int:
+    """Bytes of the weights beside an index file as values of `itemsize` bytes, or as stored where that is more.
 
-    Of a diffusers folder the components that its `index` names, of any other all. Half-precision variants
+    Of a diffusers folder the components that its index names, of any other all. Half-precision variants
     (`*.fp16.safetensors`) lie beside the weights that are loaded, and do not count.
     """
-    names = json.loads((folder / index).read_text())
+    names = json.loads(index.read_text())
     pipeline = [key for key, what in names.items() if isinstance(what, list) and (with_t5 or what[1] != T5)]
-    parts = [folder / key for key in pipeline] if index == "model_index.json" else [folder]
+    parts = [index.parent / key for key in pipeline] if index.name == "model_index.json" else [index.parent]
     files = [file for part in parts for file in sorted(part.glob("*.safetensors"))]
     return sum(max(f.stat().st_size, values(f) * itemsize) for f in files if not f.stem.endswith(VARIANTS))
 
