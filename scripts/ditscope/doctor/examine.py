@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ditscope.doctor.books import MISSING, check_checksums, check_left_over, check_missing, check_tables
-from ditscope.doctor.images import check_calibrate, check_capture, check_generate, check_prompts
+from ditscope.doctor.calibration import check_calibrate
+from ditscope.doctor.captures import check_ablate, check_blocks, check_capture
+from ditscope.doctor.images import check_generate, check_prompts
 from ditscope.doctor.pictures import check_publish, check_refine, check_video
 from ditscope.doctor.quantization import check_benchmark, check_plan, check_sensitivity
 from ditscope.doctor.study import Finding, Study, document, open_study
@@ -19,6 +21,8 @@ CHECKS: dict[str, Callable[[Study], None]] = {
     "prompts": check_prompts,
     "generate": check_generate,
     "capture": check_capture,
+    "blocks": check_blocks,
+    "ablate": check_ablate,
     "calibrate": check_calibrate,
     "sensitivity": check_sensitivity,
     "plan": check_plan,
