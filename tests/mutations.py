@@ -31,7 +31,10 @@ def row_mutants(table: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
     """Copies of a table with a row less or one twice, and what was done."""
     for row in dict.fromkeys((0, len(table) - 1)) if len(table) else ():
         yield f"without row {row}", table.filter(pl.int_range(pl.len()) != row)
-        yield f"row {row} twice", pl.concat([table.head(row + 1), table[row : row + 1], table.tail(len(table) - row - 1)])
+        yield (
+            f"row {row} twice",
+            pl.concat([table.head(row + 1), table[row : row + 1], table.tail(len(table) - row - 1)]),
+        )
 
 
 SOME = {pl.String: "x", pl.Int64: 1, pl.Int32: 1, pl.Float64: 0.5, pl.Boolean: True, pl.List: [1]}

@@ -63,7 +63,9 @@ def check_calibrate(study: Study) -> None:
                 with study.noting("calibrate", (Path(file).parent / name).as_posix(), owner):
                     check_picture(folder / name)
             samples = {path.relative_to(folder).as_posix() for shard in shards for path in shard.glob("*.npz")}
-            study.same_rows("calibrate", file, sorted(manifest["sample_files"]), sorted(samples), "samples of the shards")
+            study.same_rows(
+                "calibrate", file, sorted(manifest["sample_files"]), sorted(samples), "samples of the shards"
+            )
 
 
 def check_shard(study: Study, shard: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -182,9 +184,7 @@ def check_activations(
             study.agree("calibrate", file, table, wanted)
 
 
-def check_part(
-    study: Study, file: str, owner: str, part: pl.DataFrame, model: str, sigmas: dict[int, float]
-) -> None:
+def check_part(study: Study, file: str, owner: str, part: pl.DataFrame, model: str, sigmas: dict[int, float]) -> None:
     """Statistics of a slice of images: of this model, at the samples' noise levels, in an order that can be."""
     if part["model"].to_list() != [model] * len(part):
         study.note("calibrate", file, f"holds another model than {model}", owner)
@@ -204,4 +204,6 @@ def check_part(
         study.note("calibrate", file, "has channels whose `channel_min` is above `channel_max`", owner)
     for name, least in (("channel_p99", np.zeros(1)), ("channel_p999", arrays["channel_p99"] * 0.9999 - 1e-6)):
         if (arrays[name] < least).any() or (arrays[name] > largest * counts).any():
-            study.note("calibrate", file, f"column `{name}` is not between the smaller percentile and the largest", owner)
+            study.note(
+                "calibrate", file, f"column `{name}` is not between the smaller percentile and the largest", owner
+            )

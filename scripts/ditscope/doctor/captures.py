@@ -1,6 +1,7 @@
 """Checks of captures and of what is read off them: blocks, ablation."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,23 @@ from ditscope.capture_layout import IMAGE_FORMATS, decoded_file, intermediates_o
 from ditscope.checksums import files_of
 from ditscope.doctor.images import (
     ENTRY,
-    REQUEST,
     RUN,
     check_picture,
     check_png,
     check_requests,
     image_rows,
     prompt_tables,
+    request_of,
 )
 from ditscope.doctor.study import Study, alike
 from ditscope.errors import InputError
-from ditscope.identity import file_digest, generation_id, request_hash
+from ditscope.identity import BASE, file_digest, generation_id, weights_id
 from ditscope.models import check_safetensors
 from ditscope.patterns import block_index, block_type, select_blocks, select_indices
 
-STATISTICS = "generation_id prompt_id model step sigma block block_type block_index depth stream half tokens mean std rms"
+STATISTICS = (
+    "generation_id prompt_id model step sigma block block_type block_index depth stream half tokens mean std rms"
+)
 STATISTICS += " absmax mean_token_norm token_norms"
 PLACE = ("generation_id", "prompt_id", "model", "step", "sigma", "block", "block_type", "block_index", "depth")
 STATISTIC = 1e-4  # float32 sums of a GPU against those of a CPU
@@ -36,12 +39,9 @@ def requests_of(study: Study, model: str, count: int) -> list[dict[str, Any]]:
     """What the first `count` (0: all) runs of the prompt shards ask of a model, with their request hashes."""
     entry = study.config.models[model]
     runs = [row for table in prompt_tables(study) for row in table.select(RUN).to_dicts()]
-    common = {"model": model, "scheme": "base"} | {key: getattr(entry, key) for key in ENTRY}
-    requests = [run | common for run in runs[: count or None]]
-    return [
-        request | {"request_hash": request_hash(**{k: request[k] for k in REQUEST}, frames=entry.frames)}
-        for request in requests
-    ]
+    common = {"model": model, "scheme": BASE, "weights": weights_id(entry.source, entry.revision)}
+    common |= {key: getattr(entry, key) for key in ENTRY}
+    return [run | common | {"request_hash": request_of(entry, run | common)} for run in runs[: count or None]]
 
 
 def blocks_of(study: Study, model: str) -> list[str]:
@@ -60,8 +60,9 @@ def check_capture(study: Study) -> None:
         settings = study.config.capture.sets[name]
         wanted = requests_of(study, model, settings.generations)
         found: list[str] = []
-        for file in sorted(p for p in folder.iterdir() if p.is_file() and p.name != ".snakemake_timestamp"):
-            study.note("capture", file.relative_to(study.results).as_posix(), "not a file of a capture", output)
+        for stray in files_of(folder):
+            if stray.parent == folder:
+                study.note("capture", stray.relative_to(study.results).as_posix(), "not a file of a capture", output)
         for generation in sorted(p for p in folder.iterdir() if p.is_dir()):
             file = generation.relative_to(study.results).as_posix()
             with study.noting("capture", file, output):
@@ -71,12 +72,13 @@ def check_capture(study: Study) -> None:
                 check_generation(study, generation, metadata, model, output)
                 if generation.name != generation_id(metadata["request_hash"]):
                     study.note("capture", file, "not named by its request hash", output)
-                asked = [(i, r) for i, r in enumerate(wanted) if r["request_hash"] == metadata["request_hash"]]
+                asked = [r for r in wanted if r["request_hash"] == metadata["request_hash"]]
+                runs = [{key: r[key] for key in ("prompt_id", "seed", "derived_seed")} for r in asked]
                 told = {key: metadata.get(key) for key in RUN}
-                if asked and told not in [{key: request[key] for key in RUN} for _, request in asked]:
-                    study.note("capture", file, "its prompt_id or seed is not that of the prompt shard", output)
+                if asked and (metadata["runs"] != runs or told != {key: asked[0][key] for key in RUN}):
+                    study.note("capture", file, "its runs are not those of the prompt shards", output)
         distinct = {request["request_hash"] for request in wanted}
-        if wanted and len(found) not in (len(distinct), len(wanted)):
+        if wanted and len(found) != len(distinct):
             study.note("capture", output, f"holds {len(found)} generations of {len(distinct)}")
         if wanted and (unknown := set(found) - distinct):
             study.note("capture", output, f"captured {len(unknown)} requests that nothing asked for")
@@ -102,7 +104,7 @@ def check_metadata(
     image = images.get(metadata["request_hash"], {})
     wanted |= {key: image[key] for key in ("prompt_tokens", "prompt_truncated") if key in image}
     study.same("capture", file, metadata, wanted, output)
-    falling = all(after < before for before, after in zip(sigmas, sigmas[1:], strict=False))
+    falling = all(after < before for before, after in pairwise(sigmas))
     if len(sigmas) != entry.steps + 1 or sigmas[-1] != 0 or not falling:
         study.note("capture", file, "its sigmas are not one a step, falling to 0", output)
     if not alike(metadata["timesteps"], [1000 * sigma for sigma in sigmas[:-1]]):
@@ -176,14 +178,16 @@ def check_statistics(
     blocks = {(step, block) for step in metadata["captured_steps"] for block in metadata["captured_blocks"]}
     found = set(table.select("step", "block").rows())
     study.same_rows("capture", file, sorted(found), sorted(blocks), "steps and blocks", output)
-    names = blocks_of(study, metadata["model"])
+    names, runs = blocks_of(study, metadata["model"]), metadata["runs"]
     places = table.select("step", "block").rows()
     norms = table["token_norms"].cast(pl.List(pl.Float32))
-    if set(places) <= blocks:
+    if len(table) % len(runs):
+        study.note("capture", file, f"has not as many rows for each of its {len(runs)} runs", output)
+    elif set(places) <= blocks:
         wanted = pl.DataFrame(
             {
                 "generation_id": [metadata["generation_id"]] * len(table),
-                "prompt_id": [metadata["prompt_id"]] * len(table),
+                "prompt_id": [run["prompt_id"] for run in runs for _ in range(len(table) // len(runs))],
                 "model": [metadata["model"]] * len(table),
                 "sigma": [metadata["sigmas"][step] for step, _ in places],
                 "block_type": [block_type(block) for _, block in places],
@@ -194,12 +198,12 @@ def check_statistics(
             }
         )
         study.agree("capture", file, table, wanted, output, STATISTIC)
-    if table.select("step", "block", "stream", "half").is_duplicated().any():
-        study.note("capture", file, "has rows (step, block, stream, half) twice", output)
+    if table.select("prompt_id", "step", "block", "stream", "half").is_duplicated().any():
+        study.note("capture", file, "has rows (prompt_id, step, block, stream, half) twice", output)
     if metadata["store"] == "tensors" and folder is not None:
         wanted = study.once(f"statistics of {file}", lambda: stored_statistics(folder))
         with study.noting("capture", file, output):
-            study.agree("capture", file, table, wanted, output, STATISTIC, STATISTIC)
+            study.agree("capture", file, table, pl.concat([wanted] * len(runs)), output, STATISTIC, STATISTIC)
 
 
 def stored_statistics(folder: Path) -> pl.DataFrame:
@@ -249,17 +253,20 @@ def block_tables(study: Study, captures: Path) -> dict[str, pl.DataFrame]:
     """The tables of blocks from a capture set, without features of pictures."""
     from ditscope.blocks import TABLES, WHERE, decodability_rows, stream_rows
     from ditscope.capture_files import load_capture
-    from ditscope.capture_layout import captures_in
+    from ditscope.capture_layout import captures_in, rows_of_runs
 
-    rows: dict[str, list[dict]] = {name: [] for name in TABLES}
+    tables: dict[str, list[pl.DataFrame]] = {name: [pl.DataFrame(schema=WHERE | c)] for name, c in TABLES.items()}
     for folder in captures_in(captures):
+        rows: dict[str, list[dict]] = {name: [] for name in TABLES}
         capture = load_capture(folder)
         metadata = capture["metadata"]
         order = blocks_of(study, metadata["model"])
         depths = {block: order.index(block) for block in metadata["captured_blocks"]}
         stream_rows(capture, depths, rows)
         rows["decodability"] += decodability_rows(folder, metadata, depths)
-    return {name: pl.DataFrame(rows[name], schema=WHERE | columns) for name, columns in TABLES.items()}
+        for name, columns in TABLES.items():
+            tables[name].append(rows_of_runs(pl.DataFrame(rows[name], schema=WHERE | columns), metadata))
+    return {name: pl.concat([t.select(parts[0].columns) for t in parts]) for name, parts in tables.items()}
 
 
 def decodable(study: Study, stem: str) -> pl.DataFrame:
@@ -267,14 +274,12 @@ def decodable(study: Study, stem: str) -> pl.DataFrame:
     from ditscope.blocks import TABLES, WHERE, decodable_rows
 
     table = study.quiet().table("blocks", f"{stem}/decodability.parquet", "blocks.decodability", "")
-    parts = table.partition_by("generation_id", maintain_order=True) if table is not None else []
+    parts = table.partition_by("generation_id", "prompt_id", maintain_order=True) if table is not None else []
     rows = [row for part in parts for row in decodable_rows(part.to_dicts(), study.config.blocks)]
     return pl.DataFrame(rows, schema=WHERE | TABLES["decodable"])
 
 
-def check_range(
-    study: Study, stage: str, file: str, table: pl.DataFrame, column: str, low: float, high: float
-) -> None:
+def check_range(study: Study, stage: str, file: str, table: pl.DataFrame, column: str, low: float, high: float) -> None:
     """Take down a column that has nothing in places, or what is not within a range."""
     if not table[column].fill_null(float("inf")).is_between(low - 1e-6, high + 1e-6).all():
         study.note(stage, file, f"column `{column}` has values that are not between {low} and {high}")
@@ -305,8 +310,6 @@ def check_ablate(study: Study) -> None:
         if requests:
             order = ["depth", "kind", "prompt_id", "seed"]
             whole = pl.DataFrame(wanted, infer_schema_length=None)
-            if len(table) != len(whole):  # runs that ask for the same have one row where they share a picture
-                whole = whole.unique(["request_hash", "block", "kind"], keep="first", maintain_order=True)
             study.agree("ablate", file, table, whole.sort(order, maintain_order=True))
         check_range(study, "ablate", file, table, "latent_relative_l2", 0, float("inf"))
         if settings.features:
@@ -325,9 +328,11 @@ def check_ablated_pictures(
     if base is None:
         raise InputError("lacks the picture that was made without ablation")
     request = base["json"]["request_hash"]
-    rows = {f"{r['request_hash']}-{r['block']}-{r['kind']}": r for r in table.to_dicts()}
+    rows = {f"{r['request_hash']}-{r['block']}-{r['kind']}": r for r in reversed(table.to_dicts())}
     mine = [key for key, row in rows.items() if row["request_hash"] == request]
-    study.same_rows("ablate", tar, sorted(pixels), sorted([base["__key__"], *mine]), "pictures of the table's first run")
+    study.same_rows(
+        "ablate", tar, sorted(pixels), sorted([base["__key__"], *mine]), "pictures of the table's first run"
+    )
     measure = measures()
     for sample in samples:
         key, record = sample["__key__"], sample["json"]
@@ -336,7 +341,9 @@ def check_ablated_pictures(
         if sample is base or key not in rows:
             continue
         unlike = [name for name, value in rows[key].items() if not alike(record.get(name), value)]
-        unlike += [name for name, f in measure.items() if not alike(f(pixels[base["__key__"]], pixels[key]), rows[key][name])]
+        unlike += [
+            name for name, f in measure.items() if not alike(f(pixels[base["__key__"]], pixels[key]), rows[key][name])
+        ]
         if unlike:
             problem = f"row {key}: column `{unlike[0]}` is not what its picture in the tar gives"
             study.note("ablate", file, problem)

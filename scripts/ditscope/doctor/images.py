@@ -12,24 +12,29 @@ import polars as pl
 from ditscope.doctor.books import beside
 from ditscope.doctor.study import Study, alike
 from ditscope.errors import InputError
-from ditscope.identity import request_hash
+from ditscope.identity import BASE, request_hash, weights_id
 from ditscope.prompts import read_prompts, runs_of, shards_of
+from ditscope.settings import Model
 
 PROMPTS = "prompt_id prompt negative_prompt family seed derived_seed"
-IMAGES = "request_hash model revision scheme backend dtype prompt_id prompt negative_prompt seed derived_seed steps"
+IMAGES = (
+    "request_hash model revision weights scheme backend dtype prompt_id prompt negative_prompt seed derived_seed steps"
+)
 IMAGES += " guidance width height prompt_tokens prompt_truncated key png_sha256"
-REQUEST = (
-    "model", "revision", "scheme", "backend", "dtype", "prompt", "negative_prompt", "seed", "steps", "guidance",
-    "width", "height",
-)  # fmt: skip
-ENTRY = ("revision", "backend", "dtype", "steps", "guidance", "width", "height")  # of a model, repeated by what it makes
+ENTRY = (
+    "revision",
+    "backend",
+    "dtype",
+    "steps",
+    "guidance",
+    "width",
+    "height",
+)  # of a model, repeated by what it makes
 RUN = ("prompt_id", "prompt", "negative_prompt", "seed", "derived_seed")  # of a prompt table, repeated by images
-OF_RUNS = ("prompt_id", "derived_seed")  # what runs that ask for the same picture may differ in
 
 
 def check_prompts(study: Study) -> None:
     """Prompt shards hold the runs of the CSV, where the CSV is at hand; slices hold runs of the shards."""
-    settings = study.config.prompts
     tables = {file: study.table("prompts", file, "prompts", PROMPTS) for file in study.targets("prompts")}
     for file, table in tables.items():
         shards = csv_shards(study) if table is not None else None
@@ -101,8 +106,8 @@ def check_generate(study: Study) -> None:
 def check_timing(study: Study, file: str, timing: pl.DataFrame, table: pl.DataFrame, model: str, tar: str) -> None:
     """Slices of a shard are timed in order, all of its images among them; runs that share an image have one of it."""
     size, images = study.config.generate.slice_size, int(timing["images"].sum() or 0)
-    if images not in (len(table), table["key"].n_unique()):
-        study.note("generate", file, f"times {images} images of {len(table)}", tar)
+    if images != (pictures := table["key"].n_unique()):
+        study.note("generate", file, f"times {images} images of {pictures}", tar)
     counts = [min(size, images - start) for start in range(0, images, size)]
     wanted = pl.DataFrame({"model": [model] * len(counts), "slice": range(len(counts)), "images": counts})
     study.agree("generate", file, timing, wanted, tar)
@@ -121,16 +126,36 @@ def check_requests(
 ) -> None:
     """Rows are named by what they were made of, and made as the config says."""
     entry = study.config.models[model]
-    wanted = {"model": model, "scheme": "base"} | {key: getattr(entry, key) for key in ENTRY}
+    wanted = {"model": model, "scheme": BASE} | {key: getattr(entry, key) for key in ENTRY}
+    if weights := weights_id(entry.source, entry.revision):  # empty where the weights are not at hand
+        wanted["weights"] = weights
     for key, value in wanted.items():
         others = {repr(row[key]) for row in rows if row[key] != value}
         if others:
             problem = f"made with {key} {', '.join(sorted(others))}; the config says {value!r}"
             study.note(stage, file, problem, rerun)
     for row in rows:
-        request = {key: row[key] for key in REQUEST} | {"frames": row.get("frames", entry.frames)}
-        if row["request_hash"] != request_hash(**request):
+        if row["request_hash"] != request_of(entry, row):
             study.note(stage, file, f"prompt {row['prompt_id']}: the request hash is not that of its row", rerun)
+
+
+def request_of(entry: Model, row: dict[str, Any]) -> str:
+    """The request hash of an image's row, of a model's entry what rows do not repeat."""
+    columns = (
+        "model",
+        "revision",
+        "weights",
+        "scheme",
+        "backend",
+        "dtype",
+        "prompt",
+        "negative_prompt",
+        "seed",
+        "steps",
+    )
+    request = {key: row[key] for key in (*columns, "guidance", "width", "height")}
+    encoders = {key: getattr(entry, key) for key in ("use_t5", "max_sequence_length")}
+    return request_hash(**request, **encoders, frames=row.get("frames", entry.frames))
 
 
 def check_samples(
@@ -138,8 +163,7 @@ def check_samples(
 ) -> None:
     """Members of a shard agree with its manifest: pixels by digest, records by value; latents are finite.
 
-    Several rows may share a picture: its record is that of one of them, and the others differ from it in no more than
-    which run they are.
+    Several runs may share a picture, whose record names each of them.
     """
     by_key: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -157,9 +181,15 @@ def check_samples(
             check_png(sample["png"], f"image {key}")
         if any(hashlib.sha256(sample["png"]).hexdigest() != row["png_sha256"] for row in sharing):
             study.note("generate", tar, f"image {key} is not the one of the manifest (sha256)")
-        record = sample["json"] if isinstance(sample["json"], dict) else {}
-        differ = [{k for k, v in record.items() if not alike(row.get(k, frames), v)} for row in sharing]
-        if not record or all(differ) or set().union(*differ) - set(OF_RUNS):
+        record = {name: value for name, value in sample["json"].items() if name not in ("runs", "frames")}
+        told = {(run["prompt_id"], run["seed"]): record | run for run in sample["json"].get("runs") or [record]}
+        rows_of = {(row["prompt_id"], row["seed"]): row for row in sharing}
+        unlike = told.keys() != rows_of.keys() or any(
+            not alike(rows_of[run].get(name, value), value)
+            for run, values in told.items()
+            for name, value in values.items()
+        )
+        if unlike or sample["json"].get("frames", 1) != frames:
             study.note("generate", tar, f"the record of image {key} differs from its row of the manifest")
         if lacking := sorted({"prompt_tokens", "prompt_truncated", "request_hash"} - record.keys()):
             study.note("generate", tar, f"the record of image {key} lacks `{lacking[0]}`")

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import polars as pl
 
+from ditscope.catalog import files_by_name, table_files
 from ditscope.checksums import files_of
 from ditscope.config import plain
 from ditscope.doctor.books import beside
@@ -78,7 +79,9 @@ def check_training(study: Study, folder: str, table: pl.DataFrame | None) -> Non
         for (network,), part in table.partition_by("network", as_dict=True).items():
             metrics = part["metric"].unique(maintain_order=True).to_list()
             rows = [(step, metric) for step in range(1, wanted.get(network, 0) + 1) for metric in metrics]
-            study.same_rows("refine", file, part.select("step", "metric").rows(), rows, f"steps and metrics of {network}")
+            study.same_rows(
+                "refine", file, part.select("step", "metric").rows(), rows, f"steps and metrics of {network}"
+            )
     if timing is not None:
         study.same_rows("refine", clock, timing.select("network", "step").rows(), steps, "steps", file)
         positive(study, "refine", clock, timing, ["seconds", "world_size"], file)
@@ -127,8 +130,8 @@ def measured(study: Study, folder: str, model: str, codes: pl.DataFrame) -> Any:
 
     settings, place = study.config.refine, study.results / folder
     latents = read_latents(shard_paths(study, model), settings.patch)
-    names = ("codebook", "latent_mae", "refiner")
-    return measure(latents, codes["code"].to_numpy(), *(place / f"{name}.safetensors" for name in names), settings)
+    codebook, encoder, refiner = (place / f"{name}.safetensors" for name in ("codebook", "latent_mae", "refiner"))
+    return measure(latents, codes["code"].to_numpy(), codebook, encoder, refiner, settings)
 
 
 def check_record(study: Study, file: str, model: str, tables: dict[str, pl.DataFrame | None]) -> None:
@@ -141,24 +144,25 @@ def check_record(study: Study, file: str, model: str, tables: dict[str, pl.DataF
         study.same("refine", file, record["header"], {"model": model, "seed": study.config.refine.seed})
         wanted = {key: value for key, value in plain(study.config.refine).items() if key in record["settings"]}
         study.same("refine", file, record["settings"], wanted)
-        if tables.get("diagnostics") is None or tables.get("training") is None:
+        found = {name: table for name, table in tables.items() if table is not None}
+        if not {"diagnostics", "training"} <= found.keys():
             return
-        gives = recorded(study, folder, model, tables)
+        gives = recorded(study, folder, model, found)
         for key, value in gives.items():
-            found = record[key] if key != "header" else record[key] | {"ditscope": value["ditscope"]}
-            if not alike(found, value):
+            told = record[key] if key != "header" else record[key] | {"ditscope": value["ditscope"]}
+            if not alike(told, value):
                 study.note("refine", file, f"its `{key}` is not what the tables and the config give")
 
 
-def recorded(study: Study, folder: str, model: str, tables: dict[str, pl.DataFrame | None]) -> dict[str, Any]:
+def recorded(study: Study, folder: str, model: str, tables: dict[str, pl.DataFrame]) -> dict[str, Any]:
     """The record of a refiner from its tables, the config, and the number of processes that its timing tells."""
     from ditscope.refine.latents import read_latents
     from ditscope.refine.record import experiment_record
 
     settings, paths = study.config.refine, shard_paths(study, model)
     latents = read_latents(paths, settings.patch)
-    rows = tables["diagnostics"].rows()  # type: ignore[union-attr]
-    record = experiment_record(model, paths, latents, settings, rows, tables["training"])  # type: ignore[arg-type]
+    rows = tables["diagnostics"].rows()
+    record = experiment_record(model, paths, latents, settings, rows, tables["training"])
     clock = f"{folder}/training.timing.parquet"
     timing = study.quiet().table("refine", clock, "refine.training.timing", "world_size")
     processes = 1 if timing is None or not len(timing) else timing["world_size"][0]
@@ -297,12 +301,8 @@ def check_catalog(study: Study, path: Path) -> None:
     """The DuckDB file has every table of the study with all its rows, value by value."""
     import duckdb
 
-    files: dict[str, list[str]] = {}
-    for stage in study.plan["targets"]:
-        for file in study.targets(stage):
-            if file.endswith(".parquet") and (study.results / file).exists():
-                name = pl.read_parquet_metadata(study.results / file)["table"].replace(".", "_")
-                files.setdefault(name, []).append(str(study.results / file))
+    planned = table_files({stage: study.targets(stage) for stage in study.plan["targets"]})
+    files = files_by_name(path for file in planned if (path := study.results / file).exists())
     try:
         with duckdb.connect(str(path), read_only=True) as database:
             names = {name for (name,) in database.execute("SHOW TABLES").fetchall()}
@@ -317,7 +317,7 @@ def check_catalog(study: Study, path: Path) -> None:
                 if counts[0] != counts[1]:
                     raise InputError(f"table {name} has {counts[0]} rows of {counts[1]}")
                 other = f'SELECT count(*) FROM ({given} EXCEPT ALL SELECT * FROM "{name}")'
-                if (count := database.execute(other, {"paths": paths}).fetchone()[0]):  # type: ignore[index]
+                if count := database.execute(other, {"paths": paths}).fetchone()[0]:  # type: ignore[index]
                     raise InputError(f"table {name} differs in {count} rows of {counts[1]} from the study's files")
             if unknown := names - files.keys():
                 raise InputError(f"table {unknown.pop()} is none of the study")

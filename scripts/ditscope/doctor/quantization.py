@@ -4,27 +4,30 @@ import hashlib
 import json
 import math
 import tempfile
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from ditscope.benchmark_columns import IDENTITY
+from ditscope.benchmark_columns import IDENTITY, NOISE_FLOOR
 from ditscope.config import benchmark_cases
 from ditscope.doctor.books import benchmark_stems, beside
 from ditscope.doctor.images import ENTRY, check_png, positive
 from ditscope.doctor.pictures import alike_text
 from ditscope.doctor.study import Study, alike
 from ditscope.errors import InputError
+from ditscope.intervals import LEAST_UNITS, mean_interval, unit_means
 from ditscope.models import check_safetensors
 
-SENSITIVITY = "model layer kind depth module bits quantizer group_size shared_weights bucket metric value value_std"
-SENSITIVITY += " value_low? value_high? n_samples parameters mode"
+SENSITIVITY = "model layer kind depth module bits quantizer group_size shared_weights bucket metric value value_std?"
+SENSITIVITY += " value_low? value_high? n_samples n_images parameters mode"
 RUN = "model hardware scheme kind compile dtype steps guidance width height quantized_layers mean_bits? nominal_bytes"
-RUN += " simulated stored_bytes? images images_sha256? reason"
+RUN += " simulated stored_bytes? images images_sha256? quality_batch floor_batch? images_reason reason"
 TIMING = "model hardware scheme kind compile batch repeats? latency_median_ms? latencies_ms? reason"
-QUALITY = "model hardware scheme kind compile metric value? low? high? n small_n reason"
+QUALITY = "model hardware scheme kind compile metric value? low? high? n n_prompts small_n reason"
 FLAT = "model hardware scheme kind compile steps seed noise"
 JOINED = {
     "benchmark": ("benchmark", RUN),
@@ -40,7 +43,7 @@ LAYER = ["model", "layer", "kind", "depth", "module", "quantizer", "group_size",
 def part_files(study: Study, name: str) -> list[str]:
     """The parts of the sensitivity tables, `layers` or `fast`, of every model."""
     settings = study.config.sensitivity
-    groups = range(1 if settings.mode == "adaptive" else settings.layer_groups)
+    groups = range(settings.layer_groups)
     return [f"sensitivity/{model}/{name}-{group:03d}.parquet" for model in settings.models for group in groups]
 
 
@@ -62,7 +65,9 @@ def check_sensitivity(study: Study) -> None:
                 check_part(study, file, part, beside_it.get(other_part(file)), name)
     file, agreement = "sensitivity/sensitivity.parquet", "sensitivity/agreement.parquet"
     table = study.table("sensitivity", file, "sensitivity", SENSITIVITY)
-    compared = study.table("sensitivity", agreement, "sensitivity.agreement", "model bucket bits metric spearman? layers")
+    compared = study.table(
+        "sensitivity", agreement, "sensitivity.agreement", "model bucket bits metric spearman? layers"
+    )
     if table is not None:
         study.same_rows("sensitivity", file, sorted(table["model"].unique()), sorted(settings.models), "models")
         study.same_rows("sensitivity", file, sorted(table["bits"].unique()), sorted(settings.bits), "bit widths")
@@ -122,16 +127,20 @@ def check_part(study: Study, file: str, part: pl.DataFrame, other: pl.DataFrame 
         if len(both):
             problem = f"layer {both['layer'][0]} is not told as in {other_part(file)} (kind, depth, module, size)"
             study.note("sensitivity", file, problem)
-    counts = part.group_by("bucket", "metric").agg(pl.col("n_samples").n_unique(), pl.col("n_samples").min().alias("least"))
-    if (counts["n_samples"] > 1).any() or not (counts["least"] > 0).all():
-        study.note("sensitivity", file, "column `n_samples` is not the same for all layers of a bucket and metric")
+    for name_of_count in ("n_samples", "n_images"):
+        counted = pl.col(name_of_count)
+        counts = part.group_by("bucket", "metric").agg(counted.n_unique(), counted.min().alias("least"))
+        if (counts[name_of_count] > 1).any() or not (counts["least"] > 0).all():
+            problem = f"column `{name_of_count}` is not the same for all layers of a bucket and metric"
+            study.note("sensitivity", file, problem)
     value, slack = pl.col("value"), pl.col("value").abs() * 1e-6 + 1e-9
     outside = part.filter((value < pl.col("value_low") - slack) | (value > pl.col("value_high") + slack))
     if len(outside):
         study.note("sensitivity", file, f"layer {outside['layer'][0]}: a value outside of its own interval")
-    if any((part[end].is_null() != (part["n_samples"] == 1)).any() for end in ("value_low", "value_high")):
-        study.note("sensitivity", file, "has no interval in places, or one of a single sample")
-    if not (part["value_std"] >= 0).all():
+    few = {"value_std": 2, "value_low": LEAST_UNITS, "value_high": LEAST_UNITS}
+    if uneven := [name for name, least in few.items() if (part[name].is_null() != (part["n_images"] < least)).any()]:
+        study.note("sensitivity", file, f"column `{uneven[0]}` is there of too few images, or is not")
+    if not (part["value_std"].drop_nulls() >= 0).all():
         study.note("sensitivity", file, "has negative spreads (column `value_std`)")
 
 
@@ -221,7 +230,8 @@ def check_benchmark(study: Study) -> None:
                 if table is None:
                     continue
                 if not (name in ("targets", "flat_field") or (name == "quality" and config.benchmark.skip_metrics)):
-                    found = sorted(set(table.select("model", "hardware", "scheme", "compile").rows()))
+                    own = table.filter(pl.col("kind") != NOISE_FLOOR)  # of the base once more, no run of its own
+                    found = sorted(set(own.select("model", "hardware", "scheme", "compile").rows()))
                     study.same_rows("benchmark", file, found, sorted(runs), "runs")
                 if wanted and (gives := wanted[name]).columns:
                     keys = [key for key in (*IDENTITY, "batch", "metric", "steps", "seed", "target") if key in gives]
@@ -237,7 +247,7 @@ def join_again(study: Study, stems: list[str], folders: list[str], out: Path) ->
     settings = study.config.benchmark
     files = [[study.results / f"{s}{kind}" for s in stems] for kind in (".parquet", ".timing.parquet", ".flat.parquet")]
     qualities = [] if settings.skip_metrics else [study.results / f"{folder}/quality.parquet" for folder in folders]
-    if not all(path.exists() for path in [*sum(files, []), *qualities]):
+    if not all(path.exists() for path in chain(*files, qualities)):
         return {}
     benchmark_table(files[0], files[1], qualities, files[2], out, settings)
     tables = {path.name.removesuffix(".parquet"): pl.read_parquet(path) for path in out.glob("*.parquet")}
@@ -286,14 +296,21 @@ def check_run(study: Study, stem: str) -> list[tuple[str, str, str, str]]:
         study.same_rows("benchmark", flat_file, flat.select("steps", "seed").rows(), grid, "steps and seeds")
         if not (flat["noise"].fill_null(-1) >= 0).all():
             study.note("benchmark", flat_file, "column `noise` has values that are not at least 0")
-    if samples is not None and row["images"] != len(samples):
-        study.note("benchmark", f"{stem}.tar", f"{len(samples)} images; its table says {row['images']}")
+    made_of = sum(len(s["json"].get("runs") or [s]) for s in samples or [])
+    if row["quality_batch"] != (settings.quality_batch or min(settings.batches)):
+        study.note("benchmark", file, f"its images were sampled in batches of {row['quality_batch']}")
+    floors = bool(samples) and row["kind"] == "base" and compile == "eager"
+    if row["floor_batch"] != ((row["quality_batch"] // 2 or 2) if floors else None):
+        study.note("benchmark", file, f"column `floor_batch` is {row['floor_batch']}")
+    if samples is not None and row["images"] != made_of:
+        study.note("benchmark", f"{stem}.tar", f"{made_of} images; its table says {row['images']}")
     elif samples:
         with study.noting("benchmark", f"{stem}.tar"):
             if hashlib.sha256(b"".join(s["png"] for s in samples)).hexdigest() != row["images_sha256"]:
                 study.note("benchmark", f"{stem}.tar", "its images are not those of its table (sha256)")
             for sample in samples:
-                check_png(sample["png"], f"image {sample['__key__']}")
+                for member in ("png", *(["floor.png"] if floors else [])):
+                    check_png(sample.get(member, b""), f"image {sample['__key__']}")
                 made = {key: row[key] for key in ("model", "dtype", "steps", "guidance", "width", "height")}
                 if unlike := [key for key, value in made.items() if not alike(sample["json"].get(key), value)]:
                     raise InputError(f"the record of image {sample['__key__']}: `{unlike[0]}` is not that of its table")
@@ -334,10 +351,30 @@ def check_clock(study: Study, file: str, timing: pl.DataFrame, row: dict[str, An
         }
     )
     study.agree("benchmark", file, ran, wanted)
+    for name, gives in timing_summaries(lists, ran).items():
+        study.agree("benchmark", file, ran, pl.DataFrame({name: gives}))
     parts = ["encode_median_ms", "denoise_median_ms", "decode_median_ms"]
     positive(study, "benchmark", file, ran, [*parts, "steady_peak_rss_bytes", "load_seconds", "prepare_seconds"])
     if (ran.select(pl.sum_horizontal(parts)).to_series() > quantiles[:, 2] * len(parts)).any():
         study.note("benchmark", file, "its parts take longer than the whole")
+
+
+def timing_summaries(lists: list[list[float]], ran: pl.DataFrame) -> dict[str, list]:
+    """Columns of a timing table that its latencies and the machine's load give: means, spread, verdict."""
+    from ditscope.quiet import spread_of, verdict
+
+    means = [mean_interval(np.array(values), positive=True) for values in lists]
+    spreads = [spread_of(values) for values in lists]
+    rows = zip(spreads, ran.select("others_share", "gpu_throttling").rows(), strict=True)
+    verdicts = [verdict(spread["latency_relative_iqr"], *load) for spread, load in rows]
+    found: dict[str, list] = {
+        "latency_mean_ms": [mean.mean for mean in means],
+        "latency_mean_low_ms": [mean.low for mean in means],
+        "latency_mean_high_ms": [mean.high for mean in means],
+        "verdict": [noise for noise, _ in verdicts],
+        "noisy_because": [why for _, why in verdicts],
+    }
+    return found | {name: [spread[name] for spread in spreads] for name in (spreads[0] if spreads else {})}
 
 
 def check_quality(study: Study, folder: str, stems: list[str]) -> None:
@@ -357,15 +394,23 @@ def check_quality(study: Study, folder: str, stems: list[str]) -> None:
         if run is None or len(run) != 1:
             return
         rows.append(run.row(0, named=True))
-    identity = [{key: row[key] for key in IDENTITY} | {"metric": m} for row in rows for m in metrics]
+    names = [{key: row[key] for key in IDENTITY} for row in rows]
+    images = dict(zip((tuple(name.values()) for name in names), (row["images"] for row in rows), strict=True))
+    for row in rows:
+        if row["floor_batch"]:
+            floor = {"scheme": f"{row['scheme']}, batch {row['floor_batch']}", "kind": NOISE_FLOOR}
+            names.append({key: row[key] for key in IDENTITY} | floor)
+            images[tuple(names[-1].values())] = row["images"]
+    identity = [name | {"metric": m} for name in names for m in metrics]
     keys = [*IDENTITY, "metric"]
     found = table.sort(keys)
-    counts = {tuple(row[key] for key in IDENTITY): row["images"] for row in rows}
     if sorted(map(str, table.select(keys).rows())) != sorted(str(tuple(row.values())) for row in identity):
         return study.note("benchmark", file, "has not each metric of each run once")
-    images = [counts[tuple(row[:-1])] for row in found.select(keys).rows()]
-    small = [m in BIASED and n < FID_LEAST_IMAGES for m, n in zip(found["metric"], images, strict=True)]
-    study.agree("benchmark", file, found, pl.DataFrame({"n": images, "small_n": small}))
+    counts = [images[tuple(row[:-1])] for row in found.select(keys).rows()]
+    small = [m in BIASED and n < FID_LEAST_IMAGES for m, n in zip(found["metric"], counts, strict=True)]
+    study.agree("benchmark", file, found, pl.DataFrame({"n": counts, "small_n": small}))
+    prompts = study.once(f"prompts of {folder}", lambda: prompts_of(study, stems))
+    study.agree("benchmark", file, found, pl.DataFrame({"n_prompts": [prompts if n else 0 for n in counts]}))
     if (found["value"].is_null() != (found["reason"] != "")).any():
         study.note("benchmark", file, "has rows with neither a value nor a reason, or with both")
     value, slack = pl.col("value"), 1e-9 + pl.col("value").abs() * 1e-9
@@ -379,22 +424,38 @@ def check_quality(study: Study, folder: str, stems: list[str]) -> None:
             study.note("benchmark", file, f"{scheme}-{compile}: {metric} is {number}, its images give {gives}")
 
 
+def prompts_of(study: Study, stems: list[str]) -> int:
+    """How many different prompts the images of a host's runs have."""
+    quiet = study.quiet()
+    samples = next((found for stem in stems if (found := quiet.tar("benchmark", f"{stem}.tar"))), [])
+    return len({sample["json"]["prompt"] for sample in samples})
+
+
 def pixel_metrics(study: Study, stems: list[str], rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], float]:
     """Mean PSNR and SSIM of each run's images to the base's in eager mode, by scheme, compile state and metric."""
     from ditscope.doctor.captures import measures, picture_of
 
     quiet = study.quiet()
     pictures: dict[tuple[str, str], dict[tuple, np.ndarray]] = {}
+    prompts: dict[tuple, str] = {}
     for stem, row in zip(stems, rows, strict=True):
         with quiet.noting("benchmark", stem):
             samples = quiet.tar("benchmark", f"{stem}.tar") or []
-            asked = {(s["json"]["prompt_id"], s["json"]["seed"]): picture_of(s) for s in samples}
+            asked = {(run["prompt_id"], run["seed"]): picture_of(s) for s in samples for run in s["json"]["runs"]}
+            prompts |= {(r["prompt_id"], r["seed"]): s["json"]["prompt"] for s in samples for r in s["json"]["runs"]}
             pictures[row["scheme"], row["compile"]] = asked
-    base = next((pictures.get((r["scheme"], r["compile"])) for r in rows if (r["kind"], r["compile"]) == ("base", "eager")), None)
+    base = next(
+        (pictures.get((r["scheme"], r["compile"])) for r in rows if (r["kind"], r["compile"]) == ("base", "eager")),
+        None,
+    )
     if not base:
         return {}
+
+    def measured(measure: Callable, base: dict, found: dict) -> tuple[np.ndarray, list[str]]:
+        return np.array([measure(base[key], found[key]) for key in base]), [prompts[key] for key in base]
+
     return {
-        (scheme, compile, metric): float(np.mean([measure(base[key], found[key]) for key in base]))
+        (scheme, compile, metric): float(unit_means(*measured(measure, base, found)).mean())
         for (scheme, compile), found in pictures.items()
         if found.keys() == base.keys()
         for metric, measure in measures().items()

@@ -13,16 +13,22 @@ import numpy as np
 import polars as pl
 
 from ditscope.config import decode
-from ditscope.errors import UNREADABLE, InputError
+from ditscope.errors import MALFORMED, InputError, machine_error, read_through
 from ditscope.progress import PLAN, read_plan
 from ditscope.settings import Config
 from ditscope.shards import Sample, read_tar
-from ditscope.tables import DAMAGED, read_table
+from ditscope.tables import POLARS, read_table
 
 PLAN_VERSION = "1"
+# What reading a damaged or missing file of a study raises; none of the machine's errors.
+DAMAGED: tuple[type[BaseException], ...] = (
+    *MALFORMED, *POLARS, FileNotFoundError, NotADirectoryError, IsADirectoryError,
+)  # fmt: skip
 # How far a number may be from what its inputs give: another machine sums in another order. Anything that a reader
 # could notice is far more.
 RELATIVE, ABSOLUTE = 1e-5, 1e-7
+
+READING: tuple[type[BaseException], ...] = (*DAMAGED, OSError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -81,9 +87,9 @@ class Study:
         """
         try:
             yield
-        except (InputError, *DAMAGED) as error:
-            if machine := machine_error(error, self.results / file):
-                self.findings.append(Finding(stage, file, f"cannot be read ({machine}); look at the machine, not at it"))
+        except READING as error:
+            if machine := machine_error(error) or machine_refuses(self.results / file):
+                self.findings.append(Finding(stage, file, f"cannot be read: {machine}"))
             elif isinstance(error, InputError):
                 self.note(stage, file, str(error).removeprefix(f"{self.results / file}: "), rerun)
             else:
@@ -105,7 +111,9 @@ class Study:
                     raise InputError(f"lacks the column `{name}`")
                 if table[name].null_count() and name == column:
                     row = table[name].is_null().arg_true()[0]
-                    raise InputError(f"column `{name}` holds nothing in {table[name].null_count()} rows, as row {row + 1}")
+                    raise InputError(
+                        f"column `{name}` holds nothing in {table[name].null_count()} rows, as row {row + 1}"
+                    )
             for column, dtype in table.schema.items():
                 if isinstance(dtype, pl.List | pl.Array):
                     lists = table[column].cast(pl.List(dtype.inner))
@@ -143,7 +151,9 @@ class Study:
             wrong = unlike_rows(mine, theirs, tolerance, least)
             if wrong:
                 example = f"as row {wrong[0] + 1}: {short(mine[wrong[0]])} instead of {short(theirs[wrong[0]])}"
-                problem = f"column `{name}`: {len(wrong)} of {len(found)} values are not what its inputs give, {example}"
+                problem = (
+                    f"column `{name}`: {len(wrong)} of {len(found)} values are not what its inputs give, {example}"
+                )
                 self.note(stage, file, problem, rerun)
 
     def json(self, stage: str, file: str, rerun: str = "") -> dict[str, Any] | None:
@@ -193,7 +203,9 @@ def unlike_rows(a: pl.Series, b: pl.Series, tolerance: float, least: float) -> l
     """Numbers of the rows in which two columns are not `alike`."""
     if a.dtype.is_float() and b.dtype.is_numeric():
         x, y = a.to_numpy(), b.cast(pl.Float64).to_numpy()
-        wrong = (a.is_null() != b.is_null()).to_numpy() | (abs(x - y) > np.maximum(tolerance * np.maximum(abs(x), abs(y)), least))
+        wrong = (a.is_null() != b.is_null()).to_numpy() | (
+            abs(x - y) > np.maximum(tolerance * np.maximum(abs(x), abs(y)), least)
+        )
         return np.flatnonzero(wrong).tolist()
     if isinstance(a.dtype, pl.List | pl.Array) and isinstance(b.dtype, pl.List | pl.Array):
         a, b = (lists.cast(pl.List(lists.dtype.inner)) for lists in (a, b))
@@ -202,7 +214,7 @@ def unlike_rows(a: pl.Series, b: pl.Series, tolerance: float, least: float) -> l
             return np.flatnonzero(lengths[0] != lengths[1]).tolist()
         rows = np.repeat(np.arange(len(a)), np.maximum(lengths[0], 0))
         inside = [lists.drop_nulls().explode(empty_as_null=False) for lists in (a, b)]
-        return np.unique(rows[unlike_rows(*inside, tolerance, least)]).tolist()
+        return np.unique(rows[unlike_rows(inside[0], inside[1], tolerance, least)]).tolist()
     if a.dtype.is_nested() or b.dtype.is_nested() or (a.dtype != b.dtype and b.dtype.is_numeric()):
         pairs = enumerate(zip(a.to_list(), b.to_list(), strict=True))
         return [i for i, pair in pairs if not alike(*pair, tolerance, least)]
@@ -236,24 +248,16 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def machine_error(error: BaseException, path: Path) -> str:
-    """What the machine says where it, and not the file, is why something could not be read; else an empty string.
+def machine_refuses(path: Path) -> str:
+    """What the machine has against reading a file; empty where it can be read, or is not there.
 
-    Readers of formats wrap what the system says, so the file is read once more.
+    Parsers hide in errors of their own what the system said to them.
     """
-    if isinstance(error, MemoryError):
-        return "not enough memory"
-    if isinstance(error, OSError) and error.errno and not isinstance(error, FileNotFoundError | NotADirectoryError):
-        return error.strerror or str(error)
     try:
         if path.is_file():
-            with open(path, "rb") as file:
-                while file.read(1 << 20):
-                    pass
-    except FileNotFoundError:
-        return ""
-    except OSError as refused:
-        return refused.strerror or str(refused)
+            read_through(path)
+    except OSError as error:
+        return machine_error(error)
     return ""
 
 
@@ -264,7 +268,7 @@ def open_study(results: Path) -> Study:
         version, targets, rules, config = (plan[key] for key in ("schema_version", "targets", "rules", "config"))
         complete = all(isinstance(f, str) for files in targets.values() for f in files)
         complete = complete and all(isinstance(g, str) for rule in rules.values() for g in rule["outputs"])
-    except UNREADABLE:
+    except MALFORMED:
         complete = False
     if not complete:
         raise InputError(f"{path}: not a plan of this ditscope; run the study again")

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def check_pictures(
             if not sample.get("png", b"").startswith(b"\x89PNG"):
                 raise InputError(f"image {sample['__key__']} is not a PNG")
             decode_picture(sample["png"])
-            pixels = state_of(sample)
+            pixels = np.asarray(state_of(sample))
             if state_key(pixels) != sample["__key__"]:
                 raise InputError(f"image {sample['__key__']} has the key of other pixels")
             pictures[sample["__key__"]] = pixels
@@ -120,12 +121,12 @@ def walk_again(
 ) -> None:
     """Follow the runs again with the answers that the table holds: asked, named, ended and shared as they must be."""
     from ditscope.invocations import node_of
-    from ditscope.networks import resolve_network
+    from ditscope.networks import plan_file, resolve_network
     from ditscope.trajectories import SCHEMA, Walker
 
     config, settings = study.config, study.config.trajectories
     entries = resolve_network(network, config.networks[network], config.models, config.schemes)
-    nodes = [node_of(entry, None) for entry in entries]
+    nodes = [node_of(entry, plan_file(study.results / "plans", entry)) for entry in entries]
     walkers = [Walker(network, run) for run in runs]
     rows = {(row["run_id"], row["sequence_number"]): row for row in table.to_dicts()}
     batches: list[dict[str, Any]] = []
@@ -300,14 +301,14 @@ def drift_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.DataF
     """The tables of drift, computed again."""
     from ditscope.drift import drift
 
-    return analysed(study, lambda *files: drift(*files, study.config.drift), trajectories)
+    return analysed(study, partial(drift, settings=study.config.drift), trajectories)
 
 
 def topology_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.DataFrame]:
     """The tables of topology, computed again."""
     from ditscope.topology import topology
 
-    return analysed(study, lambda *files: topology(*files, study.config.topology), trajectories)
+    return analysed(study, partial(topology, settings=study.config.topology), trajectories)
 
 
 def cluster_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.DataFrame]:
@@ -368,7 +369,13 @@ def check_states(study: Study, found: dict[str, pl.DataFrame | None], tables: di
         table = found.get(file)
         if table is not None:
             wanted = generated(study, tables, keys)
-            study.same_rows("cluster", file, sorted(table.select("embedder", *keys).rows(), key=str), sorted(wanted, key=str), "states")
+            study.same_rows(
+                "cluster",
+                file,
+                sorted(table.select("embedder", *keys).rows(), key=str),
+                sorted(wanted, key=str),
+                "states",
+            )
 
 
 def generated(study: Study, tables: dict[str, pl.DataFrame], keys: list[str]) -> set[tuple]:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ditscope.atomic import write_text
 from ditscope.families.common import DTYPES
 from ditscope.models import default_device, family_of, resolve_source
 from ditscope.refine import diagnostics as metrics
@@ -74,7 +75,7 @@ def diagnose(
 
     rows, device = found.diagnostics.rows(), torch.device(default_device())
     summary = experiment_record(name, images, latents, settings, rows, read_table(training, "refine.training"))
-    record.write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
+    write_text(record, json.dumps(summary, indent=2, sort_keys=True) + "\n")
     draw_grid(decode_pictures(found.pictures, latents, source, name, model, device), samples)
     draw_exemplars(images, read_table(assignments, "refine.assignments"), exemplars)
     log.info("refine: %s, decision %s", name, summary["results"]["decision"])
