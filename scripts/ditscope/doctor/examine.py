@@ -15,6 +15,7 @@ from ditscope.doctor.quantization import check_benchmark, check_plan, check_sens
 from ditscope.doctor.study import Finding, Study, document, open_study
 from ditscope.doctor.wanderings import check_analyses, check_embed, check_trajectories
 from ditscope.errors import InputError
+from ditscope.progress import PLAN
 
 CHECKS: dict[str, Callable[[Study], None]] = {
     "files": check_missing,
@@ -72,7 +73,9 @@ def mending(study: Study, profile: str = "local") -> list[str]:
     removed = sorted({study.prefix + f.remove for f in study.findings if f.remove})
     commands = [shlex.join(["rm", "-r", *removed])] if removed else []
     if any(f.rerun for f in study.findings):  # Snakemake makes what is missing by itself
-        forced = sorted({study.prefix + f.rerun for f in study.findings if f.rerun and f.problem != MISSING})
+        forced = sorted(
+            {study.prefix + f.rerun for f in study.findings if f.rerun not in ("", PLAN) and f.problem != MISSING}
+        )
         configs = study.plan.get("configfiles") or []
         command = ["snakemake", "--profile", profile, *(["--configfile", *configs] if configs else [])]
         commands.append(shlex.join([*command, *(["--forcerun", *forced] if forced else [])]))

@@ -31,6 +31,7 @@ ENTRY = (
     "height",
 )  # of a model, repeated by what it makes
 RUN = ("prompt_id", "prompt", "negative_prompt", "seed", "derived_seed")  # of a prompt table, repeated by images
+TAILS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82", ".gif": b";"}  # how whole pictures end
 
 
 def check_prompts(study: Study) -> None:
@@ -237,8 +238,8 @@ def image_rows(study: Study) -> dict[str, dict[str, dict[str, Any]]]:
 def check_picture(path: Path) -> int:
     """Decode every frame of a picture; how many they are. Raises InputError where it is damaged."""
     data = path.read_bytes()
-    if path.suffix == ".jpg" and not data.endswith(b"\xff\xd9"):
-        raise InputError("not a readable picture (truncated JPEG)")
+    if not data.endswith(TAILS.get(path.suffix, b"")):  # Pillow shows pictures that lack their end
+        raise InputError("not a readable picture (truncated)")
     return decode_picture(data)
 
 
@@ -246,8 +247,8 @@ def check_png(data: bytes, what: str) -> None:
     """Refuse what is not a whole PNG."""
     try:
         decode_picture(data)
-        if not data.startswith(b"\x89PNG"):
-            raise InputError("another format")
+        if not (data.startswith(b"\x89PNG") and data.endswith(TAILS[".png"])):
+            raise InputError("truncated, or another format")
     except InputError as error:
         raise InputError(f"{what} is not a PNG ({error})") from None
 

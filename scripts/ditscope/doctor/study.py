@@ -235,7 +235,9 @@ def alike(a: Any, b: Any, tolerance: float = RELATIVE, least: float = ABSOLUTE) 
     if isinstance(a, list) and isinstance(b, list):
         if len(a) != len(b):
             return False
-        with suppress(ValueError, TypeError):
+        with suppress(ValueError, TypeError):  # long lists of numbers
+            if None in a or None in b:
+                raise TypeError
             x, y = np.array(a, np.float64), np.array(b, np.float64)
             return bool(np.allclose(x, y, rtol=tolerance, atol=least))
         return all(alike(*pair, tolerance, least) for pair in zip(a, b, strict=True))
