@@ -1,6 +1,8 @@
 """Ways to falsify a finished study: every column of a table, every kind of file."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -62,3 +64,36 @@ def other(values: list, row: int, kind: pl.DataType) -> Any:
         return [*value[:at], other(value, at, kind), *value[at + 1 :]]
     known = [v for v in (kind.categories.to_list() if isinstance(kind, pl.Enum) else values) if v not in (None, value)]
     return known[0] if known else f"{value}x"
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    """Keep the first half."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    """Keep nothing."""
+    path.write_bytes(b"")
+
+
+def copy_over(path: Path, other: Path) -> None:
+    """Put another file of its kind in its place."""
+    path.write_bytes(other.read_bytes())
+
+
+def other_number(path: Path) -> None:
+    """Change the last number that is in a text, by one in its last digit."""
+    text = path.read_text()
+    number = re.findall(r"[0-9]", text)[-1]
+    at = text.rindex(number)
+    path.write_text(f"{text[:at]}{(int(number) + 1) % 10}{text[at + 1 :]}")
