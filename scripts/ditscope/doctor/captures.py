@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from ditscope.block_names import block_names
-from ditscope.capture_layout import IMAGE_FORMATS, decoded_file, intermediates_of, read_metadata
+from ditscope.capture_layout import IMAGE_FORMATS, decoded_file, generation_name, intermediates_of, read_metadata
 from ditscope.checksums import files_of
 from ditscope.doctor.images import (
     ENTRY,
@@ -23,7 +23,7 @@ from ditscope.doctor.images import (
 )
 from ditscope.doctor.study import Study, alike
 from ditscope.errors import InputError
-from ditscope.identity import BASE, file_digest, generation_id, weights_id
+from ditscope.identity import BASE, file_digest, weights_id
 from ditscope.models import check_safetensors
 from ditscope.patterns import block_index, block_type, select_blocks, select_indices
 
@@ -70,8 +70,8 @@ def check_capture(study: Study) -> None:
                 found.append(metadata["request_hash"])
                 check_metadata(study, file, metadata, settings, images.get(model, {}), output)
                 check_generation(study, generation, metadata, model, output)
-                if generation.name != generation_id(metadata["request_hash"]):
-                    study.note("capture", file, "not named by its request hash", output)
+                if generation.name != generation_name(metadata["request_hash"], settings):
+                    study.note("capture", file, "not named by its request and settings", output)
                 asked = [r for r in wanted if r["request_hash"] == metadata["request_hash"]]
                 runs = [{key: r[key] for key in ("prompt_id", "seed", "derived_seed")} for r in asked]
                 told = {key: metadata.get(key) for key in RUN}
@@ -95,7 +95,7 @@ def check_metadata(
     sigmas = metadata["sigmas"]
     wanted = {
         "num_steps": entry.steps,
-        "generation_id": generation_id(metadata["request_hash"]),
+        "generation_id": generation_name(metadata["request_hash"], settings),
         "captured_steps": select_indices(settings.steps, entry.steps, "steps"),
         "captured_blocks": select_blocks(settings.blocks, blocks_of(study, model), "blocks"),
         "store": settings.store,

@@ -21,9 +21,12 @@ from ditscope.doctor.study import Study, alike
 from ditscope.errors import InputError
 from ditscope.intervals import LEAST_UNITS, mean_interval, unit_means
 from ditscope.models import check_safetensors
+from ditscope.packed import INTX_BITS, intx_bytes
 
-SENSITIVITY = "model layer kind depth module bits quantizer group_size shared_weights bucket metric value value_std?"
-SENSITIVITY += " value_low? value_high? n_samples n_images parameters mode"
+SENSITIVITY = (
+    "model backend layer kind depth module bits quantizer group_size shared_weights bucket metric value value_std?"
+)
+SENSITIVITY += " value_low? value_high? n_samples n_images parameters packed_bytes? mode"
 RUN = "model hardware scheme kind compile dtype steps guidance width height quantized_layers mean_bits? nominal_bytes"
 RUN += " simulated stored_bytes? images images_sha256? quality_batch floor_batch? images_reason reason"
 TIMING = "model hardware scheme kind compile batch repeats? latency_median_ms? latencies_ms? reason"
@@ -37,7 +40,18 @@ JOINED = {
     "targets": ("benchmark.targets", "target model source batch latency_ms"),
 }
 CELL = ["model", "layer", "bits", "bucket", "metric"]
-LAYER = ["model", "layer", "kind", "depth", "module", "quantizer", "group_size", "shared_weights", "parameters"]
+LAYER = [
+    "model",
+    "backend",
+    "layer",
+    "kind",
+    "depth",
+    "module",
+    "quantizer",
+    "group_size",
+    "shared_weights",
+    "parameters",
+]
 
 
 def part_files(study: Study, name: str) -> list[str]:
@@ -76,8 +90,7 @@ def check_sensitivity(study: Study) -> None:
         if table.select(CELL).is_duplicated().any():
             study.note("sensitivity", file, "has cells (model, layer, bits, bucket, metric) twice")
         for model, rows in table.partition_by("model", as_dict=True).items():
-            cells = [rows[name].n_unique() for name in CELL[1:]]
-            expected = cells[0] * cells[1] * cells[2] * cells[3]
+            expected = rows["layer"].n_unique() * rows["bits"].n_unique() * rows.select("bucket", "metric").n_unique()
             if len(rows) != expected:
                 study.note("sensitivity", file, f"{model[0]}: {len(rows)} cells of {expected}")
     whole = {
@@ -102,7 +115,7 @@ def other_part(file: str) -> str:
 
 def check_part(study: Study, file: str, part: pl.DataFrame, other: pl.DataFrame | None, name: str) -> None:
     """A part has whole cells, layers as the other mode tells them, and values within their own intervals."""
-    from ditscope.sensitivity_table import BUCKETS, IMAGE_METRIC, METRICS, layer_kind
+    from ditscope.sensitivity_table import BUCKETS, IMAGE_METRIC, METRICS, WHOLE, layer_kind
 
     settings, model = study.config.sensitivity, file.split("/")[1]
     constant = {"model": model, "quantizer": settings.quantizer, "group_size": settings.group_size}
@@ -116,7 +129,8 @@ def check_part(study: Study, file: str, part: pl.DataFrame, other: pl.DataFrame 
     study.agree("sensitivity", file, part, pl.DataFrame({"mode": wanted}))
     layers = part["layer"].unique().sort().to_list()
     metrics = [m for m in (*METRICS, IMAGE_METRIC) if m in set(part["metric"])]
-    cells = [(la, b, bu, m) for la in layers for b in settings.bits for bu in BUCKETS for m in metrics]
+    kinds_of_cells = [(bu, m) for m in metrics for bu in ((*BUCKETS, WHOLE) if m == IMAGE_METRIC else BUCKETS)]
+    cells = [(layer, bits, *cell) for layer in layers for bits in settings.bits for cell in kinds_of_cells]
     found = part.select("layer", "bits", pl.col("bucket").cast(pl.String), "metric").rows()
     study.same_rows("sensitivity", file, sorted(found, key=str), sorted(cells, key=str), "cells")
     described = part.select(LAYER).unique().sort(LAYER)
@@ -127,6 +141,15 @@ def check_part(study: Study, file: str, part: pl.DataFrame, other: pl.DataFrame 
         if len(both):
             problem = f"layer {both['layer'][0]} is not told as in {other_part(file)} (kind, depth, module, size)"
             study.note("sensitivity", file, problem)
+    sizes = part.select("layer", "bits", "packed_bytes").unique()
+    if len(sizes) != sizes.select("layer", "bits").n_unique():
+        study.note(
+            "sensitivity", file, "tells one layer's size at one bit width in several ways (column `packed_bytes`)"
+        )
+    linear = part.filter((pl.col("module") == "linear") & (pl.col("backend") != "mlx"))
+    if settings.quantizer == "group" and set(settings.bits) <= set(INTX_BITS):
+        gives = [intx_bytes(*row) for row in linear.select("parameters", "bits", "shared_weights").iter_rows()]
+        study.agree("sensitivity", file, linear, pl.DataFrame({"packed_bytes": gives}, {"packed_bytes": pl.Int64}))
     for name_of_count in ("n_samples", "n_images"):
         counted = pl.col(name_of_count)
         counts = part.group_by("bucket", "metric").agg(counted.n_unique(), counted.min().alias("least"))
@@ -163,7 +186,8 @@ def check_plan(study: Study) -> None:
             if table is not None:
                 rows = table.filter((pl.col("model") == model) & (pl.col("module") == "linear"))
                 measured = sorted(rows["layer"].unique())
-                study.same_rows("plan", file, sorted(plan["layers"]), measured, "measured layers")
+                planned = sorted([*plan["layers"], *plan["full_precision"]])
+                study.same_rows("plan", file, planned, measured, "measured layers")
                 for key in ("quantizer", "group_size"):
                     if len(rows) and plan[key] != rows[key][0]:
                         problem = f"made with {key} {plan[key]!r}, sensitivity was measured with {rows[key][0]!r}"
@@ -173,7 +197,7 @@ def check_plan(study: Study) -> None:
 
 def check_solution(study: Study, file: str, plan: dict[str, Any], rows: pl.DataFrame, budget: str) -> None:
     """A plan is solved again; of several equally good ones any will do, if its totals are those of its layers."""
-    from ditscope.plan import choices_of
+    from ditscope.plan import can_be_stored, choices_of
 
     model, settings = plan["model"], study.config.plan
 
@@ -190,7 +214,7 @@ def check_solution(study: Study, file: str, plan: dict[str, Any], rows: pl.DataF
     for key, value in wanted.items():
         if key != "layers" and not alike(plan.get(key), value):
             study.note("plan", file, f"its `{key}` is not what the sensitivity table gives")
-    choices = choices_of(rows.sort("depth", "layer", "bits", "bucket", "metric"), settings)
+    choices = choices_of(can_be_stored(rows.sort("depth", "layer", "bits", "bucket", "metric")), settings)
     if set(choices.layers) == set(plan["layers"]) and set(plan["layers"].values()) <= set(choices.bits):
         chosen = np.array([choices.bits.index(plan["layers"][layer]) for layer in choices.layers])
         for key, value in choices.totals(chosen).items():
