@@ -316,7 +316,7 @@ def test_guidance_is_written_down_or_refused(tmp_path):
         found = validate_calibration(tmp_path)
         sample = read_sample(found.samples[0])
         assert guidance_of(found, sample, found.samples[0].file) == 4.5
-    for wrong in ({"cfg_scale": "high"}, {"cfg_scale": 7, "cfg_weight": 2}):
+    for wrong in ({"cfg_scale": "high"}, {"cfg_scale": 7, "cfg_weight": 2}, {"cfg_scale": True}):
         (tmp_path / "manifest.json").write_text(json.dumps(manifest | wrong))
         with pytest.raises(InputError, match="give one number"):
             validate_calibration(tmp_path)

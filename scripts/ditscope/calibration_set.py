@@ -329,6 +329,14 @@ def read_sample(reference: Reference) -> dict[str, Any]:
     return sample
 
 
+def manifest_guidance(manifest: dict[str, Any], near: Path) -> float | None:
+    """The guidance that a manifest (beside the file `near`) names under one of the keys of `GUIDANCE`, if any."""
+    given = {key: manifest[key] for key in GUIDANCE if key in manifest}
+    if len(set(map(str, given.values()))) > 1 or not all(type(value) in (int, float) for value in given.values()):
+        raise InputError(f"manifest.json beside {near}: {given}; give one number")
+    return float(next(iter(given.values()))) if given else None
+
+
 def guidance_of(found: CalibrationSet, sample: dict[str, Any], file: Path, embedded: bool = False) -> float:
     """The guidance that a sample was made with: its own, else the manifest's; 0 where it plays no part.
 
@@ -337,11 +345,9 @@ def guidance_of(found: CalibrationSet, sample: dict[str, Any], file: Path, embed
     """
     if sample["guidance"] is not None:
         return float(sample["guidance"])
-    given = {key: found.manifest[key] for key in GUIDANCE if key in found.manifest}
-    if len(set(given.values())) > 1 or not all(isinstance(v, int | float) for v in given.values()):
-        raise InputError(f"manifest.json beside {file}: {given}; give one number")
-    if given:
-        return float(next(iter(given.values())))
+    given = manifest_guidance(found.manifest, file)
+    if given is not None:
+        return given
     if len(sample["conditioning"]) == 2 or embedded:
         line = '"cfg_scale": 7.5'
         if not found.manifest:

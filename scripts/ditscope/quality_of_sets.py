@@ -7,7 +7,7 @@ import polars as pl
 
 from ditscope.benchmark_columns import IDENTITY, QUALITY_TYPES
 from ditscope.benchmark_images import Images, check_kid_subset, check_made_with, read_images, verified
-from ditscope.calibration_set import read_manifest
+from ditscope.calibration_set import manifest_guidance, read_manifest
 from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.features import feature_extractor
@@ -23,8 +23,9 @@ def reference_images(folder: Path) -> Images:
     Raises InputError for a set without images, and for an image that is missing, damaged or outside the folder.
     """
     manifest, found = read_manifest(folder), {}
-    names = {"model": "model", "steps": "num_steps", "guidance": "cfg_weight", "width": "width", "height": "height"}
+    names = {"model": "model", "steps": "num_steps", "width": "width", "height": "height"}
     made_with = {key: manifest.get(name) for key, name in names.items()}
+    made_with["guidance"] = manifest_guidance(manifest, folder)
     for image in manifest.get("images", []):
         path = folder / image["file"]
         if PurePosixPath(image["file"]).is_absolute() or ".." in path.parts or not path.is_file():
