@@ -212,9 +212,9 @@ def test_quality_images_are_sampled_in_one_batch_under_every_scheme(tiny, monkey
     sizes = []
     make = stage.generate_slice
 
-    def watched(generator, rows, *scheme):
+    def watched(generator, rows, *made_by):
         sizes.append(len(rows))
-        return make(generator, rows, *scheme)
+        return make(generator, rows, *made_by)
 
     monkeypatch.setattr(stage, "generate_slice", watched)
     run_once = latency.run_once
@@ -635,7 +635,7 @@ def drivers(monkeypatch, tmp_path):
         path = fake_smi(tmp_path / "smi", f"NVIDIA H200, {driver}") if driver else str(tmp_path / "none")
         monkeypatch.setenv("PATH", path)
         monkeypatch.setattr(hardware, "torch_build", lambda: build)
-        for name in (slots.VISIBLE, *slots.SCHEDULERS):
+        for name in (slots.VISIBLE, hardware.ON_CPU, *slots.SCHEDULERS):
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -693,6 +693,7 @@ OLD, CPU_BUILD = ("2.13.0+cu130", "13.0"), ("2.13.0", "")
         ("580.95", CPU_BUILD, {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "2"}, "GPU 2 is at hand, but torch 2.13.0"),
         ("580.95", CPU_BUILD, {"SLURM_JOB_ID": "7"}, ""),
         ("580.95", CPU_BUILD, {"CUDA_VISIBLE_DEVICES": ""}, ""),
+        ("580.95", CPU_BUILD, {"CUDA_VISIBLE_DEVICES": "0", "DITSCOPE_CPU": "1"}, ""),
         ("", CPU_BUILD, {}, ""),
     ],
 )

@@ -19,7 +19,8 @@ import numpy as np
 
 from ditscope.atomic import replacing, write_text
 from ditscope.errors import InputError, parsing, read_json
-from ditscope.prompts import Prompt
+from ditscope.paths import InputFolder
+from ditscope.prompts import Prompt, check_seed
 from ditscope.shards import npy_bytes
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ KEYS = {
 PLURAL = {"x": ("xs",), "timestep": ("timesteps",), "sigma": ("sigmas",), "step_index": ("step_indices",)}
 NUMPY = (TypeError, RuntimeError)  # beside what other parsers raise on damaged bytes
 RANKS = {"x": 4, "conditioning": 3, "pooled_conditioning": 2}
-GUIDANCE = ("cfg_weight", "cfg_scale")  # of a manifest: ours, and that of other programs
+GUIDANCE = ("cfg_weight", "cfg_scale", "guidance")  # of a manifest: ours, and those of other programs
 TIMESTEP_TOLERANCE = 0.005  # of timestep / 1000 to sigma: bfloat16 timesteps are off by 0.004
 
 
@@ -66,7 +67,11 @@ class CalibrationSet:
 
 
 def calibration_images(prompts: list[Prompt], num_images: int, seed: int) -> list[dict[str, Any]]:
-    """One record for each image: image i has prompt i (starting over where there are fewer) and seed `seed` + i."""
+    """One record for each image: image i has prompt i (starting over where there are fewer) and seed `seed` + i.
+
+    Raises InputError where the last seed is beyond 2^63 - 1.
+    """
+    check_seed(f"calibrate.seed: {seed} for {num_images} images: the last one's", seed + num_images - 1)
     return [
         {
             "image_id": i,
@@ -383,7 +388,7 @@ def check_fits(sample: dict[str, Any], file: Path, name: str, config: dict[str, 
         )
 
 
-def validate_calibration(folder: Path, model: str = "", num_steps: int = 0) -> CalibrationSet:
+def validate_calibration(folder: InputFolder, model: str = "", num_steps: int = 0) -> CalibrationSet:
     """Read every sample of a set; refuse what is broken, or made with another model or step count than given."""
     found = load_calibration(folder)
     check_made_with(folder, found, model, num_steps)

@@ -17,6 +17,7 @@ from torchao.prototype.safetensors.safetensors_support import flatten_tensor_sta
 
 from ditscope.errors import InputError
 from ditscope.models import check_safetensors, load_generator
+from ditscope.paths import InputFile, OutputFile
 from ditscope.quantize import apply_scheme, fuse_qkv, layer_configs, runs_on_mlx, unsupported
 from ditscope.settings import Model, Scheme
 from ditscope.tensor_files import save_tensors
@@ -27,7 +28,7 @@ SCHEMA_VERSION = "1"
 RECORD = "ditscope"  # the one key of the file's metadata: safetensors writes several in no fixed order
 
 
-def quantize(name: str, model: Model, scheme: Scheme, out: Path, plan: Path | None = None) -> None:
+def quantize(name: str, model: Model, scheme: Scheme, out: OutputFile, plan: InputFile | None = None) -> None:
     """Quantize a model's transformer under a scheme and save it as one safetensors file, on the device at hand."""
     generator = load_generator(name, model)
     if reason := unsupported(scheme, generator.computes_on, model.dtype):

@@ -19,6 +19,7 @@ from ditscope.atomic import write_text
 from ditscope.errors import InputError, read_json
 from ditscope.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
 from ditscope.packed import effective_group_size
+from ditscope.paths import InputFile, OutputFile
 from ditscope.sensitivity_table import IMAGE_METRIC, LAYER_KINDS, WHOLE
 from ditscope.settings import Budget, Plan
 from ditscope.tables import concat_tables
@@ -67,8 +68,8 @@ class Choices:
 
 def plan(
     model: str,
-    sensitivity: list[Path],
-    out: Path,
+    sensitivity: list[InputFile],
+    out: OutputFile,
     budget: Budget,
     settings: Plan = Plan(),
     budget_name: str = "budget",

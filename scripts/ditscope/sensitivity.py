@@ -31,6 +31,7 @@ from ditscope.identity import file_digest
 from ditscope.models import Generator, load_generator, require_blocks, transformer_config
 from ditscope.packed import packed_bytes
 from ditscope.partial import publish, unfinished
+from ditscope.paths import InputFolder, OutputFile, OutputFolder
 from ditscope.sensitivity_exact import Layer, Network, mlx_twin, network_of, score_layers
 from ditscope.sensitivity_fast import estimate_layers
 from ditscope.sensitivity_image import image_effects
@@ -66,13 +67,13 @@ class Work:
 def sensitivity(
     name: str,
     model: Model,
-    calibration: Path,
-    out: Path,
+    calibration: InputFolder,
+    out: OutputFile,
     settings: Sensitivity = Sensitivity(),
     group: int = 0,
     groups: int = 1,
-    fast: Path | None = None,
-    partial: Path | None = None,
+    fast: OutputFile | None = None,
+    partial: OutputFolder | None = None,
 ) -> None:
     """Score every layer of a model, or every `groups`-th block's from `group` on, at every bit width.
 
