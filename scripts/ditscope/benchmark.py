@@ -41,11 +41,12 @@ from ditscope.models import Generator, load_generator
 from ditscope.paths import InputFile, InputFolder, OutputFolder
 from ditscope.prompts import read_runs
 from ditscope.quantize import (
+    INDIVISIBLE,
     apply_scheme,
+    coverage,
     fuse_qkv,
     is_simulated,
     label,
-    layer_configs,
     mean_bits,
     nominal_bytes,
     stored_bytes,
@@ -127,13 +128,20 @@ def benchmark(
     transformer = generator.pipe.transformer
     if scheme.fuse_qkv:
         fuse_qkv(transformer)
+    configs, left = coverage(transformer, scheme, plan)
+    indivisible = [name for name, reason in left.items() if reason in INDIVISIBLE]
+    if indivisible:
+        log.warning("%s %s: %d layers cannot be divided: %s", name, config, len(indivisible), ", ".join(indivisible))
     made = {
         "dtype": model.dtype,
         "steps": model.steps,
         "guidance": model.guidance,
         "width": model.width,
         "height": model.height,
-        "quantized_layers": len(layer_configs(transformer, scheme, plan)),
+        "quantized_layers": len(configs),
+        "skipped_layers": len(left) - len(indivisible),
+        "indivisible_layers": len(indivisible),
+        "indivisible": ", ".join(indivisible),
         "mean_bits": mean_bits(transformer, scheme, plan),
         "nominal_bytes": nominal_bytes(transformer, scheme, plan),
         "simulated": is_simulated(transformer, scheme, plan),
@@ -168,13 +176,11 @@ def benchmark(
             # Compiled, another batch size would be compiled anew; eager, a batch that is filled up would be waste.
             seeds = min(batch, settings.flat_field_seeds) if compile == "eager" else batch
             grown = noise_growth(generator, settings, seeds)
-            if is_base:
-                floor = batch // 2 or 2
-                again = generate_images(generator, judged, floor, f"{name_of_run}-floor", made_by[1])
-                samples = [s | {FLOOR: other["png"]} for s, other in zip(samples, again, strict=True)]
         except RuntimeError as error:  # out of memory: the timings stay
             log.exception("%s cannot sample %d images together", name, batch)
-            samples, grown, floor, unmade = [], [], None, f"no images in batches of {batch}: {first_line(error)}"
+            samples, grown, unmade = [], [], f"no images in batches of {batch}: {first_line(error)}"
+        if is_base and samples:
+            samples, floor = with_noise_floor(generator, judged, samples, batch // 2 or 2, made_by[1])
         if samples:
             found_runs = [(run["prompt_id"], run["seed"]) for s in samples for run in s["json"]["runs"]]
             asked = [(run["prompt_id"], run["seed"]) for run in judged]
@@ -299,6 +305,18 @@ def uncompilable(compile: str, computes_on: str) -> str:
     except RuntimeError:
         return "torch.compile needs a C++ compiler (g++); install one or set CXX"
     return ""
+
+
+def with_noise_floor(
+    generator: Generator, runs: list[dict], samples: list[Sample], batch: int, scheme_key: str
+) -> tuple[list[Sample], int | None]:
+    """Samples that also hold their picture as sampled in batches of `batch`, and that size; None where it fails."""
+    try:
+        again = generate_images(generator, runs, batch, "noise floor", scheme_key)
+    except RuntimeError:  # out of memory
+        log.exception("%s cannot sample %d images together: no noise floor", generator.name, batch)
+        return samples, None
+    return [s | {FLOOR: other["png"]} for s, other in zip(samples, again, strict=True)], batch
 
 
 def generate_images(generator: Generator, runs: list[dict], batch: int, label: str, scheme_key: str) -> list[Sample]:

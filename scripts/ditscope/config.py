@@ -129,9 +129,13 @@ def check(config: Config) -> None:
         "plan.budgets": config.plan.budgets,
         "benchmark.targets": config.benchmark.targets,
     }
-    for registry, names in registries.items():
-        for name in names:
+    for registry, entries in registries.items():
+        for name in entries:
             check_name(registry, name)
+    if found := set(config.prompts.csv) & set("{}<>"):
+        raise InputError(
+            f"prompts.csv: `{config.prompts.csv}` has a {min(found)}, by which Snakemake marks wildcards; rename it"
+        )
     if config.benchmark.hardware:
         check_name("benchmark.hardware", config.benchmark.hardware)
     for name, model in config.models.items():

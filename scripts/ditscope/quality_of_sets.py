@@ -94,10 +94,13 @@ def quality_of_sets(
         )
         values, reasons = set_metrics(theirs, mine, settings.kid_subset_size)
         reasons |= dict.fromkeys(PAIRED, f"{calibration} has other prompts and seeds: no pairs to compare")
-        n = {"n": len(mine["pngs"]), "n_prompts": len(set(mine["prompts"]))}
-        rows = [row(metric, values.get(metric), **n, reason=reasons.get(metric, "")) for metric in metrics]
+        n, prompts = len(mine["pngs"]), len(set(mine["prompts"]))
+        rows = [
+            row(metric, values.get(metric), n=n, n_prompts=prompts, reason=reasons.get(metric, ""))
+            for metric in metrics
+        ]
         if mine["alignment"] is not None:
             own = mean_interval(mine["alignment"], mine["prompts"])
-            rows[PAIRED.index("prompt_alignment")] = row("prompt_alignment", own.mean, own.low, own.high, **n)
+            rows[PAIRED.index("prompt_alignment")] = row("prompt_alignment", own.mean, own.low, own.high, n, prompts)
     write_table(pl.DataFrame([identity | found for found in rows], schema=QUALITY_TYPES), out, "benchmark.quality")
     log_metrics(run.stem, rows)

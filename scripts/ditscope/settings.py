@@ -403,7 +403,7 @@ class Refine:
     """Train a one-step refiner of interpolated latents with the drifting loss."""
 
     models: list[str] = setting([], "Models whose latents are refined", config_only=True)
-    seed: int = setting(0, "Seed of codebook, corruption and training")
+    seed: int = setting(0, "Seed of codebook, corruption and training", most=2**32 - 1)
     # corruption
     patch: int = setting(2, "Side of a patch of latents (of one frame), which is one token", positive=True)
     keys: str = setting(

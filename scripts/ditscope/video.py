@@ -70,7 +70,8 @@ def capture_video(captures: Path, out: Path, denoising: Path, sheets: Path, sett
     denoising_film(folders[: settings.max_generations], denoising, settings)
     for folder in folders:
         draw_sheet(folder, sheets / f"{folder.name}.png", settings)
-    check_complete(sheets, "contact sheets", (f.name for f in folders), (path.stem for path in sheets.glob("*.png")))
+    drawn = (folder.name for folder in folders if (sheets / f"{folder.name}.png").exists())
+    check_complete(sheets, "contact sheets", (folder.name for folder in folders), drawn)
 
 
 def film(folders: Sequence[Path], out: Path, settings: Video) -> None:
