@@ -15,7 +15,8 @@ from ditscope.blocks import blocks
 from ditscope.capture import capture
 from ditscope.capture_layout import captures_in, read_metadata
 from ditscope.counts import check_complete
-from ditscope.doctor.images import check_capture, check_generate, check_prompts
+from ditscope.doctor.captures import check_capture
+from ditscope.doctor.images import check_generate, check_prompts
 from ditscope.doctor.study import Study
 from ditscope.errors import IncompleteError
 from ditscope.figures.images import image_grid
