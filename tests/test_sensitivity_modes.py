@@ -15,7 +15,7 @@ from ditscope.calibration_batches import batches
 from ditscope.calibration_set import Reference, load_calibration
 from ditscope.plan import Choices, nominal_bytes, solve
 from ditscope.quantizers import group_affine
-from ditscope.sampling import Observer, encode_prompts, noise_of, sample
+from ditscope.sampling import Observer, pictures, sample
 from ditscope.sensitivity_adaptive import next_samples, relaxed_plan, sampling_order
 from ditscope.sensitivity_exact import Layer, network_of
 from ditscope.sensitivity_fast import estimate_layers, probe, ratios, weight_changes
@@ -340,11 +340,10 @@ def test_image_effects_estimate_the_mean_square_change(tmp_path, monkeypatch, gr
     described = [layer.described(settings) for layer in layers]
     constants = {"model": "tiny", "quantizer": "group", "group_size": 0, "mode": "fast"}
     table = tabulate(rows, described, constants, ["image_rms"])
-    noise = noise_of(model, [0, 1])
-    cond = encode_prompts(model, ["a", "b"], ["", ""], 3.0)
+    asked = ["a", "b"], ["", ""], [0, 1]
 
-    def pictures() -> Tensor:
-        return model.family.decode(model.pipe, sample(model, noise, cond, steps=3, guidance=3.0)).double()
+    def finished() -> Tensor:
+        return pictures(model, sample(model, *asked, steps=3, guidance=3.0)).double()
 
     class Swap(Observer):
         """Puts a layer's changed weight in for the steps of one bucket."""
@@ -360,11 +359,11 @@ def test_image_effects_estimate_the_mean_square_change(tmp_path, monkeypatch, gr
             self.layer.module.weight.data = self.own
 
     with torch.no_grad():
-        reference = pictures()
+        reference = finished()
         for layer in layers:
             for step, bucket in enumerate(BUCKETS):
-                latents = sample(model, noise, cond, [Swap(layer, step)], steps=3, guidance=3.0)
-                moved = (model.family.decode(model.pipe, latents).double() - reference).square().mean().sqrt().item()
+                latents = sample(model, *asked, [Swap(layer, step)], steps=3, guidance=3.0)
+                moved = (pictures(model, latents).double() - reference).square().mean().sqrt().item()
                 (row,) = table.filter(layer=layer.name, bucket=bucket).to_dicts()
                 assert row["value"] == pytest.approx(moved, rel=0.15)
                 assert row["value_low"] < row["value"] < row["value_high"]

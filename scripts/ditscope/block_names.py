@@ -1,19 +1,47 @@
 """Names of a model's blocks, before any weight is read."""
 
-import json
+from collections.abc import Mapping
+from typing import Any
 
-import diffusers
-from accelerate import init_empty_weights
-
-from ditscope.models import family_of, require_blocks, resolve_source
+from ditscope.errors import InputError
+from ditscope.models import require_blocks, resolve_source, transformer_config
 from ditscope.settings import Model
+
+# Settings of a transformer's config that say how many blocks of a type a family has, in network order.
+COUNTS = {
+    "flux": {"double": "num_layers", "single": "num_single_layers"},
+    "sd3": {"joint": "num_layers"},
+}
+FLUX = {"num_layers": 19, "num_single_layers": 38}
+HUB = {  # the depth of checkpoints that may not be here yet
+    "black-forest-labs/FLUX.1-dev": FLUX,
+    "black-forest-labs/FLUX.1-schnell": FLUX,
+    "black-forest-labs/FLUX.1-Krea-dev": FLUX,
+    "stabilityai/stable-diffusion-3-medium-diffusers": {"num_layers": 24},
+    "stabilityai/stable-diffusion-3.5-medium": {"num_layers": 24},
+    "stabilityai/stable-diffusion-3.5-large": {"num_layers": 38},
+    "stabilityai/stable-diffusion-3.5-large-turbo": {"num_layers": 38},
+}
 
 
 def block_names(name: str, entry: Model) -> list[str]:
     """Every block of a model of the registry in network order, as its transformer's config describes it."""
     require_blocks("blocks", name, entry)
-    family = family_of(name, entry)
-    config = json.loads((resolve_source(name, entry) / "transformer" / "config.json").read_text())
-    with init_empty_weights():
-        transformer = getattr(diffusers, config["_class_name"]).from_config(config)
-    return list(family.blocks(transformer))
+    folder = resolve_source(name, entry)
+    names = named(entry, transformer_config(entry))
+    if not names:
+        raise InputError(f"{folder / 'transformer/config.json'}: says no number of blocks; fetch or copy it again")
+    return names
+
+
+def known_blocks(entry: Model) -> list[str]:
+    """Every block as far as it is known without weights: by the config, if it is here, or by the hub id; else none."""
+    return named(entry, transformer_config(entry) or HUB.get(entry.source, {}))
+
+
+def named(entry: Model, config: Mapping[str, Any]) -> list[str]:
+    """Block names of a transformer's config; none where it lacks a number."""
+    counts = {kind: config.get(key) for kind, key in COUNTS.get(entry.family, {}).items()}
+    if not all(isinstance(count, int) for count in counts.values()):
+        return []
+    return [f"{kind}_block_{i}" for kind, count in counts.items() for i in range(count)]

@@ -9,10 +9,10 @@ import polars as pl
 from tqdm import tqdm
 
 from ditscope.identity import request_hash
-from ditscope.models import Generator, load_generator
+from ditscope.models import Generator, load_generator, reads_negative, text_length
 from ditscope.partial import publish, unfinished
 from ditscope.prompts import read_runs
-from ditscope.sampling import decode, encode_prompts, noise_of, sample, still
+from ditscope.sampling import decode, sample, still
 from ditscope.settings import Generate, Model
 from ditscope.shards import mp4_bytes, png_bytes, read_tar, write_tar
 from ditscope.tables import write_table
@@ -67,9 +67,7 @@ def generate_slice(model: Generator, rows: list[dict], scheme: str = "base") -> 
 
     A video is an mp4 beside the png of its middle frame.
     """
-    noise = noise_of(model, [row["seed"] for row in rows])
-    cond = encode_prompts(model, [r["prompt"] for r in rows], [r["negative_prompt"] for r in rows])
-    latents = sample(model, noise, cond)
+    latents = sample(model, *requests(rows))
     images = decode(model, latents).numpy()
     samples = []
     for row, latent, image in zip(rows, latents.float().cpu().numpy(), images, strict=True):
@@ -77,6 +75,11 @@ def generate_slice(model: Generator, rows: list[dict], scheme: str = "base") -> 
         made = {"__key__": record["request_hash"], "png": png_bytes(still(image)), "json": record, "latent.npy": latent}
         samples.append(made | ({"mp4": mp4_bytes(image, model.family.FPS)} if image.ndim == 4 else {}))
     return samples
+
+
+def requests(rows: list[dict]) -> tuple[list[str], list[str], list[int]]:
+    """Prompts, negative prompts and seeds of runs, as `sample` takes them."""
+    return [r["prompt"] for r in rows], [r["negative_prompt"] for r in rows], [r["seed"] for r in rows]
 
 
 def describe(model: Generator, row: dict, scheme: str = "base") -> dict:
@@ -89,13 +92,16 @@ def describe(model: Generator, row: dict, scheme: str = "base") -> dict:
         "backend": entry.backend,
         "dtype": entry.dtype,
         "prompt": row["prompt"],
-        "negative_prompt": row["negative_prompt"],
+        "negative_prompt": negative_read(entry, row["negative_prompt"]),
         "seed": row["seed"],
         "steps": entry.steps,
         "guidance": entry.guidance,
         "width": entry.width,
         "height": entry.height,
-    } | ({"frames": entry.frames} if entry.frames > 1 else {})
+    }
+    request |= ({"frames": entry.frames} if entry.frames > 1 else {}) | ({"call": entry.call} if entry.call else {})
+    if row["negative_prompt"] != request["negative_prompt"]:
+        log.warning("%s: reads no negative prompt; that of prompt %s is left out", model.name, row["prompt_id"])
     tokens, truncated = prompt_tokens(model, row["prompt"])
     if truncated:
         log.warning(
@@ -108,9 +114,15 @@ def describe(model: Generator, row: dict, scheme: str = "base") -> dict:
     )
 
 
+def negative_read(entry: Model, negative_prompt: str) -> str:
+    """The negative prompt as far as the model reads it: empty where it reads none, whatever is given."""
+    return negative_prompt if reads_negative(entry, entry.guidance) else ""
+
+
 def prompt_tokens(model: Generator, prompt: str) -> tuple[int, bool]:
-    """Tokens of a prompt under the longest-reading tokenizer, and whether that still cuts it."""
-    names = [n for n in ("tokenizer", "tokenizer_2", "tokenizer_3") if getattr(model.pipe, n, None) is not None]
-    tokenizer = max((getattr(model.pipe, n) for n in names), key=lambda t: t.model_max_length)
+    """Tokens of a prompt under the tokenizer that reads most of it, and whether its text encoder still cuts it."""
+    pipe = model.pipe
+    t5 = getattr(pipe, model.family.T5, None)
+    tokenizer, length = (t5, text_length(model)) if t5 else (pipe.tokenizer, pipe.tokenizer.model_max_length)
     count = len(tokenizer(prompt, verbose=False).input_ids)
-    return count, count > (model.entry.max_sequence_length or tokenizer.model_max_length)
+    return count, count > length

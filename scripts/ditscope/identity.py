@@ -28,10 +28,14 @@ def request_hash(
     width: int,
     height: int,
     frames: int = 1,
+    call: dict[str, Any] | None = None,
 ) -> str:
-    """128-bit hex key of everything that determines one image, or one video where `frames` is more than 1."""
+    """128-bit hex key of everything that determines one image, or one video where `frames` is more than 1.
+
+    `call` holds further arguments of the pipeline.
+    """
     request = locals()
-    return digest({k: v for k, v in request.items() if k != "frames" or v > 1})
+    return digest({k: v for k, v in request.items() if v and (k != "frames" or v > 1) or k not in ("frames", "call")})
 
 
 def generation_id(request: str) -> str:

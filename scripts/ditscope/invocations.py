@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from ditscope.captioners import caption, load_captioner
-from ditscope.generate import prompt_tokens
+from ditscope.generate import negative_read, prompt_tokens
 from ditscope.identity import digest, request_hash
-from ditscope.models import load_generator
+from ditscope.models import load_generator, settled
 from ditscope.networks import Entry
-from ditscope.sampling import decode, encode_prompts, noise_of, sample, still
+from ditscope.sampling import decode, sample, still
 from ditscope.shards import Sample
 
 State = str | np.ndarray  # a text, or an image (height, width, 3) uint8
@@ -69,7 +69,7 @@ def node_of(entry: Entry, plan: Path | None) -> Node:
 
 def ask_generator(entry: Entry, text: State, seed: int, negative_prompt: str) -> str:
     """The request hash of one image."""
-    model = entry.model
+    model = settled(entry.model)
     return request_hash(
         model=entry.name,
         revision=model.revision,
@@ -77,13 +77,14 @@ def ask_generator(entry: Entry, text: State, seed: int, negative_prompt: str) ->
         backend=model.backend,
         dtype=model.dtype,
         prompt=str(text),
-        negative_prompt=negative_prompt,
+        negative_prompt=negative_read(model, negative_prompt),
         seed=seed,
         steps=model.steps,
         guidance=model.guidance,
         width=model.width,
         height=model.height,
         frames=model.frames,
+        call=model.call,
     )
 
 
@@ -105,9 +106,8 @@ def answer_by_generator(entry: Entry, plan: Path | None) -> Callable[[list[Reque
 
     def answer(requests: list[Request]) -> list[Answer]:
         texts = [str(request.state) for request in requests]
-        noise = noise_of(model, [request.seed for request in requests])
-        cond = encode_prompts(model, texts, [request.negative_prompt for request in requests])
-        images = decode(model, sample(model, noise, cond)).numpy()
+        negatives, seeds = [request.negative_prompt for request in requests], [request.seed for request in requests]
+        images = decode(model, sample(model, texts, negatives, seeds)).numpy()
         return [Answer(still(image), prompt_tokens(model, text)[1]) for image, text in zip(images, texts, strict=True)]
 
     return answer

@@ -1,8 +1,10 @@
 """Load generators: check the folder first, then hand over the family's pipeline on one device."""
 
+import difflib
+import inspect
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +23,13 @@ WITH_BLOCKS = ("flux", "sd3")  # families whose blocks can be read, and so captu
 ON_MLX = ("flux", "sd3")
 VIDEO = ("wan",)
 CAPTIONERS = ("blip", "blip2", "florence2")
+GUIDANCE = {"flux": 3.5, "sd3": 7.0, "sdxl": 5.0, "wan": 5.0}  # the pipelines' own defaults, as their signatures say
+OWN_SETTINGS = (  # what a pipeline takes and settings of ditscope, or its way of sampling, give
+    "prompt", "negative_prompt", "generator", "latents", "height", "width", "num_frames", "num_inference_steps",
+    "guidance_scale", "max_sequence_length", "output_type", "return_dict", "num_images_per_prompt",
+    "num_videos_per_prompt", "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds", "callback_on_step_end", "callback_on_step_end_tensor_inputs", "self", "kwargs",
+)  # fmt: skip
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
@@ -33,6 +42,7 @@ class Generator:
     family: ModuleType
     pipe: Any
     device: "torch.device"
+    encoded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # texts, by what was asked for
 
     @property
     def computes_on(self) -> str:
@@ -82,15 +92,14 @@ def default_device() -> str:
 
 def load_generator(name: str, entry: Model, device: str | None = None) -> Generator:
     """Load a generator of the registry onto one device, in evaluation mode."""
-    import torch
-
     family = family_of(name, entry)
     check_frames(name, entry)
     check_backend(name, entry)
     folder = resolve_source(name, entry)
-    target = torch.device(device or default_device())
+    entry = settled(entry)
+    target = available(device or default_device())
     left_out = {"transformer": None} if entry.backend == "mlx" else {}
-    pipe = family.load(str(folder), entry, use_safetensors=True, **left_out)
+    pipe = load_pipeline(name, entry, folder, **left_out)
     pipe.to(target)
     if entry.backend == "mlx":
         # Imported by name: MLX is no part of the code whose edits make results of torch stale, nor of its environment.
@@ -100,6 +109,91 @@ def load_generator(name: str, entry: Model, device: str | None = None) -> Genera
     loaded = Generator(name, entry, family, pipe, target)
     log.info("loaded %s (%s, %s) on %s", name, entry.family, entry.dtype, loaded.computes_on)
     return loaded
+
+
+def available(device: str) -> "torch.device":
+    """The device of a name as torch knows it, as `cuda:1`. Raises InputError where this machine has none."""
+    import torch
+
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise InputError(f"device `{device}`: not on this machine ({reason}); here: {default_device()}") from None
+    return found
+
+
+def load_pipeline(name: str, entry: Model, folder: Path, **parts: Any) -> Any:
+    """The diffusers pipeline of a folder; `parts` are components that are loaded already, or None to leave them out."""
+    import diffusers
+
+    from ditscope.families.common import DTYPES
+
+    family = family_of(name, entry)
+    pipeline = getattr(diffusers, family.PIPELINE)
+    check_call(name, entry, pipeline)
+    dtype: Any = DTYPES[entry.dtype]
+    if hasattr(family, "VAE_DTYPE"):
+        dtype = {"default": dtype, "vae": family.VAE_DTYPE}
+    if not entry.use_t5 and entry.family == "sd3":
+        parts |= {"text_encoder_3": None, "tokenizer_3": None}
+    pipe = pipeline.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **parts)
+    if not hasattr(pipe, "transformer"):
+        pipe.transformer = pipe.unet  # the network that is quantized and watched, under the name of every other family
+    return pipe
+
+
+def check_call(name: str, entry: Model, pipeline: type) -> None:
+    """Refuse arguments of `call` that the pipeline does not take, or that settings of their own give."""
+    known = set(inspect.signature(pipeline.__call__).parameters) - set(OWN_SETTINGS)
+    for argument in entry.call:
+        if argument in OWN_SETTINGS:
+            raise InputError(f"models.{name}.call: `{argument}` is no option of `call`; the entry and the prompts give it")
+        if argument not in known:
+            near = ", ".join(difflib.get_close_matches(argument, known, 3, 0.5) or sorted(known))
+            raise InputError(f"models.{name}.call: {pipeline.__name__} takes no `{argument}`; it takes {near}")
+
+
+def settled(entry: Model) -> Model:
+    """The entry with the guidance that its pictures are made with: the pipeline's default where none is given.
+
+    0 where the model reads none, so that a setting without effect is neither hashed nor recorded.
+    """
+    guidance = entry.guidance if entry.guidance >= 0 else GUIDANCE[entry.family]
+    if not transformer_config(entry).get("guidance_embeds", True):
+        if entry.guidance > 0:
+            log.warning("%s: reads no guidance; %g is left out, and recorded as 0", entry.source, entry.guidance)
+        guidance = 0.0
+    return replace(entry, guidance=guidance)
+
+
+def reads_negative(entry: Model, guidance: float) -> bool:
+    """Whether a model reads a negative prompt: under classifier-free guidance, which FLUX has by `true_cfg_scale`."""
+    return bool((entry.call.get("true_cfg_scale", 1) if entry.family == "flux" else guidance) > 1)
+
+
+def transformer_config(entry: Model) -> dict[str, Any]:
+    """The config of a model's transformer, where its folder is here; else nothing."""
+    file = source_folder(entry) / "transformer" / "config.json"
+    try:
+        found = json.loads(file.read_text()) if file.is_file() else {}
+    except UNREADABLE as error:
+        raise InputError(f"{file}: not a config of diffusers ({error}); fetch or copy it again") from None
+    return found if isinstance(found, dict) else {}
+
+
+def text_length(model: Generator) -> int:
+    """Tokens that the model's T5 reads of a prompt: the entry's, else the pipeline's default as far as it was trained.
+
+    Its tokenizer says how far (`model_max_length`); without a T5 it is the length of the zeros in its place.
+    """
+    parameters = inspect.signature(type(model.pipe).__call__).parameters
+    if "max_sequence_length" not in parameters:
+        return 0
+    tokenizer = getattr(model.pipe, model.family.T5, None)
+    limit = parameters["max_sequence_length"].default
+    return model.entry.max_sequence_length or (min(limit, tokenizer.model_max_length) if tokenizer else limit)
 
 
 def family_of(name: str, entry: Model) -> ModuleType:

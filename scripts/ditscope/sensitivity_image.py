@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ditscope.calibration_batches import Batch, batches
 from ditscope.calibration_set import CalibrationSet, Reference
 from ditscope.models import Generator
+from ditscope.sampling import pictures
 from ditscope.sensitivity_exact import Layer
 from ditscope.sensitivity_fast import Changes, back_end, random_signs, weight_changes
 from ditscope.sensitivity_table import IMAGE_METRIC
@@ -72,7 +73,7 @@ def probe_image(
         last = steps[-1].x - sigmas[-2] * steps[-1].velocity(model)
     with torch.enable_grad():
         latents = last.detach().requires_grad_()
-        image = model.family.decode(model.pipe, latents)
+        image = pictures(model, latents)
         (gradient,) = torch.autograd.grad(image, latents, random_signs(image, generator))
     effects: dict[tuple[str, nn.Module], Tensor] = {}
     for batch, (sigma, following) in reversed(list(zip(steps, pairwise(sigmas), strict=True))):
