@@ -798,7 +798,7 @@ def test_one_prompt_from_the_command_line(tmp_path):
         [0, 1, 2],
         32,
         48,
-        2.5,
+        0.0,
     )
     assert metadata["derived_seed"] and len(out.name) == 8 and not (tmp_path / ".partial").exists()
     assert Image.open(out / "img_0.jpg").size == (32, 48)
