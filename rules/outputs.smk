@@ -6,6 +6,7 @@ from pathlib import Path
 
 from snakemake.io import strip_wildcard_constraints
 
+from ditscope.catalog import table_files
 from ditscope.config import benchmark_cases, of_backends
 from ditscope.figures import PAPER_TABLES, available
 from ditscope.hardware import filed_under, hardware_id
@@ -175,13 +176,8 @@ def calibration_inputs(model):
     )
 
 
-def sensitivity_groups():
-    """Jobs of a model's layers; adaptive mode weighs all layers in one."""
-    return 1 if CONFIG.sensitivity.mode == "adaptive" else CONFIG.sensitivity.layer_groups
-
-
 def sensitivity_layers(*models, name="layers"):
-    groups = [f"{i:03d}" for i in range(sensitivity_groups())]
+    groups = [f"{i:03d}" for i in range(CONFIG.sensitivity.layer_groups)]
     return expand(f"{RESULTS}/sensitivity/{{model}}/{name}-{{group}}.parquet", model=models, group=groups)
 
 

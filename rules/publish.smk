@@ -55,7 +55,7 @@ rule paper_tables:
 
 rule catalog:
     input:
-        tables=lambda w: [p for left in left_by_stages().values() for p in left if str(p).endswith(".parquet")],
+        tables=lambda w: table_files(left_by_stages()),
     output:
         catalog="<results>/catalog.duckdb",
     log:

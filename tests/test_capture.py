@@ -152,7 +152,7 @@ KINDS = ("flux", "flux-distilled", "sd3", "sd3-cfg")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_last_block_reads_out_as_the_models_own_velocity(kind, tmp_path):
-    model, cond, recorder, _ = record_run(kind, tmp_path)
+    model, _, recorder, _ = record_run(kind, tmp_path)
     watcher = Velocities()
     sample(model, *RUN, [watcher])
     last, first = recorder.blocks[-1], recorder.blocks[0]
@@ -189,14 +189,14 @@ def test_stored_tokens_alone_give_the_velocity_again(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_capturing_leaves_the_latents_bit_identical(kind, tmp_path):
-    model, cond, _, latents = record_run(kind, tmp_path)
+    model, _, _, latents = record_run(kind, tmp_path)
     assert torch.equal(latents, sample(model, *RUN))
     assert not any(m._forward_hooks for m in model.pipe.transformer.modules())
 
 
 def test_streams_are_what_the_blocks_put_out(tmp_path):
     """Single blocks are joined text first; checked against hooks of the test's own."""
-    model, cond = tiny("flux")
+    model, _ = tiny("flux")
     seen = {}
     for i in (0, 11):
         block = model.pipe.transformer.single_transformer_blocks[i]
@@ -246,7 +246,7 @@ def test_the_byte_estimate_is_exact_and_types_are_kept(kind, dtype, decoded, sto
 def test_a_step_is_written_while_the_next_computes(tmp_path, monkeypatch):
     """The first file is not finished before the second step's first block has run: a writer in line would wait here."""
     monkeypatch.setattr(recorder_module, "CHUNK_BYTES", 1)
-    model, cond = tiny("flux")
+    model, _ = tiny("flux")
     recorder = Recorder(tmp_path, ["double_block_0"], [0, 1, 2], CaptureSet(), RECORD)
     second, finish, overlapped = threading.Event(), StepFile.finish, []
 
@@ -305,7 +305,7 @@ def test_small_steps_are_handed_over_together_and_give_the_same_files(tmp_path, 
 @pytest.mark.parametrize("failing", ("sampling", "writing"))
 def test_what_fails_leaves_no_file_unfinished(failing, chunk, tmp_path, monkeypatch):
     monkeypatch.setattr(recorder_module, "CHUNK_BYTES", chunk)
-    model, cond = tiny("flux")
+    model, _ = tiny("flux")
     recorder = Recorder(tmp_path, list(flux.blocks(model.pipe.transformer)), [0, 1, 2], CaptureSet(), RECORD)
     if failing == "sampling":
         block, calls = model.pipe.transformer.transformer_blocks[1], []
@@ -401,7 +401,9 @@ def test_the_embedding_is_what_the_first_block_is_given(kind, tmp_path):
     block = model.pipe.transformer.transformer_blocks[0]
     inputs = {"hidden_states": tensors["embedding.img"], "encoder_hidden_states": tensors["embedding.txt"]}
     if kind == "flux":
-        ids = torch.cat([torch.zeros(5, 3), FluxPipeline._prepare_latent_image_ids(1, 4, 4, torch.device("cpu"), torch.float32)])
+        ids = torch.cat(
+            [torch.zeros(5, 3), FluxPipeline._prepare_latent_image_ids(1, 4, 4, torch.device("cpu"), torch.float32)]
+        )
         inputs["image_rotary_emb"] = model.pipe.transformer.pos_embed(ids)
     with torch.no_grad():
         text, image = block(temb=tensors["context.temb"], **inputs)
@@ -451,7 +453,7 @@ def test_the_statistics_table_describes_the_stored_tensors(tmp_path):
 
 
 def test_nan_stops_the_run_and_names_the_block(tmp_path):
-    model, cond = tiny("flux")
+    model, _ = tiny("flux")
     model.pipe.transformer.single_transformer_blocks[3].proj_out.bias.data[0] = float("nan")
     recorder = Recorder(tmp_path, ["double_block_0", "single_block_3"], [0], CaptureSet(), RECORD)
     with pytest.raises(FloatingPointError, match="single_block_3 put out NaN or Inf at step 0"):
@@ -475,7 +477,7 @@ def folder(tmp_path, monkeypatch):
     """Capture a tiny FLUX run into a generation folder; called with settings."""
 
     def make(kind="flux", name="abcdefgh", runs=1, **settings):
-        model, cond = tiny(kind)
+        model, _ = tiny(kind)
         chosen = CaptureSet(**settings)
         blocks = select_blocks(chosen.blocks, list(model.family.blocks(model.pipe.transformer)))
         out = tmp_path / name
@@ -823,7 +825,14 @@ def test_the_original_program_s_options_in_its_spellings(tmp_path, monkeypatch):
     options += ["--should_decode_intermediates=True", "--add_sampling_metadata", "False"]
     assert main(["capture", "--model", "shapes-flux", *options]) == 0
     (out,) = captures_in(tmp_path)
-    expected = {"width": 48, "height": 32, "prompt": "a ring", "seed": 42, "num_steps": 2, "guidance": 0.0}  # the model reads none
+    expected = {
+        "width": 48,
+        "height": 32,
+        "prompt": "a ring",
+        "seed": 42,
+        "num_steps": 2,
+        "guidance": 0.0,
+    }  # the model reads none
     assert read_metadata(out).items() >= expected.items() and verify(out) == []
     assert b"a ring" not in (out / "img_0.jpg").read_bytes()
     film = ["--generation_id", out.name, "--output_dir", str(tmp_path), "--output_format", "gif", "--fps", "4.0"]

@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 from ditscope.families.common import Conditioning
-from ditscope.models import GENERATORS, GUIDANCE, family_of, load_generator
+from ditscope.models import GENERATORS, GUIDANCE, PIPELINES, load_generator
 from ditscope.sampling import Observer, decode, pictures, predict, sample
 from ditscope.settings import Model
 from tiny_pipelines import save_tiny_flux, save_tiny_sd3, save_tiny_sdxl, save_tiny_wan
@@ -25,6 +25,7 @@ SAVED = {"flux": save_tiny_flux, "sd3": save_tiny_sd3, "sdxl": save_tiny_sdxl, "
 SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 DYNAMIC = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0, **SHIFT)
 SHIFTED = FlowMatchEulerDiscreteScheduler(shift=3.0)
+UNIPC = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -62,7 +63,9 @@ CASES = {
     ),
     "SDXL, negatives": Case("sdxl", EulerDiscreteScheduler(timestep_spacing="leading", **LINEAR), GIVEN),
     "SDXL, no negatives": Case("sdxl", EulerDiscreteScheduler(steps_offset=1, **LINEAR)),
-    "Wan": Case("wan", UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)),
+    "Wan": Case(
+        "wan", UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    ),
     "Wan, negatives": Case("wan", SHIFTED, GIVEN, {"guidance": 3.0, "frames": 1}),
     "Wan, guidance off": Case("wan", SHIFTED, GIVEN, {"guidance": 1.0}),
 }
@@ -87,7 +90,7 @@ def loaded(case: Case, folders, dtype: str, **changes):
     if case.family == "wan":  # as its makers load it
         types = {"dtype": {"default": kind, "vae": torch.float32}}
     parts = {} if entry.use_t5 else {"text_encoder_3": None, "tokenizer_3": None}
-    pipeline = getattr(diffusers, family_of("m", entry).PIPELINE)
+    pipeline = getattr(diffusers, PIPELINES[case.family])
     plain = pipeline.from_pretrained(folders[case.family], **{"dtype": kind} | types, **parts)
     plain.set_progress_bar_config(disable=True)
     for pipe in (model.pipe, plain):
@@ -201,5 +204,5 @@ def test_rows_with_and_without_a_negative_prompt_do_not_change_each_other(folder
 
 def test_default_guidance_is_that_of_the_pipelines():
     for family in GENERATORS:
-        pipeline = getattr(diffusers, family_of("m", Model(family, "")).PIPELINE)
+        pipeline = getattr(diffusers, PIPELINES[family])
         assert GUIDANCE[family] == inspect.signature(pipeline.__call__).parameters["guidance_scale"].default

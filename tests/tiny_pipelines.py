@@ -42,7 +42,12 @@ def clip_and_t5() -> tuple[CLIPTextConfig, T5EncoderModel, AutoTokenizer, AutoTo
         projection_dim=16, bos_token_id=clip.bos_token_id, eos_token_id=clip.eos_token_id,
         max_position_embeddings=clip.model_max_length,
     )  # fmt: skip
-    return text, T5EncoderModel(T5Config(vocab_size=len(t5), d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2)), clip, t5
+    return (
+        text,
+        T5EncoderModel(T5Config(vocab_size=len(t5), d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2)),
+        clip,
+        t5,
+    )
 
 
 def small_vae(**options: float) -> AutoencoderKL:

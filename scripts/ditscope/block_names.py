@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ditscope.errors import InputError
-from ditscope.models import require_blocks, resolve_source, transformer_config
+from ditscope.models import config_at_hand, require_blocks, resolve_source
 from ditscope.settings import Model
 
 # Settings of a transformer's config that say how many blocks of a type a family has, in network order.
@@ -28,7 +28,7 @@ def block_names(name: str, entry: Model) -> list[str]:
     """Every block of a model of the registry in network order, as its transformer's config describes it."""
     require_blocks("blocks", name, entry)
     folder = resolve_source(name, entry)
-    names = named(entry, transformer_config(entry))
+    names = named(entry, config_at_hand(entry))
     if not names:
         raise InputError(f"{folder / 'transformer/config.json'}: says no number of blocks; fetch or copy it again")
     return names
@@ -36,12 +36,11 @@ def block_names(name: str, entry: Model) -> list[str]:
 
 def known_blocks(entry: Model) -> list[str]:
     """Every block as far as it is known without weights: by the config, if it is here, or by the hub id; else none."""
-    return named(entry, transformer_config(entry) or HUB.get(entry.source, {}))
+    return named(entry, config_at_hand(entry) or HUB.get(entry.source, {}))
 
 
 def named(entry: Model, config: Mapping[str, Any]) -> list[str]:
     """Block names of a transformer's config; none where it lacks a number."""
     counts = {kind: config.get(key) for kind, key in COUNTS.get(entry.family, {}).items()}
-    if not all(isinstance(count, int) for count in counts.values()):
-        return []
-    return [f"{kind}_block_{i}" for kind, count in counts.items() for i in range(count)]
+    known = {kind: count for kind, count in counts.items() if isinstance(count, int)}
+    return [f"{kind}_block_{i}" for kind, count in known.items() for i in range(count)] if known == counts else []

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from tqdm import tqdm
 from ditscope.activation_table import gather_activations
 from ditscope.activations import ActivationRecorder
 from ditscope.atomic import replacing, write_text
-from ditscope.calibration_set import SCHEMA_VERSION, calibration_images, write_manifest, write_npz
+from ditscope.calibration_set import SCHEMA_VERSION, calibration_images, index_file, write_manifest, write_npz
+from ditscope.counts import check_complete
 from ditscope.errors import InputError
 from ditscope.families.common import Conditioning
 from ditscope.models import Generator, load_generator, require_blocks
@@ -106,6 +108,9 @@ def calibrate_shard(
     shutil.rmtree(working := out.with_name(out.name + ".partial"), ignore_errors=True)
     for number in range(len(slices)):
         shutil.copytree(parts / f"{number:05d}", working, copy_function=link, dirs_exist_ok=True)
+    found = [(image, step) for file in sorted(working.glob("*.npz")) for _, image, step, _ in index_file(file)]
+    asked = product((image["image_id"] for image in images), range(record["num_steps"]))
+    check_complete(out, "images and steps", asked, found)
     write_text(working / "shard.json", json.dumps(record, indent=1) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     os.replace(working, out)

@@ -19,16 +19,17 @@ from tqdm import tqdm
 from ditscope.atomic import replacing
 from ditscope.block_names import block_names
 from ditscope.capture_files import in_memory, load_capture
-from ditscope.capture_layout import DECODED, METADATA, decoded_file, write_metadata
+from ditscope.capture_layout import DECODED, METADATA, decoded_file, read_metadata, rows_of_runs, write_metadata
+from ditscope.counts import check_complete
 from ditscope.errors import InputError
 from ditscope.families.common import DTYPES
-from ditscope.generate import describe, requests
+from ditscope.generate import RUN, describe, requests
 from ditscope.identity import derived_seed, file_digest, generation_id
 from ditscope.models import Generator
 from ditscope.partial import publish, unfinished
 from ditscope.patterns import select_blocks, select_indices
 from ditscope.placement import load_placed
-from ditscope.prompts import read_runs
+from ditscope.prompts import check_seed, read_runs
 from ditscope.recorder import Recorder
 from ditscope.sampling import decode, sample
 from ditscope.settings import CaptureSet, Model
@@ -57,11 +58,12 @@ def capture(
     settings: CaptureSet = CaptureSet(),
     partial: Path | None = None,
 ) -> None:
-    """Sample with a model while recording what its blocks put out; one folder `output_dir`/<generation id> a run.
+    """Sample with a model while recording what its blocks put out; one folder `output_dir`/<generation id> a picture.
 
     Runs are `prompt` with `seed` (-1: one derived from the prompt, and recorded) or the first `settings.generations`
     of the tables (or prompt CSVs) `prompts`. num_steps, guidance, width and height replace the model entry's where
-    they are given. A run that is complete in `partial` is not sampled again; no unfinished one reaches `output_dir`.
+    they are given. Runs that ask for the same picture share its folder, whose metadata and tables name each. A run that
+    is complete in `partial` is not sampled again; no unfinished one reaches `output_dir`.
     """
     runs = read_captured_runs(prompt, prompts, negative_prompt, seed, settings.generations)
     entry = override(name, model, num_steps, guidance, width, height)
@@ -74,7 +76,8 @@ def capture(
         for run in runs:
             record = describe(loaded, run)
             gid = generation_id(record["request_hash"])
-            first = records.setdefault(gid, record)
+            first = records.setdefault(gid, record | {"runs": []})
+            first["runs"].append({key: run[key] for key in RUN})
             if first["request_hash"] != record["request_hash"]:
                 both = f"{first['prompt_id']} and {record['prompt_id']}"
                 raise InputError(f"prompts {both} share the generation id {gid}; capture them apart")
@@ -92,6 +95,11 @@ def capture(
         for gid in records:
             shutil.rmtree(output_dir / gid, ignore_errors=True)
             shutil.move(parts / gid, output_dir / gid)
+        there = [
+            r for gid, r in records.items() if read_metadata(output_dir / gid)["request_hash"] == r["request_hash"]
+        ]
+        left = [(run["prompt_id"], run["seed"]) for record in there for run in record["runs"]]
+        check_complete(output_dir, "runs (prompt_id, seed)", [(run["prompt_id"], run["seed"]) for run in runs], left)
     finally:
         if not any(part.is_dir() and part.suffix != ".unfinished" for part in parts.iterdir()):  # nothing to resume at
             publish(parts)
@@ -105,9 +113,9 @@ def read_captured_runs(prompt: str, prompts: list[Path] | None, negative: str, s
     if bool(prompt) == bool(prompts):
         raise InputError("give either `prompt` or `prompts` (tables or CSVs of prompts)")
     if prompts:
-        runs = [run for path in prompts for run in read_runs(path)]
+        runs = read_runs(*prompts)
         return runs[:limit] if limit else runs
-    derived = seed == -1
+    derived = check_seed("--seed", seed) == -1
     return [
         {
             "prompt_id": "prompt",
@@ -180,7 +188,7 @@ def capture_run(
         latents = sample(model, *requests([record]), [recorder])
         image = Image.fromarray(decode(model, latents)[0].numpy())
         save_image(image, folder / f"img_0.{settings.image_format}", record, settings.add_sampling_metadata)
-        write_table(recorder.table(), folder / "statistics.parquet", "capture_statistics")
+        write_table(rows_of_runs(recorder.table(), record), folder / "statistics.parquet", "capture_statistics")
         write_metadata(recorder.metadata() | {"decoded": list(kinds)}, recorder.intermediates)
         if kinds:
             decode_blocks(model, recorder.intermediates, kinds)

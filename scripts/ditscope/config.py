@@ -1,9 +1,12 @@
 """Read a config into `settings.Config`: strict types, no unknown keys, the nearest valid key in every refusal."""
 
 import difflib
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from datetime import date, datetime
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from types import GenericAlias
 from typing import Any, get_args, get_origin, get_type_hints
@@ -13,9 +16,10 @@ from ditscope.errors import InputError
 from ditscope.models import check_backend, check_frames, is_generator, require_blocks
 from ditscope.networks import resolve_network
 from ditscope.patterns import select_blocks, select_indices
-from ditscope.ranges import check_ranges
+from ditscope.ranges import INT64, check_ranges
 from ditscope.settings import STAGES, Benchmark, Config, Model, Scheme
 
+NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 ROOT = Path(__file__).resolve().parents[2]
 type_hints = cache(get_type_hints)
 
@@ -38,7 +42,8 @@ def decode(kind: Any, value: Any, path: str = "") -> Any:
             choices, given = f.metadata.get("choices"), decoded.get(f.name, [])
             for item in given if isinstance(given, list) else [given]:
                 if choices and item not in choices:
-                    raise InputError(unknown(f"{path}.{f.name}" if path else f.name, item, choices, "a choice"))
+                    what = f"one of {', '.join(map(str, choices))}"
+                    raise InputError(unknown(f"{path}.{f.name}" if path else f.name, item, choices, what))
         check_ranges(kind, decoded, lambda name: f"{where}.{name}")
         return kind(**decoded)
     if kind is Any:
@@ -48,13 +53,48 @@ def decode(kind: Any, value: Any, path: str = "") -> Any:
         if origin is list and isinstance(value, (list, tuple)):
             return [decode(inner[0], v, f"{path}[{i}]") for i, v in enumerate(value)]
         if origin is dict and isinstance(value, Mapping):
-            return {str(k): decode(inner[1], v, f"{path}.{k}") for k, v in value.items()}
+            if (other := next((k for k in value if not isinstance(k, str)), None)) is not None:
+                raise InputError(f"{where}: {as_read(other)}, not a name; write it in quotes")
+            return {k: decode(inner[1], v, f"{path}.{k}") for k, v in value.items()}
         raise InputError(f"{where}: expected a {'list' if origin is list else 'map'}, got {value!r}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
-        raise InputError(f"{where}: expected {kind.__name__}, got {value!r}")
+        raise InputError(f"{where}: expected {kind.__name__}, got {value!r}{spelling(kind, value)}")
     return value
+
+
+def spelling(kind: type, value: Any) -> str:
+    """How to write a value in YAML that was read as another type; empty where it is something else altogether."""
+    if kind is str and isinstance(value, (bool, int, float, date)):
+        return f" ({as_read(value)}); write it in quotes"
+    if kind in (int, float) and isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return ""
+        if kind is int:
+            return f"; write {int(number)}, without quotes" if number.is_integer() else ""
+        plain = f"{number:e}" if "e" in value.lower() and isfinite(number) else value
+        return f"; write {plain}, without quotes"
+    if kind is bool and isinstance(value, (str, int)):
+        return "; write true or false, without quotes"
+    return ""
+
+
+def as_read(value: Any) -> str:
+    """What YAML took a value for, as `no` for False."""
+    names = {bool: "a truth value", int: "an integer", float: "a number", datetime: "a time", date: "a date"}
+    shown = {True: "true (or yes, on)", False: "false (or no, off)"}[value] if isinstance(value, bool) else str(value)
+    return f"YAML reads {shown} as {names.get(type(value), 'nothing' if value is None else 'another type')}"
+
+
+def check_name(where: str, name: str) -> None:
+    """Refuse a name that is to be part of paths and patterns, unless it is plain: the one rule for every registry."""
+    if not NAME.fullmatch(name) or ".." in name:
+        raise InputError(
+            f"{where}: `{name}` is not a plain name; use letters, digits and . _ + - (not first a dot, no two dots)"
+        )
 
 
 def unknown(where: str, name: Any, valid: Any, what: str) -> str:
@@ -74,8 +114,21 @@ def load_config(data: Mapping[str, Any]) -> Config:
 
 def check(config: Config) -> None:
     """Check what types cannot: names that refer to registry entries, sizes, exclusive options."""
-    if not config.experiment or set(config.experiment) & set("/\\ ") or config.experiment.startswith("."):
-        raise InputError(f"experiment: `{config.experiment}` must be a plain folder name")
+    check_name("experiment", config.experiment)
+    registries: dict[str, Mapping[str, Any]] = {
+        "models": config.models,
+        "schemes": config.schemes,
+        "embedders": config.embedders,
+        "networks": config.networks,
+        "capture.sets": config.capture.sets,
+        "plan.budgets": config.plan.budgets,
+        "benchmark.targets": config.benchmark.targets,
+    }
+    for registry, names in registries.items():
+        for name in names:
+            check_name(registry, name)
+    if config.benchmark.hardware:
+        check_name("benchmark.hardware", config.benchmark.hardware)
     for name, model in config.models.items():
         for side in ("width", "height"):
             if getattr(model, side) % 16:
@@ -152,7 +205,7 @@ def check(config: Config) -> None:
 
 
 def check_patterns(config: Config) -> None:
-    """Check patterns of blocks and steps against each model that they are for, where its depth is known without weights."""
+    """Check patterns of steps, and of blocks where a model's depth is known without weights."""
     for name in config.capture.models:
         for key, chosen in config.capture.sets.items():
             where = f"capture.sets.{key}"
@@ -239,8 +292,9 @@ def _limits(kind: Any, choices: tuple, allowed: Mapping[str, Any]) -> dict[str, 
         return {"additionalProperties": _schema(get_args(kind)[1]) | _limits(get_args(kind)[1], (), allowed)}
     if kind not in (int, float):
         return {}
-    least = {"exclusiveMinimum": 0} if allowed["positive"] else {} if allowed["signed"] else {"minimum": 0}
-    return least | ({} if allowed["most"] is None else {"maximum": allowed["most"]})
+    least = {"exclusiveMinimum": 0} if allowed["positive"] else {"minimum": -1 if allowed["signed"] else 0}
+    most = allowed["most"] if allowed["most"] is not None else INT64 if kind is int else None
+    return least | ({} if most is None else {"maximum": most})
 
 
 def reference() -> str:

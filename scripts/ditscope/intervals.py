@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
+from scipy.stats import ttest_ind
 
 LEAST_UNITS = 8  # fewer are shown as points, without an interval
 
@@ -24,6 +25,19 @@ def unit_means(values: np.ndarray, units: Sequence[Hashable]) -> np.ndarray:
     numbers = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
     index = np.array([numbers[unit] for unit in units], int)
     return np.bincount(index, weights=values) / np.bincount(index)
+
+
+def ratio_interval(
+    above: Sequence[float], below: Sequence[float], level: float = 0.95
+) -> tuple[float, float] | tuple[None, None]:
+    """Welch's t interval of the ratio of two geometric means of positive samples.
+
+    None below LEAST_UNITS samples of either, and where no sample differs from another.
+    """
+    if min(len(above), len(below)) < LEAST_UNITS or (np.ptp(above) == 0 and np.ptp(below) == 0):
+        return None, None
+    found = ttest_ind(np.log(above), np.log(below), equal_var=False).confidence_interval(level)
+    return float(np.exp(found.low)), float(np.exp(found.high))
 
 
 def mean_interval(

@@ -4,13 +4,15 @@ import difflib
 import inspect
 import json
 import logging
+import os
+import re
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ditscope.errors import UNREADABLE, InputError
+from ditscope.errors import MALFORMED, InputError
 from ditscope.settings import Embedder, Model
 
 if TYPE_CHECKING:
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GENERATORS = ("flux", "sd3", "sdxl", "wan")
+PIPELINES = {
+    "flux": "FluxPipeline", "sd3": "StableDiffusion3Pipeline", "sdxl": "StableDiffusionXLPipeline", "wan": "WanPipeline",
+}  # fmt: skip
+GENERATORS = tuple(PIPELINES)
 WITH_BLOCKS = ("flux", "sd3")  # families whose blocks can be read, and so captured, calibrated, scored and ablated
 ON_MLX = ("flux", "sd3")
 VIDEO = ("wan",)
@@ -30,6 +35,8 @@ OWN_SETTINGS = (  # what a pipeline takes and settings of ditscope, or its way o
     "num_videos_per_prompt", "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds",
     "negative_pooled_prompt_embeds", "callback_on_step_end", "callback_on_step_end_tensor_inputs", "self", "kwargs",
 )  # fmt: skip
+INDEX = "model_index.json"
+VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema)(?=[.-])")
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
@@ -84,6 +91,16 @@ def check_frames(name: str, entry: Model) -> None:
 
 
 def default_device() -> str:
+    """The accelerator that torch sees, else the CPU; raises InputError where it would leave a GPU of its own idle."""
+    from ditscope.hardware import idle_gpus
+
+    device = device_at_hand()
+    if device == "cpu" and (reason := idle_gpus(os.environ)):
+        raise InputError(reason)
+    return device
+
+
+def device_at_hand() -> str:
     """The accelerator that torch sees, else the CPU."""
     import torch
 
@@ -96,6 +113,8 @@ def load_generator(name: str, entry: Model, device: str | None = None) -> Genera
     check_frames(name, entry)
     check_backend(name, entry)
     folder = resolve_source(name, entry)
+    if entry.guidance > 0 and not settled(entry).guidance:
+        log.warning("%s: reads no guidance; %g is left out, and recorded as 0", name, entry.guidance)
     entry = settled(entry)
     target = available(device or default_device())
     left_out = {"transformer": None} if entry.backend == "mlx" else {}
@@ -131,7 +150,7 @@ def load_pipeline(name: str, entry: Model, folder: Path, **parts: Any) -> Any:
     from ditscope.families.common import DTYPES
 
     family = family_of(name, entry)
-    pipeline = getattr(diffusers, family.PIPELINE)
+    pipeline = getattr(diffusers, PIPELINES[entry.family])
     check_call(name, entry, pipeline)
     dtype: Any = DTYPES[entry.dtype]
     if hasattr(family, "VAE_DTYPE"):
@@ -149,7 +168,7 @@ def check_call(name: str, entry: Model, pipeline: type) -> None:
     known = set(inspect.signature(pipeline.__call__).parameters) - set(OWN_SETTINGS)
     for argument in entry.call:
         if argument in OWN_SETTINGS:
-            raise InputError(f"models.{name}.call: `{argument}` is no option of `call`; the entry and the prompts give it")
+            raise InputError(f"models.{name}.call: `{argument}` is no option of `call`; other settings give it")
         if argument not in known:
             near = ", ".join(difflib.get_close_matches(argument, known, 3, 0.5) or sorted(known))
             raise InputError(f"models.{name}.call: {pipeline.__name__} takes no `{argument}`; it takes {near}")
@@ -161,24 +180,21 @@ def settled(entry: Model) -> Model:
     0 where the model reads none, so that a setting without effect is neither hashed nor recorded.
     """
     guidance = entry.guidance if entry.guidance >= 0 else GUIDANCE[entry.family]
-    if not transformer_config(entry).get("guidance_embeds", True):
-        if entry.guidance > 0:
-            log.warning("%s: reads no guidance; %g is left out, and recorded as 0", entry.source, entry.guidance)
-        guidance = 0.0
-    return replace(entry, guidance=guidance)
+    read = config_at_hand(entry).get("guidance_embeds", True)
+    return replace(entry, guidance=guidance if read else 0.0)
 
 
-def reads_negative(entry: Model, guidance: float) -> bool:
+def reads_negative(entry: Model) -> bool:
     """Whether a model reads a negative prompt: under classifier-free guidance, which FLUX has by `true_cfg_scale`."""
-    return bool((entry.call.get("true_cfg_scale", 1) if entry.family == "flux" else guidance) > 1)
+    return bool((entry.call.get("true_cfg_scale", 1) if entry.family == "flux" else entry.guidance) > 1)
 
 
-def transformer_config(entry: Model) -> dict[str, Any]:
-    """The config of a model's transformer, where its folder is here; else nothing."""
-    file = source_folder(entry) / "transformer" / "config.json"
+def config_at_hand(entry: Model, part: str = "transformer/config.json") -> dict[str, Any]:
+    """A JSON file of a model's folder, by default its transformer's config; empty where it is not here."""
+    file = source_folder(entry) / part
     try:
         found = json.loads(file.read_text()) if file.is_file() else {}
-    except UNREADABLE as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{file}: not a config of diffusers ({error}); fetch or copy it again") from None
     return found if isinstance(found, dict) else {}
 
@@ -214,29 +230,89 @@ def resolve_source(name: str, entry: Model | Embedder, registry: str = "models")
         hint = "run the workflow once to download it" if entry.revision else "set `source` to an existing folder"
         raise InputError(f"{registry}.{name}.source: no folder {folder}; {hint}")
     check_model_folder(folder)
+    if isinstance(entry, Model):
+        check_pipeline(name, entry)
     return folder
+
+
+def transformer_config(name: str, entry: Model) -> dict[str, Any]:
+    """The diffusers config of a model's transformer, read without its weights."""
+    config: dict[str, Any] = json.loads((resolve_source(name, entry) / "transformer" / "config.json").read_text())
+    return config
 
 
 def source_folder(entry: Model | Embedder) -> Path:
     """Where the weights lie: `source` itself, or resources/models/<id>@<revision> for a hub id."""
     if not entry.revision:
-        return Path(entry.source)
+        return Path(entry.source).expanduser()
     return Path("resources/models") / f"{entry.source.replace('/', '--')}@{entry.revision}"
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse a missing folder, pickled weights and truncated safetensors."""
+    """Refuse a missing folder, dangling links, pickled weights, lone variants and truncated safetensors."""
+    if folder.is_file():
+        raise InputError(
+            f"{folder}: a single file; give the folder of a model in the format of diffusers or transformers "
+            "(`from_single_file(...).save_pretrained(FOLDER)` of diffusers makes one of a checkpoint)"
+        )
     if not folder.is_dir():
         raise InputError(f"{folder}: no such model folder; set the model's `source` to an existing one")
-    found = False
-    for file in sorted(folder.rglob("*")):
+    files = sorted(folder.rglob("*"))
+    for file in files:
+        if file.is_symlink() and not file.exists():
+            raise InputError(f"{file}: a link to {os.readlink(file)}, which is not there; copy or download the file")
+    weights = [file for file in files if file.suffix == ".safetensors"]
+    for file in files:
         if file.suffix in PICKLES:
-            raise InputError(f"{file}: pickled weights are refused; convert the model to safetensors")
-        if file.suffix == ".safetensors":
-            check_safetensors(file)
-            found = True
-    if not found:
+            beside = any(other.parent == file.parent for other in weights)
+            mend = "delete it, safetensors lie beside it" if beside else "convert the model to safetensors"
+            raise InputError(f"{file}: pickled weights are refused; {mend}")
+    for file in weights:
+        check_safetensors(file)
+        variant = VARIANT.search(file.name)
+        if variant and not any(f.parent == file.parent and not VARIANT.search(f.name) for f in weights):
+            plain = file.name.replace(f".{variant[1]}", "")
+            raise InputError(
+                f"{file}: only the variant `{variant[1]}` of these weights is here; rename the file to {plain} (in "
+                f"index.json files too), or download {plain}; `dtype` says what weights are cast to"
+            )
+    if not weights:
         raise InputError(f"{folder}: holds no .safetensors weights")
+
+
+def check_pipeline(name: str, entry: Model) -> None:
+    """Refuse a generator's folder that is no pipeline of diffusers, one of another family, and too large pictures."""
+    if entry.family not in PIPELINES:
+        return
+    folder, index = source_folder(entry), config_at_hand(entry, INDEX)
+    if not index:
+        alone = sorted(folder.glob("*.safetensors"))
+        what = f"{alone[0].name} is a single-file checkpoint" if alone else "it is no pipeline of diffusers"
+        raise InputError(
+            f"models.{name}.source: {folder} has no {INDEX}; {what}: save the whole pipeline there with "
+            "`from_single_file(...).save_pretrained(FOLDER)` of diffusers, or give its hub id"
+        )
+    wanted, found = PIPELINES[entry.family], index.get("_class_name")
+    if found != wanted:
+        fitting = [family for family, pipeline in PIPELINES.items() if pipeline == found]
+        mend = f"set `family: {fitting[0]}`" if fitting else f"families: {', '.join(GENERATORS)}"
+        raise InputError(f"models.{name}.family: {folder} is a {found}, `{entry.family}` a {wanted}; {mend}")
+    check_size(name, entry)
+
+
+def check_size(name: str, entry: Model) -> None:
+    """Refuse pictures that are larger than an SD3 transformer has places for."""
+    config = config_at_hand(entry)
+    most = config.get("pos_embed_max_size")
+    channels = config_at_hand(entry, "vae/config.json").get("block_out_channels", [])
+    if most and channels:
+        pixels = most * config.get("patch_size", 2) * 2 ** (len(channels) - 1)
+        for side in ("width", "height"):
+            if getattr(entry, side) > pixels:
+                raise InputError(
+                    f"models.{name}.{side}: {getattr(entry, side)} is more than the {pixels} pixels that the model "
+                    f"has places for (pos_embed_max_size {most}); take at most {pixels}"
+                )
 
 
 def check_safetensors(file: Path) -> None:
@@ -248,7 +324,7 @@ def check_safetensors(file: Path) -> None:
             header = json.loads(opened.read(length)) if size >= 8 + length else None
             tensors = [tensor for key, tensor in (header or {}).items() if key != "__metadata__"]
             end = max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
-        except UNREADABLE:
+        except MALFORMED:
             header = None
     if not isinstance(header, dict):
         raise InputError(f"{file}: not a safetensors file (bad header); fetch or copy it again")

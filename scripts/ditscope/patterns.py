@@ -38,7 +38,7 @@ def select_blocks(pattern: str, blocks: Sequence[str], what: str = "blocks") -> 
     """Those of `blocks` that `pattern` names, in network order: `*`, or parts `type`, `type:*`, `type:0-5`, `type:-1`.
 
     A number or range without a type belongs to the type before it: `double:0,9,18,single:0`. `blocks` are all block
-    names of a model in network order. A part that matches no block raises InputError, which lists the blocks that exist.
+    names of a model in network order. Raises InputError, with the blocks that exist, for a part that matches none.
     """
     chosen: set[str] = set()
     before = ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ditscope.atomic import write_text
-from ditscope.errors import UNREADABLE, InputError
+from ditscope.errors import InputError, read_json
 from ditscope.partial import require_writable
 
 PLAN = "plan.json"
@@ -43,15 +43,15 @@ def write_plan(
 def read_plan(results: Path | str) -> dict:
     """The plan of a study. Raises InputError where it never ran."""
     path = Path(results) / PLAN
+    remedy = "not a plan in JSON; run the study again, which writes it anew"
     try:
-        plan = json.loads(path.read_text())
-        complete = all(isinstance(file, str) for files in plan["targets"].values() for file in files)
+        plan = read_json(path, remedy)
     except FileNotFoundError:
         raise InputError(f"{path}: this study has not been run yet; start it with snakemake") from None
-    except UNREADABLE:
-        complete = False
-    if not complete:
-        raise InputError(f"{path}: not a plan in JSON; delete it and run the study again")
+    targets = plan.get("targets")
+    lists = list(targets.values()) if isinstance(targets, dict) else [None]
+    if not all(isinstance(files, list) and all(isinstance(file, str) for file in files) for files in lists):
+        raise InputError(f"{path}: {remedy}")
     return plan
 
 

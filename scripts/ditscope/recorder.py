@@ -123,7 +123,8 @@ class Recorder(Observer):
             if not self.active:
                 return
             image, text = self.model.family.block_streams(output)
-            image, text = self.cond_first(image), None if text is None else self.cond_first(text)
+            image = self.cond_first(image)
+            text = text if text is None else self.cond_first(text)
             if self.store_tensors and single:
                 joined, length = join(text, image), text.shape[1]
                 self.write(name, joined)

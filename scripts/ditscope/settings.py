@@ -21,8 +21,9 @@ def setting(
 ) -> Any:
     """A documented dataclass field; `config_only` keeps it off the command line.
 
-    `choices` are the values that are allowed, of a list its items. Numbers, also those in a list or map, are at least 0 unless they may be `signed`, above 0 where `positive`, and at
-    most `most`. A `filled` list has at least one item.
+    `choices` are the values that are allowed, of a list its items. Numbers, also those in a list or map, are at least
+    0, or -1 where `signed`, above 0 where `positive`, and at most `most` (integers 2^63 - 1). A `filled` list has at
+    least one item.
     """
     allowed = {"positive": positive, "signed": signed, "most": most, "filled": filled}
     metadata = {"help": help, "choices": choices, "config_only": config_only, "allowed": allowed}
@@ -123,9 +124,12 @@ class Prompts:
         10_000, "Refuse a study of more shards, which would take minutes to plan", config_only=True
     )
     seeds: list[int] = setting(
-        [0], "Seeds of each prompt; a `seed` in the CSV wins; -1 derives a recorded one", signed=True, filled=True
+        [0],
+        "Seeds of each prompt, 0 to 2^63 - 1; a `seed` in the CSV wins; -1 derives a recorded one",
+        signed=True,
+        filled=True,
     )
-    num_seeds: int = setting(0, "Where above 0: seeds 0 to N - 1 in place of `seeds`")
+    num_seeds: int = setting(0, "Where above 0: seeds 0 to N - 1 in place of `seeds`", most=1_000_000)
     limit: int = setting(0, "Use only the first N prompts; 0: all")
 
     def all_seeds(self) -> list[int]:
@@ -244,11 +248,8 @@ class Sensitivity:
     )
     mode: str = setting(
         "exact",
-        "exact; adaptive: on as few samples as settle a plan; fast: from gradients of random probes",
-        choices=("exact", "adaptive", "fast"),
-    )
-    settle_bits: list[int] = setting(
-        [4], "adaptive: settle the plans of the sizes of these uniform bit widths", positive=True, most=16
+        "exact: every layer on every sample; fast: from gradients of random probes",
+        choices=("exact", "fast"),
     )
     probes: int = setting(
         32, "Least number of random probes in each bucket (fast mode, effect on images)", positive=True
@@ -281,7 +282,7 @@ class Plan:
     floors: dict[str, int] = setting({}, "Fewest bits by kind of layer, as {modulation: 4}", positive=True, most=16)
 
 
-# The last two are modes of torch.compile over the whole transformer: CUDA graphs; these and the fastest of many kernels.
+# The last two compile the whole transformer in a mode of torch.compile: CUDA graphs; these and the fastest kernels.
 COMPILE_STATES = ("eager", "regional", "full", "reduce-overhead", "max-autotune")
 
 
@@ -303,8 +304,8 @@ class Benchmark:
     schemes: list[str] = setting([], "Schemes, by name in `schemes`", config_only=True)
     compile: list[str] = setting(
         ["eager"],
-        "torch.compile states: eager, regional (block by block), full, and full in a mode: reduce-overhead (CUDA graphs), "
-        "max-autotune (CUDA graphs, kernels chosen by timing)",
+        "torch.compile states: eager, regional (block by block), full, and full in a mode: reduce-overhead (CUDA "
+        "graphs), max-autotune (CUDA graphs, kernels chosen by timing)",
         choices=COMPILE_STATES,
         config_only=True,
     )
@@ -314,7 +315,11 @@ class Benchmark:
     batches: list[int] = setting([1], "Batch sizes that are timed", positive=True, filled=True)
     repeats: int = setting(5, "Timed runs of each batch size", positive=True)
     warmup: int = setting(2, "Untimed runs before them")
+    until_quiet: int = setting(0, "Times that a noisy measurement is repeated; the quietest one is kept")
     num_images: int = setting(16, "Images generated for the quality metrics", positive=True)
+    quality_batch: int = setting(
+        0, "Images sampled together for the quality metrics, under every scheme; 0: the smallest of `batches`"
+    )
     num_steps: int = setting(0, "Denoising steps; 0: the model's own")
     cfg_scale: float = setting(-1.0, "Guidance; -1: the model's own", signed=True)
     skip_metrics: bool = setting(False, "Leave image quality out: latency and memory only")
@@ -347,7 +352,7 @@ class Trajectories:
     prompts: int = setting(
         4, "How many prompts (the first of the list) start a trajectory, one for each seed; 0: all", config_only=True
     )
-    max_length: int = setting(8, "Invocations of a trajectory, text and image together", positive=True)
+    max_length: int = setting(8, "Invocations of a trajectory, text and image together", positive=True, most=2**31 - 1)
     shard_size: int = setting(
         16, "Runs (prompt x seed) of one job, which advance together", positive=True, config_only=True
     )

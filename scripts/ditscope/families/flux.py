@@ -4,7 +4,6 @@ from torch import Tensor, nn
 
 from ditscope.families.common import vae_decode
 
-PIPELINE = "FluxPipeline"
 T5 = "tokenizer_2"
 decode = vae_decode
 

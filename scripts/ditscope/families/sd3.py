@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from ditscope.families.common import vae_decode
 
-PIPELINE = "StableDiffusion3Pipeline"
 T5 = "tokenizer_3"
 decode = vae_decode
 

@@ -4,7 +4,6 @@ from torch import nn
 
 from ditscope.families.common import vae_decode
 
-PIPELINE = "StableDiffusionXLPipeline"
 T5 = ""
 decode = vae_decode
 

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PIPELINE = "WanPipeline"
 T5 = "tokenizer"
 FPS = 16  # of the videos that the model was trained on
 VAE_DTYPE = torch.float32
 
 
 def decode(pipe: Any, latents: Tensor) -> Tensor:
-    """Frames (batch, 3, frames, height, width) in [0, 1] by a VAE alone; one latent frame gives an image without them."""
+    """Frames (batch, 3, frames, height, width) in [0, 1] by a VAE alone; of one latent frame, an image."""
     vae = pipe.vae
     mean, std = (
         torch.tensor(values).view(1, -1, 1, 1, 1).to(latents.device, vae.dtype)
