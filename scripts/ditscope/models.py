@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PIPELINES = {
-    "flux": "FluxPipeline", "sd3": "StableDiffusion3Pipeline", "sdxl": "StableDiffusionXLPipeline", "wan": "WanPipeline",
-}  # fmt: skip
+    "flux": "FluxPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "wan": "WanPipeline",
+}
 GENERATORS = tuple(PIPELINES)
 WITH_BLOCKS = ("flux", "sd3")  # families whose blocks can be read, and so captured, calibrated, scored and ablated
 ON_MLX = ("flux", "sd3")

@@ -125,7 +125,7 @@ class Recorder(Observer):
             image, text = self.model.family.block_streams(output)
             image = self.cond_first(image)
             text = text if text is None else self.cond_first(text)
-            if self.store_tensors and single:
+            if self.store_tensors and single and text is not None:
                 joined, length = join(text, image), text.shape[1]
                 self.write(name, joined)
                 streams = {"img": joined[:, length:], "txt": joined[:, :length]}  # views: the originals can go
