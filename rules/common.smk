@@ -17,7 +17,7 @@ from snakemake.exceptions import WorkflowError
 
 from ditscope.config import load_config, of_backends, plain
 from ditscope.errors import InputError
-from ditscope.models import check_model_folder, check_pipeline, is_generator, source_folder
+from ditscope.models import download_mark, resolve_source, source_folder
 from ditscope.networks import plan_file, resolve_network, trajectory_index
 from ditscope.prompts import first_runs, shard_index
 from ditscope.staleness import cached, code_digest, prefer_this_library, source_digest
@@ -73,8 +73,7 @@ try:
     }
     for name in CONFIG.selected_models():
         if not CONFIG.models[name].revision:
-            check_model_folder(source_folder(CONFIG.models[name]))
-            check_pipeline(name, CONFIG.models[name])
+            resolve_source(name, CONFIG.models[name])
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
@@ -139,7 +138,7 @@ MODEL_ENVIRONMENT = "../envs/mlx.yaml" if on_mlx(*WHOLE.selected_models()) else 
 def model_files(*names):
     """Inputs of a job that loads models: nothing for local folders, the download's mark for hub models."""
     entries = [CONFIG.models[name] for name in dict.fromkeys(names) if CONFIG.models[name].revision]
-    return [source_folder(e) / ("model_index.json" if is_generator(e) else "config.json") for e in entries]
+    return [download_mark(entry) for entry in entries]
 
 
 def embedder_params(name):
@@ -167,7 +166,7 @@ def chosen_embedders(name):
 def embedder_files(name):
     """Input of a job that loads an embedder: the download's mark for a hub model."""
     entry = CONFIG.embedders[name]
-    return [source_folder(entry) / "config.json"] if entry.revision else []
+    return [download_mark(entry)] if entry.revision else []
 
 
 def embedder_gpus(name):

@@ -18,10 +18,10 @@ from ditscope.families.common import Conditioning
 from ditscope.models import GENERATORS, GUIDANCE, PIPELINES, load_generator
 from ditscope.sampling import Observer, decode, pictures, predict, sample
 from ditscope.settings import Model
-from tiny_pipelines import save_tiny_flux, save_tiny_sd3, save_tiny_sdxl, save_tiny_wan
+from tiny_pipelines import save_random_flux, save_random_sd3, save_tiny_sdxl, save_tiny_wan
 
 PROMPTS, SEEDS = ["a small red ring at the left", "a large blue star"], [3, 2**40]
-SAVED = {"flux": save_tiny_flux, "sd3": save_tiny_sd3, "sdxl": save_tiny_sdxl, "wan": save_tiny_wan}
+SAVED = {"flux": save_random_flux, "sd3": save_random_sd3, "sdxl": save_tiny_sdxl, "wan": save_tiny_wan}
 SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 DYNAMIC = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0, **SHIFT)
 SHIFTED = FlowMatchEulerDiscreteScheduler(shift=3.0)

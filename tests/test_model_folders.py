@@ -18,13 +18,13 @@ from ditscope.models import available, load_generator, resolve_source, settled, 
 from ditscope.patterns import select_blocks
 from ditscope.sampling import sample
 from ditscope.settings import Model
-from tiny_pipelines import save_tiny_flux, save_tiny_sd3
+from tiny_pipelines import save_random_flux, save_random_sd3
 from workflow import ROOT
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    return save_tiny_flux(tmp_path_factory.mktemp("flux")), save_tiny_sd3(tmp_path_factory.mktemp("sd3"))
+    return save_random_flux(tmp_path_factory.mktemp("flux")), save_random_sd3(tmp_path_factory.mktemp("sd3"))
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_call_is_read_from_the_config_and_hashed():
 
 
 def test_what_a_model_does_not_read_is_no_part_of_the_request(saved, tmp_path):
-    schnell = save_tiny_flux(tmp_path / "schnell", guidance_embeds=False)
+    schnell = save_random_flux(tmp_path / "schnell", guidance_embeds=False)
     dev, schnell = Model("flux", str(saved[0])), Model("flux", str(schnell))
     assert (settled(dev).guidance, settled(schnell).guidance) == (3.5, 0.0)
     assert key(dev) == key(replace(dev, guidance=3.5)) != key(replace(dev, guidance=0.0))

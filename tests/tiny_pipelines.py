@@ -58,7 +58,7 @@ def small_vae(**options: float) -> AutoencoderKL:
     )  # fmt: skip
 
 
-def save_tiny_flux(folder: Path, guidance_embeds: bool = True) -> Path:
+def save_random_flux(folder: Path, guidance_embeds: bool = True) -> Path:
     """A FLUX pipeline; 32 x 32 pixels are latents of 16 x 16."""
     torch.manual_seed(0)
     text, t5, *tokenizers = clip_and_t5()
@@ -73,7 +73,7 @@ def save_tiny_flux(folder: Path, guidance_embeds: bool = True) -> Path:
     return folder
 
 
-def save_tiny_sd3(folder: Path) -> Path:
+def save_random_sd3(folder: Path) -> Path:
     """An SD3 pipeline; 32 x 32 pixels are latents of 16 x 16, the largest that it has places for."""
     torch.manual_seed(0)
     text, t5, clip_tokens, t5_tokens = clip_and_t5()
@@ -88,6 +88,39 @@ def save_tiny_sd3(folder: Path) -> Path:
         encoders[0], clip_tokens, encoders[1], clip_tokens, encoders[2], t5_tokens,
     ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+def save_tiny_flux(folder: Path) -> Path:
+    """A FLUX pipeline with the shipped text encoders; 256 x 256 pixels are latents of 8 x 8, 16 tokens."""
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=4, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=128, pooled_projection_dim=64, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    FluxPipeline.from_pretrained(SHAPES, transformer=transformer, vae=tiny_vae()).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_sd3(folder: Path) -> Path:
+    """An SD3 pipeline with the shipped text encoders; 512 x 512 pixels are latents of 16 x 16, 64 tokens."""
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=128, caption_projection_dim=32, pooled_projection_dim=128,
+        pos_embed_max_size=16,
+    )  # fmt: skip
+    source = ROOT / "models/shapes-sd3"
+    StableDiffusion3Pipeline.from_pretrained(source, transformer=transformer, vae=tiny_vae()).save_pretrained(folder)
+    return folder
+
+
+def tiny_vae() -> AutoencoderKL:
+    """An autoencoder that halves its images five times."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 6, up_block_types=("UpDecoderBlock2D",) * 6,
+        block_out_channels=(2,) * 6, latent_channels=4, norm_num_groups=1, layers_per_block=1, shift_factor=0.1,
+        scaling_factor=0.5, mid_block_add_attention=False,
+    )  # fmt: skip
 
 
 def save_tiny_sdxl(folder: Path) -> Path:

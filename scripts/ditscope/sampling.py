@@ -129,6 +129,8 @@ def predict(model: Generator, x: Tensor, sigma: Tensor, cond: Conditioning, guid
         "num_inference_steps": 1,
         **pixels(model, x),
     }
+    if cond.negative_embeds is None and "guidance_embeds" not in pipe.transformer.config:
+        guidance = 1.0  # conditional alone: there is nothing to guide away from
     arguments = accepted(pipe, wanted | guided(guidance)) | model.entry.call
     with patched(scheduler, step=step, set_timesteps=set_timesteps):
         call(pipe)(pipe, **arguments, output_type="latent", return_dict=False)
