@@ -41,8 +41,9 @@ rule benchmark_run:
     threads: all_cores()
     resources:
         gpu=1,
+        cpus_per_task=all_cores(),
         mlx=lambda w: on_mlx(w.model),
-        mem_mb=scaled(4000),
+        mem_mb=memory(4000, lambda w: [w.model]),
         runtime=scaled(120),
         slurm_extra="--exclusive",
     params:
@@ -70,7 +71,7 @@ rule benchmark_quality:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=scaled(4000),
+        mem_mb=memory(4000, embedders=EMBEDDERS),
         runtime=scaled(60),
     params:
         code=code("quality"),
@@ -127,7 +128,7 @@ rule quantized_checkpoint:
     resources:
         gpu=1,
         mlx=lambda w: on_mlx(w.model),
-        mem_mb=scaled(4000),
+        mem_mb=memory(4000, lambda w: [w.model]),
         runtime=scaled(60),
     params:
         code=code("checkpoints"),

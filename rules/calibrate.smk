@@ -22,7 +22,7 @@ rule calibration_shard:
     resources:
         gpu=1,
         mlx=lambda w: on_mlx(w.model),
-        mem_mb=scaled(4000),
+        mem_mb=memory(4000, lambda w: heaviest([w.model], [[name] for name in CONFIG.calibrate.models])),
         runtime=scaled(240),
     params:
         code=code("calibrate"),

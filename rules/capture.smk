@@ -24,7 +24,7 @@ rule capture_set:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=scaled(4000),
+        mem_mb=memory(4000, lambda w: [w.model]),
         runtime=scaled(240),
     params:
         code=code("capture"),
@@ -52,7 +52,8 @@ rule block_analysis:
     conda:
         "../envs/torch.yaml"
     resources:
-        mem_mb=scaled(4000),
+        gpu=sum(map(embedder_gpus, chosen(CONFIG.blocks.features))),
+        mem_mb=memory(4000, embedders=chosen(CONFIG.blocks.features)),
         runtime=scaled(120),
     params:
         code=code("blocks"),
@@ -83,7 +84,7 @@ rule ablation:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=scaled(4000),
+        mem_mb=memory(4000, lambda w: [w.model], chosen(CONFIG.ablate.features)),
         runtime=scaled(240),
     params:
         code=code("ablate"),

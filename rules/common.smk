@@ -1,6 +1,7 @@
 # Helper functions of every rules file: the checked config, and parameters that make jobs stale.
 import re
 import sys
+from contextlib import suppress
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from snakemake.exceptions import WorkflowError
 
 from ditscope.config import load_config, of_backends, plain
 from ditscope.errors import InputError
+from ditscope.model_memory import host_memory_mb
 from ditscope.models import download_mark, resolve_source, source_folder
 from ditscope.networks import plan_file, resolve_network, trajectory_index
 from ditscope.prompts import first_runs, shard_index
@@ -122,7 +124,12 @@ def model_params(name):
     """A registry entry and the digest of its weights: what a job must know of a model, and what makes it stale."""
     entry = CONFIG.models[name]
     weights = entry.revision or digest_of(source_folder(entry))
-    return plain(entry) | {"digest": weights + (code("mlx.quantize") if entry.backend == "mlx" else "")}
+    return determining(entry) | {"digest": weights + (code("mlx.quantize") if entry.backend == "mlx" else "")}
+
+
+def determining(entry):
+    """A registry entry as a job's parameter: not the memory that is asked for, which changes no result."""
+    return {key: value for key, value in plain(entry).items() if key != "memory_mb"}
 
 
 def on_mlx(*names):
@@ -144,7 +151,7 @@ def model_files(*names):
 def embedder_params(name):
     """An embedder's registry entry and the digest of its weights, where they are not a package's."""
     entry = CONFIG.embedders[name]
-    return plain(entry) | {"digest": entry.revision or (digest_of(source_folder(entry)) if entry.source else "")}
+    return determining(entry) | {"digest": entry.revision or (digest_of(source_folder(entry)) if entry.source else "")}
 
 
 def own_calibration(model):
@@ -158,9 +165,14 @@ def sensitivity_code(model):
     return code("sensitivity") + (code("mlx.sensitivity") if CONFIG.models[model].backend == "mlx" else "")
 
 
+def chosen(name):
+    """The name of an embedder that a setting chooses, as a list; empty where it chooses none."""
+    return [name] if name else []
+
+
 def chosen_embedders(name):
     """The registry of one embedder, as a job's parameter; empty where none is chosen."""
-    return {name: embedder_params(name)} if name else {}
+    return {name: embedder_params(name) for name in chosen(name)}
 
 
 def embedder_files(name):
@@ -184,6 +196,11 @@ def network_params(network):
     }
 
 
+def network_models(network):
+    """The model of each entry of a network; one that stands in it twice, under two schemes, is loaded twice."""
+    return [entry.name for entry in NETWORKS[network]]
+
+
 def network_plans(network):
     """The bit plans that a network's entries are quantized by."""
     plans = [plan_file(f"{RESULTS}/plans", entry) for entry in NETWORKS[network]]
@@ -199,6 +216,39 @@ def scheme_plan(model, scheme):
 def scaled(amount):
     """Memory or minutes of a job: more at each retry, for jobs that ended because they ran out of either."""
     return lambda wildcards, attempt: amount * attempt
+
+
+def memory(amount, models=(), embedders=(), float32=False):
+    """Host memory of a job in MB: `amount` of its own beside the weights that it loads; more at each retry.
+
+    `models` and `embedders` are names in the registries, or functions of the wildcards that give names.
+    """
+    dtype = {"dtype": "float32"} if float32 else {}
+
+    def asked(wildcards, attempt):
+        choices = ((CONFIG.models, models), (CONFIG.embedders, embedders))
+        loaded = [registry[n] for registry, names in choices for n in (names(wildcards) if callable(names) else names)]
+        return (amount + sum(host_memory_mb(entry, **dtype) for entry in loaded)) * attempt
+
+    return asked
+
+
+def heaviest(own, others):
+    """Of a job's own models and those of the rule's other jobs the ones that take most memory.
+
+    For rules whose jobs are tasks of a SLURM array, all of which get what one of them asks for.
+    """
+
+    def held(names):
+        return sum(host_memory_mb(CONFIG.models[name]) for name in names)
+
+    def held_if_there(names):
+        with suppress(FileNotFoundError):  # still to be downloaded
+            return held(names)
+        return 0
+
+    most = max(others, key=held_if_there, default=own)
+    return own if held(own) >= held_if_there(most) else most
 
 
 def all_cores():

@@ -22,7 +22,7 @@ rule embedding_shard:
         "../envs/torch.yaml"
     resources:
         gpu=lambda w: embedder_gpus(w.embedder),
-        mem_mb=scaled(3000),
+        mem_mb=memory(3000, embedders=lambda w: [w.embedder]),
         runtime=scaled(60),
     params:
         code=code("embed"),

@@ -24,7 +24,7 @@ rule image_shard:
     resources:
         gpu=1,
         mlx=lambda w: on_mlx(w.model),
-        mem_mb=scaled(4000),
+        mem_mb=memory(4000, lambda w: heaviest([w.model], [[name] for name in CONFIG.generate.models])),
         runtime=scaled(120),
     params:
         code=code("generate"),

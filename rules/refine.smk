@@ -78,7 +78,7 @@ rule refine_diagnose:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=scaled(4000),
+        mem_mb=memory(4000, lambda w: [w.model]),
         runtime=scaled(60),
     params:
         code=code("refine.diagnose"),

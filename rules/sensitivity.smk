@@ -26,7 +26,7 @@ rule sensitivity_layers:
     resources:
         gpu=1,
         mlx=lambda w: on_mlx(w.model),
-        mem_mb=scaled(4000),
+        mem_mb=memory(4000, lambda w: heaviest([w.model], [[name] for name in CONFIG.sensitivity.models]), float32=True),
         runtime=scaled(480),
     params:
         code=lambda w: sensitivity_code(w.model),

@@ -26,7 +26,7 @@ rule trajectory_shard:
     resources:
         gpu=1,
         mlx=lambda w: on_mlx(*(entry.name for entry in NETWORKS[w.network])),
-        mem_mb=scaled(6000),
+        mem_mb=memory(6000, lambda w: heaviest(network_models(w.network), [network_models(name) for name in NETWORKS])),
         runtime=scaled(240),
     params:
         code=code("trajectories"),

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
@@ -520,3 +521,25 @@ def test_results_of_the_other_half_s_machine_are_joined_as_they_are(tmp_path, mo
         assert filed_under(tmp_path, "cpu", native) == ["cpu"]
     (tmp_path / "cpu").mkdir()
     assert filed_under(tmp_path, "cpu", "torch") == ["cpu"]  # measured here already
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_a_backward_pass_runs_in_a_thread_of_its_own(kind, tmp_path):
+    """Torch runs that of an accelerator in the device's thread, where MLX has no stream of the main thread's arrays."""
+    _, model = twin(kind, tmp_path)
+    cond = encode_prompts(model, ["a"], [""], guidance=1.0)
+    x = noise_of(model, [0]).requires_grad_()
+
+    def gradient(run):
+        velocity = model.family.velocity(model.pipe, x, torch.tensor(0.5), cond, 1.0)
+        found = []
+        run(lambda: found.extend(torch.autograd.grad(velocity.square().sum(), x)))
+        return found[0]
+
+    def elsewhere(work):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(work).result()
+
+    here = gradient(lambda work: work())
+    assert torch.equal(gradient(elsewhere), here)
+    assert torch.equal(gradient(lambda work: work()), here), "and nothing of the thread's is left for this one"

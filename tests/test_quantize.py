@@ -7,6 +7,9 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
+from torchao.quantization.granularity import PerRow
+from torchao.quantization.quantize_.workflows.float8 import float8_sparse_2x4_2d_data_2d_metadata_tensor as sparse_fp8
+from torchao.quantization.quantize_.workflows.float8.float8_tensor import QuantizeTensorToFloat8Kwargs
 
 from ditscope import quantize
 from ditscope.errors import InputError
@@ -274,3 +277,69 @@ def test_bad_schemes_are_refused():
         apply_scheme(two_layers(), Scheme("intx-weight-only", bits=9))
     with pytest.raises(InputError, match="give the plan's file"):
         apply_scheme(two_layers(), Scheme("plan", plan="4bit"))
+
+
+def test_fp8_kernels_that_did_not_load_are_the_reason(monkeypatch):
+    """A library built for CUDA 13 cannot be loaded beside a torch of CUDA 12; torchao only warns of it."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert unsupported(Scheme("sparse-2-4-fp8"), "cuda") == "", "the locked wheels fit each other"
+    torch.library.define("ditscope_test::without_kernel", "(Tensor x) -> Tensor")
+    monkeypatch.setattr(quantize, "SPARSE_FP8", "ditscope_test::without_kernel")
+    reason = unsupported(Scheme("sparse-2-4-fp8"), "cuda")
+    assert "did not load" in reason and torch.__version__ in reason and "\n" not in reason
+
+
+def test_sparse_fp8_layers_take_tokens_of_any_shape(monkeypatch):
+    """Torchao's own layer around a stand-in for its CUDA kernel, which wants a scale for each row of its input."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64, bias=False).bfloat16())
+    dense = model[0].weight.detach().float()
+
+    def kernel(x, x_scale, weight, metadata, weight_scale, bias=None, out_dtype=None):
+        assert x.ndim == 2 and x_scale.shape == x.shape[:-1] and weight_scale.shape == (64,)
+        return ((x.float() * x_scale[:, None]) @ dense.T).to(out_dtype)
+
+    def make_sparse(transformer, config, filter_fn):
+        given = QuantizeTensorToFloat8Kwargs(granularity=PerRow())
+        half = torch.zeros(64, 32, dtype=torch.float8_e4m3fn)
+        parts = half, torch.zeros(64, 8, dtype=torch.uint8), torch.ones(64, 1)
+        sparse = sparse_fp8.Float8Sparse2x4_2DData2DMetadataTensor(*parts, [1, 64], given, torch.bfloat16)
+        transformer[0].weight = nn.Parameter(sparse, requires_grad=False)
+
+    monkeypatch.setattr(sparse_fp8, "rowwise_scaled_linear_sparse_cutlass_f8f8", kernel)
+    monkeypatch.setattr(quantize, "quantize_", make_sparse)
+    monkeypatch.setattr(quantize, "apply_fake_sparsity", lambda *args, **kwargs: None)
+    apply_scheme(model, Scheme("sparse-2-4-fp8"))
+    for shape in ((5, 64), (2, 5, 64), (1, 5, 64), (2, 3, 5, 64)):
+        x = torch.randn(shape).bfloat16()
+        torch.testing.assert_close(model(x).float(), x.float() @ dense.T, rtol=0.1, atol=0.1)
+
+
+def test_sparse_layers_of_sd3_get_contiguous_rows_at_batch_two(monkeypatch):
+    """Torch's 2:4 linear takes `x.view(-1, channels)`, which a transposed tensor, as SD3 hands on, refuses."""
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=32,
+        num_attention_heads=2, joint_attention_dim=64, caption_projection_dim=64, pooled_projection_dim=64,
+        pos_embed_max_size=16,
+    )  # fmt: skip
+    inputs = {
+        "hidden_states": torch.randn(2, 16, 8, 8),
+        "encoder_hidden_states": torch.randn(2, 5, 64),
+        "pooled_projections": torch.randn(2, 64),
+        "timestep": torch.tensor([500.0, 500.0]),
+    }
+
+    def make_viewing(transformer, config, filter_fn):
+        for name in config.fqn_to_config:
+            layer = transformer.get_submodule(name)
+            layer.forward = lambda x, layer=layer: nn.functional.linear(
+                x.view(-1, x.shape[-1]), layer.weight, layer.bias
+            ).view(*x.shape[:-1], -1)
+
+    monkeypatch.setattr(quantize, "quantize_", make_viewing)
+    monkeypatch.setattr(quantize, "apply_fake_sparsity", lambda *args, **kwargs: None)
+    with torch.no_grad():
+        expected = transformer(**inputs, return_dict=False)[0]
+        apply_scheme(transformer, Scheme("sparse-2-4"))
+        torch.testing.assert_close(transformer(**inputs, return_dict=False)[0], expected)

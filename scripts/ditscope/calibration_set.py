@@ -19,9 +19,9 @@ import numpy as np
 
 from ditscope.atomic import replacing, write_text
 from ditscope.errors import InputError, parsing, read_json
+from ditscope.npy import npy_bytes
 from ditscope.paths import InputFolder
 from ditscope.prompts import Prompt, check_seed
-from ditscope.shards import npy_bytes
 
 log = logging.getLogger(__name__)
 

@@ -41,11 +41,10 @@ def load_captioner(name: str, entry: Model, device: str | None = None) -> Captio
         raise InputError(
             f"{folder}: a model of type `{kind}`, but models.{name}.family is `{entry.family}` (`{expected}`)"
         )
-    model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=DTYPES[entry.dtype], use_safetensors=True, **options
-    )
     target = torch.device(device or default_device())
-    model.to(target).eval()
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=DTYPES[entry.dtype], use_safetensors=True, device_map={"": target}, **options
+    ).eval()
     log.info("loaded %s (%s, %s) on %s", name, entry.family, entry.dtype, target)
     return Captioner(name, entry, model, AutoProcessor.from_pretrained(folder, **options), target)
 

@@ -192,7 +192,7 @@ def to_host(tensor: Tensor, stream: Any = None) -> tuple[Tensor, Any]:
     stream.wait_stream(torch.cuda.current_stream(tensor.device))
     with torch.cuda.stream(stream):
         host.copy_(tensor, non_blocking=True)
-        copied = torch.cuda.Event()
+        copied = torch.cuda.Event(blocking=True)  # the writer sleeps, and does not spin on a core
         copied.record(stream)
     tensor.record_stream(stream)
     return host, copied

@@ -73,9 +73,10 @@ def load_towers(name: str, entry: Embedder, device: str) -> Towers:
 
     folder = str(resolve_source(name, entry, "embedders"))
     options = {"local_files_only": True, "trust_remote_code": entry.allow_remote_code}
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options)
+    places = {"": torch.device(device)}  # straight to the device, and not through host memory
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, device_map=places, **options)
     processor = AutoImageProcessor if entry.family == "dinov2" else AutoProcessor
-    return Towers(model.to(device).eval(), processor.from_pretrained(folder, **options), torch.device(device))
+    return Towers(model.eval(), processor.from_pretrained(folder, **options), torch.device(device))
 
 
 @torch.no_grad()

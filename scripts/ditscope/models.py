@@ -123,8 +123,10 @@ def load_generator(name: str, entry: Model, device: str | None = None) -> Genera
         log.warning("%s: reads no guidance; %g is left out, and recorded as 0", name, entry.guidance)
     entry = settled(entry)
     target = available(device or default_device())
-    left_out = {"transformer": None} if entry.backend == "mlx" else {}
-    pipe = load_pipeline(name, entry, folder, **left_out)
+    options: dict[str, Any] = {"transformer": None} if entry.backend == "mlx" else {}
+    if target.index is None:  # files go straight to the device, and not through host memory
+        options["device_map"] = target.type
+    pipe = load_pipeline(name, entry, folder, **options)
     pipe.to(target)
     if entry.backend == "mlx":
         # Imported by name: MLX is no part of the code whose edits make results of torch stale, nor of its environment.

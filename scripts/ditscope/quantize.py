@@ -9,6 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TypeAlias
@@ -46,6 +47,7 @@ from ditscope.settings import Scheme, backends_of
 PURE: dict = {
     "set_inductor_config": False
 }  # torchao would tune the compiler for quantized models only, not for the base
+SPARSE_FP8 = "torchao::rowwise_scaled_linear_sparse_cutlass_f8f8"
 INTX = (IntxWeightOnlyConfig, Int8DynamicActivationIntxWeightConfig)
 LayerConfig: TypeAlias = AOBaseConfig | MlxConfig
 
@@ -145,9 +147,18 @@ def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
             return f"{need}; this GPU has {found[0]}.{found[1]}"
     if "fp8" in scheme.kind and device.startswith("mps"):
         return f"{scheme.kind} needs float8, which MPS has not"
+    if scheme.kind == "sparse-2-4-fp8" and not has_kernel(SPARSE_FP8):
+        cuda = f"torch {torch.__version__} is built for CUDA {torch.version.cuda}"
+        return f"{scheme.kind} needs torchao's compiled kernels, which did not load: {cuda}, they may be for another"
     if kind.dtypes and dtype not in kind.dtypes:
         return f"{scheme.kind} quantizes {' or '.join(kind.dtypes)} weights; the model is loaded as {dtype}"
     return ""
+
+
+def has_kernel(operator: str) -> bool:
+    """Whether an operator has a CUDA kernel: of a library that cannot be loaded torchao only warns."""
+    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(operator, "CUDA")
+    return found
 
 
 def layer_configs(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> dict[str, LayerConfig]:
@@ -267,6 +278,23 @@ def apply_scheme(transformer: nn.Module, scheme: Scheme, plan: Path | None = Non
     if scheme.kind.startswith("sparse-2-4"):  # keep the two largest of every four weights
         apply_fake_sparsity(transformer, filter_fn=lambda module, name: name in configs)
     quantize_(transformer, FqnToConfig(OrderedDict(configs)), filter_fn=None)
+    if scheme.kind.startswith("sparse-2-4"):
+        for name in configs:
+            take_rows(transformer.get_submodule(name))
+
+
+def take_rows(layer: nn.Module) -> None:
+    """Have a linear layer see its input as contiguous rows (tokens, channels), whatever its shape.
+
+    torch's 2:4 kernel takes a view of its input, which a transposed one (SD3 at batch >= 2) does not have; torchao's
+    fp8 one squeezes the scales of a batch of tokens along the wrong axis.
+    """
+    layer.forward = partial(by_rows, layer.forward)
+
+
+def by_rows(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`forward` of the rows of x (..., channels), in the shape of x."""
+    return forward(x.reshape(-1, x.shape[-1]).contiguous()).unflatten(0, x.shape[:-1])
 
 
 def nominal_bytes(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> int:

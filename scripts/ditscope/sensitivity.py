@@ -25,8 +25,10 @@ from ditscope.calibration_set import (
     read_sample,
 )
 from ditscope.counts import check_complete
+from ditscope.determinism import deterministic
 from ditscope.errors import InputError
 from ditscope.families.common import DTYPES
+from ditscope.gradient_memory import gradient_batch
 from ditscope.identity import file_digest
 from ditscope.models import Generator, load_generator, require_blocks, transformer_config
 from ditscope.packed import packed_bytes
@@ -99,14 +101,15 @@ def sensitivity(
         guidance_of(whole, sample, reference.file, bool(config.get("guidance_embeds")))
     key["samples"] = [file_digest(file) for file in dict.fromkeys(s.file for s in whole.samples)]
     parts = unfinished(partial, out, key)
-    loaded = load_generator(name, model)
-    work = start(loaded, found, buckets, settings, parts, group, groups, dtype)
-    scored = finished(work, MODES[settings.mode](work), settings.mode)
-    parts_of_image = image(work, whole, assign_buckets(whole, settings.buckets, calibration))
-    effects = finished(work, parts_of_image, "fast", [IMAGE_METRIC])
-    write_table(pl.concat([scored, effects]), out, "sensitivity")
-    if fast is not None:
-        write_table(finished(work, MODES["fast"](work), "fast"), fast, "sensitivity")
+    with deterministic():
+        loaded = load_generator(name, model)
+        work = start(loaded, found, buckets, settings, parts, group, groups, dtype)
+        scored = finished(work, MODES[settings.mode](work), settings.mode)
+        parts_of_image = image(work, whole, assign_buckets(whole, settings.buckets, calibration))
+        effects = finished(work, parts_of_image, "fast", [IMAGE_METRIC])
+        write_table(pl.concat([scored, effects]), out, "sensitivity")
+        if fast is not None:
+            write_table(finished(work, MODES["fast"](work), "fast"), fast, "sensitivity")
     publish(parts)
 
 
@@ -121,16 +124,15 @@ def start(
     dtype: str = "float32",
 ) -> Work:
     """Look at the network and choose the depths of one job."""
-    if model.computes_on == "mlx":
-        network = mlx_twin().network_of(model)
-    else:
-        network = network_of(model, next(batches(model, found, buckets, 1)))
+    sample = next(batches(model, found, buckets, 1))
+    network = mlx_twin().network_of(model) if model.computes_on == "mlx" else network_of(model, sample)
     depths = network.depths()[group::groups]
     if not depths:
         raise InputError(
             f"sensitivity.layer_groups: {groups} groups are more than the blocks of {model.name}; use fewer"
         )
-    return Work(network, depths, found, buckets, settings, parts, dtype)
+    size = settings.gradient_batch or gradient_batch(model, sample)
+    return Work(network, depths, found, buckets, replace(settings, gradient_batch=size), parts, dtype)
 
 
 def score(work: Work, depth: int, samples: Iterable[Batch]) -> list[dict[str, Any]]:

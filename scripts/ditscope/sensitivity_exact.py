@@ -178,8 +178,8 @@ METRICS = {"psnr_db": psnr_db, "sqnr_db": sqnr_db, "relative_l2": relative_l2}
 
 
 def scores(reference: Tensor, output: Tensor) -> list[dict[str, float]]:
-    """Every metric of every sample of a batch, computed in float64."""
-    reference, output = reference.double().flatten(1), output.double().flatten(1)
+    """Every metric of every sample of a batch, computed in float64 and on the CPU: MPS has no float64."""
+    reference, output = reference.cpu().double().flatten(1), output.cpu().double().flatten(1)
     if not output.isfinite().all():
         raise FloatingPointError("a quantized layer left NaN or Inf in the velocity")
     values = {name: metric(reference, output).tolist() for name, metric in METRICS.items()}

@@ -146,16 +146,15 @@ def refuse_infinite(model: Generator, products: dict[nn.Module, Tensor]) -> None
 
 
 def inner_products(module: nn.Module, x: Tensor, gradient: Tensor, changes: Sequence[Tensor]) -> Tensor:
-    """<gradient, dW x> by rows of the batch, (rows, len(changes)) in float64, for each weight change dW."""
+    """<gradient, dW x> by rows of the batch, (rows, len(changes)) in float64 on the CPU, for each weight change dW."""
     if isinstance(module, nn.Linear):
         # <g, dW x> = <sum over tokens of g x', dW>: one product of matrices, shared by all bit widths.
         outer = gradient.flatten(1, -2).mT @ x.flatten(1, -2) if x.ndim > 2 else gradient[:, :, None] * x[:, None]
         precise = torch.promote_types(outer.dtype, torch.float32)
         rows = outer.flatten(1).to(precise)
-        return torch.stack([rows @ change.flatten().to(precise) for change in changes], dim=1).double()
-    return torch.stack(
-        [(module._conv_forward(x, c, None) * gradient).flatten(1).double().sum(1) for c in changes], dim=1
-    )
+        return torch.stack([rows @ change.flatten().to(precise) for change in changes], dim=1).cpu().double()
+    moved = [(module._conv_forward(x, change, None) * gradient).flatten(1) for change in changes]
+    return torch.stack([products.cpu().double().sum(1) for products in moved], dim=1)
 
 
 def ratios(velocity: Tensor, squared_error: Tensor) -> list[dict[str, float]]:
@@ -163,7 +162,7 @@ def ratios(velocity: Tensor, squared_error: Tensor) -> list[dict[str, float]]:
 
     `psnr_db` and `sqnr_db` are -10 log10 of their means, `relative_l2` the root.
     """
-    reference = velocity.double().flatten(1)
+    reference = velocity.cpu().double().flatten(1)
     rmse = (squared_error / reference.shape[1]).sqrt() + 1e-10
     power = reference.square()
     values = {

@@ -8,7 +8,8 @@ of a bucket add up before they are squared, because errors of successive steps a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -94,7 +95,20 @@ def probe_image(
 def pull_back_image(model: Generator, latents: Tensor, generator: torch.Generator) -> tuple[int, Tensor]:
     """The number of values of an image, and the gradient of <u, image> by its latents (1, ...) for a random probe u."""
     latents = latents.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), block_by_block(getattr(model.pipe, "vae", None)):
         image = pictures(model, latents)
         (gradient,) = torch.autograd.grad(image, latents, random_signs(image, generator))
     return image.numel(), gradient
+
+
+@contextmanager
+def block_by_block(vae: Any) -> Iterator[None]:
+    """Within the context, a VAE that can keeps what enters its blocks only, and computes them again going back."""
+    able = getattr(vae, "_supports_gradient_checkpointing", False) and not vae.is_gradient_checkpointing
+    if able:
+        vae.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        if able:
+            vae.disable_gradient_checkpointing()

@@ -69,6 +69,9 @@ class Model:
     num_beams: int = setting(1, "Captioner: beams", positive=True)
     caption_task: str = setting("<CAPTION>", "florence2: its task, as <DETAILED_CAPTION>")
     allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
+    memory_mb: int = setting(
+        0, "Host memory that its weights take, in MB, which its jobs ask for; 0: as its files, once they are there"
+    )
 
 
 SCHEME_KINDS = (
@@ -108,6 +111,9 @@ class Embedder:
     prompt: str = setting("", "sentence-transformers: text put before each item, as `clustering: ` for nomic")
     dimension: int = setting(64, "random-walk only: dimension of the walk", positive=True)
     allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
+    memory_mb: int = setting(
+        0, "Host memory that its weights take, in MB, which its jobs ask for; 0: as its files, once they are there"
+    )
 
 
 # Stages, in pipeline order ------------------------------------------------------------------------------------------
@@ -168,7 +174,7 @@ class CaptureSet:
         "tensors", "Keep whole tensors, or only their pooled statistics", choices=("tensors", "statistics")
     )
     max_bytes: int = setting(2_000_000_000, "Refuse a capture set that would take more bytes than this", positive=True)
-    offload: bool = setting(False, "Keep idle components in host memory")
+    offload: bool = setting(False, "Keep the text encoders in host memory")
     multi_gpu: bool = setting(False, "Give each component a GPU of its own")
 
 
@@ -261,7 +267,7 @@ class Sensitivity:
         32, "Least number of random probes in each bucket (fast mode, effect on images)", positive=True
     )
     gradient_batch: int = setting(
-        8, "Samples of one backward pass (fast mode, effect on images); memory grows with it", positive=True
+        0, "Samples of one backward pass (fast mode, effect on images); 0: as many as memory takes, at most 8"
     )
 
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ import numpy as np
 
 from ditscope.atomic import replacing
 from ditscope.errors import InputError, again, parsing
+from ditscope.npy import npy_bytes
 
 Sample = dict[str, Any]  # "__key__", and "png" (bytes), "json" (dict), "latent.npy" (array), of a video "mp4" (bytes)
 
@@ -99,16 +99,6 @@ def decode(extension: str, data: bytes) -> Any:
             raise ValueError("its header promises more than there is")
         return np.load(io.BytesIO(data), allow_pickle=False)
     return data
-
-
-def npy_bytes(file: Any) -> int:
-    """Bytes that the header of a .npy stream promises: a damaged one makes NumPy allocate any number of them."""
-    version = np.lib.format.read_magic(file)
-    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, _, dtype = header.get(version, header[2, 0])(file)
-    if any(side < 0 for side in shape):
-        raise ValueError("its header has a negative shape")
-    return math.prod(shape) * dtype.itemsize
 
 
 def mp4_bytes(frames: np.ndarray, fps: float) -> bytes:

@@ -169,6 +169,7 @@ def velocity(
     embedded = mmdit.y_embedder(pooled) + embed(mmdit, mmdit.t_embedder.mlp, timestep, pooled.dtype)
     if guidance is not None:
         embedded = embedded + embed(mmdit, mmdit.guidance_in.mlp, guidance, pooled.dtype)
+    biases = [block.mlp.fc2.bias for block in unified(mmdit)]
     try:
         for block in modulated(mmdit):
             block._modulation_params = {NOW.item(): block.adaLN_modulation(embedded[:, None, None, :])}
@@ -177,10 +178,12 @@ def velocity(
         for block in modulated(mmdit):
             if hasattr(block, "_modulation_params"):
                 del block._modulation_params
-        # What else the MMDiT keeps of a call would be a dead tracer after mx.compile, and counts as a weight.
+        # What else the MMDiT keeps of a call would be a dead tracer after mx.compile, and counts as a weight. An array
+        # that is still to be computed belongs to its thread, and torch takes an accelerator's backward pass in another:
+        # so the biases are those of before, computed when they were loaded.
         mmdit.pre_sdpa_rope.rope_embeddings = None
-        for block in unified(mmdit):
-            block.mlp.fc2.bias = mx.zeros(block.attn.o_proj.bias.shape, block.attn.o_proj.bias.dtype)
+        for block, bias in zip(unified(mmdit), biases, strict=True):
+            block.mlp.fc2.bias = bias
 
 
 def embed(mmdit: MMDiT, mlp: nn.Module, value: mx.array, dtype: mx.Dtype) -> mx.array:

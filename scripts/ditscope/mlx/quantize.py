@@ -66,4 +66,5 @@ def load_checkpoint(path: Path, record: dict[str, Any]) -> OnMlx:
         transformer.mmdit.load_weights(list(mx.load(str(path)).items()))
     except ValueError as error:
         raise InputError(f"{path}: {one_line(error)}; make the checkpoint again") from None
+    mx.eval(transformer.mmdit.parameters())
     return transformer

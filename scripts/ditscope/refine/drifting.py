@@ -134,7 +134,7 @@ def kernel_statistics(x: Tensor, targets: Targets, radius: float, weighting: str
     negatives = counts[0] + counts[1]
     sides = {"negative": affinities[..., :negatives], "positive": affinities[..., negatives:]}
     others = distances[..., : counts[0]]
-    off_diagonal = others[~torch.eye(counts[0], dtype=torch.bool).expand_as(others)]
+    off_diagonal = others[~torch.eye(counts[0], dtype=torch.bool, device=x.device).expand_as(others)]
     statistics = {
         "distance_generated": off_diagonal.mean() if counts[0] > 1 else others.new_zeros(()),
         "distance_positive_mean": distances[..., negatives:].mean(),

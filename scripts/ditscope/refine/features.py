@@ -85,9 +85,9 @@ def extract(encoder: LatentMAE, latents: Tensor, names: Sequence[str]) -> Featur
 
 @torch.no_grad()
 def pooled_embedding(encoder: LatentMAE, latents: Tensor, batch: int = 64) -> Tensor:
-    """One vector a sample for the diagnostics, (samples, channels) float64: mean and deviation of every map."""
+    """One vector a sample for the diagnostics, (samples, channels) float64, on the CPU: mean and deviation of maps."""
     parts = []
     for chunk in latents.split(batch):
         features = global_statistics(chunk, encoder.maps(chunk))
-        parts.append(torch.cat([f[:, 0] for f in features.values()], -1).double().cpu())
+        parts.append(torch.cat([f[:, 0] for f in features.values()], -1).cpu().double())
     return torch.cat(parts)

@@ -9,6 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from ditscope.determinism import deterministic, tensor_cores
 from ditscope.errors import InputError
 from ditscope.identity import file_digest
 from ditscope.partial import publish, unfinished
@@ -57,7 +58,7 @@ def train(
     inputs = [file_digest(path) for path in [*images, assignments]]
     parts = unfinished(partial, refiner, {"inputs": inputs, "settings": settings})
     torch.manual_seed(settings.seed)
-    with process_group() as device:
+    with deterministic(), tensor_cores(), process_group() as device:
         log.info("refine: %d latents on %s, process %d of %d", len(latents), device, rank() + 1, world_size())
         encoder, mae_history = train_latent_mae(data, settings, parts / "latent_mae", device)
         network, history = train_refiner(data, encoder, settings, parts / "refiner", device)
