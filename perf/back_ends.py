@@ -16,7 +16,7 @@ from torch import Tensor
 from ditscope.cli import read_config
 from ditscope.models import Generator, load_generator
 from ditscope.quantize import apply_scheme
-from ditscope.sampling import encode_prompts, noise_of, sample
+from ditscope.sampling import sample
 from ditscope.settings import Scheme
 
 REPEATS = 3
@@ -24,13 +24,12 @@ REPEATS = 3
 
 def seconds(model: Generator, batch: int) -> tuple[float, Tensor]:
     """Median seconds of one denoising step of a batch, text encoding and VAE left out; and the latents."""
-    noise = noise_of(model, range(batch))
-    cond = encode_prompts(model, ["a large red ring at the left"] * batch, [""] * batch)
+    asked = ["a large red ring at the left"] * batch, [""] * batch, range(batch)
     times = []
-    latents = sample(model, noise, cond)
+    latents = sample(model, *asked)
     for _ in range(REPEATS):
         began = time.perf_counter()
-        latents = sample(model, noise, cond)
+        latents = sample(model, *asked)
         times.append(time.perf_counter() - began)
     return float(np.median(times)) / model.entry.steps, latents
 

@@ -3,7 +3,7 @@
 python perf/capture.py [repeats]
 
 The plain way keeps every block's output in lists and calls `torch.save` once at the end. All ways sample the same
-noise in one process, in turn, each ending with its bytes on the disk (fsync). Decoding, of blocks and of the
+picture in one process, in turn, each ending with its bytes on the disk (fsync). Decoding, of blocks and of the
 image, is in none. Processor seconds are those of all threads, the work that is added whoever else is on the machine;
 read them with OMP_NUM_THREADS=1, since OpenMP's threads wait by spinning. Memory is the peak of the resident set in a
 process of its own, above what it was after one step of sampling without capture (Linux).
@@ -23,17 +23,15 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from torch import Tensor
 
 from ditscope.families import flux
-from ditscope.families.common import Conditioning
 from ditscope.memory import peak_rss, reset_peaks
 from ditscope.models import Generator, load_generator
 from ditscope.recorder import Recorder
-from ditscope.sampling import Observer, encode_prompts, sample, starting_noise
+from ditscope.sampling import Observer, sample
 from ditscope.settings import CaptureSet, Model
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "results"
 SHORT = 20  # turns on a shipped model for one on the wide model: a flush of a tenth of a second varies
-WIDE_SHAPE = (16, 32, 32)  # latents of 256 x 256 pixels: 256 tokens
 RECORD = {"generation_id": "perfperf", "prompt_id": "p", "model": "perf", "prompt": "a ring", "position": 0}
 Way = Callable[[Path, int], None]  # samples so many steps, leaving what it captures in a folder
 
@@ -63,7 +61,7 @@ class Plain(Observer):
             os.fsync(file.fileno())
 
 
-def wide(width: int = 1024, doubles: int = 2, singles: int = 4) -> tuple[Generator, Conditioning]:
+def wide(width: int = 1024, doubles: int = 2, singles: int = 4) -> Generator:
     """A randomly initialised FLUX transformer of `width`, for 256 image and 64 text tokens."""
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
@@ -73,25 +71,25 @@ def wide(width: int = 1024, doubles: int = 2, singles: int = 4) -> tuple[Generat
     ).eval()  # fmt: skip
     vae = AutoencoderKL(latent_channels=16, block_out_channels=(8,) * 4, norm_num_groups=4, layers_per_block=1)
     pipe = FluxPipeline(FlowMatchEulerDiscreteScheduler(), vae, None, None, None, None, transformer)
-    cond = Conditioning(torch.randn(1, 64, 512), torch.randn(1, 256))
-    return Generator("wide", Model("flux", "", width=256, height=256), flux, pipe, torch.device("cpu")), cond
+    encoded = torch.randn(1, 64, 512), torch.randn(1, 256), torch.zeros(64, 3)
+    pipe.encode_prompt = lambda *_, **__: encoded
+    pipe.set_progress_bar_config(disable=True)
+    return Generator("wide", Model("flux", "", width=256, height=256, guidance=0.0), flux, pipe, torch.device("cpu"))
 
 
-def shipped(name: str) -> tuple[Generator, Conditioning]:
-    """A model that comes with ditscope, and the conditioning of one prompt."""
+def shipped(name: str) -> Generator:
+    """A model that comes with ditscope."""
     family, guidance = ("flux", 0.0) if name == "shapes-flux" else ("sd3", 3.0)
     entry = Model(family, str(ROOT / "models" / name), width=64, height=64, guidance=guidance)
-    model = load_generator(name, entry, "cpu")
-    return model, encode_prompts(model, ["a large red ring"], [""])
+    return load_generator(name, entry, "cpu")
 
 
-def ways(model: Generator, cond: Conditioning, shape: tuple[int, int, int]) -> dict[str, Way]:
+def ways(model: Generator) -> dict[str, Way]:
     """Sampling alone, with the plain way, with ditscope's capture, and with its read-outs of every block too."""
     blocks = list(model.family.blocks(model.pipe.transformer))
-    noise = starting_noise([0], shape)
 
     def run(folder: Path, steps: int, observers: list[Observer]) -> None:
-        sample(model, noise, cond, observers, steps=steps)
+        sample(model, ["a large red ring"], [""], [0], observers, steps=steps)
 
     def capture(folder: Path, steps: int, predictions: bool) -> None:
         settings = CaptureSet(should_decode_intermediates=predictions)
@@ -145,7 +143,7 @@ def peak(way: str, steps: int) -> float:
 
 def print_peak(way: str, steps: int) -> None:
     """Print what `peak` reads."""
-    found = ways(*wide(), WIDE_SHAPE)
+    found = ways(wide())
     with tempfile.TemporaryDirectory(dir=FOLDER) as out:
         found["without"](Path(out), 1)
         reset_peaks()
@@ -166,8 +164,8 @@ def main(repeats: int = 5) -> None:
     )
     print("|---|---|---|---|---|---|---|")
     for name in ("shapes-flux", "shapes-sd3"):
-        compare(f"{name}, 8 steps", ways(*shipped(name), (8, 16, 16)), 8, SHORT * repeats, FOLDER)
-    compare("width 1024, 3 steps", ways(*wide(), WIDE_SHAPE), 3, repeats, FOLDER)
+        compare(f"{name}, 8 steps", ways(shipped(name)), 8, SHORT * repeats, FOLDER)
+    compare("width 1024, 3 steps", ways(wide()), 3, repeats, FOLDER)
     print("\n| model | steps | plain: peak MB above sampling | capture |\n|---|---|---|---|")
     for steps in (2, 32):
         print(f"| width 1024 | {steps} | {peak('plain', steps):.0f} | {peak('capture', steps):.0f} |", flush=True)

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from ditscope.calibrate import calibrate
-from ditscope.calibration_batches import Batch, batches
+from ditscope.calibration_batches import batches
 from ditscope.calibration_set import load_calibration
+from ditscope.generate import requests
 from ditscope.intervals import mean_interval
 from ditscope.models import Generator, load_generator
 from ditscope.quantizers import QUANTIZERS, quantizable
-from ditscope.sampling import Observer, sample
+from ditscope.sampling import Observer, pictures, sample
 from ditscope.sensitivity_fast import weight_changes
 from ditscope.sensitivity_image import probe_image
 from ditscope.sensitivity_table import BUCKETS, WHOLE, assign_buckets
@@ -33,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES, STEPS, PROBES, LAYERS = 8, 8, 16, 12  # probes of each image
 SETTINGS = Sensitivity(bits=[3, 4, 6], gradient_batch=IMAGES)
 SHIPPED = {
-    "shapes-flux": Model("flux", str(ROOT / "models/shapes-flux"), width=64, height=64, steps=STEPS),
+    "shapes-flux": Model("flux", str(ROOT / "models/shapes-flux"), width=64, height=64, steps=STEPS, guidance=0.0),
     "shapes-sd3": Model("sd3", str(ROOT / "models/shapes-sd3"), width=64, height=64, steps=STEPS, guidance=3.0),
 }
 
@@ -55,10 +56,9 @@ class Swap(Observer):
 
 
 @torch.no_grad()
-def pictures(model: Generator, steps: Sequence[Batch], observers: Sequence[Observer] = ()) -> Tensor:
-    """The images of a calibration set, sampled again from its noise."""
-    latents = sample(model, steps[0].x, steps[0].cond, observers, steps=STEPS, guidance=steps[0].guidance)
-    return model.family.decode(model.pipe, latents).double()
+def sampled(model: Generator, images: Sequence[dict], observers: Sequence[Observer] = ()) -> Tensor:
+    """The images of a calibration set, sampled again."""
+    return pictures(model, sample(model, *requests(images), observers, steps=STEPS)).double()
 
 
 def compare(name: str, folder: Path) -> None:
@@ -75,7 +75,8 @@ def compare(name: str, folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     changes = weight_changes(model, SETTINGS)
     probes = [probe_image(model, steps, list(layers.values()), changes, generator) for _ in range(PROBES)]
-    reference = pictures(model, steps)
+    images = found.manifest["images"]
+    reference = sampled(model, images)
 
     def predicted(module: nn.Module, column: int, buckets: Sequence[str]) -> float:
         effects = [sum(probe[bucket, module][:, column] for bucket in buckets) for probe in probes]
@@ -83,7 +84,7 @@ def compare(name: str, folder: Path) -> None:
 
     def real(weights: dict[nn.Module, Tensor], buckets: Sequence[str]) -> float:
         changed = [i for i, step in enumerate(steps) if step.bucket in buckets]
-        return float((pictures(model, steps, [Swap(weights, changed)]) - reference).square().mean())
+        return float((sampled(model, images, [Swap(weights, changed)]) - reference).square().mean())
 
     def quantized(module: nn.Module, bits: int) -> Tensor:
         return QUANTIZERS[SETTINGS.quantizer](module.weight.data, bits, SETTINGS.group_size)

@@ -22,7 +22,7 @@ from ditscope.intervals import mean_interval
 from ditscope.models import Generator, load_generator
 from ditscope.plan import Choices, choices_of, frontier, random_plan, solve
 from ditscope.quantizers import QUANTIZERS, quantizable
-from ditscope.sampling import decode, encode_prompts, noise_of, sample
+from ditscope.sampling import decode, sample
 from ditscope.sensitivity import sensitivity
 from ditscope.settings import Calibrate, Model, Plan, Sensitivity
 from ditscope.shapes import caption, held_out
@@ -55,8 +55,7 @@ def images(model: Generator, prompts: list[str]) -> np.ndarray:
     found = []
     for i in range(0, len(prompts), 16):
         some = prompts[i : i + 16]
-        noise = noise_of(model, range(6000 + i, 6000 + i + len(some)))
-        latents = sample(model, noise, encode_prompts(model, some, [""] * len(some)))
+        latents = sample(model, some, [""] * len(some), range(6000 + i, 6000 + i + len(some)))
         found.append(decode(model, latents).numpy().reshape(len(some), -1) / 255)
     return np.concatenate(found)
 

@@ -13,17 +13,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from diffusers import SD3Transformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from ditscope.calibrate import calibrate
+from ditscope.calibrate import InputRecorder, calibrate
 from ditscope.calibration_batches import Batch
 from ditscope.calibration_set import Reference, load_calibration
 from ditscope.families import sd3
@@ -31,7 +30,7 @@ from ditscope.families.common import Conditioning
 from ditscope.models import Generator, load_generator
 from ditscope.plan import budget_bytes, choices_of, solve
 from ditscope.quantizers import QUANTIZERS
-from ditscope.sampling import encode_prompts, starting_noise
+from ditscope.sampling import sample
 from ditscope.sensitivity import MODES, SAMPLES, finished, start
 from ditscope.sensitivity_exact import Network, network_of, score_layers, scores
 from ditscope.sensitivity_fast import estimate_layers
@@ -56,7 +55,8 @@ def wide(count: int) -> tuple[Generator, Batch]:
         num_attention_heads=16, joint_attention_dim=256, caption_projection_dim=1024, pooled_projection_dim=256,
         pos_embed_max_size=12,
     ).eval()  # fmt: skip
-    pipe = SimpleNamespace(transformer=transformer)
+    pipe = StableDiffusion3Pipeline(transformer, FlowMatchEulerDiscreteScheduler(), *[None] * 7)
+    pipe.set_progress_bar_config(disable=True)
     model = Generator("wide", Model("sd3", "random"), sd3, pipe, torch.device("cpu"))
     cond = Conditioning(torch.randn(count, 16, 256), torch.randn(count, 256))
     return model, Batch(references(count), "early", torch.randn(count, 8, 12, 12), torch.tensor(0.8), cond, 0.0)
@@ -66,10 +66,11 @@ def shipped(name: str, count: int) -> tuple[Generator, Batch]:
     """A shipped generator, and the first step of `count` images."""
     entry = SHIPPED[name]
     model = load_generator(name, entry, "cpu")
-    shape = model.family.latent_shape(model.pipe, entry.width, entry.height)
-    cond = encode_prompts(model, ["a large red ring at the left on a beige background"] * count, [""] * count)
-    noise = starting_noise(range(count), shape)
-    return model, Batch(references(count), "early", noise, torch.tensor(0.8), cond, entry.guidance)
+    prompts = ["a large red ring at the left on a beige background"] * count
+    recorder = InputRecorder()
+    sample(model, prompts, [""] * count, range(count), [recorder], steps=1)
+    x = torch.from_numpy(recorder.latents[0]).permute(0, 3, 1, 2)
+    return model, Batch(references(count), "early", x, torch.tensor(0.8), recorder.cond, model.entry.guidance)
 
 
 def references(count: int) -> tuple[Reference, ...]:

@@ -14,7 +14,7 @@ from ditscope.activations import ActivationRecorder, channel_statistics, joined
 from ditscope.calibrate import calibrate
 from ditscope.errors import InputError
 from ditscope.quantizers import quantizable
-from ditscope.sampling import encode_prompts, noise_of, sample
+from ditscope.sampling import sample
 from ditscope.settings import Calibrate
 from ditscope.tables import read_table
 from tiny_models import ENTRIES, tiny_generator
@@ -98,8 +98,7 @@ def test_recorder_sees_what_the_layers_are_given(kind):
 
     handles = [module.register_forward_pre_hook(keep(name)) for name, module in layers.items()]
     recorder = ActivationRecorder([0, 2])
-    cond = encode_prompts(model, ["a", "b"], ["", ""])
-    sample(model, noise_of(model, [0, 1]), cond, [recorder], steps=3)
+    sample(model, ["a", "b"], ["", ""], [0, 1], [recorder], steps=3)
     for handle in handles:
         handle.remove()
     assert set(seen.values()) == {3}

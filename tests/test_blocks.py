@@ -21,7 +21,7 @@ from ditscope.capture_layout import captures_in, decoded_file
 from ditscope.errors import InputError
 from ditscope.figures import blocks as figures
 from ditscope.models import load_generator
-from ditscope.sampling import encode_prompts, sample, starting_noise
+from ditscope.sampling import sample
 from ditscope.settings import Ablate, Blocks, CaptureSet, Embedder, Model
 from ditscope.shards import read_tar
 from ditscope.tables import read_table, write_table
@@ -197,8 +197,7 @@ def test_the_first_decodable_block_by_hand(tmp_path):
 
 
 def final(model, observers=()) -> torch.Tensor:
-    cond = encode_prompts(model, ["a ring"], [""])
-    return sample(model, starting_noise([1], (4, 16, 16)), cond, observers)
+    return sample(model, ["a ring"], [""], [1], observers)
 
 
 @pytest.mark.parametrize(
@@ -268,9 +267,8 @@ def test_table_of_effects(tmp_path, monkeypatch):
     assert table["depth"].to_list() == [0] * 4 + [5] * 4 and table["latent_relative_l2"].min() > 0
     # one effect by hand
     model = load_generator("shapes-flux", FLUX, "cpu")
-    cond = encode_prompts(model, ["a large red ring", "a small blue star"], ["", ""])
     pair = [
-        sample(model, starting_noise([1, 2], (8, 16, 16)), cond, o)[0].double()
+        sample(model, ["a large red ring", "a small blue star"], ["", ""], [1, 2], o)[0].double()
         for o in ([], [Ablation("double_block_0", "skip", range(3))])
     ]
     (row,) = table.filter(block="double_block_0", kind="skip", prompt_id="a").to_dicts()

@@ -28,7 +28,7 @@ from ditscope.calibration_set import (
 from ditscope.errors import InputError
 from ditscope.families.common import Conditioning
 from ditscope.prompts import read_prompts
-from ditscope.sampling import sample
+from ditscope.sampling import pictures, predict, sample
 from ditscope.settings import Calibrate
 from tiny_models import ENTRIES, tiny_generator
 
@@ -85,8 +85,8 @@ def test_samples_hold_what_the_transformer_was_given(made, kind, halves, guidanc
     keys = ("conditioning", "pooled_conditioning")
     parts = [torch.from_numpy(last[key])[half : half + 1] for half in range(halves) for key in keys]
     with torch.no_grad():
-        v = model.family.velocity(model.pipe, x, torch.tensor(last["sigma"]), Conditioning(*parts), last["guidance"])
-    pixels = model.family.decode(model.pipe, x - last["sigma"] * v).detach()
+        v = predict(model, x, torch.tensor(last["sigma"]), Conditioning(*parts), last["guidance"])
+        pixels = pictures(model, x - last["sigma"] * v)
     expected = (pixels[0] * 255).round().permute(1, 2, 0).numpy()
     saved = np.asarray(Image.open(folder / manifest["images"][2]["file"]), float)
     assert np.abs(saved - expected).max() <= 1
@@ -96,11 +96,11 @@ def test_interrupted_job_resumes_to_equal_bytes(made, tmp_path, prompts, monkeyp
     whole = contents(made())
     sampled = []
 
-    def failing(model, noise, *rest, **options):
-        sampled.append(noise)
+    def failing(model, *rest, **options):
+        sampled.append(rest)
         if len(sampled) == 2:
             raise KeyboardInterrupt
-        return sample(model, noise, *rest, **options)
+        return sample(model, *rest, **options)
 
     monkeypatch.setattr(stage, "sample", failing)
     with pytest.raises(KeyboardInterrupt):

@@ -43,7 +43,7 @@ from ditscope.models import Generator, load_generator
 from ditscope.patterns import select_blocks, select_indices
 from ditscope.placement import load_across, place
 from ditscope.recorder import Recorder
-from ditscope.sampling import Observer, encode_prompts, sample, starting_noise
+from ditscope.sampling import Observer, decode, sample
 from ditscope.settings import CaptureSet, Model
 from ditscope.tables import read_table
 
@@ -108,7 +108,24 @@ def tiny(kind: str, dtype: torch.dtype = torch.float32) -> tuple[Generator, Cond
     entry = Model(kind.split("-")[0], "", dtype=name, width=16, height=16, steps=3, guidance=guidance)
     embeds, pooled = torch.randn(4, 5, 24).to(dtype), torch.randn(4, 20).to(dtype)
     negative = {"negative_embeds": embeds[1:2], "negative_pooled": pooled[1:2]} if kind == "sd3-cfg" else {}
-    return Generator("tiny", entry, family, pipe, torch.device("cpu")), Conditioning(embeds[:1], pooled[:1], **negative)
+    cond = Conditioning(embeds[:1], pooled[:1], **negative)
+    pipe.encode_prompt = lambda *_, **__: encoded(pipe, cond)
+    return Generator("tiny", entry, family, pipe, torch.device("cpu")), cond
+
+
+def encoded(pipe, cond: Conditioning) -> tuple:
+    """What the pipeline's `encode_prompt` returns, of this conditioning."""
+    if isinstance(pipe, FluxPipeline):
+        return cond.embeds, cond.pooled, torch.zeros(5, 3, dtype=cond.embeds.dtype)
+    return cond.embeds, cond.negative_embeds, cond.pooled, cond.negative_pooled
+
+
+def step_bytes(recorder: Recorder, model: Generator, cond: Conditioning) -> int:
+    """Bytes of one captured step."""
+    return layout_bytes(recorder.layout(model, (1, 4, 8, 8), cond), next(model.pipe.transformer.parameters()).dtype)
+
+
+RUN = ["a ring"], [""], [3]
 
 
 def record_run(kind: str, folder: Path, dtype=torch.float32, settings: CaptureSet = CaptureSet()) -> tuple:
@@ -117,7 +134,7 @@ def record_run(kind: str, folder: Path, dtype=torch.float32, settings: CaptureSe
     blocks = select_blocks(settings.blocks, list(model.family.blocks(model.pipe.transformer)))
     recorder = Recorder(folder, blocks, select_indices(settings.steps, 3, "steps"), settings, RECORD)
     folder.mkdir(parents=True, exist_ok=True)
-    return model, cond, recorder, sample(model, starting_noise([3], (4, 8, 8)), cond, [recorder])
+    return model, cond, recorder, sample(model, *RUN, [recorder])
 
 
 class Velocities(Observer):
@@ -135,9 +152,9 @@ KINDS = ("flux", "flux-distilled", "sd3", "sd3-cfg")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_last_block_reads_out_as_the_models_own_velocity(kind, tmp_path):
-    model, cond, recorder, _ = record_run(kind, tmp_path)
+    model, _, recorder, _ = record_run(kind, tmp_path)
     watcher = Velocities()
-    sample(model, starting_noise([3], (4, 8, 8)), cond, [watcher])
+    sample(model, *RUN, [watcher])
     last, first = recorder.blocks[-1], recorder.blocks[0]
     for step, file in zip(watcher.steps, sorted(tmp_path.glob("*.safetensors")), strict=True):
         tensors = load_file(file)
@@ -172,14 +189,14 @@ def test_stored_tokens_alone_give_the_velocity_again(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_capturing_leaves_the_latents_bit_identical(kind, tmp_path):
-    model, cond, _, latents = record_run(kind, tmp_path)
-    assert torch.equal(latents, sample(model, starting_noise([3], (4, 8, 8)), cond))
+    model, _, _, latents = record_run(kind, tmp_path)
+    assert torch.equal(latents, sample(model, *RUN))
     assert not any(m._forward_hooks for m in model.pipe.transformer.modules())
 
 
 def test_streams_are_what_the_blocks_put_out(tmp_path):
     """Single blocks are joined text first; checked against hooks of the test's own."""
-    model, cond = tiny("flux")
+    model, _ = tiny("flux")
     seen = {}
     for i in (0, 11):
         block = model.pipe.transformer.single_transformer_blocks[i]
@@ -187,7 +204,7 @@ def test_streams_are_what_the_blocks_put_out(tmp_path):
     block = model.pipe.transformer.transformer_blocks[1]
     block.register_forward_hook(lambda module, inputs, output: seen.setdefault("double", output))
     recorder = Recorder(tmp_path, list(flux.blocks(model.pipe.transformer)), [0], CaptureSet(), RECORD)
-    sample(model, starting_noise([3], (4, 8, 8)), cond, [recorder])
+    sample(model, *RUN, [recorder])
     tensors = load_file(tmp_path / "step_000.safetensors")
     for i in (0, 11):
         joined = tensors[f"single_block_{i}"]
@@ -205,7 +222,8 @@ def test_guidance_stores_both_halves_and_the_last_joint_block_has_no_text(tmp_pa
         folder = tmp_path / str(half)
         folder.mkdir()
         recorder = Recorder(folder, ["joint_block_1"], [0], CaptureSet(), RECORD)
-        sample(model, starting_noise([3], (4, 8, 8)), alone, [recorder], guidance=1.0)
+        model.pipe.encode_prompt = lambda *_, **__: encoded(model.pipe, alone)  # noqa: B023
+        sample(replace(model, encoded={}), *RUN, [recorder], guidance=1.0)
         one = load_file(folder / "step_000.safetensors")
         torch.testing.assert_close(both["joint_block_1.img"][half], one["joint_block_1.img"][0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(both["joint_block_1.txt"][half], one["joint_block_1.txt"][0], rtol=1e-4, atol=1e-5)
@@ -220,7 +238,7 @@ def test_the_byte_estimate_is_exact_and_types_are_kept(kind, dtype, decoded, sto
     settings = CaptureSet(store=store, should_decode_intermediates=decoded, steps="1")
     model, cond, recorder, _ = record_run(kind, tmp_path, dtype, settings)
     tensors = load_file(tmp_path / "step_001.safetensors")
-    assert recorder.step_bytes(model, torch.empty(1, 4, 8, 8), cond) == sum(t.nbytes for t in tensors.values())
+    assert step_bytes(recorder, model, cond) == sum(t.nbytes for t in tensors.values())
     assert {t.dtype for t in tensors.values()} == {dtype}
     assert [p.name for p in tmp_path.iterdir()] == ["step_001.safetensors"]
 
@@ -228,7 +246,7 @@ def test_the_byte_estimate_is_exact_and_types_are_kept(kind, dtype, decoded, sto
 def test_a_step_is_written_while_the_next_computes(tmp_path, monkeypatch):
     """The first file is not finished before the second step's first block has run: a writer in line would wait here."""
     monkeypatch.setattr(recorder_module, "CHUNK_BYTES", 1)
-    model, cond = tiny("flux")
+    model, _ = tiny("flux")
     recorder = Recorder(tmp_path, ["double_block_0"], [0, 1, 2], CaptureSet(), RECORD)
     second, finish, overlapped = threading.Event(), StepFile.finish, []
 
@@ -239,7 +257,7 @@ def test_a_step_is_written_while_the_next_computes(tmp_path, monkeypatch):
     monkeypatch.setattr(StepFile, "finish", wait)
     block, calls = model.pipe.transformer.transformer_blocks[0], []
     block.register_forward_hook(lambda *_: (calls.append(1), len(calls) == 2 and second.set(), None)[-1])
-    sample(model, starting_noise([3], (4, 8, 8)), cond, [recorder])
+    sample(model, *RUN, [recorder])
     assert overlapped == [True] * 3 and list(recorder.files) == [f"step_00{i}.safetensors" for i in range(3)]
 
 
@@ -248,7 +266,7 @@ def test_at_most_one_step_waits_for_a_slow_disk(chunk, tmp_path, monkeypatch):
     monkeypatch.setattr(recorder_module, "CHUNK_BYTES", chunk)
     model, cond = tiny("flux")
     recorder = Recorder(tmp_path, list(flux.blocks(model.pipe.transformer)), [0, 1, 2], CaptureSet(), RECORD)
-    step = recorder.step_bytes(model, torch.empty(1, 4, 8, 8), cond)
+    step = step_bytes(recorder, model, cond)
     waiting, submit, append, crowded = [], Background.submit, StepFile.append, threading.Event()
 
     def seen(self, *arguments):
@@ -259,7 +277,7 @@ def test_at_most_one_step_waits_for_a_slow_disk(chunk, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Background, "submit", seen)
     monkeypatch.setattr(StepFile, "append", lambda self, data: (crowded.wait(20), append(self, data))[1])
-    sample(model, starting_noise([3], (4, 8, 8)), cond, [recorder])
+    sample(model, *RUN, [recorder])
     assert step / 2 < max(waiting) <= step
 
 
@@ -272,7 +290,7 @@ def test_small_steps_are_handed_over_together_and_give_the_same_files(tmp_path, 
 
     monkeypatch.setattr(Background, "submit", seen)
     model, cond, together, _ = record_run("flux", tmp_path / "together")
-    step = together.step_bytes(model, torch.empty(1, 4, 8, 8), cond)
+    step = step_bytes(together, model, cond)
     assert sizes == [], "what is left when sampling ends needs no thread"
     for chunk in (2 * step, step - 1, 1):
         monkeypatch.setattr(recorder_module, "CHUNK_BYTES", chunk)
@@ -287,7 +305,7 @@ def test_small_steps_are_handed_over_together_and_give_the_same_files(tmp_path, 
 @pytest.mark.parametrize("failing", ("sampling", "writing"))
 def test_what_fails_leaves_no_file_unfinished(failing, chunk, tmp_path, monkeypatch):
     monkeypatch.setattr(recorder_module, "CHUNK_BYTES", chunk)
-    model, cond = tiny("flux")
+    model, _ = tiny("flux")
     recorder = Recorder(tmp_path, list(flux.blocks(model.pipe.transformer)), [0, 1, 2], CaptureSet(), RECORD)
     if failing == "sampling":
         block, calls = model.pipe.transformer.transformer_blocks[1], []
@@ -302,7 +320,7 @@ def test_what_fails_leaves_no_file_unfinished(failing, chunk, tmp_path, monkeypa
 
         monkeypatch.setattr(StepFile, "append", full)
     with pytest.raises(ZeroDivisionError if failing == "sampling" else OSError):
-        sample(model, starting_noise([3], (4, 8, 8)), cond, [recorder])
+        sample(model, *RUN, [recorder])
     left = {p.name for p in tmp_path.iterdir()}
     assert left == set(recorder.files) <= {"step_000.safetensors", "step_001.safetensors"}
 
@@ -383,7 +401,9 @@ def test_the_embedding_is_what_the_first_block_is_given(kind, tmp_path):
     block = model.pipe.transformer.transformer_blocks[0]
     inputs = {"hidden_states": tensors["embedding.img"], "encoder_hidden_states": tensors["embedding.txt"]}
     if kind == "flux":
-        ids = torch.cat([torch.zeros(5, 3), flux.image_ids(4, 4)])
+        ids = torch.cat(
+            [torch.zeros(5, 3), FluxPipeline._prepare_latent_image_ids(1, 4, 4, torch.device("cpu"), torch.float32)]
+        )
         inputs["image_rotary_emb"] = model.pipe.transformer.pos_embed(ids)
     with torch.no_grad():
         text, image = block(temb=tensors["context.temb"], **inputs)
@@ -433,11 +453,11 @@ def test_the_statistics_table_describes_the_stored_tensors(tmp_path):
 
 
 def test_nan_stops_the_run_and_names_the_block(tmp_path):
-    model, cond = tiny("flux")
+    model, _ = tiny("flux")
     model.pipe.transformer.single_transformer_blocks[3].proj_out.bias.data[0] = float("nan")
     recorder = Recorder(tmp_path, ["double_block_0", "single_block_3"], [0], CaptureSet(), RECORD)
     with pytest.raises(FloatingPointError, match="single_block_3 put out NaN or Inf at step 0"):
-        sample(model, starting_noise([3], (4, 8, 8)), cond, [recorder])
+        sample(model, *RUN, [recorder])
     assert not any(m._forward_hooks for m in model.pipe.transformer.modules())
 
 
@@ -457,8 +477,7 @@ def folder(tmp_path, monkeypatch):
     """Capture a tiny FLUX run into a generation folder; called with settings."""
 
     def make(kind="flux", name="abcdefgh", runs=1, **settings):
-        model, cond = tiny(kind)
-        monkeypatch.setattr(stage, "encode_prompts", lambda *_: cond)
+        model, _ = tiny(kind)
         chosen = CaptureSet(**settings)
         blocks = select_blocks(chosen.blocks, list(model.family.blocks(model.pipe.transformer)))
         out = tmp_path / name
@@ -699,12 +718,11 @@ def test_placement_on_eight_gpus_is_the_published_one():
 
 
 def test_spread_components_sample_like_one_device():
-    noise = starting_noise([1], (8, 16, 16))
     devices = [torch.device("cpu")] * 8
     models = [load_generator("shapes-flux", SHAPES_FLUX, "cpu"), load_across("shapes-flux", SHAPES_FLUX, devices)]
-    one, spread = (sample(m, noise, encode_prompts(m, ["a red ring"], [""])) for m in models)
+    one, spread = (sample(m, ["a red ring"], [""], [1]) for m in models)
     assert torch.equal(one, spread)
-    decoded = [m.family.decode(m.pipe, one) for m in models]
+    decoded = [decode(m, one) for m in models]
     assert torch.equal(*decoded)
 
 
@@ -782,7 +800,7 @@ def test_one_prompt_from_the_command_line(tmp_path):
         [0, 1, 2],
         32,
         48,
-        2.5,
+        0.0,
     )
     assert metadata["derived_seed"] and len(out.name) == 8 and not (tmp_path / ".partial").exists()
     assert Image.open(out / "img_0.jpg").size == (32, 48)
@@ -807,7 +825,14 @@ def test_the_original_program_s_options_in_its_spellings(tmp_path, monkeypatch):
     options += ["--should_decode_intermediates=True", "--add_sampling_metadata", "False"]
     assert main(["capture", "--model", "shapes-flux", *options]) == 0
     (out,) = captures_in(tmp_path)
-    expected = {"width": 48, "height": 32, "prompt": "a ring", "seed": 42, "num_steps": 2, "guidance": 1.5}
+    expected = {
+        "width": 48,
+        "height": 32,
+        "prompt": "a ring",
+        "seed": 42,
+        "num_steps": 2,
+        "guidance": 0.0,
+    }  # the model reads none
     assert read_metadata(out).items() >= expected.items() and verify(out) == []
     assert b"a ring" not in (out / "img_0.jpg").read_bytes()
     film = ["--generation_id", out.name, "--output_dir", str(tmp_path), "--output_format", "gif", "--fps", "4.0"]

@@ -12,7 +12,7 @@ from ditscope import checkpoints
 from ditscope.checkpoints import load_checkpoint, quantize, save_checkpoint
 from ditscope.errors import InputError
 from ditscope.quantize import apply_scheme, stored_bytes
-from ditscope.sampling import encode_prompts, sample, starting_noise
+from ditscope.sampling import sample
 from ditscope.settings import Scheme
 from tiny_models import tiny_generator
 
@@ -29,8 +29,7 @@ SCHEMES = {
 
 
 def picture(generator):
-    noise = starting_noise([1, 2], generator.family.latent_shape(generator.pipe, 32, 32))
-    return sample(generator, noise, encode_prompts(generator, ["a", "b"], ["", ""]))
+    return sample(generator, ["a", "b"], ["", ""], [1, 2])
 
 
 @pytest.mark.parametrize("kind", ["flux", "sd3"])

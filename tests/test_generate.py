@@ -10,7 +10,7 @@ import torch
 
 from ditscope.generate import generate
 from ditscope.models import load_generator
-from ditscope.sampling import Observer, encode_prompts, sample, starting_noise
+from ditscope.sampling import Observer, sample
 from ditscope.settings import Generate, Model
 from ditscope.shards import read_tar
 from ditscope.tables import read_table
@@ -34,29 +34,6 @@ def csv(tmp_path_factory) -> Path:
     return path
 
 
-def noise_of(model, seeds=(0, 1)):
-    return starting_noise(seeds, model.family.latent_shape(model.pipe, 64, 64))
-
-
-def test_sampling_equals_the_diffusers_pipeline(model):
-    """The pipeline's own __call__ from the same latents is the independent reference."""
-    noise = noise_of(model)
-    ours = sample(model, noise, encode_prompts(model, PROMPTS, ["", ""]))
-    if model.entry.family == "flux":
-        reference = model.pipe(
-            PROMPTS, height=64, width=64, num_inference_steps=3, latents=model.family.pack(noise),
-            max_sequence_length=model.pipe.tokenizer_2.model_max_length, output_type="latent",
-        ).images  # fmt: skip
-        reference = model.family.unpack(reference, 16, 16)
-    else:
-        reference = model.pipe(
-            PROMPTS, height=64, width=64, num_inference_steps=3, latents=noise, guidance_scale=2.0,
-            negative_prompt=["", ""], max_sequence_length=model.pipe.tokenizer_3.model_max_length,
-            output_type="latent",
-        ).images  # fmt: skip
-    torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
-
-
 def test_euler_steps_add_up(model):
     """Observers see every step, and x_next = x + (sigma_next - sigma) v in float64."""
     steps = []
@@ -65,28 +42,21 @@ def test_euler_steps_add_up(model):
         def after(self, step):
             steps.append(step)
 
-    noise = noise_of(model)
-    final = sample(model, noise, encode_prompts(model, PROMPTS, ["", ""]), [Recorder()])
+    final = sample(model, PROMPTS, ["", ""], [0, 1], [Recorder()])
     assert [s.index for s in steps] == [0, 1, 2]
     assert float(steps[0].sigma) == 1 and float(steps[-1].sigma_next) == 0
-    x = noise.double()
+    x = steps[0].x.double()
+    for row, seed in zip(steps[0].x, (0, 1), strict=True):
+        noise = torch.randn(1, 8, 16, 16, generator=torch.Generator("cpu").manual_seed(seed))
+        assert torch.equal(row, noise[0]), "one CPU generator per seed"
     for step in steps:
         x = x + (step.sigma_next.double() - step.sigma.double()) * step.velocity.double()
     torch.testing.assert_close(final.double(), x, rtol=0, atol=1e-5)
 
 
-def test_noise_is_that_of_one_cpu_generator_a_seed():
-    drawn = starting_noise([5, 9], (8, 16, 16))
-    for row, seed in zip(drawn, (5, 9), strict=True):
-        expected = torch.randn(1, 8, 16, 16, generator=torch.Generator("cpu").manual_seed(seed))
-        assert torch.equal(row[None], expected)
-
-
 def test_images_do_not_depend_on_the_batch(model):
-    noise = noise_of(model)
-    cond = encode_prompts(model, PROMPTS, ["", ""])
-    together = sample(model, noise, cond)
-    alone = torch.cat([sample(model, noise[i : i + 1], cond[i : i + 1]) for i in range(2)])
+    together = sample(model, PROMPTS, ["", ""], [0, 1])
+    alone = torch.cat([sample(model, PROMPTS[i : i + 1], [""], [i]) for i in range(2)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 

@@ -37,7 +37,7 @@ from ditscope.packed import packed_bytes
 from ditscope.plan import load_plan, plan, to_mlx
 from ditscope.quantize import apply_scheme, layer_configs, mean_bits, nominal_bytes, stored_bytes, unsupported
 from ditscope.quantizers import quantizable
-from ditscope.sampling import encode_prompts, noise_of, sample
+from ditscope.sampling import sample
 from ditscope.sensitivity import score, sensitivity, start
 from ditscope.sensitivity_fast import estimate_layers
 from ditscope.sensitivity_image import image_effects
@@ -83,8 +83,7 @@ def twin(kind, tmp_path, **changes):
 
 
 def latents(model):
-    noise = noise_of(model, [1, 2])
-    return sample(model, noise, encode_prompts(model, ["a", "b"], ["", ""]))
+    return sample(model, ["a", "b"], ["", ""], [1, 2])
 
 
 def relative(a, b):
@@ -139,14 +138,14 @@ def test_half_precision_stays_near_and_compiled_is_the_same(kind, tmp_path):
     assert plain.dtype == torch.bfloat16 and relative(latents(of_torch), plain) < 0.1
     of_mlx.pipe.transformer.compile()
     assert relative(plain, latents(of_mlx)) < 0.02
-    one = sample(of_mlx, noise_of(of_mlx, [1]), encode_prompts(of_mlx, ["a"], [""]))  # another shape: traced again
+    one = sample(of_mlx, ["a"], [""], [1])  # another shape: traced again
     assert relative(plain[:1], one) < 0.05
 
 
 def test_guidance_of_distilled_models_is_felt(tmp_path):
     _, of_mlx = twin("flux-distilled", tmp_path)
-    noise, cond = noise_of(of_mlx, [1]), encode_prompts(of_mlx, ["a"], [""])
-    assert relative(sample(of_mlx, noise, cond, guidance=1.0), sample(of_mlx, noise, cond, guidance=8.0)) > 1e-3
+    weak, strong = (sample(of_mlx, ["a"], [""], [1], guidance=scale) for scale in (1.0, 8.0))
+    assert relative(weak, strong) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["flux", "flux-distilled", "sd3"])

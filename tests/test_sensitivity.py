@@ -21,6 +21,7 @@ from ditscope.errors import InputError
 from ditscope.families.common import Conditioning
 from ditscope.quantizers import QUANTIZERS, group_affine, palettize, quantizable, shared_weights
 from ditscope.replay import record, replaced
+from ditscope.sampling import predict
 from ditscope.sensitivity import sensitivity
 from ditscope.sensitivity_exact import METRICS, network_of, score_layers
 from ditscope.sensitivity_table import BUCKETS, COLUMNS, assign_buckets, gather, layer_kind, summary
@@ -169,12 +170,12 @@ def plain_loop(model, folder: Path, settings: Sensitivity) -> dict[tuple, float]
         negative = (embeds[1:], pooled[1:]) if len(embeds) == 2 else ()
         cond = Conditioning(embeds[:1], pooled[:1], *negative)
         sigma, guidance = torch.tensor(sample["sigma"]), sample["guidance"]
-        exact = model.family.velocity(model.pipe, x, sigma, cond, guidance)
+        exact = predict(model, x, sigma, cond, guidance)
         for name, layer in quantizable(model.pipe.transformer).items():
             own = layer.weight.data
             for bits in settings.bits:
                 layer.weight.data = QUANTIZERS[settings.quantizer](own, bits, settings.group_size)
-                changed = model.family.velocity(model.pipe, x, sigma, cond, guidance)
+                changed = predict(model, x, sigma, cond, guidance)
                 error = ((changed - exact).double().norm() / exact.double().norm()).item()
                 scores.setdefault((name, bits, BUCKETS[reference.step_index]), []).append(error)
             layer.weight.data = own

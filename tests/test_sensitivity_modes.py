@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ditscope import calibrate as calibrate_stage
+from ditscope import sensitivity_image as image_stage
 from ditscope.calibration_batches import batches
 from ditscope.calibration_set import Reference, load_calibration
 from ditscope.quantizers import group_affine
-from ditscope.sampling import Observer, encode_prompts, noise_of, sample
+from ditscope.sampling import Observer, pictures, sample
 from ditscope.sensitivity_exact import Layer, network_of
 from ditscope.sensitivity_fast import estimate_layers, probe, ratios, weight_changes
 from ditscope.sensitivity_image import image_effects, probe_image
@@ -196,12 +197,12 @@ def trajectory(net: Euler, x: Tensor, swapped: dict[int, dict[str, Tensor]]) -> 
     return states
 
 
-def test_image_effect_is_the_derivative_of_the_whole_sampler():
+def test_image_effect_is_the_derivative_of_the_whole_sampler(monkeypatch):
     """Against forward-mode differentiation through all steps and the decoder, bucket by bucket."""
     net = Euler().requires_grad_(False)
     decoded = []
-    family = SimpleNamespace(decode=lambda pipe, x: decoded.append(len(x)) or drawn(net, x))
-    model = SimpleNamespace(name="net", family=family, pipe=SimpleNamespace(transformer=net), computes_on="cpu")
+    monkeypatch.setattr(image_stage, "pictures", lambda model, x: decoded.append(len(x)) or drawn(net, x))
+    model = SimpleNamespace(name="net", pipe=SimpleNamespace(transformer=net), computes_on="cpu")
     x = torch.randn(3, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     states = trajectory(net, x, {})
     steps = [EulerBatch(states[i], torch.tensor(SIGMAS[i], dtype=torch.float64), b) for i, b in enumerate(OF_STEP)]
@@ -242,11 +243,10 @@ def test_image_effects_estimate_the_mean_square_change(tmp_path, monkeypatch, gr
     described = [layer.described(settings) for layer in layers]
     constants = {"model": "tiny", "backend": "torch", "quantizer": "group", "group_size": 0, "mode": "fast"}
     table = tabulate(rows, described, constants, ["image_rms"])
-    noise = noise_of(model, [0, 1])
-    cond = encode_prompts(model, ["a", "b"], ["", ""], 3.0)
+    asked = ["a", "b"], ["", ""], [0, 1]
 
-    def pictures() -> Tensor:
-        return model.family.decode(model.pipe, sample(model, noise, cond, steps=3, guidance=3.0)).double()
+    def finished() -> Tensor:
+        return pictures(model, sample(model, *asked, steps=3, guidance=3.0)).double()
 
     class Swap(Observer):
         """Puts a layer's changed weight in for the steps of one bucket."""
@@ -262,11 +262,11 @@ def test_image_effects_estimate_the_mean_square_change(tmp_path, monkeypatch, gr
             self.layer.module.weight.data = self.own
 
     with torch.no_grad():
-        reference = pictures()
+        reference = finished()
         for layer in layers:
             for steps, bucket in (([0], "early"), ([1], "mid"), ([2], "late"), ([0, 1, 2], WHOLE)):
-                latents = sample(model, noise, cond, [Swap(layer, steps)], steps=3, guidance=3.0)
-                moved = (model.family.decode(model.pipe, latents).double() - reference).square().mean().sqrt().item()
+                latents = sample(model, *asked, [Swap(layer, steps)], steps=3, guidance=3.0)
+                moved = (pictures(model, latents).double() - reference).square().mean().sqrt().item()
                 (row,) = table.filter(layer=layer.name, bucket=bucket).to_dicts()
                 assert row["value"] == pytest.approx(moved, rel=0.15)
                 assert (row["value_low"], row["n_samples"], row["n_images"]) == (None, 600, 2)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ditscope.models import check_model_folder, load_generator
-from ditscope.sampling import decode, encode_prompts, noise_of, sample
+from ditscope.sampling import decode, sample
 from ditscope.settings import Model
 from ditscope.shapes import ATTRIBUTES, is_description, parse_caption, train_scenes
 from ditscope.training import acceptance, tune
@@ -159,5 +159,5 @@ def test_the_models_train_from_nothing_in_two_steps_each(tmp_path):
     for family in ("flux", "sd3"):
         entry = Model(family=family, source=str(models / f"shapes-{family}"), width=64, height=64, steps=2)
         model = load_generator(family, entry)
-        image = decode(model, sample(model, noise_of(model, [0]), encode_prompts(model, ["a ring"], [""])))
+        image = decode(model, sample(model, ["a ring"], [""], [0]))
         assert image.shape == (1, 64, 64, 3) and image.float().std() > 0

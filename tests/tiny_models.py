@@ -1,7 +1,6 @@
 """Randomly initialised generators of the real classes, a few thousand weights each, for tests of what reads a model."""
 
 import zlib
-from types import SimpleNamespace
 
 import torch
 from diffusers import (
@@ -14,12 +13,11 @@ from diffusers import (
 )
 
 from ditscope.families import flux, sd3
-from ditscope.families.common import Conditioning
 from ditscope.models import Generator
 from ditscope.settings import Model
 
 ENTRIES = {
-    "flux": Model("flux", "tiny", width=32, height=32, steps=5),
+    "flux": Model("flux", "tiny", width=32, height=32, steps=5, guidance=0.0),
     "flux-distilled": Model("flux", "tiny", width=32, height=32, steps=6, guidance=3.5),
     "sd3": Model("sd3", "tiny", width=32, height=32, steps=6, guidance=3.0),
 }
@@ -52,17 +50,27 @@ def tiny_generator(kind: str, name: str = "tiny") -> Generator:
             transformer, FlowMatchEulerDiscreteScheduler(shift=3.0), vae, None, None, None, None, None, None
         )
     pipe.set_progress_bar_config(disable=True)
-    without_encoders = SimpleNamespace(**{**vars(family), "encode": encode_at_random})
-    return Generator(name, ENTRIES[kind], without_encoders, pipe, torch.device("cpu"))
+    pipe.encode_prompt = lambda *args, **options: encode_at_random(pipe, *args, **options)
+    return Generator(name, ENTRIES[kind], family, pipe, torch.device("cpu"))
 
 
-def encode_at_random(pipe, prompts, negatives, entry, guidance) -> Conditioning:
-    """Conditioning drawn from a generator that each prompt seeds; the negative half where the family has one."""
+def encode_at_random(pipe, prompt, *args, negative_prompt=None, do_classifier_free_guidance=False, **options):
+    """What `encode_prompt` of the pipeline returns, each text drawn from a generator that it seeds."""
+    if options.get("prompt_embeds") is not None:  # texts that are encoded already come back as they are
+        return type(pipe).encode_prompt(
+            pipe, prompt, *args, **options, **({"negative_prompt": negative_prompt, "do_classifier_free_guidance":
+            do_classifier_free_guidance} if isinstance(pipe, StableDiffusion3Pipeline) else {}),
+        )  # fmt: skip
 
     def draw(texts, *shape):
         seeds = [zlib.crc32(text.encode()) for text in texts]
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
+        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return torch.stack(drawn).to(pipe.transformer.dtype)
 
-    if isinstance(pipe, FluxPipeline) or guidance <= 1:
-        return Conditioning(draw(prompts, 5, 24), draw(prompts, 20))
-    return Conditioning(draw(prompts, 5, 24), draw(prompts, 20), draw(negatives, 5, 24), draw(negatives, 20))
+    embeds, pooled = draw(prompt, 5, 24), draw(prompt, 20)
+    if isinstance(pipe, FluxPipeline):
+        return embeds, pooled, torch.zeros(5, 3, dtype=embeds.dtype)
+    if not do_classifier_free_guidance:
+        return embeds, None, pooled, None
+    negative = negative_prompt or [""] * len(prompt)
+    return embeds, draw(negative, 5, 24), pooled, draw(negative, 20)

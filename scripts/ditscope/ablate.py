@@ -17,14 +17,14 @@ from ditscope.counts import check_complete
 from ditscope.embedders import EmbedBatch, load_embedder
 from ditscope.errors import InputError
 from ditscope.families.common import Conditioning
-from ditscope.generate import describe, runs_by_picture
+from ditscope.generate import describe, requests, runs_by_picture
 from ditscope.metrics import psnr, ssim
 from ditscope.models import Generator, load_generator
 from ditscope.partial import publish, unfinished
 from ditscope.paths import InputFile, OutputFile, OutputFolder
 from ditscope.patterns import block_index, block_type, select_blocks, select_indices
 from ditscope.prompts import read_runs
-from ditscope.sampling import Observer, decode, encode_prompts, sample, starting_noise
+from ditscope.sampling import Observer, decode, sample
 from ditscope.settings import Ablate, Embedder, Model
 from ditscope.shards import Sample, png_bytes, read_tar, write_tar
 from ditscope.tables import write_table
@@ -153,13 +153,9 @@ def sampled(
     model: Generator, runs: list[dict], observers: Sequence[Observer], batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Latents (runs, channels, height, width) and pictures (runs, height, width, 3) of runs, under observers."""
-    shape = model.family.latent_shape(model.pipe, model.entry.width, model.entry.height)
     latents, pictures = [], []
     for begin in range(0, len(runs), batch_size):
-        rows = runs[begin : begin + batch_size]
-        noise = starting_noise([row["seed"] for row in rows], shape)
-        cond = encode_prompts(model, [r["prompt"] for r in rows], [r["negative_prompt"] for r in rows])
-        x = sample(model, noise, cond, observers)
+        x = sample(model, *requests(runs[begin : begin + batch_size]), observers)
         latents.append(x.float().cpu().numpy())
         pictures.append(decode(model, x).numpy())
     return np.concatenate(latents), np.concatenate(pictures)

@@ -1,4 +1,4 @@
-"""Measure what each layer is given, channel by channel, while the one sampling loop runs."""
+"""Measure what each layer is given, channel by channel, while a pipeline samples."""
 
 import math
 from collections.abc import Sequence

@@ -37,7 +37,7 @@ from ditscope.hardware import fingerprint, hardware_id
 from ditscope.identity import scheme_id
 from ditscope.latency import TIMING_TYPES, first_line, timed
 from ditscope.memory import peaks, reset_peaks
-from ditscope.models import Generator, load_generator
+from ditscope.models import Generator, load_generator, settled
 from ditscope.paths import InputFile, InputFolder, OutputFolder
 from ditscope.prompts import read_runs
 from ditscope.quantize import (
@@ -244,7 +244,8 @@ def check_reference(folder: Path, name: str, model: Model, batch: int) -> None:
 def requested(model: Model, settings: Benchmark) -> Model:
     """The model with the steps and the guidance that the benchmark asks for."""
     steps = settings.num_steps or model.steps
-    return replace(model, steps=steps, guidance=model.guidance if settings.cfg_scale < 0 else settings.cfg_scale)
+    guidance = model.guidance if settings.cfg_scale < 0 else settings.cfg_scale
+    return settled(replace(model, steps=steps, guidance=guidance))
 
 
 def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | None) -> str:

@@ -27,7 +27,7 @@ from ditscope.partial import publish, unfinished
 from ditscope.paths import InputFile, OutputFolder
 from ditscope.patterns import select_indices
 from ditscope.prompts import read_prompts
-from ditscope.sampling import Observer, decode, encode_prompts, sample, starting_noise
+from ditscope.sampling import Observer, decode, sample
 from ditscope.settings import Calibrate, Model
 from ditscope.shards import png_bytes
 
@@ -35,9 +35,12 @@ log = logging.getLogger(__name__)
 
 
 class InputRecorder(Observer):
-    """Keeps the noise levels and the latents that the transformer is given at every step."""
+    """Keeps the noise levels, the conditioning, and the latents that the transformer is given at every step."""
+
+    one_pass = True
 
     def start(self, model: Generator, sigmas: Tensor, cond: Conditioning, guidance: float) -> None:
+        self.cond = cond
         self.sigmas = sigmas[:-1].float().cpu().numpy()
         self.latents: list[np.ndarray] = []
 
@@ -180,19 +183,22 @@ def measured_steps(settings: Calibrate, model: Model) -> list[int]:
 def record_slice(model: Generator, images: list[dict[str, Any]], settings: Calibrate, out: Path) -> None:
     """Sample a batch of images and write their samples and reference images below `out`."""
     entry = model.entry
-    # A family without classifier-free guidance has a distilled scale of its own, which `cfg_weight` does not mean.
-    guided = model.family.uses_cfg(model.pipe, math.inf)
-    guidance = settings.cfg_weight if guided else entry.guidance
-    noise = starting_noise(
-        [i["seed"] for i in images], model.family.latent_shape(model.pipe, entry.width, entry.height)
-    )
-    cond = encode_prompts(model, [i["prompt"] for i in images], [i["negative_prompt"] for i in images], guidance)
-    steps = settings.num_steps or entry.steps
+    # A guidance-distilled model has a scale of its own, which `cfg_weight` does not mean.
+    guidance = entry.guidance if entry.family == "flux" else settings.cfg_weight
+    prompts, negatives = [i["prompt"] for i in images], [i["negative_prompt"] for i in images]
     recorder, activations = InputRecorder(), ActivationRecorder(measured_steps(settings, entry))
-    latents = sample(model, noise, cond, [recorder, activations], steps=steps, guidance=guidance)
+    latents = sample(
+        model,
+        prompts,
+        negatives,
+        [i["seed"] for i in images],
+        [recorder, activations],
+        steps=settings.num_steps or entry.steps,
+        guidance=guidance,
+    )
     activations.write(out / f"activations/{images[0]['image_id']:05d}.parquet")
     for row, (image, pixels) in enumerate(zip(images, decode(model, latents).numpy(), strict=True)):
-        embeds, pooled = (t.float().cpu().numpy() for t in cond[row : row + 1].stacked())
+        embeds, pooled = (t.float().cpu().numpy() for t in recorder.cond[row : row + 1].stacked())
         shared = {
             "conditioning": embeds,
             "pooled_conditioning": pooled,

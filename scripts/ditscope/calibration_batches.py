@@ -12,6 +12,7 @@ from ditscope.calibration_set import CalibrationSet, Reference, check_fits, guid
 from ditscope.errors import InputError
 from ditscope.families.common import DTYPES, Conditioning
 from ditscope.models import Generator
+from ditscope.sampling import predict
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Batch:
         """The guided velocity of `copies` copies of the batch, (copies * batch, channels, height, width)."""
         if copies > 1:
             return self.repeated(copies).velocity(model)
-        return model.family.velocity(model.pipe, self.x, self.sigma, self.cond, self.guidance)
+        return predict(model, self.x, self.sigma, self.cond, self.guidance)
 
 
 def batches(
@@ -60,7 +61,7 @@ def batches(
 def make_batch(
     model: Generator, samples: list[dict[str, Any]], references: Sequence[Reference], bucket: str, guidance: float
 ) -> Batch:
-    """Samples of one step as the tensors that the family's `velocity` takes."""
+    """Samples of one step as the tensors that `predict` takes."""
 
     def tensor(key: str) -> Tensor:
         stacked = torch.stack([torch.from_numpy(s[key]) for s in samples], dim=1)

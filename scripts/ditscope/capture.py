@@ -30,7 +30,8 @@ from ditscope.capture_layout import (
 )
 from ditscope.counts import check_complete
 from ditscope.errors import InputError
-from ditscope.generate import RUN, describe
+from ditscope.families.common import DTYPES
+from ditscope.generate import RUN, describe, requests
 from ditscope.identity import derived_seed, file_digest
 from ditscope.models import Generator
 from ditscope.partial import publish, unfinished
@@ -39,7 +40,7 @@ from ditscope.patterns import select_blocks, select_indices
 from ditscope.placement import load_placed
 from ditscope.prompts import check_seed, read_runs
 from ditscope.recorder import Recorder
-from ditscope.sampling import decode, encode_prompts, sample, starting_noise
+from ditscope.sampling import decode, sample
 from ditscope.settings import CaptureSet, Model
 from ditscope.tables import write_table
 
@@ -204,15 +205,15 @@ def capture_run(
 
     Raises InputError, before the first byte, where `runs` such captures would take more than `settings.max_bytes`.
     """
-    entry = model.entry
-    noise = starting_noise([record["seed"]], model.family.latent_shape(model.pipe, entry.width, entry.height))
-    cond = encode_prompts(model, [record["prompt"]], [record["negative_prompt"]])
-    recorder = Recorder(folder / "intermediates", blocks, steps, settings, record)
-    check_room(folder, runs * len(steps) * recorder.step_bytes(model, noise, cond), settings.max_bytes)
+
+    def admit(step_bytes: int) -> None:
+        check_room(folder, runs * len(steps) * step_bytes, settings.max_bytes)
+
+    recorder = Recorder(folder / "intermediates", blocks, steps, settings, record, admit)
     kinds = settings.decode if settings.should_decode_intermediates else []
     try:
         recorder.intermediates.mkdir(parents=True)
-        latents = sample(model, noise, cond, [recorder])
+        latents = sample(model, *requests([record]), [recorder])
         image = Image.fromarray(decode(model, latents)[0].numpy())
         save_image(image, folder / f"img_0.{settings.image_format}", record, settings.add_sampling_metadata)
         write_table(rows_of_runs(recorder.table(), record), folder / "statistics.parquet", "capture_statistics")
@@ -258,7 +259,7 @@ def decode_blocks(model: Generator, intermediates: Path, kinds: Sequence[str]) -
     """Draw every block's stored prediction as `<decoded>/step_<i>/<block>.jpg`, for each of `kinds` (x0, x_prev)."""
     data = load_capture(intermediates)
     pairs, latents = data["denoising_context"]["timestep_pairs"], data["denoising_context"]["img_state"]
-    dtype = next(model.pipe.vae.parameters()).dtype
+    dtype = DTYPES[model.entry.dtype]
     for i, index in enumerate(tqdm(data["metadata"]["captured_steps"], desc="decoding", unit="step", disable=None)):
         for kind in kinds:
             decoded_file(intermediates, kind, index, "").parent.mkdir(parents=True)

@@ -12,11 +12,13 @@ from pathlib import Path
 from types import GenericAlias
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ditscope.block_names import known_blocks
 from ditscope.errors import InputError
 from ditscope.models import check_backend, check_frames, check_revision, is_generator, require_blocks
 from ditscope.networks import resolve_network
+from ditscope.patterns import select_blocks, select_indices
 from ditscope.ranges import INT64, check_ranges
-from ditscope.settings import STAGES, Benchmark, Config, Scheme
+from ditscope.settings import STAGES, Benchmark, Config, Model, Scheme
 
 NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +50,8 @@ def decode(kind: Any, value: Any, path: str = "") -> Any:
             f.name: at_home(decoded[f.name]) for f in fields(kind) if f.metadata.get("path") and f.name in decoded
         }
         return kind(**decoded)
+    if kind is Any:
+        return value
     if isinstance(kind, GenericAlias):
         origin, inner = get_origin(kind), get_args(kind)
         if origin is list and isinstance(value, (list, tuple)):
@@ -213,6 +217,29 @@ def check(config: Config) -> None:
     for name, capture in config.capture.sets.items():
         if capture.offload and capture.multi_gpu:
             raise InputError(f"capture.sets.{name}: `offload` and `multi_gpu` exclude each other; set one to false")
+    check_patterns(config)
+
+
+def check_patterns(config: Config) -> None:
+    """Check patterns of steps, and of blocks where a model's depth is known without weights."""
+    for name in config.capture.models:
+        for key, chosen in config.capture.sets.items():
+            where = f"capture.sets.{key}"
+            check_blocks(f"{where}.blocks", chosen.blocks, name, config.models[name])
+            select_indices(chosen.steps, config.models[name].steps, f"{where}.steps (model `{name}`)")
+    for name in config.ablate.models:
+        check_blocks("ablate.blocks", config.ablate.blocks, name, config.models[name])
+        select_indices(config.ablate.steps, config.models[name].steps, f"ablate.steps (model `{name}`)")
+    for name in config.calibrate.models:
+        steps = config.calibrate.num_steps or config.models[name].steps
+        if config.calibrate.statistics:
+            select_indices(config.calibrate.statistics, steps, f"calibrate.statistics (model `{name}`)")
+
+
+def check_blocks(where: str, pattern: str, name: str, entry: Model) -> None:
+    """Refuse a pattern of blocks that a part of matches no block of a model."""
+    if blocks := known_blocks(entry):
+        select_blocks(pattern, blocks, f"{where} (model `{name}`)")
 
 
 def of_backends(config: Config, backends: Collection[str]) -> Config:

@@ -7,7 +7,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from ditscope.models import Generator
-from ditscope.sampling import encode_prompts, noise_of, sample, still
+from ditscope.sampling import pictures, sample, still
 from ditscope.settings import Benchmark
 
 SIGMA = 2.0  # of the blur, in pixels
@@ -19,15 +19,14 @@ def noise_growth(generator: Generator, settings: Benchmark, batch: int) -> list[
     All batches are of the size `batch`, the last one filled up: another size would be compiled anew.
     """
     seeds = list(range(settings.flat_field_seeds))
-    cond = encode_prompts(generator, [settings.flat_field_prompt] * batch, [""] * batch)
+    prompts, negatives = [settings.flat_field_prompt] * batch, [""] * batch
     rows = []
     for steps in settings.flat_field_steps:
         for start in range(0, len(seeds), batch):
             part = seeds[start : start + batch]
-            noise = noise_of(generator, [part[i % len(part)] for i in range(batch)])
-            latents = sample(generator, noise, cond, steps=steps)
+            latents = sample(generator, prompts, negatives, [part[i % len(part)] for i in range(batch)], steps=steps)
             with torch.no_grad():  # not rounded to 8 bits: less than one level of noise counts as well
-                images = generator.family.decode(generator.pipe, latents)[: len(part)].float().movedim(1, -1).cpu()
+                images = pictures(generator, latents)[: len(part)].float().movedim(1, -1).cpu()
             for seed, image in zip(part, images.numpy(), strict=True):
                 rows.append({"steps": steps, "seed": seed, "noise": flat_noise(still(image) * 255)})
     return rows

@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from ditscope.counts import check_complete, grouped
 from ditscope.identity import BASE, request_hash, weights_id
-from ditscope.models import Generator, load_generator
+from ditscope.models import Generator, load_generator, reads_negative, settled, text_length
 from ditscope.partial import publish, unfinished
 from ditscope.paths import InputFile, OutputFile, OutputFolder
 from ditscope.prompts import read_runs
-from ditscope.sampling import decode, encode_prompts, noise_of, sample, still
+from ditscope.sampling import decode, sample, still
 from ditscope.settings import Generate, Model
 from ditscope.shards import mp4_bytes, png_bytes, read_tar, write_tar
 from ditscope.tables import write_table
@@ -103,9 +103,7 @@ def generate_slice(model: Generator, rows: list[dict], scheme: str = BASE, schem
     A video is an mp4 beside the png of its middle frame. `scheme` is the name that is recorded, `scheme_key` what
     identifies it (see `identity.scheme_id`).
     """
-    noise = noise_of(model, [row["seed"] for row in rows])
-    cond = encode_prompts(model, [r["prompt"] for r in rows], [r["negative_prompt"] for r in rows])
-    latents = sample(model, noise, cond)
+    latents = sample(model, *requests(rows))
     images = decode(model, latents).numpy()
     with ThreadPoolExecutor() as pool:  # a megapixel takes as long to compress as a GPU to sample in four steps
         encoded = list(pool.map(png_bytes, map(still, images)))
@@ -117,25 +115,38 @@ def generate_slice(model: Generator, rows: list[dict], scheme: str = BASE, schem
     return samples
 
 
+def requests(rows: list[dict]) -> tuple[list[str], list[str], list[int]]:
+    """Prompts, negative prompts and seeds of runs, as `sample` takes them."""
+    return [r["prompt"] for r in rows], [r["negative_prompt"] for r in rows], [r["seed"] for r in rows]
+
+
 def request_of(name: str, entry: Model, row: dict) -> dict:
-    """What determines an image of a model, less its quantization: the arguments of `request_hash`."""
-    return {
-        "model": name,
-        "revision": entry.revision,
-        "weights": weights_id(entry.source, entry.revision),
-        "scheme": BASE,
-        "backend": entry.backend,
-        "dtype": entry.dtype,
-        "use_t5": entry.use_t5,
-        "max_sequence_length": entry.max_sequence_length,
-        "prompt": row["prompt"],
-        "negative_prompt": row["negative_prompt"],
-        "seed": row["seed"],
-        "steps": entry.steps,
-        "guidance": entry.guidance,
-        "width": entry.width,
-        "height": entry.height,
-    } | ({"frames": entry.frames} if entry.frames > 1 else {})
+    """What determines an image of a model, less its quantization: the arguments of `request_hash`.
+
+    A setting that the model does not read is empty or 0 in it, whatever is given.
+    """
+    entry = settled(entry)
+    return (
+        {
+            "model": name,
+            "revision": entry.revision,
+            "weights": weights_id(entry.source, entry.revision),
+            "scheme": BASE,
+            "backend": entry.backend,
+            "dtype": entry.dtype,
+            "use_t5": entry.use_t5,
+            "max_sequence_length": entry.max_sequence_length,
+            "prompt": row["prompt"],
+            "negative_prompt": row["negative_prompt"] if reads_negative(entry) else "",
+            "seed": row["seed"],
+            "steps": entry.steps,
+            "guidance": entry.guidance,
+            "width": entry.width,
+            "height": entry.height,
+        }
+        | ({"frames": entry.frames} if entry.frames > 1 else {})
+        | ({"call": entry.call} if entry.call else {})
+    )
 
 
 def request_key(request: dict, scheme_key: str = BASE) -> str:
@@ -146,6 +157,8 @@ def request_key(request: dict, scheme_key: str = BASE) -> str:
 def describe(model: Generator, row: dict, scheme: str = BASE, scheme_key: str = BASE) -> dict:
     """The record of one image: everything that determines it, its request hash, and whether its prompt was cut."""
     request = request_of(model.name, model.entry, row)
+    if row["negative_prompt"] != request["negative_prompt"]:
+        log.warning("%s: reads no negative prompt; that of prompt %s is left out", model.name, row["prompt_id"])
     tokens, truncated = prompt_tokens(model, row["prompt"])
     if truncated:
         log.warning(
@@ -160,8 +173,9 @@ def describe(model: Generator, row: dict, scheme: str = BASE, scheme_key: str = 
 
 
 def prompt_tokens(model: Generator, prompt: str) -> tuple[int, bool]:
-    """Tokens of a prompt under the longest-reading tokenizer, and whether that still cuts it."""
-    names = [n for n in ("tokenizer", "tokenizer_2", "tokenizer_3") if getattr(model.pipe, n, None) is not None]
-    tokenizer = max((getattr(model.pipe, n) for n in names), key=lambda t: t.model_max_length)
+    """Tokens of a prompt under the tokenizer that reads most of it, and whether its text encoder still cuts it."""
+    pipe = model.pipe
+    t5 = getattr(pipe, model.family.T5, None)
+    tokenizer, length = (t5, text_length(model)) if t5 else (pipe.tokenizer, pipe.tokenizer.model_max_length)
     count = len(tokenizer(prompt, verbose=False).input_ids)
-    return count, count > (model.entry.max_sequence_length or tokenizer.model_max_length)
+    return count, count > length

@@ -35,9 +35,11 @@ def request_hash(
     width: int,
     height: int,
     frames: int = 1,
+    call: dict[str, Any] | None = None,
 ) -> str:
     """128-bit hex key of everything that determines one image, or one video where `frames` is more than 1.
 
+    `call` holds further arguments of the pipeline.
     `weights` is their digest or their revision (`weights_id`), `scheme` what `scheme_id` makes of settings and plan.
     """
     request: dict[str, Any] = {
@@ -59,6 +61,8 @@ def request_hash(
     }
     if frames > 1:
         request["frames"] = frames
+    if call:
+        request["call"] = call
     return digest(request)
 
 
@@ -68,6 +72,7 @@ def weights_id(source: str, revision: str) -> str:
 
     The digest is remembered by size and time in the project's cache, as the workflow's. Empty where there is no folder.
     """
+    source = str(Path(source).expanduser())
     if revision or not Path(source).exists():
         return revision
     from ditscope.staleness import source_digest

@@ -15,7 +15,7 @@ from ditscope.generate import prompt_tokens, request_key, request_of
 from ditscope.identity import BASE, digest, scheme_id, weights_id
 from ditscope.models import load_generator
 from ditscope.networks import Entry
-from ditscope.sampling import decode, encode_prompts, noise_of, sample, still
+from ditscope.sampling import decode, sample, still
 from ditscope.shards import Sample
 
 State = str | np.ndarray  # a text, or an image (height, width, 3) uint8
@@ -96,9 +96,8 @@ def answer_by_generator(entry: Entry, plan: Path | None) -> Callable[[list[Reque
 
     def answer(requests: list[Request]) -> list[Answer]:
         texts = [str(request.state) for request in requests]
-        noise = noise_of(model, [request.seed for request in requests])
-        cond = encode_prompts(model, texts, [request.negative_prompt for request in requests])
-        images = decode(model, sample(model, noise, cond)).numpy()
+        negatives, seeds = [request.negative_prompt for request in requests], [request.seed for request in requests]
+        images = decode(model, sample(model, texts, negatives, seeds)).numpy()
         return [Answer(still(image), prompt_tokens(model, text)[1]) for image, text in zip(images, texts, strict=True)]
 
     return answer

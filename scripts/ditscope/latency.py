@@ -2,17 +2,19 @@
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 
+from ditscope.generate import requests
 from ditscope.intervals import mean_interval
 from ditscope.memory import judged_peak, peaks, reset_peaks
 from ditscope.models import Generator
 from ditscope.quiet import noisiness, spread_of, verdict, visible_gpu, watching
-from ditscope.sampling import decode, encode_prompts, noise_of, sample
+from ditscope.sampling import decode, patched, sample
 
 log = logging.getLogger(__name__)
 
@@ -100,16 +102,20 @@ def measured(generator: Generator, rows: list[dict], repeats: int) -> dict[str, 
 
 def run_once(generator: Generator, rows: list[dict]) -> tuple[float, float, float]:
     """Seconds to encode the prompts, to denoise and to decode one batch, each until the device is done."""
-    noise = noise_of(generator, [row["seed"] for row in rows])
-    times = [now(generator.device)]
-    cond = encode_prompts(generator, [r["prompt"] for r in rows], [r["negative_prompt"] for r in rows])
-    times.append(now(generator.device))
-    latents = sample(generator, noise, cond)
-    times.append(now(generator.device))
+    device, encode, spent = generator.device, generator.pipe.encode_prompt, [0.0]
+
+    def encode_prompt(*args: Any, **options: Any) -> Any:
+        began = now(device)
+        encoded = encode(*args, **options)
+        spent[0] += now(device) - began
+        return encoded
+
+    began = now(device)
+    with patched(generator.pipe, encode_prompt=encode_prompt):
+        latents = sample(replace(generator, encoded={}), *requests(rows))  # of a batch that was never encoded before
+    sampled = now(device)
     decode(generator, latents)
-    times.append(now(generator.device))
-    encoding, denoising, decoding = np.diff(times)
-    return encoding, denoising, decoding
+    return spent[0], sampled - began - spent[0], now(device) - sampled
 
 
 def now(device: torch.device) -> float:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ditscope.errors import InputError
 from ditscope.families.common import DTYPES
-from ditscope.models import Generator, default_device, family_of, load_generator, resolve_source
+from ditscope.models import Generator, default_device, family_of, load_generator, load_pipeline, resolve_source, settled
 from ditscope.settings import Model
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def load_across(name: str, entry: Model, devices: Sequence[torch.device]) -> Gen
     """
     places = {component: devices[i] for component, i in place(COMPONENTS, len(devices)).items()}
     folder = resolve_source(name, entry)
-    family = family_of(name, entry)
+    family, entry = family_of(name, entry), settled(entry)
     index = json.loads((folder / "model_index.json").read_text())
     parts = {
         attribute: (CLASSES[spec[1]], getattr(import_module(spec[0]), spec[1]))
@@ -110,6 +110,6 @@ def load_across(name: str, entry: Model, devices: Sequence[torch.device]) -> Gen
     for module, device in hooked:
         if module is not None:
             add_hook_to_module(module.to(device), AlignDevicesHook(execution_device=device, io_same_device=True))
-    pipe = family.load(str(folder), entry, use_safetensors=True, **loaded)
+    pipe = load_pipeline(name, entry, folder, **loaded)
     pipe.set_progress_bar_config(disable=True)
     return Generator(name, entry, family, pipe, places["transformer"])

@@ -1,6 +1,6 @@
 """Hooks on a generator's blocks: streams what they put out to files, with pooled statistics and read-outs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,19 @@ class Recorder(Observer):
     once: nothing is computed then that a thread would leave time for.
     """
 
+    one_pass = True
+
     def __init__(
-        self, intermediates: Path, blocks: Sequence[str], steps: Sequence[int], settings: CaptureSet, record: dict
+        self,
+        intermediates: Path,
+        blocks: Sequence[str],
+        steps: Sequence[int],
+        settings: CaptureSet,
+        record: dict,
+        admit: Callable[[int], None] = lambda step_bytes: None,
     ) -> None:
+        """`admit` is told the bytes of a captured step before the first one is written, and may raise."""
+        self.admit = admit
         self.intermediates, self.blocks, self.steps = intermediates, blocks, frozenset(steps)
         self.store_tensors = settings.store == "tensors"
         self.predict = settings.should_decode_intermediates
@@ -66,10 +76,6 @@ class Recorder(Observer):
             embedding=next(iter(every)) in self.blocks,
         )
 
-    def step_bytes(self, model: Generator, noise: Tensor, cond: Conditioning) -> int:
-        """Bytes of one captured step."""
-        return layout_bytes(self.layout(model, noise.shape, cond), DTYPES[model.entry.dtype])
-
     def start(self, model: Generator, sigmas: Tensor, cond: Conditioning, guidance: float) -> None:
         """Register the hooks: the blocks, and the embedding of time and text that the last norm needs."""
         self.model, self.cond, self.guidance = model, cond, guidance
@@ -91,18 +97,23 @@ class Recorder(Observer):
     def before(self, index: int, x: Tensor) -> None:
         """Begin a step: `x` are the latents that the model is about to see."""
         self.active, self.index, self.latents = index in self.steps, index, x
-        if self.active and not self.shapes:
+        if not self.shapes:
             self.shapes, self.dtype = self.layout(self.model, x.shape, self.cond), DTYPES[self.model.entry.dtype]
+            self.admit(layout_bytes(self.shapes, self.dtype))
+
+    def cond_first(self, t: Tensor) -> Tensor:
+        """What the transformer computed, its halves as captures have them: diffusers puts the negative one first."""
+        return t if self.cond.negative_embeds is None else torch.cat(t.chunk(2)[::-1])
 
     def keep_temb(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         """Keep the modulation vector of this step."""
-        self.temb = output
+        self.temb = self.cond_first(output)
 
     def keep_embedding(self, module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
         """Keep the tokens that the first block is given."""
         if self.active:
-            self.write("embedding.img", named["hidden_states"])
-            self.write("embedding.txt", named["encoder_hidden_states"])
+            self.write("embedding.img", self.cond_first(named["hidden_states"]))
+            self.write("embedding.txt", self.cond_first(named["encoder_hidden_states"]))
 
     def block_hook(self, name: str) -> Any:
         """A forward hook that keeps the output of the block `name`."""
@@ -112,7 +123,9 @@ class Recorder(Observer):
             if not self.active:
                 return
             image, text = self.model.family.block_streams(output)
-            if self.store_tensors and single:
+            image = self.cond_first(image)
+            text = text if text is None else self.cond_first(text)
+            if self.store_tensors and single and text is not None:
                 joined, length = join(text, image), text.shape[1]
                 self.write(name, joined)
                 streams = {"img": joined[:, length:], "txt": joined[:, :length]}  # views: the originals can go

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ditscope.calibration_batches import Batch, batches
 from ditscope.calibration_set import CalibrationSet, Reference
 from ditscope.models import Generator
+from ditscope.sampling import pictures
 from ditscope.sensitivity_exact import Layer
 from ditscope.sensitivity_fast import Changes, back_end, random_signs, weight_changes
 from ditscope.sensitivity_table import BUCKETS, IMAGE_METRIC, WHOLE
@@ -95,7 +96,7 @@ def pull_back_image(model: Generator, latents: Tensor, generator: torch.Generato
     """The number of values of an image, and the gradient of <u, image> by its latents (1, ...) for a random probe u."""
     latents = latents.detach().requires_grad_()
     with torch.enable_grad(), block_by_block(getattr(model.pipe, "vae", None)):
-        image = model.family.decode(model.pipe, latents)
+        image = pictures(model, latents)
         (gradient,) = torch.autograd.grad(image, latents, random_signs(image, generator))
     return image.numel(), gradient
 

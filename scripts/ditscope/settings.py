@@ -55,10 +55,16 @@ class Model:
     frames: int = setting(1, "Frames of a video, 4 n + 1 (wan); 1: an image")
     steps: int = setting(4, "Denoising steps", positive=True)
     guidance: float = setting(
-        0.0, "Guidance: the distilled value (FLUX.1-dev) or the classifier-free scale (the others; <= 1 is off)"
+        -1.0,
+        "Guidance: the distilled value (FLUX.1-dev) or the classifier-free scale (the others; <= 1 is off); below 0: "
+        "the pipeline's own default",
+        signed=True,
     )
+    call: dict[str, Any] = setting({}, "Further arguments of the pipeline's `__call__`, as `{true_cfg_scale: 4.0}`")
     use_t5: bool = setting(True, "SD3: load the T5 encoder; without it the pipeline feeds zeros")
-    max_sequence_length: int = setting(0, "Tokens of the T5 prompt; 0 takes the pipeline's own limit")
+    max_sequence_length: int = setting(
+        0, "Tokens that T5 reads of a prompt; 0: the pipeline's default, at most the length that its tokenizer names"
+    )
     max_new_tokens: int = setting(50, "Captioner: longest caption in tokens", positive=True)
     num_beams: int = setting(1, "Captioner: beams", positive=True)
     caption_task: str = setting("<CAPTION>", "florence2: its task, as <DETAILED_CAPTION>")
@@ -155,7 +161,7 @@ class CaptureSet:
     """Record the output of every block at every denoising step, and decode it."""
 
     generations: int = setting(2, "How many runs (the first of the prompt list) to capture; 0: all")
-    blocks: str = setting("*", "Blocks by pattern, as `double:0-5,single:*`; a number may count from the end, as -1")
+    blocks: str = setting("*", "Blocks by pattern, as `double:0,9,-1,single:*`; -1 is the last of its type")
     steps: str = setting("*", "Steps by pattern, as `0,2,-1` or `0-3`")
     decode: list[str] = setting(
         ["x0"], "Decodes to draw: x0 (clean estimate) and / or x_prev (next noisy state)", choices=("x0", "x_prev")

@@ -19,12 +19,13 @@ from ditscope.doctor.images import (
     check_requests,
     image_rows,
     prompt_tables,
+    read_by,
     request_of,
 )
 from ditscope.doctor.study import Study, alike
 from ditscope.errors import InputError
 from ditscope.identity import BASE, file_digest, weights_id
-from ditscope.models import check_safetensors
+from ditscope.models import check_safetensors, settled
 from ditscope.patterns import block_index, block_type, select_blocks, select_indices
 
 STATISTICS = (
@@ -37,8 +38,8 @@ STATISTIC = 1e-4  # float32 sums of a GPU against those of a CPU
 
 def requests_of(study: Study, model: str, count: int) -> list[dict[str, Any]]:
     """What the first `count` (0: all) runs of the prompt shards ask of a model, with their request hashes."""
-    entry = study.config.models[model]
-    runs = [row for table in prompt_tables(study) for row in table.select(RUN).to_dicts()]
+    entry = settled(study.config.models[model])
+    runs = [row for table in prompt_tables(study) for row in read_by(entry, table.select(RUN)).to_dicts()]
     common = {"model": model, "scheme": BASE, "weights": weights_id(entry.source, entry.revision)}
     common |= {key: getattr(entry, key) for key in ENTRY}
     return [run | common | {"request_hash": request_of(entry, run | common)} for run in runs[: count or None]]

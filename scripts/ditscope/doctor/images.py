@@ -13,6 +13,7 @@ from ditscope.doctor.books import beside
 from ditscope.doctor.study import Study, alike
 from ditscope.errors import InputError
 from ditscope.identity import BASE, request_hash, weights_id
+from ditscope.models import reads_negative, settled
 from ditscope.prompts import read_prompts, runs_of, shards_of
 from ditscope.settings import Model
 
@@ -95,7 +96,8 @@ def check_generate(study: Study) -> None:
             wanted = runs.select("prompt_id", "seed", "prompt").rows()
             found = table.select("prompt_id", "seed", "prompt").rows()
             study.same_rows("generate", manifest, found, wanted, "runs of the prompt shard", tar)
-            study.agree("generate", manifest, table, runs.select(RUN), tar)
+            asked = read_by(study.config.models[model], runs.select(RUN))
+            study.agree("generate", manifest, table, asked, tar)
         if timing is not None:
             check_timing(study, clock, timing, table, model, tar)
         if samples is not None:
@@ -126,7 +128,7 @@ def check_requests(
     study: Study, stage: str, file: str, rows: list[dict[str, Any]], model: str, rerun: str = ""
 ) -> None:
     """Rows are named by what they were made of, and made as the config says."""
-    entry = study.config.models[model]
+    entry = settled(study.config.models[model])
     wanted = {"model": model, "scheme": BASE} | {key: getattr(entry, key) for key in ENTRY}
     if weights := weights_id(entry.source, entry.revision):  # empty where the weights are not at hand
         wanted["weights"] = weights
@@ -138,6 +140,11 @@ def check_requests(
     for row in rows:
         if row["request_hash"] != request_of(entry, row):
             study.note(stage, file, f"prompt {row['prompt_id']}: the request hash is not that of its row", rerun)
+
+
+def read_by(entry: Model, runs: pl.DataFrame) -> pl.DataFrame:
+    """Runs as a model's images repeat them: the negative prompt is empty where the model reads none."""
+    return runs if reads_negative(settled(entry)) else runs.with_columns(negative_prompt=pl.lit(""))
 
 
 def request_of(entry: Model, row: dict[str, Any]) -> str:
@@ -155,7 +162,7 @@ def request_of(entry: Model, row: dict[str, Any]) -> str:
         "steps",
     )
     request = {key: row[key] for key in (*columns, "guidance", "width", "height")}
-    encoders = {key: getattr(entry, key) for key in ("use_t5", "max_sequence_length")}
+    encoders = {key: getattr(entry, key) for key in ("use_t5", "max_sequence_length", "call")}
     return request_hash(**request, **encoders, frames=row.get("frames", entry.frames))
 
 

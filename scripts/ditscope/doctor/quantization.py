@@ -5,6 +5,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ditscope.doctor.pictures import alike_text
 from ditscope.doctor.study import Study, alike
 from ditscope.errors import InputError
 from ditscope.intervals import LEAST_UNITS, mean_interval, unit_means
-from ditscope.models import check_safetensors
+from ditscope.models import check_safetensors, settled
 from ditscope.packed import INTX_BITS, intx_bytes
 
 SENSITIVITY = (
@@ -297,12 +298,10 @@ def check_run(study: Study, stem: str) -> list[tuple[str, str, str, str]]:
         study.note("benchmark", file, f"{len(table)} rows instead of one")
         return []
     row, entry = table.row(0, named=True), config.models[model]
+    guidance = settings.cfg_scale if settings.cfg_scale >= 0 else entry.guidance
+    entry = settled(replace(entry, guidance=guidance, steps=settings.num_steps or entry.steps))
     wanted = {key: getattr(entry, key) for key in ENTRY if key in row}
     wanted |= {"model": model, "hardware": hardware, "scheme": scheme, "compile": compile}
-    if settings.num_steps:
-        wanted["steps"] = settings.num_steps
-    if settings.cfg_scale >= 0:
-        wanted["guidance"] = settings.cfg_scale
     if scheme in config.schemes:
         from ditscope.quantize import label
 

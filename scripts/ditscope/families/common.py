@@ -1,4 +1,4 @@
-"""What the flow-matching families share: conditioning, dtype names, the VAE's decode."""
+"""What families share: conditioning, dtype names, the decode of a VAE that is loaded alone."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,12 +29,6 @@ class Conditioning:
         return torch.cat([self.embeds, self.negative_embeds]), torch.cat([self.pooled, self.negative_pooled])
 
 
-def static_sigmas(pipe: Any, steps: int, latents: Tensor) -> Tensor:
-    """Noise levels from 1 to 0, (steps + 1,), with the scheduler's static shift."""
-    pipe.scheduler.set_timesteps(steps)
-    return pipe.scheduler.sigmas.float()
-
-
 def combine(out: Tensor, batch: int, guidance: float) -> Tensor:
     """Classifier-free guidance over a [cond, uncond] batch; a plain batch passes unchanged."""
     if out.shape[0] == batch:
@@ -44,13 +38,7 @@ def combine(out: Tensor, batch: int, guidance: float) -> Tensor:
 
 
 def vae_decode(pipe: Any, latents: Tensor) -> Tensor:
-    """Images (batch, 3, height, width) in [0, 1] from latents, by the pipeline's own VAE and scaling."""
+    """Images (batch, 3, height, width) in [0, 1] from latents by a VAE that is loaded alone, as the pipeline's own."""
     vae = pipe.vae
     latents = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-    return (vae.decode(latents, return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1)
-
-
-def vae_latent_shape(pipe: Any, width: int, height: int, frames: int = 1) -> tuple[int, ...]:
-    """Latent (channels, height, width) of an image of `width` x `height` pixels; these families make single frames."""
-    factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
-    return pipe.vae.config.latent_channels, height // factor, width // factor
+    return (vae.decode(latents, return_dict=False)[0] * 0.5 + 0.5).clamp(0, 1)

@@ -5,57 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditscope.families.common import DTYPES, Conditioning, combine, static_sigmas, vae_decode, vae_latent_shape
-from ditscope.settings import Model
+from ditscope.families.common import vae_decode
 
-PIPELINE = "StableDiffusion3Pipeline"
+T5 = "tokenizer_3"
 decode = vae_decode
-latent_shape = vae_latent_shape
-sigmas = static_sigmas
-
-
-def load(source: str, entry: Model, **kwargs: Any) -> Any:
-    """The diffusers pipeline of `source`, without its T5 encoder if the entry says so."""
-    from diffusers import StableDiffusion3Pipeline
-
-    if not entry.use_t5:
-        kwargs |= {"text_encoder_3": None, "tokenizer_3": None}
-    return StableDiffusion3Pipeline.from_pretrained(source, dtype=DTYPES[entry.dtype], **kwargs)
-
-
-def uses_cfg(pipe: Any, guidance: float) -> bool:
-    """Classifier-free guidance is on above 1."""
-    return guidance > 1
-
-
-def encode(pipe: Any, prompts: list[str], negatives: list[str], entry: Model, guidance: float) -> Conditioning:
-    """CLIP and T5 token embeddings and pooled CLIP embeddings, with the negative half under guidance."""
-    cfg = uses_cfg(pipe, guidance)
-    t5_limit = pipe.tokenizer_3.model_max_length if pipe.tokenizer_3 is not None else pipe.tokenizer_max_length
-    length = entry.max_sequence_length or min(256, t5_limit)
-    embeds, negative_embeds, pooled, negative_pooled = pipe.encode_prompt(
-        prompts,
-        prompts,
-        prompts,
-        negative_prompt=negatives if cfg else None,
-        do_classifier_free_guidance=cfg,
-        max_sequence_length=length,
-    )
-    return Conditioning(embeds, pooled, negative_embeds, negative_pooled)
-
-
-def velocity(pipe: Any, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float) -> Tensor:
-    """The guided velocity at noise level `sigma`, in the shape of `x` (batch, channels, height, width)."""
-    embeds, pooled = cond.stacked()
-    doubled = x if embeds.shape[0] == x.shape[0] else torch.cat([x, x])
-    out = pipe.transformer(
-        hidden_states=doubled,
-        timestep=(sigma * 1000).to(x).expand(doubled.shape[0]),
-        encoder_hidden_states=embeds,
-        pooled_projections=pooled,
-        return_dict=False,
-    )[0]
-    return combine(out, x.shape[0], guidance)
 
 
 def blocks(transformer: nn.Module) -> dict[str, nn.Module]:

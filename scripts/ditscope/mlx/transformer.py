@@ -67,6 +67,7 @@ class MlxFlux(OnMlx, FluxTransformer2DModel):
         img_ids: Tensor,
         txt_ids: Tensor,
         guidance: Tensor | None = None,
+        joint_attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = False,
     ) -> tuple[Tensor]:
         """Velocity of packed latents (batch, rows * columns, channels), whose places `img_ids` tells."""
@@ -87,6 +88,7 @@ class MlxSD3(OnMlx, SD3Transformer2DModel):
         encoder_hidden_states: Tensor,
         pooled_projections: Tensor,
         timestep: Tensor,
+        joint_attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = False,
     ) -> tuple[Tensor]:
         """Velocity of latents (batch, channels, height, width)."""

@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from ditscope.atomic import write_text
-from ditscope.families.common import DTYPES
 from ditscope.models import default_device, family_of, resolve_source
 from ditscope.paths import InputFile, OutputFile
 from ditscope.refine import diagnostics as metrics
@@ -198,14 +197,13 @@ def decode_pictures(
     from diffusers import AutoModel
 
     family = family_of(name, model)
-    dtype = getattr(family, "VAE_DTYPE", DTYPES[model.dtype])
-    vae = AutoModel.from_pretrained(str(source), subfolder="vae", dtype=dtype).to(device)
+    vae = AutoModel.from_pretrained(str(source), subfolder="vae", dtype=torch.float32).to(device)
     drawn = []
     for label, values in pictures:
         columns = len(values)
         values = values if values.ndim == 4 else values[:1]
         stored = values.numpy() * expand(latents.std, values.ndim) + expand(latents.mean, values.ndim)
-        tensor = torch.from_numpy(stored).to(device, DTYPES[model.dtype])
+        tensor = torch.from_numpy(stored).to(device)
         decoded = family.decode(SimpleNamespace(vae=vae), tensor)
         pixels = (decoded * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
         if pixels.ndim == 5:
