@@ -27,7 +27,6 @@ from diffusers import (
 )
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Normalize, Pooling, Transformer
-from tokenizers import pre_tokenizers
 from transformers import (
     AutoTokenizer,
     BartConfig,
@@ -73,7 +72,7 @@ from workflow import ROOT
 
 SHAPES = ROOT / "models/shapes-flux"  # whose tokenizers read any text, rare words letter by letter
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+LETTERS = ["\u0120", *map(chr, range(33, 127))]  # of byte-level tokenizers, which write a space as U+0120
 
 
 # Parts of pipelines --------------------------------------------------------------------------------------------------
@@ -195,12 +194,12 @@ def wan(folder: Path) -> None:
 # Captioners ----------------------------------------------------------------------------------------------------------
 
 
-def louder(model: torch.nn.Module) -> torch.nn.Module:
+def louder(model: torch.nn.Module, factor: float) -> torch.nn.Module:
     """The model with its matrices scaled up, so that what it says depends on what it sees."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and not any(part in name for part in ("embed_tokens", "shared", "word_embeddings")):
-                parameter.mul_(10)
+                parameter.mul_(factor)
     return model
 
 
@@ -208,7 +207,7 @@ def blip2(folder: Path) -> None:
     """BLIP-2 with OPT: 32 query tokens of a picture of 224 pixels, byte-level words."""
     special = ["</s>", "<pad>", "<image>"]
     tokenizer = GPT2Tokenizer(
-        vocab={token: i for i, token in enumerate([*special, *BYTES])}, merges=[], unk_token="</s>", bos_token="</s>",
+        vocab={token: i for i, token in enumerate([*special, *LETTERS])}, merges=[], unk_token="</s>", bos_token="</s>",
         eos_token="</s>", pad_token="<pad>", additional_special_tokens=["<image>"],
     )  # fmt: skip
     opt = OPTConfig(
@@ -220,7 +219,9 @@ def blip2(folder: Path) -> None:
         qformer_config=TOWER | {"encoder_hidden_size": 32, "vocab_size": 8},
         text_config=opt.to_dict(), num_query_tokens=32, image_token_index=2,
     )  # fmt: skip
-    louder(Blip2ForConditionalGeneration(config)).half().save_pretrained(folder, max_shard_size="300KB")
+    model = louder(Blip2ForConditionalGeneration(config), 20)
+    torch.nn.init.normal_(model.query_tokens)  # at first all are zero, and so ask nothing of the picture
+    model.half().save_pretrained(folder, max_shard_size="300KB")
     images = BlipImageProcessorPil(size={"height": 224, "width": 224})
     Blip2Processor(images, tokenizer, num_query_tokens=32).save_pretrained(folder)
 
@@ -229,7 +230,7 @@ def florence2(folder: Path) -> None:
     """Florence-2 large: DaViT of four stages over 768 pixels, 577 image tokens, an encoder and decoder of BART."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<image>"]
     tokenizer = BartTokenizer(
-        vocab={token: i for i, token in enumerate([*special, *BYTES])}, merges=[], model_max_length=1024,
+        vocab={token: i for i, token in enumerate([*special, *LETTERS])}, merges=[], model_max_length=1024,
         extra_special_tokens={"image_token": "<image>"},
     )  # fmt: skip
     bart = BartConfig(
@@ -242,7 +243,7 @@ def florence2(folder: Path) -> None:
     config = Florence2Config(
         text_config=bart.to_dict(), vision_config=davit | {"window_size": 12, "projection_dim": 32}, image_token_id=5
     )
-    louder(Florence2ForConditionalGeneration(config)).half().save_pretrained(folder)
+    louder(Florence2ForConditionalGeneration(config), 10).half().save_pretrained(folder)
     images = CLIPImageProcessorPil(size={"height": 768, "width": 768}, do_center_crop=False, image_seq_length=577)
     Florence2Processor(images, tokenizer, num_additional_image_tokens=1).save_pretrained(folder)
 
