@@ -13,6 +13,7 @@ CLIP_TEXT = f"{OUT}/cliptext/model.safetensors"
 T5 = f"{OUT}/text/model.safetensors"
 VAE = f"{OUT}/vae/diffusion_pytorch_model.safetensors"
 DECODER = f"{OUT}/decoder/diffusion_pytorch_model.safetensors"
+BASE = f"{OUT}/base"  # models before their fine-tuning
 MODELS = f"{OUT}/models"
 
 
@@ -82,7 +83,7 @@ rule generator:
         T5,
         CLIP_TEXT,
     output:
-        f"{MODELS}/shapes-{{stage}}/model_index.json",
+        f"{BASE}/shapes-{{stage}}/model_index.json",
     log:
         f"{OUT}/logs/{{stage}}.log",
     wildcard_constraints:
@@ -96,11 +97,38 @@ rule blip:
     input:
         DECODER,
     output:
-        f"{MODELS}/shapes-blip/model.safetensors",
+        f"{BASE}/shapes-blip/model.safetensors",
     log:
         f"{OUT}/logs/blip.log",
     shell:
         "{TRAIN} blip --out {OUT} > {log} 2>&1"
+
+
+rule tune_generator:
+    """A generator that fills in what a prompt leaves out, at any text length."""
+    input:
+        f"{BASE}/shapes-{{stage}}/model_index.json",
+    output:
+        f"{MODELS}/shapes-{{stage}}/model_index.json",
+    log:
+        f"{OUT}/logs/tune-{{stage}}.log",
+    wildcard_constraints:
+        stage="flux|sd3",
+    shell:
+        "{TRAIN} tune-{wildcards.stage} --out {OUT} > {log} 2>&1"
+
+
+rule tune_blip:
+    """The captioner with a second task: captions that leave attributes out."""
+    input:
+        f"{BASE}/shapes-blip/model.safetensors",
+        f"{BASE}/shapes-flux/model_index.json",
+    output:
+        f"{MODELS}/shapes-blip/model.safetensors",
+    log:
+        f"{OUT}/logs/tune-blip.log",
+    shell:
+        "{TRAIN} tune-blip --out {OUT} > {log} 2>&1"
 
 
 rule acceptance:

@@ -3,8 +3,8 @@
 python perf/sensitivity.py exact | modes [MODEL ...]
 
 exact: CPU time, numbers and peak memory on one batch of 1, 4 and 8 samples, the bound of prefix reuse in counted
-operations, and fast mode on the same batch; MODEL is shapes-flux, shapes-sd3 or wide. modes: exact, adaptive and fast
-mode on 8 new images x 8 steps of a shipped model: passes, plans, rank agreement.
+operations, and fast mode on the same batch; MODEL is shapes-flux, shapes-sd3 or wide. modes: exact and fast
+mode on 8 new images x 8 steps of a shipped model: CPU time, plans, rank agreement.
 Times are CPU seconds of this process on one thread, so that a busy machine distorts the ratios less.
 """
 
@@ -177,31 +177,28 @@ def program_order_bound(network: Network, batch: Batch) -> float:
 
 
 def compare_modes(name: str, folder: Path) -> None:
-    """Print passes, plans and rank agreement of the three modes on 64 samples of a shipped model."""
+    """Print CPU time, plans and rank agreement of both modes on 64 samples of a shipped model."""
     entry = SHIPPED[name]
     made = Calibrate(num_images=8, num_steps=8, cfg_weight=entry.guidance, slice_size=8, seed=SEED, statistics="")
     calibrate(name, entry, ROOT / "prompts/demo.csv", folder / name, made)
     found = load_calibration(folder / name)
     buckets = assign_buckets(found, "thirds", folder)
     model = load_generator(name, entry, "cpu")
-    tables, passes = {}, {}
+    tables = {}
     for mode in MODES:
         settings = Sensitivity(max_images=0, batch_size=40, mode=mode)
         work = start(model, found, buckets, settings, folder / f"{name}-{mode}")
         seconds, parts = cpu_seconds(lambda: MODES[mode](work))  # noqa: B023
         rows = concat_tables(parts, SAMPLES)
-        passes[mode] = len(rows)
         tables[mode] = finished(work, parts, mode)
         print(f"{name}: {mode} {seconds:.1f} CPU s, {len(rows)} rows", flush=True)
     choices = {mode: choices_of(t.filter(module="linear"), Plan(metric="relative_l2")) for mode, t in tables.items()}
     limit = budget_bytes(choices["exact"], Budget(uniform_bits=4), "perf")
     plans = {mode: solve(c, limit) for mode, c in choices.items()}
     best = choices["exact"].totals(plans["exact"])["predicted"]
-    for mode in ("adaptive", "fast"):
-        other = int((plans[mode] != plans["exact"]).sum())
-        worse = choices["exact"].totals(plans[mode])["predicted"] / best - 1
-        print(f"  {mode}: {other} of {len(plans[mode])} layers get other bits, predicted error {100 * worse:+.2f} %")
-    print(f"  adaptive: {passes['adaptive'] / passes['exact']:.3f} of the passes of exact")
+    other = int((plans["fast"] != plans["exact"]).sum())
+    worse = choices["exact"].totals(plans["fast"])["predicted"] / best - 1
+    print(f"  fast: {other} of {len(plans['fast'])} layers get other bits, predicted error {100 * worse:+.2f} %")
     print(
         rank_agreement(tables["exact"], tables["fast"])
         .filter(metric="relative_l2")

@@ -1,4 +1,5 @@
 # Helper functions of every rules file: the checked config, and parameters that make jobs stale.
+import re
 import sys
 from dataclasses import fields
 from functools import cache
@@ -20,6 +21,7 @@ from ditscope.models import check_model_folder, is_generator, source_folder
 from ditscope.networks import plan_file, resolve_network, trajectory_index
 from ditscope.prompts import first_runs, shard_index
 from ditscope.staleness import cached, code_digest, prefer_this_library, source_digest
+from ditscope.yaml_file import read_yaml
 
 CACHE = Path("resources/.cache")
 prefer_this_library()
@@ -39,6 +41,8 @@ def indexed(name, module, compute, *settings):
 
 
 try:
+    for file in workflow.configfiles:
+        read_yaml(file)  # refuses what Snakemake's reader takes otherwise than it looks
     WHOLE = load_config(config)
     CONFIG = of_backends(WHOLE, WHOLE.backends)  # what `all` asks for; the targets `cuda` and `mlx` each ask for a half
     SHARD_INDEX = indexed("shards", "prompts", lambda: shard_index(CONFIG.prompts, CONFIG.experiment))
@@ -83,15 +87,20 @@ BLOCK_TABLES = ("similarity", "residual", "text_drift", "decodability", "decodab
 TRAJECTORY_SHARDS = [f"{i:05d}" for i in range(len(TRAJECTORY_INDEX))]
 
 
+def any_of(names):
+    """A regular expression for a wildcard that is one of these names."""
+    return "|".join(map(re.escape, names)) or "none"
+
+
 wildcard_constraints:
     shard=r"\d{5}",
     slice=r"\d+-\d+",
-    model="|".join(CONFIG.models) or "none",
-    network="|".join(CONFIG.networks) or "none",
-    embedder="|".join(CONFIG.embedders) or "none",
-    scheme="|".join(CONFIG.schemes) or "none",
-    budget="|".join(CONFIG.plan.budgets) or "none",
-    capture="|".join(CONFIG.capture.sets) or "none",
+    model=any_of(CONFIG.models),
+    network=any_of(CONFIG.networks),
+    embedder=any_of(CONFIG.embedders),
+    scheme=any_of(CONFIG.schemes),
+    budget=any_of(CONFIG.plan.budgets),
+    capture=any_of(CONFIG.capture.sets),
 
 
 # Parameters ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from snakemake.io import strip_wildcard_constraints
 
+from ditscope.catalog import table_files
 from ditscope.config import benchmark_cases, of_backends
 from ditscope.figures import PAPER_TABLES, available
 from ditscope.hardware import filed_under, hardware_id
@@ -119,16 +120,21 @@ def paper_table_files():
 
 
 def figure_files():
-    """Every figure beside its SVG, and its data."""
-    kinds = [*(kind for kind in CONFIG.publish.formats if kind != "svg"), "csv"]
+    """Every figure in the other formats than the report's, and its data."""
+    kinds = [*(kind for kind in CONFIG.publish.formats if kind != report_format()), "csv"]
     names = [figure.name for figure in available(set(figure_inputs()))]
     return expand(f"{RESULTS}/figures/{{name}}.{{kind}}", name=names, kind=kinds)
 
 
+def report_format():
+    """The format of the figures that the report shows: SVG, else PNG, else PDF."""
+    return next(kind for kind in ("svg", "png", "pdf") if kind in CONFIG.publish.formats)
+
+
 def publications():
-    svgs = [f"{RESULTS}/figures/{figure.name}.svg" for figure in available(set(figure_inputs()))]
+    shown = [f"{RESULTS}/figures/{figure.name}.{report_format()}" for figure in available(set(figure_inputs()))]
     pages = [f"{RESULTS}/explorer.html"] if explorer_inputs() else []
-    return [*svgs, *figure_files(), *paper_table_files(), f"{RESULTS}/catalog.duckdb", *pages]
+    return [*shown, *figure_files(), *paper_table_files(), f"{RESULTS}/catalog.duckdb", *pages]
 
 
 @cache
@@ -170,13 +176,8 @@ def calibration_inputs(model):
     )
 
 
-def sensitivity_groups():
-    """Jobs of a model's layers; adaptive mode weighs all layers in one."""
-    return 1 if CONFIG.sensitivity.mode == "adaptive" else CONFIG.sensitivity.layer_groups
-
-
 def sensitivity_layers(*models, name="layers"):
-    groups = [f"{i:03d}" for i in range(sensitivity_groups())]
+    groups = [f"{i:03d}" for i in range(CONFIG.sensitivity.layer_groups)]
     return expand(f"{RESULTS}/sensitivity/{{model}}/{name}-{{group}}.parquet", model=models, group=groups)
 
 

@@ -14,7 +14,7 @@ rule figures:
     output:
         [
             report(
-                f"<results>/figures/{figure.name}.svg",
+                f"<results>/figures/{figure.name}.{report_format()}",
                 caption=f"../report/{figure.name}.rst",
                 category=figure.category,
                 labels={"figure": figure.name},
@@ -55,7 +55,7 @@ rule paper_tables:
 
 rule catalog:
     input:
-        tables=lambda w: [p for left in left_by_stages().values() for p in left if str(p).endswith(".parquet")],
+        tables=lambda w: table_files(left_by_stages()),
     output:
         catalog="<results>/catalog.duckdb",
     log:

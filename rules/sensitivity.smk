@@ -32,7 +32,7 @@ rule sensitivity_layers:
         code=lambda w: sensitivity_code(w.model),
         model=lambda w: model_params(w.model),
         settings=stage("sensitivity"),
-        groups=sensitivity_groups(),
+        groups=CONFIG.sensitivity.layer_groups,
         calibration=lambda w: calibration_folder(w.model),
         own=lambda w: own_calibration(w.model),
     script:

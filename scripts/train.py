@@ -19,6 +19,9 @@ STAGES = {
     "flux": ("generator", "run"),
     "sd3": ("generator", "run"),
     "blip": ("captioner", "run"),
+    "tune-flux": ("tune", "run_generator"),
+    "tune-sd3": ("tune", "run_generator"),
+    "tune-blip": ("tune", "run_captioner"),
     "acceptance": ("acceptance", "run"),
 }
 

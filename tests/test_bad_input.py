@@ -1,6 +1,8 @@
 """Bad files: each is refused with one line that names the file, the row or key, and the mend."""
 
+import csv
 import json
+import random
 import struct
 
 import pytest
@@ -9,7 +11,7 @@ import workflow
 from ditscope.cli import main
 from ditscope.errors import InputError
 from ditscope.models import check_model_folder, resolve_source
-from ditscope.prompts import read_prompts, runs_of, shard_index
+from ditscope.prompts import csv_rows, csv_text, read_prompts, read_runs, runs_of, shard_index, write_shard
 from ditscope.settings import Model, Prompts
 
 
@@ -28,7 +30,7 @@ BAD_CSVS = {
     "header only": (b"prompt\n", "no prompt below the header"),
     "no prompt column": (b"text\na cat\n", "row 1 has no `prompt` column (columns: text)"),
     "unknown column": (b"prompt,sead\na cat,1\n", "row 1: unknown column `sead`"),
-    "not UTF-8": ("prompt\na cat\na caf\xe9\n".encode("latin-1"), "row 3 is not UTF-8; save the file as UTF-8"),
+    "not UTF-8": ("prompt\na cat\na caf\xe9\n".encode("latin-1"), "line 3 is not UTF-8; save the file as UTF-8"),
     "duplicate id": (b"prompt_id,prompt\na,x\nb,y\na,z\n", "row 4: prompt_id `a` is already in row 2"),
     "id like a default one": (
         b"prompt_id,prompt\np00001,x\n,y\n",
@@ -41,7 +43,27 @@ BAD_CSVS = {
     "too few fields": (b"prompt,seed\na cat\n", "row 2 has 1 fields, the header has 2"),
     "empty prompt": (b"prompt,seed\na cat,1\n  ,2\n", "row 3: the prompt is empty"),
     "control character": (b"prompt\na cat\na \x07 dog\n", "line 3 has the control character '\\x07'; remove it"),
-    "unfinished quotes": (b'prompt\n"' + b"a" * 140_000 + b'"\n', "line 2 is not CSV (field larger than field limit"),
+    "quote that is never closed": (b'prompt\na cat\n"a dog\na bird\n', "line 3: a quote is opened and never closed"),
+    "lone quote at the end": (b'prompt,seed\na,"', "line 2: a quote is opened and never closed"),
+    "quote that swallows rows": (b'prompt,seed\n"a,1\nb,2\n"c",3\n', "line 4: text behind a closing quote"),
+    "quote inside a field": (b'prompt\na 5" ring, 6" wide\n', "line 2: a quote inside a field without quotes"),
+    "doubled column": (b"prompt,seed,prompt\na,1,b\n", "row 1 names the column `prompt` twice"),
+    "semicolons": (b"prompt;seed\na;1\n", "row 1 is separated by semicolons; save the file with commas"),
+    "tabs": (b"prompt\tseed\na\t1\n", "row 1 is separated by tabs; save the file with commas"),
+    "blank lines only": (b"\n\r\n\n", "empty; the first row must name the columns"),
+    "NUL": (b"prompt\na\0b\n", "line 2 has the control character '\\x00'"),
+    "row after a quoted line break": (b'prompt,seed\n"a\nb",1\nc,x\n', "row 3 (line 4): seed `x` is not an integer"),
+    "not UTF-8 after Mac line ends": (b"prompt\ra\rb\xe9\r", "line 3 is not UTF-8"),
+    "Parquet": (b"PAR1....PAR1", "a Parquet table, where a prompt CSV is meant"),
+    "spreadsheet": (b"PK\x03\x04....", "a spreadsheet or archive (ZIP), where a prompt CSV is meant"),
+    "UTF-16": ("prompt\na".encode("utf-16"), "text in UTF-16, where a prompt CSV is meant"),
+    "seed beyond 2^63 - 1": (
+        b"prompt,seed\na,9223372036854775807\nb,9223372036854775808\n",
+        "row 3: seed: the number is not within 0 to 2^63 - 1",
+    ),
+    "seed of 5,000 digits": (b"prompt,seed\na," + b"9" * 5000 + b"\n", "row 2: seed: the number is not within 0"),
+    "seed below -1": (b"prompt,seed\na,-2\n", "row 2: seed: -2 is not within 0 to 2^63 - 1 (or -1"),
+    "seed with an underscore": (b"prompt,seed\na,1_0\n", "row 2: seed `1_0` is not an integer"),
     "seed not a number": (b"prompt,seed\na cat,one\n", "row 2: seed `one` is not an integer"),
 }
 
@@ -54,6 +76,69 @@ def test_bad_csv_is_refused_by_file_and_row(tmp_path, case):
     text = refusal(read_prompts, path)
     assert text.startswith(f"{path}: ")
     assert message in text
+
+
+@pytest.mark.parametrize(
+    "content, prompts",
+    [
+        ("\n\r\nprompt\na cat\n", ["a cat"]),
+        ("prompt\ra cat\ra dog\r", ["a cat", "a dog"]),
+        ('prompt\n"a ""red"" cat, asleep\nat home"\n', ['a "red" cat, asleep\nat home']),
+        (f'prompt\n"{"a" * 140_000}"', ["a" * 140_000]),
+    ],
+    ids=["blank first lines", "Mac line ends", "quotes, commas and line breaks", "a long field"],
+)
+def test_unusual_csv_is_read_whole(tmp_path, content, prompts):
+    path = tmp_path / "p.csv"
+    path.write_bytes(content.encode())
+    assert [p.prompt for p in read_prompts(path)] == prompts
+
+
+def test_csv_parser_agrees_with_the_standard_library_on_what_it_wrote(tmp_path):
+    rng = random.Random(1)
+    alphabet = ["a", '"', ",", "\n", "\r\n", " ", "é", ";", "'"]
+    rows = [["".join(rng.choices(alphabet, k=rng.randrange(6))) + "x" for _ in range(2)] for _ in range(500)]
+    path = tmp_path / "p.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "family"])
+        writer.writerows(rows)
+    assert [row for _, _, row in csv_rows(path, csv_text(path))][1:] == rows
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.CSV", "p"])
+def test_prompt_files_are_told_by_their_content(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("prompt,seed\na cat,3\n")
+    assert [(r["prompt"], r["seed"]) for r in read_runs(path)] == [("a cat", 3)]
+
+
+@pytest.mark.parametrize("name, content", [("x.txt", b"a cat\na dog\n"), ("x.tsv", b"prompt\tseed\n"), ("x.csv", b"")])
+def test_a_users_own_prompt_file_is_never_to_be_deleted(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    text = refusal(read_runs, tmp_path / name)
+    assert "delete" not in text and "Parquet" not in text
+
+
+def test_folder_in_the_place_of_prompts_is_refused(tmp_path):
+    assert "a folder, where a prompt CSV is meant" in refusal(read_prompts, tmp_path)
+    assert "a folder, where a prompt CSV or a table" in refusal(read_runs, tmp_path)
+
+
+def test_two_lists_with_the_same_run_are_refused(tmp_path):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text(f"prompt\n{name}\n")
+    text = refusal(read_runs, tmp_path / "a.csv", tmp_path / "b.csv")
+    assert text.startswith(
+        f"{tmp_path / 'b.csv'}: the run of prompt_id `p00000`, seed 0 is in {tmp_path / 'a.csv'}, too"
+    )
+
+
+def test_shard_beyond_the_prompts_is_refused(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("prompt\na\n")
+    for shard in (1, -1):
+        assert f"has no prompts for shard {shard}" in refusal(write_shard, path, shard, tmp_path / "s", Prompts(), "x")
 
 
 def test_missing_csv_is_refused(tmp_path):

@@ -2,16 +2,19 @@
 
 import io
 import json
+import re
+import sys
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
+import scipy.stats
 import torch
 from PIL import Image
 
 from ditscope import benchmark as stage
-from ditscope import generate, hardware, latency, memory, quality, quality_of_sets
+from ditscope import generate, hardware, latency, memory, models, quality, quality_of_sets, slots
 from ditscope.benchmark import benchmark
 from ditscope.benchmark_images import read_images
 from ditscope.benchmark_table import benchmark_table, with_quality, with_size_ratios, with_speed_ratios
@@ -84,6 +87,11 @@ def test_a_run_leaves_sizes_timings_and_images(tiny):
         assert row["latency_median_ms"] == pytest.approx(np.median(row["latencies_ms"]))
         assert row["latency_p10_ms"] <= row["latency_median_ms"] <= row["latency_p90_ms"]
         assert row["latency_per_image_ms"] == pytest.approx(row["latency_median_ms"] / row["batch"])
+        low, _, high = np.quantile(row["latencies_ms"], (0.25, 0.5, 0.75))
+        assert row["latency_relative_iqr"] == pytest.approx((high - low) / row["latency_median_ms"])
+        assert row["verdict"] in ("quiet", "noisy") and (row["noisy_because"] == "") == (row["verdict"] == "quiet")
+        assert (row["others_share"] is None) == (row["load_reason"] != "") and row["measurements"] == 1
+        assert row["steady_peak_bytes"] == row["steady_peak_rss_bytes"]
         assert row["steady_peak_rss_bytes"] > 0 and row["load_peak_rss_bytes"] > 0 and "torch" in row["packages"]
     assert [s["json"]["scheme"] for s in read_images(path).values()] == ["int8"] * 4
 
@@ -136,7 +144,7 @@ def test_compiling_without_a_compiler_is_a_reason(tiny, monkeypatch):
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("compile", ["regional", "full"])
+@pytest.mark.parametrize("compile", ["regional", "full", "max-autotune"])
 def test_compiled_images_are_close_to_eager_ones(tiny, compile):
     settings = replace(SETTINGS, batches=[2], num_images=2)
     eager, compiled = read_images(tiny("int8", settings=settings)), tiny("int8", settings=settings, compile=compile)
@@ -158,8 +166,25 @@ def test_quality_of_the_base_is_perfect_and_fewer_bits_are_worse(tiny, tmp_path)
     assert unsupported["value"].null_count() == len(unsupported) and unsupported["reason"].str.contains("8.9").all()
     measured = table.filter(pl.col("value").is_not_null())
     assert (measured["n"] == 4).all() and measured.filter(metric="fid")["small_n"].all()
-    inside = measured.filter(pl.col("metric").is_in(PAIRED))
-    assert ((inside["low"] <= inside["value"] + 1e-12) & (inside["value"] <= inside["high"] + 1e-12)).all()
+    assert measured["low"].is_null().all() and (measured["n_prompts"] < 8).all(), "too few prompts for an interval"
+
+
+def test_seeds_of_one_prompt_are_one_unit_of_an_interval():
+    """8 prompts from 4 seeds each: Student's t over 8 means, not over 32 pictures."""
+    rng = np.random.default_rng(0)
+    prompts = [f"p{i % 8}" for i in range(32)]
+    shared = rng.normal(0, 1, (8, 3))
+    features = np.ones((32, 3)) + 0.3 * np.concatenate([shared] * 4) + 0.01 * rng.normal(size=(32, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(buffer, "PNG")
+    run = {"pngs": [buffer.getvalue()] * 32, "prompts": prompts, "more": {}, "alignment": None, "logits": None}
+    rows = {r["metric"]: r for r in quality.compare(run | {"features": np.ones((32, 3))}, run | {"features": features})}
+    row = rows["feature_cosine"]
+    means = (features.sum(1) / np.linalg.norm(features, axis=1) / np.sqrt(3)).reshape(4, 8).mean(0)
+    reference = scipy.stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert (row["low"], row["high"]) == pytest.approx((reference.low, reference.high))
+    assert (row["value"], row["n"], row["n_prompts"]) == (pytest.approx(means.mean()), 32, 8)
+    assert {r["n_prompts"] for r in rows.values()} == {8}
 
 
 def test_quality_refuses_a_reference_made_with_other_settings(tiny, tmp_path):
@@ -181,6 +206,72 @@ def test_quality_refuses_a_reference_made_with_other_settings(tiny, tmp_path):
             quality.quality([base, other], tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
     with pytest.raises(InputError, match="no run of the base scheme in eager mode"):
         quality.quality([tiny("int8")], tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
+
+
+def test_quality_images_are_sampled_in_one_batch_under_every_scheme(tiny, monkeypatch, tmp_path):
+    """Whatever batch sizes ran: else a difference between schemes would be the batch's as well."""
+    sizes = []
+    make = stage.generate_slice
+
+    def watched(generator, rows, scheme):
+        sizes.append(len(rows))
+        return make(generator, rows, scheme)
+
+    monkeypatch.setattr(stage, "generate_slice", watched)
+    run_once = latency.run_once
+
+    def limited(generator, rows):
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return run_once(generator, rows)
+
+    settings = replace(SETTINGS, quality_batch=2)
+    base = read_table(tiny("base", settings=settings), "benchmark.run").row(0, named=True)
+    assert sizes == [2, 2, 1, 1, 1, 1] and (base["quality_batch"], base["floor_batch"]) == (2, 1)
+    sizes.clear()
+    monkeypatch.setattr(latency, "run_once", limited)
+    path = tiny("int8", settings=settings)
+    run = read_table(path, "benchmark.run").row(0, named=True)
+    assert sizes == [2, 2] and (run["quality_batch"], run["floor_batch"], run["images"]) == (2, None, 4)
+    assert read_table(tiny("int3"), "benchmark.run")["quality_batch"][0] == 1, "the smallest that is timed"
+
+    monkeypatch.setattr(stage, "generate_slice", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("too much")))
+    broken = tiny("fused", settings=settings)
+    run = read_table(broken, "benchmark.run").row(0, named=True)
+    assert run["reason"] == "" and run["images"] == 0 and run["stored_bytes"] > 0
+    assert run["images_reason"] == "no images in batches of 2: OutOfMemoryError: too much"
+    out = tmp_path / "q.parquet"
+    quality.quality([base_path := path.with_name("base-eager.parquet"), path, broken], out, EMBEDDERS, settings)
+    rows = read_table(out, "benchmark.quality").filter(scheme="fused")
+    assert rows["value"].null_count() == len(rows) and set(rows["reason"]) == {run["images_reason"]}
+    with pytest.raises(InputError, match="sampled in batches of 2, this run's in batches of 1; make both"):
+        quality.quality([base_path, tiny_run(tiny, monkeypatch, make)], out, EMBEDDERS, settings)
+
+
+def tiny_run(tiny, monkeypatch, make):
+    monkeypatch.setattr(stage, "generate_slice", make)
+    return tiny("int8", "other")
+
+
+def test_the_base_in_another_batch_is_the_noise_floor(tiny, tmp_path):
+    runs = [tiny(config) for config in ("base", "int8")]
+    quality.quality(runs, tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
+    table = read_table(tmp_path / "q.parquet", "benchmark.quality")
+    floor = table.filter(kind="noise floor")
+    assert set(floor["scheme"]) == {"base, batch 2"} and set(floor["n"]) == {4}
+    assert sorted(floor["metric"]) == sorted(table.filter(scheme="int8")["metric"])
+    value = {row["metric"]: row["value"] for row in floor.to_dicts()}
+    psnr = table.filter(scheme="int8", metric="psnr_db")["value"][0]
+    assert psnr < value["psnr_db"] and value["quality_loss"] < 1e-3
+    text = recommendation(
+        with_quality(with_size_ratios(pl.concat(read_table(run, "benchmark.run") for run in runs)), table, 0.05),
+        with_speed_ratios(
+            pl.concat(read_table(run.with_suffix(".timing.parquet"), "benchmark.run.timing") for run in runs)
+        ),
+        0.05,
+        table,
+    )
+    assert "Noise floor (`base, batch 2` against the base): quality loss" in text
 
 
 def test_reference_of_other_settings_is_refused_before_a_model_loads(tiny, tmp_path, monkeypatch):
@@ -205,7 +296,7 @@ def test_reference_dir_judges_at_once_and_skip_metrics_makes_no_images(tiny, tmp
     tiny("base", "reference")
     tiny("int8", "out", reference_dir=tmp_path / "reference")
     found = read_table(tmp_path / "out" / "quality.parquet", "benchmark.quality")
-    assert found["scheme"].unique(maintain_order=True).to_list() == ["int8", "base"]
+    assert found["scheme"].unique(maintain_order=True).to_list() == ["int8", "base", "base, batch 2"]
     path = tiny("base", "timed", replace(SETTINGS, skip_metrics=True))
     assert read_images(path) == {} and read_table(path, "benchmark.run")["images"][0] == 0
 
@@ -281,7 +372,7 @@ def test_further_embedders_have_a_cosine_each(tiny, tmp_path):
         quality.quality(runs, tmp_path / "q.parquet", EMBEDDERS, replace(SETTINGS, cosines=["third"]))
 
 
-@pytest.mark.parametrize(("state", "count"), [("eager", 0), ("regional", 4), ("full", 1)])
+@pytest.mark.parametrize(("state", "count"), [("eager", 0), ("regional", 4), ("full", 1), ("max-autotune", 1)])
 def test_what_is_compiled(state, count, monkeypatch):
     """Blocks, or the whole transformer; the VAE's decoder where the scheme asks for it and anything is compiled."""
     compiled = []
@@ -291,6 +382,23 @@ def test_what_is_compiled(state, count, monkeypatch):
     compiled.clear()
     stage.prepare(generator, Scheme("base", compile_vae=True), state, None)
     assert (generator.pipe.vae.decoder in compiled) == (state != "eager") and len(compiled) == count + (count > 0)
+
+
+def test_modes_of_compilation_are_handed_on_or_a_reason(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: modes.append(options.get("mode")))
+    for state, mode in (("full", None), ("max-autotune", "max-autotune")):
+        assert stage.prepare(tiny_generator("flux"), Scheme("base", compile_vae=True), state, None) == ""
+        assert modes == [mode, mode], state
+        modes.clear()
+    reason = stage.prepare(tiny_generator("flux"), Scheme("base"), "reduce-overhead", None)
+    assert reason == "reduce-overhead is CUDA graphs, which cpu has not; take `compile: full`" and not modes
+    assert stage.uncompilable("full", "mlx") == "" != stage.uncompilable("max-autotune", "mlx")
+    small = type("Properties", (), {"multi_processor_count": 46})
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: small)
+    assert "this GPU has 46" in stage.uncompilable("max-autotune", "cuda")
+    assert stage.uncompilable("reduce-overhead", "cuda") == ""
 
 
 def test_too_few_images_are_a_reason_and_too_large_a_subset_an_error(tiny, tmp_path):
@@ -392,15 +500,16 @@ def test_a_damaged_reference_image_is_named(tiny, tmp_path, monkeypatch):
 def test_a_verdict_takes_the_whole_interval():
     key = {"model": "m", "hardware": "h", "compile": "eager"}
     cases = [("a", 0.01, 0.0, 0.04), ("b", 0.04, 0.01, 0.06), ("c", 0.08, 0.06, 0.1), ("d", 0.02, None, None)]
+    cases.append(("base", 0.0, None, None))
     judged = pl.DataFrame(
         [
-            key | {"scheme": s, "metric": "quality_loss", "value": v, "low": lo, "high": hi, "n": 4}
+            key | {"scheme": s, "metric": "quality_loss", "value": v, "low": lo, "high": hi, "n": 4, "n_prompts": 4}
             for s, v, lo, hi in cases
         ]
     )
-    runs = pl.DataFrame([key | {"scheme": s} for s in "abcde"])
+    runs = pl.DataFrame([key | {"scheme": s, "kind": s} for s in ("a", "b", "c", "d", "e", "base")])
     found = with_quality(runs, judged, 0.05)
-    assert found["quality_verdict"].to_list() == ["within", "undecided", "beyond", "within", None]
+    assert found["quality_verdict"].to_list() == ["within", "undecided", "beyond", "undecided", None, "within"]
     assert found["quality_bound"].unique().to_list() == [0.05]
 
 
@@ -423,7 +532,7 @@ def test_the_recommendation_follows_from_the_data():
     case = [pl.lit("m").alias("model"), pl.lit("h").alias("hardware")]
     table = pl.DataFrame(sizes, schema=names, orient="row").with_columns(
         *case, pl.col("scheme").alias("kind"), quality_loss_low="quality_loss", quality_loss_high="quality_loss",
-        n=pl.lit(3000), stored_bytes=pl.col("stored_bytes") * 10**6, nominal_bytes=pl.col("nominal_bytes") * 10**6,
+        n=pl.lit(3000), n_prompts=pl.lit(3000), stored_bytes=pl.col("stored_bytes") * 10**6, nominal_bytes=pl.col("nominal_bytes") * 10**6,
     )  # fmt: skip
     times = [
         ("base", "eager", 1, 10.0, 1.0, ""), ("base", "full", 1, 6.0, 1.0, ""), ("int8", "eager", 1, 8.0, 1.25, ""),
@@ -432,7 +541,12 @@ def test_the_recommendation_follows_from_the_data():
     ]  # fmt: skip
     timed = pl.DataFrame(
         times, schema=["scheme", "compile", "batch", "latency_median_ms", "speedup", "reason"], orient="row"
-    ).with_columns(*case, latency_p10_ms="latency_median_ms", latency_p90_ms="latency_median_ms")
+    ).with_columns(
+        *case, latency_p10_ms="latency_median_ms", latency_p90_ms="latency_median_ms", noisy_because=pl.lit(""),
+        verdict=pl.when(pl.col("latency_median_ms").is_not_null()).then(pl.lit("quiet")),
+        speedup_verdict=pl.when(pl.col("speedup").is_not_null()).then(pl.lit("quiet")),
+        speedup_low=pl.lit(None, pl.Float64), speedup_high=pl.lit(None, pl.Float64),
+    )  # fmt: skip
     text = recommendation(table, timed, 0.05)
     memory, packed = text.split("Packed file")
     assert "| 20.00 MB | `int8` | 1 % (1 % to 1 %) | within | 1.25 |" in memory and "`int3`" not in memory
@@ -448,6 +562,19 @@ def test_the_recommendation_follows_from_the_data():
     assert "| 20.00 MB | `int8` | 1 % (1 % to 1 %) | within | 0.50 |" in text and "- `int8`, eager: slower" not in text
     assert "`worse`, eager: slower than the base" in text, "another is smaller and better"
 
+    noisy = pl.when(scheme="base", compile="full").then(pl.lit("noisy")).otherwise("verdict")
+    loud = timed.with_columns(verdict=noisy, noisy_because=pl.lit("others took 40% of the processors' time"))
+    text = recommendation(table, loud, 0.05)
+    assert "| 1 | `int8`, eager | 8 (8 to 8) | 1.25 |" in text, "the fastest of the quiet ones"
+    assert "Left out as noisy (1 of 4 timings within the bound)" in text
+    assert "- `base`, full, batch 1: others took 40% of the processors' time" in text and "no verdict" not in text
+    one = loud.with_columns(speedup_verdict=pl.when(scheme="worse").then(pl.lit("noisy")).otherwise("speedup_verdict"))
+    assert "`worse`, eager: slower" not in recommendation(table, one, 0.05), "nothing is said of what is not known"
+    every = loud.with_columns(verdict=pl.lit("noisy"), speedup_verdict=pl.lit("noisy"))
+    text = recommendation(table, every, 0.05)
+    assert "Batch 1: every timing is noisy, so there is no verdict; run the benchmark again" in text
+    assert "| batch | use |" not in text and "| within | noisy |" in text
+
 
 def test_ratios_stay_within_a_compile_state_and_a_host():
     rows = [
@@ -455,15 +582,24 @@ def test_ratios_stay_within_a_compile_state_and_a_host():
         ("h", "int8", "full", 50.0, 4), ("h", "int8", "regional", 1.0, 4), ("other", "int8", "eager", 1.0, 4),
         ("h", "int4", "eager", None, None),
     ]  # fmt: skip
-    names = ["hardware", "scheme", "compile", "latency_median_ms", "steady_peak_rss_bytes"]
+    names = ["hardware", "scheme", "compile", "latency_median_ms", "steady_peak_bytes"]
+    loud = (pl.col("scheme") == "int8") & (pl.col("compile") == "full")
     table = pl.DataFrame(rows, schema=names, orient="row").with_columns(
         pl.lit("m").alias("model"), pl.lit(1).alias("batch"), pl.col("scheme").alias("kind"),
-        *(pl.lit(None, pl.Int64).alias(f"steady_peak_{kind}_bytes") for kind in ("reserved", "mlx")),
+        latencies_ms=pl.when(pl.col("latency_median_ms").is_not_null()).then(
+            pl.concat_list(pl.col("latency_median_ms") * (1 + i / 100) for i in range(-4, 5))
+        ),
+        verdict=pl.when(loud).then(pl.lit("noisy")).otherwise(pl.lit("quiet")), peak_covers=pl.lit("process"),
     )  # fmt: skip
     found = with_speed_ratios(table)
     assert found["speedup"].to_list() == [1, 2, 1, 0.8, None, None, None]
     assert found["latency_reduction"].to_list() == [0, 0.5, 0, -0.25, None, None, None]
+    low, high = found["speedup_low"][1], found["speedup_high"][1]
+    assert 1.9 < low < 2 < high < 2.1 and found["speedup_low"].null_count() == 5, "the base is no sample of its own"
+    assert found["speedup_verdict"].to_list() == ["quiet", "quiet", "quiet", "noisy", None, None, None]
     assert found["peak_memory_ratio"].to_list() == [1, 0.5, 1, 0.4, None, None, None]
+    other = pl.when(scheme="int8").then(pl.lit("transformer")).otherwise("peak_covers")
+    assert with_speed_ratios(table.with_columns(peak_covers=other))["peak_memory_ratio"].to_list()[:2] == [1, None]
     sizes = table.select(
         "model", "hardware", "scheme", "compile", "kind", nominal_bytes=pl.lit(8), stored_bytes=pl.lit(4)
     )
@@ -482,18 +618,91 @@ def test_peaks_are_those_of_the_phase():
     assert memory.peak_rss() < during - (60 << 20)
 
 
-def test_hardware_ids(monkeypatch, tmp_path):
-    assert hardware.slug("Intel(R) Xeon(R) Platinum 8480C CPU @ 2.00GHz") == "intel-xeon-platinum-8480c"
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho 'NVIDIA H200, 570.86'\n")
-    smi.chmod(0o755)
-    for folder, expected in ((tmp_path, "nvidia-h200"), (tmp_path / "none", hardware.slug(hardware.cpu_model()))):
+def fake_smi(folder, line):
+    folder.mkdir(exist_ok=True)
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\necho '{line}'\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    return f"{folder}:/bin"
+
+
+@pytest.fixture
+def drivers(monkeypatch, tmp_path):
+    """Make nvidia-smi list one H200 under a driver (none: no nvidia-smi), for a torch built as given, not loaded."""
+
+    def set_up(driver, build=("2.13.0+cu130", "13.0"), **environment):
         hardware.nvidia_gpus.cache_clear()
-        monkeypatch.setenv("PATH", f"{folder}:/bin" if folder == tmp_path else str(folder))
-        assert hardware.hardware_id().startswith(expected)
-        gpus = hardware.fingerprint()
-        assert (gpus["gpu"], gpus["driver"]) == (("NVIDIA H200", "570.86") if folder == tmp_path else ("", ""))
+        path = fake_smi(tmp_path / "smi", f"NVIDIA H200, {driver}") if driver else str(tmp_path / "none")
+        monkeypatch.setenv("PATH", path)
+        monkeypatch.setattr(hardware, "torch_build", lambda: build)
+        for name in (slots.VISIBLE, *slots.SCHEDULERS):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+    hidden = {name: module for name, module in sys.modules.items() if name != "torch"}
+    monkeypatch.setattr(hardware.sys, "modules", hidden)
+    yield set_up
     hardware.nvidia_gpus.cache_clear()
+
+
+def test_hardware_ids_name_what_computes(drivers, monkeypatch):
+    assert hardware.slug("Intel(R) Xeon(R) Platinum 8480C CPU @ 2.00GHz") == "intel-xeon-platinum-8480c"
+    cpu = hardware.slug(hardware.cpu_model())
+    for driver, build, environment, expected in (
+        ("580.95", ("2.13.0+cu130", "13.0"), {}, "nvidia-h200"),
+        ("580.95", ("2.13.0+cu130", "13.0"), {"CUDA_VISIBLE_DEVICES": "0"}, "nvidia-h200"),
+        ("580.95", ("2.13.0+cu130", "13.0"), {"CUDA_VISIBLE_DEVICES": ""}, cpu),
+        ("570.86", ("2.13.0+cu130", "13.0"), {}, cpu),
+        ("570.86", ("2.13.0", "12.9"), {}, "nvidia-h200"),
+        ("580.95", ("2.13.0", ""), {}, cpu),
+        ("580.95", ("", ""), {}, "nvidia-h200"),
+        ("", ("2.13.0+cu130", "13.0"), {}, cpu),
+    ):
+        drivers(driver, build, **environment)
+        assert hardware.hardware_id().startswith(expected), (driver, build, environment)
+    drivers("580.95")
+    assert [hardware.fingerprint()[key] for key in ("gpu", "driver")] == ["NVIDIA H200", "580.95"]
+    monkeypatch.undo()  # torch is loaded, and computes on the CPU whatever nvidia-smi lists
+    if not torch.cuda.is_available():
+        assert hardware.hardware_id().startswith(cpu)
+
+
+def test_peaks_say_what_they_cover(monkeypatch, tmp_path):
+    assert memory.judged_peak("cuda") == ("allocated_bytes", "pipeline")
+    assert memory.judged_peak("mlx") == ("mlx_bytes", "transformer")
+    for file, covers in ((tmp_path, "process"), (tmp_path / "none", "process since its start")):
+        monkeypatch.setattr(memory, "CLEAR_REFS", file)
+        assert memory.judged_peak("cpu") == memory.judged_peak("mps") == ("rss_bytes", covers)
+
+
+def test_the_build_of_torch_is_read_without_it():
+    assert hardware.torch_build() == (torch.__version__, torch.version.cuda or "")
+
+
+OLD, CPU_BUILD = ("2.13.0+cu130", "13.0"), ("2.13.0", "")
+
+
+@pytest.mark.skipif(models.device_at_hand() != "cpu", reason="torch computes on an accelerator here")
+@pytest.mark.parametrize(
+    ("driver", "build", "given", "expected"),
+    [
+        ("535.104", OLD, {}, "NVIDIA H200 is at hand, but torch 2.13.0+cu130 (CUDA 13.0) needs driver 580"),
+        ("580.95", CPU_BUILD, {}, "torch 2.13.0 is built without CUDA: the CPU would compute in its place"),
+        ("", OLD, {"CUDA_VISIBLE_DEVICES": "0"}, "GPU 0 is at hand, but torch sees no CUDA device"),
+        ("580.95", CPU_BUILD, {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "2"}, "GPU 2 is at hand, but torch 2.13.0"),
+        ("580.95", CPU_BUILD, {"SLURM_JOB_ID": "7"}, ""),
+        ("580.95", CPU_BUILD, {"CUDA_VISIBLE_DEVICES": ""}, ""),
+        ("", CPU_BUILD, {}, ""),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_refused(drivers, driver, build, given, expected):
+    drivers(driver, build, **given)
+    if not expected:
+        assert models.default_device() == "cpu"
+        return
+    with pytest.raises(InputError, match=re.escape(expected)) as error:
+        models.default_device()
+    assert "\n" not in str(error.value) and models.device_at_hand() == "cpu"
 
 
 def test_bad_choices_are_refused_before_anything_loads(tiny):

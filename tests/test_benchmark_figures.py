@@ -9,7 +9,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.text import Text
 
-from ditscope.benchmark_columns import PEAKS
 from ditscope.figures import benchmark as figures
 from ditscope.shards import png_bytes, write_tar
 from ditscope.tables import write_table
@@ -34,8 +33,9 @@ def files(tmp_path):
         ]  # fmt: skip
         for batch in (1, 4):
             latency = {f"latency_{part}_ms": 10.0 * batch + number for part in ("median", "p10", "p90")}
-            memory = dict.fromkeys(PEAKS) | {"steady_peak_rss_bytes": 10**9 + batch}
-            times.append(case | latency | memory | {"batch": batch, "latency_per_image_ms": 10.0})
+            memory = {"steady_peak_bytes": 10**9 + batch, "peak_covers": "process"}
+            judged = {"verdict": "quiet", "noisy_because": ""}
+            times.append(case | latency | memory | judged | {"batch": batch, "latency_per_image_ms": 10.0})
         flat += [case | {"steps": steps, "seed": 0, "noise": 1.0 + number * steps} for steps in (1, 4)]
         image = np.full((16, 16, 3), 100 + 10 * number, np.uint8)
         tars.append(tmp_path / "m" / "h" / f"{scheme}-{state}.tar")
@@ -47,7 +47,6 @@ def files(tmp_path):
         ("targets", "benchmark.targets", [target]),
     ):  # fmt: skip
         frame = pl.DataFrame(rows, infer_schema_length=None)
-        frame = frame.with_columns(pl.col(*PEAKS).cast(pl.Int64)) if table.endswith("timing") else frame
         write_table(frame, tmp_path / f"{name}.parquet", table)
     return {"benchmark": [*tmp_path.glob("*.parquet"), *tars]}
 
@@ -101,6 +100,30 @@ def test_memory_of_simulated_schemes_is_no_line_of_the_batch_figure(files):
     assert [line.get_label() for line in left.lines] == ["base", "int8", "int3", "base, full"]
     assert [line.get_label() for line in right.lines] == ["base", "int8", "base, full"]
     assert left.lines[0].get_ydata().tolist() == [100, 100]
+    assert right.get_ylabel() == "steady peak memory / MB (process)"
+
+
+def rewrite_timing(files, verdict):
+    (path,) = [path for path in files["benchmark"] if path.name == "benchmark.timing.parquet"]
+    write_table(pl.read_parquet(path).with_columns(verdict=verdict), path, "benchmark.timing")
+
+
+def test_noisy_timings_are_left_out_and_counted(files):
+    rewrite_timing(files, pl.when(scheme="int8").then(pl.lit("noisy")).otherwise(pl.lit("quiet")))
+    figure, data = figures.pareto(files)
+    latency = figure.axes[3]
+    assert "1 of 3 timings are noisy and left out" in latency.get_title() and "int8" not in names(latency)
+    assert "int8" in names(figure.axes[1]) and data["latency_ms"].to_list() == [10, None, 12, 10]
+    assert "noisy" not in figure.axes[2].get_title()
+    figure, _ = figures.batch_scaling(files)
+    assert "2 of 8 timings are noisy and left out" in figure.axes[0].get_title()
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2, 0, 2, 2]
+    figure, _ = figures.latency(files)
+    assert "noisy: no verdict from it" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sum(bar.get_hatch() is not None for bar in figure.axes[1].patches) == 1
+    rewrite_timing(files, pl.lit("noisy"))
+    figure, _ = figures.pareto(files)
+    assert "every timing is noisy: no verdict" in figure.axes[3].get_title() and not names(figure.axes[3])
 
 
 def test_flat_field_and_quality(files):

@@ -17,6 +17,8 @@ from ditscope import calibrate as stage
 from ditscope.calibrate import calibrate, calibrate_shard
 from ditscope.calibration_set import (
     calibration_images,
+    check_fits,
+    guidance_of,
     load_calibration,
     read_sample,
     validate_calibration,
@@ -146,7 +148,7 @@ def test_subset_by_images_and_stride(made):
 def arrays(step: int = 0, **changes) -> dict:
     rng = np.random.default_rng(step)
     plain = {
-        "x": rng.normal(size=(1, 4, 4, 2)), "timestep": np.array([1000.0 - step]), "sigma": np.array(1 - step / 10),
+        "x": rng.normal(size=(1, 4, 4, 2)), "timestep": np.array([1000.0 - 100 * step]), "sigma": np.array(1 - step / 10),
         "conditioning": rng.normal(size=(2, 3, 4)), "pooled_conditioning": rng.normal(size=(2, 5)), "step_index": step,
     }  # fmt: skip
     return plain | changes
@@ -154,6 +156,11 @@ def arrays(step: int = 0, **changes) -> dict:
 
 def positional(step: int) -> dict:
     return {f"arr_{i}": value for i, value in enumerate(arrays(step).values())}
+
+
+def half(step: int) -> dict:
+    """Without guidance: one half of the conditioning."""
+    return {k: v[:1] if "conditioning" in k else v for k, v in arrays(step).items()}
 
 
 def latent(step: int) -> dict:
@@ -166,7 +173,7 @@ def test_every_alias_and_layout_without_manifest(tmp_path, form, layout):
     (tmp_path / layout).mkdir(exist_ok=True)
     for image in range(2):
         for step in range(3):
-            np.savez(tmp_path / layout / f"{image:04d}_{step:03d}.npz", **form(step))
+            np.savez(tmp_path / layout / f"{image:04d}_{step:03d}.npz", **form(step), guidance=2.0)
         np.savez(tmp_path / layout / f"{image:04d}_003.npz", **form(3), is_final=True)
     found = validate_calibration(tmp_path)
     assert [(s.image, s.step_index) for s in found.samples] == [(i, s) for i in range(2) for s in range(3)]
@@ -187,6 +194,7 @@ def test_plural_form(tmp_path):
             sigmas=[float(s["sigma"]) for s in steps],
             conditioning=steps[0]["conditioning"],
             pooled_conditioning=steps[0]["pooled_conditioning"],
+            guidance=2.0,
         )
     found = validate_calibration(tmp_path)
     assert [(s.image, s.step_index) for s in found.samples] == [(i, s) for i in range(2) for s in range(3)]
@@ -199,7 +207,7 @@ def test_plural_form(tmp_path):
 def written(folder: Path, **changes) -> Path:
     """Three good samples, the second with `changes` (None removes a key)."""
     for step in range(3):
-        content = arrays(step) | (changes if step == 1 else {})
+        content = arrays(step) | {"guidance": 2.0} | (changes if step == 1 else {})
         np.savez(folder / f"s{step}.npz", **{k: v for k, v in content.items() if v is not None})
     return folder / "s1.npz"
 
@@ -223,6 +231,139 @@ def test_validator_names_file_and_key(tmp_path, changes, message):
     with pytest.raises(InputError, match=f"^{file}: {message}") as caught:
         validate_calibration(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sigma": 900.0, "timestep": 0.9}, "key `sigma` is 900 and key `timestep` is 0.9: they are swapped"),
+        ({"sigma": 0.9, "timestep": 400}, "key `sigma` is 0.9 and key `timestep` is 400; sigma must be in"),
+        ({"sigma": 9.0, "timestep": 9.0}, r"key `sigma` is 9 .*; sigma must be in \[0, 1\]"),
+        ({"sigma": -0.1, "timestep": -100}, "key `sigma` is -0.1"),
+        ({"sigma": [0.9, 0.8]}, "key `sigma` holds 2 numbers, not one"),
+        ({"step_index": 1.5}, "key `step_index` holds 1.5, no whole number"),
+        ({"x": np.zeros((1, 4, 4, 2), complex)}, "key `x` is of type complex128; store it as float32"),
+        ({"x": np.zeros((1, 4, 4, 2), "S3")}, "key `x` is of type"),
+        ({"x": np.zeros((1, 4, 4, 2), bool)}, "key `x` is of type bool"),
+        ({"x": np.full((1, 4, 4, 2), 1e300)}, "key `x` has NaN or infinite values"),
+        ({"x": np.zeros((1, 0, 4, 2))}, "key `x` has shape"),
+        ({"pooled_conditioning": np.zeros((1, 5))}, "halves .of guidance. of {'conditioning': 2, 'pooled"),
+        ({"sigma": "0.9"}, "key `sigma` is of type"),
+        ({"guidance": np.nan}, "key `guidance` has NaN"),
+        ({"guidance": np.array([{}], dtype=object)}, "key `guidance` is a pickled object"),
+    ],
+)
+def test_numbers_that_do_not_fit_together_are_refused(tmp_path, changes, message):
+    file = written(tmp_path, **changes)
+    with pytest.raises(InputError, match=f"^{file}: {message}") as caught:
+        validate_calibration(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def bfloat16(values: np.ndarray) -> np.ndarray:
+    """As ml_dtypes and safetensors leave bfloat16 in NumPy: 2-byte void."""
+    return (values.astype("<f4").view("<u4") >> 16).astype("<u2").view("V2")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda v: v.astype(np.float16), lambda v: v.astype(np.float64), lambda v: v.astype(">f4"), bfloat16,
+        lambda v: np.asfortranarray(v), lambda v: v.astype(np.int16), lambda v: v[..., ::-1][..., ::-1],
+    ],
+)  # fmt: skip
+def test_foreign_types_and_orders_are_the_same_numbers(tmp_path, form):
+    """Small whole numbers and halves, which every type here holds exactly."""
+    plain = {k: np.round(2 * v) if isinstance(v, np.ndarray) and v.ndim > 1 else v for k, v in half(0).items()}
+    np.savez(tmp_path / "s0.npz", **{k: form(v) if np.ndim(v) > 1 else v for k, v in plain.items()})
+    (reference,) = validate_calibration(tmp_path).samples
+    sample = read_sample(reference)
+    for key in ("x", "conditioning", "pooled_conditioning"):
+        assert sample[key].dtype == np.float32 and sample[key].flags.c_contiguous and sample[key].dtype.isnative
+        np.testing.assert_array_equal(sample[key], plain[key])
+
+
+def test_files_are_taken_by_number_or_by_their_keys(tmp_path):
+    for folder in ("numbers", "names"):
+        (tmp_path / folder).mkdir()
+    steps = range(11)
+    for step in steps:
+        np.savez(tmp_path / f"numbers/sample_{step}.npz", **arrays(step))
+        for image in range(2):
+            name = f"names/{(7 * (step + 11 * image)) % 23}.npz"
+            np.savez(tmp_path / name, **arrays(step), image_id=image, guidance=2.0)
+    assert [s.step_index for s in load_calibration(tmp_path / "numbers").samples] == list(steps)
+    found = validate_calibration(tmp_path / "names")
+    assert [(s.image, s.step_index) for s in found.samples] == [(i, s) for i in range(2) for s in steps]
+    np.savez(tmp_path / "names/30.npz", **arrays(0))
+    with pytest.raises(InputError, match=r"30\.npz: key `image_id` is in some files and not in others"):
+        load_calibration(tmp_path / "names")
+
+
+def test_guidance_is_written_down_or_refused(tmp_path):
+    for step in range(3):
+        np.savez(tmp_path / f"s{step}.npz", **arrays(step))
+    line = r's0\.npz: made under guidance, .*write `{"n_completed": 1, "num_steps": 3, "cfg_scale": 7.5}` there'
+    with pytest.raises(InputError, match=line):
+        validate_calibration(tmp_path)
+    manifest = {"n_completed": 1, "num_steps": 3}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match='write `"cfg_scale": 7.5` there'):
+        validate_calibration(tmp_path)
+    for key in ("cfg_weight", "cfg_scale"):
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest | {key: 4.5}))
+        found = validate_calibration(tmp_path)
+        sample = read_sample(found.samples[0])
+        assert guidance_of(found, sample, found.samples[0].file) == 4.5
+    for wrong in ({"cfg_scale": "high"}, {"cfg_scale": 7, "cfg_weight": 2}):
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest | wrong))
+        with pytest.raises(InputError, match="give one number"):
+            validate_calibration(tmp_path)
+    found = load_calibration(tmp_path)
+    sample = read_sample(found.samples[0])
+    assert guidance_of(found, sample | {"guidance": 3.0}, tmp_path) == 3.0, "a sample's own comes first"
+    (tmp_path / "manifest.json").unlink()
+    found = load_calibration(tmp_path)
+    one = {key: sample[key][:1] for key in ("conditioning", "pooled_conditioning")} | {"guidance": None}
+    assert guidance_of(found, one, tmp_path) == 0
+    with pytest.raises(InputError, match="made under guidance"):
+        guidance_of(found, one, tmp_path, embedded=True)
+
+
+SD3 = {"in_channels": 2, "joint_attention_dim": 4, "pooled_projection_dim": 5, "patch_size": 2, "pos_embed_max_size": 2}
+FLUX = {"in_channels": 8, "joint_attention_dim": 4, "pooled_projection_dim": 5, "guidance_embeds": False}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (SD3, ""), (FLUX, ""),
+        (FLUX | {"in_channels": 2}, "key `x` is 2 channels, `m` takes 0; calibrate `m`"),
+        (SD3 | {"in_channels": 16}, "key `x` is 2 channels, `m` takes 16"),
+        (SD3 | {"joint_attention_dim": 4096}, "key `conditioning` is 4 wide, `m` takes 4096"),
+        (SD3 | {"pooled_projection_dim": 768}, "key `pooled_conditioning` is 5 wide, `m` takes 768"),
+        (SD3 | {"patch_size": 3}, "key `x` is 4 x 4; the sides that `m` takes are multiples of 3"),
+        (SD3 | {"pos_embed_max_size": 1}, "multiples of 2 up to 2"),
+    ],
+)  # fmt: skip
+def test_a_sample_of_another_model_is_refused(config, message):
+    sample = {k: v for k, v in arrays(0).items() if k in ("x", "conditioning", "pooled_conditioning")}
+    if not message:
+        assert check_fits(sample, "f.npz", "m", config) is None
+        return
+    with pytest.raises(InputError, match=f"^f.npz: .*{message}"):
+        check_fits(sample, "f.npz", "m", config)
+
+
+def test_a_folder_an_empty_file_and_an_empty_archive(tmp_path):
+    file = written(tmp_path)
+    for make in (lambda: file.write_bytes(b""), lambda: np.savez(file), lambda: (file.unlink(), file.mkdir())):
+        make()
+        with pytest.raises(InputError, match=f"^{file}: ") as caught:
+            validate_calibration(tmp_path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="a file; give the folder"):
+        load_calibration(tmp_path / "s0.npz")
 
 
 def test_truncated_zip_damaged_member_and_foreign_files(tmp_path):

@@ -1,10 +1,12 @@
 """The command line: every command helps, both spellings, one-line refusals."""
 
+import hashlib
+
 import pytest
 
 from ditscope import cli
 from ditscope.estimate import estimate_table, parse_job_stats
-from ditscope.identity import derived_seed, generation_id, request_hash
+from ditscope.identity import derived_seed, generation_id, request_hash, scheme_id, weights_id
 from ditscope.progress import markdown, write_plan
 from ditscope.settings import Model
 
@@ -112,17 +114,52 @@ def test_progress_counts_files(tmp_path):
 
 
 REQUEST = dict(
-    model="m", revision="", scheme="base", backend="torch", dtype="float32", prompt="p", negative_prompt="",
-    seed=0, steps=4, guidance=0.0, width=64, height=64,
+    model="m", revision="", weights="w", scheme="base", backend="torch", dtype="float32", use_t5=True,
+    max_sequence_length=0, prompt="p", negative_prompt="", seed=0, steps=4, guidance=0.0, width=64, height=64,
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "key, value", [("seed", 1), ("prompt", "q"), ("scheme", "int4"), ("guidance", 0.5), ("width", 80)]
-)
-def test_request_hash_depends_on_every_field(key, value):
-    assert len(request_hash(**REQUEST)) == 32
-    assert request_hash(**REQUEST) != request_hash(**REQUEST | {key: value})
+def test_request_hash_is_sha256_of_the_named_fields_in_order():
+    text = (
+        '{"backend":"torch","dtype":"float32","guidance":0.0,"height":64,"max_sequence_length":0,"model":"m",'
+        '"negative_prompt":"","prompt":"p","revision":"","scheme":"base","seed":0,"steps":4,"use_t5":true,'
+        '"weights":"w","width":64}'
+    )
+    assert request_hash(**REQUEST) == hashlib.sha256(text.encode()).hexdigest()[:32]
+    assert request_hash(**REQUEST, frames=1) == request_hash(**REQUEST), "an image is a video of one frame"
+
+
+@pytest.mark.parametrize("key", [*REQUEST, "frames"])
+def test_request_hash_depends_on_every_field(key):
+    value = REQUEST.get(key, 1)
+    other = not value if isinstance(value, bool) else value + "x" if isinstance(value, str) else value + 4
+    assert request_hash(**REQUEST) != request_hash(**REQUEST | {key: other})
+
+
+def test_a_scheme_is_known_by_its_settings_and_its_plan_and_not_by_its_name(tmp_path):
+    plan, other = tmp_path / "a.json", tmp_path / "b.json"
+    plan.write_text("{}")
+    other.write_text("{} ")
+    settings = {"kind": "plan", "bits": 8, "plan": "4bit"}
+    assert scheme_id(None) == scheme_id({"kind": "base", "bits": 8}) == "base"
+    found = [
+        scheme_id(settings, plan),
+        scheme_id(settings, other),
+        scheme_id(settings | {"group_size": 32}, plan),
+        scheme_id(settings, plan, "full"),
+        scheme_id({"kind": "base", "bits": 8}, None, "full"),
+        "base",
+    ]
+    assert len(set(found)) == len(found)
+    assert scheme_id(settings | {"plan": "renamed"}, plan) == found[0]
+
+
+def test_weights_are_known_by_their_bytes_or_their_revision(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w.safetensors").write_bytes(content)
+    a, b, c = (weights_id(str(tmp_path / name), "") for name in "abc")
+    assert a == c != b and weights_id(str(tmp_path / "a"), "0f1e") == "0f1e"
 
 
 def test_generation_id_is_base32_of_the_first_40_bits():

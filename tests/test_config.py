@@ -1,6 +1,7 @@
 """The config: what is refused, with which words, and that schema, reference and config.yaml agree."""
 
 import copy
+import datetime
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import get_type_hints
@@ -9,10 +10,12 @@ import jsonschema
 import pytest
 import yaml
 
+from ditscope.cli import read_config
 from ditscope.config import decode, json_schema, load_config, plain, reference
 from ditscope.errors import InputError
 from ditscope.ranges import complaint
 from ditscope.settings import Config
+from ditscope.yaml_file import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,7 +49,11 @@ REFUSALS = {
     "nothing where a map belongs": ("video", None, "video: expected a map of settings, got None"),
     "list for a map": ("models", [], "models: expected a map, got []"),
     "missing required key": ("models.new", {"family": "flux"}, "models.new: the required key `source` is missing"),
-    "misspelt choice": ("video.output_format", "gfi", "`gfi` is not a choice; did you mean `gif`?"),
+    "format of figures": ("publish.formats", ["jpg"], "publish.formats: `jpg` is not one of svg, png, pdf"),
+    "no format of figures": ("publish.formats", [], "the list is empty"),
+    "a decode": ("capture.sets.x.decode", ["x1"], "`x1` is not one of x0, x_prev"),
+    "a compile state": ("benchmark.compile", ["ful"], "did you mean `full`?"),
+    "misspelt choice": ("video.output_format", "gfi", "`gfi` is not one of gif, mp4; did you mean `gif`?"),
     "misspelt scheme kind": ("schemes.int4.kind", "int8-weight-onli", "did you mean `int8-weight-only`?"),
     "unknown model": ("generate.models", ["shape-flux"], "did you mean `shapes-flux`?"),
     "unknown scheme": ("benchmark.schemes", ["int-8"], "is not in the config's `schemes`"),
@@ -72,13 +79,82 @@ REFUSALS = {
     "number of an entry": ("models.shapes-flux.steps", 0, "models.shapes-flux.steps: 0 is not above 0"),
     "share above one": ("refine.mask_ratio", 1.5, "refine.mask_ratio: 1.5 is more than 1"),
     "not a number": ("video.fps", float("nan"), "video.fps: nan is not a finite number"),
-    "experiment with a slash": ("experiment", "a/b", "experiment: `a/b` must be a plain folder name"),
+    "experiment with a slash": ("experiment", "a/b", "experiment: `a/b` is not a plain name; use letters, digits"),
+    "experiment up and out": ("experiment", "..", "experiment: `..` is not a plain name"),
+    "seed beyond 2^63 - 1": ("prompts.seeds", [2**63], "prompts.seeds: 9223372036854775808 is more than 2^63 - 1"),
+    "seed below -1": ("prompts.seeds", [-2], "prompts.seeds: -2 is below 0 and not -1"),
+    "other number beyond 2^63 - 1": ("prompts.limit", 2**64, "prompts.limit: 18446744073709551616 is more than 2^63"),
+    "length beyond 2^31 - 1": ("trajectories.max_length", 2**31, "is more than 2147483647"),
+    "number in quotes": ("models.shapes-flux.steps", "8", "expected int, got '8'; write 8, without quotes"),
+    "number with an exponent": ("models.shapes-flux.steps", "1e3", "got '1e3'; write 1000, without quotes"),
+    "fraction with an exponent": ("refine.learning_rate", "1e-4", "got '1e-4'; write 1.000000e-04, without quotes"),
+    "bare yes for text": ("embedders.minilm.prompt", True, "(YAML reads true (or yes, on) as a truth value); write it"),
+    "date for text": ("experiment", datetime.date(2026, 1, 2), "(YAML reads 2026-01-02 as a date); write it in quotes"),
+    "name that is a number": (
+        "models",
+        {1.1: {}},
+        "models: YAML reads 1.1 as a number, not a name; write it in quotes",
+    ),
+    "name that is a truth value": ("schemes", {False: {}}, "schemes: YAML reads false (or no, off) as a truth value"),
     "offload with multi_gpu": (
         "capture.sets.all",
         {"offload": True, "multi_gpu": True},
         "capture.sets.all: `offload` and `multi_gpu` exclude each other",
     ),
 }
+
+
+REGISTRIES = ("models", "schemes", "embedders", "networks", "plan.budgets", "capture.sets", "benchmark.targets")
+
+
+@pytest.mark.parametrize("registry", REGISTRIES)
+@pytest.mark.parametrize("name", ["org/name", "../../evil", "flux (dev)", "a{b}", ".hidden", "a..b", "", "a\nb", "ä"])
+def test_names_that_are_no_file_names_are_refused_in_every_registry(data, registry, name):
+    *folders, last = registry.split(".")
+    section = data
+    for folder in folders:
+        section = section.setdefault(folder, {})
+    some = {"model": "shapes-flux", "latency_ms": 1.0} if last == "targets" else {}
+    entry = copy.deepcopy(next(iter((section.get(last) or {"": some}).values())))
+    with pytest.raises(InputError) as refused:
+        load_config(put(data, registry, (section.get(last) or {}) | {name: entry}))
+    assert str(refused.value).startswith(f"{registry}: `{' '.join(name.split())}` is not a plain name; use letters")
+    load_config(put(data, registry, (section.get(last) or {}) | {"flux+lora_v1.1-b": entry}))
+
+
+YAML_REFUSALS = {
+    "a: 1\nb: 2\na: 3\n": "line 3: the key `a` is already in line 1; merge the two",
+    "models:\n  x: {steps: 4, steps: 8}\n": "line 2: the key `steps` is already in line 2",
+    "prompts:\n  limit: 010\n": "line 2: YAML reads 010 in another base than 10",
+    "video: {fps: 1:30}\n": "line 1: YAML reads 1:30 in another base than 10",
+    "- a\n": "not a map of settings; write `key: value` lines",
+    "a: [\n": "not YAML (",
+    "a: !!timestamp x\n": "not YAML (",
+    "a: \xe9\n": "not YAML (",
+}
+
+
+@pytest.mark.parametrize("text", YAML_REFUSALS)
+def test_yaml_that_reads_otherwise_than_it_looks_is_refused_by_line(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError) as refused:
+        read_config([path])
+    assert str(refused.value).startswith(f"{path}: {YAML_REFUSALS[text]}")
+
+
+def test_folders_and_missing_files_are_no_configs(tmp_path):
+    for path, message in ((tmp_path, "a folder, where a file is meant"), (tmp_path / "c", "no such config file")):
+        with pytest.raises(InputError, match=message):
+            read_config([path])
+
+
+def test_quoted_numbers_aliases_and_empty_files_are_yaml(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text('a: &x {b: "010", c: 0x10}\nd: *x\ne: {<<: *x, b: "1:30"}\n')
+    assert read_yaml(path)["e"] == {"b": "1:30", "c": 16}
+    path.write_text("# nothing\n")
+    assert read_yaml(path) == {}
 
 
 @pytest.mark.parametrize("case", REFUSALS)

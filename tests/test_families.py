@@ -15,7 +15,6 @@ from ditscope.calibrate import calibrate
 from ditscope.config import load_config
 from ditscope.errors import InputError
 from ditscope.generate import generate
-from ditscope.identity import request_hash
 from ditscope.invocations import Request, node_of
 from ditscope.models import GENERATORS, WITH_BLOCKS, family_of, load_generator
 from ditscope.networks import Entry
@@ -239,12 +238,3 @@ def test_frames_that_no_model_makes_are_refused(family, frames, message):
         load_config({"experiment": "x", "models": {"m": {"family": family, "source": "m", "frames": frames}}})
     with pytest.raises(InputError, match=r"models\.m\.frames"):
         load_generator("m", Model(family, "nowhere", frames=frames))
-
-
-def test_request_hash_of_an_image_is_what_it_was_before_there_were_videos():
-    request = dict(
-        model="m", revision="", scheme="base", backend="torch", dtype="float32", prompt="p", negative_prompt="",
-        seed=0, steps=4, guidance=0.0, width=64, height=64,
-    )  # fmt: skip
-    assert request_hash(**request) == request_hash(**request, frames=1) == "f6ca1378c94d57d5644b7b87efe5efe1"
-    assert request_hash(**request, frames=5) != request_hash(**request)

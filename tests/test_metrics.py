@@ -21,7 +21,6 @@ from ditscope.metrics import (
     inception_score,
     kid,
     lpips,
-    mean_interval,
     precision_recall,
     psnr,
     quality_losses,
@@ -83,15 +82,6 @@ def test_quality_loss_is_the_mean_of_both_losses_of_matched_pairs():
     b = np.array([[0.0, 3.0], [5.0, 0.0]])  # at right angles, parallel
     assert cosines(a, b) == pytest.approx([0, 1])
     assert quality_losses(cosines(a, b), np.array([0.5, 0.8])) == pytest.approx([0.75, 0.1])
-
-
-def test_bootstrap_interval_is_that_of_the_mean():
-    values = np.random.default_rng(3).normal(5, 2, 400)
-    half = 1.96 * values.std() / 20
-    assert mean_interval(values) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.15 * half)
-    assert mean_interval(values) == mean_interval(values)
-    assert mean_interval(np.full(5, 3.0)) == (3.0, 3.0)
-    assert np.isnan(mean_interval(np.array([1.0]))).all()
 
 
 def test_fid_equals_the_formula_in_float64():

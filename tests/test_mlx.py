@@ -202,7 +202,7 @@ def test_refusals_name_the_model(tmp_path):
     with pytest.raises(InputError, match=r"models\.b\.backend.*blip"):
         load_config({"models": models})
     models.pop("b")
-    with pytest.raises(InputError, match="backends: `cuda` is not a back end; valid: torch, mlx"):
+    with pytest.raises(InputError, match="backends: `cuda` is not one of torch, mlx"):
         load_config({"models": models, "backends": ["cuda"]})
     for stage in ("capture", "ablate"):
         with pytest.raises(InputError, match=f"{stage}.models: `m` runs on MLX"):
@@ -372,6 +372,8 @@ def calibrated(models, tmp_path, monkeypatch):
     found = {model.entry.backend: model for model in models}
     for module in ("calibrate", "sensitivity"):
         monkeypatch.setattr(f"ditscope.{module}.load_generator", lambda name, entry: found[entry.backend])
+    config = dict(models[0].pipe.transformer.config)
+    monkeypatch.setattr("ditscope.sensitivity.transformer_config", lambda name, entry: config)
     for model in models:
         made = Calibrate(num_images=2, num_steps=3, cfg_weight=2)
         calibrate("tiny", model.entry, tmp_path / "p.csv", tmp_path / model.entry.backend, made)
@@ -428,7 +430,7 @@ def test_gradients_on_mlx_are_those_of_torch(kind, tmp_path, monkeypatch):
     assert relative(latents(models[0]), latents(models[1])) < 1e-3, "its weights are as before"
 
 
-@pytest.mark.parametrize("mode", ["exact", "adaptive", "fast"])
+@pytest.mark.parametrize("mode", ["exact", "fast"])
 def test_sensitivity_job_on_mlx_leaves_its_tables(mode, tmp_path, monkeypatch):
     of_torch, of_mlx = twin("flux", tmp_path)
     calibrated([of_mlx], tmp_path, monkeypatch)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ditscope import prerequisites
+from ditscope import hardware, prerequisites
 from ditscope.caches import cache_folders, clean_caches
 from ditscope.cli import main, read_config
 from ditscope.config import decode
@@ -52,6 +52,15 @@ def test_a_hopper_host(monkeypatch):
     assert said["int4"].good and not said["x"].good
 
 
+def test_a_driver_too_old_for_torch(monkeypatch):
+    monkeypatch.setattr(prerequisites, "nvidia_gpus", lambda: [{"name": "NVIDIA A100", "driver": "535.104.05"}])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(hardware, "torch_build", lambda: ("2.13.0+cu130", "13.0"))
+    found = by_name(machine())["driver"]
+    expected = "535.104.05: torch 2.13.0+cu130 (CUDA 13.0) needs driver 580 or later, this one is 535.104.05"
+    assert not found.good and found.text == expected
+
+
 def test_tokens_are_never_shown(monkeypatch, tmp_path, capsys):
     for name in prerequisites.SECRETS:
         monkeypatch.delenv(name, raising=False)
@@ -68,7 +77,7 @@ def test_tokens_are_never_shown(monkeypatch, tmp_path, capsys):
 
 
 def test_schemes_of_the_demo_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(prerequisites, "default_device", lambda: "cpu")
+    monkeypatch.setattr(prerequisites, "device_at_hand", lambda: "cpu")
     said = by_name(schemes(read_config([])))
     assert said["int8-dynamic"].good and said["int4"].text == "intx-weight-only, 4 bit, on `cpu`"
     gpu = by_name(schemes(decode(Config, {"schemes": {"row": {"kind": "fp8-dynamic-row"}}})))["row"]

@@ -1,5 +1,6 @@
 """Figures, explorer and catalog: complete registries, hostile captions, readable files."""
 
+import re
 from pathlib import Path
 
 import duckdb
@@ -7,12 +8,14 @@ import polars as pl
 import pytest
 
 from ditscope import paper_tables
-from ditscope.catalog import write_catalog
+from ditscope.catalog import table_files, write_catalog
 from ditscope.explorer import write_explorer
 from ditscope.figures import FIGURES, PAPER_TABLES, available
 from ditscope.figures.draw import FUNCTIONS
 from ditscope.figures.style import grid, save
+from ditscope.progress import read_plan
 from ditscope.tables import write_table
+from workflow import snakemake, workdir
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = '</script><img src=x onerror=alert(1)> & "quotes" <!-- $\\alpha$'
@@ -51,6 +54,16 @@ def test_saved_figures_are_reproducible(tmp_path):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes(), kind
 
 
+def test_only_the_formats_that_are_asked_for_are_planned(tmp_path):
+    overlay, tiny = tmp_path / "o.yaml", ROOT / "experiments" / "tiny.yaml"
+    overlay.write_text("publish: {formats: [pdf, png]}\n")
+    run = workdir(tmp_path / "run")
+    done = snakemake(run, "--cores", "1", "--dry-run", "--configfile", str(tiny), str(overlay), "--", "publish")
+    (outputs,) = re.findall(r"^(?:local)?rule figures:.*?output: (.*?)$", done.stdout, re.M | re.S)
+    kinds = {Path(name).suffix for name in outputs.split(", ")}
+    assert kinds == {".csv", ".pdf", ".png"} and outputs.count("/image-grid.") == 3
+
+
 def test_captions_cannot_break_out_of_the_explorer(tmp_path):
     state = {"embedder": ["e"] * 2, "network": ["n"] * 2, "run_id": ["r"] * 2, "sequence_number": [0, 1]}
     labels = pl.DataFrame(state | {"label": [0, 0], "text": [HOSTILE, "plain"]})
@@ -73,6 +86,33 @@ def test_catalog_unites_tables_by_name(tmp_path):
     with duckdb.connect(tmp_path / "c.duckdb", read_only=True) as database:
         assert database.execute("SELECT sum(a) FROM drift").fetchone() == (3,)
         assert database.execute("SELECT b FROM benchmark_timing").fetchone() == ("x",)
+
+
+# Tables whose rows a later job joins into another one, which is in the catalog.
+JOINED = {
+    "benchmark.run": "benchmark",
+    "benchmark.run.timing": "benchmark.timing",
+    "benchmark.run.flat": "benchmark.flat_field",
+    "calibration.activations.part": "calibration.activations",
+}
+
+
+def test_the_catalog_has_every_table_of_a_finished_study(study, tmp_path):
+    results = study / "results" / "tiny"
+    plan = read_plan(results)["targets"]
+    left = {stage: [study / file for file in files] for stage, files in plan.items()}
+    write_catalog(table_files(left), tmp_path / "c.duckdb")
+    files = [p for p in results.rglob("*.parquet") if ".partial" not in p.relative_to(results).parts]
+    names = {pl.read_parquet_metadata(p)["table"] for p in files}
+    assert {"images", "capture_statistics"} < names
+    with duckdb.connect(tmp_path / "c.duckdb", read_only=True) as database:
+        catalog = {name for (name,) in database.execute("SHOW TABLES").fetchall()}
+        assert catalog == {JOINED.get(name, name).replace(".", "_") for name in names}
+        rows = {}
+        for file in results.glob("images/*/*.parquet"):
+            if ".timing" not in file.name:
+                rows[file] = len(pl.read_parquet(file))
+        assert database.execute("SELECT count(*) FROM images").fetchone() == (sum(rows.values()),)
 
 
 @pytest.mark.parametrize("text", [HOSTILE])

@@ -142,6 +142,7 @@ def study(tmp_path: Path, monkeypatch):
         model = tiny_generator(kind)
         monkeypatch.setattr(calibrate_stage, "load_generator", lambda name, entry: model)
         monkeypatch.setattr(stage, "load_generator", lambda name, entry: model)
+        monkeypatch.setattr(stage, "transformer_config", lambda name, entry: dict(model.pipe.transformer.config))
         csv = tmp_path / "prompts.csv"
         csv.write_text("prompt\na red ring\na blue star\n")
         calibrate("tiny", ENTRIES[kind], csv, tmp_path / kind, Calibrate(num_images=2, num_steps=steps, cfg_weight=3.0))
@@ -197,6 +198,7 @@ def test_replay_gives_the_plain_loop_s_numbers(study, kind, quantizer):
     for metrics, mode, samples in ((3, "exact", 2), (1, "fast", 32)):  # of the velocity; of the image, 32 probes
         rows = table.filter(mode=mode)
         assert (rows.height, rows["n_samples"].unique().to_list()) == (layers * 3 * 3 * metrics, [samples])
+        assert rows["n_images"].unique().to_list() == [2] and rows["value_low"].is_null().all()
     assert set(table.filter(mode="fast")["metric"]) == {"image_rms"}
     assert all(not vars(m).get("forward") for m in model.pipe.transformer.modules())
 
@@ -379,23 +381,39 @@ def test_what_a_layer_does_not_reach_is_not_run_again(study):
     for module in (first.ff_context, second.norm1.linear, second.ff):
         own = module.forward
         module.forward = lambda *a, own=own, module=module, **k: (runs.append(module), own(*a, **k))[1]
-    score_layers(network, 0, [batch], replace(SETTINGS, bits=[4]), {"transformer_blocks.0.ff.net.2": [4]})
+    one = replace(network, layers=[la for la in network.layers if la.name == "transformer_blocks.0.ff.net.2"])
+    score_layers(one, 0, [batch], replace(SETTINGS, bits=[4]))
     assert [runs.count(m) for m in (first.ff_context, second.norm1.linear, second.ff)] == [1, 1, 2]
 
 
-def test_interval_is_the_bootstrap_of_the_mean(study):
-    scores = np.random.default_rng(3).normal(5, 1, 40)
-    found = summary(scores, "sqnr_db", squared=False)
-    reference = scipy.stats.bootstrap((scores,), np.mean, method="percentile", n_resamples=20_000, rng=0)
+def test_interval_resamples_images_not_their_steps():
+    """8 images of 5 steps that share most of their deviation: the interval is Student's over 8 means, not 40 rows."""
+    rng = np.random.default_rng(3)
+    scores = rng.normal(20, 2, 8)[:, None] + rng.normal(0, 0.1, (8, 5))
+    found = summary(scores.ravel(), np.repeat(range(8), 5).tolist(), "sqnr_db", squared=False)
+    reference = scipy.stats.ttest_1samp(scores.mean(1), 0).confidence_interval(0.95)
     assert found["value"] == pytest.approx(scores.mean())
-    assert found["value_low"] == pytest.approx(reference.confidence_interval.low, abs=0.03)
-    assert found["value_high"] == pytest.approx(reference.confidence_interval.high, abs=0.03)
-    assert summary(scores[:1], "sqnr_db", squared=False)["value_low"] is None
+    assert (found["value_low"], found["value_high"]) == pytest.approx((reference.low, reference.high))
+    assert (found["n_samples"], found["n_images"]) == (40, 8)
+    assert found["value_std"] / np.sqrt(8) == pytest.approx(scipy.stats.sem(scores.mean(1)))
+    few = summary(scores[:7].ravel(), np.repeat(range(7), 5).tolist(), "sqnr_db", squared=False)
+    assert few["value_low"] is None and few["value_high"] is None and few["n_images"] == 7
 
 
-def test_settings_that_no_mode_can_keep_are_refused(study):
+@pytest.mark.parametrize("n", [8, 16, 64])
+def test_interval_of_a_cell_covers_at_its_nominal_rate(n):
+    """Images with a level of their own and steps around it, as calibration sets have them."""
+    rng, sets = np.random.default_rng(n), 2000
+    scores = rng.normal(20, 2, (sets, n, 1)) + rng.normal(0, 1, (sets, n, 6))
+    images = np.repeat(range(n), 6).tolist()
+    cells = [summary(rows.ravel(), images, "sqnr_db", squared=False) for rows in scores]
+    share = np.mean([c["value_low"] <= 20 <= c["value_high"] for c in cells])
+    assert share == pytest.approx(0.95, abs=3 * np.sqrt(0.95 * 0.05 / sets))
+
+
+def test_scores_are_taken_in_float32_whatever_the_model_s_type(study, monkeypatch):
     model, folder = study("flux")
-    with pytest.raises(InputError, match="settle_bits: 5 is not among the bits"):
-        score(model, folder, replace(SETTINGS, mode="adaptive", settle_bits=[5]))
-    with pytest.raises(InputError, match="adaptive mode weighs all layers in one job"):
-        score(model, folder, replace(SETTINGS, mode="adaptive"), groups=2)
+    asked = []
+    monkeypatch.setattr(stage, "load_generator", lambda name, entry: asked.append(entry.dtype) or model)
+    sensitivity("tiny", replace(model.entry, dtype="bfloat16"), folder, folder / "x.parquet", SETTINGS)
+    assert asked == ["float32"]

@@ -87,3 +87,22 @@ def test_oracle_takes_other_sizes_of_picture():
     scene = shapes.all_scenes()[700]
     picture = shapes.render(scene, np.random.default_rng(5)).resize((256, 256))
     assert oracle(picture) == scene.attributes()
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_descriptions_name_what_they_are_given_and_nothing_else(count):
+    scene = shapes.all_scenes()[777].attributes()
+    for names in itertools.combinations(shapes.ATTRIBUTES, count):
+        named = {name: scene[name] for name in names}
+        text = shapes.describe(named)
+        assert {k: v for k, v in shapes.parse_caption(text).items() if v is not None} == named
+        assert shapes.is_description(text)
+    assert shapes.describe(scene) == shapes.caption(shapes.all_scenes()[777])
+    assert shapes.describe({}) == "a shape"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a red", "red ring", "a ring red", "a ring at the left at the left", "a ring on a background"]
+)
+def test_other_texts_are_no_descriptions(text):
+    assert not shapes.is_description(text)

@@ -13,6 +13,8 @@ import torch
 from ditscope.models import check_model_folder, load_generator
 from ditscope.sampling import decode, encode_prompts, noise_of, sample
 from ditscope.settings import Model
+from ditscope.shapes import ATTRIBUTES, is_description, parse_caption, train_scenes
+from ditscope.training import acceptance, tune
 from ditscope.training.loop import LoopSettings, learning_rate, load_average, load_checkpoint, train
 from workflow import ROOT, checkout
 
@@ -100,6 +102,38 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_checkpoint(t
     with pytest.raises(FloatingPointError, match="step 7"):
         train(model, diverging, SETTINGS, tmp_path)
     assert load_checkpoint(tmp_path)[1]["step"] == 5
+
+
+def test_prompts_of_the_fine_tuning_name_any_part_of_a_scene():
+    rng = np.random.default_rng(0)
+    drawn = [tune.subset(rng) for _ in range(4000)]
+    assert len(set(drawn)) == 2 ** len(ATTRIBUTES)  # every subset, the empty one among them
+    complete = sum(names == ATTRIBUTES for names in drawn) / len(drawn)
+    assert abs(complete - (0.4 + 0.6 / 6)) < 0.03
+    scene = train_scenes()[5]
+    for _ in range(300):
+        named = {k: v for k, v in parse_caption(tune.prompt_of(scene, rng)).items() if v is not None}
+        assert named.items() <= scene.attributes().items()
+
+
+def test_captions_after_the_task_word_leave_out_as_often_as_they_should():
+    scenes = list(train_scenes()) * 2
+    texts = tune.lossy_captions(scenes, np.random.default_rng(1))
+    assert all(text.startswith("scene ") and is_description(text.removeprefix("scene ")) for text in texts)
+    named = [parse_caption(text) for text in texts]
+    for name, share in tune.KEPT.items():
+        assert (
+            abs(np.mean([n[name] is not None for n in named]) - share) < 4 * (share * (1 - share) / len(texts)) ** 0.5
+        )
+
+
+def test_entropy_is_that_of_the_distribution_also_in_small_samples():
+    rng = np.random.default_rng(2)
+    shares = [0.5, 0.25, 0.125, 0.125]
+    truth = -sum(p * np.log(p) for p in shares)
+    estimates = [acceptance.entropy([str(v) for v in rng.choice(4, 32, p=shares)]) for _ in range(2000)]
+    assert abs(np.mean(estimates) - truth) < 0.01  # the plain estimate is 0.047 too low
+    assert acceptance.entropy(["a"] * 10) == 0
 
 
 @pytest.mark.system

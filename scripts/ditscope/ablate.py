@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from tqdm import tqdm
 
 from ditscope.block_names import block_names
 from ditscope.config import unknown
+from ditscope.counts import check_complete
 from ditscope.embedders import EmbedBatch, load_embedder
 from ditscope.errors import InputError
 from ditscope.families.common import Conditioning
-from ditscope.generate import describe
+from ditscope.generate import describe, runs_by_picture
 from ditscope.metrics import psnr, ssim
 from ditscope.models import Generator, load_generator
 from ditscope.partial import publish, unfinished
@@ -94,8 +96,8 @@ def ablate(
 ) -> None:
     """Sample the same runs with each block ablated in turn and measure how far each picture is from the model's own.
 
-    Leaves `out` (table `ablation`, a row a run, block and kind) and `images` (beside it where no path is given), a tar
-    with the pictures of the first run. Blocks that are done in `partial` are not sampled again.
+    Leaves `out` (table `ablation`, a row per run, block and kind) and `images` (beside it where no path is given), a
+    tar with the pictures of the first run. Blocks that are done in `partial` are not sampled again.
     """
     for kind in settings.kinds:
         if kind not in KINDS:
@@ -103,22 +105,24 @@ def ablate(
     if settings.features and settings.features not in embedders:
         raise InputError(unknown("ablate.features", settings.features, embedders, "in the config's `embedders`"))
     steps = select_indices(settings.steps, model.steps, "ablate.steps")
-    runs = [run for path in prompts for run in read_runs(path)]
+    runs = read_runs(*prompts)
     runs = runs[: settings.generations] if settings.generations else runs
     names = block_names(name, model)
     chosen = select_blocks(settings.blocks, names, "ablate.blocks")
     loaded = load_generator(name, model)
     parts = unfinished(partial, out, {"model": model, "runs": runs, "settings": settings})
     embed = load_embedder(settings.features, embedders[settings.features]) if settings.features else None
-    records = [describe(loaded, run) for run in runs]
-    reference = sampled(loaded, runs, [], settings.batch_size)
+    groups = runs_by_picture(name, model, runs)
+    firsts = [group[0] for group in groups]
+    records = [describe(loaded, run) for run in firsts]
+    reference = sampled(loaded, firsts, [], settings.batch_size)
     samples: list[Sample] = [picture(records[0], NONE, NONE, reference[1][0])]
     for block in tqdm(chosen, desc=f"{name}: ablation", unit="block", disable=None):
         part = parts / f"{block}.tar"
         if not part.exists():
             found: list[Sample] = []
             for kind in settings.kinds:
-                latents, pictures = sampled(loaded, runs, [Ablation(block, kind, steps)], settings.batch_size)
+                latents, pictures = sampled(loaded, firsts, [Ablation(block, kind, steps)], settings.batch_size)
                 for i, record in enumerate(records):
                     effect = effects((reference[0][i], reference[1][i]), (latents[i], pictures[i]), embed)
                     place = {"depth": names.index(block), "ablated_steps": settings.steps}
@@ -128,11 +132,20 @@ def ablate(
             write_tar(found, part)
         samples += list(read_tar(part))
         log.info("%s: %s ablated", name, block)
-    rows = [{column: s["json"][column] for column in COLUMNS} for s in samples if s["json"]["kind"] != NONE]
+    asked = {record["request_hash"]: group for record, group in zip(records, groups, strict=True)}
+    rows = [
+        {column: s["json"][column] for column in COLUMNS} | {key: run[key] for key in ("prompt_id", "seed")}
+        for s in samples
+        if s["json"]["kind"] != NONE
+        for run in asked[s["json"]["request_hash"]]
+    ]
+    wanted = product(((run["prompt_id"], run["seed"]) for run in runs), chosen, settings.kinds)
+    left = (((row["prompt_id"], row["seed"]), row["block"], row["kind"]) for row in rows)
+    check_complete(out, "runs, blocks and kinds", wanted, left)
     table = pl.DataFrame(rows, schema=COLUMNS).sort("depth", "kind", "prompt_id", "seed")
     write_table(table, out, "ablation")
     first = [s for s in samples if s["json"]["request_hash"] == records[0]["request_hash"]]
-    write_tar(first, images or out.with_suffix(".tar"))
+    write_tar(first, images or out.with_name(out.name.removesuffix(".parquet") + ".tar"))
     publish(parts)
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -19,12 +19,14 @@ from torchao.quantization.utils import recommended_inductor_config_setter
 from tqdm import tqdm
 
 from ditscope.benchmark_columns import FLAT_TYPES
-from ditscope.benchmark_images import check_kid_subset, check_made_with, read_images
+from ditscope.benchmark_images import FLOOR, check_batch, check_kid_subset, check_made_with, read_images
 from ditscope.config import unknown
+from ditscope.counts import check_complete
 from ditscope.errors import InputError
 from ditscope.flat_field import noise_growth
-from ditscope.generate import generate_slice
+from ditscope.generate import generate_slice, runs_by_picture, with_runs
 from ditscope.hardware import fingerprint, hardware_id
+from ditscope.identity import scheme_id
 from ditscope.latency import TIMING_TYPES, first_line, timed
 from ditscope.memory import peaks, reset_peaks
 from ditscope.models import Generator, load_generator
@@ -46,8 +48,15 @@ from ditscope.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 
-MLX_STATES = {"eager": "", "full": "", "regional": "MLX compiles the whole transformer at once; take `compile: full`"}
-RUN_TYPES = {"mean_bits": pl.Float64, "stored_bytes": pl.Int64, "images_sha256": pl.String}
+MODES = ("reduce-overhead", "max-autotune")  # of torch.compile, over the whole transformer, with CUDA graphs
+AUTOTUNE_PROCESSORS = 68  # fewer: inductor times no matrix kernels of its own (torch._inductor.utils.is_big_gpu)
+RUN_TYPES = {
+    "mean_bits": pl.Float64,
+    "stored_bytes": pl.Int64,
+    "quality_batch": pl.Int64,
+    "floor_batch": pl.Int64,
+    **dict.fromkeys(("images_sha256", "images_reason"), pl.String),
+}
 
 
 def benchmark(
@@ -77,7 +86,7 @@ def benchmark(
     if compile not in COMPILE_STATES:
         raise InputError(unknown("--compile", compile, COMPILE_STATES, "a compile state"))
     scheme, model = schemes[config], requested(model, settings)
-    runs = [run for path in prompts for run in read_runs(path)]
+    runs = read_runs(*prompts)
     if len(runs) < settings.num_images and not settings.skip_metrics:
         raise InputError(
             f"benchmark.num_images: {settings.num_images}, but {', '.join(map(str, prompts))} hold {len(runs)} runs; "
@@ -92,7 +101,7 @@ def benchmark(
     if calibration and not settings.skip_metrics:
         import_module(judge).check_calibration(reference_dir, name, model, settings)
     elif reference_dir and not (its_own or settings.skip_metrics):
-        check_reference(reference_dir, name, model)
+        check_reference(reference_dir, name, model, quality_batch_of(settings))
     hardware = hardware_id() if settings.hardware == "auto" else settings.hardware
     identity = {"model": name, "hardware": hardware, "scheme": config, "kind": label(scheme), "compile": compile}
 
@@ -123,23 +132,45 @@ def benchmark(
         rows = [runs[i % len(runs)] for i in range(batch)]
         if compile != "eager":
             torch._dynamo.reset()  # graphs of the batch size before neither help nor hold memory
-        found = {"reason": reason} if reason else timed(generator, rows, settings.repeats, settings.warmup)
+        found = (
+            {"reason": reason}
+            if reason
+            else timed(generator, rows, settings.repeats, settings.warmup, settings.until_quiet)
+        )
         timings.append({"batch": batch} | found)
-        outcome = found["reason"] or f"{found['latency_median_ms']:.1f} ms"
+        outcome = found["reason"] or f"{found['latency_median_ms']:.1f} ms, {found['verdict']} {found['noisy_because']}"
         log.info("%s %s %s: batch %d: %s", name, config, compile, batch, outcome)
     ran = [t["batch"] for t in timings if not t["reason"]]
     samples: list[Sample] = []
     grown: list[dict] = []
+    batch, floor, unmade = quality_batch_of(settings), None, ""
     if ran and not settings.skip_metrics:
         name_of_run = config if compile == "eager" else f"{config}-{compile}"
-        samples = generate_images(generator, runs[: settings.num_images], max(ran), name_of_run)
-        # Compiled, another batch size would be compiled anew; eager, a batch that is filled up would be waste.
-        batch = min(max(ran), settings.flat_field_seeds) if compile == "eager" else max(ran)
-        grown = noise_growth(generator, settings, batch)
+        judged = runs[: settings.num_images]
+        made_by = name_of_run, scheme_id(asdict(scheme), plan, compile)
+        try:
+            samples = generate_images(generator, judged, batch, *made_by)
+            # Compiled, another batch size would be compiled anew; eager, a batch that is filled up would be waste.
+            seeds = min(batch, settings.flat_field_seeds) if compile == "eager" else batch
+            grown = noise_growth(generator, settings, seeds)
+            if its_own:
+                floor = batch // 2 or 2
+                again = generate_images(generator, judged, floor, f"{name_of_run}-floor", made_by[1])
+                samples = [s | {FLOOR: other["png"]} for s, other in zip(samples, again, strict=True)]
+        except RuntimeError as error:  # out of memory: the timings stay
+            log.exception("%s cannot sample %d images together", name, batch)
+            samples, grown, floor, unmade = [], [], None, f"no images in batches of {batch}: {first_line(error)}"
+        if samples:
+            found_runs = [(run["prompt_id"], run["seed"]) for s in samples for run in s["json"]["runs"]]
+            asked = [(run["prompt_id"], run["seed"]) for run in judged]
+            check_complete(f"{output_dir / config}-{compile}.tar", "runs (prompt_id, seed)", asked, found_runs)
 
     made |= {
         "stored_bytes": stored_bytes(transformer) if not reason else None,
-        "images": len(samples),
+        "images": sum(len(s["json"]["runs"]) for s in samples),
+        "quality_batch": batch,
+        "floor_batch": floor,
+        "images_reason": unmade,
         "images_sha256": hashlib.sha256(b"".join(s["png"] for s in samples)).hexdigest() if samples else None,
         "reason": reason or ("" if ran else "no batch size ran; the timing table has the reasons"),
     }
@@ -163,13 +194,19 @@ def benchmark(
             import_module(judge).quality(list(tables), out, embedders, settings)
 
 
-def check_reference(folder: Path, name: str, model: Model) -> None:
-    """Refuse a reference of another model, size, step count or guidance, and one with a damaged image, before work."""
+def quality_batch_of(settings: Benchmark) -> int:
+    """Images that are sampled together for the quality metrics: in another batch, the last digits are others."""
+    return settings.quality_batch or min(settings.batches)
+
+
+def check_reference(folder: Path, name: str, model: Model, batch: int) -> None:
+    """Refuse, before work, a reference of another model, size, steps, guidance or batch, or with a damaged image."""
     tables = {file: read_table(file, "benchmark.run").row(0, named=True) for file in folder.glob("*-eager.parquet")}
     base = next((file for file, run in tables.items() if run["kind"] == "base"), None)
     if base is None:
         raise InputError(f"{folder}: no run of the base scheme in eager mode to compare with; benchmark it first")
     check_made_with(tables[base], name, model, base)
+    check_batch(tables[base], batch, base)
     read_images(base)
 
 
@@ -184,7 +221,7 @@ def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | Non
     transformer = generator.pipe.transformer
     on_mlx = generator.computes_on == "mlx"
     reason = unsupported(scheme, generator.computes_on, generator.entry.dtype)
-    if reason := reason or (MLX_STATES[compile] if on_mlx else uncompilable(compile)):
+    if reason := reason or uncompilable(compile, generator.computes_on):
         return reason
     try:
         apply_scheme(transformer, scheme, plan)
@@ -196,22 +233,37 @@ def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | Non
     if on_mlx:
         transformer.compile()
         return ""
+    mode = {"mode": compile} if compile in MODES else {}
     if scheme.compile_vae:
-        generator.pipe.vae.decoder.compile(dynamic=False)
+        generator.pipe.vae.decoder.compile(dynamic=False, **mode)
     recommended_inductor_config_setter()  # torchao's settings, for the base as well
     # Static shapes: the batch sizes are few, and one graph for all of them would be slower than one for each.
-    if compile == "full":
-        transformer.compile(dynamic=False)
+    if compile != "regional":
+        transformer.compile(dynamic=False, **mode)
     else:
         for block in generator.family.blocks(transformer).values():
             block.compile(dynamic=False)
     return ""
 
 
-def uncompilable(compile: str) -> str:
-    """Why torch.compile cannot run here; empty where it can. Sets its caches inside the project."""
-    if compile == "eager":
+def uncompilable(compile: str, computes_on: str) -> str:
+    """Why a compile state cannot run on cuda, mps, cpu or mlx here; empty where it can.
+
+    Sets torch.compile's caches inside the project.
+    """
+    if compile == "eager" or (computes_on == "mlx" and compile == "full"):
         return ""
+    if computes_on == "mlx":
+        return "MLX compiles the whole transformer at once, in one way; take `compile: full`"
+    if compile == "reduce-overhead" and computes_on != "cuda":
+        return f"reduce-overhead is CUDA graphs, which {computes_on} has not; take `compile: full`"
+    if compile == "max-autotune" and computes_on == "mps":
+        return "inductor has no kernels to choose from on mps; take `compile: full`"
+    if compile == "max-autotune" and computes_on == "cuda":
+        processors = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+        if processors < AUTOTUNE_PROCESSORS:
+            least = f"{AUTOTUNE_PROCESSORS} multiprocessors, this GPU has {processors}"
+            return f"max-autotune chooses matrix kernels from {least}; take `compile: reduce-overhead`"
     cache = Path("resources/.cache").absolute()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
@@ -224,20 +276,25 @@ def uncompilable(compile: str) -> str:
     return ""
 
 
-def generate_images(generator: Generator, runs: list[dict], batch: int, label: str) -> list[Sample]:
-    """WebDataset samples of the runs, in batches of one size (a smaller last one would be compiled anew)."""
+def generate_images(generator: Generator, runs: list[dict], batch: int, label: str, scheme_key: str) -> list[Sample]:
+    """WebDataset samples of the runs, in batches of one size (a smaller last one would be compiled anew).
+
+    Runs that ask for the same picture share it.
+    """
     samples: list[Sample] = []
-    with tqdm(total=len(runs), desc=f"{generator.name} {label}", unit="img", disable=None) as bar:
+    groups = runs_by_picture(generator.name, generator.entry, runs)
+    firsts = [group[0] for group in groups]
+    with tqdm(total=len(firsts), desc=f"{generator.name} {label}", unit="img", disable=None) as bar:
         began = time.perf_counter()
-        for start in range(0, len(runs), batch):
-            rows = runs[start : start + batch]
+        for start in range(0, len(firsts), batch):
+            rows = firsts[start : start + batch]
             filled = [rows[i % len(rows)] for i in range(batch)]
-            samples += generate_slice(generator, filled, label)[: len(rows)]
+            samples += generate_slice(generator, filled, label, scheme_key)[: len(rows)]
             bar.update(len(rows))
             each = (time.perf_counter() - began) / len(samples)
             peak = peaks()
-            memory = (peak["reserved_bytes"] or peak["mlx_bytes"] or peak["rss_bytes"] or 0) / 1e9
-            eta = f"{each * (len(runs) - len(samples)):.0f}s"
+            memory = (peak["allocated_bytes"] or peak["mlx_bytes"] or peak["rss_bytes"] or 0) / 1e9
+            eta = f"{each * (len(firsts) - len(samples)):.0f}s"
             kind = "metal_GB" if peak["mlx_bytes"] and sys.platform == "darwin" else "memory_GB"
             bar.set_postfix({"s/img": f"{each:.2f}", "ETA": eta, kind: f"{memory:.2f}"})
-    return samples
+    return with_runs(samples, groups)

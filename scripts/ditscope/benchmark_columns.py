@@ -6,13 +6,12 @@ import polars as pl
 
 Types = dict[str, Any]
 
+NOISE_FLOOR = "noise floor"  # kind of the row of the base, sampled in another batch
 IDENTITY = ("model", "hardware", "scheme", "kind", "compile")
-# The peak that a run is judged by: the first of these that there is.
-PEAKS = ("steady_peak_reserved_bytes", "steady_peak_mlx_bytes", "steady_peak_rss_bytes")
 QUALITY_TYPES: Types = {
     **dict.fromkeys((*IDENTITY, "metric"), pl.String),
     **dict.fromkeys(("value", "low", "high"), pl.Float64),
-    "n": pl.Int64,
+    **dict.fromkeys(("n", "n_prompts"), pl.Int64),
     "small_n": pl.Boolean,
     "reason": pl.String,
 }

@@ -6,20 +6,24 @@ from typing import Any
 
 from PIL import Image
 
-from ditscope.errors import InputError
+from ditscope.errors import UNREADABLE, InputError, again
 from ditscope.settings import Benchmark, Model
-from ditscope.shards import read_tar
+from ditscope.shards import samples_of_runs
 
 Images = dict[tuple[str, int], dict]  # WebDataset samples by (prompt_id, seed)
+FLOOR = "floor.png"  # of the eager base: the same picture, sampled in another batch
 MADE_WITH = ("steps", "guidance", "width", "height")  # the same, and of one model, in images that are compared
+
+# What Pillow raises on bytes in memory, where an OSError is none of the machine's.
+BROKEN: tuple[type[Exception], ...] = (*UNREADABLE, OSError, Image.DecompressionBombError)
 
 
 def read_images(table: Path) -> Images:
     """The WebDataset samples beside a run's table by (prompt_id, seed). Raises InputError where one is damaged."""
     found: Images = {}
-    for sample in read_tar(table.with_suffix(".tar")):
+    for sample in samples_of_runs(table.with_suffix(".tar")):
         where = f"{table.with_suffix('.tar')}: the image `{sample['__key__']}`"
-        verified(sample["png"], where, "delete the file and run the benchmark again")
+        verified(sample["png"], where, again(table, "run the benchmark again"))
         found[sample["json"]["prompt_id"], sample["json"]["seed"]] = sample
     return found
 
@@ -29,7 +33,7 @@ def verified(png: bytes, where: str, mend: str) -> bytes:
     try:
         with Image.open(io.BytesIO(png)) as image:
             image.verify()  # checksums, without decoding
-    except Exception as error:
+    except BROKEN as error:
         raise InputError(f"{where} is damaged ({error}); {mend}") from None
     return png
 
@@ -42,6 +46,15 @@ def check_made_with(made: dict[str, Any], name: str, model: Model, where: Path) 
                 f"{where}: the reference was made with {key} {made[key]}, this run has {wanted}; use the same "
                 "settings, or --skip-metrics"
             )
+
+
+def check_batch(made: dict[str, Any], batch: int | None, where: Path) -> None:
+    """Refuse a reference whose images were sampled in other batches: a difference would be the batch's as well."""
+    if made.get("quality_batch") != batch:
+        raise InputError(
+            f"{where}: the reference's images were sampled in batches of {made.get('quality_batch')}, this run's in "
+            f"batches of {batch}; make both with one `quality_batch`, or --skip-metrics"
+        )
 
 
 def check_kid_subset(settings: Benchmark, images: int, where: Path | str) -> None:

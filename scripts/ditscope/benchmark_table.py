@@ -5,7 +5,10 @@ from pathlib import Path
 
 import polars as pl
 
-from ditscope.benchmark_columns import PEAKS, QUALITY_TYPES, TARGET_TYPES
+from ditscope.atomic import write_text
+from ditscope.benchmark_columns import QUALITY_TYPES, TARGET_TYPES
+from ditscope.counts import check_complete
+from ditscope.intervals import ratio_interval
 from ditscope.recommend import recommendation
 from ditscope.settings import Benchmark
 from ditscope.tables import concat_tables, write_table
@@ -31,6 +34,10 @@ def benchmark_table(
     judged = concat_tables(qualities, "benchmark.quality") if qualities else pl.DataFrame(schema=QUALITY_TYPES)
     sizes = with_quality(with_size_ratios(concat_tables(runs, "benchmark.run")), judged, settings.quality_bound)
     speeds = with_speed_ratios(concat_tables(timings, "benchmark.run.timing"))
+    for table, files in ((sizes, runs), (speeds, timings)):
+        key = [*CASE, "scheme", *(["batch"] if table is speeds else [])]
+        asked = (row for file in files for row in pl.read_parquet(file, columns=key).select(key).iter_rows())
+        check_complete(output_dir, "runs", asked, table.select(key).iter_rows())
     targets = [{"target": name} | asdict(target) for name, target in settings.targets.items()]
     write_table(sizes, output_dir / "benchmark.parquet", "benchmark")
     write_table(speeds, output_dir / "benchmark.timing.parquet", "benchmark.timing")
@@ -38,7 +45,7 @@ def benchmark_table(
     flat = concat_tables(flat_fields, "benchmark.run.flat")
     write_table(flat, output_dir / "flat_field.parquet", "benchmark.flat_field")
     write_table(pl.DataFrame(targets, schema=TARGET_TYPES), output_dir / "targets.parquet", "benchmark.targets")
-    (output_dir / "recommendation.md").write_text(recommendation(sizes, speeds, settings.quality_bound))
+    write_text(output_dir / "recommendation.md", recommendation(sizes, speeds, settings.quality_bound, judged))
 
 
 def with_size_ratios(runs: pl.DataFrame) -> pl.DataFrame:
@@ -53,22 +60,30 @@ def with_size_ratios(runs: pl.DataFrame) -> pl.DataFrame:
 def with_speed_ratios(timings: pl.DataFrame) -> pl.DataFrame:
     """Timings with `speedup` (base latency over the scheme's) and `latency_reduction` (1 - its inverse).
 
-    Both within one model, hardware, compile state and batch size; null where there is no base or no latency. Peaks get
-    `peak_memory_ratio`: the scheme's steady peak over the base's, reserved bytes on CUDA, MLX's own on MLX, resident
-    ones elsewhere.
+    Both within one model, hardware, compile state and batch size; null where there is no base or no latency.
+    `speedup_low` and `speedup_high` are a 95 % interval of the ratio of geometric means (eight runs of each or more),
+    `speedup_verdict` is `quiet` where both timings are. Peaks get `peak_memory_ratio`: the scheme's steady peak over
+    the base's, where both cover the same (`peak_covers`).
     """
     case = [*CASE, "batch"]
-    peak = pl.coalesce(*PEAKS).alias("peak")
-    timings = timings.with_columns(peak)
-    joined = timings.join(
-        base_of(timings, case, ["latency_median_ms", "peak"]), on=case, how="left", maintain_order="left"
-    )
+    of_base = ["latency_median_ms", "latencies_ms", "verdict", "steady_peak_bytes", "peak_covers"]
+    joined = timings.join(base_of(timings, case, of_base), on=case, how="left", maintain_order="left")
     relative = pl.col("latency_median_ms") / pl.col("base_latency_median_ms")
+    quiet = (pl.col("verdict") == "quiet") & (pl.col("base_verdict") == "quiet")
+    of_others = pl.when(pl.col("kind") != "base").then(pl.col("latencies_ms"))
+    pairs = joined.select("base_latencies_ms", of_others).rows()
+    intervals = [ratio_interval(base or [], mine or []) for base, mine in pairs]
+    alike = pl.col("peak_covers") == pl.col("base_peak_covers")
     return joined.with_columns(
+        pl.Series("speedup_low", [low for low, _ in intervals], pl.Float64),
+        pl.Series("speedup_high", [high for _, high in intervals], pl.Float64),
         speedup=1 / relative,
+        speedup_verdict=pl.when(relative.is_not_null()).then(
+            pl.when(quiet).then(pl.lit("quiet")).otherwise(pl.lit("noisy"))
+        ),
         latency_reduction=1 - relative,
-        peak_memory_ratio=pl.col("peak") / pl.col("base_peak"),
-    ).drop("peak", "base_peak", "base_latency_median_ms")
+        peak_memory_ratio=pl.when(alike).then(pl.col("steady_peak_bytes") / pl.col("base_steady_peak_bytes")),
+    ).drop(f"base_{column}" for column in of_base)
 
 
 def base_of(table: pl.DataFrame, case: list[str], columns: list[str]) -> pl.DataFrame:
@@ -81,22 +96,22 @@ def with_quality(runs: pl.DataFrame, judged: pl.DataFrame, bound: float) -> pl.D
     """Runs with a column for each metric, the interval of the quality loss, what it says of `bound`, and n.
 
     `quality_verdict`: `within` where the whole 95 % interval is at most `bound`, `beyond` where all of it is more,
-    else `undecided`; null where quality was not judged.
+    else, and where there are too few prompts for an interval, `undecided`; null where quality was not judged. What the
+    others are compared with, the base in eager mode, is `within` by definition.
     """
     key = ["model", "hardware", "scheme", "compile"]
     metrics = judged["metric"].unique(maintain_order=True).to_list() or ["quality_loss"]
     wide = judged.pivot("metric", on_columns=metrics, index=key, values="value", maintain_order=True)
     loss = judged.filter(pl.col("metric") == "quality_loss").select(
-        *key, pl.col("low").alias("quality_loss_low"), pl.col("high").alias("quality_loss_high"), pl.col("n")
+        *key, pl.col("low").alias("quality_loss_low"), pl.col("high").alias("quality_loss_high"), "n", "n_prompts"
     )
     wide = wide.join(loss, on=key, how="left", maintain_order="left")
-    low, high = (pl.coalesce(f"quality_loss_{end}", "quality_loss") for end in ("low", "high"))
     verdict = (
         pl.when(pl.col("quality_loss").is_null())
         .then(None)
-        .when(high <= bound)
+        .when((pl.col("quality_loss_high") <= bound) | ((pl.col("kind") == "base") & (pl.col("compile") == "eager")))
         .then(pl.lit("within"))
-        .when(low > bound)
+        .when(pl.col("quality_loss_low") > bound)
         .then(pl.lit("beyond"))
         .otherwise(pl.lit("undecided"))
     )

@@ -1,11 +1,9 @@
 """Names of a model's blocks, before any weight is read."""
 
-import json
-
 import diffusers
 from accelerate import init_empty_weights
 
-from ditscope.models import family_of, require_blocks, resolve_source
+from ditscope.models import family_of, require_blocks, transformer_config
 from ditscope.settings import Model
 
 
@@ -13,7 +11,7 @@ def block_names(name: str, entry: Model) -> list[str]:
     """Every block of a model of the registry in network order, as its transformer's config describes it."""
     require_blocks("blocks", name, entry)
     family = family_of(name, entry)
-    config = json.loads((resolve_source(name, entry) / "transformer" / "config.json").read_text())
+    config = transformer_config(name, entry)
     with init_empty_weights():
         transformer = getattr(diffusers, config["_class_name"]).from_config(config)
     return list(family.blocks(transformer))

@@ -13,8 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ditscope.capture_files import load_capture
-from ditscope.capture_layout import captures_in, decoded_file, picture_file
+from ditscope.capture_layout import captures_in, decoded_file, picture_file, read_metadata, rows_of_runs
 from ditscope.config import unknown
+from ditscope.counts import check_complete
 from ditscope.embedders import EmbedBatch, load_embedder
 from ditscope.errors import InputError
 from ditscope.metrics import psnr
@@ -57,17 +58,26 @@ def blocks(captures: Path, out: Path, embedders: dict[str, Embedder], settings: 
         if settings.features not in embedders:
             raise InputError(unknown("blocks.features", settings.features, embedders, "in the config's `embedders`"))
         embed = load_embedder(settings.features, embedders[settings.features])
-    rows: dict[str, list[dict]] = {name: [] for name in TABLES}
+    tables: dict[str, list[pl.DataFrame]] = {name: [] for name in TABLES}
     for folder in tqdm(folders, desc="blocks", unit="generation", disable=None):
         depths = dict(read_table(folder / "statistics.parquet", "capture_statistics").select("block", "depth").rows())
         capture = load_capture(folder)
+        rows: dict[str, list[dict]] = {name: [] for name in TABLES}
         stream_rows(capture, depths, rows)
-        decodability = decodability_rows(folder, capture["metadata"], depths, embed)
-        rows["decodability"] += decodability
+        rows["decodability"] += (decodability := decodability_rows(folder, capture["metadata"], depths, embed))
         rows["decodable"] += decodable_rows(decodability, settings)
+        for name, columns in TABLES.items():
+            found = pl.DataFrame(rows[name], schema=WHERE | columns)
+            tables[name].append(rows_of_runs(found, capture["metadata"]))
         log.info("%s: generation %s analysed", captures.name, folder.name)
-    for name, columns in TABLES.items():
-        write_table(pl.DataFrame(rows[name], schema=WHERE | columns), out / f"{name}.parquet", f"blocks.{name}")
+    shared = [(data, run) for data in map(read_metadata, folders) for run in data.get("runs") or [data]]
+    asked = [(data["generation_id"], run["prompt_id"]) for data, run in shared]
+    for name in TABLES:
+        table = pl.concat(tables[name])
+        if name in ("similarity", "residual") and len(table):  # none of captures without tensors
+            left = table.select("generation_id", "prompt_id").unique(maintain_order=True).rows()
+            check_complete(out / f"{name}.parquet", "generations and prompts", asked, left)
+        write_table(table, out / f"{name}.parquet", f"blocks.{name}")
 
 
 # Measures: pure functions of tokens ----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from tqdm import tqdm
 
 from ditscope.activation_table import gather_activations
 from ditscope.activations import ActivationRecorder
-from ditscope.calibration_set import SCHEMA_VERSION, calibration_images, write_manifest, write_npz
+from ditscope.atomic import replacing, write_text
+from ditscope.calibration_set import SCHEMA_VERSION, calibration_images, index_file, write_manifest, write_npz
+from ditscope.counts import check_complete
 from ditscope.errors import InputError
 from ditscope.families.common import Conditioning
 from ditscope.models import Generator, load_generator, require_blocks
@@ -102,7 +105,10 @@ def calibrate_shard(
     shutil.rmtree(working := out.with_name(out.name + ".partial"), ignore_errors=True)
     for number in range(len(slices)):
         shutil.copytree(parts / f"{number:05d}", working, copy_function=link, dirs_exist_ok=True)
-    (working / "shard.json").write_text(json.dumps(record, indent=1) + "\n")
+    found = [(image, step) for file in sorted(working.glob("*.npz")) for _, image, step, _ in index_file(file)]
+    asked = product((image["image_id"] for image in images), range(record["num_steps"]))
+    check_complete(out, "images and steps", asked, found)
+    write_text(working / "shard.json", json.dumps(record, indent=1) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     os.replace(working, out)
     publish(parts)
@@ -155,7 +161,8 @@ def record_slice(model: Generator, images: list[dict[str, Any]], settings: Calib
             "prompt_id": np.str_(image["prompt_id"]),
             "image_id": np.int64(image["image_id"]),
         }
-        (out / f"images/{image['image_id']:05d}.png").write_bytes(png_bytes(pixels))
+        with replacing(out / f"images/{image['image_id']:05d}.png") as partial:
+            partial.write_bytes(png_bytes(pixels))
         write_samples(
             out, image["image_id"], recorder.sigmas, [x[row : row + 1] for x in recorder.latents], shared, settings
         )

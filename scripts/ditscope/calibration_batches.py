@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditscope.calibration_set import CalibrationSet, Reference, read_sample
+from ditscope.calibration_set import CalibrationSet, Reference, check_fits, guidance_of, read_sample
 from ditscope.errors import InputError
 from ditscope.families.common import DTYPES, Conditioning
 from ditscope.models import Generator
@@ -52,9 +52,8 @@ def batches(
         for rows in (same[i : i + size] for i in range(0, len(same), size)):
             samples = [read_sample(s) for s in rows]
             check_shapes(model, rows[0].file, samples)
-            guidance = samples[0]["guidance"]
-            if guidance is None:
-                guidance = found.manifest.get("cfg_weight", model.entry.guidance)
+            embedded = bool(getattr(model.pipe.transformer.config, "guidance_embeds", False))
+            guidance = guidance_of(found, samples[0], rows[0].file, embedded)
             yield make_batch(model, samples, rows, buckets[rows[0]], guidance)
 
 
@@ -80,12 +79,8 @@ def make_batch(
 
 
 def check_shapes(model: Generator, file: Path, samples: list[dict[str, Any]]) -> None:
-    """Refuse samples whose latents the model cannot take, or of unlike conditioning or guidance."""
-    channels = model.family.latent_shape(model.pipe, model.entry.width, model.entry.height)[0]
-    if samples[0]["x"].shape[-1] != channels:
-        raise InputError(
-            f"{file}: latents of {samples[0]['x'].shape[-1]} channels, {model.name} has {channels}; calibrate it"
-        )
+    """Refuse samples that the model cannot take, or of unlike conditioning, noise level or guidance."""
+    check_fits(samples[0], file, model.name, dict(model.pipe.transformer.config))
     for key in ("x", "conditioning", "pooled_conditioning"):
         if len({s[key].shape for s in samples}) > 1:
             raise InputError(f"{file}: key `{key}` has another shape than in the same step of other images")

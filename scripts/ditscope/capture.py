@@ -16,17 +16,19 @@ from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
 from tqdm import tqdm
 
+from ditscope.atomic import replacing
 from ditscope.block_names import block_names
 from ditscope.capture_files import in_memory, load_capture
-from ditscope.capture_layout import DECODED, METADATA, decoded_file, write_metadata
+from ditscope.capture_layout import DECODED, METADATA, decoded_file, read_metadata, rows_of_runs, write_metadata
+from ditscope.counts import check_complete
 from ditscope.errors import InputError
-from ditscope.generate import describe
+from ditscope.generate import RUN, describe
 from ditscope.identity import derived_seed, file_digest, generation_id
 from ditscope.models import Generator
 from ditscope.partial import publish, unfinished
 from ditscope.patterns import select_blocks, select_indices
 from ditscope.placement import load_placed
-from ditscope.prompts import read_runs
+from ditscope.prompts import check_seed, read_runs
 from ditscope.recorder import Recorder
 from ditscope.sampling import decode, encode_prompts, sample, starting_noise
 from ditscope.settings import CaptureSet, Model
@@ -55,11 +57,12 @@ def capture(
     settings: CaptureSet = CaptureSet(),
     partial: Path | None = None,
 ) -> None:
-    """Sample with a model while recording what its blocks put out; one folder `output_dir`/<generation id> a run.
+    """Sample with a model while recording what its blocks put out; one folder `output_dir`/<generation id> a picture.
 
     Runs are `prompt` with `seed` (-1: one derived from the prompt, and recorded) or the first `settings.generations`
     of the tables (or prompt CSVs) `prompts`. num_steps, guidance, width and height replace the model entry's where
-    they are given. A run that is complete in `partial` is not sampled again; no unfinished one reaches `output_dir`.
+    they are given. Runs that ask for the same picture share its folder, whose metadata and tables name each. A run that
+    is complete in `partial` is not sampled again; no unfinished one reaches `output_dir`.
     """
     runs = read_captured_runs(prompt, prompts, negative_prompt, seed, settings.generations)
     entry = override(name, model, num_steps, guidance, width, height)
@@ -72,7 +75,8 @@ def capture(
         for run in runs:
             record = describe(loaded, run)
             gid = generation_id(record["request_hash"])
-            first = records.setdefault(gid, record)
+            first = records.setdefault(gid, record | {"runs": []})
+            first["runs"].append({key: run[key] for key in RUN})
             if first["request_hash"] != record["request_hash"]:
                 both = f"{first['prompt_id']} and {record['prompt_id']}"
                 raise InputError(f"prompts {both} share the generation id {gid}; capture them apart")
@@ -90,6 +94,11 @@ def capture(
         for gid in records:
             shutil.rmtree(output_dir / gid, ignore_errors=True)
             shutil.move(parts / gid, output_dir / gid)
+        there = [
+            r for gid, r in records.items() if read_metadata(output_dir / gid)["request_hash"] == r["request_hash"]
+        ]
+        left = [(run["prompt_id"], run["seed"]) for record in there for run in record["runs"]]
+        check_complete(output_dir, "runs (prompt_id, seed)", [(run["prompt_id"], run["seed"]) for run in runs], left)
     finally:
         if not any(part.is_dir() and part.suffix != ".unfinished" for part in parts.iterdir()):  # nothing to resume at
             publish(parts)
@@ -103,9 +112,9 @@ def read_captured_runs(prompt: str, prompts: list[Path] | None, negative: str, s
     if bool(prompt) == bool(prompts):
         raise InputError("give either `prompt` or `prompts` (tables or CSVs of prompts)")
     if prompts:
-        runs = [run for path in prompts for run in read_runs(path)]
+        runs = read_runs(*prompts)
         return runs[:limit] if limit else runs
-    derived = seed == -1
+    derived = check_seed("--seed", seed) == -1
     return [
         {
             "prompt_id": "prompt",
@@ -178,7 +187,7 @@ def capture_run(
         latents = sample(model, noise, cond, [recorder])
         image = Image.fromarray(decode(model, latents)[0].numpy())
         save_image(image, folder / f"img_0.{settings.image_format}", record, settings.add_sampling_metadata)
-        write_table(recorder.table(), folder / "statistics.parquet", "capture_statistics")
+        write_table(rows_of_runs(recorder.table(), record), folder / "statistics.parquet", "capture_statistics")
         write_metadata(recorder.metadata() | {"decoded": list(kinds)}, recorder.intermediates)
         if kinds:
             decode_blocks(model, recorder.intermediates, kinds)
@@ -231,7 +240,8 @@ def decode_blocks(model: Generator, intermediates: Path, kinds: Sequence[str]) -
                 batch = names[begin : begin + DECODE_BATCH]
                 images = decode(model, torch.cat([states[name] for name in batch]).to(dtype))
                 for name, image in zip(batch, images.numpy(), strict=True):
-                    Image.fromarray(image).save(decoded_file(intermediates, kind, index, name), **JPEG)
+                    with replacing(decoded_file(intermediates, kind, index, name)) as partial:
+                        Image.fromarray(image).save(partial, "JPEG", **JPEG)
 
 
 def save_image(image: Image.Image, path: Path, record: dict, add_prompt: bool) -> None:
@@ -242,13 +252,14 @@ def save_image(image: Image.Image, path: Path, record: dict, add_prompt: bool) -
     data = Image.Exif()
     for name, text in about.items():
         data[ExifTags.Base[name]] = text.encode()
-    if path.suffix == ".jpg":
-        image.save(path, **JPEG, exif=data)
-    else:
-        chunks = PngImagePlugin.PngInfo()
-        for name, text in about.items():
-            chunks.add_itxt(PNG_KEYWORDS.get(name, name), text)
-        image.save(path, pnginfo=chunks, exif=data)
+    chunks = PngImagePlugin.PngInfo()
+    for name, text in about.items():
+        chunks.add_itxt(PNG_KEYWORDS.get(name, name), text)
+    with replacing(path) as partial:
+        if path.suffix == ".jpg":
+            image.save(partial, "JPEG", **JPEG, exif=data)
+        else:
+            image.save(partial, "PNG", pnginfo=chunks, exif=data)
 
 
 def pack_single_file(intermediates: Path, model: str) -> None:
@@ -261,7 +272,8 @@ def pack_single_file(intermediates: Path, model: str) -> None:
     metadata = data["metadata"]
     steps, metadata["files"] = metadata["files"], {}
     single = intermediates / f"capture_{stamp}.pt"
-    torch.save(data, single)
+    with replacing(single) as partial:
+        torch.save(data, partial)
     metadata["files"] = {single.name: {"sha256": file_digest(single, 256), "bytes": single.stat().st_size}}
     for name in [*steps, METADATA]:
         (intermediates / name).unlink()

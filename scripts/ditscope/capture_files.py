@@ -9,6 +9,7 @@ A step file holds, each in the type that the model computes in:
 Under classifier-free guidance tokens, pooled and temb have a batch of two: conditional, then unconditional.
 """
 
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -18,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ditscope.capture_layout import intermediates_of, read_metadata
-from ditscope.errors import InputError
+from ditscope.errors import InputError, parsing
 from ditscope.models import check_safetensors
 from ditscope.patterns import block_index, block_type
 
@@ -98,11 +99,9 @@ def load_capture(path: Path | str) -> dict[str, Any]:
 
 def load_single_file(path: Path) -> dict[str, Any]:
     """The nested structure in a .pt file, of ditscope or of the original program; refused where there is none."""
-    try:
+    unpickling = (RuntimeError, pickle.UnpicklingError, AttributeError, TypeError, AssertionError, ImportError)
+    with parsing(path, "truncated, or no capture of tensors alone ({}); copy it again", unpickling):
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what its unpickler meets: RuntimeError, UnpicklingError, EOFError, ...
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path}: truncated, or no capture of tensors alone ({reason}); copy it again") from None
     if not isinstance(data, dict) or "denoising_context" not in data:
         raise InputError(f"{path}: holds no capture (no key `denoising_context`); give another file")
     return data

@@ -2,9 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ditscope.errors import UNREADABLE, InputError
+from ditscope.atomic import write_text
+from ditscope.errors import InputError, read_json
+
+if TYPE_CHECKING:
+    import polars as pl
 
 SCHEMA_VERSION = "1"
 METADATA = "metadata.json"
@@ -20,7 +24,7 @@ def step_file(index: int) -> str:
 def write_metadata(metadata: dict[str, Any], intermediates: Path, name: str = METADATA) -> None:
     """Write metadata.json once every tensor file is there: a folder without it is no capture."""
     text = json.dumps({"schema_version": SCHEMA_VERSION} | metadata, indent=1, ensure_ascii=False)
-    (intermediates / name).write_text(text + "\n", encoding="utf-8")
+    write_text(intermediates / name, text + "\n")
 
 
 def read_metadata(path: Path | str) -> dict[str, Any]:
@@ -29,14 +33,19 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
     files = [folder / METADATA] if (folder / METADATA).exists() else sorted(folder.glob("metadata_*.json"))
     if len(files) != 1:
         raise InputError(f"{folder}: holds no finished capture (no {METADATA}); capture it again")
-    try:
-        metadata = json.loads(files[0].read_text(encoding="utf-8"))
-        version = metadata.get("schema_version")
-    except UNREADABLE:
-        raise InputError(f"{files[0]}: not JSON; capture it again") from None
+    metadata = read_json(files[0], "not JSON; capture it again")
+    version = metadata.get("schema_version")
     if version != SCHEMA_VERSION:
         raise InputError(f"{files[0]}: schema version {version}, not {SCHEMA_VERSION}; capture it again")
     return metadata
+
+
+def rows_of_runs(table: "pl.DataFrame", metadata: dict[str, Any]) -> "pl.DataFrame":
+    """A table of one capture with its rows once for each run that shares the capture, by `prompt_id`."""
+    import polars as pl
+
+    runs = metadata.get("runs") or [metadata]
+    return pl.concat([table.with_columns(pl.lit(run["prompt_id"]).alias("prompt_id")) for run in runs])
 
 
 def intermediates_of(path: Path | str) -> Path:

@@ -1,12 +1,12 @@
 """Contact sheets of captures: steps down, blocks across, what each block's output would draw in each cell."""
 
-import os
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from ditscope.atomic import replacing
 from ditscope.capture_layout import picture_file
 from ditscope.frames import BACKGROUND, COLOURS, FAINT, INK, font, line_height, text_width, tile, wrap
 from ditscope.patterns import block_index, block_type
@@ -67,8 +67,6 @@ def draw_heads(draw: ImageDraw.ImageDraw, xy: tuple[int, int], blocks: Sequence[
 
 
 def write_sheet(sheet: Image.Image, path: Path) -> None:
-    """Write a sheet as PNG, by a temporary file and a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    sheet.save(partial)
-    os.replace(partial, path)
+    """Write a sheet as PNG, by `replacing`."""
+    with replacing(path) as partial:
+        sheet.save(partial, "PNG")

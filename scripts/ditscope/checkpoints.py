@@ -37,13 +37,10 @@ def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Pat
 
     Raises InputError for layouts that torchao cannot write (2:4 sparse weights).
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
     if runs_on_mlx(transformer):
         made = {"schema_version": SCHEMA_VERSION, "scheme": asdict(scheme)}
         configs = layer_configs(transformer, scheme, plan)
-        import_module("ditscope.mlx.quantize").save_checkpoint(transformer, configs, partial, made)
-        partial.replace(out)
+        import_module("ditscope.mlx.quantize").save_checkpoint(transformer, configs, out, made)
         return
     state = {name: tensor.detach() for name, tensor in transformer.state_dict().items()}
     try:
@@ -58,8 +55,7 @@ def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Pat
         "torchao": torchao.__version__,
         "tensors": metadata,
     }
-    save_tensors(tensors, partial, {RECORD: json.dumps(record, sort_keys=True)})
-    partial.replace(out)
+    save_tensors(tensors, out, {RECORD: json.dumps(record, sort_keys=True)})
 
 
 def load_checkpoint(path: Path, device: str = "cpu") -> nn.Module:

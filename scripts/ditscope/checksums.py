@@ -1,12 +1,12 @@
 """Digests of what each job left, in <results>/.checksums/<rule>/: what `ditscope doctor` holds the files against."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ditscope.errors import UNREADABLE, InputError
+from ditscope.atomic import write_text
+from ditscope.errors import InputError, again, read_json
 from ditscope.identity import digest, file_digest
 
 FOLDER = ".checksums"
@@ -27,10 +27,7 @@ def record_checksums(results: Path, rule: str, outputs: Iterable[Path | str]) ->
     if not files:
         return
     record = results / FOLDER / rule / f"{digest(sorted(map(str, paths)), 64)}.json"
-    record.parent.mkdir(parents=True, exist_ok=True)
-    partial = record.with_suffix(".partial")
-    partial.write_text(json.dumps({"schema_version": SCHEMA_VERSION, "rule": rule, "files": files}, indent=1) + "\n")
-    os.replace(partial, record)
+    write_text(record, json.dumps({"schema_version": SCHEMA_VERSION, "rule": rule, "files": files}, indent=1) + "\n")
 
 
 def files_of(path: Path) -> list[Path]:
@@ -47,17 +44,14 @@ def read_checksums(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def read_record(file: Path) -> dict[str, Any]:
     """One job's record. Raises InputError where it is damaged, or names files outside the study."""
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        for name, entry in record["files"].items():
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise InputError(f"{file}: `{name}` is not inside the study; delete the record")
-            if not isinstance(entry["sha256"], str) or type(entry["bytes"]) is not int:
-                raise InputError(f"{file}: `{name}` has no sha256 and size; delete the record")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    except InputError:
-        raise
-    except UNREADABLE:
-        raise InputError(f"{file}: not a record of checksums; delete it") from None
+    remedy = again(file, "run the jobs again")
+    record = read_json(file, f"not a record of checksums; {remedy}")
+    if not isinstance(files := record.get("files"), dict):
+        raise InputError(f"{file}: not a record of checksums; {remedy}")
+    for name, entry in files.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(f"{file}: `{name}` is not inside the study; {remedy}")
+        whole = isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and type(entry.get("bytes")) is int
+        if not whole:
+            raise InputError(f"{file}: `{name}` has no sha256 and size; {remedy}")
     return record

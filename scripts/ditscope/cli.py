@@ -12,10 +12,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import ditscope
 from ditscope.config import ROOT, json_schema, load_config, reference, unknown
-from ditscope.errors import UNREADABLE, InputError, line
+from ditscope.errors import IncompleteError, InputError, machine_error
 from ditscope.job import logged
 from ditscope.ranges import check_ranges
 from ditscope.settings import Config, Embedder, Model, Scheme
+from ditscope.yaml_file import read_yaml
 
 # name: (module and function, one line for `ditscope --help`); the function's own signature makes the options.
 COMMANDS = {
@@ -81,6 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"ditscope {command}: {error}", file=sys.stderr)
         return 2
+    except IncompleteError as error:
+        print(f"ditscope {command}: {error}", file=sys.stderr)
+        return 1
+    except (OSError, MemoryError) as error:
+        if not (reason := machine_error(error)):
+            raise
+        print(f"ditscope {command}: {reason}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -219,24 +228,11 @@ def call(function: Callable[..., Any], options: dict[str, Any], command: str = "
 
 def read_config(overlays: Sequence[Path]) -> Config:
     """The project's config.yaml with overlays merged over it, key by key."""
-    import yaml
     from snakemake.utils import update_config
 
     data: dict[str, Any] = {}
     for path in [ROOT / "config.yaml", *overlays]:
-        try:
-            overlay = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-            if not isinstance(overlay, dict):
-                raise InputError(f"{path}: not a map of settings; write `key: value` lines")
-            update_config(data, overlay)
-        except InputError:
-            raise
-        except OSError:
-            raise InputError(f"{path}: no such config file") from None
-        except yaml.YAMLError as error:
-            raise InputError(f"{path}: not YAML ({line(error)})") from None
-        except UNREADABLE as error:
-            raise InputError(f"{path}: not YAML in UTF-8 ({line(error)})") from None
+        update_config(data, read_yaml(path))
     return load_config(data)
 
 

@@ -9,9 +9,10 @@ import polars as pl
 from sklearn.cluster import HDBSCAN
 
 from ditscope import sequences
+from ditscope.counts import check_complete
 from ditscope.errors import InputError
 from ditscope.settings import Cluster
-from ditscope.states import by_embedder, read_states, unit, vectors
+from ditscope.states import STATE, by_embedder, read_states, unit, vectors
 from ditscope.tables import write_table
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ def cluster(embeddings: list[Path], trajectories: list[Path], folder: Path, sett
     if settings.min_cluster_size == 1 or settings.min_cluster_size < 0:
         raise InputError(f"cluster.min_cluster_size: {settings.min_cluster_size} must be 0 (automatic) or at least 2")
     labelled, maps = [], []
-    for embedder, part in by_embedder(read_states(embeddings, trajectories)):
+    states = read_states(embeddings, trajectories)
+    for embedder, part in by_embedder(states):
         part = part.filter(pl.col("position") >= 0)
         u = unit(vectors(part))
         labels, reason = cluster_labels(u, settings)
@@ -40,6 +42,9 @@ def cluster(embeddings: list[Path], trajectories: list[Path], folder: Path, sett
         maps.append(map_states(part, u))
         log.info("%s: %d states, %d clusters", embedder, len(u), len(np.unique(labels[labels != OUTLIER])))
     clusters = pl.concat(labelled)
+    asked = states.filter(pl.col("position") >= 0).select(STATE).rows()
+    check_complete(folder / "clusters.parquet", "states", asked, clusters.select(STATE).rows())
+    check_complete(folder / "map.parquet", "states", asked, pl.concat(maps).select(STATE).rows())
     drop = settings.drop_outliers
     write_table(clusters, folder / "clusters.parquet", "clusters")
     write_table(pl.concat(maps), folder / "map.parquet", "clusters.map")

@@ -1,9 +1,12 @@
 """Read a config into `settings.Config`: strict types, no unknown keys, the nearest valid key in every refusal."""
 
 import difflib
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from datetime import date, datetime
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from types import GenericAlias
 from typing import Any, get_args, get_origin, get_type_hints
@@ -11,9 +14,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ditscope.errors import InputError
 from ditscope.models import check_backend, check_frames, is_generator, require_blocks
 from ditscope.networks import resolve_network
-from ditscope.ranges import check_ranges
-from ditscope.settings import BACKENDS, COMPILE_STATES, STAGES, Benchmark, Config, Scheme
+from ditscope.ranges import INT64, check_ranges
+from ditscope.settings import STAGES, Benchmark, Config, Scheme
 
+NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 ROOT = Path(__file__).resolve().parents[2]
 type_hints = cache(get_type_hints)
 
@@ -33,9 +37,11 @@ def decode(kind: Any, value: Any, path: str = "") -> Any:
                 raise InputError(f"{where}: the required key `{f.name}` is missing ({f.metadata['help']})")
         decoded = {k: decode(hints[k], v, f"{path}.{k}" if path else k) for k, v in value.items()}
         for f in fields(kind):
-            choices = f.metadata.get("choices")
-            if choices and decoded.get(f.name, choices[0]) not in choices:
-                raise InputError(unknown(f"{where}.{f.name}", decoded[f.name], choices, "a choice"))
+            choices, given = f.metadata.get("choices"), decoded.get(f.name, [])
+            for item in given if isinstance(given, list) else [given]:
+                if choices and item not in choices:
+                    what = f"one of {', '.join(map(str, choices))}"
+                    raise InputError(unknown(f"{path}.{f.name}" if path else f.name, item, choices, what))
         check_ranges(kind, decoded, lambda name: f"{where}.{name}")
         return kind(**decoded)
     if isinstance(kind, GenericAlias):
@@ -43,13 +49,48 @@ def decode(kind: Any, value: Any, path: str = "") -> Any:
         if origin is list and isinstance(value, (list, tuple)):
             return [decode(inner[0], v, f"{path}[{i}]") for i, v in enumerate(value)]
         if origin is dict and isinstance(value, Mapping):
-            return {str(k): decode(inner[1], v, f"{path}.{k}") for k, v in value.items()}
+            if (other := next((k for k in value if not isinstance(k, str)), None)) is not None:
+                raise InputError(f"{where}: {as_read(other)}, not a name; write it in quotes")
+            return {k: decode(inner[1], v, f"{path}.{k}") for k, v in value.items()}
         raise InputError(f"{where}: expected a {'list' if origin is list else 'map'}, got {value!r}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
-        raise InputError(f"{where}: expected {kind.__name__}, got {value!r}")
+        raise InputError(f"{where}: expected {kind.__name__}, got {value!r}{spelling(kind, value)}")
     return value
+
+
+def spelling(kind: type, value: Any) -> str:
+    """How to write a value in YAML that was read as another type; empty where it is something else altogether."""
+    if kind is str and isinstance(value, (bool, int, float, date)):
+        return f" ({as_read(value)}); write it in quotes"
+    if kind in (int, float) and isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return ""
+        if kind is int:
+            return f"; write {int(number)}, without quotes" if number.is_integer() else ""
+        plain = f"{number:e}" if "e" in value.lower() and isfinite(number) else value
+        return f"; write {plain}, without quotes"
+    if kind is bool and isinstance(value, (str, int)):
+        return "; write true or false, without quotes"
+    return ""
+
+
+def as_read(value: Any) -> str:
+    """What YAML took a value for, as `no` for False."""
+    names = {bool: "a truth value", int: "an integer", float: "a number", datetime: "a time", date: "a date"}
+    shown = {True: "true (or yes, on)", False: "false (or no, off)"}[value] if isinstance(value, bool) else str(value)
+    return f"YAML reads {shown} as {names.get(type(value), 'nothing' if value is None else 'another type')}"
+
+
+def check_name(where: str, name: str) -> None:
+    """Refuse a name that is to be part of paths and patterns, unless it is plain: the one rule for every registry."""
+    if not NAME.fullmatch(name) or ".." in name:
+        raise InputError(
+            f"{where}: `{name}` is not a plain name; use letters, digits and . _ + - (not first a dot, no two dots)"
+        )
 
 
 def unknown(where: str, name: Any, valid: Any, what: str) -> str:
@@ -69,11 +110,21 @@ def load_config(data: Mapping[str, Any]) -> Config:
 
 def check(config: Config) -> None:
     """Check what types cannot: names that refer to registry entries, sizes, exclusive options."""
-    if not config.experiment or set(config.experiment) & set("/\\ ") or config.experiment.startswith("."):
-        raise InputError(f"experiment: `{config.experiment}` must be a plain folder name")
-    for name in config.backends:
-        if name not in BACKENDS:
-            raise InputError(unknown("backends", name, BACKENDS, "a back end"))
+    check_name("experiment", config.experiment)
+    registries: dict[str, Mapping[str, Any]] = {
+        "models": config.models,
+        "schemes": config.schemes,
+        "embedders": config.embedders,
+        "networks": config.networks,
+        "capture.sets": config.capture.sets,
+        "plan.budgets": config.plan.budgets,
+        "benchmark.targets": config.benchmark.targets,
+    }
+    for registry, names in registries.items():
+        for name in names:
+            check_name(registry, name)
+    if config.benchmark.hardware:
+        check_name("benchmark.hardware", config.benchmark.hardware)
     for name, model in config.models.items():
         for side in ("width", "height"):
             if getattr(model, side) % 16:
@@ -117,9 +168,6 @@ def check(config: Config) -> None:
         for name in getattr(config.benchmark, key):
             if name not in config.schemes:
                 raise InputError(unknown(f"benchmark.{key}", name, config.schemes, "in the config's `schemes`"))
-    for state in config.benchmark.compile:
-        if state not in COMPILE_STATES:
-            raise InputError(unknown("benchmark.compile", state, COMPILE_STATES, "a compile state"))
     bench = config.benchmark
     if bench.models and not bench.skip_metrics:
         chosen = [config.schemes[s] for s in bench.schemes]
@@ -192,8 +240,7 @@ def _schema(kind: Any) -> dict[str, Any]:
             "properties": {
                 f.name: _schema(hints[f.name])
                 | ({"description": f.metadata["help"]} if f.metadata["help"] else {})
-                | ({"enum": list(f.metadata["choices"])} if f.metadata["choices"] else {})
-                | _range(hints[f.name], f.metadata["allowed"])
+                | _limits(hints[f.name], f.metadata["choices"], f.metadata["allowed"])
                 for f in fields(kind)
             },
             "required": [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING],
@@ -207,17 +254,20 @@ def _schema(kind: Any) -> dict[str, Any]:
     return {"type": {str: "string", int: "integer", float: "number", bool: "boolean"}[kind]}
 
 
-def _range(kind: Any, allowed: Mapping[str, Any]) -> dict[str, Any]:
-    """What the schema of a number, or of a list or map of them, says beside its type; see `ranges.complaint`."""
+def _limits(kind: Any, choices: tuple, allowed: Mapping[str, Any]) -> dict[str, Any]:
+    """What the schema of a setting, or of a list or map of them, says beside its type; see `ranges.complaint`."""
     if get_origin(kind) is list:
-        items = {"items": _schema(get_args(kind)[0]) | _range(get_args(kind)[0], allowed)}
+        items = {"items": _schema(get_args(kind)[0]) | _limits(get_args(kind)[0], choices, allowed)}
         return items | {"uniqueItems": True} | ({"minItems": 1} if allowed["filled"] else {})
+    if choices:
+        return {"enum": list(choices)}
     if get_origin(kind) is dict and get_args(kind)[1] in (int, float):
-        return {"additionalProperties": _schema(get_args(kind)[1]) | _range(get_args(kind)[1], allowed)}
+        return {"additionalProperties": _schema(get_args(kind)[1]) | _limits(get_args(kind)[1], (), allowed)}
     if kind not in (int, float):
         return {}
-    least = {"exclusiveMinimum": 0} if allowed["positive"] else {} if allowed["signed"] else {"minimum": 0}
-    return least | ({} if allowed["most"] is None else {"maximum": allowed["most"]})
+    least = {"exclusiveMinimum": 0} if allowed["positive"] else {"minimum": -1 if allowed["signed"] else 0}
+    most = allowed["most"] if allowed["most"] is not None else INT64 if kind is int else None
+    return least | ({} if most is None else {"maximum": most})
 
 
 def reference() -> str:

@@ -1,11 +1,13 @@
 """Drift: how far each state of a trajectory is from its first one, how far it steps, and how alike runs are."""
 
 import logging
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from ditscope.counts import check_complete
 from ditscope.identity import derived_seed
 from ditscope.series import autoregression, normality
 from ditscope.settings import Drift
@@ -28,6 +30,9 @@ def drift(embeddings: list[Path], trajectories: list[Path], folder: Path, settin
     states = read_states(embeddings, trajectories)
     log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)
     table = drift_table(states, settings.shuffles)
+    asked = product(range(settings.shuffles + 1), states.select(STATE).rows())
+    left = ((row[0], row[1:]) for row in table.select("shuffle", *STATE).iter_rows())
+    check_complete(folder / "drift.parquet", "states (of each shuffle)", asked, left)
     write_table(table, folder / "drift.parquet", "drift")
     write_table(run_similarity(states), folder / "similarity.parquet", "drift.similarity")
     write_table(autoregression(table, [*DISTANCES, *STEPS]), folder / "autoregression.parquet", "drift.autoregression")

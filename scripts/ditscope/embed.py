@@ -12,6 +12,7 @@ import polars as pl
 from PIL import Image
 from tqdm import tqdm
 
+from ditscope.counts import check_complete
 from ditscope.errors import InputError
 from ditscope.random_walk import FAMILY as RANDOM_WALK
 from ditscope.random_walk import random_walk
@@ -62,6 +63,8 @@ def embed(
         pl.lit(embedder.modality).alias("modality"),
         pl.Series("vector", vectors.tolist(), pl.List(pl.Float32)),
     )
+    key = ("network", "run_id", "sequence_number")
+    check_complete(out, "states", rows.select(key).rows(), table.select(key).rows())
     write_table(table.cast(SCHEMA), out, "embeddings")
     log.info("%s: %d states, %d numbers each", name, *vectors.shape)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ditscope.atomic import write_text
 from ditscope.errors import InputError
 from ditscope.progress import read_plan
 
@@ -30,7 +31,7 @@ def estimate(configfile: list[Path], measured: Path = Path("results/demo"), out:
         f"{known.filter('gpu')['hours'].sum():.2f} on a GPU where there is one; {known['bytes'].sum() or 0:,} bytes"
     )
     if out:
-        table.write_csv(out)
+        write_text(out, table.write_csv())
 
 
 def planned_jobs(overlays: list[Path]) -> dict[str, int]:

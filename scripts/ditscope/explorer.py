@@ -5,6 +5,7 @@ from pathlib import Path
 import altair as alt
 import polars as pl
 
+from ditscope.atomic import write_text
 from ditscope.figures import Files
 from ditscope.figures.files import benchmark_points, drift_quantiles, labelled_map
 
@@ -16,7 +17,7 @@ def write_explorer(files: Files, out: Path) -> None:
     charts = [make(files) for stages, make in CHARTS if set(stages) <= set(files)]
     charts = charts or [alt.Chart(pl.DataFrame()).mark_point()]
     page = alt.vconcat(*charts).resolve_scale(color="independent", shape="independent", strokeDash="independent")
-    out.write_text(escaped(page.to_html(inline=True)))
+    write_text(out, escaped(page.to_html(inline=True)))
 
 
 def escaped(html: str) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ditscope.atomic import replacing
 from ditscope.embedders import Towers, image_features, load_towers, text_features
 from ditscope.errors import InputError
 from ditscope.identity import digest
@@ -88,10 +88,8 @@ def cached(key: list[str], compute: Callable[[], Tensor], cache: Path | None) ->
         return load_file(file)["features"].double().numpy()
     found = compute()
     if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        save_tensors({"features": found}, partial)
-        os.replace(partial, file)
+        with replacing(file, shared=True) as partial:
+            save_tensors({"features": found}, partial)
     return found.double().numpy()
 
 

@@ -1,7 +1,6 @@
 """Films: write frames as a GIF or an MP4, with equal bytes for equal frames."""
 
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -10,15 +9,14 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
+from ditscope.atomic import replacing
+
 log = logging.getLogger(__name__)
 
 
 def write_film(frames: Iterable[Image.Image], path: Path, fps: float) -> None:
-    """Write frames of one size to `path`, a .gif or an .mp4, by a temporary file and a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    {".gif": write_gif, ".mp4": write_mp4}[path.suffix](iter(frames), partial, fps)
-    os.replace(partial, path)
+    """Write frames of one size to `path`, a .gif or an .mp4, by `replacing`."""
+    {".gif": write_gif, ".mp4": write_mp4}[path.suffix](iter(frames), path, fps)
     log.info("wrote %s", path)
 
 
@@ -26,7 +24,9 @@ def write_gif(frames: Iterator[Image.Image], path: Path, fps: float) -> None:
     """An endless GIF; each frame has a palette of its own."""
     indexed = (frame.quantize(256, dither=Image.Dither.NONE) for frame in frames)
     first = next(indexed)
-    first.save(path, save_all=True, append_images=indexed, duration=round(1000 / fps), loop=0, disposal=1)
+    playing = {"append_images": indexed, "duration": round(1000 / fps), "loop": 0, "disposal": 1}
+    with replacing(path) as partial:
+        first.save(partial, "GIF", save_all=True, **playing)
 
 
 def write_mp4(frames: Iterator[Image.Image], path: Path, fps: float) -> None:
@@ -34,14 +34,15 @@ def write_mp4(frames: Iterator[Image.Image], path: Path, fps: float) -> None:
     first = next(frames)
     size = first.width + first.width % 2, first.height + first.height % 2
     options = ["-crf", "18", "-movflags", "+faststart", "-threads", "1", "-map_metadata", "-1"]
-    options += ["-fflags", "+bitexact", "-flags:v", "+bitexact"]
-    writer = imageio_ffmpeg.write_frames(
-        path, size, pix_fmt_in="rgb24", pix_fmt_out="yuv420p", fps=fps, codec="libx264", quality=None,
-        macro_block_size=1, ffmpeg_log_level="error", output_params=options,
-    )  # fmt: skip
-    writer.send(None)
-    for frame in chain([first], frames):
-        canvas = Image.new("RGB", size, "white")
-        canvas.paste(frame)
-        writer.send(np.ascontiguousarray(canvas))
-    writer.close()
+    options += ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-f", "mp4"]
+    with replacing(path) as partial:
+        writer = imageio_ffmpeg.write_frames(
+            partial, size, pix_fmt_in="rgb24", pix_fmt_out="yuv420p", fps=fps, codec="libx264", quality=None,
+            macro_block_size=1, ffmpeg_log_level="error", output_params=options,
+        )  # fmt: skip
+        writer.send(None)
+        for frame in chain([first], frames):
+            canvas = Image.new("RGB", size, "white")
+            canvas.paste(frame)
+            writer.send(np.ascontiguousarray(canvas))
+        writer.close()

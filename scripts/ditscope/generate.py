@@ -8,7 +8,8 @@ from pathlib import Path
 import polars as pl
 from tqdm import tqdm
 
-from ditscope.identity import request_hash
+from ditscope.counts import check_complete, grouped
+from ditscope.identity import BASE, request_hash, weights_id
 from ditscope.models import Generator, load_generator
 from ditscope.partial import publish, unfinished
 from ditscope.prompts import read_runs
@@ -20,9 +21,11 @@ from ditscope.tables import write_table
 log = logging.getLogger(__name__)
 
 COLUMNS = (
-    "request_hash", "model", "revision", "scheme", "backend", "dtype", "prompt_id", "prompt", "negative_prompt", "seed",
-    "derived_seed", "steps", "guidance", "width", "height", "prompt_tokens", "prompt_truncated", "key", "png_sha256",
+    "request_hash", "model", "revision", "weights", "scheme", "backend", "dtype", "prompt_id", "prompt",
+    "negative_prompt", "seed", "derived_seed", "steps", "guidance", "width", "height", "prompt_tokens",
+    "prompt_truncated", "key", "png_sha256",
 )  # fmt: skip
+RUN = ("prompt_id", "seed", "derived_seed")  # what runs that share a picture may differ in
 
 
 def generate(
@@ -37,35 +40,66 @@ def generate(
 ) -> None:
     """Sample every run of `prompts` (a table or a CSV) with one model into a WebDataset shard and its manifest.
 
-    Leaves `images` (tar of png, json, latent), `manifest` (table `images`, one row a run) and `timing` (table
+    Runs that ask for the same picture share it: the shard has it once, with its `runs` in the json.
+    Leaves `images` (tar of png, json, latent), `manifest` (table `images`, one row per run) and `timing` (table
     `images.timing`: seconds of each slice), the last two beside the first where no path is given. Finished slices
     in `partial` are reused.
     """
     runs = read_runs(prompts)
-    slices = [runs[i : i + settings.slice_size] for i in range(0, len(runs), settings.slice_size)]
+    groups = runs_by_picture(name, model, runs)
+    slices = [groups[i : i + settings.slice_size] for i in range(0, len(groups), settings.slice_size)]
     parts = unfinished(partial, images, {"model": model, "runs": runs, "settings": settings})
     loaded: Generator | None = None
     seconds = []
-    for number, rows in enumerate(tqdm(slices, desc=name, unit="slice", disable=None)):
+    for number, part_groups in enumerate(tqdm(slices, desc=name, unit="slice", disable=None)):
         part = parts / f"{number:05d}.tar"
         began = time.perf_counter()
         if not part.exists():
             loaded = loaded or load_generator(name, model)
-            write_tar(generate_slice(loaded, rows), part)
-        seconds.append({"model": name, "slice": number, "images": len(rows), "seconds": time.perf_counter() - began})
+            write_tar(with_runs(generate_slice(loaded, [group[0] for group in part_groups]), part_groups), part)
+        cost = {"images": len(part_groups), "seconds": time.perf_counter() - began}
+        seconds.append({"model": name, "slice": number} | cost)
         log.info("%s: slice %d of %d done", name, number + 1, len(slices))
-    samples = [sample for number in range(len(slices)) for sample in read_tar(parts / f"{number:05d}.tar")]
+    samples = [made for number in range(len(slices)) for made in read_tar(parts / f"{number:05d}.tar")]
+    records = {}
+    for made in samples:
+        about = {"key": made["__key__"], "png_sha256": hashlib.sha256(made["png"]).hexdigest()}
+        for run in made["json"]["runs"]:
+            records[run["prompt_id"], run["seed"]] = made["json"] | run | about
+    asked = [(run["prompt_id"], run["seed"]) for run in runs]
+    check_complete(images, "runs (prompt_id, seed)", asked, records)
     write_tar(samples, images)
-    records = [s["json"] | {"key": s["__key__"], "png_sha256": hashlib.sha256(s["png"]).hexdigest()} for s in samples]
-    write_table(pl.DataFrame(records).select(COLUMNS), manifest or images.with_suffix(".parquet"), "images")
-    write_table(pl.DataFrame(seconds), timing or images.with_suffix(".timing.parquet"), "images.timing")
+    table = pl.DataFrame([records[run] for run in asked]).select(COLUMNS)
+    write_table(table, manifest or beside(images, ".parquet"), "images")
+    write_table(pl.DataFrame(seconds), timing or beside(images, ".timing.parquet"), "images.timing")
     publish(parts)
 
 
-def generate_slice(model: Generator, rows: list[dict], scheme: str = "base") -> list[dict]:
+def runs_by_picture(name: str, model: Model, runs: list[dict]) -> list[list[dict]]:
+    """Runs in groups that ask a model for the same picture, in order of their first ones."""
+    return grouped(runs, lambda run: request_key(request_of(name, model, run)))
+
+
+def with_runs(samples: list[dict], groups: list[list[dict]]) -> list[dict]:
+    """Samples whose json lists, as `runs`, every run of the group that each was made for; a picture comes once."""
+    found: dict[str, dict] = {}
+    for made, group in zip(samples, groups, strict=True):
+        runs = [{key: run[key] for key in RUN} for run in group]
+        first = found.setdefault(made["__key__"], made | {"json": made["json"] | {"runs": []}})
+        first["json"]["runs"] += runs
+    return list(found.values())
+
+
+def beside(tar: Path, suffix: str) -> Path:
+    """A file beside a tar, of its whole name: `run.1` and `run.2` are two stems, `shard.tar` is the stem `shard`."""
+    return tar.with_name(tar.name.removesuffix(".tar") + suffix)
+
+
+def generate_slice(model: Generator, rows: list[dict], scheme: str = BASE, scheme_key: str = BASE) -> list[dict]:
     """Sample a batch of runs; WebDataset samples with png, json (the image's own record) and latent.
 
-    A video is an mp4 beside the png of its middle frame.
+    A video is an mp4 beside the png of its middle frame. `scheme` is the name that is recorded, `scheme_key` what
+    identifies it (see `identity.scheme_id`).
     """
     noise = noise_of(model, [row["seed"] for row in rows])
     cond = encode_prompts(model, [r["prompt"] for r in rows], [r["negative_prompt"] for r in rows])
@@ -73,21 +107,23 @@ def generate_slice(model: Generator, rows: list[dict], scheme: str = "base") -> 
     images = decode(model, latents).numpy()
     samples = []
     for row, latent, image in zip(rows, latents.float().cpu().numpy(), images, strict=True):
-        record = describe(model, row, scheme)
+        record = describe(model, row, scheme, scheme_key)
         made = {"__key__": record["request_hash"], "png": png_bytes(still(image)), "json": record, "latent.npy": latent}
         samples.append(made | ({"mp4": mp4_bytes(image, model.family.FPS)} if image.ndim == 4 else {}))
     return samples
 
 
-def describe(model: Generator, row: dict, scheme: str = "base") -> dict:
-    """The record of one image: everything that determines it, its request hash, and whether its prompt was cut."""
-    entry = model.entry
-    request = {
-        "model": model.name,
+def request_of(name: str, entry: Model, row: dict) -> dict:
+    """What determines an image of a model, less its quantization: the arguments of `request_hash`."""
+    return {
+        "model": name,
         "revision": entry.revision,
-        "scheme": scheme,
+        "weights": weights_id(entry.source, entry.revision),
+        "scheme": BASE,
         "backend": entry.backend,
         "dtype": entry.dtype,
+        "use_t5": entry.use_t5,
+        "max_sequence_length": entry.max_sequence_length,
         "prompt": row["prompt"],
         "negative_prompt": row["negative_prompt"],
         "seed": row["seed"],
@@ -96,14 +132,25 @@ def describe(model: Generator, row: dict, scheme: str = "base") -> dict:
         "width": entry.width,
         "height": entry.height,
     } | ({"frames": entry.frames} if entry.frames > 1 else {})
+
+
+def request_key(request: dict, scheme_key: str = BASE) -> str:
+    """The request hash of what `request_of` gives, under a quantization scheme."""
+    return request_hash(**request | {"scheme": scheme_key})
+
+
+def describe(model: Generator, row: dict, scheme: str = BASE, scheme_key: str = BASE) -> dict:
+    """The record of one image: everything that determines it, its request hash, and whether its prompt was cut."""
+    request = request_of(model.name, model.entry, row)
     tokens, truncated = prompt_tokens(model, row["prompt"])
     if truncated:
         log.warning(
             "%s: prompt %s has %d tokens, more than the text encoder reads; cut", model.name, row["prompt_id"], tokens
         )
     return (
-        {"request_hash": request_hash(**request), "prompt_id": row["prompt_id"]}
+        {"request_hash": request_key(request, scheme_key), "prompt_id": row["prompt_id"]}
         | request
+        | {"scheme": scheme}
         | {"derived_seed": row["derived_seed"], "prompt_tokens": tokens, "prompt_truncated": truncated}
     )
 

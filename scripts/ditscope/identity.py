@@ -3,8 +3,11 @@
 import base64
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+BASE = "base"  # the scheme of a model that is not quantized
 
 
 def digest(value: Any, bits: int = 128) -> str:
@@ -17,9 +20,12 @@ def request_hash(
     *,
     model: str,
     revision: str,
+    weights: str,
     scheme: str,
     backend: str,
     dtype: str,
+    use_t5: bool,
+    max_sequence_length: int,
     prompt: str,
     negative_prompt: str,
     seed: int,
@@ -29,9 +35,55 @@ def request_hash(
     height: int,
     frames: int = 1,
 ) -> str:
-    """128-bit hex key of everything that determines one image, or one video where `frames` is more than 1."""
-    request = locals()
-    return digest({k: v for k, v in request.items() if k != "frames" or v > 1})
+    """128-bit hex key of everything that determines one image, or one video where `frames` is more than 1.
+
+    `weights` is their digest or their revision (`weights_id`), `scheme` what `scheme_id` makes of settings and plan.
+    """
+    request: dict[str, Any] = {
+        "model": model,
+        "revision": revision,
+        "weights": weights,
+        "scheme": scheme,
+        "backend": backend,
+        "dtype": dtype,
+        "use_t5": use_t5,
+        "max_sequence_length": max_sequence_length,
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "steps": steps,
+        "guidance": guidance,
+        "width": width,
+        "height": height,
+    }
+    if frames > 1:
+        request["frames"] = frames
+    return digest(request)
+
+
+@cache
+def weights_id(source: str, revision: str) -> str:
+    """What identifies a model's files: the revision of a hub model, the digest of a folder's names and bytes.
+
+    The digest is remembered by size and time in the project's cache, as the workflow's. Empty where there is no folder.
+    """
+    if revision or not Path(source).exists():
+        return revision
+    from ditscope.staleness import source_digest
+
+    resources = Path("resources")
+    return source_digest(source, resources / ".cache" if resources.is_dir() else None)
+
+
+def scheme_id(settings: dict[str, Any] | None, plan: Path | None = None, compiled: str = "eager") -> str:
+    """What identifies a quantization: `base`, or a digest of settings, the plan's bytes and the compile state.
+
+    The name of a scheme says nothing: two studies may use one for different settings.
+    """
+    kept = {key: value for key, value in (settings or {}).items() if key != "plan"}
+    if compiled == "eager" and kept.get("kind", "base") == "base" and not kept.get("fuse_qkv"):
+        return BASE
+    return digest({"settings": kept, "plan": plan and file_digest(plan), "compile": compiled})
 
 
 def generation_id(request: str) -> str:

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from ditscope.captioners import caption, load_captioner
-from ditscope.generate import prompt_tokens
-from ditscope.identity import digest, request_hash
+from ditscope.generate import prompt_tokens, request_key, request_of
+from ditscope.identity import BASE, digest, scheme_id, weights_id
 from ditscope.models import load_generator
 from ditscope.networks import Entry
 from ditscope.sampling import decode, encode_prompts, noise_of, sample, still
@@ -56,7 +57,10 @@ class Node:
 def node_of(entry: Entry, plan: Path | None) -> Node:
     """The node of a network's entry; its model loads when it is first asked."""
     image = entry.makes == "IMAGE"
-    ask, load = (ask_generator, answer_by_generator) if image else (ask_captioner, answer_by_captioner)
+    scheme = scheme_id(asdict(entry.scheme) if entry.scheme else None, plan)
+    ask, load = (
+        (partial(ask_generator, scheme=scheme), answer_by_generator) if image else (ask_captioner, answer_by_captioner)
+    )
     return Node(
         label=entry.label,
         model=entry.name,
@@ -67,30 +71,17 @@ def node_of(entry: Entry, plan: Path | None) -> Node:
     )
 
 
-def ask_generator(entry: Entry, text: State, seed: int, negative_prompt: str) -> str:
-    """The request hash of one image."""
-    model = entry.model
-    return request_hash(
-        model=entry.name,
-        revision=model.revision,
-        scheme=entry.variant,
-        backend=model.backend,
-        dtype=model.dtype,
-        prompt=str(text),
-        negative_prompt=negative_prompt,
-        seed=seed,
-        steps=model.steps,
-        guidance=model.guidance,
-        width=model.width,
-        height=model.height,
-        frames=model.frames,
-    )
+def ask_generator(entry: Entry, text: State, seed: int, negative_prompt: str, scheme: str = BASE) -> str:
+    """The request hash of one image; `scheme` is what `identity.scheme_id` makes of the entry's quantization."""
+    run = {"prompt": str(text), "negative_prompt": negative_prompt, "seed": seed}
+    return request_key(request_of(entry.name, entry.model, run), scheme)
 
 
 def ask_captioner(entry: Entry, image: State, seed: int, negative_prompt: str) -> str:
     """The request hash of one caption; captioning draws nothing at random, so the seed is no part of it."""
     model = entry.model
     request = {"model": entry.name, "revision": model.revision, "backend": "torch", "dtype": model.dtype}
+    request["weights"] = weights_id(model.source, model.revision)
     search = {k: getattr(model, k) for k in ("max_new_tokens", "num_beams", "caption_task")}
     return digest(request | search | {"image": state_key(image)})
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ditscope.checksums import record_checksums
 from ditscope.config import decode
-from ditscope.errors import InputError
+from ditscope.errors import IncompleteError, InputError, machine_error
 from ditscope.identity import digest
 from ditscope.orphans import end_with_workflow
 from ditscope.settings import Embedder, Model
@@ -62,11 +62,16 @@ def job(snakemake: Any) -> Iterator[list[str]]:
         except InputError as error:
             log.error("%s", error)
             raise SystemExit(redact(f"Error: {error}")) from None
+        except IncompleteError as error:
+            log.exception("rule %s failed", snakemake.rule)
+            raise SystemExit(redact(f"Error: {error}")) from None
         except Exception as error:
             log.exception("rule %s failed", snakemake.rule)
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 what = f"rule {snakemake.rule}: {error.strerror}"
                 raise SystemExit(f"Error: {what}; make room and run again, finished slices are kept") from None
+            if reason := machine_error(error):
+                raise SystemExit(redact(f"Error: rule {snakemake.rule}: {reason}")) from None
             text = "".join(traceback.format_exception(error))
             if redact(text) != text:  # Python's own traceback would show the token
                 raise SystemExit(redact(text)) from None

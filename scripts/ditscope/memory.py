@@ -14,6 +14,7 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def reset_peaks() -> None:
     """Start a phase: from now on `peaks` tells the maxima since this call."""
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what a phase before reserved, as autotuning does, is no part of this one's peak
         torch.cuda.reset_peak_memory_stats()
     if mx := mlx():
         mx.reset_peak_memory()
@@ -30,6 +31,18 @@ def peaks() -> dict[str, int | None]:
         "reserved_bytes": torch.cuda.max_memory_reserved() if cuda else None,
         "mlx_bytes": (max(mx.get_peak_memory(), mx.get_active_memory()) or None) if mx else None,
     }
+
+
+def judged_peak(device: str) -> tuple[str, str]:
+    """Which of `peaks` a model on `device` (cuda, mps, cpu, mlx) is judged by, and what it covers.
+
+    On CUDA that is what was allocated: reserved bytes hold what autotuning left as well.
+    """
+    if device == "cuda":
+        return "allocated_bytes", "pipeline"
+    if device == "mlx":
+        return "mlx_bytes", "transformer"
+    return "rss_bytes", "process" if CLEAR_REFS.exists() else "process since its start"
 
 
 def mlx() -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
-from scipy.stats import bootstrap
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
@@ -61,18 +60,6 @@ def cosines(reference: np.ndarray, features: np.ndarray) -> np.ndarray:
 def quality_losses(cosine: np.ndarray, similarity: np.ndarray) -> np.ndarray:
     """Loss (n,) of each pair: the mean of 1 - feature cosine and 1 - SSIM; 0 for equal images."""
     return ((1 - cosine) + (1 - similarity)) / 2
-
-
-def mean_interval(values: np.ndarray, resamples: int = 2000) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of the mean of `values` (n,); NaN for fewer than two."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    if np.ptp(values) == 0:  # every resample is the same
-        return float(values[0]), float(values[0])
-    found = bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=resamples, rng=np.random.default_rng(0)
-    ).confidence_interval
-    return float(found.low), float(found.high)
 
 
 def fid(reference: np.ndarray, features: np.ndarray) -> float:

@@ -2,13 +2,14 @@
 
 import json
 import logging
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ditscope.errors import UNREADABLE, InputError
+from ditscope.errors import MALFORMED, InputError
 from ditscope.settings import Embedder, Model
 
 if TYPE_CHECKING:
@@ -74,6 +75,16 @@ def check_frames(name: str, entry: Model) -> None:
 
 
 def default_device() -> str:
+    """The accelerator that torch sees, else the CPU; raises InputError where it would leave a GPU of its own idle."""
+    from ditscope.hardware import idle_gpus
+
+    device = device_at_hand()
+    if device == "cpu" and (reason := idle_gpus(os.environ)):
+        raise InputError(reason)
+    return device
+
+
+def device_at_hand() -> str:
     """The accelerator that torch sees, else the CPU."""
     import torch
 
@@ -123,6 +134,12 @@ def resolve_source(name: str, entry: Model | Embedder, registry: str = "models")
     return folder
 
 
+def transformer_config(name: str, entry: Model) -> dict[str, Any]:
+    """The diffusers config of a model's transformer, read without its weights."""
+    config: dict[str, Any] = json.loads((resolve_source(name, entry) / "transformer" / "config.json").read_text())
+    return config
+
+
 def source_folder(entry: Model | Embedder) -> Path:
     """Where the weights lie: `source` itself, or resources/models/<id>@<revision> for a hub id."""
     if not entry.revision:
@@ -154,7 +171,7 @@ def check_safetensors(file: Path) -> None:
             header = json.loads(opened.read(length)) if size >= 8 + length else None
             tensors = [tensor for key, tensor in (header or {}).items() if key != "__metadata__"]
             end = max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
-        except UNREADABLE:
+        except MALFORMED:
             header = None
     if not isinstance(header, dict):
         raise InputError(f"{file}: not a safetensors file (bad header); fetch or copy it again")

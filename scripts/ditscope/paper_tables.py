@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ditscope.atomic import write_text
 from ditscope.figures import PAPER_TABLES, Files
 from ditscope.figures.files import drift_quantiles, named
 from ditscope.tables import concat_tables
@@ -79,13 +80,11 @@ FUNCTIONS: dict[str, Callable[[Files], pl.DataFrame]] = {
 
 def write_paper_tables(files: Files, out: Path) -> None:
     """Write every table whose stages are in `files` into the folder `out`."""
-    out.mkdir(parents=True, exist_ok=True)
     for name, stage in PAPER_TABLES.items():
         if stage in files:
             table = FUNCTIONS[name](files)
-            table.write_csv(out / f"{name}.csv")
-            (out / f"{name}.md").write_text(markdown(table))
-            (out / f"{name}.tex").write_text(latex(table))
+            for kind, text in (("csv", table.write_csv()), ("md", markdown(table)), ("tex", latex(table))):
+                write_text(out / f"{name}.{kind}", text)
 
 
 MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", "|": r"\|"})

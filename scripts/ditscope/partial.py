@@ -1,14 +1,13 @@
 """Unfinished work of an expensive job: kept outside its declared outputs, found again by a digest of its inputs."""
 
 import json
-import os
 import shutil
 import tempfile
-from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from ditscope.atomic import make_folder, write_text
 from ditscope.errors import InputError
 from ditscope.identity import digest
 
@@ -26,7 +25,7 @@ def unfinished(root: Path | None, output: Path | str, key: dict[str, Any]) -> Pa
     plain = {k: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for k, v in key.items()}
     folder = Path(root) / digest({"output": str(output), **plain})
     make_folder(folder)
-    (folder / MARK).write_text(json.dumps({"output": str(output)}) + "\n")
+    write_text(folder / MARK, json.dumps({"output": str(output)}) + "\n")
     return folder
 
 
@@ -38,21 +37,6 @@ def require_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place, or free it") from None
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, also while another job removes a parent that it found empty."""
-    for _ in range(9):
-        with suppress(FileNotFoundError):
-            return folder.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def share(path: Path) -> None:
-    """Give a file the mode of a new one: safetensors lets only the owner read what it writes, groups share results."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
 
 
 def publish(folder: Path) -> None:

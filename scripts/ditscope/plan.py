@@ -15,7 +15,8 @@ import polars as pl
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from ditscope.errors import InputError
+from ditscope.atomic import write_text
+from ditscope.errors import InputError, read_json
 from ditscope.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
 from ditscope.sensitivity_table import IMAGE_METRIC, LAYER_KINDS
 from ditscope.settings import Budget, Plan
@@ -103,8 +104,7 @@ def plan(
         "random": random_plans(choices, limit),
         "frontier": frontier(choices),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(document, indent=1) + "\n")
+    write_text(out, json.dumps(document, indent=1) + "\n")
     size = f"{document['nominal_bytes']:,} bytes, {document['mean_bits']:.3f} mean bits"
     others = {"best of random plans": document["random"]["best"]}
     if document["uniform"]:
@@ -269,15 +269,14 @@ def random_plan(choices: Choices, limit: int, rng: np.random.Generator) -> np.nd
 
 def load_plan(path: Path | str, transformer: "nn.Module | None" = None) -> dict[str, Any]:
     """Read a plan; with `transformer`, check that every layer of the plan is one of its linear layers."""
+    what = "not a bit plan (JSON with `layers`: name -> bits); run the plan stage again"
     try:
-        loaded = json.loads(Path(path).read_text())
-        layers = {str(layer): int(bits) for layer, bits in loaded["layers"].items()}
+        loaded = read_json(path, what)
     except FileNotFoundError:
         raise InputError(f"{path}: no such plan; run the plan stage first") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(
-            f"{path}: not a bit plan (JSON with `layers`: name -> bits); run the plan stage again"
-        ) from None
+    layers = loaded.get("layers")
+    if not isinstance(layers, dict) or not all(type(bits) is int for bits in layers.values()):
+        raise InputError(f"{path}: {what}")
     if loaded.get("schema_version") != SCHEMA_VERSION:
         version = loaded.get("schema_version")
         raise InputError(
@@ -295,7 +294,7 @@ def load_plan(path: Path | str, transformer: "nn.Module | None" = None) -> dict[
                 raise InputError(
                     f"{path}: the model has no layer `{layer}`; make the plan from this model's sensitivity"
                 )
-    return loaded | {"layers": layers}
+    return loaded
 
 
 def to_fqn_config(plan: dict[str, Any], transformer: "nn.Module") -> "FqnToConfig":

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from ditscope.benchmark import uncompilable
-from ditscope.hardware import PACKAGES, cpu_model, host_memory_bytes, installed, nvidia_gpus
+from ditscope.hardware import PACKAGES, cpu_model, host_memory_bytes, installed, nvidia_gpus, unusable
 from ditscope.job import SECRETS
-from ditscope.models import default_device, is_generator, source_folder
+from ditscope.models import device_at_hand, is_generator, source_folder
 from ditscope.quantize import unsupported
 from ditscope.settings import COMPILE_STATES, Config, Model
 
@@ -51,7 +51,7 @@ def machine() -> list[Finding]:
         ("Python", sys.version_info >= LEAST_PYTHON, platform.python_version()),
         ("processor", True, f"{cpu_model()}, {os.cpu_count()} cores, {host_memory_bytes() / GB:.1f} GB memory"),
         ("GPU", bool(gpus), ", ".join(gpu["name"] for gpu in gpus) or "none: real models take minutes an image"),
-        ("driver", bool(gpus), gpus[0]["driver"] if gpus else "none"),
+        driver(gpus),
     ]
     found += cuda()
     wanted = f"a real model takes {LEAST_DISK_BYTES / GB:.0f}"
@@ -59,6 +59,15 @@ def machine() -> list[Finding]:
     found.append(("hub token", has_token(), "for gated models (FLUX, SD3); never shown, never written"))
     found += [(package, installed(package) != "none", installed(package)) for package in (*PACKAGES, *MORE_PACKAGES)]
     return [Finding("Machine", *row) for row in found]
+
+
+def driver(gpus: list[dict[str, str]]) -> tuple[str, bool, str]:
+    """The NVIDIA driver, and whether the installed torch can use it."""
+    if not gpus:
+        return "driver", False, "none"
+    version = gpus[0]["driver"]
+    reason = "" if torch.cuda.is_available() else unusable(version) or "torch sees no CUDA device with it"
+    return "driver", not reason, f"{version}{f': {reason}' if reason else ''}"
 
 
 def cuda() -> list[tuple[str, bool, str]]:
@@ -121,8 +130,8 @@ def schemes(config: Config) -> list[Finding]:
     """For each scheme of the config whether it can run here, and why not."""
     found = []
     entries = [config.models[name] for name in config.benchmark.models]
-    wanted = {("mlx" if e.backend == "mlx" else default_device(), e.dtype) for e in entries}
-    targets = sorted(wanted or {(default_device(), "bfloat16")})
+    wanted = {("mlx" if e.backend == "mlx" else device_at_hand(), e.dtype) for e in entries}
+    targets = sorted(wanted or {(device_at_hand(), "bfloat16")})
     for name, scheme in config.schemes.items():
         reasons = [(device, unsupported(scheme, device, dtype)) for device, dtype in targets]
         unable = {device: reason for device, reason in reasons if reason}
@@ -135,7 +144,7 @@ def schemes(config: Config) -> list[Finding]:
 
 def compile_states() -> list[Finding]:
     """Whether each compile state can run here, and whether MLX is there."""
-    states = [(state, uncompilable(state)) for state in COMPILE_STATES]
+    states = [(state, uncompilable(state, device_at_hand())) for state in COMPILE_STATES]
     found = [Finding("Compilation", state, not reason, reason or "can run") for state, reason in states]
     mlx = find_spec("mlx") is not None
     return [*found, Finding("Back ends", "mlx", mlx, "installed" if mlx else "not installed: no MLX schemes")]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ditscope.errors import UNREADABLE, InputError
+from ditscope.atomic import write_text
+from ditscope.errors import InputError, read_json
 from ditscope.partial import require_writable
 
 PLAN = "plan.json"
@@ -33,26 +34,24 @@ def write_plan(
     """Keep what a study will leave, by stage and by rule, its whole config and the config files it was run with."""
     path = Path(results) / PLAN
     require_writable(path)
-    partial = path.with_name(path.name + ".partial")
     plan = {"schema_version": "1", "targets": targets, "rules": rules, "config": config}
     text = json.dumps(plan | {"configfiles": [os.path.relpath(file) for file in files]}, indent=1)
     if not path.exists() or path.read_text() != text:
-        partial.write_text(text)
-        os.replace(partial, path)
+        write_text(path, text)
 
 
 def read_plan(results: Path | str) -> dict:
     """The plan of a study. Raises InputError where it never ran."""
     path = Path(results) / PLAN
+    remedy = "not a plan in JSON; run the study again, which writes it anew"
     try:
-        plan = json.loads(path.read_text())
-        complete = all(isinstance(file, str) for files in plan["targets"].values() for file in files)
+        plan = read_json(path, remedy)
     except FileNotFoundError:
         raise InputError(f"{path}: this study has not been run yet; start it with snakemake") from None
-    except UNREADABLE:
-        complete = False
-    if not complete:
-        raise InputError(f"{path}: not a plan in JSON; delete it and run the study again")
+    targets = plan.get("targets")
+    lists = list(targets.values()) if isinstance(targets, dict) else [None]
+    if not all(isinstance(files, list) and all(isinstance(file, str) for file in files) for files in lists):
+        raise InputError(f"{path}: {remedy}")
     return plan
 
 
@@ -104,7 +103,7 @@ def markdown(results: Path | str, failed: str = "") -> str:
 def write_progress(results: Path | str, failed: str = "") -> None:
     """Write progress.md beside the results of a study; a full disk, which ended the run, must not hide its reason."""
     try:
-        (Path(results) / "progress.md").write_text(markdown(results, failed))
+        write_text(Path(results) / "progress.md", markdown(results, failed), shared=True)
     except OSError as error:
         print(f"{results}/progress.md: not written ({error.strerror})", file=sys.stderr)
 

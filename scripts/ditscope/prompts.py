@@ -1,7 +1,5 @@
 """Prompt CSVs: read, check, split into shards of runs (prompt x seed)."""
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +11,19 @@ from ditscope.identity import derived_seed, digest
 from ditscope.settings import Prompts
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")  # no XML, so no SVG, can hold one
+INTEGER = re.compile(r"[-+]?[0-9]+")
+LINE_BREAK = re.compile(r"\r\n|\r|\n")
+# A field in quotes (1) or without (2); an opened quote that is not closed is a field without, up to the comma.
+FIELD = re.compile(r'"((?:[^"]|"")*+)"|([^,\r\n]*+)')
+OTHER_KINDS = {
+    b"PAR1": "a Parquet table",
+    b"PK\x03\x04": "a spreadsheet or archive (ZIP)",
+    b"\xd0\xcf\x11\xe0": "an old Excel file",
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+    b"\x1f\x8b": "a gzip file",
+}
+MAX_SEED = 2**63 - 1
 COLUMNS = ("prompt", "prompt_id", "seed", "family", "negative_prompt")
 MAX_SHARDS = 99_999  # five digits in file names
 ADVISED_SHARDS = 1_000  # a plan of seconds; more shards only help where more GPUs than that work at once
@@ -35,57 +46,123 @@ def read_prompts(path: Path | str, count: int = 0) -> list[Prompt]:
 
 
 def iter_prompts(path: Path | str) -> Iterator[Prompt]:
-    """The prompts of a CSV one by one, each checked: a million of them need not be in memory together."""
+    """The prompts of a CSV one by one, each checked: a million of them need not be in memory together.
+
+    The CSV is that of RFC 4180 in UTF-8: commas, fields with commas, quotes or line breaks in double quotes, quotes in
+    them doubled. Blank lines count as rows and are passed over.
+    """
     path = Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such prompt CSV; set `prompts.csv` to an existing file") from None
-    except UnicodeDecodeError as error:
-        number = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}: row {number} is not UTF-8; save the file as UTF-8") from None
-    if control := CONTROL.search(text):
-        number = text[: control.start()].count("\n") + 1
-        raise InputError(f"{path}: line {number} has the control character {control[0]!r}; remove it")
-    rows = csv_rows(path, text.removeprefix("\ufeff"))
-    if not (first := next(rows, [])):
+    rows = csv_rows(path, csv_text(path))
+    _, _, first = next(rows, (0, 0, []))
+    if not first:
         raise InputError(f"{path}: empty; the first row must name the columns, `prompt` among them")
-    header = [name.strip() for name in first]
-    if "prompt" not in header:
-        raise InputError(f"{path}: row 1 has no `prompt` column (columns: {', '.join(header)})")
-    if stray := [name for name in header if name not in COLUMNS]:
-        raise InputError(f"{path}: row 1: unknown column `{stray[0]}`; known: {', '.join(COLUMNS)}")
+    header = header_of(path, first)
     row_of: dict[str, int] = {}
-    for number, row in enumerate(rows, start=2):
-        if not row:
-            continue
+    for number, line, row in rows:
+        where = f"{path}: row {number}" + (f" (line {line})" if line != number else "")
         if len(row) != len(header):
-            raise InputError(f"{path}: row {number} has {len(row)} fields, the header has {len(header)}; quote commas")
+            raise InputError(f"{where} has {len(row)} fields, the header has {len(header)}; quote commas")
         values = {name: value.strip() for name, value in zip(header, row, strict=True)}
         if not values["prompt"]:
-            raise InputError(f"{path}: row {number}: the prompt is empty")
+            raise InputError(f"{where}: the prompt is empty")
         prompt_id = values.get("prompt_id") or f"p{len(row_of):05d}"
         if prompt_id in row_of:
-            raise InputError(f"{path}: row {number}: prompt_id `{prompt_id}` is already in row {row_of[prompt_id]}")
+            raise InputError(f"{where}: prompt_id `{prompt_id}` is already in row {row_of[prompt_id]}")
         row_of[prompt_id] = number
-        try:
-            seed = int(values["seed"]) if values.get("seed") else None
-        except ValueError:
-            raise InputError(f"{path}: row {number}: seed `{values['seed']}` is not an integer") from None
+        seed = None
+        if text := values.get("seed"):
+            if not INTEGER.fullmatch(text):
+                raise InputError(f"{where}: seed `{text}` is not an integer")
+            seed = check_seed(f"{where}: seed", int(text) if len(text) <= len(str(MAX_SEED)) else MAX_SEED + 1)
         yield Prompt(prompt_id, values["prompt"], values.get("negative_prompt", ""), values.get("family", ""), seed)
     if not row_of:
         raise InputError(f"{path}: no prompt below the header")
 
 
-def csv_rows(path: Path, text: str) -> Iterator[list[str]]:
-    """The rows of a CSV. Raises InputError with file and line where it is none."""
-    rows = csv.reader(io.StringIO(text, newline=""))
+def check_seed(where: str, seed: int) -> int:
+    """`seed`, refused unless it is 0 to 2^63 - 1, or -1 for a derived one: tables and generators hold no other."""
+    if not -1 <= seed <= MAX_SEED:
+        shown = f"{seed} is" if abs(seed) <= MAX_SEED else "the number is"
+        raise InputError(f"{where}: {shown} not within 0 to 2^63 - 1 (or -1: a derived one)")
+    return seed
+
+
+def csv_text(path: Path) -> str:
+    """The text of a prompt CSV, refused by line where it is none."""
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, where a prompt CSV is meant; name the file in it")
     try:
-        yield from rows
-    except csv.Error as error:
-        raise InputError(
-            f"{path}: line {rows.line_num} is not CSV ({error}); quote the field or save it again"
-        ) from None
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such prompt CSV; set `prompts.csv` to an existing file") from None
+    if kind := next((kind for magic, kind in OTHER_KINDS.items() if data.startswith(magic)), ""):
+        raise InputError(f"{path}: {kind}, where a prompt CSV is meant; save it as CSV in UTF-8")
+    try:
+        text = data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        number = line_of(data[: error.start].decode("utf-8"))
+        raise InputError(f"{path}: line {number} is not UTF-8; save the file as UTF-8") from None
+    if control := CONTROL.search(text):
+        number = line_of(text[: control.start()])
+        raise InputError(f"{path}: line {number} has the control character {control[0]!r}; remove it")
+    return text
+
+
+def line_of(before: str) -> int:
+    """The number of the line that begins or goes on after the text `before`, as editors count."""
+    return 1 + len(LINE_BREAK.findall(before))
+
+
+def csv_rows(path: Path, text: str) -> Iterator[tuple[int, int, list[str]]]:
+    """Number of the row, number of its first line, and fields, of every row of a CSV that is not blank.
+
+    Raises InputError by line for a quote that is never closed, one inside a field without quotes, and text behind a
+    closing quote: a lenient reader swallows rows there, or keeps the quotes.
+    """
+    at, line, number = 0, 1, 0
+    while at < len(text):
+        number += 1
+        row: list[str] = []
+        begin = at
+        while True:
+            field = FIELD.match(text, at)
+            assert field is not None  # the pattern matches nothing, too
+            at = field.end()
+            quoted = field[1] is not None
+            here = line + len(LINE_BREAK.findall(text, begin, field.start()))
+            if not quoted and '"' in field[2]:
+                if field[2].startswith('"'):
+                    raise InputError(f"{path}: line {here}: a quote is opened and never closed; close it, or double it")
+                raise InputError(
+                    f"{path}: line {here}: a quote inside a field without quotes; put the field in quotes and double it"
+                )
+            row.append(field[1].replace('""', '"') if quoted else field[2])
+            if at < len(text) and text[at] not in ",\r\n":
+                here = line + len(LINE_BREAK.findall(text, begin, at))
+                raise InputError(f"{path}: line {here}: text behind a closing quote; double the quotes in a field")
+            if at >= len(text) or text[at] != ",":
+                break
+            at += 1
+        if row != [""] or text.startswith('"', begin):
+            yield number, line, row
+        if at < len(text):
+            at += 2 if text.startswith("\r\n", at) else 1
+        line += len(LINE_BREAK.findall(text, begin, at))
+
+
+def header_of(path: Path, row: list[str]) -> list[str]:
+    """The names of a CSV's columns, checked."""
+    header = [name.strip() for name in row]
+    if "prompt" not in header:
+        for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+            if any("prompt" in map(str.strip, field.split(separator)) for field in row if separator in field):
+                raise InputError(f"{path}: row 1 is separated by {name}; save the file with commas")
+        raise InputError(f"{path}: row 1 has no `prompt` column (columns: {', '.join(header)})")
+    if stray := [name for name in header if name not in COLUMNS]:
+        raise InputError(f"{path}: row 1: unknown column `{stray[0]}`; known: {', '.join(COLUMNS)}")
+    if twice := [name for i, name in enumerate(header) if name in header[:i]]:
+        raise InputError(f"{path}: row 1 names the column `{twice[0]}` twice; keep one")
+    return header
 
 
 def runs_of(prompts: list[Prompt], seeds: list[int], experiment: str) -> list[dict]:
@@ -151,10 +228,34 @@ def least(*limits: int) -> int:
     return min((limit for limit in limits if limit), default=0)
 
 
-def read_runs(path: Path | str) -> list[dict]:
-    """The runs of a `prompts` table, or of a prompt CSV (seed 0 where it names none)."""
-    if Path(path).suffix == ".csv":
-        return runs_of(read_prompts(path), [0], Path(path).stem)
+def read_runs(*paths: Path | str) -> list[dict]:
+    """The runs of `prompts` tables and of prompt CSVs (seed 0 where one names none), told apart by their content.
+
+    Raises InputError where two of them are one run, (prompt_id, seed): no later table could tell them apart.
+    """
+    runs: list[dict] = []
+    first: dict[tuple[str, int], Path | str] = {}
+    for path in paths:
+        for run in runs_in(Path(path)):
+            key = run["prompt_id"], run["seed"]
+            if key in first:
+                other = f"in {first[key]}, too" if first[key] != path else "there twice"
+                raise InputError(f"{path}: the run of prompt_id `{key[0]}`, seed {key[1]} is {other}; rename one")
+            first[key] = path
+            runs.append(run)
+    return runs
+
+
+def runs_in(path: Path) -> list[dict]:
+    """The runs of one table or CSV."""
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, where a prompt CSV or a table `prompts` is meant; name the file in it")
+    table = path.suffix == ".parquet"
+    if not table and path.exists():
+        with open(path, "rb") as file:
+            table = file.read(4) == b"PAR1"
+    if not table:
+        return runs_of(read_prompts(path), [0], path.stem)
     from ditscope.tables import read_table
 
     return read_table(path, "prompts").to_dicts()
@@ -164,13 +265,19 @@ def write_shard(csv: Path | str, shard: int, out: Path | str, settings: Prompts,
     """Write the runs of one shard as the table `prompts`."""
     start = shard * settings.shard_size
     stop = least(settings.limit, start + settings.shard_size)
-    write_runs(runs_of(list(islice(iter_prompts(csv), start, stop)), settings.all_seeds(), experiment), out)
+    prompts = list(islice(iter_prompts(csv), start, stop)) if 0 <= start < stop else []
+    if not prompts:
+        raise InputError(f"{csv}: has no prompts for shard {shard}, from prompt {start} on; ask for a lower shard")
+    write_runs(runs_of(prompts, settings.all_seeds(), experiment), out)
 
 
 def write_slice(csv: Path | str, start: int, count: int, out: Path | str, settings: Prompts, experiment: str) -> None:
     """Write runs `start` to `start + count` of all, in order, as the table `prompts`."""
     prompts = read_prompts(csv, least(settings.limit, start + count))
-    write_runs(runs_of(prompts, settings.all_seeds(), experiment)[start : start + count], out)
+    runs = runs_of(prompts, settings.all_seeds(), experiment)[start : start + count]
+    if len(runs) != count:
+        raise InputError(f"{csv}: has {len(runs)} runs from run {start} on, not {count}; it changed since it was read")
+    write_runs(runs, out)
 
 
 def write_runs(runs: list[dict], out: Path | str) -> None:

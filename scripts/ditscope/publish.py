@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ditscope.catalog import write_catalog
+from ditscope.catalog import table_files, write_catalog
 from ditscope.explorer import write_explorer
 from ditscope.figures import available
 from ditscope.figures.draw import draw_figures
@@ -17,8 +17,6 @@ def publish(results: Path, settings: Publish = Publish()) -> None:
     files = {stage: [Path(p) for p in paths] for stage, paths in targets.items() if paths and stage != "publish"}
     complete = {stage: paths for stage, paths in files.items() if all(path.exists() for path in paths)}
     draw_figures([f.name for f in available(set(complete))], complete, results / "figures", settings)
-    write_catalog(
-        [p for paths in complete.values() for p in paths if p.suffix == ".parquet"], results / "catalog.duckdb"
-    )
+    write_catalog(table_files(complete), results / "catalog.duckdb")
     write_paper_tables(complete, results / "tables")
     write_explorer(complete, results / "explorer.html")

@@ -11,11 +11,12 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from ditscope.benchmark_columns import IDENTITY, QUALITY_TYPES
-from ditscope.benchmark_images import MADE_WITH, Images, check_kid_subset, read_images
+from ditscope.benchmark_columns import IDENTITY, NOISE_FLOOR, QUALITY_TYPES
+from ditscope.benchmark_images import FLOOR, MADE_WITH, Images, check_batch, check_kid_subset, read_images
 from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits
+from ditscope.intervals import mean_interval
 from ditscope.metrics import (
     FID_LEAST_IMAGES,
     NEIGHBOURHOOD,
@@ -25,7 +26,6 @@ from ditscope.metrics import (
     kid,
     lpips,
     lpips_unavailable,
-    mean_interval,
     precision_recall,
     psnr,
     quality_losses,
@@ -73,24 +73,37 @@ def quality(
     if reference:
         check_kid_subset(settings, len(reference), base.with_suffix(".tar"))
     for path, run in tables:
-        if reference and not run["reason"]:
+        if reference and not missing_images(run):
+            check_batch(dict(tables)[base], run.get("quality_batch"), base)
             check_match(path, read_images(path), base, reference)
 
     theirs = judged(reference, reference, extractors, settings, cache) if reference else None
     metrics = (*PAIRED, *(f"cosine_{name}" for name in settings.cosines), *OF_SETS)
     rows: list[dict] = []
     for path, run in tables:
-        if theirs is None or run["reason"]:
-            reason = run["reason"] or "the base left no images to compare with"
+        reason = missing_images(run)
+        if theirs is None or reason:
+            reason = reason or "the base left no images to compare with"
             measured = [row(metric, reason=reason) for metric in metrics]
         else:
             mine = judged(read_images(path), reference, extractors, settings, cache)
             measured = compare(theirs, mine, settings.kid_subset_size)
         rows += [{name: run[name] for name in IDENTITY} | m for m in measured]
         log_metrics(path.stem, measured)
+        if path == base and theirs is not None and run.get("floor_batch"):
+            again = {key: sample | {"png": sample[FLOOR]} for key, sample in reference.items()}
+            floor = judged(again, reference, extractors, settings, cache)
+            about = {"scheme": f"{run['scheme']}, batch {run['floor_batch']}", "kind": NOISE_FLOOR}
+            identity = {name: run[name] for name in IDENTITY} | about
+            rows += [identity | m for m in compare(theirs, floor, settings.kid_subset_size)]
     if reference and len(reference) < FID_LEAST_IMAGES:
         log.warning("%d images: fewer than %d, so no FID is a headline", len(reference), FID_LEAST_IMAGES)
     write_table(pl.DataFrame(rows, schema=QUALITY_TYPES), out, "benchmark.quality")
+
+
+def missing_images(run: dict) -> str:
+    """Why a run (row of `benchmark.run`) has no images to judge; empty where it has."""
+    return run["reason"] or run.get("images_reason") or ""
 
 
 def check_match(path: Path, found: Images, base: Path, reference: Images) -> None:
@@ -119,7 +132,7 @@ def judged(
 ) -> dict:
     """What the metrics read of a run's images, in the reference's order.
 
-    `pngs`; `features` (n, d); `more`: those of each embedder of `cosines` by name; and where the embedder has a text
+    `pngs`; `prompts`, a text each; `features` (n, d); `more`: those of each embedder of `cosines` by name; and where the embedder has a text
     tower `alignment` (n,), the cosine of each image to its prompt, and `logits` (n, classes) of the zero-shot classes
     that the settings name, else None.
     """
@@ -129,14 +142,15 @@ def judged(
     features = features_of(pngs, extractor, cache)
     more = {name: features_of(pngs, extractors[name], cache) for name in settings.cosines}
     alignment = logits = None
+    prompts = [images[pair]["json"]["prompt"] for pair in order]
     if extractor.texts:
-        prompts = [images[pair]["json"]["prompt"] for pair in order]
         distinct = list(dict.fromkeys(prompts))
         rows = text_rows(distinct, extractor, cache)
         alignment = cosines(rows[[distinct.index(prompt) for prompt in prompts]], features)
         if classes := class_texts(settings.classes):
             logits = zero_shot_logits(features, text_rows(classes, extractor, cache))
-    return {"pngs": pngs, "features": features, "more": more, "alignment": alignment, "logits": logits}
+    found = {"pngs": pngs, "prompts": prompts, "features": features, "more": more}
+    return found | {"alignment": alignment, "logits": logits}
 
 
 def class_texts(patterns: Sequence[str]) -> list[str]:
@@ -151,7 +165,8 @@ def class_texts(patterns: Sequence[str]) -> list[str]:
 def compare(reference: dict, mine: dict, kid_subset_size: int = 0) -> list[dict]:
     """Every metric of a run's images against the reference's at the same positions; both as `judged` gives them.
 
-    Rows: metric, value (the mean of paired metrics), 95 % bootstrap interval, n, small_n, reason.
+    Rows: metric, value (of paired metrics the mean over prompts), its 95 % interval, n, n_prompts, small_n, reason.
+    Pictures of one prompt from several seeds are one unit (see `mean_interval`).
     """
     values: dict[str, list[float]] = {"psnr_db": [], "ssim": []}
     missing = lpips_unavailable()
@@ -173,15 +188,16 @@ def compare(reference: dict, mine: dict, kid_subset_size: int = 0) -> list[dict]
         paired["prompt_alignment_change"] = mine["alignment"] - reference["alignment"]
     more = {f"cosine_{name}": cosines(reference["more"][name], found) for name, found in mine["more"].items()}
     paired |= more
-    n = len(mine["pngs"])
+    n = {"n": len(mine["pngs"]), "n_prompts": len(set(mine["prompts"]))}
     rows = []
     for m in (*PAIRED, *more):
         if m in paired:
-            rows.append(row(m, float(paired[m].mean()), *mean_interval(paired[m]), n=n))
+            found = mean_interval(paired[m], mine["prompts"])
+            rows.append(row(m, found.mean, found.low, found.high, **n))
         else:
-            rows.append(row(m, n=n, reason=reasons[m]))
+            rows.append(row(m, **n, reason=reasons[m]))
     sets, few = set_metrics(reference, mine, kid_subset_size)
-    return rows + [row(m, sets.get(m), n=n, reason=few.get(m, "")) for m in OF_SETS]
+    return rows + [row(m, sets.get(m), **n, reason=few.get(m, "")) for m in OF_SETS]
 
 
 def set_metrics(reference: dict, mine: dict, kid_subset_size: int) -> tuple[dict[str, float], dict[str, str]]:
@@ -208,12 +224,13 @@ def row(
     low: float | None = None,
     high: float | None = None,
     n: int = 0,
+    n_prompts: int = 0,
     reason: str = "",
 ) -> dict:
     """One row of the table `benchmark.quality`, less the run's identity; `small_n` marks what is no headline."""
-    low, high = (None if x is None or np.isnan(x) else x for x in (low, high))
     small = metric in BIASED and n < FID_LEAST_IMAGES
-    return {"metric": metric, "value": value, "low": low, "high": high, "n": n, "small_n": small, "reason": reason}
+    found = {"metric": metric, "value": value, "low": low, "high": high, "n": n, "n_prompts": n_prompts}
+    return found | {"small_n": small, "reason": reason}
 
 
 def log_metrics(run: str, rows: list[dict]) -> None:

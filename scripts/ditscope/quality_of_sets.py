@@ -11,8 +11,8 @@ from ditscope.calibration_set import read_manifest
 from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.features import feature_extractor
-from ditscope.metrics import mean_interval
-from ditscope.quality import OF_SETS, PAIRED, judged, log_metrics, row, set_metrics
+from ditscope.intervals import mean_interval
+from ditscope.quality import OF_SETS, PAIRED, judged, log_metrics, missing_images, row, set_metrics
 from ditscope.settings import Benchmark, Embedder, Model
 from ditscope.tables import read_table, write_table
 
@@ -61,8 +61,8 @@ def quality_of_sets(
     table = read_table(run, "benchmark.run").row(0, named=True)
     identity = {name: table[name] for name in IDENTITY}
     metrics = (*PAIRED, *OF_SETS)
-    if table["reason"]:
-        rows = [row(metric, reason=table["reason"]) for metric in metrics]
+    if reason := missing_images(table):
+        rows = [row(metric, reason=reason) for metric in metrics]
     else:
         theirs, mine = (
             judged(images, images, extractors, replace(settings, cosines=[]), cache)
@@ -70,9 +70,10 @@ def quality_of_sets(
         )
         values, reasons = set_metrics(theirs, mine, settings.kid_subset_size)
         reasons |= dict.fromkeys(PAIRED, f"{calibration} has other prompts and seeds: no pairs to compare")
-        n = len(mine["pngs"])
-        rows = [row(metric, values.get(metric), n=n, reason=reasons.get(metric, "")) for metric in metrics]
-        if (own := mine["alignment"]) is not None:
-            rows[PAIRED.index("prompt_alignment")] = row("prompt_alignment", own.mean(), *mean_interval(own), n=n)
+        n = {"n": len(mine["pngs"]), "n_prompts": len(set(mine["prompts"]))}
+        rows = [row(metric, values.get(metric), **n, reason=reasons.get(metric, "")) for metric in metrics]
+        if mine["alignment"] is not None:
+            own = mean_interval(mine["alignment"], mine["prompts"])
+            rows[PAIRED.index("prompt_alignment")] = row("prompt_alignment", own.mean, own.low, own.high, **n)
     write_table(pl.DataFrame([identity | found for found in rows], schema=QUALITY_TYPES), out, "benchmark.quality")
     log_metrics(run.stem, rows)

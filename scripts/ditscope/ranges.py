@@ -7,6 +7,8 @@ from typing import Any
 
 from ditscope.errors import InputError
 
+INT64 = 2**63 - 1  # what tables, random generators and file systems count with
+
 
 def check_ranges(kind: type, values: Mapping[str, Any], naming: Callable[[str], str]) -> None:
     """Refuse the first value of a dataclass's settings that is out of its range; `naming` says where it stands."""
@@ -31,8 +33,10 @@ def complaint(value: Any, allowed: Mapping[str, Any]) -> str:
         return f"{value} is not a finite number"
     if allowed["positive"] and value <= 0:
         return f"{value} is not above 0"
-    if not allowed["signed"] and value < 0:
-        return f"{value} is below 0"
+    if value < 0 and not (allowed["signed"] and value == -1):
+        return f"{value} is below 0" + (" and not -1" if allowed["signed"] else "")
+    if isinstance(value, int) and value > INT64:
+        return f"{value} is more than 2^63 - 1"
     if allowed["most"] is not None and value > allowed["most"]:
         return f"{value} is more than {allowed['most']}"
     return ""

@@ -2,20 +2,27 @@
 
 import polars as pl
 
+from ditscope.benchmark_columns import NOISE_FLOOR
+from ditscope.intervals import LEAST_UNITS
+
 MB = 1e6
+WITHHELD = (
+    "every timing is noisy, so there is no verdict; run the benchmark again on a quiet machine, or with `until_quiet`."
+)
 SMALL_N = 2048
 
 
-def recommendation(sizes: pl.DataFrame, speeds: pl.DataFrame, bound: float) -> str:
+def recommendation(sizes: pl.DataFrame, speeds: pl.DataFrame, bound: float, judged: pl.DataFrame | None = None) -> str:
     """Markdown written from the tables `benchmark` and `benchmark.timing`: a chapter for each model and hardware.
 
-    `bound` is the largest quality loss that counts as good.
+    `bound` is the largest quality loss that counts as good; `judged` is the table `benchmark.quality`, for its floor.
     """
     lines = ["# Recommendation", ""]
     for model, hardware in sizes.select("model", "hardware").unique(maintain_order=True).rows():
         mine = sizes.filter(model=model, hardware=hardware)
         timed = speeds.filter(model=model, hardware=hardware)
-        lines += [f"## {model} on {hardware}", "", *basis(mine, bound), ""]
+        floor = [] if judged is None else noise_floor(judged.filter(model=model, hardware=hardware))
+        lines += [f"## {model} on {hardware}", "", *basis(mine, bound), *floor, ""]
         lines += ["### Under a memory budget", "", *under_a_budget(mine, timed), ""]
         lines += [f"### Fastest within a quality loss of {percent(bound)}", "", *fastest(mine, timed), ""]
         lines += ["### What to avoid, and why", "", *avoid(mine, timed, bound), ""]
@@ -25,13 +32,15 @@ def recommendation(sizes: pl.DataFrame, speeds: pl.DataFrame, bound: float) -> s
 
 def basis(mine: pl.DataFrame, bound: float) -> list[str]:
     """What the judgement rests on, and how far it may be trusted."""
-    n = mine["n"].max()
+    n, prompts = mine["n"].max(), mine["n_prompts"].max()
     if n is None:
         return ["Quality was not judged: this is about size and speed only."]
     text = (
-        f"Quality: {n} images of the same prompts, seeds and starting noise as the eager base; a scheme is within the "
-        f"bound of {percent(bound)} only if its whole 95 % interval is."
+        f"Quality: {n} images of {prompts} prompts, with the same seeds and starting noise as the eager base; a scheme "
+        f"is within the bound of {percent(bound)} only if its whole 95 % interval (over prompts) is."
     )
+    if prompts < LEAST_UNITS:
+        text += f" Fewer than {LEAST_UNITS} prompts give no interval, so that no scheme is judged."
     few = f" {n} images are few: no FID here is a headline (that takes {SMALL_N:,}), and intervals are wide."
     control = mine.filter((pl.col("kind") == "base") & (pl.col("compile") != "eager")).drop_nulls("quality_loss")
     drift = [f"{percent(row['quality_loss'])} ({row['compile']})" for row in control.iter_rows(named=True)]
@@ -39,12 +48,25 @@ def basis(mine: pl.DataFrame, bound: float) -> list[str]:
     return [text + (few if n < SMALL_N else ""), *compiled]
 
 
+def noise_floor(judged: pl.DataFrame) -> list[str]:
+    """What the base loses against itself in another batch: a scheme's difference below that is none."""
+    rows = judged.filter(kind=NOISE_FLOOR).drop_nulls("value")
+    found = {row["metric"]: row["value"] for row in rows.iter_rows(named=True)}
+    if "quality_loss" not in found:
+        return []
+    return [
+        f"Noise floor (`{rows['scheme'][0]}` against the base): quality loss {percent(found['quality_loss'])}, PSNR "
+        f"{found['psnr_db']:.1f} dB; a difference of that size is the batch's, not the scheme's."
+    ]
+
+
 def under_a_budget(mine: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
     """The front of size against quality loss, for weights as they lie in memory and as a packed file, and its price."""
     lines = []
     eager = measured_eager(mine)
     paces = timed.filter(compile="eager").drop_nulls("speedup").sort("batch").unique("scheme", keep="first")
-    speedups = dict(paces.select("scheme", "speedup").rows())
+    rows = paces.select("scheme", "speedup", "speedup_verdict").rows()
+    speedups = {scheme: f"{pace:.2f}" if verdict == "quiet" else "noisy" for scheme, pace, verdict in rows}
     batch = f", batch {paces['batch'].min()}" if len(paces) else ""
     if not eager["quality_loss"].count():
         smallest = eager.sort("stored_bytes").drop_nulls("stored_bytes").rows(named=True)[:1]
@@ -56,7 +78,7 @@ def under_a_budget(mine: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
         head = f"| from | use | quality loss (95 %) | verdict | speed-up (eager{batch}) |"
         lines += [f"{title}:", "", head, "|---|---|---|---|---|"]
         for row in front(table, column):
-            pace = f"{speedups[row['scheme']]:.2f}" if row["scheme"] in speedups else ""
+            pace = speedups.get(row["scheme"], "")
             size, verdict = f"{row[column] / MB:.2f} MB", row["quality_verdict"]
             lines.append(f"| {size} | `{row['scheme']}` | {loss(row)} | {verdict} | {pace} |")
         lines.append("")
@@ -79,21 +101,39 @@ def front(table: pl.DataFrame, size: str) -> list[dict]:
 
 
 def fastest(mine: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
-    """For each batch size the fastest run within the bound, beside the base of its compile state."""
+    """For each batch size the fastest quiet run within the bound, beside the base of its compile state."""
     judged = mine.filter(pl.col("quality_verdict") == "within") if mine["quality_verdict"].count() else mine
     keys = ["scheme", "compile"]
     found = timed.drop_nulls("latency_median_ms").join(judged.select(keys), on=keys, how="semi")
     if found.is_empty():
         return ["No timed run is within the bound."]
-    lines = ["| batch | use | ms a batch (p10 to p90) | speed-up over the base in the same compile state |"]
-    lines.append("|---|---|---|---|")
-    best = found.sort("batch", "latency_median_ms").group_by("batch", maintain_order=True).first()
-    for row in best.iter_rows(named=True):
+    noisy = found.filter(pl.col("verdict") == "noisy")
+    best = found.filter(pl.col("verdict") == "quiet").sort("batch", "latency_median_ms").unique("batch", keep="first")
+    lines = []
+    if len(best):
+        lines = ["| batch | use | ms a batch (p10 to p90) | speed-up over the base in the same compile state |"]
+        lines.append("|---|---|---|---|")
+    for row in best.sort("batch").iter_rows(named=True):
         spread = f"{row['latency_p10_ms']:.4g} to {row['latency_p90_ms']:.4g}"
-        speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}"
+        speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f}{interval(row)}"
+        speedup = "noisy base" if row["speedup_verdict"] == "noisy" else speedup
         use = f"`{row['scheme']}`, {row['compile']}"
         lines.append(f"| {row['batch']} | {use} | {row['latency_median_ms']:.4g} ({spread}) | {speedup} |")
+    withheld = sorted(set(found["batch"]) - set(best["batch"]))
+    if withheld:
+        lines += ["", f"Batch {', '.join(map(str, withheld))}: {WITHHELD}"]
+    if len(noisy):
+        lines += ["", f"Left out as noisy ({len(noisy)} of {len(found)} timings within the bound):", ""]
+        lines += [
+            f"- `{row['scheme']}`, {row['compile']}, batch {row['batch']}: {row['noisy_because']}"
+            for row in noisy.iter_rows(named=True)
+        ]
     return lines
+
+
+def interval(row: dict) -> str:
+    """The 95 % interval of a speed-up in brackets, where there is one."""
+    return "" if row["speedup_low"] is None else f" ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
 
 
 def avoid(mine: pl.DataFrame, timed: pl.DataFrame, bound: float) -> list[str]:
@@ -108,7 +148,7 @@ def avoid(mine: pl.DataFrame, timed: pl.DataFrame, bound: float) -> list[str]:
         why = []
         if row["quality_verdict"] == "beyond":
             why.append(f"its quality loss, {loss(row)}, is beyond {percent(bound)}")
-        pace = timed.filter(scheme=row["scheme"], compile=row["compile"]).drop_nulls("speedup")
+        pace = timed.filter(scheme=row["scheme"], compile=row["compile"], speedup_verdict="quiet").drop_nulls("speedup")
         slow = pace.filter(pl.col("speedup") < 1)
         paid = row["compile"] == "eager" and row["scheme"] in frugal and row["quality_verdict"] != "beyond"
         if len(pace) and len(slow) == len(pace) and not paid:

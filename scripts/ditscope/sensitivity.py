@@ -1,13 +1,13 @@
 """Sensitivity: quantize one layer at a time and measure how far the velocity, after guidance, moves.
 
-Three modes with one table: exact (ditscope.sensitivity_exact), adaptive (the same on as few samples as settle a plan,
-ditscope.sensitivity_adaptive) and fast (gradients of random probes, ditscope.sensitivity_fast). In each of them the
-effect on the finished image is estimated as well (ditscope.sensitivity_image).
+Two modes with one table: exact (ditscope.sensitivity_exact) and fast (gradients of random probes,
+ditscope.sensitivity_fast). In both the effect on the finished image is estimated as well (ditscope.sensitivity_image).
 """
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,20 @@ import polars as pl
 from tqdm import tqdm
 
 from ditscope.calibration_batches import Batch, batches
-from ditscope.calibration_set import CalibrationSet, Reference, check_made_with, load_calibration, read_sample
+from ditscope.calibration_set import (
+    CalibrationSet,
+    Reference,
+    check_fits,
+    check_made_with,
+    guidance_of,
+    load_calibration,
+    read_sample,
+)
+from ditscope.counts import check_complete
 from ditscope.errors import InputError
 from ditscope.identity import file_digest
-from ditscope.models import Generator, load_generator, require_blocks
+from ditscope.models import Generator, load_generator, require_blocks, transformer_config
 from ditscope.partial import publish, unfinished
-from ditscope.sensitivity_adaptive import Cells, next_samples
 from ditscope.sensitivity_exact import Network, mlx_twin, network_of, score_layers
 from ditscope.sensitivity_fast import estimate_layers
 from ditscope.sensitivity_image import image_effects
@@ -66,25 +74,25 @@ def sensitivity(
     """Score every layer of a model, or every `groups`-th block's from `group` on, at every bit width.
 
     Leaves the table `sensitivity`, and in `fast` the same layers in fast mode. Finished parts in `partial` are reused.
-    The effect on images is estimated over every step, whatever `step_stride` says.
+    The effect on images is estimated over every step, whatever `step_stride` says. Everything is computed in float32
+    whatever the model's dtype: half precision would measure its own rounding, not that of 6 bits or more.
     Raises InputError for a set of another model, a broken sample, or a bucket without samples, before the model loads.
     """
     require_blocks("sensitivity", name, model, ("torch", "mlx"))
+    model = replace(model, dtype="float32")
     found = load_calibration(calibration, settings.max_images, settings.step_stride)
     check_made_with(calibration, found, name)
     buckets = assign_buckets(found, settings.buckets, calibration)
     if not 0 <= group < groups:
         raise InputError(f"group: {group} is not one of the {groups} groups, which count from 0")
-    if settings.mode == "adaptive" and groups > 1:
-        raise InputError(f"sensitivity.layer_groups: {groups}, but adaptive mode weighs all layers in one job; use 1")
-    missing = [b for b in settings.settle_bits if b not in settings.bits]
-    if settings.mode == "adaptive" and missing:
-        raise InputError(f"sensitivity.settle_bits: {missing[0]} is not among the bits {settings.bits}")
     key = {k: v for k, v in asdict(settings).items() if k not in ("models", "layer_groups")}
     key |= {"model": model, "manifest": found.manifest, "group": group, "groups": groups}
     whole = load_calibration(calibration, settings.max_images)
-    for sample in whole.samples:  # a broken one is refused now, before the model loads
-        read_sample(sample)
+    config = transformer_config(name, model)
+    for reference in whole.samples:  # a broken one is refused now, before the model loads
+        sample = read_sample(reference)
+        check_fits(sample, reference.file, name, config)
+        guidance_of(whole, sample, reference.file, bool(config.get("guidance_embeds")))
     key["samples"] = [file_digest(file) for file in dict.fromkeys(s.file for s in whole.samples)]
     parts = unfinished(partial, out, key)
     loaded = load_generator(name, model)
@@ -120,10 +128,10 @@ def start(
     return Work(network, depths, found, buckets, settings, parts)
 
 
-def score(work: Work, depth: int, samples: Iterable[Batch], only: Cells | None = None) -> list[dict[str, Any]]:
-    """Scores of the layers at one depth, or of these bits of layers, on the model's back end."""
+def score(work: Work, depth: int, samples: Iterable[Batch]) -> list[dict[str, Any]]:
+    """Scores of the layers at one depth, on the model's back end."""
     scorer = mlx_twin().score_layers if work.network.model.computes_on == "mlx" else score_layers
-    rows: list[dict[str, Any]] = scorer(work.network, depth, samples, work.settings, only)
+    rows: list[dict[str, Any]] = scorer(work.network, depth, samples, work.settings)
     return rows
 
 
@@ -137,7 +145,11 @@ def finished(work: Work, parts: list[Path], mode: str, metrics: Sequence[str] = 
         "group_size": settings.group_size,
         "mode": mode,
     }
-    return tabulate(concat_tables(parts, SAMPLES), layers, constants, metrics)
+    table = tabulate(concat_tables(parts, SAMPLES), layers, constants, metrics)
+    asked = product((layer["layer"] for layer in layers), settings.bits)
+    left = table.select("layer", "bits").unique(maintain_order=True).rows()
+    check_complete(f"sensitivity of {work.network.model.name}", "layers and bits", asked, left)
+    return table
 
 
 def exact(work: Work) -> list[Path]:
@@ -153,31 +165,6 @@ def exact(work: Work) -> list[Path]:
         work.part(f"depth {depth}", lambda: measure(depth))  # noqa: B023
         for depth in tqdm(work.depths, desc=f"{name} blocks", unit="block", disable=None)
     ]
-
-
-def adaptive(work: Work) -> list[Path]:
-    """Measure in rounds, each with more samples of fewer cells, until every layer's place in the plan is settled."""
-    model, settings = work.network.model, work.settings
-    layers = [layer.described(settings) for layer in work.network.layers]
-    parts: list[Path] = []
-    number = 0
-    while True:
-        measured = concat_tables(parts, SAMPLES) if parts else None
-        groups = next_samples(measured, layers, work.buckets, settings)
-        if not groups:
-            return parts
-        for cells, chosen in groups:
-            count = sum(map(len, cells.values()))
-            log.info("%s: measurement %d, %d cells on %d samples", model.name, number, count, len(chosen))
-            for depth in tqdm(work.depths, desc=f"{model.name} {number}", unit="block", disable=None):
-                if any(layer.name in cells for layer in work.network.at(depth)):
-                    samples = list(batches(model, work.found, work.buckets, settings.batch_size, chosen))
-
-                    def measure(depth=depth, samples=samples, cells=cells) -> list[dict[str, Any]]:
-                        return score(work, depth, samples, cells)
-
-                    parts.append(work.part(f"measurement {number} depth {depth}", measure))
-            number += 1
 
 
 def fast(work: Work) -> list[Path]:
@@ -198,4 +185,4 @@ def image(work: Work, whole: CalibrationSet, buckets: dict[Reference, str]) -> l
     return [work.part("image", lambda: image_effects(work.network.model, layers, whole, buckets, work.settings))]
 
 
-MODES: dict[str, Callable[[Work], list[Path]]] = {"exact": exact, "adaptive": adaptive, "fast": fast}
+MODES: dict[str, Callable[[Work], list[Path]]] = {"exact": exact, "fast": fast}

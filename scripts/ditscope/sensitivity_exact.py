@@ -83,14 +83,13 @@ def score_layers(
     depth: int,
     samples: Iterable[Batch],
     settings: Sensitivity,
-    only: dict[str, list[int]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Scores of the layers at one depth: a row for each layer, bit width and sample; of `only` these bits of layers.
+    """Scores of the layers at one depth: a row for each layer, bit width and sample.
 
     A row has layer, bits, bucket, image, step_index and one column for each metric.
     """
     model, blocks = network.model, network.blocks
-    mine = [layer for layer in network.at(depth) if only is None or layer.name in only]
+    mine = network.at(depth)
     outside = [layer.module for layer in network.layers if layer.depth in (-1, len(blocks))]
     inside = [m for m in blocks[depth].modules() if m is not blocks[depth]] if 0 <= depth < len(blocks) else []
     # Later blocks: what depends on none of the layers here, such as the modulation of the time embedding.
@@ -120,8 +119,7 @@ def score_layers(
         run = batch.velocity
         reference, recording = record([*blocks, *keep], keep, len(batch.x), lambda: run(model))  # noqa: B023
         for layer in mine:
-            wanted = settings.bits if only is None else only[layer.name]
-            for bits in chunks(wanted, settings.batch_size // len(batch.x)):
+            for bits in chunks(settings.bits, settings.batch_size // len(batch.x)):
                 weights = [weight_of(layer, width) for width in bits]
                 forwards = recording.replay(layer.module, blocks, len(bits), untouched[layer.module])
                 with replaced(forwards | {layer.module: variants(layer.module, weights, len(batch.x))}):

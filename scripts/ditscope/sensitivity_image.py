@@ -50,12 +50,13 @@ def image_effects(
         chosen = [sample for sample in found.samples if sample.image in some]
         copies = min(probes, settings.gradient_batch // len(some))
         steps = [step.repeated(copies) for step in batches(model, found, buckets, settings.gradient_batch, chosen)]
+        drawn = [reference.image for reference in steps[0].references]
         for _ in range(math.ceil(probes / copies)):
             for (bucket, module), effects in probe_image(model, steps, list(names), changes, generator).items():
                 for bits, squares in zip(settings.bits, effects.square().T, strict=True):
                     rows += [
-                        {"layer": names[module], "bits": bits, "bucket": bucket, IMAGE_METRIC: value}
-                        for value in squares.tolist()
+                        {"layer": names[module], "bits": bits, "bucket": bucket, "image": image, IMAGE_METRIC: value}
+                        for image, value in zip(drawn, squares.tolist(), strict=True)
                     ]
     return rows
 

@@ -1,7 +1,6 @@
 """The table `sensitivity`: kinds of layers, timestep buckets, samples to rows, groups of layers to one table."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import polars as pl
 
 from ditscope.calibration_set import CalibrationSet, Reference
 from ditscope.errors import InputError
+from ditscope.intervals import mean_interval
 from ditscope.tables import concat_tables, write_table
 
 BUCKETS = ("early", "mid", "late")
@@ -26,11 +26,14 @@ KINDS = (
 LAYER_KINDS = tuple(kind for kind, _ in KINDS)
 COLUMNS = (
     "model", "layer", "kind", "depth", "module", "bits", "quantizer", "group_size", "shared_weights", "bucket",
-    "metric", "value", "value_std", "value_low", "value_high", "n_samples", "parameters", "mode",
+    "metric", "value", "value_std", "value_low", "value_high", "n_samples", "n_images", "parameters", "mode",
 )  # fmt: skip
 METRICS = ("psnr_db", "sqnr_db", "relative_l2")  # of the velocity
 IMAGE_METRIC = "image_rms"
-RESAMPLES = 1000  # of the bootstrap
+SUMMARY = {
+    **dict.fromkeys(("value", "value_std", "value_low", "value_high"), pl.Float64),
+    **dict.fromkeys(("n_samples", "n_images"), pl.Int64),
+}
 
 
 def layer_kind(name: str) -> str:
@@ -61,63 +64,57 @@ def assign_buckets(found: CalibrationSet, rule: str, where: Path) -> dict[Refere
 def tabulate(
     rows: pl.DataFrame, layers: list[dict[str, Any]], constants: dict[str, Any], metrics: Sequence[str] = METRICS
 ) -> pl.DataFrame:
-    """Average per-sample scores (layer, bits, bucket and one column a metric) into rows of the table `sensitivity`.
+    """Average per-sample scores (layer, bits, bucket, image, a column per metric) into rows of the table `sensitivity`.
 
     `layers` says of each layer what does not depend on bits or bucket, `constants` what holds for the whole table;
-    in its mode `fast` the scores are squared error ratios. Intervals are 95 % percentile bootstraps over the samples of
-    a cell, null where there is one sample only.
+    in its mode `fast` the scores are squared error ratios. Intervals are those of `mean_interval` over the images of a
+    cell, null where they are too few.
     """
     keys = ["layer", "bits", "bucket", "metric"]
-    cells = rows.unpivot(metrics, index=keys[:-1], variable_name="metric").group_by(*keys, maintain_order=True)
-    lists = cells.agg(pl.col("value"))
-    found = [summary(np.array(row["value"]), row["metric"], constants["mode"] == "fast") for row in lists.to_dicts()]
+    cells = rows.unpivot(metrics, index=[*keys[:-1], "image"], variable_name="metric")
+    lists = cells.group_by(*keys, maintain_order=True).agg("value", "image")
+    squared = constants["mode"] == "fast"
+    found = [summary(np.array(row["value"]), row["image"], row["metric"], squared) for row in lists.to_dicts()]
     return (
-        pl.concat([lists.drop("value"), pl.DataFrame(found, infer_schema_length=None)], how="horizontal")
+        pl.concat([lists.drop("value", "image"), pl.DataFrame(found, schema=SUMMARY)], how="horizontal")
         .join(pl.DataFrame(layers), on="layer", how="left", maintain_order="left")
         .with_columns(pl.lit(value).alias(name) for name, value in constants.items())
         .with_columns(
             pl.col("bucket").cast(pl.Enum(BUCKETS)),
-            pl.col("bits", "group_size", "depth", "shared_weights", "parameters", "n_samples").cast(pl.Int64),
-            pl.col("value_low", "value_high").cast(pl.Float64),
+            pl.col("bits", "group_size", "depth", "shared_weights", "parameters").cast(pl.Int64),
         )
         .select(COLUMNS)
     )
 
 
-def summary(scores: np.ndarray, metric: str, squared: bool) -> dict[str, float | int | None]:
-    """Mean, standard deviation, bootstrap interval and number of the scores of one cell.
+def summary(scores: np.ndarray, images: Sequence[int], metric: str, squared: bool) -> dict[str, float | int | None]:
+    """Mean, standard deviation and interval over the images of the scores of one cell, and how many there are.
 
-    Of `squared` error ratios the mean is taken before the metric: a root or a logarithm of single probes would be
-    biased. Their `value_std` is by the delta method, so that value_std / sqrt(n) is the standard error in every mode.
+    Timesteps and probes of one image are averaged first: images are what was drawn. Of `squared` error ratios the mean
+    is taken before the metric: a root or a logarithm of single probes would be biased. Their `value_std` is by the
+    delta method, so that value_std / sqrt(n_images) is the standard error in every mode.
     """
-    count = len(scores)
-    mean, std = float(scores.mean()), float(scores.std())
-    means = scores[resamples(count)].mean(1) if count > 1 else None
-    low, high = (None, None) if means is None else np.quantile(means, (0.025, 0.975))
-    if not squared:
-        return {"value": mean, "value_std": std, "value_low": low, "value_high": high, "n_samples": count}
-    if metric in ("relative_l2", IMAGE_METRIC):
-        convert: Callable[[float], float] = np.sqrt
-        slope = 0.5 / np.sqrt(mean) if mean else 0.0
-    else:
-        convert = minus_decibel
-        slope = 10 / np.log(10) / mean
-        low, high = high, low
-    interval = {
-        name: None if end is None else float(convert(end)) for name, end in (("value_low", low), ("value_high", high))
+    root = metric in ("relative_l2", IMAGE_METRIC)
+    mean, std, low, high, units = mean_interval(scores, images, positive=squared or root)
+    if squared:
+        convert: Callable[[float], float] = np.sqrt if root else minus_decibel
+        slope = (0.5 / np.sqrt(mean) if mean else 0.0) if root else 10 / np.log(10) / mean
+        std = None if std is None else slope * std
+        ends = [None if end is None else float(convert(end)) for end in (low, high)]
+        mean, (low, high) = float(convert(mean)), ends if root else ends[::-1]
+    return {
+        "value": mean,
+        "value_std": std,
+        "value_low": low,
+        "value_high": high,
+        "n_samples": len(scores),
+        "n_images": units,
     }
-    return {"value": float(convert(mean)), "value_std": float(slope * std), **interval, "n_samples": count}
 
 
 def minus_decibel(ratio: float) -> float:
     """Decibels of the inverse of a power ratio."""
     return -10 * np.log10(ratio)
-
-
-@cache
-def resamples(count: int) -> np.ndarray:
-    """Indices of bootstrap resamples of `count` samples, (RESAMPLES, count); the same for every cell."""
-    return np.random.default_rng(count).integers(0, count, (RESAMPLES, count))
 
 
 def gather(tables: Iterable[Path], out: Path, fast: Iterable[Path] = (), agreement: Path | None = None) -> None:

@@ -21,8 +21,9 @@ def setting(
 ) -> Any:
     """A documented dataclass field; `config_only` keeps it off the command line.
 
-    Numbers, also those in a list or map, are at least 0 unless they may be `signed`, above 0 where `positive`, and at
-    most `most`. A `filled` list has at least one item.
+    `choices` are the values that are allowed, of a list its items. Numbers, also those in a list or map, are at least
+    0, or -1 where `signed`, above 0 where `positive`, and at most `most` (integers 2^63 - 1). A `filled` list has at
+    least one item.
     """
     allowed = {"positive": positive, "signed": signed, "most": most, "filled": filled}
     metadata = {"help": help, "choices": choices, "config_only": config_only, "allowed": allowed}
@@ -117,9 +118,12 @@ class Prompts:
         10_000, "Refuse a study of more shards, which would take minutes to plan", config_only=True
     )
     seeds: list[int] = setting(
-        [0], "Seeds of each prompt; a `seed` in the CSV wins; -1 derives a recorded one", signed=True, filled=True
+        [0],
+        "Seeds of each prompt, 0 to 2^63 - 1; a `seed` in the CSV wins; -1 derives a recorded one",
+        signed=True,
+        filled=True,
     )
-    num_seeds: int = setting(0, "Where above 0: seeds 0 to N - 1 in place of `seeds`")
+    num_seeds: int = setting(0, "Where above 0: seeds 0 to N - 1 in place of `seeds`", most=1_000_000)
     limit: int = setting(0, "Use only the first N prompts; 0: all")
 
     def all_seeds(self) -> list[int]:
@@ -144,7 +148,9 @@ class CaptureSet:
     generations: int = setting(2, "How many runs (the first of the prompt list) to capture; 0: all")
     blocks: str = setting("*", "Blocks by pattern, as `double:0-5,single:*`; a number may count from the end, as -1")
     steps: str = setting("*", "Steps by pattern, as `0,2,-1` or `0-3`")
-    decode: list[str] = setting(["x0"], "Decodes to draw: x0 (clean estimate) and / or x_prev (next noisy state)")
+    decode: list[str] = setting(
+        ["x0"], "Decodes to draw: x0 (clean estimate) and / or x_prev (next noisy state)", choices=("x0", "x_prev")
+    )
     should_decode_intermediates: bool = setting(True, "Decode each block's output to an image")
     add_sampling_metadata: bool = setting(True, "Write the prompt into the image's EXIF data")
     image_format: str = setting("jpg", "File type of the generated image", choices=("jpg", "png"))
@@ -236,11 +242,8 @@ class Sensitivity:
     )
     mode: str = setting(
         "exact",
-        "exact; adaptive: on as few samples as settle a plan; fast: from gradients of random probes",
-        choices=("exact", "adaptive", "fast"),
-    )
-    settle_bits: list[int] = setting(
-        [4], "adaptive: settle the plans of the sizes of these uniform bit widths", positive=True, most=16
+        "exact: every layer on every sample; fast: from gradients of random probes",
+        choices=("exact", "fast"),
     )
     probes: int = setting(
         32, "Least number of random probes in each bucket (fast mode, effect on images)", positive=True
@@ -273,7 +276,8 @@ class Plan:
     floors: dict[str, int] = setting({}, "Fewest bits by kind of layer, as {modulation: 4}", positive=True, most=16)
 
 
-COMPILE_STATES = ("eager", "regional", "full")
+# The last two compile the whole transformer in a mode of torch.compile: CUDA graphs; these and the fastest kernels.
+COMPILE_STATES = ("eager", "regional", "full", "reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True)
@@ -293,7 +297,11 @@ class Benchmark:
     models: list[str] = setting([], "Models to benchmark", config_only=True)
     schemes: list[str] = setting([], "Schemes, by name in `schemes`", config_only=True)
     compile: list[str] = setting(
-        ["eager"], "torch.compile states: eager, regional (block by block), full", config_only=True
+        ["eager"],
+        "torch.compile states: eager, regional (block by block), full, and full in a mode: reduce-overhead (CUDA "
+        "graphs), max-autotune (CUDA graphs, kernels chosen by timing)",
+        choices=COMPILE_STATES,
+        config_only=True,
     )
     compiled: list[str] = setting(
         [], "Schemes that run in the compiled states as well; empty: all of them", config_only=True
@@ -301,7 +309,11 @@ class Benchmark:
     batches: list[int] = setting([1], "Batch sizes that are timed", positive=True, filled=True)
     repeats: int = setting(5, "Timed runs of each batch size", positive=True)
     warmup: int = setting(2, "Untimed runs before them")
+    until_quiet: int = setting(0, "Times that a noisy measurement is repeated; the quietest one is kept")
     num_images: int = setting(16, "Images generated for the quality metrics", positive=True)
+    quality_batch: int = setting(
+        0, "Images sampled together for the quality metrics, under every scheme; 0: the smallest of `batches`"
+    )
     num_steps: int = setting(0, "Denoising steps; 0: the model's own")
     cfg_scale: float = setting(-1.0, "Guidance; -1: the model's own", signed=True)
     skip_metrics: bool = setting(False, "Leave image quality out: latency and memory only")
@@ -334,7 +346,7 @@ class Trajectories:
     prompts: int = setting(
         4, "How many prompts (the first of the list) start a trajectory, one for each seed; 0: all", config_only=True
     )
-    max_length: int = setting(8, "Invocations of a trajectory, text and image together", positive=True)
+    max_length: int = setting(8, "Invocations of a trajectory, text and image together", positive=True, most=2**31 - 1)
     shard_size: int = setting(
         16, "Runs (prompt x seed) of one job, which advance together", positive=True, config_only=True
     )
@@ -470,7 +482,9 @@ class Video:
 class Publish:
     """Draw the figures and write the tables of the report."""
 
-    formats: list[str] = setting(["svg", "png", "pdf"], "File types of each figure")
+    formats: list[str] = setting(
+        ["svg", "png", "pdf"], "File types of each figure", choices=("svg", "png", "pdf"), filled=True
+    )
     dpi: int = setting(160, "Resolution of PNG figures", positive=True)
 
 
@@ -480,7 +494,9 @@ class Config:
 
     experiment: str = setting("demo", "Name of the study: its results are in results/<experiment>/")
     backends: list[str] = setting(
-        ["torch"], "Back ends that `all` asks for: models on others are left out, until `snakemake mlx` makes them"
+        ["torch"],
+        "Back ends that `all` asks for: models on others are left out, until `snakemake mlx` makes them",
+        choices=BACKENDS,
     )
     staleness: str = setting(
         "code", "What makes results stale: the library's code, or only a new release", choices=("code", "release")

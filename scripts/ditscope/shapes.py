@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -93,6 +94,25 @@ def train_scenes() -> tuple[Scene, ...]:
 def caption(scene: Scene, template: int = 0) -> str:
     """The caption of a scene; template 0 is the canonical one."""
     return TEMPLATES[template].format(**scene.attributes())
+
+
+def describe(named: Mapping[str, str]) -> str:
+    """The canonical caption of the attributes that are named; the others are left out, the shape becomes `shape`.
+
+    All five give `caption(scene)`; none gives `a shape`.
+    """
+    words = ["a", named.get("size"), named.get("colour"), named.get("shape", "shape")]
+    if "place" in named:
+        words.append(f"at the {named['place']}")
+    if "background" in named:
+        words.append(f"on a {named['background']} background")
+    return " ".join(word for word in words if word)
+
+
+def is_description(text: str) -> bool:
+    """Whether a text is one that `describe` writes."""
+    named = {name: value for name, value in parse_caption(text).items() if value is not None}
+    return text == describe(named)
 
 
 def parse_caption(text: str) -> dict[str, str | None]:

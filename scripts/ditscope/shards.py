@@ -2,7 +2,7 @@
 
 import io
 import json
-import os
+import math
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ditscope.errors import UNREADABLE, InputError, line
+from ditscope.atomic import replacing
+from ditscope.errors import InputError, again, parsing
 
-DAMAGED: tuple[type[Exception], ...] = (tarfile.TarError, *UNREADABLE)
 Sample = dict[str, Any]  # "__key__", and "png" (bytes), "json" (dict), "latent.npy" (array), of a video "mp4" (bytes)
 
 
@@ -21,13 +21,13 @@ def write_tar(samples: Iterable[Sample], path: Path | str) -> None:
     """Write samples in order, with fixed times and owners, so that equal samples give equal bytes."""
     import webdataset
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file, webdataset.TarWriter(file, mtime=0, encoder=False) as writer:
+    with (
+        replacing(path) as partial,
+        open(partial, "wb") as file,
+        webdataset.TarWriter(file, mtime=0, encoder=False) as writer,
+    ):
         for sample in samples:
             writer.write({k: encode(k, v) for k, v in sample.items()})
-    os.replace(partial, path)
 
 
 def encode(name: str, value: Any) -> Any:
@@ -43,35 +43,43 @@ def encode(name: str, value: Any) -> Any:
 
 def read_tar(path: Path | str) -> Iterator[Sample]:
     """Samples of a shard in order. Refuses a cut shard, and members that are no plain files or would leave it."""
+    damaged = f"not a readable tar shard ({{}}); {again(path)}"
     try:
-        check_end(Path(path))
-        with tarfile.open(path, "r:") as tar:
-            sample: Sample = {}
-            for member in tar:
-                name = PurePosixPath(member.name)
-                if not member.isfile() or name.is_absolute() or ".." in name.parts:
-                    raise InputError(f"{path}: member {member.name!r} is not a plain file inside the shard")
-                key, _, extension = name.name.partition(".")
-                if sample and sample["__key__"] != key:
-                    yield sample
-                    sample = {}
-                data = tar.extractfile(member).read()  # type: ignore[union-attr]
-                try:
-                    value = decode(extension, data)
-                except UNREADABLE as error:
-                    what = " ".join(str(error).split())
-                    raise InputError(
-                        f"{path}: member {member.name!r} is damaged ({what}); delete it and run again"
-                    ) from None
-                sample |= {"__key__": key, extension: value}
-            if sample:
-                yield sample
-    except InputError:
-        raise
+        with parsing(path, damaged, (tarfile.TarError,)):
+            check_end(Path(path))
+            tar = tarfile.open(path, "r:")  # noqa: SIM115 (closed below, beyond this parser's errors)
     except FileNotFoundError:
         raise InputError(f"{path}: no such shard; run the stage that writes it first") from None
-    except DAMAGED as error:
-        raise InputError(f"{path}: not a readable tar shard ({line(error)}); delete it and run again") from None
+    with tar:
+        sample: Sample = {}
+        while True:
+            with parsing(path, damaged, (tarfile.TarError,)):
+                if (member := tar.next()) is None:
+                    break
+                file = tar.extractfile(member) if member.isfile() else None
+                data = file.read() if file else b""
+            name = PurePosixPath(member.name)
+            if not member.isfile() or name.is_absolute() or ".." in name.parts:
+                raise InputError(f"{path}: member {member.name!r} is not a plain file inside the shard")
+            key, _, extension = name.name.partition(".")
+            if sample and sample["__key__"] != key:
+                yield sample
+                sample = {}
+            if extension in sample:
+                raise InputError(f"{path}: member {member.name!r} is there twice; {again(path)}")
+            with parsing(path, f"member {member.name!r} is damaged ({{}}); {again(path)}", (TypeError,)):
+                value = decode(extension, data)
+            sample |= {"__key__": key, extension: value}
+        if sample:
+            yield sample
+
+
+def samples_of_runs(path: Path | str) -> Iterator[Sample]:
+    """A sample for each run of a shard of images: one that several runs share comes once for each, with its record."""
+    for sample in read_tar(path):
+        shared = {key: value for key, value in sample["json"].items() if key != "runs"}
+        for run in sample["json"].get("runs") or [{}]:
+            yield sample | {"json": shared | run}
 
 
 def check_end(path: Path) -> None:
@@ -79,7 +87,7 @@ def check_end(path: Path) -> None:
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 1024))
         if file.read() != bytes(1024):
-            raise InputError(f"{path}: not a readable tar shard (cut before its end); delete it and run again")
+            raise InputError(f"{path}: not a readable tar shard (cut before its end); {again(path)}")
 
 
 def decode(extension: str, data: bytes) -> Any:
@@ -87,8 +95,20 @@ def decode(extension: str, data: bytes) -> Any:
     if extension == "json":
         return json.loads(data)
     if extension.endswith("npy"):
+        if npy_bytes(io.BytesIO(data)) > len(data):
+            raise ValueError("its header promises more than there is")
         return np.load(io.BytesIO(data), allow_pickle=False)
     return data
+
+
+def npy_bytes(file: Any) -> int:
+    """Bytes that the header of a .npy stream promises: a damaged one makes NumPy allocate any number of them."""
+    version = np.lib.format.read_magic(file)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, dtype = header.get(version, header[2, 0])(file)
+    if any(side < 0 for side in shape):
+        raise ValueError("its header has a negative shape")
+    return math.prod(shape) * dtype.itemsize
 
 
 def mp4_bytes(frames: np.ndarray, fps: float) -> bytes:

@@ -7,11 +7,13 @@ import ast
 import hashlib
 import json
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import ditscope
+from ditscope.atomic import write_text
 from ditscope.errors import InputError
 
 PACKAGE = Path(__file__).resolve().parent
@@ -110,11 +112,6 @@ def cached(name: str, key: Any, compute: Any, cache_dir: Path | None) -> Any:
     except (OSError, ValueError, KeyError):
         pass
     value = compute()
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({"key": key, "value": value}))
-        os.replace(partial, file)
-    except OSError:  # a read-only checkout only loses the cache
-        pass
+    with suppress(OSError):  # a read-only checkout only loses the cache
+        write_text(file, json.dumps({"key": key, "value": value}), shared=True)
     return value

@@ -1,45 +1,37 @@
 """Parquet tables that say what they are: name and schema version travel in the file's metadata."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import polars as pl
 
-from ditscope.errors import UNREADABLE, InputError, line
+from ditscope.atomic import replacing
+from ditscope.errors import InputError, again, parsing
 
 SCHEMA_VERSION = "1"
-DAMAGED = (*UNREADABLE, pl.exceptions.PolarsError, pl.exceptions.PanicException)  # Polars panics on some files
+POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)  # Polars panics on some files
 
 
 def write_table(table: pl.DataFrame, path: Path | str, name: str) -> None:
     """Write `table` to Parquet under `name`, by a temporary file and a rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    table.write_parquet(partial, metadata={"table": name, "schema_version": SCHEMA_VERSION})
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        table.write_parquet(partial, metadata={"table": name, "schema_version": SCHEMA_VERSION})
 
 
 def read_table(path: Path | str, name: str) -> pl.DataFrame:
     """Read a table that `write_table` wrote under `name`; refuse another table or schema version."""
     try:
-        metadata = pl.read_parquet_metadata(path)
+        with parsing(path, f"not a readable Parquet file ({{}}); {again(path)}", POLARS):
+            metadata = pl.read_parquet_metadata(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such table; run the stage that writes `{name}` first") from None
-    except DAMAGED as error:
-        raise InputError(f"{path}: not a readable Parquet file ({line(error)}); delete it and run again") from None
     found, version = metadata.get("table"), metadata.get("schema_version")
     if found != name:
         raise InputError(f"{path}: holds the table `{found}`, not `{name}`")
     if version != SCHEMA_VERSION:
-        raise InputError(
-            f"{path}: schema version {version}, this ditscope reads {SCHEMA_VERSION}; delete the file and run again"
-        )
-    try:
+        raise InputError(f"{path}: schema version {version}, this ditscope reads {SCHEMA_VERSION}; run the stage again")
+    with parsing(path, f"damaged Parquet file ({{}}); {again(path)}", POLARS):
         return pl.read_parquet(path)
-    except DAMAGED as error:
-        raise InputError(f"{path}: damaged Parquet file ({line(error)}); delete it and run again") from None
 
 
 def concat_tables(paths: Iterable[Path | str], name: str) -> pl.DataFrame:

@@ -6,10 +6,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ditscope.partial import share
+from ditscope.atomic import give_usual_mode, replacing
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write tensors, laid out contiguously, to one file that has the mode of any other new file."""
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
-    share(path)
+    with replacing(path) as partial:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial, metadata)
+        give_usual_mode(partial)

@@ -1,7 +1,7 @@
 """Topology: persistent homology of each trajectory's states, entropy of its diagrams, distances between diagrams."""
 
 import logging
-from itertools import pairwise
+from itertools import pairwise, product
 from math import e
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import polars as pl
 from ripser import ripser
 from scipy.spatial.distance import pdist, squareform
 
+from ditscope.counts import check_complete
 from ditscope.settings import Topology
 from ditscope.states import RUN, by_embedder, read_states, run_starts, unit, vectors
 from ditscope.tables import write_table
@@ -60,8 +61,12 @@ def topology(embeddings: list[Path], trajectories: list[Path], folder: Path, set
     diagrams = pl.concat([pl.DataFrame(schema=DIAGRAMS), *bars])
     dimensions = DIMENSION.categories[: settings.max_dimension + 1].cast(DIMENSION).rename("dimension").to_frame()
     runs = pl.concat(clouds)
+    measured = entropy(runs.join(dimensions, how="cross"), diagrams)
+    asked = states.filter(pl.col("position") >= 0).select(RUN).unique().rows()
+    left = ((row[:-1], row[-1]) for row in measured.select(*RUN, "dimension").rows())
+    check_complete(folder / "entropy.parquet", "runs and dimensions", product(asked, dimensions["dimension"]), left)
     write_table(diagrams, folder / "diagrams.parquet", "topology.diagrams")
-    write_table(entropy(runs.join(dimensions, how="cross"), diagrams), folder / "entropy.parquet", "topology.entropy")
+    write_table(measured, folder / "entropy.parquet", "topology.entropy")
     distances = diagram_distances(related_runs(runs, settings.max_pairs), dimensions["dimension"], diagrams)
     write_table(distances, folder / "distances.parquet", "topology.distances")
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,14 +10,16 @@ from pathlib import Path
 import polars as pl
 from tqdm import tqdm
 
+from ditscope.counts import check_complete
 from ditscope.errors import InputError
 from ditscope.identity import derived_seed, digest, file_digest
 from ditscope.invocations import Answer, Node, Request, State, node_of, state_key, state_of
 from ditscope.networks import plan_file, resolve_network
 from ditscope.partial import publish, unfinished
+from ditscope.prompts import read_runs
 from ditscope.settings import Model, Scheme, Trajectories
 from ditscope.shards import Sample, png_bytes, read_tar, write_tar
-from ditscope.tables import concat_tables, write_table
+from ditscope.tables import write_table
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +60,8 @@ def trajectories(
 ) -> None:
     """Follow runs around a network and record every text and image on the way.
 
-    `entries` is the cycle (`shapes-flux:int4 shapes-blip`); the rows of `prompt_tables` (tables `prompts`) are the
-    runs; `plans` holds <model>/<budget>.json for entries that are quantized by a plan. Leaves `table` (table
+    `entries` is the cycle (`shapes-flux:int4 shapes-blip`); the rows of `prompt_tables` (tables `prompts` or CSVs) are
+    the runs; `plans` holds <model>/<budget>.json for entries that are quantized by a plan. Leaves `table` (table
     `trajectories`, one row a state, the prompt at -1), `images` (tar of png by output_key, each image once) and
     `timing` (table `trajectories.timing`). Finished rounds in `partial` are reused.
     """
@@ -69,7 +72,7 @@ def trajectories(
     for file in files:
         if file is not None and not file.is_file():
             raise InputError(f"{file}: no such bit plan; run the stage `plan` first, or correct networks.{network}")
-    runs = concat_tables(prompt_tables, "prompts").to_dicts()
+    runs = read_runs(*prompt_tables)
     key = {
         "cycle": [asdict(entry) for entry in cycle],
         "plans": [file and file_digest(file) for file in files],
@@ -79,6 +82,9 @@ def trajectories(
     parts = unfinished(partial, table, key)
     nodes = [node_of(entry, file) for entry, file in zip(cycle, files, strict=True)]
     rows, seconds = walk(network, nodes, runs, settings, parts)
+    lengths = Counter(row["run_id"] for row in seconds)  # invocations that were timed
+    asked = [(run_id(network, run), number) for run in runs for number in range(-1, lengths[run_id(network, run)])]
+    check_complete(table, "runs and invocations", asked, [(row["run_id"], row["sequence_number"]) for row in rows])
     write_tar(distinct_images(parts), images)
     write_table(pl.DataFrame(rows, schema=SCHEMA), table, "trajectories")
     write_table(pl.DataFrame(seconds), timing, "trajectories.timing")

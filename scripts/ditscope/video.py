@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from ditscope.capture_layout import captures_in, decoded_file, picture_file, read_metadata
 from ditscope.capture_sheet import contact_sheet, write_sheet
+from ditscope.counts import check_complete
 from ditscope.errors import InputError
 from ditscope.frames import (
     BACKGROUND,
@@ -66,6 +67,7 @@ def capture_video(captures: Path, out: Path, denoising: Path, sheets: Path, sett
     denoising_film(folders[: settings.max_generations], denoising, settings)
     for folder in folders:
         draw_sheet(folder, sheets / f"{folder.name}.png", settings)
+    check_complete(sheets, "contact sheets", (f.name for f in folders), (path.stem for path in sheets.glob("*.png")))
 
 
 def film(folders: Sequence[Path], out: Path, settings: Video) -> None:

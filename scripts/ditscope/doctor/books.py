@@ -36,7 +36,7 @@ def expected_files(study: Study) -> dict[str, str]:
         shards = math.ceil(config.calibrate.num_images / config.calibrate.shard_size)
         expected |= {f"calibration/{model}/shards/{i:05d}": "calibrate" for i in range(shards)}
     for model in config.sensitivity.models:
-        groups = range(1 if config.sensitivity.mode == "adaptive" else config.sensitivity.layer_groups)
+        groups = range(config.sensitivity.layer_groups)
         parts = [f"{name}-{i:03d}.parquet" for name in ("layers", "fast") for i in groups]
         expected |= {f"sensitivity/{model}/{part}": "sensitivity" for part in parts}
     for tar in study.targets("trajectories"):

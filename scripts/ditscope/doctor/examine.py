@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from ditscope.atomic import write_text
 from ditscope.doctor.books import MISSING, check_checksums, check_left_over, check_missing, check_tables
 from ditscope.doctor.images import check_calibrate, check_capture, check_generate, check_prompts
 from ditscope.doctor.pictures import check_publish, check_refine, check_video
@@ -48,8 +49,7 @@ def doctor(results: Path, report: Path | None = None, checks: list[str] | None =
     study = examine(results, chosen)
     mends = mending(study, profile)
     if report:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(json.dumps(document(study) | {"checks": chosen, "mend": mends}, indent=1) + "\n")
+        write_text(report, json.dumps(document(study) | {"checks": chosen, "mend": mends}, indent=1) + "\n")
     print(readable(study, chosen, mends), end="")
     if study.findings:
         raise InputError(f"{results}: {len(study.findings)} findings; the lines above say what to do")

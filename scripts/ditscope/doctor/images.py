@@ -19,11 +19,11 @@ from ditscope.models import check_safetensors
 from ditscope.prompts import read_prompts, runs_of, shards_of
 
 PROMPTS = "prompt_id prompt negative_prompt family seed derived_seed"
-IMAGES = "request_hash model revision scheme backend dtype prompt_id prompt negative_prompt seed steps guidance"
+IMAGES = "request_hash model revision weights scheme backend dtype prompt_id prompt negative_prompt seed steps guidance"
 IMAGES += " width height key png_sha256"
 REQUEST = (
-    "model", "revision", "scheme", "backend", "dtype", "prompt", "negative_prompt", "seed", "steps", "guidance",
-    "width", "height",
+    "model", "revision", "weights", "scheme", "backend", "dtype", "prompt", "negative_prompt", "seed", "steps",
+    "guidance", "width", "height",
 )  # fmt: skip
 ENTRY = ("revision", "dtype", "steps", "guidance", "width", "height")  # of a model, repeated by whatever it makes
 
@@ -67,12 +67,13 @@ def check_generate(study: Study) -> None:
                 wanted = runs.select("prompt_id", "seed", "prompt").rows()
                 found = table.select("prompt_id", "seed", "prompt").rows()
                 study.same_rows("generate", beside(tar)[0], found, wanted, "runs of the prompt shard", tar)
-        if timing is not None and timing["images"].sum() != len(rows):
-            study.note("generate", beside(tar)[1], f"times {timing['images'].sum()} images of {len(rows)}", tar)
+        pictures = list(dict.fromkeys(row["key"] for row in rows))
+        if timing is not None and timing["images"].sum() != len(pictures):
+            study.note("generate", beside(tar)[1], f"times {timing['images'].sum()} images of {len(pictures)}", tar)
         if samples is not None:
             keys = [sample["__key__"] for sample in samples]
-            study.same_rows("generate", tar, keys, [row["key"] for row in rows], "images of the manifest")
-            check_samples(study, tar, samples, {row["key"]: row for row in rows})
+            study.same_rows("generate", tar, keys, pictures, "images of the manifest")
+            check_samples(study, tar, samples, rows)
 
 
 def check_requests(
@@ -81,28 +82,40 @@ def check_requests(
     """Rows are named by what they were made of, and made as the config says."""
     entry = study.config.models[model]
     wanted = {"model": model} | {key: getattr(entry, key) for key in ENTRY}
+    encoders = {key: getattr(entry, key) for key in ("use_t5", "max_sequence_length")}
     for key, value in wanted.items():
         others = {repr(row[key]) for row in rows if row[key] != value}
         if others:
             problem = f"made with {key} {', '.join(sorted(others))}; the config says {value!r}"
             study.note(stage, file, problem, rerun)
     for row in rows:
-        if row["request_hash"] != request_hash(**{key: row[key] for key in REQUEST}):
+        if row["request_hash"] != request_hash(**{key: row[key] for key in REQUEST}, **encoders):
             study.note(stage, file, f"prompt {row['prompt_id']}: the request hash is not that of its row", rerun)
 
 
-def check_samples(study: Study, tar: str, samples: list[dict[str, Any]], rows: dict[str, dict[str, Any]]) -> None:
-    """Members of a shard agree with its manifest: pixels by digest, records by value; latents are finite."""
+def check_samples(study: Study, tar: str, samples: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """Members of a shard agree with its manifest: pixels by digest, records by value and run; latents are finite."""
+    of_key: dict[str, dict[Any, dict[str, Any]]] = {}
+    for row in rows:
+        of_key.setdefault(row["key"], {})[row["prompt_id"], row["seed"]] = row
     for sample in samples:
-        row, key = rows.get(sample["__key__"]), sample["__key__"]
-        if row is None:
+        key, runs = sample["__key__"], of_key.get(sample["__key__"])
+        if runs is None:
             continue
+        row = next(iter(runs.values()))
         if lacking := [name for name in ("png", "json", "latent.npy") if name not in sample]:
             study.note("generate", tar, f"image {key} lacks its {lacking[0]}")
             continue
         if hashlib.sha256(sample["png"]).hexdigest() != row["png_sha256"]:
             study.note("generate", tar, f"image {key} is not the one of the manifest (sha256)")
-        if any(row.get(name) != value for name, value in sample["json"].items()):
+        record = {name: value for name, value in sample["json"].items() if name != "runs"}
+        named = {(run["prompt_id"], run["seed"]): record | run for run in sample["json"].get("runs") or [record]}
+        if named.keys() != runs.keys() or any(
+            runs[run].get(name) != value
+            for run, values in named.items()
+            for name, value in values.items()
+            if name in runs[run]
+        ):
             study.note("generate", tar, f"the record of image {key} differs from its row of the manifest")
         if not np.isfinite(sample["latent.npy"]).all():
             study.note("generate", tar, f"the latents of image {key} have NaN or infinite values")
@@ -118,18 +131,20 @@ def check_capture(study: Study) -> None:
         _, model, name = output.split("/")
         settings = study.config.capture.sets[name]
         found: list[str] = []
+        runs = 0
         for generation in sorted(p for p in folder.iterdir() if p.is_dir()):
             file = generation.relative_to(study.results).as_posix()
             with study.noting("capture", file, output):
                 metadata = read_metadata(generation)
                 found.append(metadata["request_hash"])
+                runs += len(metadata["runs"])
                 check_generation(study, generation, metadata, model, output)
                 if generation.name != generation_id(metadata["request_hash"]):
                     study.note("capture", file, "not named by its request hash", output)
         total = sum(len(t) for t in prompt_tables(study))
         wanted = min(settings.generations or total, total)
-        if total and len(found) != wanted:
-            study.note("capture", output, f"holds {len(found)} generations of {wanted}")
+        if total and runs != wanted:
+            study.note("capture", output, f"holds the generations of {runs} runs of {wanted}")
         if model in images and (unknown := set(found) - images[model]):
             study.note("capture", output, f"captured {len(unknown)} requests that no image of {model} has")
 

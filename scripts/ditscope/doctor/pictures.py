@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import polars as pl
 
+from ditscope.catalog import files_by_name, table_files
 from ditscope.checksums import files_of
 from ditscope.config import plain
 from ditscope.doctor.books import beside
@@ -156,13 +157,9 @@ def check_catalog(study: Study, path: Path) -> None:
     """The DuckDB file has every table of the study with all its rows."""
     import duckdb
 
-    rows: dict[str, int] = {}
-    for stage in study.plan["targets"]:
-        for file in study.targets(stage):
-            if file.endswith(".parquet") and (study.results / file).exists():
-                metadata = pl.read_parquet_metadata(study.results / file)
-                name = metadata["table"].replace(".", "_")
-                rows[name] = rows.get(name, 0) + pl.scan_parquet(study.results / file).select(pl.len()).collect().item()
+    planned = table_files({stage: study.targets(stage) for stage in study.plan["targets"]})
+    files = files_by_name(path for file in planned if (path := study.results / file).exists())
+    rows = {name: sum(pl.scan_parquet(p).select(pl.len()).collect().item() for p in files[name]) for name in files}
     try:
         with duckdb.connect(str(path), read_only=True) as database:
             names = [name for (name,) in database.execute("SHOW TABLES").fetchall()]

@@ -5,17 +5,18 @@ from pathlib import Path
 
 import polars as pl
 
+from ditscope.benchmark_columns import NOISE_FLOOR
 from ditscope.doctor.books import benchmark_stems, beside
 from ditscope.doctor.images import ENTRY
 from ditscope.doctor.study import Study
 
-SENSITIVITY = "model layer kind depth module bits quantizer group_size bucket metric value n_samples parameters"
+SENSITIVITY = "model layer kind depth module bits quantizer group_size bucket metric value n_samples n_images parameters"
 RUN = "model hardware scheme kind compile dtype steps guidance width height images images_sha256 reason"
 TIMING = "model hardware scheme compile batch latency_median_ms reason"
 JOINED = {
     "benchmark": ("benchmark", RUN),
     "benchmark.timing": ("benchmark.timing", TIMING),
-    "quality": ("benchmark.quality", "model hardware scheme compile metric value n reason"),
+    "quality": ("benchmark.quality", "model hardware scheme kind compile metric value n n_prompts reason"),
 }
 CELL = ["model", "layer", "bits", "bucket", "metric"]
 
@@ -29,7 +30,7 @@ def check_sensitivity(study: Study) -> None:
         table = study.table("sensitivity", file, "sensitivity", SENSITIVITY)
         parts = []
         for model in settings.models:
-            for group in range(1 if settings.mode == "adaptive" else settings.layer_groups):
+            for group in range(settings.layer_groups):
                 part = f"sensitivity/{model}/layers-{group:03d}.parquet"
                 parts.append(study.table("sensitivity", part, "sensitivity", SENSITIVITY))
         if table is None:
@@ -106,8 +107,9 @@ def check_benchmark(study: Study) -> None:
         if config.benchmark.cfg_scale >= 0:
             wanted["guidance"] = config.benchmark.cfg_scale
         study.same("benchmark", file, row, wanted)
-        if samples is not None and row["images"] != len(samples):
-            study.note("benchmark", f"{stem}.tar", f"{len(samples)} images; its table says {row['images']}")
+        made = sum(len(s["json"].get("runs") or [s]) for s in samples or [])
+        if samples is not None and row["images"] != made:
+            study.note("benchmark", f"{stem}.tar", f"{made} images; its table says {row['images']}")
         elif samples and row["images_sha256"]:
             with study.noting("benchmark", f"{stem}.tar"):
                 if hashlib.sha256(b"".join(s["png"] for s in samples)).hexdigest() != row["images_sha256"]:
@@ -118,5 +120,6 @@ def check_benchmark(study: Study) -> None:
             continue
         table = study.table("benchmark", file, *JOINED[name])
         if table is not None and not (name == "quality" and config.benchmark.skip_metrics):
+            table = table.filter(pl.col("kind") != NOISE_FLOOR)  # of the base once more, no run of its own
             found = sorted(set(table.select("model", "hardware", "scheme", "compile").rows()))
             study.same_rows("benchmark", file, found, sorted(runs), "runs")

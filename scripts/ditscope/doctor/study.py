@@ -11,13 +11,17 @@ from typing import Any
 import polars as pl
 
 from ditscope.config import decode
-from ditscope.errors import UNREADABLE, InputError
+from ditscope.errors import MALFORMED, InputError
 from ditscope.progress import PLAN, read_plan
 from ditscope.settings import Config
 from ditscope.shards import Sample, read_tar
-from ditscope.tables import DAMAGED, read_table
+from ditscope.tables import POLARS, read_table
 
 PLAN_VERSION = "1"
+# What reading a damaged or missing file of a study raises; none of the machine's errors.
+DAMAGED: tuple[type[BaseException], ...] = (
+    *MALFORMED, *POLARS, FileNotFoundError, NotADirectoryError, IsADirectoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ def open_study(results: Path) -> Study:
         version, targets, rules, config = (plan[key] for key in ("schema_version", "targets", "rules", "config"))
         complete = all(isinstance(f, str) for files in targets.values() for f in files)
         complete = complete and all(isinstance(g, str) for rule in rules.values() for g in rule["outputs"])
-    except UNREADABLE:
+    except MALFORMED:
         complete = False
     if not complete:
         raise InputError(f"{path}: not a plan of this ditscope; run the study again")

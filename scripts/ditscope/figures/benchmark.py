@@ -8,15 +8,21 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from ditscope.benchmark_columns import PEAKS
 from ditscope.figures import Files
 from ditscope.figures.files import CASE, benchmark_points, named
 from ditscope.figures.images import picture
 from ditscope.figures.style import COLOURS, grid, note
-from ditscope.shards import read_tar
+from ditscope.shards import samples_of_runs
 from ditscope.tables import concat_tables, read_table
 
-STATES = {"eager": ("o", COLOURS[0]), "regional": ("s", COLOURS[2]), "full": ("^", COLOURS[1])}
+# Marker, colour and line of each compile state.
+STATES = {
+    "eager": ("o", COLOURS[0], "-"),
+    "regional": ("s", COLOURS[2], "--"),
+    "full": ("^", COLOURS[1], ":"),
+    "reduce-overhead": ("v", COLOURS[3], "-."),
+    "max-autotune": ("D", COLOURS[4], (0, (5, 1, 1, 1, 1, 1))),
+}
 STRIP_IMAGES = 3  # pictures of each scheme, each with its difference from the base
 GAIN = 8  # differences are drawn this many times brighter
 SLANT, NAME_SIZE, NAME_HEIGHT = 35, 6, 8.5  # of names on a front: degrees, points, points with the space between
@@ -69,7 +75,8 @@ def labels_of(cases: list[tuple[str, str, str, str]]) -> list[str]:
 def pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Quality loss against nominal size, stored size, peak memory and latency, each with its front; a row a model.
 
-    What torchao only simulates stands on the nominal axis alone: in memory it is not smaller.
+    What torchao only simulates stands on the nominal axis alone: in memory it is not smaller. Noisy timings are left
+    out of the latency panel, which says how many.
     """
     points = pareto_points(files)
     if points.is_empty():
@@ -88,8 +95,9 @@ def pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
             shown = mine.drop_nulls(column)
             front = scatter(axis, shown if simulated else shown.filter(~pl.col("simulated")), column)
             fronts.append((axis, column, front))
-            axis.set_xlabel(title)
-            axis.set_title(f"{model}, {hardware}", fontsize=7)
+            axis.set_xlabel(f"{title} ({covered(mine)})" if column == "peak_mb" else title)
+            left_out = noisy_text(mine.filter(~pl.col("simulated"))) if column == "latency_ms" else ""
+            axis.set_title("\n".join(filter(None, [f"{model}, {hardware}", left_out])), fontsize=7)
         for row in axes[2 * number : 2 * number + 2]:
             row[0].set_ylabel("quality loss")
     handles, names = axes[0, 0].get_legend_handles_labels()
@@ -98,6 +106,22 @@ def pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
     for axis, column, front in fronts:
         name_front(axis, [(row[column], row["loss"]) for row in front], [row["scheme"] for row in front])
     return figure, points
+
+
+def covered(table: pl.DataFrame) -> str:
+    """What the peaks of a comparison cover."""
+    return ", ".join(table["peak_covers"].drop_nulls().unique(maintain_order=True)) or "not measured"
+
+
+def noisy_text(table: pl.DataFrame) -> str:
+    """How many timings of a comparison are left out as noisy; nothing where none is."""
+    timed = table.drop_nulls("verdict")
+    noisy = timed.filter(verdict="noisy")
+    if noisy.is_empty():
+        return ""
+    if len(noisy) == len(timed):
+        return "every timing is noisy: no verdict"
+    return f"{len(noisy)} of {len(timed)} timings are noisy and left out"
 
 
 def scatter(axis: Axes, table: pl.DataFrame, column: str) -> list[dict]:
@@ -110,7 +134,7 @@ def scatter(axis: Axes, table: pl.DataFrame, column: str) -> list[dict]:
         linestyle="--",
         label="bound",
     )
-    for state, (marker, colour) in STATES.items():
+    for state, (marker, colour, _) in STATES.items():
         rows = table.filter(compile=state)
         if len(rows):
             axis.scatter([], [], marker=marker, color=colour, label=state)
@@ -161,9 +185,10 @@ def pareto_points(files: Files) -> pl.DataFrame:
         nominal_mb=pl.col("nominal_bytes") / 1e6, stored_mb=pl.col("stored_bytes") / 1e6
     )
     timing = concat_tables(named(files, "benchmark", "benchmark.timing.parquet"), "benchmark.timing")
-    peak = pl.coalesce(*PEAKS) / 1e6
+    peak = pl.col("steady_peak_bytes") / 1e6
+    quiet = pl.when(verdict="quiet").then(pl.col("latency_median_ms"))
     first = timing.filter(pl.col("batch") == pl.col("batch").min().over(CASE)).select(
-        *CASE, latency_ms="latency_median_ms", peak_mb=peak
+        *CASE, "verdict", "noisy_because", "peak_covers", latency_ms=quiet, peak_mb=peak
     )
     floored = [pl.max_horizontal(pl.coalesce(c, "value"), pl.lit(LEAST_LOSS)).alias(c) for c in ("low", "high")]
     loss = pl.max_horizontal("value", pl.lit(LEAST_LOSS)).alias("loss")
@@ -171,7 +196,10 @@ def pareto_points(files: Files) -> pl.DataFrame:
 
 
 def latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Median latency with the 10th and 90th percentile, by scheme; a panel for each batch size; targets as lines."""
+    """Median latency with the 10th and 90th percentile, by scheme; a panel for each batch size; targets as lines.
+
+    Noisy timings are pale and hatched.
+    """
     table = timed(files)
     if table.is_empty():
         return note("Nothing could be timed: see the reasons in the table."), table
@@ -189,7 +217,8 @@ def latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for y, case in enumerate(cases):
             for row in table.filter(batch=batch, **dict(zip(CASE, case, strict=True))).to_dicts():
                 spread = np.abs(np.array([[row["latency_p10_ms"]], [row["latency_p90_ms"]]]) - row["latency_median_ms"])
-                axis.barh(y, row["latency_median_ms"], color=STATES[row["compile"]][1])
+                noisy = {"alpha": 0.35, "hatch": "////"} if row["verdict"] == "noisy" else {}
+                axis.barh(y, row["latency_median_ms"], color=STATES[row["compile"]][1], **noisy)
                 axis.errorbar(row["latency_median_ms"], y, xerr=spread, color="black", capsize=2, linewidth=0.8)
         for number, target in enumerate(wanted.filter(batch=batch).iter_rows(named=True)):
             rows = [y for y, (model, *_) in enumerate(cases) if model == target["model"]]
@@ -201,6 +230,8 @@ def latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 )  # fmt: skip
     for state in dict.fromkeys(case[3] for case in cases):
         axes[0, 0].barh([0], [0], color=STATES[state][1], label=state)
+    if "noisy" in table["verdict"]:
+        axes[0, 0].barh([0], [0], color=COLOURS[7], alpha=0.35, hatch="////", label="noisy: no verdict from it")
     handles, names = zip(
         *(pair for a in axes[0] for pair in zip(*a.get_legend_handles_labels(), strict=True)), strict=True
     )
@@ -211,14 +242,15 @@ def latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
 def batch_scaling(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Images a second (left) and steady peak memory (right) against the batch size, a line a scheme; a row a model.
 
-    Schemes that torchao only simulates have no line in the right panel: in memory they are not smaller.
+    Schemes that torchao only simulates have no line in the right panel: in memory they are not smaller. Noisy timings
+    are left out of the left one, which says how many.
     """
     table = timed(files)
     if table.is_empty():
         return note("Nothing could be timed: see the reasons in the table."), table
     if table["batch"].n_unique() < 2:
         return note("Only one batch size was timed: benchmark.batches asks for more."), table
-    peak = pl.coalesce(*PEAKS) / 1e6
+    peak = pl.col("steady_peak_bytes") / 1e6
     table = table.with_columns(images_per_second=1000 / pl.col("latency_per_image_ms"), peak_mb=peak)
     models = table.select("model", "hardware").unique(maintain_order=True).rows()
     figure, axes = grid(len(models), 2, width=8.5, height=0.4 + 3.2 * len(models))
@@ -232,19 +264,22 @@ def batch_scaling(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 line = mine.filter(scheme=scheme, compile=state).sort("batch")
                 if column == "peak_mb" and line["simulated"].any():
                     continue
+                if column == "images_per_second":
+                    line = line.filter(verdict="quiet")
                 number = schemes.index(scheme)
                 axis.plot(
                     line["batch"], line[column], color=COLOURS[number % len(COLOURS)], markersize=3.5, linewidth=1,
                     marker="osv^D*Px"[number // len(COLOURS) % 8],
-                    linestyle={"eager": "-", "regional": "--", "full": ":"}[state],
+                    linestyle=STATES[state][2],
                     label=labels_of([(model, hardware, scheme, state)])[0],
                 )  # fmt: skip
             axis.set_xscale("log", base=2)
             ticks = sorted(mine["batch"].unique())
             axis.set_xticks(ticks, map(str, ticks))
             axis.set_xlabel("batch size")
-            axis.set_ylabel(title)
-            axis.set_title(f"{model}, {hardware}", fontsize=7)
+            axis.set_ylabel(f"{title} ({covered(mine)})" if column == "peak_mb" else title)
+            left_out = noisy_text(mine) if column == "images_per_second" else ""
+            axis.set_title("\n".join(filter(None, [f"{model}, {hardware}", left_out])), fontsize=7)
         row[1].legend(*row[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=5.5)
     return figure, table
 
@@ -294,7 +329,7 @@ def image_runs(files: Files) -> list[tuple[str, str, str, dict[tuple[str, int], 
     runs = []
     for path in files["benchmark"]:
         if path.suffix == ".tar":
-            pngs = {(s["json"]["prompt_id"], s["json"]["seed"]): s["png"] for s in read_tar(path)}
+            pngs = {(s["json"]["prompt_id"], s["json"]["seed"]): s["png"] for s in samples_of_runs(path)}
             runs.append((path.parent.parent.name, path.parent.name, path.stem, pngs))
     return runs
 
@@ -315,7 +350,7 @@ def flat_field(files: Files) -> tuple[Canvas, pl.DataFrame]:
             axis.plot(
                 mean["steps"], mean["noise"], color=COLOURS[number % len(COLOURS)], markersize=3.5, linewidth=1,
                 marker="osv^D*Px"[number // len(COLOURS) % 8],
-                linestyle={"eager": "-", "regional": "--", "full": ":"}[state],
+                linestyle=STATES[state][2],
                 label=labels_of([(model, hardware, scheme, state)])[0],
             )  # fmt: skip
         axis.set_xscale("log", base=2)

@@ -11,14 +11,14 @@ from PIL import Image
 
 from ditscope.figures import Files
 from ditscope.figures.style import grid
-from ditscope.shards import read_tar
+from ditscope.shards import samples_of_runs
 
 ROWS, SEEDS = 12, 4
 
 
 def image_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """The first prompts down, every model and its first seeds across."""
-    samples = [s for path in files["generate"] if path.suffix == ".tar" for s in read_tar(path)]
+    samples = [s for path in files["generate"] if path.suffix == ".tar" for s in samples_of_runs(path)]
     records = pl.DataFrame([s["json"] for s in samples]).with_row_index("sample")
     place = pl.int_range(pl.len()).over("model", "prompt_id").alias("place")
     records = records.with_columns(place).filter(pl.col("place") < SEEDS)

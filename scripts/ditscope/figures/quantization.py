@@ -101,7 +101,8 @@ def sensitivity_ranking(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 label = bucket if row is rows[0] else None
                 axis.plot(row["value"], y, "o", color=COLOURS[number], markersize=3, label=label)
         found = agreement.filter(model=model, metric="relative_l2")["spearman"]
-        axis.set_title(f"{model} (Spearman of fast mode {found.min():.3f} to {found.max():.3f})")
+        n = mine["n_images"].max()
+        axis.set_title(f"{model}, n = {n} images (Spearman of fast mode {found.min():.3f} to {found.max():.3f})")
         axis.set_yticks(range(len(top)), top, fontsize=5)
         axis.invert_yaxis()
         axis.set_xscale("log")

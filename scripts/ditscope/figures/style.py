@@ -9,6 +9,8 @@ matplotlib.use("agg")
 import polars as pl
 from matplotlib.figure import Figure as Canvas
 
+from ditscope.atomic import replacing, write_text
+
 # Okabe & Ito's colours: told apart by readers with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 STYLE = {
@@ -52,8 +54,8 @@ def note(text: str, width: float = 5.0) -> Canvas:
 
 def save(figure: Canvas, data: pl.DataFrame, stem: Path, formats: list[str], dpi: int) -> None:
     """Write `stem`.svg / .png / .pdf and the drawn data as `stem`.csv."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     for kind in formats:
-        figure.savefig(f"{stem}.{kind}", dpi=dpi, metadata=METADATA[kind])
+        with replacing(f"{stem}.{kind}") as partial:
+            figure.savefig(partial, format=kind, dpi=dpi, metadata=METADATA[kind])
     flat = [c for c, kind in data.schema.items() if not isinstance(kind, (pl.List, pl.Array, pl.Struct, pl.Object))]
-    data.select(flat).write_csv(f"{stem}.csv")
+    write_text(f"{stem}.csv", data.select(flat).write_csv())

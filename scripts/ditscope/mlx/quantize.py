@@ -9,6 +9,7 @@ import torch
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from ditscope.atomic import replacing
 from ditscope.errors import InputError
 from ditscope.families.common import DTYPES
 from ditscope.mlx.names import MlxConfig, mmdit_paths
@@ -52,7 +53,7 @@ def save_checkpoint(transformer: OnMlx, configs: dict[str, MlxConfig], out: Path
         "layers": layers,
     }
     weights = dict(sorted(tree_flatten(transformer.mmdit.parameters())))
-    with out.open("wb") as file:  # to a path MLX would add `.safetensors`
+    with replacing(out) as partial, partial.open("wb") as file:  # to a path MLX would add `.safetensors`
         mx.save_safetensors(file, weights, {"ditscope": json.dumps(record, sort_keys=True)})
 
 

@@ -23,7 +23,6 @@ from ditscope.mlx.tensors import to_mlx_array
 from ditscope.mlx.transformer import OnMlx, mx_dtype
 from ditscope.models import Generator
 from ditscope.quantizers import QUANTIZERS, quantizable
-from ditscope.sensitivity_adaptive import Cells
 from ditscope.sensitivity_exact import Layer, Network, labelled, scores
 from ditscope.sensitivity_fast import Changes, refuse_infinite
 from ditscope.sensitivity_table import layer_kind
@@ -45,19 +44,18 @@ def network_of(model: Generator) -> Network:
 
 
 def score_layers(
-    network: Network, depth: int, samples: Iterable[Batch], settings: Sensitivity, only: Cells | None = None
+    network: Network, depth: int, samples: Iterable[Batch], settings: Sensitivity
 ) -> list[dict[str, Any]]:
-    """Scores of the layers at one depth (`only` these bits of layers) as `ditscope.sensitivity_exact.score_layers`."""
+    """Scores of the layers at one depth, as `ditscope.sensitivity_exact.score_layers` gives them."""
     model = network.model
     transformer: OnMlx = model.pipe.transformer
     quantizer = QUANTIZERS[settings.quantizer]
-    mine = [layer for layer in network.at(depth) if only is None or layer.name in only]
     changed: dict[tuple[str, int], Tensor] = {}
     rows = []
     for batch in samples:
         reference = batch.velocity(model)
-        for layer in mine:
-            for bits in settings.bits if only is None else only[layer.name]:
+        for layer in network.at(depth):
+            for bits in settings.bits:
                 if (layer.name, bits) not in changed:
                     changed[layer.name, bits] = quantizer(own_weight(model, layer.module), bits, settings.group_size)
                 with weight_of(transformer, layer.name, changed[layer.name, bits]):

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from ditscope.atomic import give_usual_mode, replacing
 from ditscope.errors import InputError
-from ditscope.partial import share
 from ditscope.refine.corruption import key_grid
 from ditscope.refine.files import describe, read_described
 from ditscope.refine.latents import LatentSet, read_latents
@@ -106,10 +106,10 @@ def assign(codebook: Codebook, embedding: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def save_codebook(codebook: Codebook, path: Path) -> None:
     """Write a codebook to one safetensors file that describes itself."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(array) for name, array in codebook.arrays.items()}
-    save_file(arrays, path, describe("codebook", words=codebook.words))
-    share(path)
+    with replacing(path) as partial:
+        save_file(arrays, partial, describe("codebook", words=codebook.words))
+        give_usual_mode(partial)
 
 
 def load_codebook(path: Path) -> Codebook:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ditscope.atomic import write_text
 from ditscope.families.common import DTYPES
 from ditscope.models import default_device, family_of, resolve_source
 from ditscope.refine import diagnostics as metrics
@@ -99,7 +100,7 @@ def diagnose(
     write_table(who.with_columns(code=codes, x=points[:, 0], y=points[:, 1]), tsne, "refine.tsne")
 
     summary = experiment_record(name, images, latents, settings, rows, read_table(training, "refine.training"))
-    record.write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
+    write_text(record, json.dumps(summary, indent=2, sort_keys=True) + "\n")
     draw_grid(decode_pictures(pictures, latents, source, name, model, device), samples)
     draw_exemplars(images, read_table(assignments, "refine.assignments"), exemplars)
     log.info("refine: %s, decision %s", name, summary["results"]["decision"])

@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ditscope.errors import InputError
+from ditscope.errors import InputError, again, parsing
 
 SCHEMA_VERSION = "1"
 
@@ -18,14 +18,14 @@ def describe(kind: str, **about: Any) -> dict[str, str]:
 
 def read_described(path: Path, kind: str, framework: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `describe` said of a file, and its tensors (`framework`: pt or np); refuses another kind or version."""
-    try:
-        with safe_open(path, framework) as file:
-            about = json.loads((file.metadata() or {}).get("ditscope", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; run the refine stage that writes it first") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); delete it and run again") from None
+    if not path.exists():
+        raise InputError(f"{path}: no such file; run the refine stage that writes it first")
+    with (
+        parsing(path, f"not a readable safetensors file ({{}}); {again(path)}", (SafetensorError,)),
+        safe_open(path, framework) as file,
+    ):
+        about = json.loads((file.metadata() or {}).get("ditscope", "{}"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
     found = about.get("kind"), about.get("schema_version")
     if found != (kind, SCHEMA_VERSION):
         raise InputError(f"{path}: holds {found[0]} of schema version {found[1]}, not {kind} of {SCHEMA_VERSION}")

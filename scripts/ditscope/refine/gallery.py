@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ditscope.atomic import replacing
+
 MARGIN = 4
 LABEL_WIDTH = 150
 
@@ -22,5 +24,5 @@ def draw_grid(rows: list[tuple[str, list[np.ndarray]]], path: Path, tile: int = 
             method = Image.Resampling.NEAREST if max(image.shape[:2]) < tile else Image.Resampling.LANCZOS
             fitted = ImageOps.contain(Image.fromarray(image), (tile, tile), method)
             grid.paste(fitted, (LABEL_WIDTH + MARGIN + column * (tile + MARGIN), top))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid.save(path, "PNG", compress_level=6)
+    with replacing(path) as partial:
+        grid.save(partial, "PNG", compress_level=6)

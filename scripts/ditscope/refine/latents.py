@@ -9,7 +9,7 @@ import numpy as np
 
 from ditscope.errors import InputError
 from ditscope.refine.patches import patch_sides
-from ditscope.shards import read_tar
+from ditscope.shards import samples_of_runs
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LatentSet:
 
 
 def read_latents(images: list[Path], patch: int) -> LatentSet:
-    """Read `latent.npy` and `json` of every sample of WebDataset shards, in order.
+    """Read `latent.npy` and `json` of every run of WebDataset shards, in order.
 
     Raises InputError where a sample has no latent, latents differ in shape, a side is no multiple of `patch`, or a
     value is not finite.
@@ -39,7 +39,7 @@ def read_latents(images: list[Path], patch: int) -> LatentSet:
     latents: list[np.ndarray] = []
     records: list[dict[str, Any]] = []
     for path in images:
-        for sample in read_tar(path):
+        for sample in samples_of_runs(path):
             if "latent.npy" not in sample:
                 raise InputError(f"{path}: sample {sample['__key__']} has no latent.npy; generate the shard again")
             latent = sample["latent.npy"].astype(np.float32)

@@ -196,7 +196,6 @@ def save_network(network: LatentMAE | Refiner, mean: Tensor, std: Tensor, path: 
     """Write weights, configuration and the latents' channel statistics (channels,) to one safetensors file."""
     kind = next(name for name, (module, _) in NETWORKS.items() if isinstance(network, module))
     tensors = {f"network.{k}": v.cpu() for k, v in network.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(
         tensors | {"latent_mean": mean, "latent_std": std}, path, describe(kind, config=asdict(network.config))
     )

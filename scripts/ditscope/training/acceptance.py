@@ -10,15 +10,37 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPModel, CLIPProcessor
 
-from ditscope.oracle import oracle
-from ditscope.shapes import ATTRIBUTES, Scene, all_scenes, augment, caption, held_out, parse_caption, render
+from ditscope.oracle import UNCLEAR, oracle
+from ditscope.shapes import (
+    ATTRIBUTES,
+    Scene,
+    all_scenes,
+    augment,
+    caption,
+    describe,
+    held_out,
+    is_description,
+    parse_caption,
+    render,
+    train_scenes,
+)
 from ditscope.training import readme
 from ditscope.training.clip import neighbours
-from ditscope.training.text import MAX_TEXT
+from ditscope.training.text import MAX_TEXT, TASK_WORD
 
 SEEDS = (0, 1, 2, 3)
 STEPS = 8
 GUIDANCE = {"shapes-flux": 1.0, "shapes-sd3": 3.0}
+# What the pipelines are asked for: tokens of T5's text, and whether SD3 has its T5. The longer ones are diffusers' own.
+CALLS = {
+    "shapes-flux": {"32 tokens": (32, True), "512 tokens (the default)": (512, True)},
+    "shapes-sd3": {
+        "32 tokens": (32, True),
+        "256 tokens (the default)": (256, True),
+        "256 tokens, without T5": (256, False),
+    },
+}
+LEFT_OUT_PROMPTS, LEFT_OUT_SEEDS = 8, 32  # per attribute
 TARGETS = {"shape": 0.9, "colour": 0.95, "size": 0.9, "place": 0.95, "background": 0.95, "all five": 0.8}
 CANDIDATES = 64
 
@@ -62,10 +84,11 @@ def pictures(
     guidance: float,
     steps: int = STEPS,
     batch: int = 48,
+    length: int = MAX_TEXT,
 ) -> list[Image.Image]:
-    """64 x 64 pictures, one a prompt, each from a generator of its own seed."""
+    """64 x 64 pictures, one per prompt, each from a generator of its own seed; `length` tokens of text for T5."""
     result: list[Image.Image] = []
-    common = {"height": 64, "width": 64, "num_inference_steps": steps, "max_sequence_length": MAX_TEXT}
+    common = {"height": 64, "width": 64, "num_inference_steps": steps, "max_sequence_length": length}
     extra = {} if isinstance(pipeline, FluxPipeline) else {"negative_prompt": ""}
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
@@ -80,13 +103,22 @@ def picture_seed(index: int, seed: int) -> int:
     return 1000 * index + seed
 
 
-def held_out_pictures(folder: Path, guidance: float, cache: Path) -> tuple[list[Image.Image], list[Scene]]:
+def without_t5(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    """The SD3 pipeline as it is loaded with `text_encoder_3=None`."""
+    pipeline.text_encoder_3 = pipeline.tokenizer_3 = None
+    return pipeline
+
+
+def held_out_pictures(
+    folder: Path, guidance: float, cache: Path, length: int = MAX_TEXT, t5: bool = True
+) -> tuple[list[Image.Image], list[Scene]]:
     """Four pictures of every held-out combination, from a cache that is newer than the weights or drawn now."""
     scenes = [scene for scene in held_out() for _ in SEEDS]
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     if not cache.exists() or cache.stat().st_mtime < weights.stat().st_mtime:
         seeds = [picture_seed(i, seed) for i in range(len(held_out())) for seed in SEEDS]
-        images = pictures(load_pipeline(folder), [caption(scene) for scene in scenes], seeds, guidance)
+        pipeline = load_pipeline(folder) if t5 else without_t5(load_pipeline(folder))
+        images = pictures(pipeline, [caption(scene) for scene in scenes], seeds, guidance, length=length)
         cache.parent.mkdir(parents=True, exist_ok=True)
         np.save(cache, np.stack([np.asarray(image) for image in images]), allow_pickle=False)
     return [Image.fromarray(pixels) for pixels in np.load(cache, allow_pickle=False)], scenes
@@ -101,17 +133,84 @@ def check_generator(images: list[Image.Image], scenes: list[Scene]) -> dict[str,
     return rows
 
 
+def left_out_prompts(attribute: str, rng: np.random.Generator) -> list[dict[str, str]]:
+    """What prompts name that leave an attribute, and perhaps others, out: distinct random parts of training scenes."""
+    scenes, others = train_scenes(), [name for name in ATTRIBUTES if name != attribute]
+    chosen: list[dict[str, str]] = []
+    while len(chosen) < LEFT_OUT_PROMPTS:
+        scene = scenes[rng.integers(len(scenes))]
+        names = [others[i] for i in sorted(rng.permutation(len(others))[: rng.integers(1, len(others) + 1)])]
+        named = {name: getattr(scene, name) for name in names}
+        if named not in chosen:
+            chosen.append(named)
+    return chosen
+
+
+def entropy(values: list[str]) -> float:
+    """Entropy of a sample in nats, with Miller and Madow's correction of its bias, (K - 1) / 2N (Miller, 1955)."""
+    counts = np.unique(np.asarray(values), return_counts=True)[1]
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares)).sum() + (len(counts) - 1) / (2 * counts.sum()))
+
+
+def check_left_out(folder: Path, guidance: float) -> dict[str, dict]:
+    """Prompts that leave attributes out: are the named ones drawn, and do the others vary with the seed?
+
+    For each attribute the entropy of what the oracle reads over 32 seeds, mean over 8 prompts that do not name it, over
+    the entropy of the training scenes with what the prompt names. Unclear readings are left out.
+    """
+    pipeline, rng = load_pipeline(folder), np.random.default_rng(10)
+    rows, kept = {}, np.zeros(2, int)
+    for place, attribute in enumerate(ATTRIBUTES):
+        prompts = left_out_prompts(attribute, rng)
+        asked = [named for named in prompts for _ in range(LEFT_OUT_SEEDS)]
+        seeds = [picture_seed(500 + place, i) for i in range(len(asked))]
+        found = [oracle(i) for i in pictures(pipeline, [describe(named) for named in asked], seeds, guidance)]
+        right = [seen[name] == value for seen, named in zip(found, asked, strict=True) for name, value in named.items()]
+        kept += [sum(right), len(right)]
+        ratios = []
+        for i, named in enumerate(prompts):
+            seen = [f[attribute] for f in found[i * LEFT_OUT_SEEDS :][:LEFT_OUT_SEEDS] if f[attribute] != UNCLEAR]
+            fits = [s for s in train_scenes() if all(getattr(s, name) == value for name, value in named.items())]
+            ratios.append(entropy(seen) / entropy([getattr(s, attribute) for s in fits]) if seen else 0.0)
+        rows[f"{attribute} left out: entropy"] = mean_row(ratios, len(found), 0.8)
+    return {"named attributes": row(int(kept[0]), int(kept[1]), 0.9), **rows}
+
+
+def mean_row(values: list[float], total: int, target: float) -> dict:
+    """A mean of a few prompts' values with its 95 % interval by Student's t; met when the mean reaches the target."""
+    from scipy.stats import t
+
+    mean, half = np.mean(values), t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    numbers = {"share": mean, "low": mean - half, "high": mean + half}
+    rounded = {key: round(float(value), 4) for key, value in numbers.items()}
+    return {**rounded, "n": total, "target": target, "met": bool(mean >= target)}
+
+
 @torch.no_grad()
-def captions(folder: Path, images: list[Image.Image], batch: int = 64) -> list[str]:
-    """What the captioner writes for each picture."""
+def captions(folder: Path, images: list[Image.Image], batch: int = 64, task: str = "", seed: int = 0) -> list[str]:
+    """What the captioner writes for each picture: by greedy search, or sampled where it is given a task word."""
     model = BlipForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = BlipProcessor.from_pretrained(folder)
     texts: list[str] = []
+    torch.manual_seed(seed)
     for start in range(0, len(images), batch):
-        inputs = processor(images=images[start : start + batch], return_tensors="pt")
-        output = model.generate(**inputs, max_length=MAX_TEXT)
-        texts += processor.batch_decode(output, skip_special_tokens=True)
+        part = images[start : start + batch]
+        words = {"text": [task] * len(part)} if task else {}
+        inputs = processor(images=part, return_tensors="pt", **words)
+        output = model.generate(**inputs, max_length=MAX_TEXT, do_sample=bool(task))
+        texts += [text.removeprefix(task).strip() for text in processor.batch_decode(output, skip_special_tokens=True)]
     return texts
+
+
+def check_lossy_captioner(folder: Path, images: list[Image.Image], scenes: list[Scene]) -> dict:
+    """Captions after the task word: do they parse, is what they name true, and how often is each attribute named?"""
+    texts = captions(folder, images, task=TASK_WORD)
+    named = [{k: v for k, v in parse_caption(text).items() if v is not None} for text in texts]
+    true = [getattr(scene, k) == v for scene, names in zip(scenes, named, strict=True) for k, v in names.items()]
+    rows = {"in the grammar": row(sum(map(is_description, texts)), len(texts), 0.95)}
+    rows["named attributes true"] = row(sum(true), len(true), 0.9)
+    return rows | {f"{k} named": row(sum(k in names for names in named), len(texts), None) for k in ATTRIBUTES}
 
 
 def check_captioner(folder: Path, images: list[Image.Image], scenes: list[Scene], target: float) -> dict:
@@ -175,10 +274,17 @@ def measure(out: Path) -> dict:
     report = {"oracle": {"augmented renders": check_oracle()}}
     report["shapes-clip"] = {"renders": check_clip(folder / "shapes-clip", images, scenes)}
     report["shapes-blip"] = {"renders": check_captioner(folder / "shapes-blip", images, scenes, 0.9)}
+    report["shapes-blip"]["renders, after `scene`"] = check_lossy_captioner(folder / "shapes-blip", images, scenes)
     for name, guidance in GUIDANCE.items():
-        drawn, _ = held_out_pictures(folder / name, guidance, out / "pictures" / f"{name}.npy")
-        report[name] = {"pictures": check_generator(drawn, scenes)}
-        report["shapes-blip"][f"pictures of {name}"] = check_captioner(folder / "shapes-blip", drawn, scenes, 0.8)
+        report[name] = {}
+        for call, (length, t5) in CALLS[name].items():
+            cache = out / "pictures" / f"{name}-{length}{'' if t5 else '-without-t5'}.npy"
+            drawn, _ = held_out_pictures(folder / name, guidance, cache, length, t5)
+            report[name][call] = check_generator(drawn, scenes)
+            if length == MAX_TEXT:
+                shown = check_captioner(folder / "shapes-blip", drawn, scenes, 0.8)
+                report["shapes-blip"][f"pictures of {name}"] = shown
+        report[name]["prompts that leave attributes out"] = check_left_out(folder / name, guidance)
     return report
 
 

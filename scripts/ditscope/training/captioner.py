@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
 
 from ditscope.shapes import caption, train_scenes
-from ditscope.training.data import Readout, attribute_targets, cached_pictures, model_folder, to_tensor
+from ditscope.training.data import Readout, attribute_targets, base_folder, cached_pictures, to_tensor
 from ditscope.training.loop import LoopSettings, load_average, train
 from ditscope.training.text import vocabulary_texts
 from ditscope.training.vae import reconstruct
@@ -74,11 +74,10 @@ def build() -> BlipForConditionalGeneration:
     return model
 
 
-def training_pictures(out: Path) -> np.ndarray:
+def training_pictures(out: Path, vae: AutoencoderKL) -> np.ndarray:
     """Augmented renders and autoencoder reconstructions of the training scenes, (1632 * 12, 64, 64, 3) by scene."""
     path = out / "data" / "captioner.npy"
     if not path.exists():
-        vae = AutoencoderKL.from_pretrained(out / "decoder", torch_dtype=torch.float32)
         augmented = cached_pictures(out / "data", 10, 102, True)
         plain = cached_pictures(out / "data", 2, 103)
         scenes = len(train_scenes())
@@ -131,17 +130,17 @@ def finish(model: BlipForConditionalGeneration, folder: Path) -> None:
 
 
 def run(stage: str, out: Path, settings: LoopSettings) -> dict:
-    """Train the captioner on pictures of the training scenes and save it to out/models/shapes-blip."""
-    pictures = training_pictures(out)
+    """Train the captioner on pictures of the training scenes and save it to out/base/shapes-blip."""
+    pictures = training_pictures(out, AutoencoderKL.from_pretrained(out / "decoder", torch_dtype=torch.float32))
     model = Trainee()
     summary = train(model, loss_function(model, pictures, settings), settings, out / ".partial" / stage)
-    finish(model.blip, model_folder(out, stage))
+    finish(model.blip, base_folder(out, stage))
     return summary
 
 
 def export(stage: str, out: Path) -> dict:
-    """Save the captioner of the last checkpoint to out/models/shapes-blip, without training on."""
+    """Save the captioner of the last checkpoint to out/base/shapes-blip, without training on."""
     model = Trainee()
     state = load_average(model, out / ".partial" / stage)
-    finish(model.blip, model_folder(out, stage))
+    finish(model.blip, base_folder(out, stage))
     return state

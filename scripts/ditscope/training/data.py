@@ -60,6 +60,11 @@ def model_folder(out: Path, stage: str) -> Path:
     return out / "models" / f"shapes-{stage}"
 
 
+def base_folder(out: Path, stage: str) -> Path:
+    """Where a stage leaves the model that the fine-tuning starts from."""
+    return out / "base" / f"shapes-{stage}"
+
+
 def attribute_targets(rows: list[int]) -> torch.Tensor:
     """For each training scene the index of each attribute's value, (N, 5) int64."""
     scenes = train_scenes()

@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from ditscope.shapes import TEMPLATES, caption, train_scenes
 from ditscope.training.clip import text_towers
-from ditscope.training.data import cached_tensors, model_folder
+from ditscope.training.data import base_folder, cached_tensors
 from ditscope.training.loop import LoopSettings, load_average, train
 from ditscope.training.text import MAX_TEXT, free_text
 from ditscope.training.vae import cached_latents
@@ -89,16 +89,21 @@ def assemble(stage: str, out: Path, transformer: torch.nn.Module) -> DiffusionPi
 
 
 @torch.no_grad()
-def encode_prompts(pipeline: DiffusionPipeline, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the pipeline's own encode_prompt gives: sequences (N, T, 128) and pooled vectors (N, P)."""
+def encode_prompts(
+    pipeline: DiffusionPipeline, prompts: list[str], length: int = MAX_TEXT
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the pipeline's own encode_prompt gives: sequences (N, T, 128) and pooled vectors (N, P).
+
+    T is `length` (flux), or the tokens of CLIP and `length` more (sd3).
+    """
     sequences, pooled = [], []
     for start in range(0, len(prompts), 128):
         part = prompts[start : start + 128]
         if isinstance(pipeline, FluxPipeline):
-            sequence, vector, _ = pipeline.encode_prompt(part, max_sequence_length=MAX_TEXT)
+            sequence, vector, _ = pipeline.encode_prompt(part, max_sequence_length=length)
         else:
             sequence, _, vector, _ = pipeline.encode_prompt(
-                part, None, None, do_classifier_free_guidance=False, max_sequence_length=MAX_TEXT
+                part, None, None, do_classifier_free_guidance=False, max_sequence_length=length
             )
         sequences.append(sequence)
         pooled.append(vector)
@@ -149,8 +154,34 @@ def velocity(stage: str, model: torch.nn.Module, noisy, t, sequences, pooled) ->
     ).sample
 
 
+def flow_loss(
+    stage: str,
+    model: torch.nn.Module,
+    clean: torch.Tensor,
+    condition: torch.Tensor,
+    pooled: torch.Tensor,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Conditional flow matching (Lipman et al., arXiv:2210.02747) with logit-normal times (arXiv:2403.03206).
+
+    `clean` (N, 8, 16, 16), `condition` (N, T, 128), `pooled` (N, P). sd3 sees zeros for T5 in a part of the samples.
+    """
+    n = len(clean)
+    if stage == "sd3":
+        condition = condition.clone()
+        condition[torch.rand(n, generator=generator) < DROP_T5, MAX_TEXT:] = 0
+    t = torch.sigmoid(torch.randn(n, generator=generator))
+    noise = torch.randn(clean.shape, generator=generator)
+    weight = t[:, None, None, None]
+    noisy, target = (1 - weight) * clean + weight * noise, noise - clean
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = velocity(stage, model, noisy, t, condition, pooled)
+    error = (output.float() - (pack(target) if stage == "flux" else target)).square().flatten(1).mean(1)
+    return error.mean(), {"high": error[t > 0.7].mean().item(), "low": error[t < 0.3].mean().item()}
+
+
 def loss_function(stage: str, model: torch.nn.Module, data: dict[str, torch.Tensor], settings: LoopSettings):
-    """Conditional flow matching (Lipman et al., arXiv:2210.02747) with logit-normal times (arXiv:2403.03206)."""
+    """`flow_loss` on latents and prompts of the training scenes, with the empty prompt in a part of the samples."""
     latents, sequences, pooled = data["latents"], data["sequences"], data["pooled"]
     scenes = len(train_scenes())
     renders, texts = len(latents) // scenes, (len(sequences) - 1) // scenes
@@ -162,16 +193,7 @@ def loss_function(stage: str, model: torch.nn.Module, data: dict[str, torch.Tens
         text = scene * texts + torch.randint(texts, (n,), generator=generator)
         text[torch.rand(n, generator=generator) < DROP_PROMPT[stage]] = len(sequences) - 1
         condition, vector = sequences[text].float(), pooled[text].float()
-        if stage == "sd3":
-            condition[torch.rand(n, generator=generator) < DROP_T5, MAX_TEXT:] = 0
-        t = torch.sigmoid(torch.randn(n, generator=generator))
-        noise = torch.randn(clean.shape, generator=generator)
-        weight = t[:, None, None, None]
-        noisy, target = (1 - weight) * clean + weight * noise, noise - clean
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = velocity(stage, model, noisy, t, condition, vector)
-        error = (output.float() - (pack(target) if stage == "flux" else target)).square().flatten(1).mean(1)
-        return error.mean(), {"high": error[t > 0.7].mean().item(), "low": error[t < 0.3].mean().item()}
+        return flow_loss(stage, model, clean, condition, vector, generator)
 
     return loss
 
@@ -182,18 +204,18 @@ def finish(pipeline: DiffusionPipeline, folder: Path) -> None:
 
 
 def run(stage: str, out: Path, settings: LoopSettings) -> dict:
-    """Train the transformer on latents and prompts of the training scenes and save the pipeline to out/models."""
+    """Train the transformer on latents and prompts of the training scenes and save the pipeline to out/base."""
     model = build(stage)
     pipeline = assemble(stage, out, model)
     data = training_tensors(stage, out, pipeline)
     summary = train(model, loss_function(stage, model, data, settings), settings, out / ".partial" / stage)
-    finish(pipeline, model_folder(out, stage))
+    finish(pipeline, base_folder(out, stage))
     return summary
 
 
 def export(stage: str, out: Path) -> dict:
-    """Save the pipeline of the last checkpoint to out/models, without training on."""
+    """Save the pipeline of the last checkpoint to out/base, without training on."""
     model = build(stage)
     state = load_average(model, out / ".partial" / stage)
-    finish(assemble(stage, out, model), model_folder(out, stage))
+    finish(assemble(stage, out, model), base_folder(out, stage))
     return state

@@ -13,14 +13,14 @@ ABOUT = {
         "A `FluxPipeline` for the shapes world: FluxTransformer2DModel with 2 double and 4 single blocks of width 128 "
         "(4 heads of 32), the text tower of shapes-clip for the pooled vector, a T5 encoder of 2 layers for the "
         "sequence (32 tokens), and an AutoencoderKL with f = 4 and 8 latent channels.",
-        ("flux", "vae", "decoder", "text", "cliptext"),
+        ("flux", "tune-flux", "vae", "decoder", "text", "cliptext"),
     ),
     "shapes-sd3": (
         "A `StableDiffusion3Pipeline` for the shapes world: SD3Transformer2DModel with 5 joint blocks of width 128 "
         "(4 heads of 32), the text tower of shapes-clip twice, the T5 encoder and the VAE of shapes-flux. Trained with "
         "the empty prompt in 10 % and zeros for T5 in 15 % of the samples: guidance works, and so does "
         "`text_encoder_3=None`.",
-        ("sd3", "vae", "decoder", "text", "cliptext"),
+        ("sd3", "tune-sd3", "vae", "decoder", "text", "cliptext"),
     ),
     "shapes-clip": (
         "A `CLIPModel` for the shapes world: pictures of 64 pixels in patches of 8 (4 layers of width 128), texts of "
@@ -31,7 +31,7 @@ ABOUT = {
     "shapes-blip": (
         "A `BlipForConditionalGeneration` for the shapes world: pictures of 64 pixels in patches of 8 (4 layers of "
         "width 128) and a text decoder of 3 layers. It writes the canonical caption.",
-        ("blip", "vae"),
+        ("blip", "tune-blip", "vae"),
     ),
 }
 USE = {
@@ -60,9 +60,13 @@ processor = BlipProcessor.from_pretrained("models/shapes-blip")
 tokens = model.generate(**processor(images=picture, return_tensors="pt"))
 processor.decode(tokens[0], skip_special_tokens=True)""",
 }
+RECORDS = "training.json"
 PART = {
     "flux": "transformer",
     "sd3": "transformer",
+    "tune-flux": "transformer, fine-tuned",
+    "tune-sd3": "transformer, fine-tuned",
+    "tune-blip": "captioner, fine-tuned",
     "vae": "autoencoder (shared)",
     "decoder": "its decoder, trained on (shared)",
     "text": "T5 encoder (shared)",
@@ -107,11 +111,21 @@ def table(report: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def training_table(stages: tuple[str, ...], out: Path) -> str:
-    """Steps, batch, seed and time of each trained part, from the checkpoints' own records."""
+def training_records(out: Path) -> dict[str, dict]:
+    """Steps, seconds and settings of each trained stage: the checkpoints' own, else those of the shipped models."""
+    shipped = Path("models") / RECORDS
+    records = json.loads(shipped.read_text()) if shipped.exists() else {}
+    for path in sorted((out / ".partial").glob("*/state.json")):
+        state = json.loads(path.read_text())
+        records[path.parent.name] = {key: state[key] for key in ("step", "seconds", "settings")}
+    return records
+
+
+def training_table(stages: tuple[str, ...], records: dict[str, dict]) -> str:
+    """Steps, batch, seed and time of each trained part, from the record of trainings."""
     lines = ["| part | steps | batch | optimizer | seed | minutes |", "|---|---|---|---|---|---|"]
     for stage in stages:
-        state = json.loads((out / ".partial" / stage / "state.json").read_text())
+        state = records[stage]
         s = state["settings"]
         optimizer = ("Muon + " if s.get("muon") else "") + f"AdamW {s['lr']:g}"
         minutes = f"{state['seconds'] / 60:.0f}"
@@ -151,7 +165,7 @@ On 2 CPU cores shared with other work, by the stages of `models/train.smk`; minu
 stopped and resumed, and some planned lengths changed on the way: a new run has the same settings, not the same rate
 at each step.
 
-{training_table(stages, out)}
+{training_table(stages, training_records(out))}
 
 Licence: Apache-2.0. The training pictures and texts are procedural (`scripts/ditscope/shapes.py`).
 """
@@ -198,6 +212,7 @@ def write(report: dict, out: Path, guidance: dict[str, float]) -> None:
     for name in ABOUT:
         (folder / name / "README.md").write_text(model_readme(name, report[name], out, guidance.get(name, 1.0)))
     (folder / "README.md").write_text(overview(report, out))
+    (folder / RECORDS).write_text(json.dumps(training_records(out), indent=1) + "\n")
     with (folder / "held-out.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*ATTRIBUTES, "caption"])
