@@ -21,7 +21,6 @@ from ditscope.benchmark_table import benchmark_table, with_quality, with_size_ra
 from ditscope.config import benchmark_cases, check, decode
 from ditscope.errors import InputError
 from ditscope.features import Extractor
-from ditscope.quality import PAIRED
 from ditscope.recommend import recommendation
 from ditscope.settings import Benchmark, Config, Embedder, Scheme, Target
 from ditscope.shards import write_tar
