@@ -158,7 +158,7 @@ def check_catalog(study: Study, path: Path) -> None:
     import duckdb
 
     planned = table_files({stage: study.targets(stage) for stage in study.plan["targets"]})
-    files = files_by_name(path for file in planned if (path := study.results / file).exists())
+    files = files_by_name(study.results / file for file in planned if (study.results / file).exists())
     rows = {name: sum(pl.scan_parquet(p).select(pl.len()).collect().item() for p in files[name]) for name in files}
     try:
         with duckdb.connect(str(path), read_only=True) as database:
