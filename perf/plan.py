@@ -5,7 +5,7 @@ python perf/plan.py [MODEL ...]
 Measures the sensitivity of a shipped model on 8 calibration images, plans by the effect on images and, beside it, by
 the velocity's relative L2, and samples 64 prompts from the same starting noise under every plan (quantizer group, group
 size 32; convolutions stay exact). The prompts are of scenes that no shipped model was trained on, and that no choice in
-ditscope was made on. Intervals are 95 % percentile bootstraps over prompts, of paired differences where two plans are
+ditscope was made on. Intervals are 95 %, by Student's t over prompts, of paired differences where two plans are
 compared. Last, the plans along the frontier.
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ditscope.calibrate import calibrate
+from ditscope.intervals import mean_interval
 from ditscope.models import Generator, load_generator
 from ditscope.plan import Choices, choices_of, frontier, random_plan, solve
 from ditscope.quantizers import QUANTIZERS, quantizable
@@ -81,10 +82,9 @@ def psnr_db(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def interval(values: np.ndarray) -> str:
-    """Mean with its bootstrap interval."""
-    means = values[np.random.default_rng(0).integers(0, len(values), (10_000, len(values)))].mean(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return f"{values.mean():+.2f} dB [{low:+.2f}, {high:+.2f}]"
+    """Mean over prompts with its interval."""
+    found = mean_interval(values)
+    return f"{found.mean:+.2f} dB [{found.low:+.2f}, {found.high:+.2f}]"
 
 
 def compare(name: str, folder: Path) -> None:

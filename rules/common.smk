@@ -17,7 +17,7 @@ from snakemake.exceptions import WorkflowError
 
 from ditscope.config import load_config, of_backends, plain
 from ditscope.errors import InputError
-from ditscope.models import check_model_folder, is_generator, source_folder
+from ditscope.models import download_mark, resolve_source, source_folder
 from ditscope.networks import plan_file, resolve_network, trajectory_index
 from ditscope.prompts import first_runs, shard_index
 from ditscope.staleness import cached, code_digest, prefer_this_library, source_digest
@@ -73,7 +73,7 @@ try:
     }
     for name in CONFIG.selected_models():
         if not CONFIG.models[name].revision:
-            check_model_folder(Path(CONFIG.models[name].source))
+            resolve_source(name, CONFIG.models[name])
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
@@ -121,7 +121,7 @@ def stage(name):
 def model_params(name):
     """A registry entry and the digest of its weights: what a job must know of a model, and what makes it stale."""
     entry = CONFIG.models[name]
-    weights = entry.revision or digest_of(entry.source)
+    weights = entry.revision or digest_of(source_folder(entry))
     return plain(entry) | {"digest": weights + (code("mlx.quantize") if entry.backend == "mlx" else "")}
 
 
@@ -138,13 +138,13 @@ MODEL_ENVIRONMENT = "../envs/mlx.yaml" if on_mlx(*WHOLE.selected_models()) else 
 def model_files(*names):
     """Inputs of a job that loads models: nothing for local folders, the download's mark for hub models."""
     entries = [CONFIG.models[name] for name in dict.fromkeys(names) if CONFIG.models[name].revision]
-    return [source_folder(e) / ("model_index.json" if is_generator(e) else "config.json") for e in entries]
+    return [download_mark(entry) for entry in entries]
 
 
 def embedder_params(name):
     """An embedder's registry entry and the digest of its weights, where they are not a package's."""
     entry = CONFIG.embedders[name]
-    return plain(entry) | {"digest": entry.revision or (digest_of(entry.source) if entry.source else "")}
+    return plain(entry) | {"digest": entry.revision or (digest_of(source_folder(entry)) if entry.source else "")}
 
 
 def own_calibration(model):
@@ -166,7 +166,7 @@ def chosen_embedders(name):
 def embedder_files(name):
     """Input of a job that loads an embedder: the download's mark for a hub model."""
     entry = CONFIG.embedders[name]
-    return [source_folder(entry) / "config.json"] if entry.revision else []
+    return [download_mark(entry)] if entry.revision else []
 
 
 def embedder_gpus(name):

@@ -8,10 +8,11 @@ import struct
 import pytest
 
 import workflow
+from ditscope.calibration_set import calibration_images
 from ditscope.cli import main
 from ditscope.errors import InputError
 from ditscope.models import check_model_folder, resolve_source
-from ditscope.prompts import csv_rows, csv_text, read_prompts, read_runs, runs_of, shard_index, write_shard
+from ditscope.prompts import Prompt, csv_rows, csv_text, read_prompts, read_runs, runs_of, shard_index, write_shard
 from ditscope.settings import Model, Prompts
 
 
@@ -233,7 +234,30 @@ def test_unwritable_output_is_refused_before_any_model_loads(tmp_path, monkeypat
     images = tmp_path / "file" / "shard.tar"
     prompts = str(workflow.ROOT / "prompts/tiny.csv")
     assert main(["generate", "--model", "shapes-flux", "--prompts", prompts, "--images", str(images)]) == 2
-    assert f"{images}: cannot be written (" in capsys.readouterr().err
+    assert f"--images: {images}: {tmp_path / 'file'} is a file, so nothing can be below it" in capsys.readouterr().err
+
+
+def test_seeds_of_calls_are_within_64_bits(tmp_path, capsys):
+    prompt = [Prompt("p", "a cat")]
+    assert calibration_images(prompt, 2, 2**63 - 2)[-1]["seed"] == 2**63 - 1
+    assert "not within 0 to 2^63 - 1" in refusal(calibration_images, prompt, 3, 2**63 - 2)
+    for seed in (str(2**63), str(2**64), "-2"):
+        call = ["capture", "--model", "shapes-flux", "--prompt", "a cat", "--output-dir", str(tmp_path / "out")]
+        assert main([*call, f"--seed={seed}"]) == 2
+        assert "--seed: " in (said := capsys.readouterr().err) and "not within 0 to 2^63 - 1" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_mean_something_in_patterns_pass_a_dry_run(tmp_path):
+    models = {"flux+lora.v1": {"family": "flux", "source": "models/shapes-flux", "width": 64, "height": 64}}
+    config = {"prompts": {"csv": "a+b (1).csv"}, "models": models, "capture": {"sets": {"a+b": {}}}}
+    config |= {"generate": {"models": list(models)}}
+    config["capture"]["models"] = list(models)
+    (workflow.workdir(tmp_path) / "a+b (1).csv").write_text("prompt\na cat\n")
+    (tmp_path / "o.yaml").write_text(json.dumps(config))
+    done = workflow.snakemake(tmp_path, "generate", "capture", "--dry-run", "--configfile", "o.yaml")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "captures/flux+lora.v1/a+b" in done.stdout
 
 
 def test_unwritable_results_stop_the_workflow_before_a_job(tmp_path):

@@ -148,7 +148,8 @@ def test_subset_by_images_and_stride(made):
 def arrays(step: int = 0, **changes) -> dict:
     rng = np.random.default_rng(step)
     plain = {
-        "x": rng.normal(size=(1, 4, 4, 2)), "timestep": np.array([1000.0 - 100 * step]), "sigma": np.array(1 - step / 10),
+        "x": rng.normal(size=(1, 4, 4, 2)), "timestep": np.array([1000.0 - 100 * step]),
+        "sigma": np.array(1 - step / 10),
         "conditioning": rng.normal(size=(2, 3, 4)), "pooled_conditioning": rng.normal(size=(2, 5)), "step_index": step,
     }  # fmt: skip
     return plain | changes
@@ -308,7 +309,7 @@ def test_guidance_is_written_down_or_refused(tmp_path):
         validate_calibration(tmp_path)
     manifest = {"n_completed": 1, "num_steps": 3}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match='write `"cfg_scale": 7.5` there'):
+    with pytest.raises(InputError, match=r'write `"cfg_scale": 7\.5` there'):
         validate_calibration(tmp_path)
     for key in ("cfg_weight", "cfg_scale"):
         (tmp_path / "manifest.json").write_text(json.dumps(manifest | {key: 4.5}))

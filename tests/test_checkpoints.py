@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from ditscope import checkpoints
 from ditscope.checkpoints import load_checkpoint, quantize, save_checkpoint
@@ -58,6 +59,25 @@ def test_the_stage_quantizes_and_saves(tmp_path, monkeypatch):
     )
     with pytest.raises(InputError, match=r"models\.tiny: fp8-dynamic-row needs CUDA"):
         quantize("tiny", generator.entry, Scheme("fp8-dynamic-row"), tmp_path / "no.safetensors")
+
+
+def test_layers_that_stay_are_named_and_a_file_in_full_precision_is_not_written(tmp_path, monkeypatch):
+    generator, file = tiny_generator("flux"), tmp_path / "w.safetensors"
+    monkeypatch.setattr(checkpoints, "load_generator", lambda name, model: generator)
+    for scheme, message in (
+        (Scheme("intx-weight-only", bits=4, group_size=48), "quantizes none of the .* rows that group_size does not"),
+        (Scheme("int8-weight-only", min_weights=10**9), "quantizes none of the .* below min_weights 1000000000"),
+        (Scheme("int8-weight-only", skip_layers=["*nrom*"]), "skip_layers: `.nrom.` matches none of the"),
+        (Scheme("base"), "`base` quantizes nothing"),
+    ):
+        with pytest.raises(InputError, match=f"^schemes: .*{message}"):
+            quantize("tiny", generator.entry, scheme, file)
+        assert not file.exists()
+    quantize("tiny", generator.entry, Scheme("intx-weight-only", bits=4, group_size=32), file)
+    with safe_open(file, "pt") as opened:
+        left = json.loads(opened.metadata()["ditscope"])["full_precision"]
+    linear = [m for m in generator.pipe.transformer.named_modules() if isinstance(m[1], nn.Linear)]
+    assert left == [name for name, layer in linear if layer.in_features % 32] and 0 < len(left) < len(linear)
 
 
 def test_files_of_another_kind_are_refused(tmp_path):

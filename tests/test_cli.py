@@ -37,22 +37,24 @@ def test_prompts_runs_without_snakemake(tmp_path):
     assert read_table(tmp_path / "s.parquet", "prompts")["seed"].to_list() == [3, 4]
 
 
-def test_bad_input_is_one_line(capsys):
-    options = ["--model", "shapes-flx", "--prompts", "x", "--images", "y"]
+def test_bad_input_is_one_line(capsys, tmp_path):
+    (csv := tmp_path / "p.csv").write_text("prompt\na ring\n")
+    options = ["--model", "shapes-flx", "--prompts", str(csv), "--images", str(tmp_path / "y")]
     assert cli.main(["generate", *options]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "`shapes-flx`" in message and "did you mean `shapes-flux`?" in message
 
 
-def test_number_out_of_its_range_is_refused_before_any_work(capsys):
-    options = ["--model", "shapes-sd3", "--calibration", "nowhere", "--out", "nothing.parquet"]
+def test_number_out_of_its_range_is_refused_before_any_work(capsys, tmp_path):
+    options = ["--model", "shapes-sd3", "--calibration", str(tmp_path), "--out", str(tmp_path / "nothing.parquet")]
     for option, value, reason in (("--bits", "0", "0 is not above 0"), ("--step_stride", "-2", "-2 is not above 0")):
         assert cli.main(["sensitivity", *options, option, value]) == 2
         assert f"{option.replace('_', '-')}: {reason}" in capsys.readouterr().err
 
 
 def test_the_model_may_be_left_out_where_the_stage_lists_models(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(cli.ROOT)
     seen = []
 
     def capture(name: str, model: Model, prompt: str = "") -> None:
@@ -61,7 +63,7 @@ def test_the_model_may_be_left_out_where_the_stage_lists_models(tmp_path, capsys
     monkeypatch.setattr(cli, "function_of", lambda target: capture)
     overlay = tmp_path / "other.yaml"
     overlay.write_text("capture: {models: [shapes-sd3]}\n")
-    assert cli.main(["capture", "--prompt", "a ring"]) == 0
+    assert cli.main(["capture", "--prompt", "a ring", "--configfile", "config.yaml"]) == 0
     assert cli.main(["capture", "--prompt", "a ring", "--configfile", str(overlay)]) == 0
     assert cli.main(["capture", "--prompt", "a ring", "--model", "shapes-sd3"]) == 0
     assert seen == [(name, name[7:], "a ring") for name in ("shapes-flux", "shapes-sd3", "shapes-sd3")]
@@ -77,8 +79,8 @@ def test_both_spellings_and_booleans():
     import argparse
 
     parser = argparse.ArgumentParser()
-    cli.add_option(parser, "num_steps", int, 4)
-    cli.add_option(parser, "multi_gpu", bool, False)
+    cli.add_option(parser, cli.Option("num_steps", int, 4))
+    cli.add_option(parser, cli.Option("multi_gpu", bool, False))
     assert parser.parse_args(["--num_steps", "7", "--multi_gpu", "True"]).multi_gpu is True
     assert parser.parse_args(["--num-steps", "7", "--multi_gpu"]).num_steps == 7
     assert parser.parse_args(["--multi-gpu=False"]).multi_gpu is False
@@ -162,12 +164,14 @@ def test_weights_are_known_by_their_bytes_or_their_revision(tmp_path):
     assert a == c != b and weights_id(str(tmp_path / "a"), "0f1e") == "0f1e"
 
 
-def test_generation_id_is_base32_of_the_first_40_bits():
+def test_generation_id_is_base32_of_40_bits_of_request_and_settings():
     import base64
+    import hashlib
 
-    assert generation_id("00" * 16) == "aaaaaaaa"
-    request = request_hash(**REQUEST)
-    assert base64.b32decode(generation_id(request).upper()).hex() == request[:10]
+    text = '{"blocks":"*","request":"ab"}'
+    expected = base64.b32encode(hashlib.sha256(text.encode()).digest()[:5]).decode().lower()
+    assert generation_id("ab", {"blocks": "*"}) == expected and len(expected) == 8
+    assert generation_id("ab", {"blocks": "double:*"}) != expected != generation_id("ac", {"blocks": "*"})
 
 
 def test_derived_seeds_are_stable_and_32_bit():

@@ -80,6 +80,11 @@ REFUSALS = {
     "share above one": ("refine.mask_ratio", 1.5, "refine.mask_ratio: 1.5 is more than 1"),
     "not a number": ("video.fps", float("nan"), "video.fps: nan is not a finite number"),
     "experiment with a slash": ("experiment", "a/b", "experiment: `a/b` is not a plain name; use letters, digits"),
+    "braces in the path of the CSV": (
+        "prompts.csv",
+        "a {b}.csv",
+        "prompts.csv: `a {b}.csv` has a {, by which Snakemake",
+    ),
     "experiment up and out": ("experiment", "..", "experiment: `..` is not a plain name"),
     "seed beyond 2^63 - 1": ("prompts.seeds", [2**63], "prompts.seeds: 9223372036854775808 is more than 2^63 - 1"),
     "seed below -1": ("prompts.seeds", [-2], "prompts.seeds: -2 is below 0 and not -1"),

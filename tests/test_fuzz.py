@@ -57,7 +57,7 @@ SAMPLE = {
 }
 PACKED = {key: value for key, value in SAMPLE.items() if key in ("conditioning", "pooled_conditioning", "image_id")} | {
     "xs": np.zeros((1, 4, 4, 2), np.float32),
-    "timesteps": np.zeros(1, np.float32),
+    "timesteps": np.full(1, 1000, np.float32),
     "sigmas": np.ones(1, np.float32),
     "step_indices": np.zeros(1, np.int64),
 }

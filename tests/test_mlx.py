@@ -32,6 +32,7 @@ from ditscope.mlx.observe import hooked
 from ditscope.mlx.sensitivity import weight_of
 from ditscope.mlx.transformer import load_transformer
 from ditscope.models import load_generator
+from ditscope.packed import packed_bytes
 from ditscope.plan import load_plan, plan, to_mlx
 from ditscope.quantize import apply_scheme, layer_configs, mean_bits, nominal_bytes, stored_bytes, unsupported
 from ditscope.quantizers import quantizable
@@ -39,9 +40,9 @@ from ditscope.sampling import encode_prompts, noise_of, sample
 from ditscope.sensitivity import score, sensitivity, start
 from ditscope.sensitivity_fast import estimate_layers
 from ditscope.sensitivity_image import image_effects
-from ditscope.sensitivity_table import IMAGE_METRIC, METRICS, assign_buckets, gather
+from ditscope.sensitivity_table import IMAGE_METRIC, METRICS, assign_buckets, gather, layer_kind
 from ditscope.settings import Budget, Calibrate, Model, Scheme, Sensitivity
-from ditscope.tables import read_table
+from ditscope.tables import read_table, write_table
 from tiny_models import tiny_generator
 from workflow import ROOT
 
@@ -311,6 +312,41 @@ def test_plan_becomes_bits_of_each_layer(tmp_path):
     ):
         with pytest.raises(InputError, match=named):
             to_mlx(document | change, transformer)
+
+
+@pytest.mark.parametrize("quantizer", ["group", "palettize"])
+def test_plan_keeps_its_budget_as_mlx_stores_it(tmp_path, quantizer):
+    """Counted from the packed words, scales and biases that MLX holds after the plan was applied."""
+    _, of_mlx = twin("sd3", tmp_path)
+    transformer = of_mlx.pipe.transformer
+    rows = [
+        {
+            "model": "tiny", "backend": "mlx", "layer": name, "kind": layer_kind(name), "depth": 0, "module": "linear",
+            "bits": bits, "quantizer": quantizer, "group_size": 32, "bucket": "early", "metric": "relative_l2",
+            "value": 0.5**bits / (1 + i), "parameters": module.weight.numel(),
+            "packed_bytes": packed_bytes("mlx", name, *module.weight.shape, bits, 32, 4),
+        }
+        for i, (name, module) in enumerate(quantizable(transformer).items()) if module.weight.ndim == 2
+        for bits in (2, 4, 8)
+    ]  # fmt: skip
+    write_table(pl.DataFrame(rows), tmp_path / "t.parquet", "sensitivity")
+    plan("tiny", [tmp_path / "t.parquet"], tmp_path / "p.json", Budget(mean_bits=7.5))
+    made, scheme = load_plan(tmp_path / "p.json", transformer), Scheme("plan", plan="b")
+    assert set(made["full_precision"]) == {r["layer"] for r in rows} - set(made["layers"]) != set()
+    before = stored_bytes(transformer)
+    weights = sum(transformer.get_submodule(name).weight.nbytes for name in made["layers"])
+    assert nominal_bytes(transformer, scheme, tmp_path / "p.json") - (before - weights) == made["nominal_bytes"]
+    apply_scheme(transformer, scheme, tmp_path / "p.json")
+    stored = sum(
+        array.nbytes
+        for name, modules in layers_on_mlx(transformer).items()
+        if name in made["layers"]
+        for module in modules
+        for array in (module.weight, module.scales, module.biases)
+    )
+    assert stored == made["nominal_bytes"]
+    parameters = sum(r["parameters"] for r in rows if r["bits"] == 2 and r["layer"] in made["layers"])
+    assert 6 < 8 * stored / parameters <= 7.5
 
 
 def test_layers_that_a_group_does_not_divide_stay(tmp_path):

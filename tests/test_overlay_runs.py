@@ -62,7 +62,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
     | CALIBRATED,
     "benchmark-mlx": {"prompts": {"limit": 2, "seeds": [0]}, "benchmark": judged()} | CALIBRATED,
     "flux-dev": {
-        "models": sized(64, "flux-dev", "flux-dev-krea"),
+        "models": sized(64, "flux-dev"),
         "capture": {"sets": {"all": {"generations": 1}, "landmarks": {"generations": 1}}},
     },
     "flux-schnell": {

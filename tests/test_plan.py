@@ -13,6 +13,7 @@ from torch import nn
 from torchao.quantization import quantize_
 
 from ditscope.errors import InputError
+from ditscope.packed import intx_bytes, packed_bytes
 from ditscope.plan import (
     Choices,
     budget_bytes,
@@ -20,17 +21,19 @@ from ditscope.plan import (
     chosen_metric,
     frontier,
     load_plan,
-    nominal_bytes,
     plan,
     random_plan,
     random_plans,
     solve,
     to_fqn_config,
 )
+from ditscope.quantize import apply_scheme
+from ditscope.quantize import mean_bits as scheme_bits
+from ditscope.quantize import nominal_bytes as scheme_bytes
 from ditscope.quantizers import group_affine, quantizable
 from ditscope.sensitivity_table import BUCKETS, layer_kind
-from ditscope.settings import Budget, Plan
-from ditscope.tables import write_table
+from ditscope.settings import Budget, Plan, Scheme
+from ditscope.tables import read_table, write_table
 from tiny_models import tiny_generator
 
 
@@ -43,7 +46,7 @@ def random_choices(layers: int, seed: int, bits=(2, 4, 8)) -> Choices:
         * 4.0 ** -np.array(bits)
         * rng.uniform(0.8, 1.2, size=(layers, len(bits)))
     )
-    size = [[nominal_bytes(int(p), b, 8) for b in bits] for p in parameters]
+    size = [[intx_bytes(int(p), b, 8) for b in bits] for p in parameters]
     return Choices([f"layer{i}" for i in range(layers)], list(bits), cost, np.array(size, np.int64), parameters)
 
 
@@ -109,6 +112,16 @@ def test_floors_by_kind_and_the_minimum_they_make(table, tmp_path, transformer):
     assert min(bits.values()) == 2
     with pytest.raises(InputError, match=r"plan\.floors: `norm` is no kind of layer; valid: modulation, "):
         plan("tiny", [table], tmp_path / "q.json", Budget(uniform_bits=4), Plan(floors={"norm": 8}))
+    with pytest.raises(InputError, match=r"plan\.floors: `tiny` has no linear layer of kind `mlp_text`; it has att"):
+        few = read_table(table, "sensitivity").filter(pl.col("kind") != "mlp_text")
+        write_table(few, tmp_path / "few.parquet", "sensitivity")
+        plan(
+            "tiny",
+            [tmp_path / "few.parquet"],
+            tmp_path / "q.json",
+            Budget(uniform_bits=4),
+            Plan(floors={"mlp_text": 4}),
+        )
     with pytest.raises(InputError, match=r"floors\.mlp: 9 is more than the measured bits"):
         plan("tiny", [table], tmp_path / "q.json", Budget(uniform_bits=4), Plan(floors={"mlp": 9}))
     with pytest.raises(InputError, match="too small; the minimum is"):
@@ -119,30 +132,33 @@ def test_floors_by_kind_and_the_minimum_they_make(table, tmp_path, transformer):
     ("parameters", "bits", "shared", "expected"),
     [(1024, 4, 32, 512 + 32 * 20 // 8), (1024, 8, 1024, 1024 + 3), (10, 3, 10, 7), (64, 2, 16, 16 + 4 * 18 // 8)],
 )
-def test_nominal_bytes_count_scales_and_zero_points(parameters, bits, shared, expected):
-    assert nominal_bytes(parameters, bits, shared) == expected
+def test_packed_bytes_count_scales_and_zero_points(parameters, bits, shared, expected):
+    assert intx_bytes(parameters, bits, shared) == expected
 
 
 # The stage -----------------------------------------------------------------------------------------------------------
 
 
-def sensitivity_rows(layers: dict[str, nn.Module], group_size: int = 8) -> pl.DataFrame:
+def sensitivity_rows(
+    layers: dict[str, nn.Module], group_size: int = 8, backend: str = "torch", widths=(2, 4, 8)
+) -> pl.DataFrame:
     """A table `sensitivity` of made-up errors: the deeper the layer, the smaller, halved by each bit."""
     rows = []
     for depth, (name, layer) in enumerate(layers.items()):
-        for bits, (factor, bucket) in itertools.product((2, 4, 8), zip((1.0, 2.0, 3.0), BUCKETS, strict=True)):
+        for bits, (factor, bucket) in itertools.product(widths, zip((1.0, 2.0, 3.0), BUCKETS, strict=True)):
             error = factor * 0.5**bits / (1 + depth)
             power = {"relative_l2": error, "sqnr_db": -20 * np.log10(error), "psnr_db": 10 - 20 * np.log10(error)}
             rows += [
                 {
-                    "model": "tiny", "layer": name, "kind": layer_kind(name), "depth": depth,
+                    "model": "tiny", "backend": backend, "layer": name, "kind": layer_kind(name), "depth": depth,
                     "module": type(layer).__name__.lower(),
                     "bits": bits, "quantizer": "group", "group_size": group_size, "shared_weights": group_size,
                     "bucket": bucket, "metric": metric, "value": float(value), "parameters": layer.weight.numel(),
+                    "packed_bytes": packed_bytes(backend, name, *layer.weight.shape[:2], bits, group_size, 4),
                 }
                 for metric, value in power.items()
             ]  # fmt: skip
-    return pl.DataFrame(rows)
+    return pl.DataFrame(rows, schema_overrides={"packed_bytes": pl.Int64})
 
 
 @pytest.fixture
@@ -170,13 +186,17 @@ def test_cost_is_the_mean_over_buckets_of_the_noise_power(transformer):
         choices_of(rows, Plan(metric="image_rms"))
 
 
-def test_effect_on_images_is_added_over_buckets_and_taken_where_it_was_measured(transformer):
+def test_effect_on_images_is_that_of_all_steps_and_taken_where_it_was_measured(transformer):
+    """Not the sum over buckets: errors of successive steps are alike, and their images' changes add as vectors."""
     rows = sensitivity_rows(quantizable(transformer))
     seen = rows.filter(metric="relative_l2").with_columns(pl.lit("image_rms").alias("metric"), pl.col("value") * 3)
+    whole = seen.filter(bucket="early").with_columns(pl.lit("all").alias("bucket"), pl.col("value") * 5)
     assert chosen_metric(rows, "auto") == "relative_l2"
-    both = pl.concat([rows, seen])
+    both = pl.concat([rows, seen, whole])
     assert chosen_metric(both, "auto") == "image_rms" and chosen_metric(both, "sqnr_db") == "sqnr_db"
-    np.testing.assert_allclose(choices_of(both, Plan()).cost, 27 * choices_of(rows, Plan()).cost)
+    np.testing.assert_allclose(
+        choices_of(both, Plan()).cost[:, :, None], 225 * 3 / 14 * choices_of(rows, Plan()).cost[:, :, None]
+    )
 
 
 def test_plan_beats_uniform_bits_of_its_size(table, tmp_path, transformer):
@@ -190,11 +210,57 @@ def test_plan_beats_uniform_bits_of_its_size(table, tmp_path, transformer):
     assert made["layers"].keys() == linear
     assert set(made["layers"].values()) <= {2, 4, 8}
     assert len(set(made["layers"].values())) > 1
-    total = sum(nominal_bytes(quantizable(transformer)[n].weight.numel(), b, 8) for n, b in made["layers"].items())
-    assert made["nominal_bytes"] == total
+    weights = {name: quantizable(transformer)[name].weight for name in made["layers"]}
+    sizes = [packed_bytes("torch", n, *weights[n].shape, bits, 8, 4) for n, bits in made["layers"].items()]
+    assert made["nominal_bytes"] == sum(sizes)
     first = out.read_bytes()
     plan("tiny", [table], out, Budget(uniform_bits=4), Plan(), "4bit")
     assert out.read_bytes() == first
+
+
+def bits_as_stored(weight: torch.Tensor, bits: int) -> int:
+    """Packed bits of a weight that torchao has quantized, counted from what it holds: values, scales, zero points."""
+    names, _ = weight.__tensor_flatten__()
+    held = {name: getattr(weight, name).numel() for name in names}
+    assert held.keys() == {"qdata", "scale", "zero_point"}
+    return held["qdata"] * bits + held["scale"] * 16 + held["zero_point"] * bits
+
+
+@pytest.mark.parametrize("quantizer", ["group", "palettize"])
+@pytest.mark.parametrize("group_size", [8, 16, 0])  # 16 does not divide every row
+def test_plan_keeps_its_budget_as_torch_stores_it(tmp_path, transformer, quantizer, group_size):
+    """Also where sensitivity was measured with one palette per tensor, which no back end stores."""
+    rows = sensitivity_rows(quantizable(transformer), group_size).with_columns(pl.lit(quantizer).alias("quantizer"))
+    rows = rows.with_columns(shared_weights=pl.col("parameters"))
+    write_table(rows, tmp_path / "t.parquet", "sensitivity")
+    plan("tiny", [tmp_path / "t.parquet"], tmp_path / "p.json", Budget(mean_bits=6.5))
+    made, scheme = load_plan(tmp_path / "p.json", transformer), Scheme("plan", plan="b")
+    rest = sum(t.nbytes for t in transformer.parameters()) + sum(t.nbytes for t in transformer.buffers())
+    rest -= sum(transformer.get_submodule(name).weight.nbytes for name in made["layers"])
+    assert scheme_bytes(transformer, scheme, tmp_path / "p.json") - rest == made["nominal_bytes"]
+    assert scheme_bits(transformer, scheme, tmp_path / "p.json") == pytest.approx(made["mean_bits"])
+    apply_scheme(transformer, scheme, tmp_path / "p.json")
+    weights = {name: transformer.get_submodule(name).weight for name in made["layers"]}
+    stored = sum(bits_as_stored(weights[name], bits) for name, bits in made["layers"].items())
+    parameters = sum(weight.numel() for weight in weights.values())
+    assert 5 < stored / parameters <= 6.5
+    assert stored / 8 == pytest.approx(made["nominal_bytes"], abs=len(weights))  # a layer's last byte is whole
+    assert made["full_precision"] == [] and made["backend"] == "torch"
+
+
+def test_bits_that_cannot_be_stored_are_not_planned(tmp_path, transformer):
+    rows = sensitivity_rows(quantizable(transformer), widths=(4, 16))
+    write_table(rows, tmp_path / "t.parquet", "sensitivity")
+    plan("tiny", [tmp_path / "t.parquet"], tmp_path / "p.json", Budget(bytes=10**9))
+    assert set(load_plan(tmp_path / "p.json", transformer)["layers"].values()) == {4}
+    write_table(rows.filter(bits=16), tmp_path / "t.parquet", "sensitivity")
+    with pytest.raises(InputError, match=r"sensitivity.bits \[16\], .*no layer of `tiny` can be stored so"):
+        plan("tiny", [tmp_path / "t.parquet"], tmp_path / "p.json", Budget(bytes=10**9))
+    for group_size, bits in ((48, 4), (32, 7)):
+        rows = sensitivity_rows(quantizable(transformer), group_size, "mlx", (bits,))
+        write_table(rows, tmp_path / "t.parquet", "sensitivity")
+        with pytest.raises(InputError, match=r"can be stored so; mlx packs bits of \(2, 3, 4, 5, 6, 8\) in groups of"):
+            plan("tiny", [tmp_path / "t.parquet"], tmp_path / "p.json", Budget(bytes=10**9))
 
 
 @pytest.mark.parametrize(
@@ -202,12 +268,15 @@ def test_plan_beats_uniform_bits_of_its_size(table, tmp_path, transformer):
     [
         (
             Budget(mean_bits=1.5),
-            r"plan\.budgets\.b: \d+ bytes \(1\.\d+ mean bits\) is too small; the minimum is \d+ bytes \(4\.250",
+            r"plan\.budgets\.b: \d+ bytes \(1\.\d+ mean bits\) is too small; the minimum is \d+ bytes \(4\.\d+ ",
         ),
         (Budget(bytes=10), r"10 bytes .* the minimum is \d+ bytes"),
         (Budget(), r"set exactly one of mean_bits, bytes and uniform_bits \(set: none\)"),
         (Budget(mean_bits=4.0, bytes=5), r"\(set: mean_bits, bytes\)"),
-        (Budget(uniform_bits=3), r"uniform_bits: 3 is not among the measured \[2, 4, 8\]"),
+        (
+            Budget(uniform_bits=3),
+            r"uniform_bits: 3 is not among those that were measured and can be stored: \[2",
+        ),
     ],
 )
 def test_impossible_budgets_say_why(table, tmp_path, budget, message):
@@ -246,6 +315,7 @@ def test_broken_plans_are_refused(tmp_path, transformer):
         (json.dumps(good | {"schema_version": "0"}), "schema version 0, this ditscope reads 1"),
         (json.dumps(good | {"layers": {"proj_out": 16}}), "layer `proj_out` has 16 bits"),
         (json.dumps(good | {"layers": {"proj_in": 4}}), "the model has no layer `proj_in`"),
+        (json.dumps(good | {"layers": {"pos_embed.proj": 4}}), "layer `pos_embed.proj` is a convolution"),
     ):
         path.write_text(content)
         with pytest.raises(InputError, match=f"^{path}: .*{message}"):

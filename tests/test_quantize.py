@@ -13,6 +13,7 @@ from ditscope.errors import InputError
 from ditscope.quantize import (
     KINDS,
     apply_scheme,
+    coverage,
     fuse_qkv,
     is_simulated,
     label,
@@ -112,7 +113,10 @@ def test_layers_that_the_group_does_not_divide_stay_exact():
     apply_scheme(model, Scheme("intx-weight-only", bits=4, group_size=64))
     assert list(layer_configs(two_layers(), Scheme("intx-weight-only", bits=4, group_size=64))) == ["0"]
     assert torch.equal(model[2].weight, two_layers()[2].weight)
-    assert layer_configs(two_layers(), Scheme("sparse-2-4")) == {}  # 32 is no multiple of its tile
+    with pytest.raises(
+        NotImplementedError, match="quantizes none of the 2 linear layers: 2 with sides that the kernel"
+    ):
+        layer_configs(two_layers(), Scheme("sparse-2-4"))  # 32 is no multiple of its tile
 
 
 def test_filters_leave_layers_exact(plan_file):
@@ -120,7 +124,6 @@ def test_filters_leave_layers_exact(plan_file):
         (Scheme("int8-weight-only", skip_layers=["2"]), ["0"]),
         (Scheme("int8-weight-only", skip_layers=["[01]"]), ["2"]),
         (Scheme("int8-weight-only", min_weights=2048), ["0"]),  # 64 x 32, and 32 x 48
-        (Scheme("int8-weight-only", min_weights=2049), []),
         (Scheme("plan", plan="b", skip_layers=["0"]), ["2"]),
     ):
         plan = plan_file if scheme.kind == "plan" else None
@@ -132,6 +135,38 @@ def test_filters_leave_layers_exact(plan_file):
             assert same == (name not in expected)
     half = nominal_bytes(two_layers(), Scheme("int8-weight-only", skip_layers=["2"]))
     assert half == 64 * 32 + 32 * 2 + BIASES + 32 * 48 * 4
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [
+        (Scheme("int8-weight-only", min_weights=2049), "none of the 2 linear layers: 2 below min_weights 2049 .as `0`"),
+        (Scheme("intx-weight-only", bits=4, group_size=48), "2 with rows that group_size does not divide"),
+        (Scheme("int8-weight-only", skip_layers=["*"]), "2 named by skip_layers"),
+        (Scheme("int4-weight-only", group_size=128, skip_layers=["2"]), "1 with rows .*, 1 named by skip_layers"),
+        (Scheme("plan", plan="b", skip_layers=["[02]"]), "2 named by skip_layers"),
+        (Scheme("int8-weight-only", skip_layers=["2", "to_q*"]), "skip_layers: `to_q.` matches none of the 2 linear"),
+        (
+            Scheme("base", skip_layers=["norm"]),
+            "skip_layers: `norm` matches none of the 2 linear layers, .* as `0`, `2`",
+        ),
+    ],
+)
+def test_a_scheme_that_quantizes_nothing_is_refused(scheme, message, plan_file):
+    model = two_layers()
+    with pytest.raises(InputError, match=f"^schemes: .*{message}") as error:
+        apply_scheme(model, scheme, plan_file if scheme.kind == "plan" else None)
+    assert "\n" not in str(error.value)
+    assert all(type(layer.weight.data) is torch.Tensor for layer in (model[0], model[2])), "nothing was changed"
+
+
+def test_every_linear_layer_is_quantized_or_left_with_a_reason(plan_file):
+    scheme = Scheme("intx-weight-only", bits=4, group_size=64)
+    configs, left = coverage(two_layers(), scheme)
+    assert (list(configs), left) == (["0"], {"2": "with rows that group_size does not divide"})
+    configs, left = coverage(two_layers(), Scheme("plan", plan="b", min_weights=2000), plan_file)
+    assert (list(configs), left) == (["0"], {"2": "below min_weights 2000"})
+    assert coverage(two_layers(), Scheme("base")) == ({}, {})
 
 
 @pytest.mark.parametrize("kind", ["flux", "sd3"])

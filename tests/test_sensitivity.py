@@ -195,9 +195,10 @@ def test_replay_gives_the_plain_loop_s_numbers(study, kind, quantizer):
         assert row["value"] == pytest.approx(expected[key], rel=2e-3, abs=2e-6)
     assert table.columns == list(COLUMNS)
     layers = len(quantizable(model.pipe.transformer))
-    for metrics, mode, samples in ((3, "exact", 2), (1, "fast", 32)):  # of the velocity; of the image, 32 probes
+    # Of the velocity 3 metrics by 3 buckets; of the image one, by bucket and in all steps, from 32 probes.
+    for cells, mode, samples in ((3 * 3, "exact", 2), (4, "fast", 32)):
         rows = table.filter(mode=mode)
-        assert (rows.height, rows["n_samples"].unique().to_list()) == (layers * 3 * 3 * metrics, [samples])
+        assert (rows.height, rows["n_samples"].unique().to_list()) == (layers * 3 * cells, [samples])
         assert rows["n_images"].unique().to_list() == [2] and rows["value_low"].is_null().all()
     assert set(table.filter(mode="fast")["metric"]) == {"image_rms"}
     assert all(not vars(m).get("forward") for m in model.pipe.transformer.modules())

@@ -18,7 +18,7 @@ from ditscope.sampling import Observer, encode_prompts, noise_of, sample
 from ditscope.sensitivity_exact import Layer, network_of
 from ditscope.sensitivity_fast import estimate_layers, probe, ratios, weight_changes
 from ditscope.sensitivity_image import image_effects, probe_image
-from ditscope.sensitivity_table import BUCKETS, assign_buckets, rank_agreement, summary, tabulate
+from ditscope.sensitivity_table import BUCKETS, WHOLE, assign_buckets, rank_agreement, summary, tabulate
 from ditscope.settings import Calibrate, Sensitivity
 from tiny_models import ENTRIES, tiny_generator
 
@@ -199,7 +199,8 @@ def trajectory(net: Euler, x: Tensor, swapped: dict[int, dict[str, Tensor]]) -> 
 def test_image_effect_is_the_derivative_of_the_whole_sampler():
     """Against forward-mode differentiation through all steps and the decoder, bucket by bucket."""
     net = Euler().requires_grad_(False)
-    family = SimpleNamespace(decode=lambda pipe, x: drawn(net, x))
+    decoded = []
+    family = SimpleNamespace(decode=lambda pipe, x: decoded.append(len(x)) or drawn(net, x))
     model = SimpleNamespace(name="net", family=family, pipe=SimpleNamespace(transformer=net), computes_on="cpu")
     x = torch.randn(3, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     states = trajectory(net, x, {})
@@ -208,6 +209,7 @@ def test_image_effect_is_the_derivative_of_the_whole_sampler():
     found = probe_image(model, steps, modules, weight_changes(model, SETTINGS), torch.Generator().manual_seed(7))
     signs = torch.randint(0, 2, (3, 6), generator=torch.Generator().manual_seed(7)) * 2.0 - 1
     assert found.keys() == {(bucket, module) for bucket in BUCKETS for module in modules}
+    assert decoded == [1, 1, 1], "the memory of a backward pass through the decoder is that of one image"
     for (bucket, module), effects in found.items():
         name = next(n for n, m in net.named_modules() if m is module) + ".weight"
         mine = [i for i, b in enumerate(OF_STEP) if b == bucket]
@@ -236,9 +238,9 @@ def test_image_effects_estimate_the_mean_square_change(tmp_path, monkeypatch, gr
     layers = [layer for layer in network.layers if layer.name in ("proj_out", "transformer_blocks.0.ff.net.2")]
     settings = Sensitivity(bits=[3], group_size=0, probes=600, gradient_batch=gradient_batch)
     rows = pl.DataFrame(image_effects(model, layers, found, buckets, settings))
-    assert len(rows) == 2 * 3 * 600
+    assert len(rows) == 2 * 4 * 600
     described = [layer.described(settings) for layer in layers]
-    constants = {"model": "tiny", "quantizer": "group", "group_size": 0, "mode": "fast"}
+    constants = {"model": "tiny", "backend": "torch", "quantizer": "group", "group_size": 0, "mode": "fast"}
     table = tabulate(rows, described, constants, ["image_rms"])
     noise = noise_of(model, [0, 1])
     cond = encode_prompts(model, ["a", "b"], ["", ""], 3.0)
@@ -249,12 +251,12 @@ def test_image_effects_estimate_the_mean_square_change(tmp_path, monkeypatch, gr
     class Swap(Observer):
         """Puts a layer's changed weight in for the steps of one bucket."""
 
-        def __init__(self, layer, step):
-            self.layer, self.step, self.own = layer, step, layer.module.weight.data
+        def __init__(self, layer, steps):
+            self.layer, self.steps, self.own = layer, steps, layer.module.weight.data
 
         def before(self, index, x):
             changed = group_affine(self.own, 3, 0)
-            self.layer.module.weight.data = changed if index == self.step else self.own
+            self.layer.module.weight.data = changed if index in self.steps else self.own
 
         def stop(self):
             self.layer.module.weight.data = self.own
@@ -262,8 +264,8 @@ def test_image_effects_estimate_the_mean_square_change(tmp_path, monkeypatch, gr
     with torch.no_grad():
         reference = pictures()
         for layer in layers:
-            for step, bucket in enumerate(BUCKETS):
-                latents = sample(model, noise, cond, [Swap(layer, step)], steps=3, guidance=3.0)
+            for steps, bucket in (([0], "early"), ([1], "mid"), ([2], "late"), ([0, 1, 2], WHOLE)):
+                latents = sample(model, noise, cond, [Swap(layer, steps)], steps=3, guidance=3.0)
                 moved = (model.family.decode(model.pipe, latents).double() - reference).square().mean().sqrt().item()
                 (row,) = table.filter(layer=layer.name, bucket=bucket).to_dicts()
                 assert row["value"] == pytest.approx(moved, rel=0.15)

@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+import workflow
 from ditscope.ablate import ablate
 from ditscope.benchmark import generate_images
 from ditscope.benchmark_images import read_images
@@ -14,15 +15,17 @@ from ditscope.blocks import blocks
 from ditscope.capture import capture
 from ditscope.capture_layout import captures_in, read_metadata
 from ditscope.counts import check_complete
+from ditscope.doctor.images import check_capture, check_generate, check_prompts
+from ditscope.doctor.study import Study
 from ditscope.errors import IncompleteError
 from ditscope.figures.images import image_grid
 from ditscope.generate import generate
 from ditscope.models import load_generator
-from ditscope.prompts import read_runs
+from ditscope.prompts import read_runs, write_shard
 from ditscope.refine.latents import read_latents
-from ditscope.settings import Ablate, CaptureSet, Generate, Model
+from ditscope.settings import Ablate, Capture, CaptureSet, Config, Generate, Model, Prompts
 from ditscope.shards import read_tar, samples_of_runs, write_tar
-from ditscope.tables import read_table
+from ditscope.tables import read_table, write_table
 
 NAME, ENTRY = "shapes-flux", Model(family="flux", source="models/shapes-flux", width=32, height=32, steps=1)
 RUNS = [("a", 0), ("b", 0), ("c", 0), ("d", 1)]  # a and c ask for the same picture; b for another, d for another seed
@@ -123,3 +126,33 @@ def test_a_stage_that_lost_a_row_writes_nothing(prompts, tmp_path, monkeypatch):
     with pytest.raises(IncompleteError, match="lacks 2 of 4 runs"):
         generate(NAME, ENTRY, prompts, tmp_path / "i.tar")
     assert not (tmp_path / "i.tar").exists() and not (tmp_path / "i.parquet").exists()
+
+
+def test_the_doctor_finds_a_study_with_shared_pictures_sound_and_a_lost_run(prompts, tmp_path, monkeypatch):
+    monkeypatch.chdir(workflow.workdir(tmp_path / "work"))
+    results = Path("results/x")
+    tables = results / "prompts/shard-00000.parquet"
+    stage = Prompts(csv=str(prompts))
+    write_shard(prompts, 0, tables, stage, "x")
+    images = results / f"images/{NAME}/shard-00000"
+    generate(NAME, ENTRY, tables, Path(f"{images}.tar"))
+    settings = CaptureSet(generations=3, blocks="double:0", decode=[])
+    capture(NAME, ENTRY, results / f"captures/{NAME}/all", prompts=[tables], settings=settings)
+    config = Config(
+        experiment="x", models={NAME: ENTRY}, prompts=stage, generate=Generate(models=[NAME]),
+        capture=Capture(models=[NAME], sets={"all": settings}),
+    )  # fmt: skip
+    targets = {"prompts": tables, "generate": f"{images}.tar", "capture": results / f"captures/{NAME}/all"}
+    plan = {"targets": {stage: [str(file)] for stage, file in targets.items()}}
+
+    def findings() -> list[str]:
+        study = Study(results, plan, config)
+        for check in (check_prompts, check_generate, check_capture):
+            check(study)
+        return [finding.problem for finding in study.findings]
+
+    assert findings() == []
+    manifest = read_table(f"{images}.parquet", "images")
+    write_table(manifest.filter(pl.col("prompt_id") != "c"), f"{images}.parquet", "images")
+    assert any("lacks 1 of 4 runs of the prompt shard" in found for found in findings())
+    assert any("differs from its row of the manifest" in found for found in findings()), "the shard lists run c"

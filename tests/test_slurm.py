@@ -149,8 +149,12 @@ def snakemake(
 
 
 def environment(cluster: Cluster, folder: Path) -> dict[str, str]:
-    """The cluster's environment, without profiles of the user's; one thread a job, as each has one core."""
+    """The cluster's environment, without profiles of the user's; one thread a job, as each has one core.
+
+    The GPUs that it hands out are none: its jobs compute on the CPU.
+    """
     return cluster.environment | {
+        "DITSCOPE_CPU": "1",
         "HOME": str(folder),
         "COLUMNS": "200",
         "LIBRARY": str(workflow.ROOT / "scripts"),

@@ -1,4 +1,4 @@
-"""Whole pipelines of random weights, saved as folders that any loader reads: SDXL and Wan at a few thousand weights."""
+"""Whole pipelines of random weights, saved as folders that any loader reads, at a few thousand weights each."""
 
 from pathlib import Path
 
@@ -7,6 +7,10 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLWan,
     EulerAncestralDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UniPCMultistepScheduler,
@@ -25,6 +29,39 @@ from transformers import (
 from workflow import ROOT
 
 SHAPES = ROOT / "models/shapes-flux"  # whose tokenizers serve
+
+
+def save_tiny_flux(folder: Path) -> Path:
+    """A FLUX pipeline with the shipped text encoders; 256 x 256 pixels are latents of 8 x 8, 16 tokens."""
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=4, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=128, pooled_projection_dim=64, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    FluxPipeline.from_pretrained(SHAPES, transformer=transformer, vae=tiny_vae()).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_sd3(folder: Path) -> Path:
+    """An SD3 pipeline with the shipped text encoders; 512 x 512 pixels are latents of 16 x 16, 64 tokens."""
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=128, caption_projection_dim=32, pooled_projection_dim=128,
+        pos_embed_max_size=16,
+    )  # fmt: skip
+    source = ROOT / "models/shapes-sd3"
+    StableDiffusion3Pipeline.from_pretrained(source, transformer=transformer, vae=tiny_vae()).save_pretrained(folder)
+    return folder
+
+
+def tiny_vae() -> AutoencoderKL:
+    """An autoencoder that halves its images five times."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 6, up_block_types=("UpDecoderBlock2D",) * 6,
+        block_out_channels=(2,) * 6, latent_channels=4, norm_num_groups=1, layers_per_block=1, shift_factor=0.1,
+        scaling_factor=0.5, mid_block_add_attention=False,
+    )  # fmt: skip
 
 
 def save_tiny_sdxl(folder: Path) -> Path:

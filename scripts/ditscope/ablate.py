@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from ditscope.generate import describe, runs_by_picture
 from ditscope.metrics import psnr, ssim
 from ditscope.models import Generator, load_generator
 from ditscope.partial import publish, unfinished
+from ditscope.paths import InputFile, OutputFile, OutputFolder
 from ditscope.patterns import block_index, block_type, select_blocks, select_indices
 from ditscope.prompts import read_runs
 from ditscope.sampling import Observer, decode, encode_prompts, sample, starting_noise
@@ -87,12 +87,12 @@ class Ablation(Observer):
 def ablate(
     name: str,
     model: Model,
-    prompts: list[Path],
-    out: Path,
+    prompts: list[InputFile],
+    out: OutputFile,
     embedders: dict[str, Embedder],
-    images: Path | None = None,
+    images: OutputFile | None = None,
     settings: Ablate = Ablate(),
-    partial: Path | None = None,
+    partial: OutputFolder | None = None,
 ) -> None:
     """Sample the same runs with each block ablated in turn and measure how far each picture is from the model's own.
 

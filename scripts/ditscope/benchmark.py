@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +20,14 @@ from torchao.quantization.utils import recommended_inductor_config_setter
 from tqdm import tqdm
 
 from ditscope.benchmark_columns import FLAT_TYPES
-from ditscope.benchmark_images import FLOOR, check_batch, check_kid_subset, check_made_with, read_images
+from ditscope.benchmark_images import (
+    FLOOR,
+    check_batch,
+    check_kid_subset,
+    check_made_with,
+    is_of_a_set,
+    read_images,
+)
 from ditscope.config import unknown
 from ditscope.counts import check_complete
 from ditscope.errors import InputError
@@ -30,13 +38,15 @@ from ditscope.identity import scheme_id
 from ditscope.latency import TIMING_TYPES, first_line, timed
 from ditscope.memory import peaks, reset_peaks
 from ditscope.models import Generator, load_generator
+from ditscope.paths import InputFile, InputFolder, OutputFolder
 from ditscope.prompts import read_runs
 from ditscope.quantize import (
+    INDIVISIBLE,
     apply_scheme,
+    coverage,
     fuse_qkv,
     is_simulated,
     label,
-    layer_configs,
     mean_bits,
     nominal_bytes,
     stored_bytes,
@@ -48,6 +58,7 @@ from ditscope.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 
+BASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # the base in one type, as upstream names it
 MODES = ("reduce-overhead", "max-autotune")  # of torch.compile, over the whole transformer, with CUDA graphs
 AUTOTUNE_PROCESSORS = 68  # fewer: inductor times no matrix kernels of its own (torch._inductor.utils.is_big_gpu)
 RUN_TYPES = {
@@ -64,29 +75,33 @@ def benchmark(
     model: Model,
     schemes: dict[str, Scheme],
     embedders: dict[str, Embedder],
-    prompts: list[Path],
-    output_dir: Path,
+    output_dir: OutputFolder,
+    prompts: Sequence[InputFile] = (Path("all_prompts.csv"),),
     config: str = "base",
     compile: str = "eager",
-    plan: Path | None = None,
-    reference_dir: Path | None = None,
+    plan: InputFile | None = None,
+    reference_dir: InputFolder | None = None,
     settings: Benchmark = Benchmark(),
 ) -> None:
     """Time, weigh and sample a model under the scheme `config`, and judge its images against `reference_dir`.
 
     Leaves in `output_dir`, under `<config>-<compile>`: `.timing.parquet` (table `benchmark.run.timing`, a row a batch
     size: latency and memory), `.parquet` (table `benchmark.run`: what the scheme is and weighs), `.tar` (the images of
-    the first `num_images` runs of `prompts`: tables or CSVs), `.flat.parquet` (table `benchmark.run.flat`: the noise on
-    a flat field, a row a step count and seed). `reference_dir` holds such files of the base in eager mode, or is a
-    calibration set, whose images are compared as a set; with it, and unless `skip_metrics`, `quality.parquet` is left
-    as well.
+    the first `num_images` runs of `prompts`: tables, or CSVs whose prompts repeat with new seeds where they are fewer),
+    `.flat.parquet` (table `benchmark.run.flat`: the noise on a flat field, a row a step count and seed).
+
+    `config` is a scheme of the config, or fp32, fp16 or bf16: the base in that type. `reference_dir` holds such files
+    of the base in eager mode, or is a calibration set or its folder of images, which are compared as a set; with it,
+    and unless `skip_metrics`, `quality.parquet` is left as well.
     """
+    if config not in schemes and config in BASES:
+        schemes, model = {**schemes, config: Scheme("base")}, replace(model, dtype=BASES[config])
     if config not in schemes:
-        raise InputError(unknown("--config", config, schemes, "in the config's `schemes`"))
+        raise InputError(unknown("--config", config, [*schemes, *BASES], "in the config's `schemes`"))
     if compile not in COMPILE_STATES:
         raise InputError(unknown("--compile", compile, COMPILE_STATES, "a compile state"))
     scheme, model = schemes[config], requested(model, settings)
-    runs = read_runs(*prompts)
+    runs = wanted_runs(prompts, settings.num_images)
     if len(runs) < settings.num_images and not settings.skip_metrics:
         raise InputError(
             f"benchmark.num_images: {settings.num_images}, but {', '.join(map(str, prompts))} hold {len(runs)} runs; "
@@ -95,12 +110,13 @@ def benchmark(
     if not settings.skip_metrics:
         check_kid_subset(settings, settings.num_images, "benchmark.num_images")
     # Imported by name: how images are judged is no part of the code whose edits make timings stale.
-    calibration = reference_dir is not None and (reference_dir / "manifest.json").exists()
+    calibration = reference_dir is not None and is_of_a_set(reference_dir)
     judge = "ditscope.quality_of_sets" if calibration else "ditscope.quality"
-    its_own = label(scheme) == "base" and compile == "eager"
+    in_place = reference_dir is not None and reference_dir.resolve() == output_dir.resolve()
+    is_base = label(scheme) == "base" and compile == "eager"
     if calibration and not settings.skip_metrics:
         import_module(judge).check_calibration(reference_dir, name, model, settings)
-    elif reference_dir and not (its_own or settings.skip_metrics):
+    elif reference_dir and not (settings.skip_metrics or (is_base and in_place)):
         check_reference(reference_dir, name, model, quality_batch_of(settings))
     hardware = hardware_id() if settings.hardware == "auto" else settings.hardware
     identity = {"model": name, "hardware": hardware, "scheme": config, "kind": label(scheme), "compile": compile}
@@ -112,13 +128,20 @@ def benchmark(
     transformer = generator.pipe.transformer
     if scheme.fuse_qkv:
         fuse_qkv(transformer)
+    configs, left = coverage(transformer, scheme, plan)
+    indivisible = [name for name, reason in left.items() if reason in INDIVISIBLE]
+    if indivisible:
+        log.warning("%s %s: %d layers cannot be divided: %s", name, config, len(indivisible), ", ".join(indivisible))
     made = {
         "dtype": model.dtype,
         "steps": model.steps,
         "guidance": model.guidance,
         "width": model.width,
         "height": model.height,
-        "quantized_layers": len(layer_configs(transformer, scheme, plan)),
+        "quantized_layers": len(configs),
+        "skipped_layers": len(left) - len(indivisible),
+        "indivisible_layers": len(indivisible),
+        "indivisible": ", ".join(indivisible),
         "mean_bits": mean_bits(transformer, scheme, plan),
         "nominal_bytes": nominal_bytes(transformer, scheme, plan),
         "simulated": is_simulated(transformer, scheme, plan),
@@ -153,13 +176,11 @@ def benchmark(
             # Compiled, another batch size would be compiled anew; eager, a batch that is filled up would be waste.
             seeds = min(batch, settings.flat_field_seeds) if compile == "eager" else batch
             grown = noise_growth(generator, settings, seeds)
-            if its_own:
-                floor = batch // 2 or 2
-                again = generate_images(generator, judged, floor, f"{name_of_run}-floor", made_by[1])
-                samples = [s | {FLOOR: other["png"]} for s, other in zip(samples, again, strict=True)]
         except RuntimeError as error:  # out of memory: the timings stay
             log.exception("%s cannot sample %d images together", name, batch)
-            samples, grown, floor, unmade = [], [], None, f"no images in batches of {batch}: {first_line(error)}"
+            samples, grown, unmade = [], [], f"no images in batches of {batch}: {first_line(error)}"
+        if is_base and samples:
+            samples, floor = with_noise_floor(generator, judged, samples, batch // 2 or 2, made_by[1])
         if samples:
             found_runs = [(run["prompt_id"], run["seed"]) for s in samples for run in s["json"]["runs"]]
             asked = [(run["prompt_id"], run["seed"]) for run in judged]
@@ -190,8 +211,18 @@ def benchmark(
         if calibration:
             import_module(judge).quality_of_sets(run, reference_dir, out, embedders, settings)
         else:
-            tables = dict.fromkeys([run, *sorted(reference_dir.glob("*-eager.parquet"))])
+            theirs = sorted(reference_dir.glob("*-eager.parquet"))  # the first base among them is the reference
+            tables = dict.fromkeys([run, *theirs] if in_place else [*theirs, run])
             import_module(judge).quality(list(tables), out, embedders, settings)
+
+
+def wanted_runs(prompts: Sequence[Path], count: int) -> list[dict]:
+    """The runs of tables or CSVs; those of CSVs start over with the next seed where they are fewer than `count`."""
+    runs = read_runs(*prompts)
+    if any(path.suffix == ".parquet" for path in prompts):
+        return runs
+    rounds = range(max(1, -(-count // len(runs))))
+    return [run | {"seed": (run["seed"] + number) % 2**63} for number in rounds for run in runs]
 
 
 def quality_batch_of(settings: Benchmark) -> int:
@@ -274,6 +305,18 @@ def uncompilable(compile: str, computes_on: str) -> str:
     except RuntimeError:
         return "torch.compile needs a C++ compiler (g++); install one or set CXX"
     return ""
+
+
+def with_noise_floor(
+    generator: Generator, runs: list[dict], samples: list[Sample], batch: int, scheme_key: str
+) -> tuple[list[Sample], int | None]:
+    """Samples that also hold their picture as sampled in batches of `batch`, and that size; None where it fails."""
+    try:
+        again = generate_images(generator, runs, batch, "noise floor", scheme_key)
+    except RuntimeError:  # out of memory
+        log.exception("%s cannot sample %d images together: no noise floor", generator.name, batch)
+        return samples, None
+    return [s | {FLOOR: other["png"]} for s, other in zip(samples, again, strict=True)], batch
 
 
 def generate_images(generator: Generator, runs: list[dict], batch: int, label: str, scheme_key: str) -> list[Sample]:

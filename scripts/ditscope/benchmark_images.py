@@ -1,6 +1,7 @@
 """The images that a benchmark run leaves beside its table."""
 
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from PIL import Image
 from ditscope.errors import UNREADABLE, InputError, again
 from ditscope.settings import Benchmark, Model
 from ditscope.shards import samples_of_runs
+
+log = logging.getLogger(__name__)
 
 Images = dict[tuple[str, int], dict]  # WebDataset samples by (prompt_id, seed)
 FLOOR = "floor.png"  # of the eager base: the same picture, sampled in another batch
@@ -38,10 +41,22 @@ def verified(png: bytes, where: str, mend: str) -> bytes:
     return png
 
 
+def is_of_a_set(folder: Path) -> bool:
+    """Whether a reference folder is a calibration set, or the folder of images of one, and no benchmark's."""
+    return (folder / "manifest.json").exists() or (
+        (folder.parent / "manifest.json").exists() and not any(folder.glob("*-eager.parquet"))
+    )
+
+
 def check_made_with(made: dict[str, Any], name: str, model: Model, where: Path) -> None:
-    """Refuse a reference of another model, step count, guidance or size: metrics would measure that."""
+    """Refuse a reference of another model, step count, guidance or size: metrics would measure that.
+
+    What a foreign manifest does not say (None) is not compared, and that is said.
+    """
     for key, wanted in {"model": name, **{key: getattr(model, key) for key in MADE_WITH}}.items():
-        if made[key] != wanted:
+        if made[key] is None:
+            log.warning("%s does not say its %s, which is not compared with this run's %s", where, key, wanted)
+        elif made[key] != wanted:
             raise InputError(
                 f"{where}: the reference was made with {key} {made[key]}, this run has {wanted}; use the same "
                 "settings, or --skip-metrics"

@@ -19,6 +19,7 @@ from ditscope.counts import check_complete
 from ditscope.embedders import EmbedBatch, load_embedder
 from ditscope.errors import InputError
 from ditscope.metrics import psnr
+from ditscope.paths import InputFolder, OutputFolder
 from ditscope.patterns import block_index, block_type
 from ditscope.settings import Blocks, Embedder
 from ditscope.tables import read_table, write_table
@@ -44,7 +45,9 @@ TABLES: dict[str, dict[str, Any]] = {
 }
 
 
-def blocks(captures: Path, out: Path, embedders: dict[str, Embedder], settings: Blocks = Blocks()) -> None:
+def blocks(
+    captures: InputFolder, out: OutputFolder, embedders: dict[str, Embedder], settings: Blocks = Blocks()
+) -> None:
     """Describe what each block of captured generations does: one table for each question, in the folder `out`.
 
     `captures` is a folder of generations with stored tensors and decoded clean estimates; what a capture lacks leaves

@@ -4,11 +4,12 @@ import shutil
 from pathlib import Path
 
 from ditscope.errors import InputError
+from ditscope.paths import InputFolder
 
 CACHES = ("resources/.cache", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis")
 
 
-def clean_caches(project: Path = Path("."), dry_run: bool = False) -> None:
+def clean_caches(project: InputFolder = Path("."), dry_run: bool = False) -> None:
     """Remove the caches of this project, and nothing outside its folder; say how many bytes.
 
     Features, compiled kernels and digests in resources/.cache, and those of the development tools. Downloaded models,

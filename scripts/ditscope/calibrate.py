@@ -24,6 +24,7 @@ from ditscope.errors import InputError
 from ditscope.families.common import Conditioning
 from ditscope.models import Generator, load_generator, require_blocks
 from ditscope.partial import publish, unfinished
+from ditscope.paths import InputFile, OutputFolder
 from ditscope.patterns import select_indices
 from ditscope.prompts import read_prompts
 from ditscope.sampling import Observer, decode, encode_prompts, sample, starting_noise
@@ -47,30 +48,65 @@ class InputRecorder(Observer):
 def calibrate(
     name: str,
     model: Model,
-    prompt_csv: Path = Path("all_prompts.csv"),
-    calib_dir: Path = Path("calibration_data"),
+    prompt_csv: InputFile = Path("all_prompts.csv"),
+    calib_dir: OutputFolder = Path("calibration_data"),
     settings: Calibrate = Calibrate(),
 ) -> None:
-    """Record the calibration set of one model: NPZ samples and images in shards, their manifest, activation statistics.
+    """Record the calibration set of one model: samples/*.npz, images/*.png, manifest.json, activations.parquet.
 
-    Run again, it continues an interrupted set; a folder that was made with other settings is refused.
+    The folder has the stage's own result as well: the shards, of whose files samples and images are hard links. Run
+    again, it continues an interrupted set, or one that is to have more images; a folder that holds another set is
+    refused, and nothing in it is removed.
     """
     require_blocks("calibrate", name, model, ("torch", "mlx"))
     measured_steps(settings, model)
     load = cache(lambda: load_generator(name, model))
     shards = [calib_dir / "shards" / f"{i:05d}" for i in range(math.ceil(settings.num_images / settings.shard_size))]
     images = calibration_images(read_prompts(prompt_csv), settings.num_images, settings.seed)
+    check_own(calib_dir, shards)
     for number, shard in enumerate(shards):
         rows = images[number * settings.shard_size : (number + 1) * settings.shard_size]
         wanted = provenance(name, model, rows, settings)
-        found = json.loads((shard / "shard.json").read_text()) if shard.exists() else None
-        if found and found | {"images": []} != wanted | {"images": []}:
+        found = json.loads((shard / "shard.json").read_text()) if shard.exists() else wanted | {"images": []}
+        if found | {"images": []} != wanted | {"images": []}:
             raise InputError(f"{shard}: made with other settings; choose another --calib-dir")
+        if found["images"] != wanted["images"][: len(found["images"])]:
+            raise InputError(f"{shard}: holds other prompts or seeds, or more images; choose another --calib-dir")
         if found != wanted:
             calibrate_shard(name, model, rows, shard, settings, calib_dir / ".partial", load)
     write_manifest(shards, calib_dir / "manifest.json")
+    gather_files(calib_dir)
     gather_activations(shards, calib_dir / "activations.parquet")
     shutil.rmtree(calib_dir / ".partial", ignore_errors=True)
+
+
+def check_own(folder: Path, shards: list[Path]) -> None:
+    """Refuse a folder with a calibration set that is not `calibrate`'s own, or has more shards than are asked for."""
+    foreign = [*folder.glob("manifest.json"), *folder.glob("samples/*"), *folder.glob("*.npz")]
+    if foreign and not (folder / "shards").is_dir():
+        raise InputError(f"{folder}: holds a calibration set of another program; choose another --calib-dir")
+    for shard in sorted((folder / "shards").glob("*[0-9]")):
+        if shard not in shards:
+            raise InputError(f"{shard}: more images than num_images; choose another --calib-dir")
+        if not (shard / "shard.json").is_file():
+            raise InputError(f"{shard}: no shard of a calibration set (no shard.json); choose another --calib-dir")
+
+
+def gather_files(folder: Path) -> None:
+    """Link the samples and images of a set's shards into samples/ and images/, where the manifest then has them."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    names = {file: f"samples/{Path(file).name}" for file in manifest["sample_files"]}
+    names |= {image["file"]: f"images/{Path(image['file']).name}" for image in manifest["images"]}
+    for file, name in names.items():
+        target = folder / name
+        if not (target.exists() and target.samefile(folder / file)):
+            with replacing(target) as partial:
+                partial.unlink(missing_ok=True)
+                link(str(folder / file), str(partial))
+    manifest["sample_files"] = [names[file] for file in manifest["sample_files"]]
+    for image in manifest["images"]:
+        image["file"] = names[image["file"]]
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
 
 def calibrate_shard(
@@ -109,8 +145,11 @@ def calibrate_shard(
     asked = product((image["image_id"] for image in images), range(record["num_steps"]))
     check_complete(out, "images and steps", asked, found)
     write_text(working / "shard.json", json.dumps(record, indent=1) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(working, out)
+    for file in sorted((p for p in working.rglob("*") if p.is_file()), key=lambda p: p.name == "shard.json"):
+        target = out / file.relative_to(working)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, target)  # one by one, the record last: what else is in the folder stays
+    shutil.rmtree(working)
     publish(parts)
 
 

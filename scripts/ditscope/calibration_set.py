@@ -19,7 +19,8 @@ import numpy as np
 
 from ditscope.atomic import replacing, write_text
 from ditscope.errors import InputError, parsing, read_json
-from ditscope.prompts import Prompt
+from ditscope.paths import InputFolder
+from ditscope.prompts import Prompt, check_seed
 from ditscope.shards import npy_bytes
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,11 @@ class CalibrationSet:
 
 
 def calibration_images(prompts: list[Prompt], num_images: int, seed: int) -> list[dict[str, Any]]:
-    """One record for each image: image i has prompt i (starting over where there are fewer) and seed `seed` + i."""
+    """One record for each image: image i has prompt i (starting over where there are fewer) and seed `seed` + i.
+
+    Raises InputError where the last seed is beyond 2^63 - 1.
+    """
+    check_seed(f"calibrate.seed: {seed} for {num_images} images: the last one's", seed + num_images - 1)
     return [
         {
             "image_id": i,
@@ -138,7 +143,7 @@ def check_size(archive: Any, name: str) -> None:
 
 
 def floats(archive: Any, file: Path, name: str) -> np.ndarray:
-    """One array of an archive as finite C-ordered float32, whatever numbers it holds; bfloat16 is stored as 2-byte void.
+    """One array of an archive as finite C-ordered float32, whatever numbers it holds (bfloat16 as 2-byte void).
 
     16-bit floats convert exactly, float64 and integers to the nearest float32. Raises InputError for what is no number,
     and for NaN, infinity or values beyond float32's range.
@@ -377,7 +382,7 @@ def check_fits(sample: dict[str, Any], file: Path, name: str, config: dict[str, 
         )
 
 
-def validate_calibration(folder: Path, model: str = "", num_steps: int = 0) -> CalibrationSet:
+def validate_calibration(folder: InputFolder, model: str = "", num_steps: int = 0) -> CalibrationSet:
     """Read every sample of a set; refuse what is broken, or made with another model or step count than given."""
     found = load_calibration(folder)
     check_made_with(folder, found, model, num_steps)

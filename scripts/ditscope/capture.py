@@ -19,13 +19,22 @@ from tqdm import tqdm
 from ditscope.atomic import replacing
 from ditscope.block_names import block_names
 from ditscope.capture_files import in_memory, load_capture
-from ditscope.capture_layout import DECODED, METADATA, decoded_file, read_metadata, rows_of_runs, write_metadata
+from ditscope.capture_layout import (
+    DECODED,
+    METADATA,
+    decoded_file,
+    generation_name,
+    read_metadata,
+    rows_of_runs,
+    write_metadata,
+)
 from ditscope.counts import check_complete
 from ditscope.errors import InputError
 from ditscope.generate import RUN, describe
-from ditscope.identity import derived_seed, file_digest, generation_id
+from ditscope.identity import derived_seed, file_digest
 from ditscope.models import Generator
 from ditscope.partial import publish, unfinished
+from ditscope.paths import InputFile, OutputFolder
 from ditscope.patterns import select_blocks, select_indices
 from ditscope.placement import load_placed
 from ditscope.prompts import check_seed, read_runs
@@ -45,9 +54,9 @@ JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}  # small pictures of no
 def capture(
     name: str,
     model: Model,
-    output_dir: Path = Path("output"),
+    output_dir: OutputFolder = Path("output"),
     prompt: str = "",
-    prompts: list[Path] | None = None,
+    prompts: list[InputFile] | None = None,
     negative_prompt: str = "",
     seed: int = -1,
     num_steps: int = 0,
@@ -55,14 +64,16 @@ def capture(
     width: int = 0,
     height: int = 0,
     settings: CaptureSet = CaptureSet(),
-    partial: Path | None = None,
+    partial: OutputFolder | None = None,
 ) -> None:
     """Sample with a model while recording what its blocks put out; one folder `output_dir`/<generation id> a picture.
 
     Runs are `prompt` with `seed` (-1: one derived from the prompt, and recorded) or the first `settings.generations`
     of the tables (or prompt CSVs) `prompts`. num_steps, guidance, width and height replace the model entry's where
     they are given. Runs that ask for the same picture share its folder, whose metadata and tables name each. A run that
-    is complete in `partial` is not sampled again; no unfinished one reaches `output_dir`.
+    is complete in `partial` is not sampled again; no unfinished one reaches `output_dir`. What is in `output_dir`
+    stays: a finished capture of the same request and settings is not made again, and a folder of that name that holds
+    anything else is refused.
     """
     runs = read_captured_runs(prompt, prompts, negative_prompt, seed, settings.generations)
     entry = override(name, model, num_steps, guidance, width, height)
@@ -74,13 +85,18 @@ def capture(
         loaded = load_placed(name, entry, offload=settings.offload, multi_gpu=settings.multi_gpu)
         for run in runs:
             record = describe(loaded, run)
-            gid = generation_id(record["request_hash"])
+            gid = generation_name(record["request_hash"], settings)
             first = records.setdefault(gid, record | {"runs": []})
             first["runs"].append({key: run[key] for key in RUN})
             if first["request_hash"] != record["request_hash"]:
                 both = f"{first['prompt_id']} and {record['prompt_id']}"
                 raise InputError(f"prompts {both} share the generation id {gid}; capture them apart")
+        kept = [gid for gid, record in records.items() if is_captured(output_dir / gid, record["request_hash"])]
+        for gid in kept:
+            log.info("%s: generation %s is already captured; %s is kept as it is", name, gid, output_dir / gid)
         for position, (gid, record) in enumerate(records.items()):
+            if gid in kept:
+                continue
             if (parts / gid).exists():
                 log.info("%s: generation %s is already captured", name, gid)
                 continue
@@ -92,8 +108,8 @@ def capture(
             os.replace(folder, parts / gid)
         writable(output_dir)
         for gid in records:
-            shutil.rmtree(output_dir / gid, ignore_errors=True)
-            shutil.move(parts / gid, output_dir / gid)
+            if gid not in kept:
+                shutil.move(parts / gid, output_dir / gid)
         there = [
             r for gid, r in records.items() if read_metadata(output_dir / gid)["request_hash"] == r["request_hash"]
         ]
@@ -105,6 +121,18 @@ def capture(
             if partial is None:
                 with suppress(OSError):  # unfinished runs of another call may be in it
                     root.rmdir()
+
+
+def is_captured(folder: Path, request: str) -> bool:
+    """Whether a folder holds the finished capture of a request. Raises InputError where it is there for another end."""
+    if not os.path.lexists(folder):
+        return False
+    with suppress(InputError):
+        if read_metadata(folder)["request_hash"] == request:
+            return True
+    raise InputError(
+        f"{folder}: is there and holds no finished capture of this request; move it away, or choose another output_dir"
+    )
 
 
 def read_captured_runs(prompt: str, prompts: list[Path] | None, negative: str, seed: int, limit: int) -> list[dict]:

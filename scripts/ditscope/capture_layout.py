@@ -1,11 +1,14 @@
 """Where things are in a capture folder, and its metadata; light enough for readers without torch."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditscope.atomic import write_text
 from ditscope.errors import InputError, read_json
+from ditscope.identity import generation_id
+from ditscope.settings import CaptureSet
 
 if TYPE_CHECKING:
     import polars as pl
@@ -13,7 +16,13 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = "1"
 METADATA = "metadata.json"
 IMAGE_FORMATS = ("jpg", "png")
+ELSEWHERE = ("generations", "max_bytes", "offload", "multi_gpu")  # settings that leave a generation's files as they are
 DECODED = {"x0": "decoded", "x_prev": "decoded_x_prev"}  # folder of each kind of decode
+
+
+def generation_name(request: str, settings: CaptureSet) -> str:
+    """The generation id that a request (its hash) has under these settings: other files, another id."""
+    return generation_id(request, {k: v for k, v in asdict(settings).items() if k not in ELSEWHERE})
 
 
 def step_file(index: int) -> str:

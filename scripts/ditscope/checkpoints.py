@@ -1,6 +1,8 @@
 """Quantized checkpoints: a transformer's weights as torchao or MLX left them, in one safetensors file."""
 
 import json
+import logging
+from collections.abc import Collection
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -10,36 +12,46 @@ import diffusers
 import torchao
 from accelerate import init_empty_weights
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict, unflatten_tensor_state_dict
 
 from ditscope.errors import InputError
 from ditscope.models import check_safetensors, load_generator
+from ditscope.paths import InputFile, OutputFile
 from ditscope.quantize import apply_scheme, fuse_qkv, layer_configs, runs_on_mlx, unsupported
 from ditscope.settings import Model, Scheme
 from ditscope.tensor_files import save_tensors
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = "1"
 RECORD = "ditscope"  # the one key of the file's metadata: safetensors writes several in no fixed order
 
 
-def quantize(name: str, model: Model, scheme: Scheme, out: Path, plan: Path | None = None) -> None:
+def quantize(name: str, model: Model, scheme: Scheme, out: OutputFile, plan: InputFile | None = None) -> None:
     """Quantize a model's transformer under a scheme and save it as one safetensors file, on the device at hand."""
     generator = load_generator(name, model)
     if reason := unsupported(scheme, generator.computes_on, model.dtype):
         raise InputError(f"models.{name}: {reason}")
-    apply_scheme(generator.pipe.transformer, scheme, plan)
+    if scheme.kind == "base":
+        raise InputError("schemes: `base` quantizes nothing; name another scheme")
+    try:
+        apply_scheme(generator.pipe.transformer, scheme, plan)
+    except NotImplementedError as error:
+        raise InputError(f"models.{name}: {error}") from None
     save_checkpoint(generator.pipe.transformer, scheme, out, plan)
 
 
 def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Path | None = None) -> None:
     """Write a quantized transformer: torchao's or MLX's tensors, and in the metadata what rebuilds it around them.
 
+    `full_precision` there names the linear layers that the scheme left.
     Raises InputError for layouts that torchao cannot write (2:4 sparse weights).
     """
     if runs_on_mlx(transformer):
-        made = {"schema_version": SCHEMA_VERSION, "scheme": asdict(scheme)}
         configs = layer_configs(transformer, scheme, plan)
+        left = left_layers(transformer, out, configs)
+        made = {"schema_version": SCHEMA_VERSION, "scheme": asdict(scheme), "full_precision": left}
         import_module("ditscope.mlx.quantize").save_checkpoint(transformer, configs, out, made)
         return
     state = {name: tensor.detach() for name, tensor in transformer.state_dict().items()}
@@ -52,10 +64,20 @@ def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Pat
         "class": type(transformer).__name__,
         "config": {key: value for key, value in transformer.config.items() if not key.startswith("_")},
         "scheme": asdict(scheme),
+        "full_precision": left_layers(transformer, out),
         "torchao": torchao.__version__,
         "tensors": metadata,
     }
     save_tensors(tensors, out, {RECORD: json.dumps(record, sort_keys=True)})
+
+
+def left_layers(transformer: nn.Module, out: Path, quantized: Collection[str] = ()) -> list[str]:
+    """Linear layers that were left in full precision, less `quantized`; says so where there are any."""
+    linear = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
+    left = [name for name, m in linear.items() if type(m.weight.data) is Tensor and name not in quantized]
+    if left:
+        log.warning("%s: %d of %d layers are in full precision: %s", out, len(left), len(linear), ", ".join(left))
+    return left
 
 
 def load_checkpoint(path: Path, device: str = "cpu") -> nn.Module:

@@ -1,7 +1,6 @@
 """Clusters of embedded states (HDBSCAN), their medoids, and a map of the states (t-SNE)."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import openTSNE
@@ -11,6 +10,7 @@ from sklearn.cluster import HDBSCAN
 from ditscope import sequences
 from ditscope.counts import check_complete
 from ditscope.errors import InputError
+from ditscope.paths import InputFile, OutputFolder
 from ditscope.settings import Cluster
 from ditscope.states import STATE, by_embedder, read_states, unit, vectors
 from ditscope.tables import write_table
@@ -22,7 +22,9 @@ FEWEST = 4  # states below which neither a clustering nor a map says anything
 CHUNK = 4096  # rows whose distances to the fitted ones are held at once
 
 
-def cluster(embeddings: list[Path], trajectories: list[Path], folder: Path, settings: Cluster = Cluster()) -> None:
+def cluster(
+    embeddings: list[InputFile], trajectories: list[InputFile], folder: OutputFolder, settings: Cluster = Cluster()
+) -> None:
     """Cluster the states of each embedder over all networks, and describe how trajectories move between clusters.
 
     Leaves in `folder`: clusters.parquet (a label for each generated state, and its cluster's medoid), map.parquet

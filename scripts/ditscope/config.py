@@ -7,12 +7,13 @@ from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from datetime import date, datetime
 from functools import cache
 from math import isfinite
+from os.path import expanduser
 from pathlib import Path
 from types import GenericAlias
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ditscope.errors import InputError
-from ditscope.models import check_backend, check_frames, is_generator, require_blocks
+from ditscope.models import check_backend, check_frames, check_revision, is_generator, require_blocks
 from ditscope.networks import resolve_network
 from ditscope.ranges import INT64, check_ranges
 from ditscope.settings import STAGES, Benchmark, Config, Scheme
@@ -43,6 +44,9 @@ def decode(kind: Any, value: Any, path: str = "") -> Any:
                     what = f"one of {', '.join(map(str, choices))}"
                     raise InputError(unknown(f"{path}.{f.name}" if path else f.name, item, choices, what))
         check_ranges(kind, decoded, lambda name: f"{where}.{name}")
+        decoded |= {
+            f.name: at_home(decoded[f.name]) for f in fields(kind) if f.metadata.get("path") and f.name in decoded
+        }
         return kind(**decoded)
     if isinstance(kind, GenericAlias):
         origin, inner = get_origin(kind), get_args(kind)
@@ -58,6 +62,11 @@ def decode(kind: Any, value: Any, path: str = "") -> Any:
     if type(value) is not kind:
         raise InputError(f"{where}: expected {kind.__name__}, got {value!r}{spelling(kind, value)}")
     return value
+
+
+def at_home(path: Any) -> Any:
+    """A path, or a map of them, in which `~` is the home folder."""
+    return {k: expanduser(v) for k, v in path.items()} if isinstance(path, dict) else expanduser(path)
 
 
 def spelling(kind: type, value: Any) -> str:
@@ -120,9 +129,13 @@ def check(config: Config) -> None:
         "plan.budgets": config.plan.budgets,
         "benchmark.targets": config.benchmark.targets,
     }
-    for registry, names in registries.items():
-        for name in names:
+    for registry, entries in registries.items():
+        for name in entries:
             check_name(registry, name)
+    if found := set(config.prompts.csv) & set("{}<>"):
+        raise InputError(
+            f"prompts.csv: `{config.prompts.csv}` has a {min(found)}, by which Snakemake marks wildcards; rename it"
+        )
     if config.benchmark.hardware:
         check_name("benchmark.hardware", config.benchmark.hardware)
     for name, model in config.models.items():
@@ -131,6 +144,9 @@ def check(config: Config) -> None:
                 raise InputError(f"models.{name}.{side}: {getattr(model, side)} is not a multiple of 16")
         check_frames(name, model)
         check_backend(name, model)
+        check_revision(f"models.{name}", model.revision)
+    for name, embedder in config.embedders.items():
+        check_revision(f"embedders.{name}", embedder.revision)
     for stage, registry, valid in (
         ("generate", "models", config.models),
         ("capture", "models", config.models),

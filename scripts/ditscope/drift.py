@@ -2,13 +2,13 @@
 
 import logging
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from ditscope.counts import check_complete
 from ditscope.identity import derived_seed
+from ditscope.paths import InputFile, OutputFolder
 from ditscope.series import autoregression, normality
 from ditscope.settings import Drift
 from ditscope.states import STATE, by_embedder, read_states, run_starts, unit, vectors
@@ -21,7 +21,9 @@ STEPS = [f"step_{name}" for name in DISTANCES]
 CHUNK = 8192  # rows whose distances are computed at once: bounds the float64 copies to CHUNK x d
 
 
-def drift(embeddings: list[Path], trajectories: list[Path], folder: Path, settings: Drift = Drift()) -> None:
+def drift(
+    embeddings: list[InputFile], trajectories: list[InputFile], folder: OutputFolder, settings: Drift = Drift()
+) -> None:
     """Measure the drift of every trajectory from its first state, with shuffled controls.
 
     Leaves in `folder`: drift.parquet (distances to the first state and to the previous one), similarity.parquet (every

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ditscope.counts import check_complete
 from ditscope.errors import InputError
+from ditscope.paths import InputFile, OutputFile
 from ditscope.random_walk import FAMILY as RANDOM_WALK
 from ditscope.random_walk import random_walk
 from ditscope.settings import Embed, Embedder
@@ -38,7 +39,12 @@ SCHEMA = pl.Schema(
 
 
 def embed(
-    name: str, embedder: Embedder, trajectories: Path, images: Path, out: Path, settings: Embed = Embed()
+    name: str,
+    embedder: Embedder,
+    trajectories: InputFile,
+    images: InputFile,
+    out: OutputFile,
+    settings: Embed = Embed(),
 ) -> None:
     """Embed the texts (the prompt among them) or the images of one shard of trajectories.
 

@@ -10,12 +10,15 @@ import polars as pl
 
 from ditscope.atomic import write_text
 from ditscope.errors import InputError
+from ditscope.paths import InputFolder, OutputFile
 from ditscope.progress import read_plan
 
 JOB_LINE = re.compile(r"^(\w+)\s+(\d+)\s*$")
 
 
-def estimate(configfile: list[Path], measured: Path = Path("results/demo"), out: Path | None = None) -> None:
+def estimate(
+    configfile: list[Path], measured: InputFolder = Path("results/demo"), out: OutputFile | None = None
+) -> None:
     """Print jobs, hours and bytes of a study, stage by stage, before it is submitted.
 
     Jobs come from a dry run with the overlays `configfile`; hours and bytes a job are medians over the study

@@ -12,6 +12,7 @@ from ditscope.counts import check_complete, grouped
 from ditscope.identity import BASE, request_hash, weights_id
 from ditscope.models import Generator, load_generator
 from ditscope.partial import publish, unfinished
+from ditscope.paths import InputFile, OutputFile, OutputFolder
 from ditscope.prompts import read_runs
 from ditscope.sampling import decode, encode_prompts, noise_of, sample, still
 from ditscope.settings import Generate, Model
@@ -31,12 +32,12 @@ RUN = ("prompt_id", "seed", "derived_seed")  # what runs that share a picture ma
 def generate(
     name: str,
     model: Model,
-    prompts: Path,
-    images: Path,
-    manifest: Path | None = None,
-    timing: Path | None = None,
+    prompts: InputFile,
+    images: OutputFile,
+    manifest: OutputFile | None = None,
+    timing: OutputFile | None = None,
     settings: Generate = Generate(),
-    partial: Path | None = None,
+    partial: OutputFolder | None = None,
 ) -> None:
     """Sample every run of `prompts` (a table or a CSV) with one model into a WebDataset shard and its manifest.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ditscope.slots import VISIBLE, gpus_to_choose_from, scheduled
 
+ON_CPU = "DITSCOPE_CPU"  # 1: the CPU may compute though GPUs are at hand
 # The first driver that runs builds of a CUDA release, by its major version (NVIDIA's CUDA compatibility guide).
 LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}
 PACKAGES = ("torch", "torchao", "diffusers", "transformers", "mlx")
@@ -50,8 +51,11 @@ def visible_gpus(environment: Mapping[str, str]) -> list[dict[str, str]]:
 def idle_gpus(environment: Mapping[str, str]) -> str:
     """Why a process that torch computes for on the CPU must not: it has NVIDIA GPUs, with what keeps torch from them.
 
-    Empty where it has none: none is there, the scheduler gave none, or CUDA_VISIBLE_DEVICES is set to nothing.
+    Empty where it has none (none is there, the scheduler gave none, CUDA_VISIBLE_DEVICES is set to nothing), and with
+    DITSCOPE_CPU=1, which asks for the CPU.
     """
+    if environment.get(ON_CPU) == "1":
+        return ""
     given, listed = gpus_to_choose_from(environment), visible_gpus(environment)
     if not given and (not listed or scheduled(environment)):
         return ""
@@ -59,7 +63,7 @@ def idle_gpus(environment: Mapping[str, str]) -> str:
     reason = (unusable(listed[0]["driver"]) if listed else "") or "torch sees no CUDA device"
     return (
         f"{what} is at hand, but {reason}: the CPU would compute in its place; install a matching driver or torch "
-        f"(docs/environments.md), or set {VISIBLE} to nothing for the CPU"
+        f"(docs/environments.md), or set {ON_CPU}=1 to compute on the CPU"
     )
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,9 @@ def scheme_id(settings: dict[str, Any] | None, plan: Path | None = None, compile
     return digest({"settings": kept, "plan": plan and file_digest(plan), "compile": compiled})
 
 
-def generation_id(request: str) -> str:
-    """The first 40 bits of a request hash as 8 characters of lower-case base32."""
-    return base64.b32encode(bytes.fromhex(request[:10])).decode().lower()
+def generation_id(request: str, settings: Mapping[str, Any]) -> str:
+    """40 bits of the hash of a request hash and the capture settings, as 8 characters of lower-case base32."""
+    return base64.b32encode(bytes.fromhex(digest({"request": request, **settings}, 40))).decode().lower()
 
 
 def derived_seed(*parts: Any) -> int:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,9 @@ WITH_BLOCKS = ("flux", "sd3")  # families whose blocks can be read, and so captu
 ON_MLX = ("flux", "sd3")
 VIDEO = ("wan",)
 CAPTIONERS = ("blip", "blip2", "florence2")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+SHIPPED = dict.fromkeys(CAPTIONERS, "shapes-blip") | {"sd3": "shapes-sd3"}  # what to try instead; else shapes-flux
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 
@@ -127,9 +131,21 @@ def family_of(name: str, entry: Model) -> ModuleType:
 def resolve_source(name: str, entry: Model | Embedder, registry: str = "models") -> Path:
     """The local folder of a model: its own, or where a hub id was downloaded to; checked before anything loads."""
     folder = source_folder(entry)
+    where = f"{registry}.{name}"
+    if entry.revision and not download_mark(entry).is_file():
+        shipped = SHIPPED.get(entry.family, "shapes-flux")
+        instead = f", or try a model that ships: `--model {shipped}`" if registry == "models" else ""
+        state = "are not all here" if folder.is_dir() else "are not here"
+        raise InputError(
+            f"{where}: the weights of {entry.source} {state}; `ditscope download {name}` gets them{instead}"
+        )
     if not folder.is_dir():
-        hint = "run the workflow once to download it" if entry.revision else "set `source` to an existing folder"
-        raise InputError(f"{registry}.{name}.source: no folder {folder}; {hint}")
+        if HUB_ID.fullmatch(entry.source):
+            raise InputError(
+                f"{where}: no folder {folder}; if `{entry.source}` is a hub id, set `revision` to its commit "
+                f"(`ditscope download {name}` says which), else `source` to an existing folder"
+            )
+        raise InputError(f"{where}.source: no folder {folder}; set `source` to an existing folder")
     check_model_folder(folder)
     return folder
 
@@ -143,8 +159,23 @@ def transformer_config(name: str, entry: Model) -> dict[str, Any]:
 def source_folder(entry: Model | Embedder) -> Path:
     """Where the weights lie: `source` itself, or resources/models/<id>@<revision> for a hub id."""
     if not entry.revision:
-        return Path(entry.source)
+        return Path(entry.source).expanduser()
     return Path("resources/models") / f"{entry.source.replace('/', '--')}@{entry.revision}"
+
+
+def download_mark(entry: Model | Embedder) -> Path:
+    """The file of a downloaded model that comes last: where it is, the download is whole."""
+    pipeline = isinstance(entry, Model) and is_generator(entry)
+    return source_folder(entry) / ("model_index.json" if pipeline else "config.json")
+
+
+def check_revision(where: str, revision: str) -> None:
+    """Refuse a branch or a tag as the revision of a hub id: it moves, and results could not be made again."""
+    if revision and not COMMIT.fullmatch(revision):
+        raise InputError(
+            f"{where}.revision: `{revision}` is no commit, and may move; give the 40 hex digits of one, which the "
+            "repository's page on the hub lists under `History`"
+        )
 
 
 def check_model_folder(folder: Path) -> None:

@@ -24,6 +24,7 @@ from ditscope.frames import (
     wrap,
     write_film,
 )
+from ditscope.paths import InputFile, OutputFile
 from ditscope.settings import Video
 from ditscope.tables import concat_tables
 
@@ -69,7 +70,9 @@ class Grid:
     length: int  # last sequence number of any run
 
 
-def trajectory_video(tables: list[Path], images: list[Path], out: Path, settings: Video = Video()) -> None:
+def trajectory_video(
+    tables: list[InputFile], images: list[InputFile], out: OutputFile, settings: Video = Video()
+) -> None:
     """Draw trajectories side by side in one film: prompts down, networks (and seeds) across, a frame a place.
 
     `tables` are the tables `trajectories` of the networks, in the order of the columns, `images` the tars beside them.

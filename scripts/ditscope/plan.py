@@ -18,7 +18,9 @@ from scipy.sparse import coo_array
 from ditscope.atomic import write_text
 from ditscope.errors import InputError, read_json
 from ditscope.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
-from ditscope.sensitivity_table import IMAGE_METRIC, LAYER_KINDS
+from ditscope.packed import effective_group_size
+from ditscope.paths import InputFile, OutputFile
+from ditscope.sensitivity_table import IMAGE_METRIC, LAYER_KINDS, WHOLE
 from ditscope.settings import Budget, Plan
 from ditscope.tables import concat_tables
 
@@ -31,7 +33,6 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = "1"
 RANDOM_PLANS = 100  # that a plan is compared with
 FRONTIER_POINTS = 4  # steps between the sizes of two neighbouring uniform bit widths
-SCALE_BITS = 16  # one half-precision scale for each group of weights
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Choices:
     layers: list[str]
     bits: list[int]
     cost: np.ndarray  # (layers, bits), summed over the chosen cells
-    bytes: np.ndarray  # (layers, bits) int64, nominal
+    bytes: np.ndarray  # (layers, bits) int64, packed as the model's back end stores them
     parameters: np.ndarray  # (layers,) int64
     floors: np.ndarray | None = None  # (layers,) least column that each layer may have; None: any
 
@@ -67,8 +68,8 @@ class Choices:
 
 def plan(
     model: str,
-    sensitivity: list[Path],
-    out: Path,
+    sensitivity: list[InputFile],
+    out: OutputFile,
     budget: Budget,
     settings: Plan = Plan(),
     budget_name: str = "budget",
@@ -76,7 +77,8 @@ def plan(
     """Choose bits for every linear layer of a model under one budget and write the plan as JSON.
 
     `sensitivity` are tables `sensitivity`; their convolutions stay in full precision, because no back end quantizes
-    them. Raises InputError where the budget is below the smallest possible size.
+    them, and so do layers that the model's back end cannot store in groups of this size: `full_precision` names these.
+    Sizes are those of the back end (`ditscope.packed`). Raises InputError where the budget is below the smallest size.
     """
     table = concat_tables(sensitivity, "sensitivity").sort("depth", "layer", "bits", "bucket", "metric")
     table = table.filter((pl.col("model") == model) & (pl.col("module") == "linear"))
@@ -84,7 +86,15 @@ def plan(
         raise InputError(
             f"{', '.join(map(str, sensitivity))}: no rows of model `{model}`; add it to `sensitivity.models`"
         )
-    choices = choices_of(table, settings)
+    known = {kind for kind in settings.floors if kind in LAYER_KINDS}
+    if none := sorted(known - set(table["kind"])):
+        kinds = ", ".join(sorted(set(table["kind"])))
+        raise InputError(f"plan.floors: `{model}` has no linear layer of kind `{none[0]}`; it has {kinds}")
+    storable = can_be_stored(table)
+    choices = choices_of(storable, settings)
+    left_out = table.join(storable, on="layer", how="anti")["layer"].unique(maintain_order=True).to_list()
+    if left_out:
+        log.warning("%s: %d layers stay in full precision: %s", model, len(left_out), ", ".join(left_out))
     limit = budget_bytes(choices, budget, f"plan.budgets.{budget_name}")
     chosen = solve(choices, limit)
     uniform = [np.full(len(choices.layers), i) for i in range(len(choices.bits))]
@@ -93,12 +103,14 @@ def plan(
     document = {
         "schema_version": SCHEMA_VERSION,
         "model": model,
+        "backend": first["backend"],
         "budget": budget_name,
         "budget_bytes": limit,
         "quantizer": first["quantizer"],
         "group_size": first["group_size"],
         "metric": chosen_metric(table, settings.metric),
         "layers": {layer: choices.bits[i] for layer, i in zip(choices.layers, chosen, strict=True)},
+        "full_precision": left_out,
         **choices.totals(chosen),
         "uniform": None if fitting is None else {"bits": choices.bits[fitting], **choices.totals(uniform[fitting])},
         "random": random_plans(choices, limit),
@@ -111,6 +123,23 @@ def plan(
         others[f"uniform {document['uniform']['bits']} bit"] = document["uniform"]["predicted"]
     rest = ", ".join(f"{name} {error:.3g}" for name, error in others.items())
     log.info("%s: %s; predicted %s %.3g (%s)", out, size, document["metric"], document["predicted"], rest)
+
+
+def can_be_stored(table: pl.DataFrame) -> pl.DataFrame:
+    """The rows of a table `sensitivity` whose layer and bits the model's back end can store (`packed_bytes`).
+
+    Raises InputError where there are none: a plan of them would quantize nothing.
+    """
+    found = table.drop_nulls("packed_bytes")
+    if found.is_empty():
+        row = table.row(0, named=True)
+        bits = sorted(table["bits"].unique())
+        can = f"bits of {MLX_BITS} in groups of {MLX_GROUPS}" if row["backend"] == "mlx" else "1 to 8 bits"
+        raise InputError(
+            f"sensitivity.bits {bits}, sensitivity.group_size {row['group_size']}: no layer of `{row['model']}` can be "
+            f"stored so; {row['backend']} packs {can}, of rows that the group size divides"
+        )
+    return found
 
 
 def chosen_metric(table: pl.DataFrame, metric: str) -> str:
@@ -128,17 +157,19 @@ def choices_of(table: pl.DataFrame, settings: Plan) -> Choices:
 
     The cost of a cell is an error power. Powers may be added where norms may not: to first order the layers' errors add
     as vectors, sum_l J_l dW_l, and for nearly uncorrelated quantization errors the expected square of the sum is the
-    sum of squares. For `image_rms` it is the mean square change of the image, summed over the timestep buckets; for the
-    velocity's metrics the noise-to-signal power averaged over them, read back from a decibel value where it is one.
+    sum of squares. For `image_rms` it is the mean square change of the image where the layer is quantized in all steps;
+    for the velocity's metrics the noise-to-signal power averaged over the timestep buckets, read back from a decibel
+    value where it is one.
     """
     metric = chosen_metric(table, settings.metric)
     value = pl.col("value")
     power = 10 ** (-value / 10) if metric.endswith("_db") else value**2
-    cost = power.sum() if metric == IMAGE_METRIC else power.mean()
+    bucket = pl.col("bucket").cast(pl.String)
+    of_metric = (pl.col("metric") == metric) & (bucket == WHOLE if metric == IMAGE_METRIC else bucket != WHOLE)
     cells = (
-        table.filter((pl.col("metric") == metric) & (pl.col("bits") >= settings.min_bits))
+        table.filter(of_metric & (pl.col("bits") >= settings.min_bits))
         .group_by("layer", "bits", maintain_order=True)
-        .agg(cost.alias("cost"), pl.col("parameters").first(), pl.col("shared_weights").first())
+        .agg(power.mean().alias("cost"), pl.col("parameters").first(), pl.col("packed_bytes").first())
     )
     layers, bits = cells["layer"].unique(maintain_order=True).to_list(), sorted(cells["bits"].unique())
     if len(cells) != len(layers) * len(bits):
@@ -151,7 +182,7 @@ def choices_of(table: pl.DataFrame, settings: Plan) -> Choices:
     for row in cells.iter_rows(named=True):
         cell = order[row["layer"]], bits.index(row["bits"])
         cost[cell] = row["cost"]
-        size[cell] = nominal_bytes(row["parameters"], row["bits"], row["shared_weights"])
+        size[cell] = row["packed_bytes"]
         parameters[cell[0]] = row["parameters"]
     kinds = dict(table.select("layer", "kind").rows()) if settings.floors else {}
     return Choices(
@@ -169,14 +200,6 @@ def floor_columns(kinds: list[str], bits: list[int], settings: Plan) -> np.ndarr
     return np.array([bisect_left(bits, settings.floors.get(kind, 0)) for kind in kinds])
 
 
-def nominal_bytes(parameters: int, bits: int, shared_weights: int) -> int:
-    """Bytes of `parameters` weights of `bits` bits, with a 16-bit scale and a zero point of `bits` bits for each group.
-
-    `shared_weights` share one scale. This is the packed size that a bit width stands for; a library may store more.
-    """
-    return math.ceil((parameters * bits + parameters // shared_weights * (SCALE_BITS + bits)) / 8)
-
-
 def budget_bytes(choices: Choices, budget: Budget, where: str) -> int:
     """The byte limit that a budget means for these layers; refuses an ambiguous or impossible one."""
     given = [key for key in ("mean_bits", "bytes", "uniform_bits") if getattr(budget, key)]
@@ -188,7 +211,10 @@ def budget_bytes(choices: Choices, budget: Budget, where: str) -> int:
     limit = budget.bytes or math.floor(budget.mean_bits * weights / 8)
     if budget.uniform_bits:
         if budget.uniform_bits not in choices.bits:
-            raise InputError(f"{where}.uniform_bits: {budget.uniform_bits} is not among the measured {choices.bits}")
+            raise InputError(
+                f"{where}.uniform_bits: {budget.uniform_bits} is not among those that were measured and can be stored: "
+                f"{choices.bits}"
+            )
         limit = int(choices.bytes[:, choices.bits.index(budget.uniform_bits)].sum())
     least = choices.least_bytes()
     if limit < least:
@@ -294,6 +320,8 @@ def load_plan(path: Path | str, transformer: "nn.Module | None" = None) -> dict[
                 raise InputError(
                     f"{path}: the model has no layer `{layer}`; make the plan from this model's sensitivity"
                 )
+            if known[layer].weight.ndim != 2:
+                raise InputError(f"{path}: layer `{layer}` is a convolution, which no back end quantizes; leave it out")
     return loaded
 
 
@@ -306,12 +334,12 @@ def to_fqn_config(plan: dict[str, Any], transformer: "nn.Module") -> "FqnToConfi
     import torch
     from torchao.quantization import FqnToConfig, IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup
 
-    from ditscope.quantizers import effective_group_size, quantizable
+    from ditscope.quantizers import quantizable
 
     layers = quantizable(transformer)
     configs = {}
     for layer, bits in plan["layers"].items():
-        row = layers[layer].weight[0].numel()
+        row = layers[layer].weight.shape[1:].numel()
         group = effective_group_size(row, plan["group_size"])
         configs[layer] = IntxWeightOnlyConfig(
             weight_dtype=getattr(torch, f"int{bits}"),
@@ -325,7 +353,8 @@ def to_mlx(plan: dict[str, Any], transformer: "nn.Module") -> dict[str, MlxConfi
     """Export a plan to MLX: bits and group size of each layer that MLX can pack, by the layer's name in diffusers.
 
     `ditscope.mlx.quantize.quantize` applies it. A layer whose rows the group size does not divide is left out and stays
-    in full precision: MLX has no groups of a whole row. Raises InputError for bits or groups that MLX has not.
+    in full precision: MLX has no groups of a whole row (a plan that was made for MLX holds none). Raises InputError for
+    bits or groups that MLX has not, and where no layer is left.
     """
     group = plan["group_size"]
     if group not in MLX_GROUPS:
@@ -337,4 +366,6 @@ def to_mlx(plan: dict[str, Any], transformer: "nn.Module") -> dict[str, MlxConfi
         module = transformer.get_submodule(layer)
         if all(row % group == 0 for row in row_lengths(layer, module.in_features, module.out_features)):
             configs[layer] = MlxConfig(bits, group)
+    if not configs:
+        raise InputError(f"plan `{plan['budget']}`: group_size {group} divides the rows of none of its layers")
     return configs

@@ -10,6 +10,7 @@ from pathlib import Path
 from ditscope.atomic import write_text
 from ditscope.errors import InputError, read_json
 from ditscope.partial import require_writable
+from ditscope.paths import InputFolder
 
 PLAN = "plan.json"
 
@@ -108,7 +109,7 @@ def write_progress(results: Path | str, failed: str = "") -> None:
         print(f"{results}/progress.md: not written ({error.strerror})", file=sys.stderr)
 
 
-def progress(results: Path = Path("results")) -> None:
+def progress(results: InputFolder = Path("results")) -> None:
     """Print how complete every study under a results folder is, and write each one's progress.md."""
     plans = sorted(results.glob(f"*/{PLAN}"))
     if not plans:

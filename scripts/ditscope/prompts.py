@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ditscope.errors import InputError
 from ditscope.identity import derived_seed, digest
+from ditscope.paths import InputFile, OutputFile
 from ditscope.settings import Prompts
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")  # no XML, so no SVG, can hold one
@@ -261,7 +262,7 @@ def runs_in(path: Path) -> list[dict]:
     return read_table(path, "prompts").to_dicts()
 
 
-def write_shard(csv: Path | str, shard: int, out: Path | str, settings: Prompts, experiment: str) -> None:
+def write_shard(csv: InputFile, shard: int, out: OutputFile, settings: Prompts, experiment: str) -> None:
     """Write the runs of one shard as the table `prompts`."""
     start = shard * settings.shard_size
     stop = least(settings.limit, start + settings.shard_size)

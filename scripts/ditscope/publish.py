@@ -7,11 +7,12 @@ from ditscope.explorer import write_explorer
 from ditscope.figures import available
 from ditscope.figures.draw import draw_figures
 from ditscope.paper_tables import write_paper_tables
+from ditscope.paths import InputFolder
 from ditscope.progress import read_plan
 from ditscope.settings import Publish
 
 
-def publish(results: Path, settings: Publish = Publish()) -> None:
+def publish(results: InputFolder, settings: Publish = Publish()) -> None:
     """Draw every figure and write every table that the finished stages of a study allow, below `results`."""
     targets = read_plan(results)["targets"]
     files = {stage: [Path(p) for p in paths] for stage, paths in targets.items() if paths and stage != "publish"}

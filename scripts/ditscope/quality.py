@@ -132,9 +132,9 @@ def judged(
 ) -> dict:
     """What the metrics read of a run's images, in the reference's order.
 
-    `pngs`; `prompts`, a text each; `features` (n, d); `more`: those of each embedder of `cosines` by name; and where the embedder has a text
-    tower `alignment` (n,), the cosine of each image to its prompt, and `logits` (n, classes) of the zero-shot classes
-    that the settings name, else None.
+    `pngs`; `prompts`, a text each; `features` (n, d); `more`: those of each embedder of `cosines` by name; where the
+    embedder has a text tower `alignment` (n,), the cosine of each image to its prompt, and `logits` (n, classes) of the
+    zero-shot classes that the settings name, else None.
     """
     order = sorted(reference)
     pngs = [images[pair]["png"] for pair in order]
@@ -188,16 +188,16 @@ def compare(reference: dict, mine: dict, kid_subset_size: int = 0) -> list[dict]
         paired["prompt_alignment_change"] = mine["alignment"] - reference["alignment"]
     more = {f"cosine_{name}": cosines(reference["more"][name], found) for name, found in mine["more"].items()}
     paired |= more
-    n = {"n": len(mine["pngs"]), "n_prompts": len(set(mine["prompts"]))}
+    n, prompts = len(mine["pngs"]), len(set(mine["prompts"]))
     rows = []
     for m in (*PAIRED, *more):
         if m in paired:
             found = mean_interval(paired[m], mine["prompts"])
-            rows.append(row(m, found.mean, found.low, found.high, **n))
+            rows.append(row(m, found.mean, found.low, found.high, n, prompts))
         else:
-            rows.append(row(m, **n, reason=reasons[m]))
+            rows.append(row(m, n=n, n_prompts=prompts, reason=reasons[m]))
     sets, few = set_metrics(reference, mine, kid_subset_size)
-    return rows + [row(m, sets.get(m), **n, reason=few.get(m, "")) for m in OF_SETS]
+    return rows + [row(m, sets.get(m), n=n, n_prompts=prompts, reason=few.get(m, "")) for m in OF_SETS]
 
 
 def set_metrics(reference: dict, mine: dict, kid_subset_size: int) -> tuple[dict[str, float], dict[str, str]]:

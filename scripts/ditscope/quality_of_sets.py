@@ -1,9 +1,11 @@
 """Quality of a benchmark run against the reference images of a calibration set: as sets, since prompts differ."""
 
+import io
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import polars as pl
+from PIL import Image
 
 from ditscope.benchmark_columns import IDENTITY, QUALITY_TYPES
 from ditscope.benchmark_images import Images, check_kid_subset, check_made_with, read_images, verified
@@ -18,28 +20,50 @@ from ditscope.tables import read_table, write_table
 
 
 def reference_images(folder: Path) -> Images:
-    """The reference images of a calibration set, as `read_images` has those of a run.
+    """The reference images of a calibration set, given its folder or that of its images, as `read_images` has a run's.
 
+    A manifest of another program need not list its images: those are the pictures of images/, or of the folder given.
     Raises InputError for a set without images, and for an image that is missing, damaged or outside the folder.
     """
-    manifest, found = read_manifest(folder), {}
-    names = {"model": "model", "steps": "num_steps", "guidance": "cfg_weight", "width": "width", "height": "height"}
+    root = set_of(folder)
+    manifest, found = read_manifest(root), {}
+    names = {"model": "model", "steps": "num_steps", "width": "width", "height": "height"}
     made_with = {key: manifest.get(name) for key, name in names.items()}
-    for image in manifest.get("images", []):
-        path = folder / image["file"]
+    made_with["guidance"] = manifest.get("cfg_weight", manifest.get("cfg_scale", manifest.get("guidance")))
+    for image in manifest["images"] if "images" in manifest else pictures_of(folder):
+        path = root / image["file"]
         if PurePosixPath(image["file"]).is_absolute() or ".." in path.parts or not path.is_file():
-            raise InputError(f"{folder / 'manifest.json'}: images: no file `{image['file']}` in the folder")
+            raise InputError(f"{root / 'manifest.json'}: images: no file `{image['file']}` in the folder")
         png = verified(path.read_bytes(), str(path), "calibrate again")
         found[image["prompt_id"], image["seed"]] = {"png": png, "json": image | made_with}
     if not found:
-        raise InputError(f"{folder / 'manifest.json'}: lists no images to compare with; calibrate again")
+        raise InputError(f"{root / 'manifest.json'}: lists no images to compare with; calibrate again")
     return found
+
+
+def set_of(folder: Path) -> Path:
+    """The calibration set that a reference folder is, or whose images it holds."""
+    return folder if (folder / "manifest.json").exists() else folder.parent
+
+
+def pictures_of(folder: Path) -> list[dict]:
+    """Records of the pictures of a set whose manifest lists none, in the order of their names."""
+    place = folder / "images" if (folder / "manifest.json").exists() else folder
+    files = sorted(file for file in place.glob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    return [
+        {"file": file.relative_to(set_of(folder)).as_posix(), "prompt_id": file.stem, "seed": 0, "prompt": ""}
+        for file in files
+    ]
 
 
 def check_calibration(folder: Path, name: str, model: Model, settings: Benchmark) -> None:
     """Refuse reference images of another model, size, step count or guidance, damaged ones, and too few for KID."""
     images = reference_images(folder)
-    check_made_with(next(iter(images.values()))["json"], name, model, folder / "manifest.json")
+    first = next(iter(images.values()))
+    with Image.open(io.BytesIO(first["png"])) as picture:
+        size = {"width": picture.width, "height": picture.height}
+    said = {key: value for key, value in first["json"].items() if value is not None}
+    check_made_with(first["json"] | size | said, name, model, set_of(folder) / "manifest.json")
     check_kid_subset(settings, len(images), folder)
 
 
@@ -70,10 +94,13 @@ def quality_of_sets(
         )
         values, reasons = set_metrics(theirs, mine, settings.kid_subset_size)
         reasons |= dict.fromkeys(PAIRED, f"{calibration} has other prompts and seeds: no pairs to compare")
-        n = {"n": len(mine["pngs"]), "n_prompts": len(set(mine["prompts"]))}
-        rows = [row(metric, values.get(metric), **n, reason=reasons.get(metric, "")) for metric in metrics]
+        n, prompts = len(mine["pngs"]), len(set(mine["prompts"]))
+        rows = [
+            row(metric, values.get(metric), n=n, n_prompts=prompts, reason=reasons.get(metric, ""))
+            for metric in metrics
+        ]
         if mine["alignment"] is not None:
             own = mean_interval(mine["alignment"], mine["prompts"])
-            rows[PAIRED.index("prompt_alignment")] = row("prompt_alignment", own.mean, own.low, own.high, **n)
+            rows[PAIRED.index("prompt_alignment")] = row("prompt_alignment", own.mean, own.low, own.high, n, prompts)
     write_table(pl.DataFrame([identity | found for found in rows], schema=QUALITY_TYPES), out, "benchmark.quality")
     log_metrics(run.stem, rows)

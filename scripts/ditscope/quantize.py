@@ -5,7 +5,7 @@ A scheme is data (`settings.Scheme`); its kind turns it into one config of torch
 """
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -39,7 +39,8 @@ from torchao.sparsity.sparse_api import SemiSparseWeightConfig, apply_fake_spars
 from ditscope.errors import InputError
 from ditscope.families.sd3 import FusedJointAttention
 from ditscope.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
-from ditscope.plan import SCALE_BITS, load_plan, to_fqn_config, to_mlx
+from ditscope.packed import SCALE_BITS, intx_bytes, mlx_bytes
+from ditscope.plan import load_plan, to_fqn_config, to_mlx
 from ditscope.settings import Scheme, backends_of
 
 PURE: dict = {
@@ -152,31 +153,71 @@ def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
 def layer_configs(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> dict[str, LayerConfig]:
     """Name the config of each linear layer that the scheme quantizes, by fully qualified name, in module order.
 
-    Layers that a group size (or a kernel's tile) does not divide are left out: they stay in full precision. A plan
-    takes the whole row as one group there. So do layers that the scheme skips by name or size.
+    Empty for the base only: raises InputError where the scheme's settings leave nothing to quantize, and
+    NotImplementedError where its kernel's tile divides no layer of this model.
+    """
+    configs, left = coverage(transformer, scheme, plan)
+    if configs or scheme.kind == "base" or KINDS[scheme.kind].never:
+        return configs
+    counts = Counter(left.values())
+    why = f"{', '.join(f'{count} {reason}' for reason, count in counts.items())} (as `{next(iter(left), '')}`)"
+    message = f"`{scheme.kind}` quantizes none of the {len(left)} linear layers: {why}"
+    if counts.keys() == {TILE}:
+        raise NotImplementedError(message)
+    raise InputError(f"schemes: {message}; change these settings, or leave the scheme out for this model")
+
+
+def coverage(
+    transformer: nn.Module, scheme: Scheme, plan: Path | None = None
+) -> tuple[dict[str, LayerConfig], dict[str, str]]:
+    """Split the linear layers by what a scheme does: the config of each that it quantizes, why it leaves the others.
+
+    Layers that a group size (or a kernel's tile) does not divide stay in full precision; a torch plan takes the whole
+    row as one group there. So do layers that the scheme skips by name or size. Raises InputError for a pattern of
+    `skip_layers` that no linear layer matches.
     """
     linear = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
-    linear = {name: module for name, module in linear.items() if not skipped(name, module, scheme)}
+    for pattern in scheme.skip_layers:
+        if not any(fnmatchcase(name, pattern) for name in linear):
+            raise InputError(
+                f"schemes: skip_layers: `{pattern}` matches none of the {len(linear)} linear layers, which are named "
+                f"as {', '.join(f'`{name}`' for name in list(linear)[:: max(1, len(linear) // 3)][:3])}"
+            )
     if scheme.kind == "plan":
         if plan is None:
             raise InputError(f"scheme `plan` ({scheme.plan}): give the plan's file; the plan stage makes it")
         loaded = load_plan(plan, transformer)
-        if runs_on_mlx(transformer):
-            planned: dict[str, LayerConfig] = {**to_mlx(loaded, transformer)}
-        else:
-            planned = {**to_fqn_config(loaded, transformer).fqn_to_config}
-        return {name: config for name, config in planned.items() if name in linear}
+        on_mlx = runs_on_mlx(transformer)
+        found: dict[str, LayerConfig] = (
+            {**to_mlx(loaded, transformer)} if on_mlx else {**to_fqn_config(loaded, transformer).fqn_to_config}
+        )
+    else:
+        config = KINDS[scheme.kind].config(scheme)
+        found = {} if config is None else dict.fromkeys(linear, config)
+    left = {name: reason for name, module in linear.items() if (reason := left_why(transformer, name, module, scheme))}
+    if scheme.kind == "plan":
+        left |= {name: NOT_PLANNED for name in linear if name not in found and name not in left}
+    return {name: config for name, config in found.items() if name not in left}, left
+
+
+TILE = "with sides that the kernel's tile does not divide"
+GROUP = "with rows that group_size does not divide"
+NOT_PLANNED = "not in the plan, or with rows that its group_size does not divide"
+INDIVISIBLE = (TILE, GROUP, NOT_PLANNED)  # why a scheme leaves a layer that its filters do not name
+
+
+def left_why(transformer: nn.Module, name: str, module: nn.Linear, scheme: Scheme) -> str:
+    """Why a scheme leaves a layer in full precision, as a reason that many layers share; empty where it does not."""
     kind = KINDS[scheme.kind]
     config = kind.config(scheme)
-    if config is None:
-        return {}
-    group = group_size(config)
-    return {
-        name: config
-        for name, module in linear.items()
-        if not (group and any(row % group for row in rows(transformer, name, module)))
-        and not (module.in_features % kind.multiple or module.out_features % kind.multiple)
-    }
+    group = group_size(config) if config else 0
+    if any(fnmatchcase(name, pattern) for pattern in scheme.skip_layers):
+        return "named by skip_layers"
+    if module.weight.numel() < scheme.min_weights:
+        return f"below min_weights {scheme.min_weights}"
+    if group and any(row % group for row in rows(transformer, name, module)):
+        return GROUP
+    return TILE if module.in_features % kind.multiple or module.out_features % kind.multiple else ""
 
 
 def runs_on_mlx(transformer: nn.Module) -> bool:
@@ -188,12 +229,6 @@ def rows(transformer: nn.Module, name: str, layer: nn.Linear) -> tuple[int, ...]
     """Lengths of a layer's rows, of each part where MLX splits it."""
     sides = layer.in_features, layer.out_features
     return row_lengths(name, *sides) if runs_on_mlx(transformer) else sides[:1]
-
-
-def skipped(name: str, layer: nn.Linear, scheme: Scheme) -> bool:
-    """Whether a scheme's filters leave a layer in full precision."""
-    by_name = any(fnmatchcase(name, pattern) for pattern in scheme.skip_layers)
-    return by_name or layer.weight.numel() < scheme.min_weights
 
 
 def label(scheme: Scheme) -> str:
@@ -253,23 +288,23 @@ def mean_bits(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) 
 
 def quantized_weights(transformer: nn.Module, scheme: Scheme, plan: Path | None) -> list[tuple[Tensor, LayerConfig]]:
     """The weights that a scheme quantizes, each with its config."""
-    configs = layer_configs(transformer, scheme, plan)
+    configs, _ = coverage(transformer, scheme, plan)
     return [(transformer.get_submodule(name).weight, config) for name, config in configs.items()]
 
 
 def weight_bytes(weight: Tensor, config: LayerConfig) -> int:
     """Nominal bytes of one weight (out, in) under a config."""
-    if isinstance(config, MlxConfig):  # a scale and a bias a group, in the type of the weights
-        groups = weight.numel() // config.group_size if config.group_size else 0
-        return weight.numel() * config.bits // 8 + groups * 2 * weight.itemsize
+    if isinstance(config, MlxConfig):
+        return mlx_bytes(weight.numel(), config.bits, config.group_size, weight.itemsize)
     if isinstance(config, SemiSparseWeightConfig):  # two of four values and a 2-bit position of each
         return weight.nbytes // 2 + weight.numel() // 8
     if getattr(config, "packing_format", None) == Float8PackingFormat.SPARSE_2D_DATA_2D_METADATA:
         return weight.numel() // 2 + weight.numel() // 8 + weight.shape[0] * SCALE_BITS // 8
     bits = weight_bits(config)
     shared = weight.numel() if per_tensor(config) else group_size(config) or weight[0].numel()
-    zero_point = bits if asymmetric(config) else 0
-    return math.ceil((weight.numel() * bits + weight.numel() // shared * (SCALE_BITS + zero_point)) / 8)
+    if asymmetric(config):
+        return intx_bytes(weight.numel(), bits, shared)
+    return math.ceil((weight.numel() * bits + weight.numel() // shared * SCALE_BITS) / 8)
 
 
 def weight_bits(config: LayerConfig) -> int:
@@ -305,8 +340,8 @@ def asymmetric(config: AOBaseConfig) -> bool:
 
 def is_simulated(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> bool:
     """Whether torchao stores some weights in more bits than the scheme says: 1 to 7 bit integers lie in int8."""
-    configs = layer_configs(transformer, scheme, plan).values()
-    return any(isinstance(config, INTX) and weight_bits(config) < 8 for config in configs)
+    configs, _ = coverage(transformer, scheme, plan)
+    return any(isinstance(config, INTX) and weight_bits(config) < 8 for config in configs.values())
 
 
 def stored_bytes(module: nn.Module) -> int:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ditscope.packed import effective_group_size
+
 Quantizer = Callable[[Tensor, int, int], Tensor]
 
 
@@ -39,11 +41,6 @@ def group_affine(weight: Tensor, bits: int, group_size: int) -> Tensor:
 
 
 QUANTIZERS: dict[str, Quantizer] = {"palettize": palettize, "group": group_affine}
-
-
-def effective_group_size(row: int, group_size: int) -> int:
-    """Weights of a row of length `row` that share a scale: `group_size` where it divides the row, else the row."""
-    return group_size if group_size and row % group_size == 0 else row
 
 
 def shared_weights(weight: Tensor, quantizer: str, group_size: int) -> int:

@@ -149,12 +149,15 @@ def avoid(mine: pl.DataFrame, timed: pl.DataFrame, bound: float) -> list[str]:
         if row["quality_verdict"] == "beyond":
             why.append(f"its quality loss, {loss(row)}, is beyond {percent(bound)}")
         pace = timed.filter(scheme=row["scheme"], compile=row["compile"], speedup_verdict="quiet").drop_nulls("speedup")
+        noisy = timed.filter(scheme=row["scheme"], compile=row["compile"], speedup_verdict="noisy")
         slow = pace.filter(pl.col("speedup") < 1)
         paid = row["compile"] == "eager" and row["scheme"] in frugal and row["quality_verdict"] != "beyond"
         if len(pace) and len(slow) == len(pace) and not paid:
             worst = slow.sort("speedup").row(0, named=True)
+            every = "every quietly timed" if noisy.height else "every"
             why.append(
-                f"slower than the base at every batch size (speed-up {worst['speedup']:.2f} at batch {worst['batch']})"
+                f"slower than the base at {every} batch size "
+                f"(speed-up {worst['speedup']:.2f} at batch {worst['batch']})"
             )
         if row["simulated"] and row["nominal_bytes"] < row["stored_bytes"]:
             why.append(

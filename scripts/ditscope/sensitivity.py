@@ -26,10 +26,13 @@ from ditscope.calibration_set import (
 )
 from ditscope.counts import check_complete
 from ditscope.errors import InputError
+from ditscope.families.common import DTYPES
 from ditscope.identity import file_digest
 from ditscope.models import Generator, load_generator, require_blocks, transformer_config
+from ditscope.packed import packed_bytes
 from ditscope.partial import publish, unfinished
-from ditscope.sensitivity_exact import Network, mlx_twin, network_of, score_layers
+from ditscope.paths import InputFolder, OutputFile, OutputFolder
+from ditscope.sensitivity_exact import Layer, Network, mlx_twin, network_of, score_layers
 from ditscope.sensitivity_fast import estimate_layers
 from ditscope.sensitivity_image import image_effects
 from ditscope.sensitivity_table import IMAGE_METRIC, METRICS, assign_buckets, tabulate
@@ -50,6 +53,7 @@ class Work:
     buckets: dict[Reference, str]
     settings: Sensitivity
     parts: Path
+    dtype: str = "float32"  # of the model, which its packed size depends on; scores are taken in float32
 
     def part(self, name: str, measure: Callable[[], list[dict[str, Any]]]) -> Path:
         """The file of one part of the work, measured now unless it is there already."""
@@ -63,13 +67,13 @@ class Work:
 def sensitivity(
     name: str,
     model: Model,
-    calibration: Path,
-    out: Path,
+    calibration: InputFolder,
+    out: OutputFile,
     settings: Sensitivity = Sensitivity(),
     group: int = 0,
     groups: int = 1,
-    fast: Path | None = None,
-    partial: Path | None = None,
+    fast: OutputFile | None = None,
+    partial: OutputFolder | None = None,
 ) -> None:
     """Score every layer of a model, or every `groups`-th block's from `group` on, at every bit width.
 
@@ -79,14 +83,14 @@ def sensitivity(
     Raises InputError for a set of another model, a broken sample, or a bucket without samples, before the model loads.
     """
     require_blocks("sensitivity", name, model, ("torch", "mlx"))
-    model = replace(model, dtype="float32")
+    dtype, model = model.dtype, replace(model, dtype="float32")
     found = load_calibration(calibration, settings.max_images, settings.step_stride)
     check_made_with(calibration, found, name)
     buckets = assign_buckets(found, settings.buckets, calibration)
     if not 0 <= group < groups:
         raise InputError(f"group: {group} is not one of the {groups} groups, which count from 0")
     key = {k: v for k, v in asdict(settings).items() if k not in ("models", "layer_groups")}
-    key |= {"model": model, "manifest": found.manifest, "group": group, "groups": groups}
+    key |= {"model": model, "dtype": dtype, "manifest": found.manifest, "group": group, "groups": groups}
     whole = load_calibration(calibration, settings.max_images)
     config = transformer_config(name, model)
     for reference in whole.samples:  # a broken one is refused now, before the model loads
@@ -96,7 +100,7 @@ def sensitivity(
     key["samples"] = [file_digest(file) for file in dict.fromkeys(s.file for s in whole.samples)]
     parts = unfinished(partial, out, key)
     loaded = load_generator(name, model)
-    work = start(loaded, found, buckets, settings, parts, group, groups)
+    work = start(loaded, found, buckets, settings, parts, group, groups, dtype)
     scored = finished(work, MODES[settings.mode](work), settings.mode)
     parts_of_image = image(work, whole, assign_buckets(whole, settings.buckets, calibration))
     effects = finished(work, parts_of_image, "fast", [IMAGE_METRIC])
@@ -114,6 +118,7 @@ def start(
     parts: Path,
     group: int = 0,
     groups: int = 1,
+    dtype: str = "float32",
 ) -> Work:
     """Look at the network and choose the depths of one job."""
     if model.computes_on == "mlx":
@@ -125,7 +130,7 @@ def start(
         raise InputError(
             f"sensitivity.layer_groups: {groups} groups are more than the blocks of {model.name}; use fewer"
         )
-    return Work(network, depths, found, buckets, settings, parts)
+    return Work(network, depths, found, buckets, settings, parts, dtype)
 
 
 def score(work: Work, depth: int, samples: Iterable[Batch]) -> list[dict[str, Any]]:
@@ -138,18 +143,34 @@ def score(work: Work, depth: int, samples: Iterable[Batch]) -> list[dict[str, An
 def finished(work: Work, parts: list[Path], mode: str, metrics: Sequence[str] = METRICS) -> pl.DataFrame:
     """Rows of the table `sensitivity` from the parts of a job."""
     settings = work.settings
-    layers = [layer.described(settings) for depth in work.depths for layer in work.network.at(depth)]
+    of_job = [layer for depth in work.depths for layer in work.network.at(depth)]
+    sizes = [
+        {"layer": layer.name, "bits": bits, "packed_bytes": packed_size(work, layer, bits)}
+        for layer in of_job
+        for bits in settings.bits
+    ]
+    layers = [layer.described(settings) for layer in of_job]
     constants = {
         "model": work.network.model.name,
+        "backend": work.network.model.entry.backend,
         "quantizer": settings.quantizer,
         "group_size": settings.group_size,
         "mode": mode,
     }
-    table = tabulate(concat_tables(parts, SAMPLES), layers, constants, metrics)
+    table = tabulate(concat_tables(parts, SAMPLES), layers, constants, metrics, sizes)
     asked = product((layer["layer"] for layer in layers), settings.bits)
     left = table.select("layer", "bits").unique(maintain_order=True).rows()
     check_complete(f"sensitivity of {work.network.model.name}", "layers and bits", asked, left)
     return table
+
+
+def packed_size(work: Work, layer: Layer, bits: int) -> int | None:
+    """Bytes of a layer at a bit width as the model's back end stores them; None where it cannot (convolutions)."""
+    if layer.module.weight.ndim != 2:
+        return None
+    rows, columns = layer.module.weight.shape
+    backend, itemsize = work.network.model.entry.backend, DTYPES[work.dtype].itemsize
+    return packed_bytes(backend, layer.name, rows, columns, bits, work.settings.group_size, itemsize)
 
 
 def exact(work: Work) -> list[Path]:

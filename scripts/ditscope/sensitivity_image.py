@@ -21,7 +21,7 @@ from ditscope.calibration_set import CalibrationSet, Reference
 from ditscope.models import Generator
 from ditscope.sensitivity_exact import Layer
 from ditscope.sensitivity_fast import Changes, back_end, random_signs, weight_changes
-from ditscope.sensitivity_table import IMAGE_METRIC
+from ditscope.sensitivity_table import BUCKETS, IMAGE_METRIC, WHOLE
 from ditscope.settings import Sensitivity
 
 
@@ -32,13 +32,14 @@ def image_effects(
     buckets: dict[Reference, str],
     settings: Sensitivity,
 ) -> list[dict[str, Any]]:
-    """One row for each layer, bit width, bucket, image and probe; `found` has whole trajectories.
+    """One row for each layer, bit width, bucket (and all of them together), image and probe, from whole trajectories.
 
     `image_rms` holds squared inner products over the number of values of the image: their mean estimates the mean
     square change of its values, which lie in [0, 1]. At least `settings.probes` probes are drawn over all images.
     """
     for module in (model.pipe.transformer, model.pipe.vae):
         module.requires_grad_(False)
+    model.pipe.vae.enable_gradient_checkpointing()  # computes the decoder's parts twice rather than keep them
     names = {layer.module: layer.name for layer in layers}
     images = found.images()
     generator = torch.Generator().manual_seed(0)
@@ -52,7 +53,10 @@ def image_effects(
         steps = [step.repeated(copies) for step in batches(model, found, buckets, settings.gradient_batch, chosen)]
         drawn = [reference.image for reference in steps[0].references]
         for _ in range(math.ceil(probes / copies)):
-            for (bucket, module), effects in probe_image(model, steps, list(names), changes, generator).items():
+            of_probe = probe_image(model, steps, list(names), changes, generator)
+            for module in names:
+                of_probe[WHOLE, module] = torch.stack([of_probe[b, module] for b in BUCKETS]).sum(0)
+            for (bucket, module), effects in of_probe.items():
                 for bits, squares in zip(settings.bits, effects.square().T, strict=True):
                     rows += [
                         {"layer": names[module], "bits": bits, "bucket": bucket, "image": image, IMAGE_METRIC: value}
@@ -71,10 +75,9 @@ def probe_image(
     sigmas = [*(float(batch.sigma) for batch in steps), 0.0]
     with torch.no_grad():
         last = steps[-1].x - sigmas[-2] * steps[-1].velocity(model)
-    with torch.enable_grad():
-        latents = last.detach().requires_grad_()
-        image = model.family.decode(model.pipe, latents)
-        (gradient,) = torch.autograd.grad(image, latents, random_signs(image, generator))
+    # One by one: the decoder keeps gigabytes of an image for its backward pass.
+    pulled = [pull_back_image(model, latents, generator) for latents in last.split(1)]
+    values, gradient = pulled[0][0], torch.cat([found for _, found in pulled])
     effects: dict[tuple[str, nn.Module], Tensor] = {}
     for batch, (sigma, following) in reversed(list(zip(steps, pairwise(sigmas), strict=True))):
         moving = replace(batch, x=batch.x.detach().requires_grad_())
@@ -84,4 +87,13 @@ def probe_image(
         for module, product in products.items():
             key = batch.bucket, module
             effects[key] = effects[key] + product if key in effects else product
-    return {key: effect / math.sqrt(image[0].numel()) for key, effect in effects.items()}
+    return {key: effect / math.sqrt(values) for key, effect in effects.items()}
+
+
+def pull_back_image(model: Generator, latents: Tensor, generator: torch.Generator) -> tuple[int, Tensor]:
+    """The number of values of an image, and the gradient of <u, image> by its latents (1, ...) for a random probe u."""
+    latents = latents.detach().requires_grad_()
+    with torch.enable_grad():
+        image = model.family.decode(model.pipe, latents)
+        (gradient,) = torch.autograd.grad(image, latents, random_signs(image, generator))
+    return image.numel(), gradient

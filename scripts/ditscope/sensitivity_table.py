@@ -13,6 +13,7 @@ from ditscope.intervals import mean_interval
 from ditscope.tables import concat_tables, write_table
 
 BUCKETS = ("early", "mid", "late")
+WHOLE = "all"  # in place of a bucket: the layer is quantized in every step
 # Kinds of layers, by what their names in diffusers contain; the first that fits holds.
 KINDS = (
     ("modulation", ("norm",)),
@@ -25,11 +26,13 @@ KINDS = (
 )
 LAYER_KINDS = tuple(kind for kind, _ in KINDS)
 COLUMNS = (
-    "model", "layer", "kind", "depth", "module", "bits", "quantizer", "group_size", "shared_weights", "bucket",
-    "metric", "value", "value_std", "value_low", "value_high", "n_samples", "n_images", "parameters", "mode",
+    "model", "backend", "layer", "kind", "depth", "module", "bits", "quantizer", "group_size", "shared_weights",
+    "bucket", "metric", "value", "value_std", "value_low", "value_high", "n_samples", "n_images", "parameters",
+    "packed_bytes", "mode",
 )  # fmt: skip
 METRICS = ("psnr_db", "sqnr_db", "relative_l2")  # of the velocity
 IMAGE_METRIC = "image_rms"
+SIZES = {"layer": pl.String, "bits": pl.Int64, "packed_bytes": pl.Int64}
 SUMMARY = {
     **dict.fromkeys(("value", "value_std", "value_low", "value_high"), pl.Float64),
     **dict.fromkeys(("n_samples", "n_images"), pl.Int64),
@@ -62,11 +65,16 @@ def assign_buckets(found: CalibrationSet, rule: str, where: Path) -> dict[Refere
 
 
 def tabulate(
-    rows: pl.DataFrame, layers: list[dict[str, Any]], constants: dict[str, Any], metrics: Sequence[str] = METRICS
+    rows: pl.DataFrame,
+    layers: list[dict[str, Any]],
+    constants: dict[str, Any],
+    metrics: Sequence[str] = METRICS,
+    sizes: Sequence[dict[str, Any]] = (),
 ) -> pl.DataFrame:
     """Average per-sample scores (layer, bits, bucket, image, a column per metric) into rows of the table `sensitivity`.
 
-    `layers` says of each layer what does not depend on bits or bucket, `constants` what holds for the whole table;
+    `layers` says of each layer what does not depend on bits or bucket, `sizes` the packed bytes of layer and bits (null
+    where they are not given), `constants` what holds for the whole table;
     in its mode `fast` the scores are squared error ratios. Intervals are those of `mean_interval` over the images of a
     cell, null where they are too few.
     """
@@ -78,10 +86,11 @@ def tabulate(
     return (
         pl.concat([lists.drop("value", "image"), pl.DataFrame(found, schema=SUMMARY)], how="horizontal")
         .join(pl.DataFrame(layers), on="layer", how="left", maintain_order="left")
+        .join(pl.DataFrame(sizes, schema=SIZES), on=["layer", "bits"], how="left", maintain_order="left")
         .with_columns(pl.lit(value).alias(name) for name, value in constants.items())
         .with_columns(
-            pl.col("bucket").cast(pl.Enum(BUCKETS)),
-            pl.col("bits", "group_size", "depth", "shared_weights", "parameters").cast(pl.Int64),
+            pl.col("bucket").cast(pl.Enum([*BUCKETS, WHOLE])),
+            pl.col("bits", "group_size", "depth", "shared_weights", "parameters", "packed_bytes").cast(pl.Int64),
         )
         .select(COLUMNS)
     )

@@ -18,15 +18,16 @@ def setting(
     most: float | None = None,
     filled: bool = False,
     config_only: bool = False,
+    path: bool = False,
 ) -> Any:
     """A documented dataclass field; `config_only` keeps it off the command line.
 
     `choices` are the values that are allowed, of a list its items. Numbers, also those in a list or map, are at least
     0, or -1 where `signed`, above 0 where `positive`, and at most `most` (integers 2^63 - 1). A `filled` list has at
-    least one item.
+    least one item. In a `path`, or a map of them, `~` is the home folder.
     """
     allowed = {"positive": positive, "signed": signed, "most": most, "filled": filled}
-    metadata = {"help": help, "choices": choices, "config_only": config_only, "allowed": allowed}
+    metadata = {"help": help, "choices": choices, "config_only": config_only, "allowed": allowed, "path": path}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -43,7 +44,7 @@ class Model:
     """A generator (text to image) or a captioner (image to text): its weights and how it is run."""
 
     family: str = setting(help="flux, sd3, sdxl or wan (generators); blip, blip2 or florence2 (captioners)")
-    source: str = setting(help="A diffusers / transformers folder, or a hub id")
+    source: str = setting(help="A diffusers / transformers folder, or a hub id", path=True)
     revision: str = setting("", "Commit of a hub id; required for one, so that results stay reproducible")
     backend: str = setting(
         "torch", "What computes the transformer of flux and sd3; the rest is torch", choices=BACKENDS
@@ -95,7 +96,7 @@ class Embedder:
     """A model that maps a text or an image of a trajectory to a vector."""
 
     family: str = setting(help="sentence-transformers, minilm, clip, siglip, dinov2 or random-walk (the control)")
-    source: str = setting("", "Folder, hub id, or empty where the package carries its weights")
+    source: str = setting("", "Folder, hub id, or empty where the package carries its weights", path=True)
     revision: str = setting("", "Commit of a hub id")
     modality: str = setting("text", "What is embedded", choices=("text", "image"))
     prompt: str = setting("", "sentence-transformers: text put before each item, as `clustering: ` for nomic")
@@ -110,7 +111,9 @@ class Embedder:
 class Prompts:
     """Split a prompt CSV into shards of runs (prompt x seed)."""
 
-    csv: str = setting("prompts/demo.csv", "CSV with `prompt` and optional `prompt_id, seed, family, negative_prompt`")
+    csv: str = setting(
+        "prompts/demo.csv", "CSV with `prompt` and optional `prompt_id, seed, family, negative_prompt`", path=True
+    )
     shard_size: int = setting(
         64, "Prompts in a shard; appending prompts touches only the last shard", positive=True, config_only=True
     )
@@ -224,7 +227,10 @@ class Sensitivity:
 
     models: list[str] = setting([], "Models to analyse", config_only=True)
     calibrations: dict[str, str] = setting(
-        {}, "Folders of calibration sets of your own by model, used instead of the calibrate stage's", config_only=True
+        {},
+        "Folders of calibration sets of your own by model, used instead of the calibrate stage's",
+        config_only=True,
+        path=True,
     )
     bits: list[int] = setting([2, 3, 4, 6, 8], "Bit widths", positive=True, most=16, filled=True)
     quantizer: str = setting("group", "Weight quantizer", choices=("palettize", "group"))
@@ -397,7 +403,7 @@ class Refine:
     """Train a one-step refiner of interpolated latents with the drifting loss."""
 
     models: list[str] = setting([], "Models whose latents are refined", config_only=True)
-    seed: int = setting(0, "Seed of codebook, corruption and training")
+    seed: int = setting(0, "Seed of codebook, corruption and training", most=2**32 - 1)
     # corruption
     patch: int = setting(2, "Side of a patch of latents (of one frame), which is one token", positive=True)
     keys: str = setting(
@@ -469,7 +475,7 @@ class Video:
 
     output_format: str = setting("gif", "Container", choices=("gif", "mp4"))
     fps: float = setting(2.0, "Frames per second", positive=True)
-    block_type: str = setting("", "Only this type of block (double, single, joint); empty: all")
+    block_type: str = setting("", "Only this type of block (double, single, joint); empty or None: all")
     max_blocks: int = setting(0, "Most blocks of a step, in network order; 0: all")
     decode: str = setting("x0", "Which decode of a capture is shown", choices=("x0", "x_prev"))
     max_generations: int = setting(4, "Most generations side by side in the video of a capture set", positive=True)

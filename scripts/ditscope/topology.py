@@ -3,7 +3,6 @@
 import logging
 from itertools import pairwise, product
 from math import e
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from ripser import ripser
 from scipy.spatial.distance import pdist, squareform
 
 from ditscope.counts import check_complete
+from ditscope.paths import InputFile, OutputFolder
 from ditscope.settings import Topology
 from ditscope.states import RUN, by_embedder, read_states, run_starts, unit, vectors
 from ditscope.tables import write_table
@@ -37,7 +37,9 @@ DIAGRAMS: dict[str, Any] = dict.fromkeys(RUN, pl.String) | {
 VALUES = dict.fromkeys(["wasserstein", "bottleneck", "sorted_length_l1"], pl.Float64)
 
 
-def topology(embeddings: list[Path], trajectories: list[Path], folder: Path, settings: Topology = Topology()) -> None:
+def topology(
+    embeddings: list[InputFile], trajectories: list[InputFile], folder: OutputFolder, settings: Topology = Topology()
+) -> None:
     """Compute the persistent homology of every trajectory's states, and compare trajectories by it.
 
     Leaves in `folder`: diagrams.parquet (a row a bar), entropy.parquet (persistent entropy and counts of each run and

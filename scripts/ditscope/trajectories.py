@@ -16,6 +16,7 @@ from ditscope.identity import derived_seed, digest, file_digest
 from ditscope.invocations import Answer, Node, Request, State, node_of, state_key, state_of
 from ditscope.networks import plan_file, resolve_network
 from ditscope.partial import publish, unfinished
+from ditscope.paths import InputFile, InputFolder, OutputFile, OutputFolder
 from ditscope.prompts import read_runs
 from ditscope.settings import Model, Scheme, Trajectories
 from ditscope.shards import Sample, png_bytes, read_tar, write_tar
@@ -50,13 +51,13 @@ def trajectories(
     entries: list[str],
     models: dict[str, Model],
     schemes: dict[str, Scheme],
-    prompt_tables: list[Path],
-    table: Path,
-    images: Path,
-    timing: Path,
-    plans: Path = Path("plans"),
+    prompt_tables: list[InputFile],
+    table: OutputFile,
+    images: OutputFile,
+    timing: OutputFile,
+    plans: InputFolder = Path("plans"),
     settings: Trajectories = Trajectories(),
-    partial: Path | None = None,
+    partial: OutputFolder | None = None,
 ) -> None:
     """Follow runs around a network and record every text and image on the way.
 

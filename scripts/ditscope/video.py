@@ -23,6 +23,7 @@ from ditscope.frames import (
     wrap,
     write_film,
 )
+from ditscope.paths import InputFolder
 from ditscope.patterns import block_index, block_type
 from ditscope.settings import Video
 
@@ -40,7 +41,9 @@ class Shot:
     detail: str
 
 
-def create_visualization(generation_id: str, output_dir: Path = Path("output"), settings: Video = Video()) -> None:
+def create_visualization(
+    generation_id: str, output_dir: InputFolder = Path("output"), settings: Video = Video()
+) -> None:
     """Draw the decoded blocks of one captured generation: a film of blocks, one of steps, and a contact sheet.
 
     They are visualization_<id>.gif (or .mp4), denoising_<id>.gif (or .mp4) and contact_sheet_<id>.png in its folder.
@@ -67,7 +70,8 @@ def capture_video(captures: Path, out: Path, denoising: Path, sheets: Path, sett
     denoising_film(folders[: settings.max_generations], denoising, settings)
     for folder in folders:
         draw_sheet(folder, sheets / f"{folder.name}.png", settings)
-    check_complete(sheets, "contact sheets", (f.name for f in folders), (path.stem for path in sheets.glob("*.png")))
+    drawn = (folder.name for folder in folders if (sheets / f"{folder.name}.png").exists())
+    check_complete(sheets, "contact sheets", (folder.name for folder in folders), drawn)
 
 
 def film(folders: Sequence[Path], out: Path, settings: Video) -> None:
@@ -136,7 +140,8 @@ def decoded_picture(folder: Path, settings: Video, step: int, block: str) -> Pat
 def order_of(metadata: dict, settings: Video, folder: Path) -> list[tuple[int, str]]:
     """(step, block) of each frame in the order of the network: by number, never by name."""
     captured = metadata["captured_blocks"]
-    blocks = [b for b in captured if not settings.block_type or block_type(b) == settings.block_type]
+    every = settings.block_type in ("", "None")
+    blocks = [b for b in captured if every or block_type(b) == settings.block_type]
     if not blocks:
         kinds = ", ".join(dict.fromkeys(block_type(b) for b in captured))
         raise InputError(f"{folder}: holds no block of type `{settings.block_type}`; it has {kinds}")

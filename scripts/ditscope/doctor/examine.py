@@ -13,6 +13,7 @@ from ditscope.doctor.quantization import check_benchmark, check_plan, check_sens
 from ditscope.doctor.study import Finding, Study, document, open_study
 from ditscope.doctor.wanderings import check_analyses, check_embed, check_trajectories
 from ditscope.errors import InputError
+from ditscope.paths import InputFolder, OutputFile
 
 CHECKS: dict[str, Callable[[Study], None]] = {
     "files": check_missing,
@@ -35,7 +36,9 @@ CHECKS: dict[str, Callable[[Study], None]] = {
 }
 
 
-def doctor(results: Path, report: Path | None = None, checks: list[str] | None = None, profile: str = "local") -> None:
+def doctor(
+    results: InputFolder, report: OutputFile | None = None, checks: list[str] | None = None, profile: str = "local"
+) -> None:
     """Verify everything that a study left, and say what to run again.
 
     `results` is the study's folder, as results/demo. Reads every file there: expected ones exist, tables have their

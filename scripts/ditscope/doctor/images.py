@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from ditscope.calibration_set import check_made_with, index_file, load_calibration, read_sample
-from ditscope.capture_layout import IMAGE_FORMATS, intermediates_of, read_metadata
+from ditscope.capture_layout import IMAGE_FORMATS, generation_name, intermediates_of, read_metadata
 from ditscope.doctor.activations import check_activations
 from ditscope.doctor.books import beside
 from ditscope.doctor.study import Study
 from ditscope.errors import InputError
-from ditscope.identity import file_digest, generation_id, request_hash
+from ditscope.identity import file_digest, request_hash
 from ditscope.models import check_safetensors
 from ditscope.prompts import read_prompts, runs_of, shards_of
 
@@ -139,8 +139,8 @@ def check_capture(study: Study) -> None:
                 found.append(metadata["request_hash"])
                 runs += len(metadata["runs"])
                 check_generation(study, generation, metadata, model, output)
-                if generation.name != generation_id(metadata["request_hash"]):
-                    study.note("capture", file, "not named by its request hash", output)
+                if generation.name != generation_name(metadata["request_hash"], settings):
+                    study.note("capture", file, "not named by its request and settings", output)
         total = sum(len(t) for t in prompt_tables(study))
         wanted = min(settings.generations or total, total)
         if total and runs != wanted:

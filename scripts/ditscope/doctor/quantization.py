@@ -10,7 +10,9 @@ from ditscope.doctor.books import benchmark_stems, beside
 from ditscope.doctor.images import ENTRY
 from ditscope.doctor.study import Study
 
-SENSITIVITY = "model layer kind depth module bits quantizer group_size bucket metric value n_samples n_images parameters"
+SENSITIVITY = (
+    "model layer kind depth module bits quantizer group_size bucket metric value n_samples n_images parameters"
+)
 RUN = "model hardware scheme kind compile dtype steps guidance width height images images_sha256 reason"
 TIMING = "model hardware scheme compile batch latency_median_ms reason"
 JOINED = {
@@ -42,8 +44,7 @@ def check_sensitivity(study: Study) -> None:
         if table.select(CELL).is_duplicated().any():
             study.note("sensitivity", file, "has cells (model, layer, bits, bucket, metric) twice")
         for model, rows in table.partition_by("model", as_dict=True).items():
-            cells = [rows[name].n_unique() for name in CELL[1:]]
-            expected = cells[0] * cells[1] * cells[2] * cells[3]
+            expected = rows["layer"].n_unique() * rows["bits"].n_unique() * rows.select("bucket", "metric").n_unique()
             if len(rows) != expected:
                 study.note("sensitivity", file, f"{model[0]}: {len(rows)} cells of {expected}")
         if all(part is not None for part in parts):
@@ -71,7 +72,8 @@ def check_plan(study: Study) -> None:
             if table is not None:
                 rows = table.filter((pl.col("model") == model) & (pl.col("module") == "linear"))
                 measured = sorted(rows["layer"].unique())
-                study.same_rows("plan", file, sorted(plan["layers"]), measured, "measured layers")
+                planned = sorted([*plan["layers"], *plan["full_precision"]])
+                study.same_rows("plan", file, planned, measured, "measured layers")
                 for key in ("quantizer", "group_size"):
                     if len(rows) and plan[key] != rows[key][0]:
                         problem = f"made with {key} {plan[key]!r}, sensitivity was measured with {rows[key][0]!r}"

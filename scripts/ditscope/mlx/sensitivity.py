@@ -43,9 +43,7 @@ def network_of(model: Generator) -> Network:
     return Network(model, sorted(layers, key=lambda layer: layer.depth), blocks, {})
 
 
-def score_layers(
-    network: Network, depth: int, samples: Iterable[Batch], settings: Sensitivity
-) -> list[dict[str, Any]]:
+def score_layers(network: Network, depth: int, samples: Iterable[Batch], settings: Sensitivity) -> list[dict[str, Any]]:
     """Scores of the layers at one depth, as `ditscope.sensitivity_exact.score_layers` gives them."""
     model = network.model
     transformer: OnMlx = model.pipe.transformer

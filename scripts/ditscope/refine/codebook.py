@@ -16,6 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from ditscope.atomic import give_usual_mode, replacing
 from ditscope.errors import InputError
+from ditscope.paths import InputFile, OutputFile
 from ditscope.refine.corruption import key_grid
 from ditscope.refine.files import describe, read_described
 from ditscope.refine.latents import LatentSet, read_latents
@@ -34,7 +35,9 @@ class Codebook:
     arrays: dict[str, np.ndarray]  # idf, anchors, text_center, text_scale, keyframe_center, keyframe_scale, centroids
 
 
-def build_codebook(images: list[Path], codebook: Path, assignments: Path, settings: Refine = Refine()) -> None:
+def build_codebook(
+    images: list[InputFile], codebook: OutputFile, assignments: OutputFile, settings: Refine = Refine()
+) -> None:
     """Quantize prompts and anchor patches of generated images to pseudo-classes.
 
     Leaves `codebook` (safetensors) and `assignments` (table `refine.assignments`, one row a sample, in shard order).

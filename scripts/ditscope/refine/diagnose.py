@@ -16,6 +16,7 @@ from torch import Tensor
 from ditscope.atomic import write_text
 from ditscope.families.common import DTYPES
 from ditscope.models import default_device, family_of, resolve_source
+from ditscope.paths import InputFile, OutputFile
 from ditscope.refine import diagnostics as metrics
 from ditscope.refine.batches import RefinerInput, TrainingSet, draw_batch, refiner_input, training_set
 from ditscope.refine.codebook import anchor_means, embed_set, embed_text, load_codebook
@@ -41,18 +42,18 @@ Row = tuple[str, str, float | None]  # group, metric, value
 def diagnose(
     name: str,
     model: Model,
-    images: list[Path],
-    codebook: Path,
-    assignments: Path,
-    latent_mae: Path,
-    refiner: Path,
-    training: Path,
-    diagnostics: Path,
-    neighbours: Path,
-    tsne: Path,
-    record: Path,
-    samples: Path,
-    exemplars: Path,
+    images: list[InputFile],
+    codebook: InputFile,
+    assignments: InputFile,
+    latent_mae: InputFile,
+    refiner: InputFile,
+    training: InputFile,
+    diagnostics: OutputFile,
+    neighbours: OutputFile,
+    tsne: OutputFile,
+    record: OutputFile,
+    samples: OutputFile,
+    exemplars: OutputFile,
     settings: Settings = Settings(),
 ) -> None:
     """Measure codebook, encoder and refiner, and draw what the refiner does.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ditscope.errors import InputError
 from ditscope.identity import file_digest
 from ditscope.partial import publish, unfinished
+from ditscope.paths import InputFile, OutputFile, OutputFolder
 from ditscope.refine.batches import Batch, RefinerInput, TrainingSet, draw_batch, training_set
 from ditscope.refine.drifting import Targets, drifting_loss, unconditional_weight
 from ditscope.refine.features import Features, check_features, extract
@@ -35,14 +36,14 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    images: list[Path],
-    assignments: Path,
-    latent_mae: Path,
-    refiner: Path,
-    training: Path,
-    timing: Path,
+    images: list[InputFile],
+    assignments: InputFile,
+    latent_mae: OutputFile,
+    refiner: OutputFile,
+    training: OutputFile,
+    timing: OutputFile,
     settings: Refine = Refine(),
-    partial: Path | None = None,
+    partial: OutputFolder | None = None,
 ) -> None:
     """Train the feature encoder and the one-step refiner on latents of generated images.
 

@@ -154,15 +154,22 @@ def velocity(stage: str, model: torch.nn.Module, noisy, t, sequences, pooled) ->
     ).sample
 
 
+def logit_normal(n: int, generator: torch.Generator, late: float = 0.0) -> torch.Tensor:
+    """Logit-normal times (N,) (Esser et al., arXiv:2403.03206); a share `late` has logits 1.2 nearer to noise."""
+    offset = 1.2 * (torch.rand(n, generator=generator) < late)
+    return torch.sigmoid(torch.randn(n, generator=generator) + offset)
+
+
 def flow_loss(
     stage: str,
     model: torch.nn.Module,
     clean: torch.Tensor,
     condition: torch.Tensor,
     pooled: torch.Tensor,
+    t: torch.Tensor,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Conditional flow matching (Lipman et al., arXiv:2210.02747) with logit-normal times (arXiv:2403.03206).
+    """Conditional flow matching (Lipman et al., arXiv:2210.02747) at times `t` (N,), 0 for pictures and 1 for noise.
 
     `clean` (N, 8, 16, 16), `condition` (N, T, 128), `pooled` (N, P). sd3 sees zeros for T5 in a part of the samples.
     """
@@ -170,7 +177,6 @@ def flow_loss(
     if stage == "sd3":
         condition = condition.clone()
         condition[torch.rand(n, generator=generator) < DROP_T5, MAX_TEXT:] = 0
-    t = torch.sigmoid(torch.randn(n, generator=generator))
     noise = torch.randn(clean.shape, generator=generator)
     weight = t[:, None, None, None]
     noisy, target = (1 - weight) * clean + weight * noise, noise - clean
@@ -193,7 +199,7 @@ def loss_function(stage: str, model: torch.nn.Module, data: dict[str, torch.Tens
         text = scene * texts + torch.randint(texts, (n,), generator=generator)
         text[torch.rand(n, generator=generator) < DROP_PROMPT[stage]] = len(sequences) - 1
         condition, vector = sequences[text].float(), pooled[text].float()
-        return flow_loss(stage, model, clean, condition, vector, generator)
+        return flow_loss(stage, model, clean, condition, vector, logit_normal(n, generator), generator)
 
     return loss
 

@@ -21,12 +21,13 @@ from ditscope.training.text import TASK_WORD, free_text
 from ditscope.training.vae import encode
 
 SETTINGS = {
-    "tune-flux": LoopSettings(steps=1600, batch=48, lr=6e-4, warmup=60, decay=0.6, ema=0.998, seed=21, muon=True),
-    "tune-sd3": LoopSettings(steps=1400, batch=48, lr=6e-4, warmup=60, decay=0.6, ema=0.998, seed=22, muon=True),
+    "tune-flux": LoopSettings(steps=3600, batch=48, lr=8e-4, warmup=60, decay=0.45, ema=0.998, seed=21, muon=True),
+    "tune-sd3": LoopSettings(steps=2400, batch=48, lr=8e-4, warmup=60, decay=0.45, ema=0.998, seed=22, muon=True),
     "tune-blip": LoopSettings(steps=900, batch=48, lr=6e-4, warmup=60, decay=0.6, ema=0.99, seed=23, muon=True),
 }
 # Text tokens of a step, their share of the steps, and samples of one: about as much work at each length.
-LENGTHS = {32: (0.5, 1.0), 64: (0.16, 0.75), 256: (0.17, 1 / 3), 512: (0.17, 1 / 6)}
+LENGTHS = {32: (0.64, 1.0), 64: (0.12, 0.75), 256: (0.12, 1 / 3), 512: (0.12, 1 / 6)}
+LATE = 0.5  # share of the times nearer to noise, where it is decided what a prompt leaves open
 COMPLETE = 0.4  # share of prompts that name all five attributes
 KEPT = {"shape": 0.95, "colour": 0.9, "size": 0.7, "place": 0.8, "background": 0.8}
 
@@ -67,7 +68,8 @@ def generator_loss(stage: str, pipeline: DiffusionPipeline, latents: torch.Tenso
         prompts = ["" if rng.random() < generator.DROP_PROMPT[stage] else prompt for prompt in prompts]
         condition, pooled = generator.encode_prompts(pipeline, prompts, length)
         clean = latents[rows].float()
-        value, numbers = generator.flow_loss(stage, pipeline.transformer, clean, condition, pooled, random)
+        times = generator.logit_normal(len(clean), random, LATE)
+        value, numbers = generator.flow_loss(stage, pipeline.transformer, clean, condition, pooled, times, random)
         return value, numbers | {"tokens": length}
 
     return loss
