@@ -72,7 +72,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
     },
     "refiner-image": {"models": sized(128, "flux-schnell"), "prompts": {"limit": 2, "num_seeds": 4}, "refine": REFINED},
     "refiner-video": {
-        "models": sized(64, "wan", steps=2),
+        "models": sized(64, "wan2.1-1.3b", steps=2),
         "prompts": {"limit": 2, "num_seeds": 4},
         "refine": REFINED,
     },

@@ -47,7 +47,8 @@ def plans(tmp_path_factory) -> Iterator[Callable[[str], dict[str, subprocess.Com
     def plan(profile: str) -> dict[str, subprocess.CompletedProcess[str]]:
         def one(study: str) -> subprocess.CompletedProcess[str]:
             folder = workdir(tmp_path_factory.mktemp(profile))
-            return snakemake(folder, "--profile", profile, "--dry-run", "--configfile", str(overlay(study)))
+            command = ("--profile", profile, "--dry-run", "--configfile", str(overlay(study)))
+            return snakemake(folder, *command, timeout=300)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return dict(zip(STUDIES, pool.map(one, STUDIES), strict=True))
