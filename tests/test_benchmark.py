@@ -68,7 +68,7 @@ def tiny(monkeypatch, tmp_path):
 
     def run(config, folder="out", settings=SETTINGS, **more):
         entry = tiny_generator("flux").entry
-        benchmark("tiny", entry, MORE, EMBEDDERS, [csv], tmp_path / folder, config, settings=settings, **more)
+        benchmark("tiny", entry, MORE, EMBEDDERS, tmp_path / folder, [csv], config, settings=settings, **more)
         return tmp_path / folder / f"{config}-{more.get('compile', 'eager')}.parquet"
 
     return run

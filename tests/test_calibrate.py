@@ -311,12 +311,12 @@ def test_guidance_is_written_down_or_refused(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r'write `"cfg_scale": 7\.5` there'):
         validate_calibration(tmp_path)
-    for key in ("cfg_weight", "cfg_scale"):
+    for key in ("cfg_weight", "cfg_scale", "guidance"):
         (tmp_path / "manifest.json").write_text(json.dumps(manifest | {key: 4.5}))
         found = validate_calibration(tmp_path)
         sample = read_sample(found.samples[0])
         assert guidance_of(found, sample, found.samples[0].file) == 4.5
-    for wrong in ({"cfg_scale": "high"}, {"cfg_scale": 7, "cfg_weight": 2}):
+    for wrong in ({"cfg_scale": "high"}, {"cfg_scale": 7, "cfg_weight": 2}, {"cfg_scale": True}):
         (tmp_path / "manifest.json").write_text(json.dumps(manifest | wrong))
         with pytest.raises(InputError, match="give one number"):
             validate_calibration(tmp_path)

@@ -184,3 +184,10 @@ def test_home_is_expanded_in_the_config(tmp_path, monkeypatch):
     config = cli.read_config([tmp_path / "o.yaml"])
     assert config.models["mine"].source == str(tmp_path / "flux") and config.prompts.csv == str(tmp_path / "p.csv")
     assert source_folder(Model("flux", "~/flux")) == tmp_path / "flux"
+
+
+def test_every_hub_model_of_the_registry_is_pinned_but_one_that_says_so():
+    config = cli.read_config([])
+    entries = {**config.models, **config.embedders}
+    hub = {name for name, e in entries.items() if e.source and not (cli.ROOT / e.source).exists()}
+    assert {name for name in hub if len(entries[name].revision) != 40} == {"flux-dev-krea"}

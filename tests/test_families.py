@@ -183,7 +183,7 @@ def test_benchmarks_by_the_same_door(entry, csv, tmp_path, request):
     schemes = {"base": Scheme("base"), "int8": Scheme("int8-weight-only")}
     images = {}
     for config in schemes:
-        benchmark("m", request.getfixturevalue(entry), schemes, {}, [csv], tmp_path, config, settings=settings)
+        benchmark("m", request.getfixturevalue(entry), schemes, {}, tmp_path, [csv], config, settings=settings)
         run = read_table(tmp_path / f"{config}-eager.parquet", "benchmark.run").row(0, named=True)
         assert (run["reason"], run["images"]) == ("", 2)
         assert (run["quantized_layers"] > 0) == (config == "int8")

@@ -84,7 +84,9 @@ def test_jobs_that_ended_as_the_time_was_up_do_not_stop_it(cluster, tmp_path):
     resume.clear_queue(tmp_path, 0)
 
 
-@pytest.mark.parametrize("text, problem", [(None, "no such config file"), ("generate: {modls: []}", "did you mean")])
+@pytest.mark.parametrize(
+    "text, problem", [(None, "--configfile: a.yaml: no such file"), ("generate: {modls: []}", "did you mean")]
+)
 def test_bad_config_is_refused_before_a_job_is_cancelled(cluster, tmp_path, monkeypatch, capsys, text, problem):
     show(cluster, f"1|{RUN}|{tmp_path}")
     monkeypatch.chdir(tmp_path)

@@ -38,7 +38,7 @@ KEYS = {
 PLURAL = {"x": ("xs",), "timestep": ("timesteps",), "sigma": ("sigmas",), "step_index": ("step_indices",)}
 NUMPY = (TypeError, RuntimeError)  # beside what other parsers raise on damaged bytes
 RANKS = {"x": 4, "conditioning": 3, "pooled_conditioning": 2}
-GUIDANCE = ("cfg_weight", "cfg_scale")  # of a manifest: ours, and that of other programs
+GUIDANCE = ("cfg_weight", "cfg_scale", "guidance")  # of a manifest: ours, and those of other programs
 TIMESTEP_TOLERANCE = 0.005  # of timestep / 1000 to sigma: bfloat16 timesteps are off by 0.004
 
 
@@ -334,6 +334,14 @@ def read_sample(reference: Reference) -> dict[str, Any]:
     return sample
 
 
+def manifest_guidance(manifest: dict[str, Any], near: Path) -> float | None:
+    """The guidance that a manifest (beside the file `near`) names under one of the keys of `GUIDANCE`, if any."""
+    given = {key: manifest[key] for key in GUIDANCE if key in manifest}
+    if len(set(map(str, given.values()))) > 1 or not all(type(value) in (int, float) for value in given.values()):
+        raise InputError(f"manifest.json beside {near}: {given}; give one number")
+    return float(next(iter(given.values()))) if given else None
+
+
 def guidance_of(found: CalibrationSet, sample: dict[str, Any], file: Path, embedded: bool = False) -> float:
     """The guidance that a sample was made with: its own, else the manifest's; 0 where it plays no part.
 
@@ -342,11 +350,9 @@ def guidance_of(found: CalibrationSet, sample: dict[str, Any], file: Path, embed
     """
     if sample["guidance"] is not None:
         return float(sample["guidance"])
-    given = {key: found.manifest[key] for key in GUIDANCE if key in found.manifest}
-    if len(set(given.values())) > 1 or not all(isinstance(v, int | float) for v in given.values()):
-        raise InputError(f"manifest.json beside {file}: {given}; give one number")
-    if given:
-        return float(next(iter(given.values())))
+    given = manifest_guidance(found.manifest, file)
+    if given is not None:
+        return given
     if len(sample["conditioning"]) == 2 or embedded:
         line = '"cfg_scale": 7.5'
         if not found.manifest:

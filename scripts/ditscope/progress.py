@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ditscope.atomic import write_text
+from ditscope.checksums import record_checksums
 from ditscope.errors import InputError, read_json
 from ditscope.partial import require_writable
 from ditscope.paths import InputFolder
@@ -39,6 +40,7 @@ def write_plan(
     text = json.dumps(plan | {"configfiles": [os.path.relpath(file) for file in files]}, indent=1)
     if not path.exists() or path.read_text() != text:
         write_text(path, text)
+    record_checksums(path.parent, "plan", [path])
 
 
 def read_plan(results: Path | str) -> dict:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ditscope.benchmark_columns import IDENTITY, QUALITY_TYPES
 from ditscope.benchmark_images import Images, check_kid_subset, check_made_with, read_images, verified
-from ditscope.calibration_set import read_manifest
+from ditscope.calibration_set import manifest_guidance, read_manifest
 from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.features import feature_extractor
@@ -29,7 +29,7 @@ def reference_images(folder: Path) -> Images:
     manifest, found = read_manifest(root), {}
     names = {"model": "model", "steps": "num_steps", "width": "width", "height": "height"}
     made_with = {key: manifest.get(name) for key, name in names.items()}
-    made_with["guidance"] = manifest.get("cfg_weight", manifest.get("cfg_scale", manifest.get("guidance")))
+    made_with["guidance"] = manifest_guidance(manifest, root)
     for image in manifest["images"] if "images" in manifest else pictures_of(folder):
         path = root / image["file"]
         if PurePosixPath(image["file"]).is_absolute() or ".." in path.parts or not path.is_file():

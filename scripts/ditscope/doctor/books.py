@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -12,15 +13,17 @@ from ditscope.config import benchmark_cases
 from ditscope.doctor.study import Finding, Study
 from ditscope.errors import InputError
 from ditscope.identity import file_digest
+from ditscope.networks import trajectory_index
 from ditscope.partial import MARK
 from ditscope.progress import PLAN
+from ditscope.prompts import first_runs
 
 # Folders and files that belong to the study itself; logs and benchmarks of earlier configs do no harm.
 OWN = ("logs/", ".benchmarks/", f"{FOLDER}/", ".partial/", PLAN, "progress.md", "report.html", "doctor.json")
 MISSING = "missing"
 # Where a file that no job of this config makes was made by a job of an earlier one.
 SHARDED = (
-    "prompts/shard-*.parquet", "images/*/shard-*", "captures/*/*", "calibration/*/shards/*",
+    "prompts/*.parquet", "images/*/shard-*", "captures/*/*", "calibration/*/shards/*",
     "calibration/*/manifest.json", "calibration/*/activations.parquet", "sensitivity/*/*-*.parquet", "plans/*/*.json",
     "trajectories/*/shard-*", "embeddings/*/*-*.parquet", "refine/*/*", "videos/captures/*/*",
 )  # fmt: skip
@@ -30,6 +33,7 @@ def expected_files(study: Study) -> dict[str, str]:
     """Every output that this config leaves, with its stage: what is planned, and what is on the way there."""
     config = study.config
     expected = {file: stage for stage in study.plan["targets"] for file in study.targets(stage)}
+    expected |= dict.fromkeys(prompt_slices(study), "prompts")
     for tar in study.targets("generate"):
         expected |= dict.fromkeys((tar, *beside(tar)), "generate")
     for model in config.calibrate.models:
@@ -49,6 +53,26 @@ def expected_files(study: Study) -> dict[str, str]:
         if not config.benchmark.skip_metrics:
             expected[f"{Path(run).parent.as_posix()}/quality.parquet"] = "benchmark"
     return expected
+
+
+def prompt_slices(study: Study) -> list[str]:
+    """The tables of first runs that trajectories, captures and ablations are given, where the prompt CSV is at hand."""
+    config, prompts = study.config, study.config.prompts
+    if not Path(prompts.csv).is_file():
+        return []
+
+    def slices() -> list[str]:
+        parts: list[dict[str, Any]] = []
+        with study.quiet().noting("prompts", prompts.csv):
+            if study.targets("trajectories"):
+                parts += trajectory_index(prompts, config.trajectories, config.experiment)
+            sets = {target.split("/")[2] for target in study.targets("capture")}
+            counts = [config.capture.sets[name].generations for name in sorted(sets)]
+            counts += [config.ablate.generations] if study.targets("ablate") else []
+            parts += [first_runs(prompts, config.experiment, count) for count in counts]
+        return [f"prompts/runs-{part['start']}-{part['count']}.parquet" for part in parts]
+
+    return study.once("prompt slices", slices)
 
 
 def beside(tar: str) -> list[str]:
@@ -94,8 +118,8 @@ def check_tables(study: Study) -> None:
 
 
 def check_checksums(study: Study) -> None:
-    """Files are byte for byte what their job left; directories hold no other file."""
-    expected = expected_files(study)
+    """Files are byte for byte what their job left; every output has a record, and directories hold no other file."""
+    expected = expected_files(study) | {PLAN: "files"}
     recorded: set[str] = set()
     for path in sorted((study.results / FOLDER).rglob("*.json")):
         name = path.relative_to(study.results).as_posix()
@@ -109,14 +133,25 @@ def check_checksums(study: Study) -> None:
                 problem = damage(study.results / file, entry)
                 if problem:
                     study.note(expected[output], file, problem, output)
+    folders = {"/".join(Path(file).parts[:count]) for file in recorded for count in range(1, len(Path(file).parts))}
     for output, stage in sorted(expected.items()):
         path = study.results / output
-        if path.is_dir() and any(file.startswith(f"{output}/") for file in recorded):
+        if recorded - {PLAN} and path.exists() and output not in recorded | folders | made_elsewhere(study):
+            study.note(stage, output, "no digest of it is recorded: its record is gone, or no job left it")
+        if path.is_dir() and output in folders:
             for found in files_of(path):
                 name = found.relative_to(study.results).as_posix()
                 if name not in recorded:
                     problem = "no job left this file"
                     study.findings.append(Finding(stage, name, problem, remove=name))
+
+
+def made_elsewhere(study: Study) -> set[str]:
+    """Files of benchmark runs that other machines made: they come without their records."""
+    planned = {file.removesuffix(".tar") for file in study.targets("benchmark") if file.endswith(".tar")}
+    stems = [stem for stem in benchmark_stems(study) if stem not in planned]
+    files = {f"{stem}{kind}" for stem in stems for kind in (".tar", ".parquet", ".timing.parquet", ".flat.parquet")}
+    return files | {f"{stem.rpartition('/')[0]}/quality.parquet" for stem in stems}
 
 
 def output_of(file: str, expected: dict[str, str]) -> str:

@@ -7,13 +7,16 @@ from pathlib import Path
 
 from ditscope.atomic import write_text
 from ditscope.doctor.books import MISSING, check_checksums, check_left_over, check_missing, check_tables
-from ditscope.doctor.images import check_calibrate, check_capture, check_generate, check_prompts
+from ditscope.doctor.calibration import check_calibrate
+from ditscope.doctor.captures import check_ablate, check_blocks, check_capture
+from ditscope.doctor.images import check_generate, check_prompts
 from ditscope.doctor.pictures import check_publish, check_refine, check_video
 from ditscope.doctor.quantization import check_benchmark, check_plan, check_sensitivity
 from ditscope.doctor.study import Finding, Study, document, open_study
 from ditscope.doctor.wanderings import check_analyses, check_embed, check_trajectories
 from ditscope.errors import InputError
 from ditscope.paths import InputFolder, OutputFile
+from ditscope.progress import PLAN
 
 CHECKS: dict[str, Callable[[Study], None]] = {
     "files": check_missing,
@@ -21,6 +24,8 @@ CHECKS: dict[str, Callable[[Study], None]] = {
     "prompts": check_prompts,
     "generate": check_generate,
     "capture": check_capture,
+    "blocks": check_blocks,
+    "ablate": check_ablate,
     "calibrate": check_calibrate,
     "sensitivity": check_sensitivity,
     "plan": check_plan,
@@ -71,7 +76,9 @@ def mending(study: Study, profile: str = "local") -> list[str]:
     removed = sorted({study.prefix + f.remove for f in study.findings if f.remove})
     commands = [shlex.join(["rm", "-r", *removed])] if removed else []
     if any(f.rerun for f in study.findings):  # Snakemake makes what is missing by itself
-        forced = sorted({study.prefix + f.rerun for f in study.findings if f.rerun and f.problem != MISSING})
+        forced = sorted(
+            {study.prefix + f.rerun for f in study.findings if f.rerun not in ("", PLAN) and f.problem != MISSING}
+        )
         configs = study.plan.get("configfiles") or []
         command = ["snakemake", "--profile", profile, *(["--configfile", *configs] if configs else [])]
         commands.append(shlex.join([*command, *(["--forcerun", *forced] if forced else [])]))

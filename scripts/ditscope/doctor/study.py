@@ -1,17 +1,19 @@
 """What every check is given: the study's folder, plan and config, readers that take down defects, and the findings."""
 
 import json
+import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from ditscope.config import decode
-from ditscope.errors import MALFORMED, InputError
+from ditscope.errors import MALFORMED, InputError, machine_error, read_through
 from ditscope.progress import PLAN, read_plan
 from ditscope.settings import Config
 from ditscope.shards import Sample, read_tar
@@ -22,6 +24,11 @@ PLAN_VERSION = "1"
 DAMAGED: tuple[type[BaseException], ...] = (
     *MALFORMED, *POLARS, FileNotFoundError, NotADirectoryError, IsADirectoryError,
 )  # fmt: skip
+# How far a number may be from what its inputs give: another machine sums in another order. Anything that a reader
+# could notice is far more.
+RELATIVE, ABSOLUTE = 1e-5, 1e-7
+
+READING: tuple[type[BaseException], ...] = (*DAMAGED, OSError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,18 @@ class Study:
     plan: dict[str, Any]
     config: Config
     findings: list[Finding] = field(default_factory=list)
+    read: Callable[[Path, str], pl.DataFrame] = read_table
+    computed: dict[str, Any] = field(default_factory=dict)  # what `once` gave, by name
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """`compute()`, remembered: what a stage's inputs give does not depend on what the stage left."""
+        if name not in self.computed:
+            self.computed[name] = compute()
+        return self.computed[name]
+
+    def quiet(self) -> "Study":
+        """The same study, for looking at what another stage left: its own check notes the defects there."""
+        return Study(self.results, self.plan, self.config, read=self.read, computed=self.computed)
 
     @property
     def prefix(self) -> str:
@@ -61,30 +80,81 @@ class Study:
 
     @contextmanager
     def noting(self, stage: str, file: str, rerun: str = "") -> Iterator[None]:
-        """Take down a refusal or an unreadable value as a defect of `file`, and go on."""
+        """Take down a refusal or an unreadable value as a defect of `file`, and go on.
+
+        A file that the machine does not let us read (its rights, its disk) is no damaged one: nothing is to be made
+        again.
+        """
         try:
             yield
-        except InputError as error:
-            self.note(stage, file, str(error).removeprefix(f"{self.results / file}: "), rerun)
-        except DAMAGED as error:
-            self.note(stage, file, f"unreadable ({type(error).__name__}: {error})", rerun)
+        except READING as error:
+            if machine := machine_error(error) or machine_refuses(self.results / file):
+                self.findings.append(Finding(stage, file, f"cannot be read: {machine}"))
+            elif isinstance(error, InputError):
+                self.note(stage, file, str(error).removeprefix(f"{self.results / file}: "), rerun)
+            else:
+                self.note(stage, file, f"unreadable ({type(error).__name__}: {error})", rerun)
 
-    def table(self, stage: str, file: str, name: str, columns: str, rerun: str = "") -> pl.DataFrame | None:
-        """A table with at least `columns` and no NaN or infinite number; None where it is missing or was noted."""
+    def table(self, stage: str, file: str, kind: str, columns: str, rerun: str = "") -> pl.DataFrame | None:
+        """A table with at least `columns` and no NaN or infinite number; None where it is missing or was noted.
+
+        A column whose name ends in `?` may hold nothing in places.
+        """
         path = self.results / file
         if not os.path.exists(path):
             return None
         with self.noting(stage, file, rerun):
-            table = read_table(path, name)
-            if lacking := [column for column in columns.split() if column not in table.columns]:
-                raise InputError(f"lacks the column `{lacking[0]}`")
-            for column, kind in table.schema.items():
-                if kind.is_float() and not table[column].is_finite().all():
-                    raise InputError(f"column `{column}` has NaN or infinite values")
-                if kind == pl.List(pl.Float32) and not table[column].explode().is_finite().all():
+            table = self.read(path, kind)
+            for column in columns.split():
+                name = column.removesuffix("?")
+                if name not in table.columns:
+                    raise InputError(f"lacks the column `{name}`")
+                if table[name].null_count() and name == column:
+                    row = table[name].is_null().arg_true()[0]
+                    raise InputError(
+                        f"column `{name}` holds nothing in {table[name].null_count()} rows, as row {row + 1}"
+                    )
+            for column, dtype in table.schema.items():
+                if isinstance(dtype, pl.List | pl.Array):
+                    lists = table[column].cast(pl.List(dtype.inner))
+                    values = lists.explode(empty_as_null=False) if dtype.inner.is_float() else None
+                    if values is not None and values.null_count() > table[column].null_count():
+                        raise InputError(f"column `{column}` has empty values in its lists")
+                else:
+                    values = table[column] if dtype.is_float() else None
+                if values is not None and not values.drop_nulls().is_finite().all():
                     raise InputError(f"column `{column}` has NaN or infinite values")
             return table
         return None
+
+    def agree(
+        self,
+        stage: str,
+        file: str,
+        found: pl.DataFrame,
+        wanted: pl.DataFrame,
+        rerun: str = "",
+        tolerance: float = RELATIVE,
+        least: float = ABSOLUTE,
+    ) -> None:
+        """Take down every column of a table that is not what its inputs give, `wanted`, row by row.
+
+        Numbers may differ by the part `tolerance`, or by `least`; everything else is to be equal, nulls and the order
+        of rows among it.
+        """
+        if lacking := [name for name in wanted.columns if name not in found.columns]:
+            return self.note(stage, file, f"lacks the column `{lacking[0]}`", rerun)
+        if len(found) != len(wanted):
+            return self.note(stage, file, f"has {len(found)} rows, its inputs give {len(wanted)}", rerun)
+        for name in wanted.columns:
+            mine, theirs = found[name], wanted[name]
+            wrong = unlike_rows(mine, theirs, tolerance, least)
+            if wrong:
+                example = f"as row {wrong[0] + 1}: {short(mine[wrong[0]])} instead of {short(theirs[wrong[0]])}"
+                problem = (
+                    f"column `{name}`: {len(wrong)} of {len(found)} values are not what its inputs give, {example}"
+                )
+                self.note(stage, file, problem, rerun)
 
     def json(self, stage: str, file: str, rerun: str = "") -> dict[str, Any] | None:
         """A JSON map with schema version 1; None where it is missing or was noted."""
@@ -127,6 +197,70 @@ class Study:
         if not missing and not unknown:
             problem = "in another order" if len(found) == len(wanted) else f"{len(found)} instead of {len(wanted)}"
             self.note(stage, file, f"its {what} are {problem}", rerun)
+
+
+def unlike_rows(a: pl.Series, b: pl.Series, tolerance: float, least: float) -> list[int]:
+    """Numbers of the rows in which two columns are not `alike`."""
+    if a.dtype.is_float() and b.dtype.is_numeric():
+        x, y = a.to_numpy(), b.cast(pl.Float64).to_numpy()
+        wrong = (a.is_null() != b.is_null()).to_numpy() | (
+            abs(x - y) > np.maximum(tolerance * np.maximum(abs(x), abs(y)), least)
+        )
+        return np.flatnonzero(wrong).tolist()
+    if isinstance(a.dtype, pl.List | pl.Array) and isinstance(b.dtype, pl.List | pl.Array):
+        a, b = (lists.cast(pl.List(lists.dtype.inner)) for lists in (a, b))
+        lengths = a.list.len().fill_null(-1).to_numpy(), b.list.len().fill_null(-1).to_numpy()
+        if (lengths[0] != lengths[1]).any():
+            return np.flatnonzero(lengths[0] != lengths[1]).tolist()
+        rows = np.repeat(np.arange(len(a)), np.maximum(lengths[0], 0))
+        inside = [lists.drop_nulls().explode(empty_as_null=False) for lists in (a, b)]
+        return np.unique(rows[unlike_rows(inside[0], inside[1], tolerance, least)]).tolist()
+    if a.dtype.is_nested() or b.dtype.is_nested() or (a.dtype != b.dtype and b.dtype.is_numeric()):
+        pairs = enumerate(zip(a.to_list(), b.to_list(), strict=True))
+        return [i for i, pair in pairs if not alike(*pair, tolerance, least)]
+    if a.dtype != b.dtype and b.dtype != pl.Null:
+        a, b = a.cast(pl.String), b.cast(pl.String)
+    return (a.ne_missing(b) if b.dtype != pl.Null else a.is_not_null()).arg_true().to_list()
+
+
+def alike(a: Any, b: Any, tolerance: float = RELATIVE, least: float = ABSOLUTE) -> bool:
+    """Whether two values of tables or JSON are equal, numbers to within rounding."""
+    if isinstance(a, bool) or isinstance(b, bool) or a is None or b is None:
+        return a is b
+    if isinstance(a, float) or isinstance(b, float):
+        numbers = isinstance(a, int | float) and isinstance(b, int | float)
+        return numbers and math.isclose(a, b, rel_tol=tolerance, abs_tol=least)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key], tolerance, least) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        if len(a) != len(b):
+            return False
+        with suppress(ValueError, TypeError):  # long lists of numbers
+            if None in a or None in b:
+                raise TypeError
+            x, y = np.array(a, np.float64), np.array(b, np.float64)
+            return bool(np.allclose(x, y, rtol=tolerance, atol=least))
+        return all(alike(*pair, tolerance, least) for pair in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def short(value: Any) -> str:
+    """A value in at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def machine_refuses(path: Path) -> str:
+    """What the machine has against reading a file; empty where it can be read, or is not there.
+
+    Parsers hide in errors of their own what the system said to them.
+    """
+    try:
+        if path.is_file():
+            read_through(path)
+    except OSError as error:
+        return machine_error(error)
+    return ""
 
 
 def open_study(results: Path) -> Study:

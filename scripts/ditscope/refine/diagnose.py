@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,6 +67,35 @@ def diagnose(
     source = resolve_source(name, model)
     latents = read_latents(images, settings.patch)
     codes = read_codes(assignments, latents)
+    found = measure(latents, codes, codebook, latent_mae, refiner, settings)
+    write_table(found.diagnostics, diagnostics, "refine.diagnostics")
+    write_table(found.neighbours, neighbours, "refine.neighbours")
+    points = metrics.tsne(found.pooled, settings.seed)
+    who = pl.DataFrame({column: [r[column] for r in latents.records] for column in ("key", "prompt_id")})
+    write_table(who.with_columns(code=codes, x=points[:, 0], y=points[:, 1]), tsne, "refine.tsne")
+
+    rows, device = found.diagnostics.rows(), torch.device(default_device())
+    summary = experiment_record(name, images, latents, settings, rows, read_table(training, "refine.training"))
+    write_text(record, json.dumps(summary, indent=2, sort_keys=True) + "\n")
+    draw_grid(decode_pictures(found.pictures, latents, source, name, model, device), samples)
+    draw_exemplars(images, read_table(assignments, "refine.assignments"), exemplars)
+    log.info("refine: %s, decision %s", name, summary["results"]["decision"])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What codebook, encoder and refiner are worth on a set of latents."""
+
+    diagnostics: pl.DataFrame  # the table `refine.diagnostics`
+    neighbours: pl.DataFrame  # the table `refine.neighbours`
+    pooled: np.ndarray  # (samples, dimensions), the encoder's embedding
+    pictures: list[tuple[str, Tensor]]  # latents to draw, by label
+
+
+def measure(
+    latents: LatentSet, codes: np.ndarray, codebook: Path, latent_mae: Path, refiner: Path, settings: Settings
+) -> Measured:
+    """Every diagnostic of latents with their pseudo-classes `codes` (samples,)."""
     encoder, *_ = load_network(latent_mae, "latent_mae")
     network, *_ = load_network(refiner, "refiner")
     device = torch.device(default_device())
@@ -94,17 +124,7 @@ def diagnose(
     errors, pictures = evaluate_levels(data, network, settings, device)
     rows += errors + kernel_rows(data, encoder, network, settings, device)
     schema = {"group": pl.String, "metric": pl.String, "value": pl.Float64}
-    write_table(pl.DataFrame(rows, schema=schema, orient="row"), diagnostics, "refine.diagnostics")
-    write_table(table, neighbours, "refine.neighbours")
-    points = metrics.tsne(pooled, settings.seed)
-    who = pl.DataFrame({column: [r[column] for r in latents.records] for column in ("key", "prompt_id")})
-    write_table(who.with_columns(code=codes, x=points[:, 0], y=points[:, 1]), tsne, "refine.tsne")
-
-    summary = experiment_record(name, images, latents, settings, rows, read_table(training, "refine.training"))
-    write_text(record, json.dumps(summary, indent=2, sort_keys=True) + "\n")
-    draw_grid(decode_pictures(pictures, latents, source, name, model, device), samples)
-    draw_exemplars(images, read_table(assignments, "refine.assignments"), exemplars)
-    log.info("refine: %s, decision %s", name, summary["results"]["decision"])
+    return Measured(pl.DataFrame(rows, schema=schema, orient="row"), table, pooled, pictures)
 
 
 def as_rows(group: str, values: dict[str, Any]) -> list[Row]:
