@@ -6,12 +6,15 @@ from pathlib import Path
 import duckdb
 import polars as pl
 import pytest
+from PIL import Image
 
 from ditscope import paper_tables
+from ditscope.capture_layout import write_metadata
 from ditscope.catalog import table_files, write_catalog
 from ditscope.explorer import write_explorer
 from ditscope.figures import FIGURES, PAPER_TABLES, available
 from ditscope.figures.draw import FUNCTIONS
+from ditscope.figures.images import block_grid
 from ditscope.figures.style import grid, save
 from ditscope.progress import read_plan
 from ditscope.tables import write_table
@@ -52,6 +55,40 @@ def test_saved_figures_are_reproducible(tmp_path):
         save(figure, pl.DataFrame({"y": [1, 3, 2]}), tmp_path / copy, ["svg", "png", "pdf"], 80)
     for kind in ("svg", "png", "pdf", "csv"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes(), kind
+
+
+def captured(folder: Path, decoded: str, steps: int, doubles: int, singles: int) -> Path:
+    """A capture set of one generation as the grid reads it: metadata and, in the folder `decoded`, pictures."""
+    blocks = [f"double_block_{i}" for i in range(doubles)] + [f"single_block_{i}" for i in range(singles)]
+    intermediates = folder / "g" / "intermediates"
+    intermediates.mkdir(parents=True)
+    write_metadata({"captured_steps": list(range(steps)), "captured_blocks": blocks, "position": 0}, intermediates)
+    for step in range(steps if decoded else 0):
+        for block in blocks:
+            path = intermediates / decoded / f"step_{step}" / f"{block}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (24, 16), (step * 5, 0, 0)).save(path)
+    return folder
+
+
+def test_block_grid_takes_the_first_set_with_decoded_pictures(tmp_path):
+    """A set of statistics alone, which sorts first, would be a grid of empty cells."""
+    sets = [captured(tmp_path / "all", "", 50, 19, 38), captured(tmp_path / "landmarks", "decoded", 2, 1, 2)]
+    figure, data = block_grid({"capture": sets})
+    assert data["decoded"].to_list() == [True] * 6
+    assert figure.axes[0].get_images()[0].get_array().shape[:2] == (2 * 20, 3 * 28)
+    figure, data = block_grid({"capture": [sets[0]]})
+    assert data.is_empty() and "No capture set" in figure.texts[0].get_text()
+    _, data = block_grid({"capture": [captured(tmp_path / "other", "decoded_x_prev", 1, 1, 1)]})
+    assert data["decoded"].all()
+
+
+def test_block_grid_of_a_deep_network_is_one_picture_of_bounded_size(tmp_path):
+    """An axis a cell took minutes: 57 blocks and 4 steps are 228."""
+    figure, data = block_grid({"capture": [captured(tmp_path, "decoded", 4, 19, 38)]})
+    assert len(figure.axes) == 1 and len(data) == 4 * 57 and data["decoded"].all()
+    assert max(figure.get_size_inches()) <= 25
+    save(figure, data, tmp_path / "grid", ["svg"], 80)
 
 
 def test_only_the_formats_that_are_asked_for_are_planned(tmp_path):

@@ -1,19 +1,26 @@
 """Pictures that the study made: what was asked for beside what came out."""
 
 import io
-import json
 import textwrap
+from itertools import product
 
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
+from ditscope.capture_layout import DECODED, captures_in, decoded_file, intermediates_of, read_metadata
 from ditscope.figures import Files
-from ditscope.figures.style import grid
+from ditscope.figures.style import grid, note
 from ditscope.shards import samples_of_runs
 
 ROWS, SEEDS = 12, 4
+GRID_SIDE, GRID_INCHES, GAP = (
+    4096,
+    24,
+    4,
+)  # longest side of the grid of blocks in pixels and inches; pixels between cells
+BLOCK_GRID = {"generation_id": pl.String, "step": pl.Int64, "block": pl.String, "decoded": pl.Boolean}
 
 
 def image_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
@@ -56,25 +63,37 @@ def picture(png: bytes) -> np.ndarray:
 
 
 def block_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """The first captured generation of the first model: steps down, blocks across, every decode."""
-    folder = sorted(files["capture"])[0]
-    generation = sorted(path for path in folder.iterdir() if (path / "intermediates").is_dir())[0]
-    metadata = json.loads((generation / "intermediates/metadata.json").read_text())
+    """The first captured generation whose blocks are decoded: steps down, blocks across, every decode.
+
+    All pictures are one image: an axis each would take minutes for a network of 57 blocks.
+    """
+    captures = [capture for folder in sorted(files["capture"]) for capture in captures_in(folder)]
+    drawn = ((c, kind) for c in captures for kind in DECODED if (intermediates_of(c) / DECODED[kind]).is_dir())
+    found = next(drawn, None)
+    if found is None:
+        return note("No capture set has decoded blocks."), pl.DataFrame(schema=BLOCK_GRID)
+    generation, kind = found
+    metadata = read_metadata(generation)
     steps, blocks = metadata["captured_steps"], metadata["captured_blocks"]
-    figure, axes = grid(len(steps), len(blocks), width=0.75 * len(blocks) + 0.5, height=0.75 * len(steps) + 0.5)
-    records = []
-    for row, step in enumerate(steps):
-        for column, block in enumerate(blocks):
-            axis = axes[row, column]
-            path = generation / f"intermediates/decoded/step_{step}/{block}.jpg"
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.spines[:].set_visible(False)
-            if path.exists():
-                axis.imshow(np.asarray(Image.open(path)), interpolation="nearest")
-            if row == 0:
-                axis.set_title(block.replace("_block_", " "), fontsize=6)
-            if column == 0:
-                axis.set_ylabel(f"step {step}", fontsize=6)
-            records.append({"generation_id": generation.name, "step": step, "block": block, "decoded": path.exists()})
-    return figure, pl.DataFrame(records)
+    paths = {(step, block): decoded_file(generation, kind, step, block) for step, block in product(steps, blocks)}
+    with Image.open(next(path for path in paths.values() if path.exists())) as first:
+        shrink = min(1.0, GRID_SIDE / (first.width * len(blocks)), GRID_SIDE / (first.height * len(steps)))
+        width, height = (max(1, round(side * shrink)) for side in first.size)
+    mosaic = Image.new("RGB", (len(blocks) * (width + GAP), len(steps) * (height + GAP)), "white")
+    for (row, step), (column, block) in product(enumerate(steps), enumerate(blocks)):
+        if paths[step, block].exists():
+            with Image.open(paths[step, block]) as image:
+                cell = image.convert("RGB").resize((width, height)) if shrink < 1 else image.convert("RGB")
+                mosaic.paste(cell, (column * (width + GAP), row * (height + GAP)))
+    inches = min(0.75, GRID_INCHES / max(len(steps), len(blocks)))
+    figure, axes = grid(1, 1, width=inches * len(blocks) + 0.5, height=inches * len(steps) + 0.5)
+    axis = axes[0, 0]
+    axis.imshow(np.asarray(mosaic), interpolation="nearest", aspect="auto")
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0, labelsize=6)
+    axis.xaxis.tick_top()
+    names = [block.replace("_block_", " ") for block in blocks]
+    axis.set_xticks([(i + 0.5) * (width + GAP) for i in range(len(blocks))], names, rotation=90 if inches < 0.75 else 0)
+    axis.set_yticks([(i + 0.5) * (height + GAP) for i in range(len(steps))], [f"step {step}" for step in steps])
+    records = [(generation.name, step, block, paths[step, block].exists()) for step in steps for block in blocks]
+    return figure, pl.DataFrame(records, schema=BLOCK_GRID, orient="row")

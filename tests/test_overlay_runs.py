@@ -1,0 +1,140 @@
+"""Every study in experiments/ for real: hub models by stand-ins, every stage, and the doctor finds nothing.
+
+Keys of a second config file cut what costs time and nothing else: prompts, sizes, repeats, training steps. Models,
+schemes, networks, block and step patterns stay the study's own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+import stand_ins
+import workflow
+from ditscope.benchmark import uncompilable
+from ditscope.cli import read_config
+from ditscope.models import default_device
+from ditscope.quantize import unsupported
+from ditscope.settings import Config
+from ditscope.tables import read_table
+
+pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(1800)]
+
+
+def sized(side: int, *names: str, **more: Any) -> dict[str, Any]:
+    """Registry entries of pictures of `side` pixels."""
+    return {name: {"width": side, "height": side} | more for name in names}
+
+
+def judged(images: int = 2, **more: Any) -> dict[str, Any]:
+    """A benchmark of a few images, each batch timed once."""
+    once = {"batches": [1], "repeats": 1, "warmup": 0, "num_images": images}
+    return once | {"flat_field_steps": [1, 2], "flat_field_seeds": 1} | more
+
+
+FEW = {"prompts": {"limit": 2}, "publish": {"formats": ["svg"]}}
+CALIBRATED = {
+    "calibrate": {"num_images": 2, "num_steps": 3, "shard_size": 1},
+    "sensitivity": {"max_images": 1, "step_stride": 1, "layer_groups": 2, "probes": 8},
+}
+REFINED = {
+    "codes": 2, "mae_steps": 3, "mae_batch": 4, "mae_width": 8, "steps": 3, "width": 32, "depth": 2, "heads": 2,
+    "classes_per_step": 2, "generated_per_class": 2, "positives": 2, "unconditional": 2, "checkpoint_every": 2,
+}  # fmt: skip
+SHRUNK: dict[str, dict[str, Any]] = {
+    # FLUX under most of these schemes is torchao-h100's; a plan of FLUX under an integer program is benchmark-hub's.
+    "benchmark-full": {
+        "prompts": {"limit": 2, "seeds": [0]},
+        "calibrate": CALIBRATED["calibrate"] | {"models": ["shapes-sd3"]},
+        "sensitivity": CALIBRATED["sensitivity"] | {"models": ["shapes-sd3"]},
+        "benchmark": judged(models=["shapes-sd3"], compiled=["base"]),
+    },
+    "benchmark-hub": {
+        "models": sized(64, "flux-schnell", "sd3-medium"),
+        "prompts": {"limit": 2, "num_seeds": 1},
+        "benchmark": judged(compiled=["base"]),
+    }
+    | CALIBRATED,
+    "benchmark-mlx": {"prompts": {"limit": 2, "seeds": [0]}, "benchmark": judged()} | CALIBRATED,
+    "flux-dev": {
+        "models": sized(64, "flux-dev"),
+        "capture": {"sets": {"all": {"generations": 1}, "landmarks": {"generations": 1}}},
+    },
+    "flux-schnell": {
+        "models": sized(64, "flux-schnell"),
+        "capture": {"sets": {"all": {"generations": 1}}},
+        "ablate": {"generations": 1},
+    },
+    "refiner-image": {"models": sized(128, "flux-schnell"), "prompts": {"limit": 2, "num_seeds": 4}, "refine": REFINED},
+    "refiner-video": {
+        "models": sized(64, "wan2.1-1.3b", steps=2),
+        "prompts": {"limit": 2, "num_seeds": 4},
+        "refine": REFINED,
+    },
+    "sd3-apple": {
+        "models": sized(64, "sd3-medium", steps=2),
+        "prompts": {"limit": 2, "seeds": [0]},
+        "benchmark": judged(),
+    }
+    | CALIBRATED,
+    "torchao-h100": {
+        "models": sized(64, "flux-schnell") | sized(64, "flux-dev", steps=4),
+        "prompts": {"limit": 2, "seeds": [0]},
+        "benchmark": judged(compile=["eager", "regional"], compiled=["base"]),  # full: minutes on a CPU
+    },
+    "trajectories": {
+        "models": sized(64, "flux-schnell", "sd3-medium", "sdxl-turbo", steps=2)
+        | {name: {"max_new_tokens": 6} for name in ("blip2", "florence2")},
+        "prompts": {"limit": 2, "seeds": [0]},
+        "trajectories": {"max_length": 5},
+    },
+}
+
+
+def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two maps, merged key by key; what is not a map is the second's."""
+    both = {k: merged(first[k], second[k]) for k in first.keys() & second.keys() if isinstance(second[k], dict)}
+    return first | second | both
+
+
+def unexplained(results: Path, config: Config) -> list[str]:
+    """Reasons in place of numbers that benchmark runs left, other than what this machine is known not to run."""
+    found = []
+    for table in ("benchmark", "benchmark.timing"):
+        for row in (
+            read_table(results / "benchmarks" / f"{table}.parquet", table).filter(pl.col("reason") != "").to_dicts()
+        ):
+            model = config.models[row["model"]]
+            device = "mlx" if model.backend == "mlx" else default_device()
+            scheme, state = config.schemes[row["scheme"]], row["compile"]
+            if row["reason"] != (unsupported(scheme, device, model.dtype) or uncompilable(state, device)):
+                found.append(f"{row['model']} {row['scheme']} {row['compile']}: {row['reason']}")
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(SHRUNK))
+def test_study_runs_on_stand_ins(name, tmp_path):
+    folder = workflow.checkout(tmp_path)
+    (folder / "shrunk.yaml").write_text(yaml.safe_dump(merged(FEW, SHRUNK[name])))
+    files = [folder / "experiments" / f"{name}.yaml", folder / "shrunk.yaml"]
+    config = read_config(files)
+    stand_ins.put(config, folder)
+    done = workflow.snakemake(
+        folder, "--cores", "2", "--set-threads", "benchmark_run=1", "--show-failed-logs", "--configfile",
+        *map(str, files), root=folder, timeout=1700,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-8000:]
+    results = folder / "results" / config.experiment
+    assert "## Overall progress: 100 %" in (results / "progress.md").read_text()
+    found = subprocess.run(
+        [sys.executable, "-m", "ditscope.cli", "doctor", "--results", str(results)],
+        cwd=folder, env=os.environ | {"PYTHONPATH": "scripts"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout + found.stderr
+    if config.benchmark.models and default_device() != "cuda":  # there a kernel's package may be missing
+        assert unexplained(results, config) == []

@@ -1,0 +1,94 @@
+"""The stand-ins for hub models: whole folders that anyone's code loads and runs, of the real depth."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+import stand_ins
+from ditscope.cli import read_config
+from workflow import ROOT, STUDIES
+
+PROMPTS = ["a tabby cat asleep on a stack of newspapers", "a lighthouse on a cliff in heavy rain"]
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8))
+FLUX = "black-forest-labs/FLUX.1-"
+SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
+# Blocks by list, class of the scheduler, and some of its settings, as the hub repositories have them.
+DENOISERS = {
+    f"{FLUX}schnell": ({"transformer_blocks": 19, "single_transformer_blocks": 38}, {"use_dynamic_shifting": False}),
+    f"{FLUX}dev": ({"transformer_blocks": 19, "single_transformer_blocks": 38}, {"use_dynamic_shifting": True}),
+    f"{FLUX}Krea-dev": ({"transformer_blocks": 19, "single_transformer_blocks": 38}, {"use_dynamic_shifting": True}),
+    SD3: ({"transformer_blocks": 24}, {"shift": 3.0}),
+    "stabilityai/sdxl-turbo": ({"down_blocks": 3, "up_blocks": 3}, {"timestep_spacing": "trailing"}),
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ({"blocks": 30}, {"flow_shift": 3.0, "use_flow_sigmas": True}),
+}
+CAPTIONERS = ("Salesforce/blip2-opt-2.7b", "florence-community/Florence-2-large")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The folder of a stand-in, saved when it is first asked for."""
+    saved: dict[str, Path] = {}
+
+    def of(source: str) -> Path:
+        if source not in saved:
+            saved[source] = stand_ins.save(source, tmp_path_factory.mktemp("stand_in") / "model")
+        return saved[source]
+
+    return of
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_hub_model_of_every_study_has_a_stand_in(study):
+    config = read_config([ROOT / "experiments" / f"{study}.yaml"])
+    assert {entry.source for entry in stand_ins.hub_entries(config)} <= set(stand_ins.STAND_INS)
+
+
+@pytest.mark.parametrize("source", DENOISERS)
+def test_a_generator_runs_by_its_own_call_and_has_the_hub_model_s_depth(source, folder):
+    pipe = DiffusionPipeline.from_pretrained(folder(source), dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    depths, schedule = DENOISERS[source]
+    assert {name: len(getattr(denoiser, name)) for name in depths} == depths
+    assert {key: pipe.scheduler.config[key] for key in schedule} == schedule
+    seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    options = {"num_frames": 5} if "Wan" in source else {}
+    made = pipe(PROMPTS, height=32, width=32, num_inference_steps=2, generator=seeds, output_type="np", **options)[0]
+    assert np.isfinite(made).all()
+    assert not np.array_equal(made[0], made[1])
+
+
+def test_sd3_runs_without_t5(folder):
+    pipe = DiffusionPipeline.from_pretrained(folder(SD3), dtype=torch.float32, text_encoder_3=None, tokenizer_3=None)
+    assert np.isfinite(pipe(PROMPTS[0], height=32, width=32, num_inference_steps=1, output_type="np").images).all()
+
+
+@pytest.mark.parametrize("source", CAPTIONERS)
+def test_a_captioner_says_something(source, folder):
+    model = AutoModelForImageTextToText.from_pretrained(folder(source), dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(folder(source))
+    task = {"text": "<CAPTION>"} if "Florence" in source else {}
+    tokens = model.generate(**processor(images=PICTURE, return_tensors="pt", **task), max_new_tokens=8)
+    assert processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
+
+
+def test_text_embedder_maps_texts_to_unit_vectors(folder):
+    vectors = SentenceTransformer(str(folder("sentence-transformers/all-mpnet-base-v2")), device="cpu").encode(PROMPTS)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5) and not np.allclose(*vectors)
+
+
+@pytest.mark.parametrize(
+    "source", ["google/siglip2-base-patch16-224", "facebook/dinov2-base", "openai/clip-vit-large-patch14"]
+)
+def test_image_embedder_reads_pictures_of_any_size(source, folder):
+    pixels = AutoImageProcessor.from_pretrained(folder(source))(images=PICTURE, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 224, 224)
+    model = AutoModel.from_pretrained(folder(source))
+    features = getattr(model, "get_image_features", model)(pixel_values=pixels).pooler_output
+    assert features.shape == (1, 32) and features.isfinite().all()
