@@ -8,7 +8,7 @@ import polars as pl
 from ditscope.atomic import replacing
 from ditscope.errors import InputError, again, parsing
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)  # Polars panics on some files
 
 
