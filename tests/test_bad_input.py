@@ -215,7 +215,10 @@ def test_pickled_weights_are_refused_by_name(tmp_path, name):
     write_safetensors(tmp_path / "model" / "w.safetensors")
     (tmp_path / "model" / name).write_bytes(b"\x80\x04.")
     text = refusal(check_model_folder, tmp_path / "model")
-    assert text == f"{tmp_path / 'model' / name}: pickled weights are refused; convert the model to safetensors"
+    mend = "move it elsewhere, safetensors lie beside it"
+    assert text == f"{tmp_path / 'model' / name}: pickled weights are refused; {mend}"
+    (tmp_path / "model" / "w.safetensors").rename(tmp_path / "w.safetensors")
+    assert refusal(check_model_folder, tmp_path / "model").endswith("are refused; convert the model to safetensors")
 
 
 def test_folder_without_weights_is_refused(tmp_path):

@@ -86,7 +86,7 @@ SPOILED = {
     other_family: r"is a StableDiffusion3Pipeline, `flux` a FluxPipeline; set `family: sd3`",
     unknown_family: r"is a SanaPipeline, `flux` a FluxPipeline; families: flux, sd3, sdxl, wan",
     dangling: r"vae/.*: a link to \.\./\.\./blobs/0123abcd, which is not there; copy or download the file",
-    pickles_beside: r"\.bin: pickled weights are refused; delete it, safetensors lie beside it",
+    pickles_beside: r"\.bin: pickled weights are refused; move it elsewhere, safetensors lie beside it",
     pickles_alone: r"\.bin: pickled weights are refused; convert the model to safetensors",
     damaged_index: r"model_index\.json: not a config of diffusers .*; fetch or copy it again",
 }

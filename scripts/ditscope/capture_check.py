@@ -24,7 +24,7 @@ def verify(folder: Path | str) -> list[str]:
     found = [line for name, about in metadata["files"].items() if (line := check_file(intermediates / name, about))]
     for file in sorted(intermediates.iterdir()):
         if file.suffix in (".safetensors", ".pt", ".partial") and file.name not in metadata["files"]:
-            found.append(f"{file}: no part of the capture; delete it")
+            found.append(f"{file}: no part of the capture; move it elsewhere")
     pictures = [
         decoded_file(intermediates, kind, step, block)
         for kind in metadata.get("decoded", [])

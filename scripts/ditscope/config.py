@@ -294,6 +294,8 @@ def _schema(kind: Any) -> dict[str, Any]:
         if get_origin(kind) is list:
             return {"type": "array", "items": _schema(inner[0])}
         return {"type": "object", "additionalProperties": _schema(inner[1])}
+    if kind is Any:
+        return {}
     return {"type": {str: "string", int: "integer", float: "number", bool: "boolean"}[kind]}
 
 

@@ -300,7 +300,7 @@ def check_model_folder(folder: Path) -> None:
     for file in files:
         if file.suffix in PICKLES:
             beside = any(other.parent == file.parent for other in weights)
-            mend = "delete it, safetensors lie beside it" if beside else "convert the model to safetensors"
+            mend = "move it elsewhere, safetensors lie beside it" if beside else "convert the model to safetensors"
             raise InputError(f"{file}: pickled weights are refused; {mend}")
     for file in weights:
         check_safetensors(file)
