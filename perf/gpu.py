@@ -36,6 +36,7 @@ from ditscope.calibration_batches import Batch
 from ditscope.calibration_set import Reference
 from ditscope.determinism import WORKSPACE, deterministic
 from ditscope.families import flux
+from ditscope.families.common import Conditioning
 from ditscope.hardware import fingerprint
 from ditscope.latency import first_line, now
 from ditscope.memory import peaks, reset_peaks
@@ -44,7 +45,7 @@ from ditscope.placement import keep_encoders_in_host_memory
 from ditscope.quantize import stored_bytes
 from ditscope.quantizers import quantizable
 from ditscope.recorder import Recorder
-from ditscope.sampling import Observer, encode_prompts, noise_of, sample
+from ditscope.sampling import Observer, sample
 from ditscope.sensitivity_exact import QUANTIZERS, network_of
 from ditscope.sensitivity_fast import estimate_layers
 from ditscope.settings import SCHEME_KINDS, CaptureSet, Model, Scheme, Sensitivity
@@ -140,9 +141,30 @@ def generator(size: Size, device: torch.device, doubles: int, singles: int, dtyp
 
 
 def pictures(model: Generator, seeds: Sequence[int], observers: Sequence[Observer] = ()) -> Tensor:
-    """Latents of one picture per seed, sampled as one batch."""
-    cond = encode_prompts(model, [PROMPT] * len(seeds), [""] * len(seeds))
-    return sample(model, noise_of(model, seeds), cond, observers)
+    """Latents of one picture per seed, sampled as one batch; texts are encoded anew."""
+    model.encoded.clear()
+    return sample(model, [PROMPT] * len(seeds), [""] * len(seeds), seeds, observers)
+
+
+class FirstStep(Observer):
+    """Keeps the noise and the conditioning that the first step is given."""
+
+    def start(self, model: Generator, sigmas: Tensor, cond: Conditioning, guidance: float) -> None:
+        """Keep the conditioning."""
+        self.cond = cond
+
+    def before(self, index: int, x: Tensor) -> None:
+        """Keep the latents of step 0, which are noise."""
+        if index == 0:
+            self.noise = x
+
+
+def first_batch(model: Generator, seeds: Sequence[int]) -> Batch:
+    """What the first step of one picture per seed is given, at noise level 0.5, as a calibration batch."""
+    seen = FirstStep()
+    pictures(model, seeds, [seen])
+    references = tuple(Reference("perf", None, image, 0, 1.0) for image in range(len(seeds)))
+    return Batch(references, "early", seen.noise, torch.tensor(0.5, device=model.device), seen.cond, 0.0)
 
 
 def inputs(model: Generator, batch: int = 1) -> dict[str, Any]:
@@ -334,15 +356,13 @@ def twice(size: Size, device: torch.device) -> Iterator[Row]:
 
     def gradients(guarded: bool) -> dict[str, Any]:
         model = generator(small, device, 2, 2, "float32")
-        noise = noise_of(model, [0, 1]).to(device)
-        cond = encode_prompts(model, [PROMPT] * 2, [""] * 2)
-        references = tuple(Reference("perf", None, i, 0, 1.0) for i in range(2))
-        batch = Batch(references, "early", noise, torch.tensor(0.5, device=device), cond, 0.0)
+        batch = first_batch(model, [0, 1])
+        one = replace(batch, x=batch.x[:1], cond=batch.cond[:1], references=batch.references[:1])
         settings = Sensitivity(bits=[4], probes=2)
-        layers = network_of(model, replace(batch, x=noise[:1], cond=cond[:1], references=references[:1])).layers
+        layers = network_of(model, one).layers
 
         def scores() -> str:
-            rows = estimate_layers(model, layers, [batch], dict.fromkeys(references, "early"), settings)
+            rows = estimate_layers(model, layers, [batch], dict.fromkeys(batch.references, "early"), settings)
             return json.dumps(rows)
 
         if guarded:

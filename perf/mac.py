@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from gpu import (
-    PROMPT,
     ROOT,
     TOY,
     Row,
     Size,
+    first_batch,
     generator,
     inputs,
     pictures,
@@ -31,14 +31,11 @@ from gpu import (
     velocity,
 )
 
-from ditscope.calibration_batches import Batch
-from ditscope.calibration_set import Reference
 from ditscope.hardware import fingerprint
 from ditscope.memory import peaks, reset_peaks
 from ditscope.models import Generator, default_device
 from ditscope.quantize import apply_scheme
 from ditscope.quantizers import quantizable
-from ditscope.sampling import encode_prompts, noise_of
 from ditscope.sensitivity_exact import Layer
 from ditscope.sensitivity_fast import estimate_layers
 from ditscope.sensitivity_table import layer_kind
@@ -111,10 +108,7 @@ def gradient_rows(size: Size, device: torch.device) -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as folder:
             model = generator(size, device, 2, 2, "float32")
             model = on_mlx(model, Path(folder)) if mlx else model
-            cond = encode_prompts(model, [PROMPT], [""])
-            reference = Reference("perf", None, 0, 0, 1.0)
-            sigma = torch.tensor(0.5, device=device)
-            batch = Batch((reference,), "early", noise_of(model, [0]).to(device), sigma, cond, 0.0)
+            batch = first_batch(model, [0])
             layers = [
                 Layer(name, layer, layer_kind(name), 0) for name, layer in quantizable(model.pipe.transformer).items()
             ]
@@ -122,7 +116,7 @@ def gradient_rows(size: Size, device: torch.device) -> Iterator[Row]:
             found: list[dict[str, Any]] = []
 
             def score() -> None:
-                found[:] = estimate_layers(model, layers, [batch], {reference: "early"}, settings)
+                found[:] = estimate_layers(model, layers, [batch], dict.fromkeys(batch.references, "early"), settings)
 
             took = seconds(score, device, 1)
         return {"seconds": took, "layers": len(found), "largest": max(row["relative_l2"] for row in found)}

@@ -18,14 +18,13 @@ from torch import nn
 import ditscope.refine.diagnose as refine_diagnose
 import ditscope.refine.train as refine_train
 from ditscope import calibrate as calibrate_stage
-from ditscope import determinism, gradient_memory, models
+from ditscope import determinism, gradient_memory, models, sensitivity_image
 from ditscope import sensitivity as sensitivity_stage
 from ditscope.calibration_batches import Batch
 from ditscope.hardware import host_memory_bytes
-from ditscope.models import family_of
 from ditscope.placement import keep_encoders_in_host_memory
 from ditscope.refine.codebook import build_codebook
-from ditscope.sampling import encode_prompts, noise_of, sample
+from ditscope.sampling import Observer, pictures, sample
 from ditscope.sensitivity_fast import random_signs
 from ditscope.sensitivity_image import pull_back_image
 from ditscope.settings import Calibrate, Model, Sensitivity
@@ -42,6 +41,12 @@ def on_accelerator(kind: str):
     model = tiny_generator(kind)
     for part in (model.pipe.transformer, model.pipe.vae):
         moved(part)
+    encode = model.pipe.encode_prompt
+
+    def encoded(*args, **options):
+        return [text if text is None else text.to(DEVICE) for text in encode(*args, **options)]
+
+    model.pipe.encode_prompt = encoded
     return replace(model, device=DEVICE)
 
 
@@ -62,13 +67,12 @@ def test_the_pretend_accelerator_computes_and_refuses_float64():
 
 
 def test_sampling_on_the_pretend_accelerator_gives_the_latents_of_the_cpu():
-    plain = tiny_generator("sd3")
-    cond = encode_prompts(plain, ["a", "b"], ["", ""])
+    texts = ["a", "b"], ["", ""], [0, 1]
     with accelerator() as device:
-        model = on_accelerator("sd3")
-        there = replace(cond, **{key: tensor.to(device) for key, tensor in vars(cond).items()})
-        latents = sample(model, noise_of(model, [0, 1]), there).cpu()
-    torch.testing.assert_close(latents, sample(plain, noise_of(plain, [0, 1]), cond))
+        latents = sample(on_accelerator("sd3"), *texts)
+        assert latents.device == device
+        latents = latents.cpu()
+    torch.testing.assert_close(latents, sample(tiny_generator("sd3"), *texts))
 
 
 @pytest.fixture
@@ -146,9 +150,21 @@ def test_the_refiner_makes_no_float64_on_the_device(tmp_path, monkeypatch):
 # Memory of backward passes -------------------------------------------------------------------------------------------
 
 
+class FirstStep(Observer):
+    """Keeps the noise and the conditioning that the first step is given."""
+
+    def start(self, model, sigmas, cond, guidance):
+        self.cond = cond
+
+    def before(self, index, x):
+        if index == 0:
+            self.noise = x
+
+
 def one_sample(model) -> Batch:
-    cond = encode_prompts(model, ["a"], [""])
-    return Batch((), "early", noise_of(model, [0]), torch.tensor(0.5), cond, model.entry.guidance)
+    seen = FirstStep()
+    sample(model, ["a"], [""], [0], [seen])
+    return Batch((), "early", seen.noise, torch.tensor(0.5), seen.cond, model.entry.guidance)
 
 
 @pytest.mark.parametrize(("samples", "expected"), [(0.5, 1), (1.5, 1), (3.5, 3), (100, 8)])
@@ -189,13 +205,17 @@ def test_host_memory_is_that_of_the_control_group(tmp_path, monkeypatch):
 
 def test_decoding_image_by_image_and_block_by_block_leaves_the_gradient(monkeypatch):
     model = tiny_generator("sd3")
-    latents = noise_of(model, [0, 1, 2]).requires_grad_()
-    image = model.family.decode(model.pipe, latents)
+    latents = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    image = pictures(model, latents)
     (whole,) = torch.autograd.grad(image, latents, random_signs(image, torch.Generator().manual_seed(5)))
     generator = torch.Generator().manual_seed(5)
     checkpointed = []
-    decode = model.family.decode
-    model.family.decode = lambda pipe, x: checkpointed.append(pipe.vae.is_gradient_checkpointing) or decode(pipe, x)
+
+    def watched(model, x):
+        checkpointed.append(model.pipe.vae.is_gradient_checkpointing)
+        return pictures(model, x)
+
+    monkeypatch.setattr(sensitivity_image, "pictures", watched)
     parts = [pull_back_image(model, one, generator) for one in latents.split(1)]
     torch.testing.assert_close(torch.cat([gradient for _, gradient in parts]), whole)
     assert {values for values, _ in parts} == {image[0].numel()} and checkpointed == [True] * 3
@@ -252,18 +272,17 @@ def test_stages_that_take_gradients_run_deterministic_kernels(calibration, tmp_p
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_weights_are_read_straight_to_the_device(family, monkeypatch):
     """The folder's pipeline is asked for on the device, without hooks, and has its weights as read through the host."""
-    asked = {}
-    module = family_of("m", Model(family, ""))
+    asked, folder = {}, ROOT / f"models/shapes-{family}"
+    load = models.load_pipeline
 
-    def load(source, entry, **options):
+    def noting(name, entry, source, **options):
         asked.update(options)
-        return module.load(source, entry, **options)
+        return load(name, entry, source, **options)
 
-    noting = SimpleNamespace(**vars(module) | {"load": load})
-    monkeypatch.setattr(models, "family_of", lambda name, entry: noting)
-    loaded = models.load_generator("m", Model(family, str(ROOT / f"models/shapes-{family}")), "cpu")
+    monkeypatch.setattr(models, "load_pipeline", noting)
+    loaded = models.load_generator("m", Model(family, str(folder), width=64, height=64), "cpu")
     assert asked["device_map"] == "cpu"
-    plain = module.load(str(ROOT / f"models/shapes-{family}"), loaded.entry, use_safetensors=True)
+    plain = load("m", loaded.entry, folder)
     for name, part in plain.components.items():
         if isinstance(part, nn.Module):
             other = loaded.pipe.components[name]
@@ -281,10 +300,9 @@ def test_offload_keeps_the_encoders_in_host_memory_and_moves_the_rest_once(famil
         parts = {n: part for n, part in offloaded.pipe.components.items() if isinstance(part, nn.Module)}
         away = {n for n, part in parts.items() if next(part.parameters()).device.type == "meta"}
         assert away == {n for n in parts if n.startswith("text_encoder")} and len(away) == encoders
-        first, second = (
-            sample(model, noise_of(model, [0]), encode_prompts(model, ["a red ring"], [""]))
-            for model in (plain, offloaded)
-        )
+        for model in (plain, offloaded):
+            model.encoded.clear()  # texts are encoded anew
+        first, second = (sample(model, ["a red ring"], [""], [0]) for model in (plain, offloaded))
         assert torch.equal(first, second)
 
 

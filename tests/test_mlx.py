@@ -25,6 +25,7 @@ from ditscope.calibration_set import check_made_with, load_calibration, read_sam
 from ditscope.checkpoints import load_checkpoint, quantize
 from ditscope.config import load_config
 from ditscope.errors import InputError
+from ditscope.families.common import Conditioning
 from ditscope.generate import generate_slice
 from ditscope.hardware import filed_under
 from ditscope.mlx.names import MlxConfig, mmdit_paths
@@ -37,7 +38,7 @@ from ditscope.packed import packed_bytes
 from ditscope.plan import load_plan, plan, to_mlx
 from ditscope.quantize import apply_scheme, layer_configs, mean_bits, nominal_bytes, stored_bytes, unsupported
 from ditscope.quantizers import quantizable
-from ditscope.sampling import sample
+from ditscope.sampling import predict, sample
 from ditscope.sensitivity import score, sensitivity, start
 from ditscope.sensitivity_fast import estimate_layers
 from ditscope.sensitivity_image import image_effects
@@ -527,11 +528,14 @@ def test_results_of_the_other_half_s_machine_are_joined_as_they_are(tmp_path, mo
 def test_a_backward_pass_runs_in_a_thread_of_its_own(kind, tmp_path):
     """Torch runs that of an accelerator in the device's thread, where MLX has no stream of the main thread's arrays."""
     _, model = twin(kind, tmp_path)
-    cond = encode_prompts(model, ["a"], [""], guidance=1.0)
-    x = noise_of(model, [0]).requires_grad_()
+    config = model.pipe.transformer.config
+    drawn = torch.Generator().manual_seed(0)
+    shapes = (1, 5, config.joint_attention_dim), (1, config.pooled_projection_dim)
+    cond = Conditioning(*(torch.randn(shape, generator=drawn) for shape in shapes))
+    x = torch.randn(1, 4, 16, 16, generator=drawn).requires_grad_()
 
     def gradient(run):
-        velocity = model.family.velocity(model.pipe, x, torch.tensor(0.5), cond, 1.0)
+        velocity = predict(model, x, torch.tensor(0.5), cond, 1.0)
         found = []
         run(lambda: found.extend(torch.autograd.grad(velocity.square().sum(), x)))
         return found[0]

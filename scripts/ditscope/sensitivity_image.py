@@ -41,7 +41,6 @@ def image_effects(
     """
     for module in (model.pipe.transformer, model.pipe.vae):
         module.requires_grad_(False)
-    model.pipe.vae.enable_gradient_checkpointing()  # computes the decoder's parts twice rather than keep them
     names = {layer.module: layer.name for layer in layers}
     images = found.images()
     generator = torch.Generator().manual_seed(0)
