@@ -21,6 +21,7 @@ from ditscope.benchmark_table import benchmark_table, with_quality, with_size_ra
 from ditscope.config import benchmark_cases, check, decode
 from ditscope.errors import InputError
 from ditscope.features import Extractor
+from ditscope.prompts import read_runs, write_runs
 from ditscope.recommend import recommendation
 from ditscope.settings import Benchmark, Config, Embedder, Scheme, Target
 from ditscope.shards import write_tar
@@ -295,7 +296,7 @@ def test_reference_dir_judges_at_once_and_skip_metrics_makes_no_images(tiny, tmp
     tiny("base", "reference")
     tiny("int8", "out", reference_dir=tmp_path / "reference")
     found = read_table(tmp_path / "out" / "quality.parquet", "benchmark.quality")
-    assert found["scheme"].unique(maintain_order=True).to_list() == ["int8", "base", "base, batch 2"]
+    assert found["scheme"].unique(maintain_order=True).to_list() == ["base", "base, batch 2", "int8"]
     path = tiny("base", "timed", replace(SETTINGS, skip_metrics=True))
     assert read_images(path) == {} and read_table(path, "benchmark.run")["images"][0] == 0
 
@@ -409,8 +410,12 @@ def test_too_few_images_are_a_reason_and_too_large_a_subset_an_error(tiny, tmp_p
     assert reasons["precision"] == "precision needs at least 4 images, there are 3" and reasons["fid"] == ""
     with pytest.raises(InputError, match="kid_subset_size: 4 is more than the 3 images"):
         quality.quality([base], tmp_path / "q.parquet", EMBEDDERS, replace(few, kid_subset_size=4))
-    with pytest.raises(InputError, match=r"num_images: 6, but .*prompts.csv hold 5 runs; add prompts"):
-        tiny("base", settings=replace(SETTINGS, num_images=6))
+    more = replace(SETTINGS, num_images=6)
+    assert read_table(tiny("base", settings=more), "benchmark.run")["images"][0] == 6  # a CSV starts over
+    table = tmp_path / "prompts.parquet"
+    write_runs(read_runs(tmp_path / "prompts.csv"), table)
+    with pytest.raises(InputError, match=r"num_images: 6, but .*prompts.parquet hold 5 runs; add prompts"):
+        benchmark("tiny", tiny_generator("flux").entry, MORE, EMBEDDERS, tmp_path / "o", [table], "base", settings=more)
 
 
 def calibration_set(folder, pngs, **changes):

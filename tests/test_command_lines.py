@@ -162,7 +162,8 @@ def test_a_capture_and_its_films_as_printed(place):
     assert cli.main(arguments(LANDSCAPE)) == 0
     (made,) = captures_in("output")
     about = read_metadata(made)
-    expected = {"model": "flux-schnell", "width": 256, "height": 256, "num_steps": 4, "guidance": 0.0}  # schnell reads none
+    reads_no_guidance = 0.0
+    expected = {"model": "flux-schnell", "width": 256, "height": 256, "num_steps": 4, "guidance": reads_no_guidance}
     assert {key: about[key] for key in expected} == expected and about["derived_seed"]
     assert len(list(made.glob("intermediates/decoded/step_0/*.jpg"))) == 6
     made.rename("output/a1b2c3d4")

@@ -65,7 +65,7 @@ def test_trajectories_of_the_first_prompts_do_not_read_the_others(settings):
     with open(settings.csv, "a") as file:
         file.write(",,,\n")
     assert trajectory_index(settings, Trajectories(prompts=3, shard_size=4), "study") == before
-    with pytest.raises(InputError, match=r"row \d+ has 4 fields"):
+    with pytest.raises(InputError, match=r"row \d+ .*has 4 fields"):
         shard_index(settings, "study")
 
 

@@ -135,6 +135,7 @@ def study(tmp_path_factory):
         block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, layers_per_block=1, shift_factor=0.1,
     )  # fmt: skip
     vae.save_pretrained(folder / "model" / "vae")
+    (folder / "model" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     shard = write_discs(folder / "images" / "tiny" / "shard-00000.tar")
     build_codebook([shard], folder / "codebook.safetensors", folder / "assignments.parquet", TINY)
     trained = [folder / f for f in ("latent_mae.safetensors", "refiner.safetensors", "training.parquet", "t.parquet")]
@@ -181,6 +182,7 @@ def test_a_video_refiner_is_judged_by_the_same_code(tmp_path):
     AutoencoderKLWan(
         base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
     ).save_pretrained(tmp_path / "model" / "vae")
+    (tmp_path / "model" / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
     shard = write_latents(tmp_path / "images" / "tiny" / "shard-00000.tar", *drifting_discs(12))
     build_codebook([shard], tmp_path / "codebook.safetensors", tmp_path / "assignments.parquet", settings)
     trained = [tmp_path / f for f in ("latent_mae.safetensors", "refiner.safetensors", "training.parquet", "t.parquet")]

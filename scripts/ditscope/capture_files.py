@@ -9,9 +9,9 @@ A step file holds, each in the type that the model computes in:
 Under classifier-free guidance tokens, pooled and temb have a batch of two: conditional, then unconditional.
 """
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, overload
 
 import torch
@@ -99,7 +99,7 @@ def load_capture(path: Path | str) -> dict[str, Any]:
 
 def load_single_file(path: Path) -> dict[str, Any]:
     """The nested structure in a .pt file, of ditscope or of the original program; refused where there is none."""
-    unpickling = (RuntimeError, pickle.UnpicklingError, AttributeError, TypeError, AssertionError, ImportError)
+    unpickling = (RuntimeError, UnpicklingError, AttributeError, TypeError, AssertionError, ImportError)
     with parsing(path, "truncated, or no capture of tensors alone ({}); copy it again", unpickling):
         data = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(data, dict) or "denoising_context" not in data:

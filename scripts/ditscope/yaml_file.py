@@ -25,8 +25,9 @@ def read_yaml(path: Path | str) -> dict[Any, Any]:
     try:
         with parsing(path, "not YAML ({})", PYYAML):
             text = path.read_bytes().decode("utf-8-sig")
-            data = yaml.load(text, LOADER)
-            root = yaml.compose(text, LOADER)
+            loader = LOADER(text)
+            root = loader.get_single_node()
+            data = None if root is None else loader.construct_document(root)
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file") from None
     if data is None:
