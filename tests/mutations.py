@@ -11,18 +11,24 @@ from ditscope.doctor.study import alike
 
 
 def column_mutants(table: pl.DataFrame, column: str) -> Iterator[tuple[str, pl.DataFrame]]:
-    """Copies of a table, each with one falsified value of a column, and what was done."""
+    """Copies of a table, each with one falsified value of a column, and what was done.
+
+    Columns take turns: another value in the first row or in the last, no value in the middle or two rows swapped.
+    """
     values = table[column].to_list()
     filled = [i for i, value in enumerate(values) if value is not None]
-    places = dict.fromkeys((filled[0], filled[-1])) if filled else {}
-    for row in places:
-        yield f"other value in row {row}", replaced(table, column, {row: other(values, row, table.schema[column])})
+    turn = table.columns.index(column) % 2
     if filled:
-        middle = filled[len(filled) // 2]
-        yield f"null in row {middle}", replaced(table, column, {middle: None})
-        if not alike(values[filled[0]], values[filled[-1]], 1e-3, 1e-6):
-            swap = {filled[0]: values[filled[-1]], filled[-1]: values[filled[0]]}
-            yield f"rows {filled[0]} and {filled[-1]} swapped", replaced(table, column, swap)
+        first, middle, last = filled[0], filled[len(filled) // 2], filled[-1]
+        row = (first, last)[turn]
+        yield f"other value in row {row}", replaced(table, column, {row: other(values, row, table.schema[column])})
+        if turn and not alike(values[first], values[last], 1e-3, 1e-6):
+            yield (
+                f"rows {first} and {last} swapped",
+                replaced(table, column, {first: values[last], last: values[first]}),
+            )
+        else:
+            yield f"null in row {middle}", replaced(table, column, {middle: None})
     empty = next((i for i, value in enumerate(values) if value is None), None)
     if empty is not None:
         known = values[filled[0]] if filled else SOME[table.schema[column].base_type()]
@@ -30,13 +36,16 @@ def column_mutants(table: pl.DataFrame, column: str) -> Iterator[tuple[str, pl.D
 
 
 def row_mutants(table: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
-    """Copies of a table with a row less or one twice, and what was done."""
+    """Copies of a table with a row less or one twice, or with a row where there was none, and what was done."""
     for row in dict.fromkeys((0, len(table) - 1)) if len(table) else ():
         yield f"without row {row}", table.filter(pl.int_range(pl.len()) != row)
         yield (
             f"row {row} twice",
             pl.concat([table.head(row + 1), table[row : row + 1], table.tail(len(table) - row - 1)]),
         )
+    if not len(table):
+        some = {name: [SOME[kind.base_type()]] for name, kind in table.schema.items()}
+        yield "a row where there was none", pl.DataFrame(some, table.schema)
 
 
 SOME = {pl.String: "x", pl.Int64: 1, pl.Int32: 1, pl.Float64: 0.5, pl.Boolean: True, pl.List: [1]}

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.text import Text
 
 from ditscope.figures import benchmark as figures
+from ditscope.figures.images import draw_tiles
+from ditscope.figures.style import grid
 from ditscope.shards import png_bytes, write_tar
 from ditscope.tables import write_table
 
@@ -83,9 +85,31 @@ def test_targets_are_lines_of_their_batch(files):
 def test_strips_draw_each_scheme_beside_its_difference(files):
     figure, data = figures.strips(files)
     assert data["run"].to_list() == ["base-eager", "int8-eager", "int3-eager", "base-full"]
-    shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
-    assert len(shown) == 8 and [int(image.max()) for image in shown[1::2]] == [0, 80, 160, 0]  # 8 times as bright
-    assert int(shown[2].max()) == 110
+    (axis,) = figure.axes
+    tiles = np.asarray(axis.images[0].get_array()).reshape(4, 20, 2, 20, 3)[:, 8, :, 8, 0]  # their middles
+    assert tiles.tolist() == [[100, 0], [110, 80], [120, 160], [100, 0]], "differences are 8 times as bright"
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["base", "int8", "int3", "base-full"]
+
+
+def test_strips_of_many_large_pictures_are_one_picture_of_bounded_size(tmp_path):
+    """Three pictures of each of a hundred runs, an axis each, took minutes and gigabytes."""
+    image = np.full((96, 96, 3), 100, np.uint8)
+    samples = [{"__key__": p, "png": png_bytes(image), "json": {"prompt_id": p, "seed": 0}} for p in "abc"]
+    tars = [tmp_path / "m" / "h" / f"{name}-eager.tar" for name in ("base", *map(str, range(99)))]
+    for tar in tars:
+        write_tar(samples, tar)
+    figure, data = figures.strips({"benchmark": tars})
+    (axis,) = figure.axes
+    assert len(data) == 300 and max(axis.images[0].get_array().shape) <= 4096
+    assert max(figure.get_size_inches()) <= 25
+
+
+def test_tiles_keep_the_shape_of_pictures_of_several_sizes():
+    _, axes = grid(1, 1)
+    wide, small = np.full((10, 40, 3), 9, np.uint8), np.full((10, 10, 3), 7, np.uint8)
+    draw_tiles(axes[0, 0], (1, 2), [((0, 0), wide), ((0, 1), small)])
+    row = np.asarray(axes[0, 0].images[0].get_array())[7, :, 0]
+    assert [int((row == value).sum()) for value in (9, 7)] == [40, 10] and len(row) == 2 * 44
 
 
 def test_strips_show_several_prompts():

@@ -20,6 +20,7 @@ from ditscope.capture_files import load_capture
 from ditscope.capture_layout import captures_in, decoded_file
 from ditscope.errors import InputError
 from ditscope.figures import blocks as figures
+from ditscope.figures.images import GAP
 from ditscope.models import load_generator
 from ditscope.sampling import sample
 from ditscope.settings import Ablate, Blocks, CaptureSet, Embedder, Model
@@ -346,4 +347,8 @@ def test_figure_of_ablation_shows_every_effect(tmp_path):
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     table = read_table(tmp_path / "shapes-flux.parquet", "ablation")
     assert sorted(heights) == pytest.approx(sorted(table["latent_relative_l2"])) and data["runs"].to_list() == [1] * 4
-    assert sum(bool(axis.images) for axis in figure.axes) == 2 * (1 + 2), "the unchanged picture and both blocks, twice"
+    _, unchanged, ablated = figure.axes
+    assert [len(axis.images) for axis in (unchanged, ablated)] == [1, 1], "an axis a picture takes minutes"
+    side = FLUX.width + GAP
+    assert ablated.images[0].get_array().shape == (2 * side, 2 * side, 3), "two kinds by two blocks"
+    assert [label.get_text() for label in unchanged.get_yticklabels()] == ["skip", "mean"]

@@ -50,7 +50,6 @@ def made(tmp_path, monkeypatch):
 
 CHANGES = {
     "steps": {"num_steps": 3}, "guidance": {"guidance": 2.0}, "size": {"width": 64},
-    "negative prompt": {"negative_prompt": "x"},
     "blocks": {"settings": CaptureSet(blocks="double:*")}, "captured steps": {"settings": CaptureSet(steps="0")},
     "decodes": {"settings": CaptureSet(decode=["x_prev"])},
     "no decodes": {"settings": CaptureSet(should_decode_intermediates=False)},
@@ -79,6 +78,7 @@ def test_the_same_capture_again_is_not_made_anew(made, tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "capture_run", lambda *_: pytest.fail("sampled again"))
     elsewhere = CaptureSet(generations=7, max_bytes=10**12)  # placement and limits leave the files as they are
     assert made() == made(settings=elsewhere) == {first}
+    assert made(negative_prompt="x") == {first}  # which this model does not read
     assert contents(tmp_path / "output") == before
 
 

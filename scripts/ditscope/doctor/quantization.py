@@ -123,8 +123,8 @@ def check_part(study: Study, file: str, part: pl.DataFrame, other: pl.DataFrame 
     for key, value in constant.items():
         if wrong := set(part[key].to_list()) - {value}:
             study.note("sensitivity", file, f"made with {key} {wrong.pop()!r}, the config says {value!r}")
-    kinds = [layer_kind(layer) for layer in part["layer"]]
-    study.agree("sensitivity", file, part, pl.DataFrame({"kind": kinds}))
+    kinds = {layer: layer_kind(layer) for layer in part["layer"].unique()}
+    study.agree("sensitivity", file, part, pl.DataFrame({"kind": [kinds[layer] for layer in part["layer"]]}))
     modes = {"layers": settings.mode, "fast": "fast"}
     wanted = ["fast" if metric == IMAGE_METRIC else modes[name] for metric in part["metric"]]
     study.agree("sensitivity", file, part, pl.DataFrame({"mode": wanted}))
@@ -245,8 +245,8 @@ def check_benchmark(study: Study) -> None:
     joined = [file for file in study.targets("benchmark") if file.count("/") == 1]
     if not joined:
         return
-    with study.noting("benchmark", joined[0]), tempfile.TemporaryDirectory() as folder:
-        wanted = join_again(study, stems, folders, Path(folder))
+    with study.noting("benchmark", joined[0]):
+        wanted = join_again(study, stems, folders)
         for file in joined:
             name = Path(file).name.removesuffix(".parquet")
             path = study.results / file
@@ -265,18 +265,25 @@ def check_benchmark(study: Study) -> None:
                 study.note("benchmark", file, "is not what the joined tables give")
 
 
-def join_again(study: Study, stems: list[str], folders: list[str], out: Path) -> dict[str, Any]:
+def join_again(study: Study, stems: list[str], folders: list[str]) -> dict[str, Any]:
     """The joined tables and the recommendation by name, from every run's files; nothing where one is missing."""
     from ditscope.benchmark_table import benchmark_table
 
     settings = study.config.benchmark
     files = [[study.results / f"{s}{kind}" for s in stems] for kind in (".parquet", ".timing.parquet", ".flat.parquet")]
     qualities = [] if settings.skip_metrics else [study.results / f"{folder}/quality.parquet" for folder in folders]
-    if not all(path.exists() for path in chain(*files, qualities)):
+    parts = [*chain(*files), *qualities]
+    if not all(path.exists() for path in parts):
         return {}
-    benchmark_table(files[0], files[1], qualities, files[2], out, settings)
-    tables = {path.name.removesuffix(".parquet"): pl.read_parquet(path) for path in out.glob("*.parquet")}
-    return tables | {path.name: path.read_text() for path in out.glob("*.md")}
+
+    def join() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder)
+            benchmark_table(files[0], files[1], qualities, files[2], out, settings)
+            tables = {path.name.removesuffix(".parquet"): pl.read_parquet(path) for path in out.glob("*.parquet")}
+            return tables | {path.name: path.read_text() for path in out.glob("*.md")}
+
+    return study.once("joined benchmark", join, parts)
 
 
 def check_run(study: Study, stem: str) -> list[tuple[str, str, str, str]]:

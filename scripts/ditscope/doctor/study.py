@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,8 +53,13 @@ class Study:
     read: Callable[[Path, str], pl.DataFrame] = read_table
     computed: dict[str, Any] = field(default_factory=dict)  # what `once` gave, by name
 
-    def once(self, name: str, compute: Callable[[], Any]) -> Any:
-        """`compute()`, remembered: what a stage's inputs give does not depend on what the stage left."""
+    def once(self, name: str, compute: Callable[[], Any], files: Iterable[Path] = ()) -> Any:
+        """`compute()`, remembered: what a stage's inputs give does not depend on what the stage left.
+
+        Where it is given the stage's own parts, `files`, it is remembered until one of them is written again.
+        """
+        written = [(found.st_mtime_ns, found.st_ino, found.st_size) for found in map(Path.stat, files)]
+        name = f"{name}, {written}" if written else name
         if name not in self.computed:
             self.computed[name] = compute()
         return self.computed[name]

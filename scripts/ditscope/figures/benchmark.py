@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 
 from ditscope.figures import Files
 from ditscope.figures.files import CASE, benchmark_points, named
-from ditscope.figures.images import picture
+from ditscope.figures.images import draw_tiles, picture
 from ditscope.figures.style import COLOURS, grid, note
 from ditscope.shards import samples_of_runs
 from ditscope.tables import concat_tables, read_table
@@ -24,6 +24,7 @@ STATES = {
     "max-autotune": ("D", COLOURS[4], (0, (5, 1, 1, 1, 1, 1))),
 }
 STRIP_IMAGES = 3  # pictures of each scheme, each with its difference from the base
+STRIPS_INCHES = 24  # height of all strips at most
 GAIN = 8  # differences are drawn this many times brighter
 SLANT, NAME_SIZE, NAME_HEIGHT = 35, 6, 8.5  # of names on a front: degrees, points, points with the space between
 LEAST_LOSS = 1e-5  # where a loss of zero stands on a logarithmic axis
@@ -297,25 +298,38 @@ def strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
     if not rows:
         return note("No run of the benchmark left pictures."), pl.DataFrame(records)
     shown = min(STRIP_IMAGES, max(len(images) for images in base.values()))
-    figure, axes = grid(len(rows), 2 * shown, width=1.6 + 1.5 * shown, height=0.4 + 0.75 * len(rows))
-    for axis in axes.flat:
-        axis.set_axis_off()
+    inches = min(0.75, STRIPS_INCHES / len(rows))  # of a row: rows are runs, of which a study may have a hundred
+    figure, axes = grid(1, 1, width=1.6 + 1.5 * shown, height=0.4 + inches * len(rows))
+    cells = (
+        ((row, 2 * column + is_difference), strip_cell(images[key], base[model, host][key], is_difference))
+        for row, (model, host, _, images) in enumerate(rows)
+        for column, key in enumerate(spread(base[model, host]))
+        for is_difference in (False, True)
+        if key in images
+    )
+    draw_tiles(axes[0, 0], (len(rows), 2 * shown), cells)
     models, hosts = ({case[i] for case in base} for i in (0, 1))
-    for number, (row, (model, host, name, images)) in enumerate(zip(axes, rows, strict=True)):
-        lines = [name.removesuffix("-eager"), *[model] * (len(models) > 1), *[host] * (len(hosts) > 1)]
-        row[0].text(-0.08, 0.5, "\n".join(lines), transform=row[0].transAxes, ha="right", va="center", fontsize=6)
-        for column, key in enumerate(spread(base[model, host])):
-            left, right = row[2 * column], row[2 * column + 1]
-            if key not in images:
-                continue
-            mine, reference = (picture(found[key]) for found in (images, base[model, host]))
-            left.imshow(mine, interpolation="nearest")
-            difference = np.abs(mine.astype(float) - reference.astype(float))
-            right.imshow(np.clip(difference * GAIN, 0, 255).astype(np.uint8), interpolation="nearest")
-            if number == 0:
-                left.set_title("\n".join([*wrap(key[0], 24)[:3], f"seed {key[1]}"]), fontsize=4.5)
-                right.set_title(f"difference\nx {GAIN}", fontsize=4.5)
+    names = [
+        [name.removesuffix("-eager"), *[model] * (len(models) > 1), *[host] * (len(hosts) > 1)]
+        for model, host, name, _ in rows
+    ]
+    axes[0, 0].set_yticks(range(len(rows)), ["\n".join(lines) for lines in names], fontsize=min(6, 16 * inches))
+    titles = [
+        title
+        for key in spread(base[rows[0][:2]])
+        for title in ("\n".join([*wrap(key[0], 24)[:3], f"seed {key[1]}"]), f"difference\nx {GAIN}")
+    ]
+    axes[0, 0].set_xticks(range(len(titles)), titles, fontsize=4.5, parse_math=False)
     return figure, pl.DataFrame(records)
+
+
+def strip_cell(png: bytes, reference: bytes, is_difference: bool) -> np.ndarray:
+    """A picture, or GAIN times its absolute difference from the base's: (height, width, 3) uint8."""
+    mine = picture(png)
+    if not is_difference:
+        return mine
+    difference = np.abs(mine.astype(float) - picture(reference).astype(float))
+    return np.clip(difference * GAIN, 0, 255).astype(np.uint8)
 
 
 def spread(images: dict[tuple[str, int], bytes]) -> list[tuple[str, int]]:

@@ -11,11 +11,12 @@ from matplotlib.patches import Rectangle
 
 from ditscope.figures import Files
 from ditscope.figures.files import named
-from ditscope.figures.images import picture
+from ditscope.figures.images import draw_tiles, picture
 from ditscope.figures.style import COLOURS, grid, note
 from ditscope.shards import read_tar
 from ditscope.tables import concat_tables
 
+PICTURES_INCHES = 24  # width of all ablated pictures at most
 BLOCK = ["model", "depth", "block", "block_type", "block_index"]
 
 
@@ -121,14 +122,15 @@ def ablation_effects(files: Files) -> tuple[Canvas, pl.DataFrame]:
     effects = ["latent_relative_l2", "psnr_db", "ssim", "feature_cosine_distance"]
     means = data.group_by(keys).agg(*(pl.col(c).mean() for c in effects), pl.len().alias("runs")).sort(keys)
     models, kinds = means["model"].unique().sort().to_list(), means["kind"].unique().sort(descending=True).to_list()
-    rows = 1 + len(kinds)
     most = max(means.filter(model=model)["depth"].n_unique() for model in models)
-    figure = Canvas(figsize=(max(4.5, 0.75 * (most + 1) + 0.8), len(models) * (1.7 + 0.8 * len(kinds))))
-    layout = figure.add_gridspec(len(models) * rows, 1 + most, height_ratios=([2.0] + [1.0] * len(kinds)) * len(models))
+    inches = min(0.75, PICTURES_INCHES / (most + 1))  # of a picture: a column a block, of which FLUX has 57
+    below = 0.3 + max(0.6, 1.2 * inches) * len(kinds)  # room to spare: pictures as wide as the bars stand under them
+    figure = Canvas(figsize=(max(4.5, inches * (most + 1) + 0.8), len(models) * (1.7 + below)))
+    layout = figure.add_gridspec(2 * len(models), 1 + most, height_ratios=[1.7, below] * len(models))
     for number, model in enumerate(models):
         part = means.filter(model=model)
         names = part.select("depth", "block_type", "block_index", "block").unique().sort("depth").rows()
-        axis = figure.add_subplot(layout[number * rows, 1 : 1 + len(names)])
+        axis = figure.add_subplot(layout[2 * number, 1 : 1 + len(names)])
         for i, kind in enumerate(kinds):
             heights = part.filter(kind=kind).sort("depth")["latent_relative_l2"]
             places = np.arange(len(heights)) + (i - (len(kinds) - 1) / 2) * 0.8 / len(kinds)
@@ -138,27 +140,25 @@ def ablation_effects(files: Files) -> tuple[Canvas, pl.DataFrame]:
         axis.set_title(f"{model}: relative change of the latents", fontsize=8)
         axis.legend()
         pictures = first_pictures(files["ablate"], model)
-        for i, kind in enumerate(kinds):
-            place = number * rows + 1 + i
-            first = figure.add_subplot(layout[place, 0])
-            show(first, pictures.get(("none", "none")), kind)
-            first.set_title("unchanged" if i == 0 else "", fontsize=6)
-            for column, (*_, block) in enumerate(names, start=1):
-                show(figure.add_subplot(layout[place, column]), pictures.get((block, kind)))
+        first = figure.add_subplot(layout[2 * number + 1, 0])
+        unchanged = [picture(pictures[place]) for place in [("none", "none")] if place in pictures]
+        draw_tiles(first, (len(kinds), 1), (((0, 0), image) for image in unchanged))
+        first.set_title("unchanged", fontsize=6)
+        first.set_yticks(range(len(kinds)), kinds)
+        cells = (
+            ((row, column), picture(pictures[block, kind]))
+            for row, kind in enumerate(kinds)
+            for column, (*_, block) in enumerate(names)
+            if (block, kind) in pictures
+        )
+        tiles = figure.add_subplot(layout[2 * number + 1, 1 : 1 + len(names)])
+        draw_tiles(tiles, (len(kinds), len(names)), cells)
+        for below_bars in (first, tiles):
+            below_bars.set_anchor("N")
     return figure, means
 
 
-def first_pictures(paths: list[Path], model: str) -> dict[tuple[str, str], np.ndarray]:
-    """Pictures of the first run of a model by block and kind of ablation."""
+def first_pictures(paths: list[Path], model: str) -> dict[tuple[str, str], bytes]:
+    """PNGs of the first run of a model by block and kind of ablation."""
     samples = [s for path in paths if path.name == f"{model}.tar" for s in read_tar(path)]
-    return {(s["json"]["block"], s["json"]["kind"]): picture(s["png"]) for s in samples}
-
-
-def show(axis, image: np.ndarray | None, label: str = "") -> None:
-    """A picture without ticks, with a label at its left."""
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.spines[:].set_visible(False)
-    axis.set_ylabel(label, fontsize=6)
-    if image is not None:
-        axis.imshow(image, interpolation="nearest")
+    return {(s["json"]["block"], s["json"]["kind"]): s["png"] for s in samples}

@@ -2,12 +2,14 @@
 
 import io
 import textwrap
+from collections.abc import Iterable
 from itertools import product
 
 import numpy as np
 import polars as pl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ditscope.capture_layout import DECODED, captures_in, decoded_file, intermediates_of, read_metadata
 from ditscope.figures import Files
@@ -15,11 +17,8 @@ from ditscope.figures.style import grid, note
 from ditscope.shards import samples_of_runs
 
 ROWS, SEEDS = 12, 4
-GRID_SIDE, GRID_INCHES, GAP = (
-    4096,
-    24,
-    4,
-)  # longest side of the grid of blocks in pixels and inches; pixels between cells
+TILES_SIDE, GAP = 4096, 4  # longest side of pictures drawn as one, and the white between two of them, in pixels
+GRID_INCHES = 24  # longest side of the grid of blocks
 BLOCK_GRID = {"generation_id": pl.String, "step": pl.Int64, "block": pl.String, "decoded": pl.Boolean}
 
 
@@ -31,29 +30,21 @@ def image_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
     records = records.with_columns(place).filter(pl.col("place") < SEEDS)
     prompts = records["prompt_id"].unique(maintain_order=True).to_list()[:ROWS]
     columns = records.select("model", "place").unique().sort("model", "place").rows()
-    figure, axes = grid(len(prompts), len(columns), width=2.2 + 0.95 * len(columns), height=0.3 + 0.95 * len(prompts))
-    for row, prompt_id in enumerate(prompts):
-        for column, (model, place) in enumerate(columns):
-            axis = axes[row, column]
-            axis.set_axis_off()
-            found = records.filter(prompt_id=prompt_id, model=model, place=place)
-            if len(found):
-                axis.imshow(picture(samples[found["sample"][0]]["png"]), interpolation="nearest")
-            if row == 0:
-                seeds = records.filter(model=model, place=place)["seed"].unique()
-                axis.set_title(f"{model}\n" + (f"seed {seeds[0]}" if len(seeds) == 1 else "own seeds"), fontsize=6)
-            if column == 0:
-                prompt = records.filter(prompt_id=prompt_id)["prompt"][0]
-                axis.text(
-                    -0.1,
-                    0.5,
-                    textwrap.fill(prompt, 26),
-                    transform=axis.transAxes,
-                    ha="right",
-                    va="center",
-                    fontsize=6,
-                    parse_math=False,
-                )
+    figure, axes = grid(1, 1, width=2.2 + 0.95 * len(columns), height=0.3 + 0.95 * len(prompts))
+    shown = records.filter(pl.col("prompt_id").is_in(prompts)).select("sample", "prompt_id", "model", "place")
+    cells = (
+        ((prompts.index(prompt_id), columns.index((model, place))), picture(samples[sample]["png"]))
+        for sample, prompt_id, model, place in shown.rows()
+    )
+    draw_tiles(axes[0, 0], (len(prompts), len(columns)), cells)
+    seeds = [records.filter(model=model, place=place)["seed"].unique().to_list() for model, place in columns]
+    names = [
+        f"{model}\n" + (f"seed {of[0]}" if len(of) == 1 else "own seeds")
+        for (model, _), of in zip(columns, seeds, strict=True)
+    ]
+    asked = [textwrap.fill(records.filter(prompt_id=prompt_id)["prompt"][0], 26) for prompt_id in prompts]
+    axes[0, 0].set_xticks(range(len(columns)), names)
+    axes[0, 0].set_yticks(range(len(prompts)), asked, parse_math=False)
     return figure, records.drop("sample", "place")
 
 
@@ -62,11 +53,37 @@ def picture(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
-def block_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """The first captured generation whose blocks are decoded: steps down, blocks across, every decode.
+def draw_tiles(axis: Axes, shape: tuple[int, int], cells: Iterable[tuple[tuple[int, int], np.ndarray]]) -> None:
+    """Draw pictures (height, width, 3) uint8 as one image: cell (row, column) is around y = row, x = column.
 
-    All pictures are one image: an axis each would take minutes for a network of 57 blocks.
+    Cells are as large as the largest picture, the image at most TILES_SIDE pixels long and wide. An axis a picture
+    would take minutes for some hundred.
     """
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0, labelsize=6)
+    axis.xaxis.tick_top()
+    axis.set_xticks([])
+    axis.set_yticks([])
+    most = max(1, TILES_SIDE // shape[1] - GAP), max(1, TILES_SIDE // shape[0] - GAP)
+    tiles: dict[tuple[int, int], Image.Image] = {}
+    for place, image in cells:
+        tiles[place] = Image.fromarray(image)
+        tiles[place].thumbnail(most)  # at once: all of them at full size could be gigabytes
+    if not tiles:
+        return
+    width, height = (max(tile.size[side] for tile in tiles.values()) for side in (0, 1))
+    mosaic = Image.new("RGB", (shape[1] * (width + GAP), shape[0] * (height + GAP)), "white")
+    for (row, column), tile in tiles.items():
+        fitted = ImageOps.contain(tile, (width, height), Image.Resampling.NEAREST)
+        x, y = column * (width + GAP) + GAP // 2, row * (height + GAP) + GAP // 2
+        mosaic.paste(fitted, (x + (width - fitted.width) // 2, y + (height - fitted.height) // 2))
+    extent = (-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5)
+    axis.imshow(np.asarray(mosaic), interpolation="nearest", extent=extent)
+    axis.set_aspect((height + GAP) / (width + GAP))
+
+
+def block_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """The first captured generation whose blocks are decoded: steps down, blocks across, every decode."""
     captures = [capture for folder in sorted(files["capture"]) for capture in captures_in(folder)]
     drawn = ((c, kind) for c in captures for kind in DECODED if (intermediates_of(c) / DECODED[kind]).is_dir())
     found = next(drawn, None)
@@ -76,24 +93,13 @@ def block_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
     metadata = read_metadata(generation)
     steps, blocks = metadata["captured_steps"], metadata["captured_blocks"]
     paths = {(step, block): decoded_file(generation, kind, step, block) for step, block in product(steps, blocks)}
-    with Image.open(next(path for path in paths.values() if path.exists())) as first:
-        shrink = min(1.0, GRID_SIDE / (first.width * len(blocks)), GRID_SIDE / (first.height * len(steps)))
-        width, height = (max(1, round(side * shrink)) for side in first.size)
-    mosaic = Image.new("RGB", (len(blocks) * (width + GAP), len(steps) * (height + GAP)), "white")
-    for (row, step), (column, block) in product(enumerate(steps), enumerate(blocks)):
-        if paths[step, block].exists():
-            with Image.open(paths[step, block]) as image:
-                cell = image.convert("RGB").resize((width, height)) if shrink < 1 else image.convert("RGB")
-                mosaic.paste(cell, (column * (width + GAP), row * (height + GAP)))
     inches = min(0.75, GRID_INCHES / max(len(steps), len(blocks)))
     figure, axes = grid(1, 1, width=inches * len(blocks) + 0.5, height=inches * len(steps) + 0.5)
-    axis = axes[0, 0]
-    axis.imshow(np.asarray(mosaic), interpolation="nearest", aspect="auto")
-    axis.spines[:].set_visible(False)
-    axis.tick_params(length=0, labelsize=6)
-    axis.xaxis.tick_top()
+    places = zip(np.ndindex(len(steps), len(blocks)), paths.values(), strict=True)
+    cells = ((place, picture(path.read_bytes())) for place, path in places if path.exists())
+    draw_tiles(axes[0, 0], (len(steps), len(blocks)), cells)
     names = [block.replace("_block_", " ") for block in blocks]
-    axis.set_xticks([(i + 0.5) * (width + GAP) for i in range(len(blocks))], names, rotation=90 if inches < 0.75 else 0)
-    axis.set_yticks([(i + 0.5) * (height + GAP) for i in range(len(steps))], [f"step {step}" for step in steps])
+    axes[0, 0].set_xticks(range(len(blocks)), names, rotation=90 if inches < 0.75 else 0)
+    axes[0, 0].set_yticks(range(len(steps)), [f"step {step}" for step in steps])
     records = [(generation.name, step, block, paths[step, block].exists()) for step in steps for block in blocks]
     return figure, pl.DataFrame(records, schema=BLOCK_GRID, orient="row")
