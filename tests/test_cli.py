@@ -1,14 +1,18 @@
 """The command line: every command helps, both spellings, one-line refusals."""
 
 import hashlib
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from ditscope import cli
-from ditscope.estimate import estimate_table, parse_job_stats
+from ditscope.config import plain, read_config
+from ditscope.estimate import estimate_table, parse_job_stats, unmeasured_models
 from ditscope.identity import derived_seed, generation_id, request_hash, scheme_id, weights_id
 from ditscope.progress import markdown, write_plan
 from ditscope.settings import Model
+from workflow import ROOT
 
 
 def test_help_lists_every_command(capsys):
@@ -54,7 +58,7 @@ def test_number_out_of_its_range_is_refused_before_any_work(capsys, tmp_path):
 
 
 def test_the_model_may_be_left_out_where_the_stage_lists_models(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(cli.ROOT)
+    monkeypatch.chdir(ROOT)
     seen = []
 
     def capture(name: str, model: Model, prompt: str = "") -> None:
@@ -90,6 +94,16 @@ def test_job_stats_are_read_from_a_dry_run():
     rows = ["Job stats:", "job             count", "------------  -------", "all  1", "image_shard  12", "total  13"]
     text = "\n".join(rows)
     assert parse_job_stats(text) == {"all": 1, "image_shard": 12}
+
+
+def test_estimate_names_the_models_that_were_not_measured(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    demo = read_config([])
+    assert unmeasured_models(demo, plain(demo)) == []
+    flux = read_config([Path("experiments/flux-schnell.yaml")])
+    assert unmeasured_models(flux, plain(demo)) == flux.selected_models()
+    longer = replace(demo, models=demo.models | {"shapes-sd3": replace(demo.models["shapes-sd3"], steps=50)})
+    assert unmeasured_models(longer, plain(demo)) == ["shapes-sd3"]
 
 
 def test_estimate_multiplies_jobs_by_unit_costs():

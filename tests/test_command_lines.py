@@ -14,6 +14,7 @@ from PIL import Image
 from ditscope import cli
 from ditscope.calibration_set import validate_calibration
 from ditscope.capture_layout import captures_in, read_metadata
+from ditscope.config import read_config
 from ditscope.models import source_folder
 from ditscope.settings import Benchmark, Calibrate, CaptureSet, Video
 from ditscope.tables import read_table
@@ -132,7 +133,7 @@ def place(tmp_path, pipelines, monkeypatch) -> Path:
     for name in ("models", "prompts", "all_prompts.csv"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name, folder in pipelines.items():
-        shutil.copytree(folder, tmp_path / source_folder(cli.read_config([]).models[name]))
+        shutil.copytree(folder, tmp_path / source_folder(read_config([]).models[name]))
     (tmp_path / "calibration_data_100/images").mkdir(parents=True)
     (tmp_path / "output").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -10,8 +10,7 @@ import jsonschema
 import pytest
 import yaml
 
-from ditscope.cli import read_config
-from ditscope.config import decode, json_schema, load_config, plain, reference
+from ditscope.config import decode, json_schema, load_config, plain, read_config, reference
 from ditscope.errors import InputError
 from ditscope.ranges import complaint
 from ditscope.settings import Config

@@ -6,6 +6,7 @@ import pytest
 from huggingface_hub import errors
 
 from ditscope import cli, download
+from ditscope.config import ROOT, read_config
 from ditscope.errors import InputError
 from ditscope.models import resolve_source, source_folder
 from ditscope.settings import Model
@@ -88,7 +89,7 @@ def test_an_interrupted_download_is_not_taken_for_a_model_and_goes_on(monkeypatc
         download, "hf_hub_download", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("broke off"))
     )
     assert "broke off" in refused(capsys, "flux-schnell") and len(hub.calls) == 1
-    entry = cli.read_config([]).models["flux-schnell"]
+    entry = read_config([]).models["flux-schnell"]
     with pytest.raises(InputError, match=r"are not all here; `ditscope download flux-schnell` gets them"):
         resolve_source("flux-schnell", entry)
     hub.install(monkeypatch)
@@ -138,7 +139,7 @@ def test_a_hub_that_is_not_there_for_real(monkeypatch, capsys):
 
 
 def test_what_is_no_hub_model(capsys, monkeypatch):
-    monkeypatch.chdir(cli.ROOT)
+    monkeypatch.chdir(ROOT)
     assert "did you mean `flux-schnell`?" in refused(capsys, "flux-schnel")
     assert "is a folder of this machine; nothing to download" in refused(capsys, "shapes-flux")
 
@@ -170,7 +171,7 @@ def test_a_revision_that_moves_is_refused(tmp_path):
     for registry, entry in (("models", "flux-dev"), ("embedders", "mpnet")):
         (tmp_path / "o.yaml").write_text(f"{registry}: {{{entry}: {{revision: main}}}}\n")
         with pytest.raises(InputError, match=rf"^{registry}.{entry}.revision: `main` is no commit, and may move; give"):
-            cli.read_config([tmp_path / "o.yaml"])
+            read_config([tmp_path / "o.yaml"])
 
 
 def test_a_hub_id_without_a_commit_has_a_hint():
@@ -181,13 +182,13 @@ def test_a_hub_id_without_a_commit_has_a_hint():
 def test_home_is_expanded_in_the_config(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "o.yaml").write_text("models: {mine: {family: flux, source: ~/flux}}\nprompts: {csv: ~/p.csv}\n")
-    config = cli.read_config([tmp_path / "o.yaml"])
+    config = read_config([tmp_path / "o.yaml"])
     assert config.models["mine"].source == str(tmp_path / "flux") and config.prompts.csv == str(tmp_path / "p.csv")
     assert source_folder(Model("flux", "~/flux")) == tmp_path / "flux"
 
 
 def test_every_hub_model_of_the_registry_is_pinned_but_one_that_says_so():
-    config = cli.read_config([])
+    config = read_config([])
     entries = {**config.models, **config.embedders}
-    hub = {name for name, e in entries.items() if e.source and not (cli.ROOT / e.source).exists()}
+    hub = {name for name, e in entries.items() if e.source and not (ROOT / e.source).exists()}
     assert {name for name in hub if len(entries[name].revision) != 40} == {"flux-dev-krea"}

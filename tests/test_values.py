@@ -12,9 +12,8 @@ from safetensors.torch import load_file, save_file
 from ditscope import settings as s
 from ditscope.calibrate import calibrate
 from ditscope.capture import capture
-from ditscope.cli import read_config
 from ditscope.cluster import cluster
-from ditscope.config import ROOT
+from ditscope.config import ROOT, read_config
 from ditscope.drift import drift
 from ditscope.embed import embed
 from ditscope.generate import generate

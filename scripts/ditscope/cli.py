@@ -15,13 +15,12 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import ditscope
-from ditscope.config import ROOT, json_schema, load_config, reference, unknown
+from ditscope.config import json_schema, read_config, reference, unknown
 from ditscope.errors import IncompleteError, InputError, machine_error
 from ditscope.job import logged
 from ditscope.paths import PathKind, check_path
 from ditscope.ranges import check_ranges
 from ditscope.settings import Budget, CaptureSet, Config, Embedder, Model, Scheme
-from ditscope.yaml_file import read_yaml
 
 # name: (module and function, one line for `ditscope --help`); the function's own signature makes the options.
 COMMANDS = {
@@ -376,16 +375,6 @@ def check_paths(options: Sequence[Option], given: Mapping[str, Any]) -> None:
             for item in found if isinstance(found, (list, tuple)) else [found]:
                 if isinstance(item, Path):
                     check_path(item, option.path, option.spellings[0])
-
-
-def read_config(overlays: Sequence[Path]) -> Config:
-    """The project's config.yaml with overlays merged over it, key by key."""
-    from snakemake.utils import update_config
-
-    data: dict[str, Any] = {}
-    for path in [ROOT / "config.yaml", *overlays]:
-        update_config(data, read_yaml(path))
-    return load_config(data)
 
 
 if __name__ == "__main__":

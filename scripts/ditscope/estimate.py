@@ -5,13 +5,16 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from ditscope.atomic import write_text
+from ditscope.config import decode, read_config
 from ditscope.errors import InputError
 from ditscope.paths import InputFolder, OutputFile
 from ditscope.progress import read_plan
+from ditscope.settings import Config
 
 JOB_LINE = re.compile(r"^(\w+)\s+(\d+)\s*$")
 
@@ -26,6 +29,7 @@ def estimate(
     that was never measured says so instead of a number.
     """
     table = estimate_table(planned_jobs(configfile), measured_costs(measured))
+    others = unmeasured_models(read_config(configfile), read_plan(measured)["config"])
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
         print(table)
     known = table.filter(pl.col("hours").is_not_null())
@@ -33,8 +37,20 @@ def estimate(
         f"{table['jobs'].sum()} jobs; measured part: {known['hours'].sum():.2f} job-hours, of these "
         f"{known.filter('gpu')['hours'].sum():.2f} on a GPU where there is one; {known['bytes'].sum() or 0:,} bytes"
     )
+    if others:
+        print(
+            f"not as measured in {measured}: {', '.join(others)}. Its hours, bytes and memory say little of them; run "
+            "a few of their prompts first and give that study as --measured"
+        )
     if out:
         write_text(out, table.write_csv())
+
+
+def unmeasured_models(config: Config, measured: dict[str, Any]) -> list[str]:
+    """Selected models that the measured study, by its plain config, did not run with the same settings."""
+    known = decode(Config, measured)
+    ran = set(known.selected_models())
+    return [n for n in config.selected_models() if n not in ran or known.models[n] != config.models[n]]
 
 
 def planned_jobs(overlays: list[Path]) -> dict[str, int]:

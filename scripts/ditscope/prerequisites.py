@@ -19,7 +19,7 @@ from ditscope.settings import COMPILE_STATES, Config, Model
 
 GB = 1e9
 LEAST_PYTHON, LEAST_CUDA = (3, 11), (12, 2)
-LEAST_GPU_BYTES, LEAST_DISK_BYTES = 16 * GB, 20 * GB  # FLUX in 8 bit; its download
+LEAST_GPU_BYTES, LEAST_DISK_BYTES = 16 * GB, 34 * GB  # FLUX.1 in 8 bit; its files in 16 bit
 MORE_PACKAGES = ("safetensors", "torch-fidelity", "snakemake")
 
 
