@@ -27,14 +27,17 @@ def read_yaml(path: Path | str) -> dict[Any, Any]:
             text = path.read_bytes().decode("utf-8-sig")
             loader = LOADER(text)
             root = loader.get_single_node()
-            data = None if root is None else loader.construct_document(root)
+            if root is None:
+                return {}
+            found = list(misread(root, set()))  # before the keys that `<<` brings are written into the nodes
+            data = loader.construct_document(root)
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise InputError(f"{path}: not a map of settings; write `key: value` lines")
-    for number, complaint in misread(root, set()):
+    for number, complaint in found:
         raise InputError(f"{path}: line {number}: {complaint}")
     return data
 
