@@ -48,7 +48,7 @@ def plans(tmp_path_factory) -> Iterator[Callable[[str], dict[str, subprocess.Com
         def one(study: str) -> subprocess.CompletedProcess[str]:
             folder = workdir(tmp_path_factory.mktemp(profile))
             command = ("--profile", profile, "--dry-run", "--configfile", str(overlay(study)))
-            return snakemake(folder, *command, timeout=300)
+            return snakemake(folder, *command)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return dict(zip(STUDIES, pool.map(one, STUDIES), strict=True))

@@ -60,7 +60,7 @@ esac
 
 
 def snakemake(
-    folder: Path, *arguments: str, root: Path = ROOT, timeout: float = 120
+    folder: Path, *arguments: str, root: Path = ROOT, timeout: float = 500
 ) -> subprocess.CompletedProcess[str]:
     """Run Snakemake in `folder` on the Snakefile of `root`; standard error is appended to standard output."""
     return subprocess.run(
