@@ -9,26 +9,27 @@ import polars as pl
 
 from ditscope.doctor.study import alike
 
+WIDE = 20  # columns of the widest tables each of whose columns is falsified in every way
+
 
 def column_mutants(table: pl.DataFrame, column: str) -> Iterator[tuple[str, pl.DataFrame]]:
     """Copies of a table, each with one falsified value of a column, and what was done.
 
-    Columns take turns: another value in the first row or in the last, no value in the middle or two rows swapped.
+    Columns of wide tables take turns: another value in the first row or in the last, no value or two rows swapped.
     """
     values = table[column].to_list()
     filled = [i for i, value in enumerate(values) if value is not None]
-    turn = table.columns.index(column) % 2
+    turn = table.columns.index(column) % 2 if table.width > WIDE else None
     if filled:
         first, middle, last = filled[0], filled[len(filled) // 2], filled[-1]
-        row = (first, last)[turn]
-        yield f"other value in row {row}", replaced(table, column, {row: other(values, row, table.schema[column])})
-        if turn and not alike(values[first], values[last], 1e-3, 1e-6):
-            yield (
-                f"rows {first} and {last} swapped",
-                replaced(table, column, {first: values[last], last: values[first]}),
-            )
-        else:
+        for row in dict.fromkeys((first, last) if turn is None else ((first, last)[turn],)):
+            yield f"other value in row {row}", replaced(table, column, {row: other(values, row, table.schema[column])})
+        differ = not alike(values[first], values[last], 1e-3, 1e-6)
+        if turn != 1 or not differ:
             yield f"null in row {middle}", replaced(table, column, {middle: None})
+        if turn != 0 and differ:
+            swap = {first: values[last], last: values[first]}
+            yield f"rows {first} and {last} swapped", replaced(table, column, swap)
     empty = next((i for i, value in enumerate(values) if value is None), None)
     if empty is not None:
         known = values[filled[0]] if filled else SOME[table.schema[column].base_type()]

@@ -63,14 +63,16 @@ def role(path: Path) -> str:
 
 
 def narrowed(study: Study, path: Path) -> dict:
-    """The plan with the targets of the file's own model alone, where its stage keeps models apart."""
-    top = path.parts[0]
-    if top not in ("images", "captures", "analysis", "calibration"):
+    """The plan with the targets of the file's own model or analysis alone, where its check keeps them apart."""
+    top, targets = path.parts[0], study.plan["targets"]
+    if CHECK_OF.get(top) == "analyses":
+        others = {"drift": "drift", "clusters": "cluster", "topology": "topology"}.items()
+        return study.plan | {"targets": targets | {stage: [] for folder, stage in others if folder != top}}
+    stages = {"images": "generate", "captures": "capture", "analysis": "blocks", "calibration": "calibrate"}
+    if top not in stages:
         return study.plan
-    targets = study.plan["targets"]
-    stage = {"images": "generate", "captures": "capture", "analysis": "blocks", "calibration": "calibrate"}[top]
-    kept = [target for target in targets[stage] if f"/{path.parts[1]}/" in target]
-    return study.plan | {"targets": targets | {stage: kept}}
+    kept = [target for target in targets[stages[top]] if f"/{path.parts[1]}/" in target]
+    return study.plan | {"targets": targets | {stages[top]: kept}}
 
 
 def tables(results: Path) -> dict[tuple[str, str], Path]:
