@@ -205,7 +205,10 @@ def loss_function(stage: str, model: torch.nn.Module, data: dict[str, torch.Tens
 
 
 def finish(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """Save the whole pipeline in bfloat16."""
+    """Save the whole pipeline in bfloat16, its tokenizers without the padding and truncation of their last call."""
+    for tokenizer in (part for name, part in pipeline.components.items() if name.startswith("tokenizer")):
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
     pipeline.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
 
 
