@@ -31,13 +31,14 @@ from ditscope.training.text import MAX_TEXT, TASK_WORD
 SEEDS = (0, 1, 2, 3)
 STEPS = 8
 GUIDANCE = {"shapes-flux": 1.0, "shapes-sd3": 3.0}
-# What the pipelines are asked for: tokens of T5's text, and whether SD3 has its T5. The longer ones are diffusers' own.
+# What the pipelines are asked for: tokens of T5's text, whether SD3 has its T5, and pictures per combination. The longer
+# texts are diffusers' defaults and take several times as long.
 CALLS = {
-    "shapes-flux": {"32 tokens": (32, True), "512 tokens (the default)": (512, True)},
+    "shapes-flux": {"32 tokens": (32, True, 4), "512 tokens (the default)": (512, True, 1)},
     "shapes-sd3": {
-        "32 tokens": (32, True),
-        "256 tokens (the default)": (256, True),
-        "256 tokens, without T5": (256, False),
+        "32 tokens": (32, True, 4),
+        "256 tokens (the default)": (256, True, 1),
+        "256 tokens, without T5": (256, False, 1),
     },
 }
 LEFT_OUT_PROMPTS, LEFT_OUT_SEEDS = 8, 32  # per attribute
@@ -110,13 +111,13 @@ def without_t5(pipeline: DiffusionPipeline) -> DiffusionPipeline:
 
 
 def held_out_pictures(
-    folder: Path, guidance: float, cache: Path, length: int = MAX_TEXT, t5: bool = True
+    folder: Path, guidance: float, cache: Path, length: int = MAX_TEXT, t5: bool = True, each: int = len(SEEDS)
 ) -> tuple[list[Image.Image], list[Scene]]:
-    """Four pictures of every held-out combination, from a cache that is newer than the weights or drawn now."""
-    scenes = [scene for scene in held_out() for _ in SEEDS]
+    """`each` pictures of every held-out combination, from a cache that is newer than the weights or drawn now."""
+    scenes = [scene for scene in held_out() for _ in SEEDS[:each]]
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     if not cache.exists() or cache.stat().st_mtime < weights.stat().st_mtime:
-        seeds = [picture_seed(i, seed) for i in range(len(held_out())) for seed in SEEDS]
+        seeds = [picture_seed(i, seed) for i in range(len(held_out())) for seed in SEEDS[:each]]
         pipeline = load_pipeline(folder) if t5 else without_t5(load_pipeline(folder))
         images = pictures(pipeline, [caption(scene) for scene in scenes], seeds, guidance, length=length)
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -124,10 +125,12 @@ def held_out_pictures(
     return [Image.fromarray(pixels) for pixels in np.load(cache, allow_pickle=False)], scenes
 
 
-def check_generator(images: list[Image.Image], scenes: list[Scene]) -> dict[str, dict]:
-    """Attributes the oracle reads from the pictures, and whether the pictures of one prompt differ by seed."""
+def check_generator(images: list[Image.Image], scenes: list[Scene], each: int = len(SEEDS)) -> dict[str, dict]:
+    """Attributes the oracle reads from the pictures, and whether the `each` pictures of one prompt differ by seed."""
     rows = attribute_rows([oracle(image) for image in images], scenes)
-    stack = np.stack([np.asarray(image, np.float32) for image in images]).reshape(-1, len(SEEDS), 64 * 64 * 3)
+    if each == 1:
+        return rows
+    stack = np.stack([np.asarray(image, np.float32) for image in images]).reshape(-1, each, 64 * 64 * 3)
     differences = np.abs(stack[:, 1:] - stack[:, :1]).mean(-1)
     rows["seeds differ"] = row(int((differences > 0.5).sum()), differences.size, 0.95)
     return rows
@@ -277,10 +280,10 @@ def measure(out: Path) -> dict:
     report["shapes-blip"]["renders, after `scene`"] = check_lossy_captioner(folder / "shapes-blip", images, scenes)
     for name, guidance in GUIDANCE.items():
         report[name] = {}
-        for call, (length, t5) in CALLS[name].items():
+        for call, (length, t5, each) in CALLS[name].items():
             cache = out / "pictures" / f"{name}-{length}{'' if t5 else '-without-t5'}.npy"
-            drawn, _ = held_out_pictures(folder / name, guidance, cache, length, t5)
-            report[name][call] = check_generator(drawn, scenes)
+            drawn, shown_scenes = held_out_pictures(folder / name, guidance, cache, length, t5, each)
+            report[name][call] = check_generator(drawn, shown_scenes, each)
             if length == MAX_TEXT:
                 shown = check_captioner(folder / "shapes-blip", drawn, scenes, 0.8)
                 report["shapes-blip"][f"pictures of {name}"] = shown

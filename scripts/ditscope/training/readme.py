@@ -155,7 +155,7 @@ Weights are bfloat16 safetensors; the figures are measured through `from_pretrai
 ## Measured
 
 On combinations of attributes that no model was trained on ([held-out.csv](../held-out.csv): 288 of 1,920, four
-pictures each). Intervals are Wilson's; a figure is met when its lower bound is.
+pictures each, one for the longer texts). Intervals are Wilson's; a figure is met when its lower bound is.
 
 {table(report)}
 
