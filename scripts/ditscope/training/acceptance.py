@@ -34,7 +34,10 @@ GUIDANCE = {"shapes-flux": 1.0, "shapes-sd3": 3.0}
 # What the pipelines are asked for: tokens of T5's text, whether SD3 has its T5, and pictures per combination. The longer
 # texts are diffusers' defaults and take several times as long.
 CALLS = {
-    "shapes-flux": {"32 tokens": (32, True, 4), "512 tokens (the default)": (512, True, 1)},
+    "shapes-flux": {
+        "32 tokens": (32, True, 4),
+        "512 tokens (the default)": (512, True, 1),
+    },
     "shapes-sd3": {
         "32 tokens": (32, True, 4),
         "256 tokens (the default)": (256, True, 1),
