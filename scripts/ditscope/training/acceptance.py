@@ -31,7 +31,7 @@ from ditscope.training.text import MAX_TEXT, TASK_WORD
 SEEDS = (0, 1, 2, 3)
 STEPS = 8
 GUIDANCE = {"shapes-flux": 1.0, "shapes-sd3": 3.0}
-# What the pipelines are asked for: tokens of T5's text, whether SD3 has its T5, and pictures per combination. The longer
+# What the pipelines are asked for: tokens of the T5 text, whether SD3 has its T5, pictures per combination. The longer
 # texts are diffusers' defaults and take several times as long.
 CALLS = {
     "shapes-flux": {
