@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ditscope import cli
-from ditscope.config import plain, read_config
+from ditscope.config import plain
+from ditscope.config_files import read_config
 from ditscope.estimate import estimate_table, parse_job_stats, unmeasured_models
 from ditscope.identity import derived_seed, generation_id, request_hash, scheme_id, weights_id
 from ditscope.progress import markdown, write_plan

@@ -14,7 +14,7 @@ from PIL import Image
 from ditscope import cli
 from ditscope.calibration_set import validate_calibration
 from ditscope.capture_layout import captures_in, read_metadata
-from ditscope.config import read_config
+from ditscope.config_files import read_config
 from ditscope.models import source_folder
 from ditscope.settings import Benchmark, Calibrate, CaptureSet, Video
 from ditscope.tables import read_table

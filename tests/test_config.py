@@ -10,7 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
-from ditscope.config import decode, json_schema, load_config, plain, read_config, reference
+from ditscope.config import decode, json_schema, load_config, plain, reference
+from ditscope.config_files import read_config
 from ditscope.errors import InputError
 from ditscope.ranges import complaint
 from ditscope.settings import Config

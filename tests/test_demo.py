@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import workflow
-from ditscope.config import read_config
+from ditscope.config_files import read_config
 from ditscope.estimate import parse_job_stats
 from ditscope.figures import FIGURES
 from ditscope.oracle import oracle

@@ -6,7 +6,8 @@ import pytest
 from huggingface_hub import errors
 
 from ditscope import cli, download
-from ditscope.config import ROOT, read_config
+from ditscope.config import ROOT
+from ditscope.config_files import read_config
 from ditscope.errors import InputError
 from ditscope.models import resolve_source, source_folder
 from ditscope.settings import Model

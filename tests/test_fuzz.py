@@ -16,7 +16,7 @@ import fuzz
 from ditscope.calibration_set import load_calibration, read_sample
 from ditscope.capture_layout import read_metadata
 from ditscope.checksums import read_record
-from ditscope.config import read_config
+from ditscope.config_files import read_config
 from ditscope.doctor.study import open_study
 from ditscope.errors import InputError
 from ditscope.models import check_safetensors

@@ -10,7 +10,8 @@ import torch
 
 from ditscope.block_names import HUB, block_names
 from ditscope.capture import capture
-from ditscope.config import load_config, read_config
+from ditscope.config import load_config
+from ditscope.config_files import read_config
 from ditscope.errors import InputError
 from ditscope.generate import prompt_tokens, request_key, request_of
 from ditscope.models import available, load_generator, resolve_source, settled, source_folder

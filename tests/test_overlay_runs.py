@@ -17,7 +17,7 @@ import yaml
 import stand_ins
 import workflow
 from ditscope.benchmark import uncompilable
-from ditscope.config import read_config
+from ditscope.config_files import read_config
 from ditscope.models import default_device
 from ditscope.quantize import unsupported
 from ditscope.settings import Config

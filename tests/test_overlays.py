@@ -11,7 +11,7 @@ from functools import cache
 import pytest
 import yaml
 
-from ditscope.config import read_config
+from ditscope.config_files import read_config
 from workflow import ROOT, STUDIES, fake_conda, snakemake, workdir
 
 PROFILES = ("local", "slurm", "apple")

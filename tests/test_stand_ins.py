@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import stand_ins
-from ditscope.config import read_config
+from ditscope.config_files import read_config
 from workflow import ROOT, STUDIES
 
 PROMPTS = ["a tabby cat asleep on a stack of newspapers", "a lighthouse on a cliff in heavy rain"]

@@ -13,7 +13,8 @@ from ditscope import settings as s
 from ditscope.calibrate import calibrate
 from ditscope.capture import capture
 from ditscope.cluster import cluster
-from ditscope.config import ROOT, read_config
+from ditscope.config import ROOT
+from ditscope.config_files import read_config
 from ditscope.drift import drift
 from ditscope.embed import embed
 from ditscope.generate import generate

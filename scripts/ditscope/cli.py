@@ -15,7 +15,8 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import ditscope
-from ditscope.config import json_schema, read_config, reference, unknown
+from ditscope.config import json_schema, reference, unknown
+from ditscope.config_files import read_config
 from ditscope.errors import IncompleteError, InputError, machine_error
 from ditscope.job import logged
 from ditscope.paths import PathKind, check_path

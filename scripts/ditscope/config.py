@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from datetime import date, datetime
 from functools import cache
@@ -19,7 +19,6 @@ from ditscope.networks import resolve_network
 from ditscope.patterns import select_blocks, select_indices
 from ditscope.ranges import INT64, check_ranges
 from ditscope.settings import STAGES, Benchmark, Config, Model, Scheme
-from ditscope.yaml_file import read_yaml
 
 NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,16 +119,6 @@ def load_config(data: Mapping[str, Any]) -> Config:
     config = decode(Config, {k: v for k, v in data.items() if k != "pathvars"})
     check(config)
     return config
-
-
-def read_config(overlays: Sequence[Path | str]) -> Config:
-    """The project's config.yaml with overlays merged over it, key by key."""
-    from snakemake.utils import update_config
-
-    data: dict[str, Any] = {}
-    for path in [ROOT / "config.yaml", *overlays]:
-        update_config(data, read_yaml(path))
-    return load_config(data)
 
 
 def check(config: Config) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 
 from ditscope.atomic import write_text
-from ditscope.config import decode, read_config
+from ditscope.config import decode
+from ditscope.config_files import read_config
 from ditscope.errors import InputError
 from ditscope.paths import InputFolder, OutputFile
 from ditscope.progress import read_plan

@@ -1,0 +1,19 @@
+"""A study's config from its files: apart from ditscope.config, since jobs have neither YAML nor Snakemake."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ditscope.config import ROOT, load_config
+from ditscope.settings import Config
+from ditscope.yaml_file import read_yaml
+
+
+def read_config(overlays: Sequence[Path | str]) -> Config:
+    """The project's config.yaml with overlays merged over it, key by key."""
+    from snakemake.utils import update_config
+
+    data: dict[str, Any] = {}
+    for path in [ROOT / "config.yaml", *overlays]:
+        update_config(data, read_yaml(path))
+    return load_config(data)
