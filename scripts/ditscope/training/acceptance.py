@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPModel, CLIPProcessor
 
+from ditscope.intervals import mean_interval
 from ditscope.oracle import UNCLEAR, oracle
 from ditscope.shapes import (
     ATTRIBUTES,
@@ -185,12 +186,10 @@ def check_left_out(folder: Path, guidance: float) -> dict[str, dict]:
 
 def mean_row(values: list[float], total: int, target: float) -> dict:
     """A mean of a few prompts' values with its 95 % interval by Student's t; met when the mean reaches the target."""
-    from scipy.stats import t
-
-    mean, half = np.mean(values), t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    numbers = {"share": mean, "low": mean - half, "high": mean + half}
+    found = mean_interval(np.asarray(values))
+    numbers = {"share": found.mean, "low": found.low, "high": found.high}
     rounded = {key: round(float(value), 4) for key, value in numbers.items()}
-    return {**rounded, "n": total, "target": target, "met": bool(mean >= target)}
+    return {**rounded, "n": total, "target": target, "met": bool(found.mean >= target)}
 
 
 @torch.no_grad()
