@@ -188,7 +188,7 @@ def mean_row(values: list[float], total: int, target: float) -> dict:
     """A mean of a few prompts' values with its 95 % interval by Student's t; met when the mean reaches the target."""
     found = mean_interval(np.asarray(values))
     numbers = {"share": found.mean, "low": found.low, "high": found.high}
-    rounded = {key: round(float(value), 4) for key, value in numbers.items()}
+    rounded = {key: None if value is None else round(value, 4) for key, value in numbers.items()}
     return {**rounded, "n": total, "target": target, "met": bool(found.mean >= target)}
 
 
