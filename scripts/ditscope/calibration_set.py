@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from ditscope.atomic import replacing, write_text
 from ditscope.errors import InputError, parsing, read_json
 from ditscope.npy import npy_bytes
-from ditscope.paths import InputFolder
+from ditscope.paths import InputFolder, is_inside
 from ditscope.prompts import Prompt, check_seed
 
 log = logging.getLogger(__name__)
@@ -238,10 +238,9 @@ def sample_files(folder: Path, manifest: dict[str, Any]) -> list[Path]:
     """The NPZ files of a set: the manifest's list, else samples/*.npz, else *.npz."""
     if listed := manifest.get("sample_files"):
         for name in listed:
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or os.path.islink(folder / name):
-                raise InputError(
-                    f"{folder / 'manifest.json'}: sample_files: `{name}` is not a plain file inside the folder"
-                )
+            if not is_inside(name) or os.path.islink(folder / name):
+                where = f"{folder / 'manifest.json'}: sample_files"
+                raise InputError(f"{where}: `{str(name)[:200]}` is not a plain file inside the folder")
         return [folder / name for name in listed]
     return sorted(folder.glob("samples/*.npz"), key=by_number) or sorted(folder.glob("*.npz"), key=by_number)
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from PIL import Image
-
 from ditscope.capture_layout import decoded_file, intermediates_of, picture_file, read_metadata
-from ditscope.errors import InputError
+from ditscope.errors import InputError, line
 from ditscope.identity import file_digest
+from ditscope.paths import is_inside
+from ditscope.picture_file import decode_picture
 from ditscope.tables import read_table
 
 
@@ -42,7 +42,7 @@ def verify(folder: Path | str) -> list[str]:
 
 def check_file(path: Path, about: dict) -> str:
     """What is wrong with a tensor file, given its sha256 and bytes; empty where nothing is."""
-    if not path.exists():
+    if not is_inside(path.name) or not path.exists():
         return f"{path}: missing from the capture; capture it again"
     if (size := path.stat().st_size) != about["bytes"]:
         return f"{path}: has {size:,} bytes, {about['bytes']:,} were captured; capture it again"
@@ -54,8 +54,7 @@ def check_file(path: Path, about: dict) -> str:
 def check_picture(path: Path) -> str:
     """What is wrong with a picture; empty where it can be read."""
     try:
-        with Image.open(path) as image:
-            image.load()
-    except OSError as error:
-        return f"{path}: no picture that can be read ({' '.join(str(error).split())}); capture it again"
+        decode_picture(path.read_bytes())
+    except (InputError, OSError) as error:
+        return f"{path}: {line(error)}; capture it again"
     return ""

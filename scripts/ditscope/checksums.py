@@ -8,6 +8,7 @@ from typing import Any
 from ditscope.atomic import write_text
 from ditscope.errors import InputError, again, read_json
 from ditscope.identity import digest, file_digest
+from ditscope.paths import is_inside
 
 FOLDER = ".checksums"
 SCHEMA_VERSION = "1"
@@ -49,7 +50,7 @@ def read_record(file: Path) -> dict[str, Any]:
     if not isinstance(files := record.get("files"), dict):
         raise InputError(f"{file}: not a record of checksums; {remedy}")
     for name, entry in files.items():
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if not is_inside(name):
             raise InputError(f"{file}: `{name}` is not inside the study; {remedy}")
         whole = isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and type(entry.get("bytes")) is int
         if not whole:

@@ -3,7 +3,7 @@
 import os
 import stat
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from ditscope.errors import InputError
@@ -75,3 +75,13 @@ def output(path: Path, kind: PathKind) -> str:
 def first_file(path: Path) -> Path:
     """The first part of a path that is no folder."""
     return next((p for p in (*reversed(path.parents), path) if p.exists() and not p.is_dir()), path)
+
+
+def is_inside(name: object) -> bool:
+    """Whether a name that a file gives can be that of a plain file below a folder: relative, and fit for a disk."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    path = PurePosixPath(name)
+    sizes = [len(part.encode("utf-8", "surrogatepass")) for part in path.parts]
+    fits = max(sizes, default=256) < 256 and len(name) < 2048  # a disk's limit of one name; half of a path's
+    return fits and not path.is_absolute() and ".." not in path.parts

@@ -2,7 +2,7 @@
 
 import io
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import polars as pl
 from PIL import Image
@@ -14,6 +14,7 @@ from ditscope.config import unknown
 from ditscope.errors import InputError
 from ditscope.features import feature_extractor
 from ditscope.intervals import mean_interval
+from ditscope.paths import is_inside
 from ditscope.quality import OF_SETS, PAIRED, judged, log_metrics, missing_images, row, set_metrics
 from ditscope.settings import Benchmark, Embedder, Model
 from ditscope.tables import read_table, write_table
@@ -32,7 +33,7 @@ def reference_images(folder: Path) -> Images:
     made_with["guidance"] = manifest_guidance(manifest, root)
     for image in manifest["images"] if "images" in manifest else pictures_of(folder):
         path = root / image["file"]
-        if PurePosixPath(image["file"]).is_absolute() or ".." in path.parts or not path.is_file():
+        if not is_inside(image["file"]) or not path.is_file():
             raise InputError(f"{root / 'manifest.json'}: images: no file `{image['file']}` in the folder")
         png = verified(path.read_bytes(), str(path), "calibrate again")
         found[image["prompt_id"], image["seed"]] = {"png": png, "json": image | made_with}

@@ -13,6 +13,7 @@ import numpy as np
 from ditscope.atomic import replacing
 from ditscope.errors import InputError, again, parsing
 from ditscope.npy import npy_bytes
+from ditscope.paths import is_inside
 
 Sample = dict[str, Any]  # "__key__", and "png" (bytes), "json" (dict), "latent.npy" (array), of a video "mp4" (bytes)
 
@@ -58,10 +59,9 @@ def read_tar(path: Path | str) -> Iterator[Sample]:
                     break
                 file = tar.extractfile(member) if member.isfile() else None
                 data = file.read() if file else b""
-            name = PurePosixPath(member.name)
-            if not member.isfile() or name.is_absolute() or ".." in name.parts:
+            if not member.isfile() or not is_inside(member.name):
                 raise InputError(f"{path}: member {member.name!r} is not a plain file inside the shard")
-            key, _, extension = name.name.partition(".")
+            key, _, extension = PurePosixPath(member.name).name.partition(".")
             if sample and sample["__key__"] != key:
                 yield sample
                 sample = {}

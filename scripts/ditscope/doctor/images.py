@@ -1,7 +1,6 @@
 """Checks of prompts and images: counts, contents, and the settings they were made with."""
 
 import hashlib
-import io
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ditscope.doctor.study import Study, alike
 from ditscope.errors import InputError
 from ditscope.identity import BASE, request_hash, weights_id
 from ditscope.models import reads_negative, settled
+from ditscope.picture_file import decode_picture
 from ditscope.prompts import read_prompts, runs_of, shards_of
 from ditscope.settings import Model
 
@@ -258,20 +258,3 @@ def check_png(data: bytes, what: str) -> None:
             raise InputError("truncated, or another format")
     except InputError as error:
         raise InputError(f"{what} is not a PNG ({error})") from None
-
-
-def decode_picture(data: bytes) -> int:
-    """Decode every frame of a picture; how many they are."""
-    from PIL import Image, ImageSequence, UnidentifiedImageError
-
-    frames = 0
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            for frame in ImageSequence.Iterator(image):
-                frame.load()
-                frames += 1
-        return frames
-    except UnidentifiedImageError:
-        raise InputError("not a readable picture (of no known format)") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise InputError(f"not a readable picture ({error})") from None

@@ -10,9 +10,10 @@ import numpy as np
 import polars as pl
 
 from ditscope.doctor.books import beside
-from ditscope.doctor.images import decode_picture, image_rows, positive, prompt_tables
+from ditscope.doctor.images import image_rows, positive, prompt_tables
 from ditscope.doctor.study import Study
 from ditscope.errors import InputError
+from ditscope.picture_file import decode_picture
 from ditscope.random_walk import FAMILY as RANDOM_WALK
 
 TRAJECTORIES = "network run_id prompt_id prompt seed derived_seed sequence_number entry? model? scheme? type input_key?"
