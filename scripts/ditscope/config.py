@@ -23,6 +23,24 @@ from ditscope.settings import STAGES, Benchmark, Config, Model, Scheme
 NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 ROOT = Path(__file__).resolve().parents[2]
 type_hints = cache(get_type_hints)
+STATES = ("trajectories.networks", "embed.embedders")
+# What a stage works on, by settings that list it. `prompts` has its CSV; `video` and `publish` draw what others leave.
+WORKS_ON = {
+    "generate": ("generate.models",),
+    "capture": ("capture.models", "capture.sets"),
+    "blocks": ("capture.models", "capture.sets"),
+    "ablate": ("ablate.models",),
+    "calibrate": ("calibrate.models",),
+    "sensitivity": ("sensitivity.models",),
+    "plan": ("sensitivity.models", "plan.budgets"),
+    "benchmark": ("benchmark.models", "benchmark.schemes"),
+    "trajectories": ("trajectories.networks",),
+    "embed": STATES,
+    "drift": STATES,
+    "cluster": STATES,
+    "topology": STATES,
+    "refine": ("refine.models",),
+}
 
 
 def decode(kind: Any, value: Any, path: str = "") -> Any:
@@ -115,8 +133,11 @@ def unknown(where: str, name: Any, valid: Any, what: str) -> str:
 
 
 def load_config(data: Mapping[str, Any]) -> Config:
-    """Decode and cross-check a config (keys that Snakemake itself adds are ignored)."""
-    config = decode(Config, {k: v for k, v in data.items() if k != "pathvars"})
+    """Decode and cross-check a config (keys that Snakemake itself adds are ignored).
+
+    What only stages that it does not select work on is left out: see `of_stages`.
+    """
+    config = of_stages(decode(Config, {k: v for k, v in data.items() if k != "pathvars"}))
     check(config)
     return config
 
@@ -242,6 +263,35 @@ def check_blocks(where: str, pattern: str, name: str, entry: Model) -> None:
         select_blocks(pattern, blocks, f"{where} (model `{name}`)")
 
 
+def of_stages(config: Config) -> Config:
+    """The study without the models, networks and embedders that none of its `stages` works on.
+
+    Where it names no stages, it is as it was. Raises InputError for a stage that has nothing to work on.
+    """
+    if not config.stages:
+        return config
+    kept = {where for name in config.stages for where in WORKS_ON.get(name, ())}
+    for name in config.stages:
+        if lacking := [where for where in WORKS_ON.get(name, ()) if not value_at(config, where)]:
+            raise InputError(f"stages: `{name}` has nothing to work on; set {' and '.join(f'`{w}`' for w in lacking)}")
+    if "video" in config.stages and not kept & {"capture.models", "trajectories.networks"}:
+        raise InputError("stages: `video` draws captures and trajectories; name `capture` or `trajectories` as well")
+    if config.stages == ["publish"]:
+        raise InputError("stages: `publish` draws what other stages leave; name these as well")
+    dropped: dict[str, dict[str, list]] = {}
+    for where in {where for places in WORKS_ON.values() for where in places} - kept:
+        stage, _, key = where.partition(".")
+        if isinstance(value_at(config, where), list):
+            dropped.setdefault(stage, {})[key] = []
+    return replace(config, **{stage: replace(getattr(config, stage), **keys) for stage, keys in dropped.items()})
+
+
+def value_at(config: Config, where: str) -> Any:
+    """The value of a stage's setting, as of `capture.models`."""
+    stage, _, key = where.partition(".")
+    return getattr(getattr(config, stage), key)
+
+
 def of_backends(config: Config, backends: Collection[str]) -> Config:
     """The study without the models and networks that run on other back ends than these."""
 
@@ -251,7 +301,7 @@ def of_backends(config: Config, backends: Collection[str]) -> Config:
 
     kept: dict[str, Any] = {
         name: replace(stage, models=[model for model in stage.models if runs(model)])
-        for name, stage in config.stages().items()
+        for name, stage in config.by_stage().items()
         if hasattr(stage, "models")
     }
     networks = [n for n in config.trajectories.networks if all(map(runs, config.networks[n]))]

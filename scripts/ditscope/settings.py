@@ -506,6 +506,12 @@ class Publish:
     dpi: int = setting(160, "Resolution of PNG figures", positive=True)
 
 
+STAGES = (
+    "prompts", "generate", "capture", "blocks", "ablate", "calibrate", "sensitivity", "plan", "benchmark",
+    "trajectories", "embed", "drift", "cluster", "topology", "refine", "video", "publish",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Config:
     """The whole study."""
@@ -515,6 +521,11 @@ class Config:
         ["torch"],
         "Back ends that `all` asks for: models on others are left out, until `snakemake mlx` makes them",
         choices=BACKENDS,
+    )
+    stages: list[str] = setting(
+        [],
+        "Stages that `all` asks for; what they need of the others is made too. Empty: every stage that lists something",
+        choices=STAGES,
     )
     staleness: str = setting(
         "code", "What makes results stale: the library's code, or only a new release", choices=("code", "release")
@@ -545,16 +556,14 @@ class Config:
 
     def selected_models(self) -> list[str]:
         """Names of the models that some stage uses, in the registry's order."""
-        names = {name for stage in self.stages().values() for name in getattr(stage, "models", [])}
+        names = {name for stage in self.by_stage().values() for name in getattr(stage, "models", [])}
         names |= {entry.partition(":")[0] for network in self.trajectories.networks for entry in self.networks[network]}
         return [name for name in self.models if name in names]
 
-    def stages(self) -> dict[str, Any]:
+    def asked(self) -> tuple[str, ...]:
+        """Names of the stages that `all` asks for."""
+        return tuple(self.stages) or STAGES
+
+    def by_stage(self) -> dict[str, Any]:
         """The settings of each stage by the stage's name, in pipeline order."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name in STAGES}
-
-
-STAGES = (
-    "prompts", "generate", "capture", "blocks", "ablate", "calibrate", "sensitivity", "plan", "benchmark",
-    "trajectories", "embed", "drift", "cluster", "topology", "refine", "video", "publish",
-)  # fmt: skip

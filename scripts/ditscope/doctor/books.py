@@ -21,12 +21,14 @@ from ditscope.prompts import first_runs
 # Folders and files that belong to the study itself; logs and benchmarks of earlier configs do no harm.
 OWN = ("logs/", ".benchmarks/", f"{FOLDER}/", ".partial/", PLAN, "progress.md", "report.html", "doctor.json")
 MISSING = "missing"
-# Where a file that no job of this config makes was made by a job of an earlier one.
-SHARDED = (
-    "prompts/*.parquet", "images/*/shard-*", "captures/*/*", "calibration/*/shards/*",
-    "calibration/*/manifest.json", "calibration/*/activations.parquet", "sensitivity/*/*-*.parquet", "plans/*/*.json",
-    "trajectories/*/shard-*", "embeddings/*/*-*.parquet", "refine/*/*", "videos/captures/*/*",
-)  # fmt: skip
+# Where a file that no job of this config makes was made by a job of an earlier one, with the stage of the job.
+SHARDED = {
+    "prompts/*.parquet": "prompts", "images/*/shard-*": "generate", "captures/*/*": "capture",
+    "calibration/*/shards/*": "calibrate", "calibration/*/manifest.json": "calibrate",
+    "calibration/*/activations.parquet": "calibrate", "sensitivity/*/*-*.parquet": "sensitivity",
+    "plans/*/*.json": "plan", "trajectories/*/shard-*": "trajectories", "embeddings/*/*-*.parquet": "embed",
+    "refine/*/*": "refine", "videos/captures/*/*": "video",
+}  # fmt: skip
 
 
 def expected_files(study: Study) -> dict[str, str]:
@@ -36,7 +38,7 @@ def expected_files(study: Study) -> dict[str, str]:
     expected |= dict.fromkeys(prompt_slices(study), "prompts")
     for tar in study.targets("generate"):
         expected |= dict.fromkeys((tar, *beside(tar)), "generate")
-    for model in config.calibrate.models:
+    for model in {file.split("/")[1] for file in study.targets("calibrate")}:
         shards = math.ceil(config.calibrate.num_images / config.calibrate.shard_size)
         expected |= {f"calibration/{model}/shards/{i:05d}": "calibrate" for i in range(shards)}
     for model in config.sensitivity.models:
@@ -171,10 +173,14 @@ def damage(path: Path, entry: dict) -> str:
 
 
 def check_left_over(study: Study) -> None:
-    """Nothing lies about: no file that no job makes, no half-written one, no unfinished work of a finished job."""
+    """Nothing lies about: no file that no job makes, no half-written one, no unfinished work of a finished job.
+
+    Results of a stage that is not asked for are none of it: they may be of another selection of `stages`.
+    """
     expected = expected_files(study)
     rules = [re.compile(pattern(glob)) for rule in study.plan["rules"].values() for glob in rule["outputs"]]
-    sharded = [re.compile(pattern(glob)) for glob in SHARDED]
+    asked = study.config.asked()
+    sharded = [re.compile(pattern(glob)) for glob, stage in SHARDED.items() if stage in asked]
     for path in files_of(study.results):
         name = path.relative_to(study.results).as_posix()
         if name.startswith(OWN) and not name.endswith(".partial"):

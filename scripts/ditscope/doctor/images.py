@@ -47,8 +47,8 @@ def check_prompts(study: Study) -> None:
             found = table.select("prompt_id", "seed", "prompt", "negative_prompt").rows()
             study.same_rows("prompts", file, found, rows, "runs of the CSV")
             study.agree("prompts", file, table, pl.DataFrame(wanted, infer_schema_length=None))
-    whole = [table for table in tables.values() if table is not None]
-    if len(whole) < len(tables) or not whole:
+    whole = prompt_tables(study)
+    if len(whole) < len(study.asked("prompts")) or not whole:
         return
     runs = pl.concat(whole)
     for path in sorted((study.results / "prompts").glob("runs-*-*.parquet")):
@@ -222,10 +222,15 @@ def count_frames(mp4: bytes) -> int:
             raise InputError(f"a video that cannot be decoded ({error})") from None
 
 
-def prompt_tables(study: Study) -> list:
-    """The prompt shards that can be read; their defects are noted by `check_prompts`."""
+def prompt_tables(study: Study) -> list[pl.DataFrame]:
+    """The prompt shards that can be read; their defects are noted by `check_prompts`.
+
+    Of a study that does not ask for all of them they are what its CSV gives; none where that is not at hand.
+    """
+    if not study.asked("prompts"):
+        return [pl.DataFrame(runs, infer_schema_length=None) for runs in csv_shards(study) or []]
     quiet = study.quiet()
-    tables = [quiet.table("prompts", file, "prompts", PROMPTS) for file in study.targets("prompts")]
+    tables = [quiet.table("prompts", file, "prompts", PROMPTS) for file in study.asked("prompts")]
     return [table for table in tables if table is not None]
 
 
