@@ -14,7 +14,7 @@ from ditscope.errors import InputError
 from ditscope.identity import BASE, request_hash, weights_id
 from ditscope.models import reads_negative, settled
 from ditscope.picture_file import decode_picture
-from ditscope.prompts import read_prompts, runs_of, shards_of
+from ditscope.prompts import read_prompts, runs_of, runs_table, shards_of
 from ditscope.settings import Model
 
 PROMPTS = "prompt_id prompt negative_prompt family seed derived_seed"
@@ -228,7 +228,7 @@ def prompt_tables(study: Study) -> list[pl.DataFrame]:
     Of a study that does not ask for all of them they are what its CSV gives; none where that is not at hand.
     """
     if not study.asked("prompts"):
-        return [pl.DataFrame(runs, infer_schema_length=None) for runs in csv_shards(study) or []]
+        return [runs_table(runs) for runs in csv_shards(study) or []]
     quiet = study.quiet()
     tables = [quiet.table("prompts", file, "prompts", PROMPTS) for file in study.asked("prompts")]
     return [table for table in tables if table is not None]

@@ -78,7 +78,7 @@ class Study:
         return [target.removeprefix(self.prefix) for target in self.plan["targets"].get(stage, [])]
 
     def targets(self, stage: str) -> list[str]:
-        """What a stage leaves: what it is asked for, and what it makes on the way to what other stages are asked for."""
+        """What a stage leaves: what it is asked for, and what is made of it on the way to other stages."""
         upstream = [made.removeprefix(self.prefix) for made in self.plan["upstream"].get(stage, [])]
         return [*self.asked(stage), *upstream]
 
