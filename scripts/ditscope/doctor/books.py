@@ -21,13 +21,19 @@ from ditscope.prompts import first_runs
 # Folders and files that belong to the study itself; logs and benchmarks of earlier configs do no harm.
 OWN = ("logs/", ".benchmarks/", f"{FOLDER}/", ".partial/", PLAN, "progress.md", "report.html", "doctor.json")
 MISSING = "missing"
-# Where a file that no job of this config makes was made by a job of an earlier one, with the stage of the job.
-SHARDED = {
-    "prompts/*.parquet": "prompts", "images/*/shard-*": "generate", "captures/*/*": "capture",
-    "calibration/*/shards/*": "calibrate", "calibration/*/manifest.json": "calibrate",
-    "calibration/*/activations.parquet": "calibrate", "sensitivity/*/*-*.parquet": "sensitivity",
-    "plans/*/*.json": "plan", "trajectories/*/shard-*": "trajectories", "embeddings/*/*-*.parquet": "embed",
-    "refine/*/*": "refine", "videos/captures/*/*": "video",
+# Where a file that no job of this config makes was made by a job of an earlier one.
+SHARDED = (
+    "prompts/*.parquet", "images/*/shard-*", "captures/*/*", "calibration/*/shards/*",
+    "calibration/*/manifest.json", "calibration/*/activations.parquet", "sensitivity/*/*-*.parquet", "plans/*/*.json",
+    "trajectories/*/shard-*", "embeddings/*/*-*.parquet", "refine/*/*", "videos/captures/*/*",
+)  # fmt: skip
+# What lies at the top of the results, and the stage that it is of.
+PLACES = {
+    "prompts": "prompts", "images": "generate", "captures": "capture", "analysis": "blocks", "ablation": "ablate",
+    "calibration": "calibrate", "sensitivity": "sensitivity", "plans": "plan", "benchmarks": "benchmark",
+    "checkpoints": "benchmark", "trajectories": "trajectories", "embeddings": "embed", "drift": "drift",
+    "clusters": "cluster", "topology": "topology", "refine": "refine", "videos": "video", "figures": "publish",
+    "tables": "publish", "catalog.duckdb": "publish", "explorer.html": "publish",
 }  # fmt: skip
 
 
@@ -179,8 +185,7 @@ def check_left_over(study: Study) -> None:
     """
     expected = expected_files(study)
     rules = [re.compile(pattern(glob)) for rule in study.plan["rules"].values() for glob in rule["outputs"]]
-    asked = study.config.asked()
-    sharded = [re.compile(pattern(glob)) for glob, stage in SHARDED.items() if stage in asked]
+    sharded = [re.compile(pattern(glob)) for glob in SHARDED]
     for path in files_of(study.results):
         name = path.relative_to(study.results).as_posix()
         if name.startswith(OWN) and not name.endswith(".partial"):
@@ -188,7 +193,7 @@ def check_left_over(study: Study) -> None:
         problem = ""
         if any(part.endswith(".partial") for part in path.relative_to(study.results).parts if part != ".partial"):
             problem = "half-written by a job that was interrupted"
-        elif output_of(name, expected):
+        elif output_of(name, expected) or of_other_stages(study, name):
             continue
         elif not any(rule.match(name) for rule in rules):
             problem = "no job of the workflow makes this file"
@@ -203,6 +208,13 @@ def check_left_over(study: Study) -> None:
             if (study.results / output).exists() or output not in expected:
                 problem = f"unfinished work for {output}, which is finished or no longer asked for"
                 study.findings.append(Finding("leftovers", name, problem, remove=name))
+
+
+def of_other_stages(study: Study, name: str) -> bool:
+    """Whether a file is of a stage that this study does not ask for; runs of first prompts are of those that read them."""
+    asked, stage = study.config.asked(), PLACES.get(name.split("/")[0])
+    slices = name.startswith("prompts/runs-") and bool(study.config.stages)
+    return slices or (stage is not None and stage not in asked)
 
 
 def pattern(glob: str) -> str:

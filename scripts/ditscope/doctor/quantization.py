@@ -100,7 +100,11 @@ def check_sensitivity(study: Study) -> None:
         name: [part for file, part in tables.items() if file.split("/")[1] in settings.models]
         for name, tables in parts.items()
     }
-    whole = {name: pl.concat(tables) for name, tables in gathered.items() if tables and None not in tables}
+    whole = {
+        name: pl.concat([part for part in tables if part is not None])
+        for name, tables in gathered.items()
+        if tables and all(part is not None for part in tables)
+    }
     if table is not None and "layers" in whole:
         order = ["model", "depth", "layer", "bits", "bucket", "metric"]
         if not table.select([*CELL, "value"]).sort(CELL).equals(whole["layers"].select([*CELL, "value"]).sort(CELL)):
