@@ -2,16 +2,17 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from ditscope.config import WORKS_ON, decode, load_config, of_stages
+from ditscope.config import WORKS_ON, load_config, of_stages
 from ditscope.config_files import read_config
-from ditscope.doctor.examine import examine
+from ditscope.doctor.examine import CHECKS, examine
 from ditscope.errors import InputError
 from ditscope.estimate import parse_job_stats
 from ditscope.progress import markdown, read_plan
-from ditscope.settings import STAGES, Config, Drift, Embed, Sensitivity
+from ditscope.settings import STAGES
 from workflow import ROOT, snakemake, workdir
 
 DEMO = read_config([])
@@ -106,16 +107,43 @@ def test_the_target_of_another_stage_says_how_to_ask_for_it(tmp_path):
     assert parse_job_stats(done.stdout)["capture_set"] == 2
 
 
-@pytest.fixture(scope="module")
-def selection(study, tmp_path_factory):
-    """The plan of the tiny study under a selection of stages, beside its finished results."""
-    folder = workdir(tmp_path_factory.mktemp("selection"))
+@pytest.fixture
+def selection(study, tmp_path):
+    """A function that plans the tiny study under a selection of stages, beside its finished results."""
+    folder = workdir(tmp_path)
     shutil.copytree(study / "results/tiny", folder / "results/tiny")
 
     def select(stages):
         tiny = ("--configfile", str(ROOT / "experiments/tiny.yaml"), "--config", f"stages=[{stages}]")
-        done = snakemake(folder, *tiny, "--cores", "1", "--touch")  # plans, and runs nothing
+        done = snakemake(folder, *tiny, "--cores", "1", "--forceall", "--touch")  # plans, and runs nothing
         assert done.returncode == 0, done.stdout
         return folder / "results/tiny"
 
     return select
+
+
+@pytest.mark.parametrize(
+    ("stages", "upstream"),
+    [
+        pytest.param("topology", {"embed", "trajectories"}, marks=pytest.mark.system),
+        ("plan,ablate", {"calibrate", "sensitivity"}),
+        pytest.param("prompts,blocks,video", {"capture"}, marks=pytest.mark.system),
+        pytest.param("benchmark", {"prompts", "calibrate", "sensitivity", "plan"}, marks=pytest.mark.system),
+        pytest.param("trajectories,refine", {"prompts", "generate"}, marks=pytest.mark.system),
+    ],
+)
+def test_tools_expect_the_stages_and_what_they_need(selection, monkeypatch, stages, upstream):
+    """Doctor reads what is upstream as well, and calls nothing left over that other stages made before."""
+    results = selection(stages)
+    monkeypatch.chdir(results.parents[1])
+    plan = read_plan(results)
+    asked = {stage for stage, files in plan["targets"].items() if files}
+    assert asked == set(stages.split(",")) and set(plan["upstream"]) == upstream
+    shown = {line.split()[2].rstrip(":") for line in markdown(results).splitlines() if line.startswith("- [x] ")}
+    assert shown == asked | upstream
+    assert examine(results, list(CHECKS)).findings == []
+    first = Path(next(iter(plan["upstream"].values()))[0])
+    first.rename("elsewhere")
+    assert [finding.file for finding in examine(results, ["files"]).findings] == [
+        str(first.relative_to("results/tiny"))
+    ]

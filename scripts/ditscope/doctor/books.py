@@ -211,7 +211,7 @@ def check_left_over(study: Study) -> None:
 
 
 def of_other_stages(study: Study, name: str) -> bool:
-    """Whether a file is of a stage that this study does not ask for; runs of first prompts are of those that read them."""
+    """Whether a file is of a stage that is not asked for, or runs of the first prompts, which such a stage may read."""
     asked, stage = study.config.asked(), PLACES.get(name.split("/")[0])
     slices = name.startswith("prompts/runs-") and bool(study.config.stages)
     return slices or (stage is not None and stage not in asked)

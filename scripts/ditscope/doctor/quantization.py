@@ -80,6 +80,8 @@ def check_sensitivity(study: Study) -> None:
             if part is not None:
                 beside_it = parts["fast" if name == "layers" else "layers"]
                 check_part(study, file, part, beside_it.get(other_part(file)), name)
+    if not study.asked("sensitivity"):
+        return
     file, agreement = "sensitivity/sensitivity.parquet", "sensitivity/agreement.parquet"
     table = study.table("sensitivity", file, "sensitivity", SENSITIVITY)
     compared = study.table(
