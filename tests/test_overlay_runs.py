@@ -60,7 +60,13 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "benchmark": judged(compiled=["base"]),
     }
     | CALIBRATED,
-    "benchmark-mlx": {"prompts": {"limit": 2, "seeds": [0]}, "benchmark": judged()} | CALIBRATED,
+    # SD3 on MLX is sd3-apple's.
+    "benchmark-mlx": {
+        "prompts": {"limit": 2, "seeds": [0]},
+        "calibrate": CALIBRATED["calibrate"] | {"models": ["shapes-flux-mlx"]},
+        "sensitivity": CALIBRATED["sensitivity"] | {"models": ["shapes-flux-mlx"]},
+        "benchmark": judged(models=["shapes-flux-mlx"]),
+    },
     "flux-dev": {
         "models": sized(64, "flux-dev"),
         "capture": {"sets": {"all": {"generations": 1}, "landmarks": {"generations": 1}}},
