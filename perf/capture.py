@@ -22,11 +22,11 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
-from ditscope.families import flux
-from ditscope.memory import peak_rss, reset_peaks
-from ditscope.models import Generator, load_generator
-from ditscope.recorder import Recorder
-from ditscope.sampling import Observer, sample
+from ditscope.benchmark.memory import peak_rss, reset_peaks
+from ditscope.capture.recorder import Recorder
+from ditscope.models.families import flux
+from ditscope.models.registry import Generator, load_generator
+from ditscope.models.sampling import Observer, sample
 from ditscope.settings import CaptureSet, Model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from ditscope.config import decode
-from ditscope.job import embedder_entry, job
 from ditscope.settings import Blocks
+from ditscope.workflow.job import embedder_entry, job
 
 with job(snakemake):
-    from ditscope.blocks import blocks
+    from ditscope.blocks.stage import blocks
 
     blocks(
         captures=Path(snakemake.input.captures),

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from ditscope.config import decode
-from ditscope.job import job, model_entry, partial_root
 from ditscope.settings import Calibrate
+from ditscope.workflow.job import job, model_entry, partial_root
 
 with job(snakemake):
-    from ditscope.calibrate import calibrate_shard
+    from ditscope.calibrate.stage import calibrate_shard
 
     calibrate_shard(
         name=snakemake.wildcards.model,

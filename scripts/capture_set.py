@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from ditscope.config import decode
-from ditscope.job import job, model_entry, partial_root
 from ditscope.settings import CaptureSet
+from ditscope.workflow.job import job, model_entry, partial_root
 
 with job(snakemake):
-    from ditscope.capture import capture
+    from ditscope.capture.stage import capture
 
     capture(
         name=snakemake.wildcards.model,

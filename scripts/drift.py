@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from ditscope.config import decode
-from ditscope.drift import drift
-from ditscope.job import job
+from ditscope.drift.stage import drift
 from ditscope.settings import Drift
+from ditscope.workflow.job import job
 
 with job(snakemake):
     drift(

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from ditscope.config import decode
-from ditscope.job import embedder_entry, job
 from ditscope.settings import Embed
+from ditscope.workflow.job import embedder_entry, job
 
 with job(snakemake):
-    from ditscope.embed import embed
+    from ditscope.embed.stage import embed
 
     embed(
         name=snakemake.wildcards.embedder,

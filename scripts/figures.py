@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from ditscope.config import decode
-from ditscope.figures.draw import draw_figures
-from ditscope.job import job
+from ditscope.publish.draw import draw_figures
 from ditscope.settings import Publish
+from ditscope.workflow.job import job
 
 with job(snakemake):
     draw_figures(

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from ditscope.config import decode
-from ditscope.job import job, model_entry
 from ditscope.settings import Scheme
+from ditscope.workflow.job import job, model_entry
 
 with job(snakemake):
-    from ditscope.checkpoints import quantize
+    from ditscope.benchmark.checkpoints import quantize
 
     quantize(
         name=snakemake.wildcards.model,

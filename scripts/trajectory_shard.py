@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from ditscope.config import decode
-from ditscope.job import job, model_entry, partial_root
 from ditscope.settings import Scheme, Trajectories
+from ditscope.workflow.job import job, model_entry, partial_root
 
 with job(snakemake):
-    from ditscope.trajectories import trajectories
+    from ditscope.trajectories.stage import trajectories
 
     network = snakemake.params.network
     trajectories(

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from ditscope.config import decode
-from ditscope.job import job
-from ditscope.mosaic import trajectory_video
 from ditscope.settings import Video
+from ditscope.video.mosaic import trajectory_video
+from ditscope.workflow.job import job
 
 with job(snakemake):
     trajectory_video(

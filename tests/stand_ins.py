@@ -66,7 +66,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from ditscope.models import source_folder
+from ditscope.models.registry import source_folder
 from ditscope.settings import Config, Embedder, Model
 from workflow import ROOT
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ditscope.atomic import replacing, write_text
+from ditscope.core.atomic import replacing, write_text
 from workflow import ROOT
 
 LIBRARY = ROOT / "scripts" / "ditscope"

@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ditscope import calibrate as stage
-from ditscope.calibrate import calibrate, calibrate_shard
-from ditscope.calibration_set import (
+from ditscope.calibrate import stage
+from ditscope.calibrate.files import (
     calibration_images,
     check_fits,
     guidance_of,
@@ -25,10 +24,11 @@ from ditscope.calibration_set import (
     write_manifest,
     write_npz,
 )
-from ditscope.errors import InputError
-from ditscope.families.common import Conditioning
-from ditscope.prompts import read_prompts
-from ditscope.sampling import pictures, predict, sample
+from ditscope.calibrate.stage import calibrate, calibrate_shard
+from ditscope.core.errors import InputError
+from ditscope.models.families.common import Conditioning
+from ditscope.models.sampling import pictures, predict, sample
+from ditscope.prompts.stage import read_prompts
 from ditscope.settings import Calibrate
 from tiny_models import ENTRIES, tiny_generator
 

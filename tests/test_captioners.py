@@ -28,8 +28,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ditscope.captioners import caption, load_captioner
-from ditscope.errors import InputError
+from ditscope.core.errors import InputError
+from ditscope.models.captioners import caption, load_captioner
 from ditscope.settings import Model
 
 WORDS = ["a", "the", "red", "blue", "large", "small", "ring", "star", "left", "right", "white", "black", "of", "on"]

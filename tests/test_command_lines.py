@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from ditscope import cli
-from ditscope.calibration_set import validate_calibration
-from ditscope.capture_layout import captures_in, read_metadata
+from ditscope.calibrate.files import validate_calibration
+from ditscope.capture.files import captures_in, read_metadata
 from ditscope.config_files import read_config
-from ditscope.models import source_folder
+from ditscope.core.tables import read_table
+from ditscope.models.registry import source_folder
 from ditscope.settings import Benchmark, Calibrate, CaptureSet, Video
-from ditscope.tables import read_table
 from tiny_pipelines import save_tiny_flux, save_tiny_sd3
 from workflow import ROOT
 

@@ -7,7 +7,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from ditscope.model_memory import host_memory_mb, weight_bytes
+from ditscope.models.memory import host_memory_mb, weight_bytes
 from ditscope.settings import Embedder, Model
 from workflow import ROOT
 

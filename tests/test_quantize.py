@@ -11,9 +11,9 @@ from torchao.quantization.granularity import PerRow
 from torchao.quantization.quantize_.workflows.float8 import float8_sparse_2x4_2d_data_2d_metadata_tensor as sparse_fp8
 from torchao.quantization.quantize_.workflows.float8.float8_tensor import QuantizeTensorToFloat8Kwargs
 
-from ditscope import quantize
-from ditscope.errors import InputError
-from ditscope.quantize import (
+from ditscope.core.errors import InputError
+from ditscope.models import quantize
+from ditscope.models.quantize import (
     KINDS,
     apply_scheme,
     coverage,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ditscope.errors import InputError
+from ditscope.core.errors import InputError
 from ditscope.refine.corruption import (
     EDGE_FLOOR,
     INTERPOLATIONS,

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import ditscope.refine.train as stage
-from ditscope.errors import InputError
+from ditscope.core.errors import InputError
+from ditscope.core.shards import read_tar, write_tar
+from ditscope.core.tables import read_table
 from ditscope.refine.batches import draw_batch, training_set, without_replacement
 from ditscope.refine.codebook import build_codebook
 from ditscope.refine.features import FEATURES, extract
@@ -28,8 +30,6 @@ from ditscope.refine.networks import (
 )
 from ditscope.refine.patches import patch_sides
 from ditscope.settings import Refine
-from ditscope.shards import read_tar, write_tar
-from ditscope.tables import read_table
 from refine_latents import disc_latents, drifting_discs, write_discs, write_latents
 
 TINY = replace(

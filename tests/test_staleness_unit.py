@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import ditscope
-from ditscope import staleness
-from ditscope.errors import InputError
+from ditscope.core.errors import InputError
+from ditscope.workflow import staleness
 
 PACKAGE = Path(ditscope.__file__).parent
 
@@ -90,15 +90,13 @@ def test_release_swaps_code_for_version(package):
 
 
 def test_closure_covers_what_python_really_imports():
-    """Against the interpreter: after `import ditscope.generate`, every loaded ditscope module is in the closure."""
-    code = (
-        "import sys, json, ditscope.generate; print(json.dumps([m for m in sys.modules if m.startswith('ditscope.')]))"
-    )
+    """Against the interpreter: after `import ditscope.generate.stage`, every loaded ditscope module is in the closure."""
+    code = "import sys, json, ditscope.generate.stage; print(json.dumps([m for m in sys.modules if m.startswith('ditscope.')]))"
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout)) - staleness.IGNORED
-    assert "ditscope.sampling" in loaded
-    assert loaded <= set(staleness.import_closure("ditscope.generate"))
+    assert "ditscope.models.sampling" in loaded
+    assert loaded <= set(staleness.import_closure("ditscope.generate.stage"))
 
 
 def test_parse_time_modules_import_nothing_heavy():

@@ -12,8 +12,8 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 
-from ditscope.families import flux, sd3
-from ditscope.models import Generator
+from ditscope.models.families import flux, sd3
+from ditscope.models.registry import Generator
 from ditscope.settings import Model
 
 ENTRIES = {

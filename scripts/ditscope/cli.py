@@ -17,11 +17,11 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import ditscope
 from ditscope.config import json_schema, reference, unknown
 from ditscope.config_files import read_config
-from ditscope.errors import IncompleteError, InputError, machine_error
-from ditscope.job import logged
-from ditscope.paths import PathKind, check_path
-from ditscope.ranges import check_ranges
+from ditscope.core.errors import IncompleteError, InputError, machine_error
+from ditscope.core.paths import PathKind, check_path
+from ditscope.core.ranges import check_ranges
 from ditscope.settings import Budget, CaptureSet, Config, Embedder, Model, Scheme
+from ditscope.workflow.job import logged
 
 # name: (module and function, one line for `ditscope --help`); the function's own signature makes the options.
 COMMANDS = {

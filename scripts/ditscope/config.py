@@ -12,13 +12,13 @@ from pathlib import Path
 from types import GenericAlias
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ditscope.block_names import known_blocks
-from ditscope.errors import InputError
-from ditscope.models import check_backend, check_frames, check_revision, is_generator, require_blocks
-from ditscope.networks import resolve_network
-from ditscope.patterns import select_blocks, select_indices
-from ditscope.ranges import INT64, check_ranges
+from ditscope.core.errors import InputError
+from ditscope.core.patterns import select_blocks, select_indices
+from ditscope.core.ranges import INT64, check_ranges
+from ditscope.models.block_names import known_blocks
+from ditscope.models.registry import check_backend, check_frames, check_revision, is_generator, require_blocks
 from ditscope.settings import STAGES, Benchmark, Config, Model, Scheme
+from ditscope.trajectories.networks import resolve_network
 
 NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 ROOT = Path(__file__).resolve().parents[2]

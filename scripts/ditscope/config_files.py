@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ditscope.config import ROOT, load_config
+from ditscope.core.yaml_file import read_yaml
 from ditscope.settings import Config
-from ditscope.yaml_file import read_yaml
 
 
 def read_config(overlays: Sequence[Path | str]) -> Config:

@@ -12,7 +12,7 @@ from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 from scipy.sparse.linalg import splu
 from scipy.spatial import QhullError
 
-from ditscope.errors import InputError
+from ditscope.core.errors import InputError
 from ditscope.settings import Refine
 
 Grid = tuple[int, ...]

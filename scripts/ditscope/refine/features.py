@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ditscope.config import unknown
-from ditscope.errors import InputError
+from ditscope.core.errors import InputError
 from ditscope.refine.networks import LatentMAE
 from ditscope.refine.patches import patchify
 
