@@ -17,7 +17,7 @@ from ditscope.cli import read_config
 from ditscope.models.quantize import apply_scheme
 from ditscope.models.registry import Generator, load_generator
 from ditscope.models.sampling import sample
-from ditscope.settings import Scheme
+from ditscope.models.settings import Scheme
 
 REPEATS = 3
 

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from ditscope.benchmark.memory import peak_rss, reset_peaks
 from ditscope.capture.recorder import Recorder
+from ditscope.capture.settings import CaptureSet
 from ditscope.models.families import flux
 from ditscope.models.registry import Generator, load_generator
 from ditscope.models.sampling import Observer, sample
-from ditscope.settings import CaptureSet, Model
+from ditscope.models.settings import Model
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "results"

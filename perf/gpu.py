@@ -36,6 +36,7 @@ from ditscope.benchmark.memory import peaks, reset_peaks
 from ditscope.benchmark.stage import prepare
 from ditscope.calibrate.files import Reference
 from ditscope.capture.recorder import Recorder
+from ditscope.capture.settings import CaptureSet
 from ditscope.core.determinism import WORKSPACE, deterministic
 from ditscope.models.families import flux
 from ditscope.models.families.common import Conditioning
@@ -45,10 +46,11 @@ from ditscope.models.quantize import stored_bytes
 from ditscope.models.quantizers import quantizable
 from ditscope.models.registry import Generator, default_device
 from ditscope.models.sampling import Observer, sample
+from ditscope.models.settings import SCHEME_KINDS, Model, Scheme
 from ditscope.sensitivity.batches import Batch
 from ditscope.sensitivity.exact import QUANTIZERS, network_of
 from ditscope.sensitivity.fast import estimate_layers
-from ditscope.settings import SCHEME_KINDS, CaptureSet, Model, Scheme, Sensitivity
+from ditscope.sensitivity.settings import Sensitivity
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "models/shapes-flux"
@@ -384,7 +386,7 @@ def trained(device: torch.device) -> str:
     from ditscope.refine import train
     from ditscope.refine.batches import training_set
     from ditscope.refine.latents import LatentSet
-    from ditscope.settings import Refine
+    from ditscope.refine.settings import Refine
 
     rng = np.random.default_rng(0)
     values = rng.standard_normal((32, 16, 16, 16), dtype=np.float32)

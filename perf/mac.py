@@ -36,10 +36,11 @@ from ditscope.models.hardware import fingerprint
 from ditscope.models.quantize import apply_scheme
 from ditscope.models.quantizers import quantizable
 from ditscope.models.registry import Generator, default_device
+from ditscope.models.settings import Scheme
 from ditscope.sensitivity.exact import Layer
 from ditscope.sensitivity.fast import estimate_layers
+from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.tables import layer_kind
-from ditscope.settings import Scheme, Sensitivity
 
 CPU = torch.device("cpu")
 

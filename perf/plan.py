@@ -17,15 +17,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.core.intervals import mean_interval
 from ditscope.core.tables import read_table
 from ditscope.models.quantizers import QUANTIZERS, quantizable
 from ditscope.models.registry import Generator, load_generator
 from ditscope.models.sampling import decode, sample
+from ditscope.models.settings import Model
+from ditscope.plan.settings import Plan
 from ditscope.plan.stage import Choices, choices_of, frontier, random_plan, solve
+from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import sensitivity
-from ditscope.settings import Calibrate, Model, Plan, Sensitivity
 from ditscope.shapes.world import caption, held_out
 
 ROOT = Path(__file__).resolve().parents[1]

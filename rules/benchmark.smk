@@ -2,7 +2,7 @@
 # <results>/benchmarks/<model>/<hardware>/: <scheme>-<compile>.parquet (sizes), .timing.parquet (latency, memory), .tar
 # (images) and .flat.parquet (flat field) of each run, quality.parquet of all; their joins and recommendation.md in
 # <results>/benchmarks/; and the quantized weights that are asked for, in <results>/checkpoints/<model>/.
-from ditscope.settings import COMPILE_STATES
+from ditscope.benchmark.settings import COMPILE_STATES
 
 
 wildcard_constraints:

@@ -16,13 +16,15 @@ announce_workflow()
 
 from snakemake.exceptions import WorkflowError
 
-from ditscope.config import load_config, of_backends, plain
+from ditscope.config import load_config, of_backends
+from ditscope.core.settings import plain
 from ditscope.core.errors import InputError
 from ditscope.models.memory import host_memory_mb
 from ditscope.models.registry import download_mark, resolve_source, source_folder
 from ditscope.trajectories.networks import plan_file, resolve_network, trajectory_index
 from ditscope.prompts.stage import first_runs, shard_index
-from ditscope.workflow.staleness import cached, code_digest, prefer_this_library, source_digest
+from ditscope.workflow.staleness import code_digest, prefer_this_library
+from ditscope.core.digests import cached, source_digest
 from ditscope.core.yaml_file import read_yaml
 
 CACHE = Path("resources/.cache")
@@ -47,17 +49,17 @@ try:
         read_yaml(file)  # refuses what Snakemake's reader takes otherwise than it looks
     WHOLE = load_config(config)
     CONFIG = of_backends(WHOLE, WHOLE.backends)  # what `all` asks for; the targets `cuda` and `mlx` each ask for a half
-    SHARD_INDEX = indexed("shards", "prompts", lambda: shard_index(CONFIG.prompts, CONFIG.experiment))
+    SHARD_INDEX = indexed("shards", "prompts.stage", lambda: shard_index(CONFIG.prompts, CONFIG.experiment))
     TRAJECTORY_INDEX = indexed(
         "trajectories",
-        "networks",
+        "trajectories.networks",
         lambda: trajectory_index(CONFIG.prompts, CONFIG.trajectories, CONFIG.experiment),
         plain(CONFIG.trajectories),
     )
     CAPTURE_RUNS = {
         name: indexed(
             f"capture {name}",
-            "prompts",
+            "prompts.stage",
             lambda: first_runs(CONFIG.prompts, CONFIG.experiment, captured.generations),
             captured.generations,
         )
@@ -65,7 +67,7 @@ try:
     }
     ABLATED_RUNS = indexed(
         "ablate",
-        "prompts",
+        "prompts.stage",
         lambda: first_runs(CONFIG.prompts, CONFIG.experiment, CONFIG.ablate.generations),
         CONFIG.ablate.generations,
     )

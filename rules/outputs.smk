@@ -7,12 +7,13 @@ from pathlib import Path
 from snakemake.io import strip_wildcard_constraints
 
 from ditscope.publish.catalog import table_files
-from ditscope.config import benchmark_cases, of_backends
+from ditscope.config import of_backends
+from ditscope.benchmark.cases import benchmark_cases
 from ditscope.publish.figures import PAPER_TABLES, available
 from ditscope.models.hardware import filed_under, hardware_id
 from ditscope.core.identity import file_digest
 from ditscope.prompts.stage import least, read_prompts
-from ditscope.settings import backends_of
+from ditscope.models.settings import backends_of
 
 
 def run_slice(part):
@@ -149,7 +150,7 @@ def calibration_index():
         size = CONFIG.calibrate.shard_size
         return {f"{i // size:05d}": images[i : i + size] for i in range(0, len(images), size)}
 
-    return indexed("calibration", "calibration_set", read, plain(CONFIG.calibrate))
+    return indexed("calibration", "calibrate.files", read, plain(CONFIG.calibrate))
 
 
 def calibration_shards(model):

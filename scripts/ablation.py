@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.settings import Ablate
+from ditscope.ablate.settings import Ablate
+from ditscope.core.settings import decode
 from ditscope.workflow.job import embedder_entry, job, model_entry, partial_root
 
 with job(snakemake):

@@ -3,10 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ditscope.config import decode
+from ditscope.benchmark.settings import Benchmark
 from ditscope.core.errors import InputError
+from ditscope.core.settings import decode
 from ditscope.models.hardware import hardware_id
-from ditscope.settings import Benchmark, Scheme
+from ditscope.models.settings import Scheme
 from ditscope.workflow.job import job, model_entry
 
 with job(snakemake):

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ditscope.benchmark.join import benchmark_table
-from ditscope.config import decode
-from ditscope.settings import Benchmark
+from ditscope.benchmark.settings import Benchmark
+from ditscope.core.settings import decode
 from ditscope.workflow.job import job
 
 with job(snakemake):

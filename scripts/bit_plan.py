@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
+from ditscope.core.settings import decode
+from ditscope.plan.settings import Budget, Plan
 from ditscope.plan.stage import plan
-from ditscope.settings import Budget, Plan
 from ditscope.workflow.job import job
 
 with job(snakemake):

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.settings import Blocks
+from ditscope.blocks.settings import Blocks
+from ditscope.core.settings import decode
 from ditscope.workflow.job import embedder_entry, job
 
 with job(snakemake):

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.settings import Video
+from ditscope.core.settings import decode
+from ditscope.video.settings import Video
 from ditscope.video.stage import capture_video
 from ditscope.workflow.job import job
 

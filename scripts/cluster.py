@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from ditscope.cluster.settings import Cluster
 from ditscope.cluster.stage import cluster
-from ditscope.config import decode
-from ditscope.settings import Cluster
+from ditscope.core.settings import decode
 from ditscope.workflow.job import job
 
 with job(snakemake):

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
+from ditscope.core.settings import decode
+from ditscope.drift.settings import Drift
 from ditscope.drift.stage import drift
-from ditscope.settings import Drift
 from ditscope.workflow.job import job
 
 with job(snakemake):

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.settings import Embed
+from ditscope.core.settings import decode
+from ditscope.embed.settings import Embed
 from ditscope.workflow.job import embedder_entry, job
 
 with job(snakemake):

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
+from ditscope.core.settings import decode
 from ditscope.publish.draw import draw_figures
-from ditscope.settings import Publish
+from ditscope.publish.settings import Publish
 from ditscope.workflow.job import job
 
 with job(snakemake):

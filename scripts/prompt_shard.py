@@ -1,8 +1,8 @@
 """Rule prompt_shard: the runs of one shard of the prompt CSV."""
 
-from ditscope.config import decode
+from ditscope.core.settings import decode
+from ditscope.prompts.settings import Prompts
 from ditscope.prompts.stage import write_shard
-from ditscope.settings import Prompts
 from ditscope.workflow.job import job
 
 with job(snakemake):

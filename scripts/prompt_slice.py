@@ -1,8 +1,8 @@
 """Rule prompt_slice: some consecutive runs of the prompt CSV."""
 
-from ditscope.config import decode
+from ditscope.core.settings import decode
+from ditscope.prompts.settings import Prompts
 from ditscope.prompts.stage import write_slice
-from ditscope.settings import Prompts
 from ditscope.workflow.job import job
 
 with job(snakemake):

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.settings import Scheme
+from ditscope.core.settings import decode
+from ditscope.models.settings import Scheme
 from ditscope.workflow.job import job, model_entry
 
 with job(snakemake):

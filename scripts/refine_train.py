@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.settings import Refine
+from ditscope.core.settings import decode
+from ditscope.refine.settings import Refine
 from ditscope.workflow.job import job, partial_root
 from ditscope.workflow.launch import torchrun
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.settings import Sensitivity
+from ditscope.core.settings import decode
+from ditscope.sensitivity.settings import Sensitivity
 from ditscope.workflow.job import job, model_entry, partial_root
 
 with job(snakemake):

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.settings import Topology
+from ditscope.core.settings import decode
+from ditscope.topology.settings import Topology
 from ditscope.topology.stage import topology
 from ditscope.workflow.job import job
 

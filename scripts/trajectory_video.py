@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.settings import Video
+from ditscope.core.settings import decode
 from ditscope.video.mosaic import trajectory_video
+from ditscope.video.settings import Video
 from ditscope.workflow.job import job
 
 with job(snakemake):

@@ -11,12 +11,12 @@ from torch import nn
 from ditscope.calibrate import stage
 from ditscope.calibrate.activation_table import CHANNELS, DECAY, NAME, PART_TYPES, activation_table
 from ditscope.calibrate.activations import ActivationRecorder, channel_statistics, joined
+from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.core.errors import InputError
 from ditscope.core.tables import read_table
 from ditscope.models.quantizers import quantizable
 from ditscope.models.sampling import sample
-from ditscope.settings import Calibrate
 from tiny_models import ENTRIES, tiny_generator
 
 

@@ -12,6 +12,8 @@ from ditscope.calibrate.files import calibration_images
 from ditscope.cli import main
 from ditscope.core.errors import InputError
 from ditscope.models.registry import check_model_folder, resolve_source
+from ditscope.models.settings import Model
+from ditscope.prompts.settings import Prompts
 from ditscope.prompts.stage import (
     Prompt,
     csv_rows,
@@ -22,7 +24,6 @@ from ditscope.prompts.stage import (
     shard_index,
     write_shard,
 )
-from ditscope.settings import Model, Prompts
 
 
 def refusal(function, *arguments):

@@ -14,20 +14,23 @@ import torch
 from PIL import Image
 
 from ditscope.benchmark import latency, memory, quality, quality_of_sets, stage
+from ditscope.benchmark.cases import benchmark_cases
 from ditscope.benchmark.features import Extractor
 from ditscope.benchmark.images import read_images
 from ditscope.benchmark.join import benchmark_table, with_quality, with_size_ratios, with_speed_ratios
 from ditscope.benchmark.recommend import recommendation
+from ditscope.benchmark.settings import Benchmark, Target
 from ditscope.benchmark.stage import benchmark
-from ditscope.config import benchmark_cases, check, decode
+from ditscope.config import Config, check
 from ditscope.core.errors import InputError
+from ditscope.core.settings import decode
 from ditscope.core.shards import write_tar
 from ditscope.core.tables import read_table
 from ditscope.generate import stage as generate
 from ditscope.models import hardware
 from ditscope.models import registry as models
+from ditscope.models.settings import Embedder, Scheme
 from ditscope.prompts.stage import read_runs, write_runs
-from ditscope.settings import Benchmark, Config, Embedder, Scheme, Target
 from ditscope.workflow import slots
 from tiny_models import tiny_generator
 

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from ditscope.ablate import stage as ablation
+from ditscope.ablate.settings import Ablate
 from ditscope.ablate.stage import Ablation, ablate, mean
 from ditscope.blocks import figures
 from ditscope.blocks import stage as analysis
+from ditscope.blocks.settings import Blocks
 from ditscope.blocks.stage import (
     blocks,
     decodability_rows,
@@ -26,6 +28,7 @@ from ditscope.blocks.stage import (
 )
 from ditscope.capture.files import captures_in, decoded_file
 from ditscope.capture.load import load_capture
+from ditscope.capture.settings import CaptureSet
 from ditscope.capture.stage import capture
 from ditscope.core.errors import InputError
 from ditscope.core.shards import read_tar
@@ -33,7 +36,7 @@ from ditscope.core.tables import read_table, write_table
 from ditscope.generate.figures import GAP
 from ditscope.models.registry import load_generator
 from ditscope.models.sampling import sample
-from ditscope.settings import Ablate, Blocks, CaptureSet, Embedder, Model
+from ditscope.models.settings import Embedder, Model
 from tiny_models import tiny_generator
 
 ROOT = Path(__file__).resolve().parents[1]

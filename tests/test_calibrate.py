@@ -24,12 +24,12 @@ from ditscope.calibrate.files import (
     write_manifest,
     write_npz,
 )
+from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate, calibrate_shard
 from ditscope.core.errors import InputError
 from ditscope.models.families.common import Conditioning
 from ditscope.models.sampling import pictures, predict, sample
 from ditscope.prompts.stage import read_prompts
-from ditscope.settings import Calibrate
 from tiny_models import ENTRIES, tiny_generator
 
 SETTINGS = Calibrate(num_images=3, num_steps=6, cfg_weight=2.5, shard_size=2, slice_size=1)

@@ -31,6 +31,7 @@ from ditscope.capture import statistics as capture_statistics
 from ditscope.capture.files import captures_in, read_metadata
 from ditscope.capture.load import load_capture
 from ditscope.capture.recorder import Recorder
+from ditscope.capture.settings import CaptureSet
 from ditscope.capture.stage import capture, capture_run, read_out
 from ditscope.capture.statistics import pool, pool_streams
 from ditscope.capture.verify import verify
@@ -46,7 +47,7 @@ from ditscope.models.families.common import Conditioning
 from ditscope.models.placement import load_across, place
 from ditscope.models.registry import Generator, load_generator
 from ditscope.models.sampling import Observer, decode, sample
-from ditscope.settings import CaptureSet, Model
+from ditscope.models.settings import Model
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES_FLUX = Model("flux", str(ROOT / "models" / "shapes-flux"), width=64, height=64, steps=2)

@@ -13,7 +13,7 @@ from ditscope.benchmark.checkpoints import load_checkpoint, quantize, save_check
 from ditscope.core.errors import InputError
 from ditscope.models.quantize import apply_scheme, stored_bytes
 from ditscope.models.sampling import sample
-from ditscope.settings import Scheme
+from ditscope.models.settings import Scheme
 from tiny_models import tiny_generator
 
 SCHEMES = {

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from ditscope import cli
-from ditscope.config import plain
 from ditscope.config_files import read_config
 from ditscope.core.identity import derived_seed, generation_id, request_hash, scheme_id, weights_id
-from ditscope.settings import Model
+from ditscope.core.settings import plain
+from ditscope.models.settings import Model
 from ditscope.workflow.estimate import estimate_table, parse_job_stats, unmeasured_models
 from ditscope.workflow.progress import markdown, write_plan
 from workflow import ROOT

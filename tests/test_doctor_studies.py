@@ -8,12 +8,15 @@ import polars as pl
 import pytest
 
 import workflow
-from ditscope.config import plain
+from ditscope.config import Config
+from ditscope.core.settings import plain
 from ditscope.core.shards import read_tar, write_tar
 from ditscope.core.tables import read_table, write_table
+from ditscope.generate.settings import Generate
 from ditscope.generate.stage import generate
+from ditscope.models.settings import Model
+from ditscope.prompts.settings import Prompts
 from ditscope.prompts.stage import write_shard
-from ditscope.settings import Config, Generate, Model, Prompts
 from ditscope.workflow.checksums import record_checksums
 from ditscope.workflow.doctor.examine import CHECKS, examine, mending
 from ditscope.workflow.doctor.study import Study, alike, open_study, unlike_rows

@@ -9,16 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
+from ditscope.benchmark.settings import Benchmark
 from ditscope.benchmark.stage import benchmark
 from ditscope.calibrate.stage import calibrate
 from ditscope.config import load_config
 from ditscope.core.errors import InputError
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import read_table
+from ditscope.generate.settings import Generate
 from ditscope.generate.stage import generate
 from ditscope.models.registry import GENERATORS, WITH_BLOCKS, family_of, load_generator
 from ditscope.models.sampling import Observer, decode, sample
-from ditscope.settings import Benchmark, Generate, Model, Scheme
+from ditscope.models.settings import Model, Scheme
 from ditscope.trajectories.invocations import Request, node_of
 from ditscope.trajectories.networks import Entry
 from tiny_pipelines import save_tiny_sdxl, save_tiny_wan

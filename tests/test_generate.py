@@ -10,10 +10,11 @@ import torch
 
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import read_table
+from ditscope.generate.settings import Generate
 from ditscope.generate.stage import generate
 from ditscope.models.registry import load_generator
 from ditscope.models.sampling import Observer, sample
-from ditscope.settings import Generate, Model
+from ditscope.models.settings import Model
 
 MODELS = {
     "shapes-flux": Model(family="flux", source="models/shapes-flux", width=64, height=64, steps=3),

@@ -8,12 +8,13 @@ import pytest
 
 from ditscope.calibrate import stage as calibration
 from ditscope.calibrate.files import validate_calibration
+from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.capture import stage
 from ditscope.capture.files import captures_in, generation_name, read_metadata
+from ditscope.capture.settings import CaptureSet
 from ditscope.capture.stage import capture
 from ditscope.core.errors import InputError
-from ditscope.settings import Calibrate, CaptureSet
 from tiny_models import ENTRIES, tiny_generator
 
 FLUX = replace(ENTRIES["flux"], steps=2)

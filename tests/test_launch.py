@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ditscope import cli
-from ditscope.settings import Refine
+from ditscope.refine.settings import Refine
 from ditscope.workflow import launch
 from refine_latents import write_discs
 

@@ -28,7 +28,7 @@ from ditscope.core.metrics import (
     quality_losses,
     ssim,
 )
-from ditscope.settings import Embedder
+from ditscope.models.settings import Embedder
 
 
 def picture(seed: int, shape: tuple = (40, 56, 3)) -> np.ndarray:

@@ -21,6 +21,7 @@ from mlx.utils import tree_flatten
 
 from ditscope.benchmark.checkpoints import load_checkpoint, quantize
 from ditscope.calibrate.files import check_made_with, load_calibration, read_sample
+from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.config import load_config
 from ditscope.core.errors import InputError
@@ -37,14 +38,16 @@ from ditscope.models.quantize import apply_scheme, layer_configs, mean_bits, nom
 from ditscope.models.quantizers import quantizable
 from ditscope.models.registry import load_generator
 from ditscope.models.sampling import predict, sample
+from ditscope.models.settings import Model, Scheme
+from ditscope.plan.settings import Budget
 from ditscope.plan.stage import load_plan, plan, to_mlx
 from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.image import image_effects
 from ditscope.sensitivity.mlx import weight_of
+from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import score, sensitivity, start
 from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, assign_buckets, gather, layer_kind
-from ditscope.settings import Budget, Calibrate, Model, Scheme, Sensitivity
 from tiny_models import tiny_generator
 from workflow import ROOT
 

@@ -17,7 +17,7 @@ from ditscope.generate.stage import prompt_tokens, request_key, request_of
 from ditscope.models.block_names import HUB, block_names
 from ditscope.models.registry import available, load_generator, resolve_source, settled, source_folder
 from ditscope.models.sampling import sample
-from ditscope.settings import Model
+from ditscope.models.settings import Model
 from tiny_pipelines import save_random_flux, save_random_sd3
 from workflow import ROOT
 

@@ -19,6 +19,8 @@ from ditscope.models.quantize import apply_scheme
 from ditscope.models.quantize import mean_bits as scheme_bits
 from ditscope.models.quantize import nominal_bytes as scheme_bytes
 from ditscope.models.quantizers import group_affine, quantizable
+from ditscope.models.settings import Scheme
+from ditscope.plan.settings import Budget, Plan
 from ditscope.plan.stage import (
     Choices,
     budget_bytes,
@@ -33,7 +35,6 @@ from ditscope.plan.stage import (
     to_fqn_config,
 )
 from ditscope.sensitivity.tables import BUCKETS, layer_kind
-from ditscope.settings import Budget, Plan, Scheme
 from tiny_models import tiny_generator
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from ditscope.cli import main, read_config
-from ditscope.config import decode
+from ditscope.config import Config
 from ditscope.core.caches import cache_folders, clean_caches
 from ditscope.core.errors import InputError
+from ditscope.core.settings import decode
 from ditscope.models import hardware
-from ditscope.settings import Config
 from ditscope.workflow import prerequisites
 from ditscope.workflow.prerequisites import compile_states, machine, models, schemes
 

@@ -26,7 +26,7 @@ from ditscope.models.quantize import (
     stored_bytes,
     unsupported,
 )
-from ditscope.settings import SCHEME_KINDS, Scheme
+from ditscope.models.settings import SCHEME_KINDS, Scheme
 from tiny_models import tiny_generator
 
 ON_CPU = ["int8-weight-only", "int8-dynamic", "fp8-weight-only", "intx-weight-only", "int8-dynamic-intx"]

@@ -14,6 +14,7 @@ from torchao.quantization import IntxWeightOnlyConfig, MappingType, PerAxis, Per
 
 from ditscope.calibrate import stage as calibrate_stage
 from ditscope.calibrate.files import load_calibration, read_sample
+from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.core.errors import InputError
 from ditscope.core.tables import read_table
@@ -24,9 +25,9 @@ from ditscope.sensitivity import stage
 from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.exact import METRICS, network_of, score_layers
 from ditscope.sensitivity.replay import record, replaced
+from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import sensitivity
 from ditscope.sensitivity.tables import BUCKETS, COLUMNS, assign_buckets, gather, layer_kind, summary
-from ditscope.settings import Calibrate, Sensitivity
 from tiny_models import ENTRIES, tiny_generator
 
 SETTINGS = Sensitivity(bits=[2, 4, 8], group_size=8, max_images=0, batch_size=6)

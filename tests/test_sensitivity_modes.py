@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ditscope.calibrate import stage as calibrate_stage
 from ditscope.calibrate.files import Reference, load_calibration
+from ditscope.calibrate.settings import Calibrate
 from ditscope.models.quantizers import group_affine
 from ditscope.models.sampling import Observer, pictures, sample
 from ditscope.sensitivity import image as image_stage
@@ -19,8 +20,8 @@ from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.exact import Layer, network_of
 from ditscope.sensitivity.fast import estimate_layers, probe, ratios, weight_changes
 from ditscope.sensitivity.image import image_effects, probe_image
+from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.tables import BUCKETS, WHOLE, assign_buckets, rank_agreement, summary, tabulate
-from ditscope.settings import Calibrate, Sensitivity
 from tiny_models import ENTRIES, tiny_generator
 
 SETTINGS = Sensitivity(bits=[2, 4], group_size=0)

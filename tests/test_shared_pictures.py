@@ -8,22 +8,27 @@ import polars as pl
 import pytest
 
 import workflow
+from ditscope.ablate.settings import Ablate
 from ditscope.ablate.stage import ablate
 from ditscope.benchmark.images import read_images
 from ditscope.benchmark.stage import generate_images
 from ditscope.blocks.stage import blocks
 from ditscope.capture.files import captures_in, read_metadata
+from ditscope.capture.settings import Capture, CaptureSet
 from ditscope.capture.stage import capture
+from ditscope.config import Config
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import IncompleteError
 from ditscope.core.shards import read_tar, samples_of_runs, write_tar
 from ditscope.core.tables import read_table, write_table
 from ditscope.generate.figures import image_grid
+from ditscope.generate.settings import Generate
 from ditscope.generate.stage import generate
 from ditscope.models.registry import load_generator
+from ditscope.models.settings import Model
+from ditscope.prompts.settings import Prompts
 from ditscope.prompts.stage import read_runs, write_shard
 from ditscope.refine.latents import read_latents
-from ditscope.settings import Ablate, Capture, CaptureSet, Config, Generate, Model, Prompts
 from ditscope.workflow.doctor.captures import check_capture
 from ditscope.workflow.doctor.images import check_generate, check_prompts
 from ditscope.workflow.doctor.study import Study

@@ -15,7 +15,7 @@ from ditscope.core.errors import InputError
 from ditscope.workflow import slots
 from workflow import ROOT
 
-SCRIPTS = str(Path(slots.__file__).parents[1])
+SCRIPTS = str(Path(slots.__file__).parents[2])
 HOLD = """
 import sys
 sys.path.insert(0, {scripts!r})

@@ -9,7 +9,7 @@ from persim.persistent_entropy import persistent_entropy
 
 from ditscope.core.tables import read_table
 from ditscope.embed.states import RUN
-from ditscope.settings import Topology
+from ditscope.topology.settings import Topology
 from ditscope.topology.stage import (
     DIAGRAMS,
     DIMENSION,

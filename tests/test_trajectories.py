@@ -12,11 +12,14 @@ from ditscope.core.errors import InputError
 from ditscope.core.identity import digest
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables, read_table, write_table
+from ditscope.generate.settings import Generate
 from ditscope.generate.stage import generate
+from ditscope.models.settings import Model, Scheme
+from ditscope.prompts.settings import Prompts
 from ditscope.prompts.stage import Prompt, runs_of, write_shard, write_slice
-from ditscope.settings import Generate, Model, Prompts, Scheme, Trajectories
 from ditscope.trajectories.invocations import Answer, Node, Request, ask_captioner, ask_generator, state_key, state_of
 from ditscope.trajectories.networks import Entry, resolve_network, trajectory_index
+from ditscope.trajectories.settings import Trajectories
 from ditscope.trajectories.stage import SCHEMA, distinct_images, run_id, trajectories, walk
 from test_captioners import tiny_blip
 

@@ -14,7 +14,7 @@ from diffusers import (
 
 from ditscope.models.families import flux, sd3
 from ditscope.models.registry import Generator
-from ditscope.settings import Model
+from ditscope.models.settings import Model
 
 ENTRIES = {
     "flux": Model("flux", "tiny", width=32, height=32, steps=5, guidance=0.0),

@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ditscope.config import unknown
+from ditscope.ablate.settings import Ablate
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.metrics import psnr, ssim
+from ditscope.core.names import unknown
 from ditscope.core.paths import InputFile, OutputFile, OutputFolder
 from ditscope.core.patterns import block_index, block_type, select_blocks, select_indices
 from ditscope.core.scratch import publish, unfinished
@@ -26,8 +27,8 @@ from ditscope.models.embedders import EmbedBatch, load_embedder
 from ditscope.models.families.common import Conditioning
 from ditscope.models.registry import Generator, load_generator
 from ditscope.models.sampling import Observer, decode, sample
+from ditscope.models.settings import Embedder, Model
 from ditscope.prompts.stage import read_runs
-from ditscope.settings import Ablate, Embedder, Model
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.tensor_files import save_tensors
 from ditscope.models.quantize import apply_scheme, fuse_qkv, layer_configs, runs_on_mlx, unsupported
 from ditscope.models.registry import check_safetensors, load_generator
-from ditscope.settings import Model, Scheme
+from ditscope.models.settings import Model, Scheme
 
 log = logging.getLogger(__name__)
 

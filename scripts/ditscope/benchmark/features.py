@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ditscope.core.atomic import replacing
+from ditscope.core.digests import source_digest
 from ditscope.core.errors import InputError
 from ditscope.core.identity import digest
 from ditscope.core.tensor_files import save_tensors
 from ditscope.models.embedders import Towers, image_features, load_towers, text_features
 from ditscope.models.registry import default_device
-from ditscope.settings import Embedder
-from ditscope.workflow.staleness import source_digest
+from ditscope.models.settings import Embedder
 
 
 @dataclass(frozen=True)

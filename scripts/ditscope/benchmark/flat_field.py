@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from ditscope.benchmark.settings import Benchmark
 from ditscope.models.registry import Generator
 from ditscope.models.sampling import pictures, sample, still
-from ditscope.settings import Benchmark
 
 SIGMA = 2.0  # of the blur, in pixels
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from PIL import Image
 
+from ditscope.benchmark.settings import Benchmark
 from ditscope.core.errors import UNREADABLE, InputError, again
 from ditscope.core.shards import samples_of_runs
-from ditscope.settings import Benchmark, Model
+from ditscope.models.settings import Model
 
 log = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import polars as pl
 
 from ditscope.benchmark.recommend import recommendation
+from ditscope.benchmark.settings import Benchmark
 from ditscope.benchmark.tables import QUALITY_TYPES, TARGET_TYPES
 from ditscope.core.atomic import write_text
 from ditscope.core.counts import check_complete
 from ditscope.core.intervals import ratio_interval
 from ditscope.core.tables import concat_tables, write_table
-from ditscope.settings import Benchmark
 
 CASE = ["model", "hardware", "compile"]  # ratios never leave a case: other states, hosts and models are other worlds
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from ditscope.benchmark.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits
 from ditscope.benchmark.images import FLOOR, MADE_WITH, Images, check_batch, check_kid_subset, read_images
+from ditscope.benchmark.settings import Benchmark
 from ditscope.benchmark.tables import IDENTITY, NOISE_FLOOR, QUALITY_TYPES
-from ditscope.config import unknown
 from ditscope.core.errors import InputError
 from ditscope.core.intervals import mean_interval
 from ditscope.core.metrics import (
@@ -31,8 +31,9 @@ from ditscope.core.metrics import (
     quality_losses,
     ssim,
 )
+from ditscope.core.names import unknown
 from ditscope.core.tables import read_table, write_table
-from ditscope.settings import Benchmark, Embedder
+from ditscope.models.settings import Embedder
 
 log = logging.getLogger(__name__)
 

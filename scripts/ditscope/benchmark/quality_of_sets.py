@@ -10,14 +10,15 @@ from PIL import Image
 from ditscope.benchmark.features import feature_extractor
 from ditscope.benchmark.images import Images, check_kid_subset, check_made_with, read_images, verified
 from ditscope.benchmark.quality import OF_SETS, PAIRED, judged, log_metrics, missing_images, row, set_metrics
+from ditscope.benchmark.settings import Benchmark
 from ditscope.benchmark.tables import IDENTITY, QUALITY_TYPES
 from ditscope.calibrate.files import manifest_guidance, read_manifest
-from ditscope.config import unknown
 from ditscope.core.errors import InputError
 from ditscope.core.intervals import mean_interval
+from ditscope.core.names import unknown
 from ditscope.core.paths import is_inside
 from ditscope.core.tables import read_table, write_table
-from ditscope.settings import Benchmark, Embedder, Model
+from ditscope.models.settings import Embedder, Model
 
 
 def reference_images(folder: Path) -> Images:

@@ -23,11 +23,12 @@ from ditscope.benchmark.flat_field import noise_growth
 from ditscope.benchmark.images import FLOOR, check_batch, check_kid_subset, check_made_with, is_of_a_set, read_images
 from ditscope.benchmark.latency import TIMING_TYPES, first_line, timed
 from ditscope.benchmark.memory import peaks, reset_peaks
+from ditscope.benchmark.settings import COMPILE_STATES, Benchmark
 from ditscope.benchmark.tables import FLAT_TYPES
-from ditscope.config import unknown
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.identity import scheme_id
+from ditscope.core.names import unknown
 from ditscope.core.paths import InputFile, InputFolder, OutputFolder
 from ditscope.core.shards import Sample, write_tar
 from ditscope.core.tables import read_table, write_table
@@ -46,8 +47,8 @@ from ditscope.models.quantize import (
     unsupported,
 )
 from ditscope.models.registry import Generator, load_generator, settled
+from ditscope.models.settings import Embedder, Model, Scheme
 from ditscope.prompts.stage import read_runs
-from ditscope.settings import COMPILE_STATES, Benchmark, Embedder, Model, Scheme
 
 log = logging.getLogger(__name__)
 

@@ -12,17 +12,18 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ditscope.blocks.settings import Blocks
 from ditscope.capture.files import captures_in, decoded_file, picture_file, read_metadata, rows_of_runs
 from ditscope.capture.load import load_capture
-from ditscope.config import unknown
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.metrics import psnr
+from ditscope.core.names import unknown
 from ditscope.core.paths import InputFolder, OutputFolder
 from ditscope.core.patterns import block_index, block_type
 from ditscope.core.tables import read_table, write_table
 from ditscope.models.embedders import EmbedBatch, load_embedder
-from ditscope.settings import Blocks, Embedder
+from ditscope.models.settings import Embedder
 
 log = logging.getLogger(__name__)
 

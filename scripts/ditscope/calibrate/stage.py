@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ditscope.calibrate.activation_table import gather_activations
 from ditscope.calibrate.activations import ActivationRecorder
 from ditscope.calibrate.files import SCHEMA_VERSION, calibration_images, index_file, write_manifest, write_npz
+from ditscope.calibrate.settings import Calibrate
 from ditscope.core.atomic import replacing, write_text
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
@@ -28,8 +29,8 @@ from ditscope.core.shards import png_bytes
 from ditscope.models.families.common import Conditioning
 from ditscope.models.registry import Generator, load_generator, require_blocks
 from ditscope.models.sampling import Observer, decode, sample
+from ditscope.models.settings import Model
 from ditscope.prompts.stage import read_prompts
-from ditscope.settings import Calibrate, Model
 
 log = logging.getLogger(__name__)
 

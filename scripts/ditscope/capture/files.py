@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ditscope.capture.settings import CaptureSet
 from ditscope.core.atomic import write_text
 from ditscope.core.errors import InputError, read_json
 from ditscope.core.identity import generation_id
-from ditscope.settings import CaptureSet
 
 if TYPE_CHECKING:
     import polars as pl

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ditscope.capture.files import step_file
 from ditscope.capture.load import step_layout
+from ditscope.capture.settings import CaptureSet
 from ditscope.capture.statistics import Arrays, Pooled, Stream, arrays, pool_streams, statistics_table
 from ditscope.capture.writer import Background, StepFile, flush, join, layout_bytes, to_host
 from ditscope.core.patterns import block_type
 from ditscope.models.families.common import DTYPES, Conditioning, combine
 from ditscope.models.registry import Generator
 from ditscope.models.sampling import Observer, Step
-from ditscope.settings import CaptureSet
 
 CHUNK_BYTES = 8_000_000  # less is handed over together, small steps too: waking a thread costs more than writing it
 Chunk = dict[int, dict[str, tuple[Tensor, Any]]]  # tensors of each step, each with the event of its copy

@@ -27,6 +27,7 @@ from ditscope.capture.files import (
 )
 from ditscope.capture.load import in_memory, load_capture
 from ditscope.capture.recorder import Recorder
+from ditscope.capture.settings import CaptureSet
 from ditscope.core.atomic import replacing
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
@@ -41,8 +42,8 @@ from ditscope.models.families.common import DTYPES
 from ditscope.models.placement import load_placed
 from ditscope.models.registry import Generator
 from ditscope.models.sampling import decode, sample
+from ditscope.models.settings import Model
 from ditscope.prompts.stage import check_seed, read_runs
-from ditscope.settings import CaptureSet, Model
 
 log = logging.getLogger(__name__)
 

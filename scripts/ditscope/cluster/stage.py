@@ -8,12 +8,12 @@ import polars as pl
 from sklearn.cluster import HDBSCAN
 
 from ditscope.cluster import sequences
+from ditscope.cluster.settings import Cluster
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
 from ditscope.embed.states import STATE, by_embedder, read_states, unit, vectors
-from ditscope.settings import Cluster
 
 log = logging.getLogger(__name__)
 SEED = 0

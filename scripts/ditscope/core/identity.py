@@ -75,7 +75,7 @@ def weights_id(source: str, revision: str) -> str:
     source = str(Path(source).expanduser())
     if revision or not Path(source).exists():
         return revision
-    from ditscope.workflow.staleness import source_digest
+    from ditscope.core.digests import source_digest
 
     resources = Path("resources")
     return source_digest(source, resources / ".cache" if resources.is_dir() else None)

@@ -17,9 +17,10 @@ from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import read_table, write_table
+from ditscope.embed.settings import Embed
 from ditscope.models.random_walk import FAMILY as RANDOM_WALK
 from ditscope.models.random_walk import random_walk
-from ditscope.settings import Embed, Embedder
+from ditscope.models.settings import Embedder
 
 if TYPE_CHECKING:
     from ditscope.models.embedders import EmbedBatch

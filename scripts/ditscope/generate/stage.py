@@ -15,10 +15,11 @@ from ditscope.core.paths import InputFile, OutputFile, OutputFolder
 from ditscope.core.scratch import publish, unfinished
 from ditscope.core.shards import mp4_bytes, png_bytes, read_tar, write_tar
 from ditscope.core.tables import write_table
+from ditscope.generate.settings import Generate
 from ditscope.models.registry import Generator, load_generator, reads_negative, settled, text_length
 from ditscope.models.sampling import decode, sample, still
+from ditscope.models.settings import Model
 from ditscope.prompts.stage import read_runs
-from ditscope.settings import Generate, Model
 
 log = logging.getLogger(__name__)
 

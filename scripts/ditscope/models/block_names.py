@@ -5,7 +5,7 @@ from typing import Any
 
 from ditscope.core.errors import InputError
 from ditscope.models.registry import config_at_hand, require_blocks, resolve_source
-from ditscope.settings import Model
+from ditscope.models.settings import Model
 
 # Settings of a transformer's config that say how many blocks of a type a family has, in network order.
 COUNTS = {

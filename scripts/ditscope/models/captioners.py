@@ -10,7 +10,7 @@ from PIL import Image
 from ditscope.core.errors import InputError
 from ditscope.models.families.common import DTYPES
 from ditscope.models.registry import default_device, resolve_source
-from ditscope.settings import Model
+from ditscope.models.settings import Model
 
 log = logging.getLogger(__name__)
 

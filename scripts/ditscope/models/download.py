@@ -18,10 +18,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import filter_repo_objects
 
-from ditscope.config import unknown
+from ditscope.config import Config
 from ditscope.core.errors import InputError, line
+from ditscope.core.names import unknown
 from ditscope.models.registry import HUB_ID, download_mark, source_folder
-from ditscope.settings import Config
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ditscope.core.errors import InputError
 from ditscope.models.random_walk import FAMILY as RANDOM_WALK
 from ditscope.models.registry import default_device, resolve_source
-from ditscope.settings import Embedder
+from ditscope.models.settings import Embedder
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from math import ceil, prod
 from pathlib import Path
 
 from ditscope.models.registry import download_mark
-from ditscope.settings import Embedder, Model
+from ditscope.models.settings import Embedder, Model
 
 MB = 1_000_000
 T5, VARIANTS = "T5EncoderModel", (".fp16", ".bf16")

@@ -23,7 +23,7 @@ from ditscope.models.registry import (
     resolve_source,
     settled,
 )
-from ditscope.settings import Model
+from ditscope.models.settings import Model
 
 log = logging.getLogger(__name__)
 

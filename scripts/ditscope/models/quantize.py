@@ -41,8 +41,8 @@ from ditscope.core.errors import InputError
 from ditscope.models.families.sd3 import FusedJointAttention
 from ditscope.models.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
 from ditscope.models.packed import SCALE_BITS, intx_bytes, mlx_bytes
+from ditscope.models.settings import Scheme, backends_of
 from ditscope.plan.stage import load_plan, to_fqn_config, to_mlx
-from ditscope.settings import Scheme, backends_of
 
 PURE: dict = {
     "set_inductor_config": False

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ditscope.core.errors import MALFORMED, InputError
-from ditscope.settings import Embedder, Model
+from ditscope.models.settings import Embedder, Model
 
 if TYPE_CHECKING:
     import torch

@@ -21,8 +21,8 @@ from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.tables import concat_tables
 from ditscope.models.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
 from ditscope.models.packed import effective_group_size
+from ditscope.plan.settings import Budget, Plan
 from ditscope.sensitivity.tables import IMAGE_METRIC, LAYER_KINDS, WHOLE
-from ditscope.settings import Budget, Plan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,7 +78,8 @@ def plan(
 
     `sensitivity` are tables `sensitivity`; their convolutions stay in full precision, because no back end quantizes
     them, and so do layers that the model's back end cannot store in groups of this size: `full_precision` names these.
-    Sizes are those of the back end (`ditscope.models.packed`). Raises InputError where the budget is below the smallest size.
+    Sizes are those of the back end (`ditscope.models.packed`). Raises InputError where the budget is below the smallest
+    size.
     """
     table = concat_tables(sensitivity, "sensitivity").sort("depth", "layer", "bits", "bucket", "metric")
     table = table.filter((pl.col("model") == model) & (pl.col("module") == "linear"))
@@ -352,9 +353,9 @@ def to_fqn_config(plan: dict[str, Any], transformer: "nn.Module") -> "FqnToConfi
 def to_mlx(plan: dict[str, Any], transformer: "nn.Module") -> dict[str, MlxConfig]:
     """Export a plan to MLX: bits and group size of each layer that MLX can pack, by the layer's name in diffusers.
 
-    `ditscope.models.mlx.quantize.quantize` applies it. A layer whose rows the group size does not divide is left out and stays
-    in full precision: MLX has no groups of a whole row (a plan that was made for MLX holds none). Raises InputError for
-    bits or groups that MLX has not, and where no layer is left.
+    `ditscope.models.mlx.quantize.quantize` applies it. A layer whose rows the group size does not divide is left out
+    and stays in full precision: MLX has no groups of a whole row (a plan that was made for MLX holds none). Raises
+    InputError for bits or groups that MLX has not, and where no layer is left.
     """
     group = plan["group_size"]
     if group not in MLX_GROUPS:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ditscope.core.errors import InputError
 from ditscope.core.identity import derived_seed, digest
 from ditscope.core.paths import InputFile, OutputFile
-from ditscope.settings import Prompts
+from ditscope.prompts.settings import Prompts
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")  # no XML, so no SVG, can hold one
 INTEGER = re.compile(r"[-+]?[0-9]+")

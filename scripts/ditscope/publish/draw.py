@@ -11,9 +11,9 @@ from ditscope.benchmark import figures as benchmark
 from ditscope.blocks import figures as blocks
 from ditscope.generate import figures as images
 from ditscope.publish.figures import FIGURES, Files
+from ditscope.publish.settings import Publish
 from ditscope.refine import figures as refine
 from ditscope.sensitivity import figures as quantization
-from ditscope.settings import Publish
 from ditscope.style import save
 from ditscope.trajectories import figures as trajectories
 

@@ -8,7 +8,7 @@ from ditscope.publish.draw import draw_figures
 from ditscope.publish.explorer import write_explorer
 from ditscope.publish.figures import available
 from ditscope.publish.paper_tables import write_paper_tables
-from ditscope.settings import Publish
+from ditscope.publish.settings import Publish
 from ditscope.workflow.progress import read_plan
 
 

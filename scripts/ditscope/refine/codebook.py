@@ -22,7 +22,7 @@ from ditscope.refine.corruption import key_grid
 from ditscope.refine.files import describe, read_described
 from ditscope.refine.latents import LatentSet, read_latents
 from ditscope.refine.patches import patchify, token_grid
-from ditscope.settings import Refine
+from ditscope.refine.settings import Refine
 
 MAX_WORDS = 512  # most frequent words that the vocabulary keeps
 

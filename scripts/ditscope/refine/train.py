@@ -30,7 +30,7 @@ from ditscope.refine.networks import (
 )
 from ditscope.refine.optimize import fit, process_group, rank, world_size
 from ditscope.refine.patches import unpatchify
-from ditscope.settings import Refine
+from ditscope.refine.settings import Refine
 from ditscope.training.loop import LoopSettings
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from ditscope.models.quantizers import QUANTIZERS, quantizable, shared_weights
 from ditscope.models.registry import Generator
 from ditscope.sensitivity.batches import Batch
 from ditscope.sensitivity.replay import dependencies, record, replaced, variants
+from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.tables import layer_kind
-from ditscope.settings import Sensitivity
 
 CACHED_SHARE = 0.25  # quantized weights that are kept, as a share of the transformer's own bytes
 

@@ -21,7 +21,7 @@ from ditscope.models.quantizers import QUANTIZERS
 from ditscope.models.registry import Generator
 from ditscope.sensitivity.batches import Batch
 from ditscope.sensitivity.exact import Layer, labelled, mlx_twin
-from ditscope.settings import Sensitivity
+from ditscope.sensitivity.settings import Sensitivity
 
 Changes = Callable[[nn.Module], list[Tensor]]  # dW of a module at each bit width
 CACHE_BYTES = 2_000_000_000  # of weight changes that are kept from one batch to the next

@@ -23,8 +23,8 @@ from ditscope.models.sampling import pictures
 from ditscope.sensitivity.batches import Batch, batches
 from ditscope.sensitivity.exact import Layer
 from ditscope.sensitivity.fast import Changes, back_end, random_signs, weight_changes
+from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.tables import BUCKETS, IMAGE_METRIC, WHOLE
-from ditscope.settings import Sensitivity
 
 
 def image_effects(

@@ -25,8 +25,8 @@ from ditscope.models.registry import Generator
 from ditscope.sensitivity.batches import Batch
 from ditscope.sensitivity.exact import Layer, Network, labelled, scores
 from ditscope.sensitivity.fast import Changes, refuse_infinite
+from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.tables import layer_kind
-from ditscope.settings import Sensitivity
 
 AFTER_BLOCKS = ("norm_out.", "proj_out")
 

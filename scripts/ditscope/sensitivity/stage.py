@@ -33,13 +33,14 @@ from ditscope.core.tables import concat_tables, write_table
 from ditscope.models.families.common import DTYPES
 from ditscope.models.packed import packed_bytes
 from ditscope.models.registry import Generator, load_generator, require_blocks, transformer_config
+from ditscope.models.settings import Model
 from ditscope.sensitivity.batches import Batch, batches
 from ditscope.sensitivity.exact import Layer, Network, mlx_twin, network_of, score_layers
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.gradient_memory import gradient_batch
 from ditscope.sensitivity.image import image_effects
+from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, assign_buckets, tabulate
-from ditscope.settings import Model, Sensitivity
 
 log = logging.getLogger(__name__)
 SAMPLES = "sensitivity.samples"  # the unfinished parts: a row for each layer, bit width and sample or probe

@@ -15,7 +15,7 @@ from ditscope.core.counts import check_complete
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
 from ditscope.embed.states import RUN, by_embedder, read_states, run_starts, unit, vectors
-from ditscope.settings import Topology
+from ditscope.topology.settings import Topology
 
 log = logging.getLogger(__name__)
 DIMENSION = pl.Enum(["H₀", "H₁", "H₂"])

@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.tables import concat_tables
-from ditscope.settings import Video
 from ditscope.video.frames import (
     BACKGROUND,
     COLOURS,
@@ -27,6 +26,7 @@ from ditscope.video.frames import (
     wrap,
     write_film,
 )
+from ditscope.video.settings import Video
 
 GAP = 10
 BORDER = 3

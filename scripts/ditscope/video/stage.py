@@ -11,7 +11,6 @@ from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFolder
 from ditscope.core.patterns import block_index, block_type
-from ditscope.settings import Video
 from ditscope.video.capture_sheet import contact_sheet, write_sheet
 from ditscope.video.frames import (
     BACKGROUND,
@@ -26,6 +25,7 @@ from ditscope.video.frames import (
     wrap,
     write_film,
 )
+from ditscope.video.settings import Video
 
 GAP = 8
 CAPTION_LINES = 3

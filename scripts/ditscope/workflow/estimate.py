@@ -9,12 +9,12 @@ from typing import Any
 
 import polars as pl
 
-from ditscope.config import decode
+from ditscope.config import Config
 from ditscope.config_files import read_config
 from ditscope.core.atomic import write_text
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFolder, OutputFile
-from ditscope.settings import Config
+from ditscope.core.settings import decode
 from ditscope.workflow.progress import read_plan
 
 JOB_LINE = re.compile(r"^(\w+)\s+(\d+)\s*$")

@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ditscope.config import decode
 from ditscope.core.errors import IncompleteError, InputError, machine_error
 from ditscope.core.identity import digest
-from ditscope.settings import Embedder, Model
+from ditscope.core.settings import decode
+from ditscope.models.settings import Embedder, Model
 from ditscope.workflow.checksums import record_checksums
 from ditscope.workflow.orphans import end_with_workflow
 from ditscope.workflow.slots import gpu_slots

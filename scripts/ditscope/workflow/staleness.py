@@ -5,18 +5,13 @@ Light on purpose: every cluster job parses the Snakefile again, so nothing here 
 
 import ast
 import hashlib
-import json
 import os
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import ditscope
-from ditscope.core.atomic import write_text
-from ditscope.core.errors import InputError
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 # How a result is asked for, logged and shown in a terminal does not change what it is.
 IGNORED = {
     "ditscope.cli",
@@ -29,7 +24,7 @@ IGNORED = {
 
 def prefer_this_library() -> None:
     """Let jobs import the library that is digested here, also where another one is installed in their environment."""
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, dict.fromkeys(paths)))
 
 
@@ -65,6 +60,8 @@ def import_closure(module: str) -> tuple[str, ...]:
             continue
         found.add(name)
         waiting += imported(name)
+        if "." in (package := name.rpartition(".")[0]):  # Python runs a package before its module
+            waiting.append(package)
     return tuple(sorted(found))
 
 
@@ -84,40 +81,3 @@ def module_path(module: str) -> Path:
     """The source file of a ditscope module or package."""
     path = PACKAGE.joinpath(*module.split(".")[1:])
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-def source_digest(path: Path | str, cache_dir: Path | None = None) -> str:
-    """Digest of a file, or of all files under a folder (names and bytes); cached by size and mtime."""
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    stats = [(str(f), s.st_size, s.st_mtime_ns) for f in files for s in [f.stat()]]
-
-    def compute() -> str:
-        hashed = hashlib.sha256()
-        for file in files:
-            hashed.update(str(file.relative_to(path)).encode() + b"\0")
-            with open(file, "rb") as opened:
-                hashed.update(hashlib.file_digest(opened, "sha256").digest())
-        return hashed.hexdigest()[:16]
-
-    return cached(f"digest {path}", stats, compute, cache_dir)
-
-
-def cached(name: str, key: Any, compute: Any, cache_dir: Path | None) -> Any:
-    """`compute()`, remembered as JSON in `cache_dir` for as long as `key` stays the same."""
-    if cache_dir is None:
-        return compute()
-    file = cache_dir / (hashlib.sha256(name.encode()).hexdigest()[:16] + ".json")
-    key = json.loads(json.dumps(key))
-    try:
-        stored = json.loads(file.read_text())
-        if stored["key"] == key:
-            return stored["value"]
-    except (OSError, ValueError, KeyError):
-        pass
-    value = compute()
-    with suppress(OSError):  # a read-only checkout only loses the cache
-        write_text(file, json.dumps({"key": key, "value": value}), shared=True)
-    return value

@@ -17,7 +17,7 @@ from ditscope.models.mlx.gradients import Differentiable, Weights
 from ditscope.models.mlx.network import MMDiT, build, inexpressible, load, read_weights, velocity
 from ditscope.models.mlx.observe import hooked, watched
 from ditscope.models.mlx.tensors import to_mlx_array, to_torch
-from ditscope.settings import Model
+from ditscope.models.settings import Model
 
 MLX_DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 

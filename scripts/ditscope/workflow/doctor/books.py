@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from ditscope.config import benchmark_cases
+from ditscope.benchmark.cases import benchmark_cases
 from ditscope.core.errors import InputError
 from ditscope.core.identity import file_digest
 from ditscope.core.scratch import MARK

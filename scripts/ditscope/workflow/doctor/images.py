@@ -12,8 +12,8 @@ from ditscope.core.errors import InputError
 from ditscope.core.identity import BASE, request_hash, weights_id
 from ditscope.core.picture_file import decode_picture
 from ditscope.models.registry import reads_negative, settled
+from ditscope.models.settings import Model
 from ditscope.prompts.stage import read_prompts, runs_of, shards_of
-from ditscope.settings import Model
 from ditscope.workflow.doctor.books import beside
 from ditscope.workflow.doctor.study import Study, alike
 

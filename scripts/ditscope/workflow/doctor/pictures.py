@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 import polars as pl
 
-from ditscope.config import plain
 from ditscope.core.errors import InputError
+from ditscope.core.settings import plain
 from ditscope.models.registry import check_safetensors
 from ditscope.publish.catalog import files_by_name, table_files
 from ditscope.workflow.checksums import files_of

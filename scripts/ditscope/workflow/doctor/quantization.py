@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ditscope.benchmark.cases import benchmark_cases
 from ditscope.benchmark.tables import IDENTITY, NOISE_FLOOR
-from ditscope.config import benchmark_cases
 from ditscope.core.errors import InputError
 from ditscope.core.intervals import LEAST_UNITS, mean_interval, unit_means
 from ditscope.models.packed import INTX_BITS, intx_bytes

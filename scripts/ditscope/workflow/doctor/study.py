@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ditscope.config import decode
+from ditscope.config import Config
 from ditscope.core.errors import MALFORMED, InputError, machine_error, read_through
+from ditscope.core.settings import decode
 from ditscope.core.shards import Sample, read_tar
 from ditscope.core.tables import POLARS, read_table
-from ditscope.settings import Config
 from ditscope.workflow.progress import PLAN, read_plan
 
 PLAN_VERSION = "1"
