@@ -17,18 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ditscope.calibrate import calibrate
-from ditscope.calibration_batches import batches
-from ditscope.calibration_set import load_calibration
-from ditscope.generate import requests
-from ditscope.intervals import mean_interval
-from ditscope.models import Generator, load_generator
-from ditscope.quantizers import QUANTIZERS, quantizable
-from ditscope.sampling import Observer, pictures, sample
-from ditscope.sensitivity_fast import weight_changes
-from ditscope.sensitivity_image import probe_image
-from ditscope.sensitivity_table import BUCKETS, WHOLE, assign_buckets
-from ditscope.settings import Calibrate, Model, Sensitivity
+from ditscope.calibrate.files import load_calibration
+from ditscope.calibrate.settings import Calibrate
+from ditscope.calibrate.stage import calibrate
+from ditscope.core.intervals import mean_interval
+from ditscope.generate.stage import requests
+from ditscope.models.quantizers import QUANTIZERS, quantizable
+from ditscope.models.registry import Generator, load_generator
+from ditscope.models.sampling import Observer, pictures, sample
+from ditscope.models.settings import Model
+from ditscope.sensitivity.batches import batches
+from ditscope.sensitivity.fast import weight_changes
+from ditscope.sensitivity.image import probe_image
+from ditscope.sensitivity.settings import Sensitivity
+from ditscope.sensitivity.tables import BUCKETS, WHOLE, assign_buckets
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, STEPS, PROBES, LAYERS = 8, 8, 16, 12  # probes of each image

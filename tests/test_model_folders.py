@@ -8,17 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ditscope.block_names import HUB, block_names
-from ditscope.calibrate import calibrate
-from ditscope.capture import capture
+from ditscope.calibrate.settings import Calibrate
+from ditscope.calibrate.stage import calibrate
+from ditscope.capture.stage import capture
 from ditscope.config import load_config
 from ditscope.config_files import read_config
-from ditscope.errors import InputError
-from ditscope.generate import prompt_tokens, request_key, request_of
-from ditscope.models import available, load_generator, resolve_source, settled, source_folder
-from ditscope.patterns import select_blocks
-from ditscope.sampling import sample
-from ditscope.settings import Calibrate, Model
+from ditscope.core.errors import InputError
+from ditscope.core.patterns import select_blocks
+from ditscope.generate.stage import prompt_tokens, request_key, request_of
+from ditscope.models.block_names import HUB, block_names
+from ditscope.models.registry import available, load_generator, resolve_source, settled, source_folder
+from ditscope.models.sampling import sample
+from ditscope.models.settings import Model
 from tiny_pipelines import save_random_flux, save_random_sd3
 from workflow import ROOT
 

@@ -16,12 +16,12 @@ import yaml
 
 import stand_ins
 import workflow
-from ditscope.benchmark import uncompilable
+from ditscope.benchmark.stage import uncompilable
+from ditscope.config import Config
 from ditscope.config_files import read_config
-from ditscope.models import default_device
-from ditscope.quantize import unsupported
-from ditscope.settings import Config
-from ditscope.tables import read_table
+from ditscope.core.tables import read_table
+from ditscope.models.quantize import unsupported
+from ditscope.models.registry import default_device
 
 pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(1800)]
 
