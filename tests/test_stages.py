@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ditscope.config import WORKS_ON, load_config, of_stages
+from ditscope.config import STAGES, WORKS_ON, load_config, of_stages
 from ditscope.config_files import read_config
-from ditscope.doctor.examine import CHECKS, examine
-from ditscope.errors import InputError
-from ditscope.estimate import parse_job_stats
-from ditscope.progress import markdown, read_plan
-from ditscope.settings import STAGES
+from ditscope.core.errors import InputError
+from ditscope.workflow.doctor.examine import CHECKS, examine
+from ditscope.workflow.estimate import parse_job_stats
+from ditscope.workflow.progress import markdown, read_plan
 from workflow import ROOT, snakemake, workdir
 
 DEMO = read_config([])
