@@ -30,7 +30,7 @@ from ditscope.generate import stage as generate
 from ditscope.models import hardware
 from ditscope.models import registry as models
 from ditscope.models.settings import Embedder, Scheme
-from ditscope.prompts.stage import read_runs, write_runs
+from ditscope.prompts.files import read_runs, write_runs
 from ditscope.workflow import slots
 from tiny_models import tiny_generator
 

@@ -33,10 +33,10 @@ from ditscope.capture.stage import capture
 from ditscope.core.errors import InputError
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import read_table, write_table
-from ditscope.generate.figures import GAP
-from ditscope.models.registry import load_generator
+from ditscope.models.loading import load_generator
 from ditscope.models.sampling import sample
 from ditscope.models.settings import Embedder, Model
+from ditscope.style import GAP
 from tiny_models import tiny_generator
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -66,7 +66,7 @@ COMMANDS = {
     "estimate": ("workflow.estimate:estimate", "jobs, hours and disk that a study will take"),
     "resume": ("workflow.resume:resume", "go on with a SLURM run whose main process was killed"),
     "progress": ("workflow.progress:progress", "how complete every study is"),
-    "doctor": ("workflow.doctor.examine:doctor", "verify everything that a study left, and say what to run again"),
+    "doctor": ("workflow.doctor:doctor", "verify everything that a study left, and say what to run again"),
 }
 REGISTRIES = {Model: "models", Scheme: "schemes", Embedder: "embedders"}
 # The models that the seeds' own programs work on, and `generate` and its like with them.

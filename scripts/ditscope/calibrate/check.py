@@ -19,12 +19,11 @@ from ditscope.calibrate.files import (
     opened,
     read_sample,
 )
+from ditscope.core.checksums import files_of
 from ditscope.core.errors import InputError
 from ditscope.core.patterns import select_indices
-from ditscope.prompts.stage import read_prompts
-from ditscope.workflow.checksums import files_of
-from ditscope.workflow.doctor.images import check_picture
-from ditscope.workflow.doctor.study import Study, alike
+from ditscope.core.study import Study, alike, check_picture
+from ditscope.prompts.files import read_prompts
 
 PROVENANCE = ("revision", "dtype", "width", "height")  # what a set repeats of its model's entry
 
