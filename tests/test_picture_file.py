@@ -29,6 +29,8 @@ def test_names_of_plain_files_inside(name):
     assert is_inside(name)
 
 
-@pytest.mark.parametrize("name", ["", ".", "/a", "a/../b", "..", "a\0b", "a" * 256, "é" * 128, "a/" * 2000 + "a", None, 3])
+@pytest.mark.parametrize(
+    "name", ["", ".", "/a", "a/../b", "..", "a\0b", "a" * 256, "é" * 128, "a/" * 2000 + "a", None, 3]
+)
 def test_names_that_no_file_inside_can_have(name):
     assert not is_inside(name)

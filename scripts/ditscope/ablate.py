@@ -21,7 +21,7 @@ from ditscope.generate import describe, requests, runs_by_picture
 from ditscope.metrics import psnr, ssim
 from ditscope.models import Generator, load_generator
 from ditscope.partial import publish, unfinished
-from ditscope.paths import InputFile, OutputFile, OutputFolder
+from ditscope.paths import InputFile, OutputFile, OutputFolder, check_apart
 from ditscope.patterns import block_index, block_type, select_blocks, select_indices
 from ditscope.prompts import read_runs
 from ditscope.sampling import Observer, decode, sample
@@ -105,6 +105,8 @@ def ablate(
     if settings.features and settings.features not in embedders:
         raise InputError(unknown("ablate.features", settings.features, embedders, "in the config's `embedders`"))
     steps = select_indices(settings.steps, model.steps, "ablate.steps")
+    images = images or out.with_name(out.name.removesuffix(".parquet") + ".tar")
+    check_apart(prompts, [out, images])
     runs = read_runs(*prompts)
     runs = runs[: settings.generations] if settings.generations else runs
     names = block_names(name, model)
@@ -145,7 +147,7 @@ def ablate(
     table = pl.DataFrame(rows, schema=COLUMNS).sort("depth", "kind", "prompt_id", "seed")
     write_table(table, out, "ablation")
     first = [s for s in samples if s["json"]["request_hash"] == records[0]["request_hash"]]
-    write_tar(first, images or out.with_name(out.name.removesuffix(".parquet") + ".tar"))
+    write_tar(first, images)
     publish(parts)
 
 

@@ -19,7 +19,7 @@ from ditscope.config import json_schema, reference, unknown
 from ditscope.config_files import read_config
 from ditscope.errors import IncompleteError, InputError, machine_error
 from ditscope.job import logged
-from ditscope.paths import PathKind, check_path
+from ditscope.paths import PathKind, check_apart, check_path
 from ditscope.ranges import check_ranges
 from ditscope.settings import Budget, CaptureSet, Config, Embedder, Model, Scheme
 
@@ -369,13 +369,19 @@ def entry_of(option: str, chosen: str | None, entries: Mapping[str, Any], regist
 
 
 def check_paths(options: Sequence[Option], given: Mapping[str, Any]) -> None:
-    """Refuse the first path that is not what its option takes; a folder that is not named need not be there."""
+    """Refuse the first path that is not what its option takes; a folder that is not named need not be there.
+
+    No file is written over one that is read, nor over another.
+    """
+    files: dict[PathKind, list[Path]] = {PathKind.INPUT_FILE: [], PathKind.OUTPUT_FILE: []}
     for option in options:
         if option.path and (option.name in given or option.path is PathKind.INPUT_FILE):
             found = given.get(option.name, option.default)
             for item in found if isinstance(found, (list, tuple)) else [found]:
                 if isinstance(item, Path):
                     check_path(item, option.path, option.spellings[0])
+                    files.get(option.path, []).append(item)
+    check_apart(files[PathKind.INPUT_FILE], files[PathKind.OUTPUT_FILE])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from ditscope.counts import check_complete, grouped
 from ditscope.identity import BASE, request_hash, weights_id
 from ditscope.models import Generator, load_generator, reads_negative, settled, text_length
 from ditscope.partial import publish, unfinished
-from ditscope.paths import InputFile, OutputFile, OutputFolder
+from ditscope.paths import InputFile, OutputFile, OutputFolder, check_apart
 from ditscope.prompts import read_runs
 from ditscope.sampling import decode, sample, still
 from ditscope.settings import Generate, Model
@@ -47,6 +47,8 @@ def generate(
     `images.timing`: seconds of each slice), the last two beside the first where no path is given. Finished slices
     in `partial` are reused.
     """
+    manifest, timing = manifest or beside(images, ".parquet"), timing or beside(images, ".timing.parquet")
+    check_apart([prompts], [images, manifest, timing])
     runs = read_runs(prompts)
     groups = runs_by_picture(name, model, runs)
     slices = [groups[i : i + settings.slice_size] for i in range(0, len(groups), settings.slice_size)]
@@ -72,8 +74,8 @@ def generate(
     check_complete(images, "runs (prompt_id, seed)", asked, records)
     write_tar(samples, images)
     table = pl.DataFrame([records[run] for run in asked]).select(COLUMNS)
-    write_table(table, manifest or beside(images, ".parquet"), "images")
-    write_table(pl.DataFrame(seconds), timing or beside(images, ".timing.parquet"), "images.timing")
+    write_table(table, manifest, "images")
+    write_table(pl.DataFrame(seconds), timing, "images.timing")
     publish(parts)
 
 
