@@ -335,6 +335,14 @@ def test_guidance_is_written_down_or_refused(tmp_path):
         (tmp_path / "manifest.json").write_text(json.dumps(manifest | wrong))
         with pytest.raises(InputError, match="give one number"):
             validate_calibration(tmp_path)
+    for wrong in (float("nan"), float("inf"), -3):  # Python's JSON reads and writes the first two
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"cfg_scale": wrong}))
+        with pytest.raises(InputError, match=r"manifest\.json beside .*: guidance (nan|inf|-3) is no scale"):
+            validate_calibration(tmp_path)
+        np.savez(tmp_path / "s0.npz", **arrays(0), guidance=wrong)
+        with pytest.raises(InputError, match=r"s0\.npz: key `guidance`.*(is no scale|infinite)"):
+            validate_calibration(tmp_path)
+        np.savez(tmp_path / "s0.npz", **arrays(0))
     found = load_calibration(tmp_path)
     sample = read_sample(found.samples[0])
     assert guidance_of(found, sample | {"guidance": 3.0}, tmp_path) == 3.0, "a sample's own comes first"
