@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditscope.errors import InputError
-from ditscope.paths import is_inside
-from ditscope.picture_file import decode_picture
+from ditscope.core.errors import InputError
+from ditscope.core.paths import is_inside
+from ditscope.core.picture_file import decode_picture
 
 
 def test_a_flipped_bit_anywhere_in_a_png_is_seen():
