@@ -63,6 +63,14 @@ def sampled(model: Generator, images: Sequence[dict], observers: Sequence[Observ
     return pictures(model, sample(model, *requests(images), observers, steps=STEPS)).double()
 
 
+def of_layers(logs: np.ndarray) -> str:
+    """The geometric mean over layers of ratios, given as logarithms (layers,), its interval, and the extremes."""
+    found = mean_interval(logs)
+    least, most = np.exp([logs.min(), logs.max()])
+    interval = "too few layers" if found.low is None else f"{np.exp(found.low):.2f}, {np.exp(found.high):.2f}"
+    return f"{np.exp(found.mean):.2f} [{interval}], layers {least:.2f} to {most:.2f}"
+
+
 def compare(name: str, folder: Path) -> None:
     """Print the comparison for one shipped model."""
     entry = SHIPPED[name]
@@ -107,10 +115,7 @@ def compare(name: str, folder: Path) -> None:
             ratios.setdefault(key, []).append(float(np.mean(values)))
     print(f"\n{name}: predicted over real, {len(ratios[WHOLE])} layers at {SETTINGS.bits} bits")
     for key, values in ratios.items():
-        found_ratio = mean_interval(np.array(values))
-        middle, low, high = np.exp([found_ratio.mean, found_ratio.low, found_ratio.high])
-        least, most = np.exp([min(values), max(values)])
-        print(f"  {key}: {middle:.2f} [{low:.2f}, {high:.2f}], layers {least:.2f} to {most:.2f}")
+        print(f"  {key}: {of_layers(np.array(values))}")
     column = SETTINGS.bits.index(4)
     everything = np.sqrt(sum(predicted(module, column, BUCKETS) for module in layers.values()))
     seen = np.sqrt(real({module: quantized(module, 4) for module in layers.values()}, BUCKETS))

@@ -16,7 +16,7 @@ from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.metrics import psnr, ssim
 from ditscope.core.names import unknown
-from ditscope.core.paths import InputFile, OutputFile, OutputFolder
+from ditscope.core.paths import InputFile, OutputFile, OutputFolder, check_apart
 from ditscope.core.patterns import block_index, block_type, select_blocks, select_indices
 from ditscope.core.scratch import publish, unfinished
 from ditscope.core.shards import Sample, png_bytes, read_tar, write_tar
@@ -108,6 +108,8 @@ def ablate(
     if settings.features and settings.features not in embedders:
         raise InputError(unknown("ablate.features", settings.features, embedders, "in the config's `embedders`"))
     steps = select_indices(settings.steps, model.steps, "ablate.steps")
+    images = images or out.with_name(out.name.removesuffix(".parquet") + ".tar")
+    check_apart(prompts, [out, images])
     runs = read_runs(*prompts)
     runs = runs[: settings.generations] if settings.generations else runs
     names = block_names(name, model)
@@ -148,7 +150,7 @@ def ablate(
     table = pl.DataFrame(rows, schema=COLUMNS).sort("depth", "kind", "prompt_id", "seed")
     write_table(table, out, "ablation")
     first = [s for s in samples if s["json"]["request_hash"] == records[0]["request_hash"]]
-    write_tar(first, images or out.with_name(out.name.removesuffix(".parquet") + ".tar"))
+    write_tar(first, images)
     publish(parts)
 
 

@@ -9,7 +9,7 @@ import polars as pl
 from tqdm import tqdm
 
 from ditscope.core.counts import check_complete
-from ditscope.core.paths import InputFile, OutputFile, OutputFolder
+from ditscope.core.paths import InputFile, OutputFile, OutputFolder, check_apart
 from ditscope.core.scratch import publish, unfinished
 from ditscope.core.shards import read_tar, write_tar
 from ditscope.core.tables import write_table
@@ -45,6 +45,8 @@ def generate(
     `images.timing`: seconds of each slice), the last two beside the first where no path is given. Finished slices
     in `partial` are reused.
     """
+    manifest, timing = manifest or beside(images, ".parquet"), timing or beside(images, ".timing.parquet")
+    check_apart([prompts], [images, manifest, timing])
     runs = read_runs(prompts)
     groups = runs_by_picture(name, model, runs)
     slices = [groups[i : i + settings.slice_size] for i in range(0, len(groups), settings.slice_size)]
@@ -70,8 +72,8 @@ def generate(
     check_complete(images, "runs (prompt_id, seed)", asked, records)
     write_tar(samples, images)
     table = pl.DataFrame([records[run] for run in asked]).select(COLUMNS)
-    write_table(table, manifest or beside(images, ".parquet"), "images")
-    write_table(pl.DataFrame(seconds), timing or beside(images, ".timing.parquet"), "images.timing")
+    write_table(table, manifest, "images")
+    write_table(pl.DataFrame(seconds), timing, "images.timing")
     publish(parts)
 
 
