@@ -69,7 +69,7 @@ from transformers import (
 )
 
 from ditscope.config import Config
-from ditscope.models.registry import source_folder
+from ditscope.models.folders import source_folder
 from ditscope.models.settings import Embedder, Model
 from workflow import ROOT
 
