@@ -20,9 +20,9 @@ from ditscope.config import load_config, of_backends
 from ditscope.core.settings import plain
 from ditscope.core.errors import InputError
 from ditscope.models.memory import host_memory_mb
-from ditscope.models.registry import download_mark, resolve_source, source_folder
+from ditscope.models.folders import download_mark, resolve_source, source_folder
 from ditscope.trajectories.networks import plan_file, resolve_network, trajectory_index
-from ditscope.prompts.stage import first_runs, shard_index
+from ditscope.prompts.files import first_runs, shard_index
 from ditscope.workflow.staleness import code_digest, prefer_this_library
 from ditscope.core.digests import cached, source_digest
 from ditscope.core.yaml_file import read_yaml

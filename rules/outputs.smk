@@ -12,7 +12,7 @@ from ditscope.benchmark.cases import benchmark_cases
 from ditscope.publish.figures import PAPER_TABLES, available
 from ditscope.models.hardware import filed_under, hardware_id
 from ditscope.core.identity import file_digest
-from ditscope.prompts.stage import least, read_prompts
+from ditscope.prompts.files import least, read_prompts
 from ditscope.models.settings import backends_of
 
 
@@ -118,6 +118,11 @@ def paper_table_inputs(w=None):
 def paper_table_files():
     names = [name for name, needed in PAPER_TABLES.items() if needed in paper_table_inputs()]
     return expand(f"{RESULTS}/tables/{{name}}.{{kind}}", name=names, kind=["csv", "md", "tex"])
+
+
+def figure_rooms():
+    """The stages whose `figures.py` draws something."""
+    return list(dict.fromkeys(figure.stages[0] for figure in available(set(figure_inputs()))))
 
 
 def figure_files():

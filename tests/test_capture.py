@@ -40,12 +40,12 @@ from ditscope.cli import main
 from ditscope.core.errors import InputError
 from ditscope.core.patterns import select_blocks, select_indices
 from ditscope.core.tables import read_table
-from ditscope.generate.stage import generate_slice
 from ditscope.models import placement
 from ditscope.models.families import flux, sd3
 from ditscope.models.families.common import Conditioning
+from ditscope.models.loading import Generator, load_generator
 from ditscope.models.placement import load_across, place
-from ditscope.models.registry import Generator, load_generator
+from ditscope.models.requests import generate_slice
 from ditscope.models.sampling import Observer, decode, sample
 from ditscope.models.settings import Model
 

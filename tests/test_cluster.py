@@ -12,7 +12,7 @@ from ditscope.cluster import sequences
 from ditscope.cluster.settings import Cluster
 from ditscope.cluster.stage import by_size, cluster, cluster_labels, map_states, medoids, merge_close
 from ditscope.core.errors import InputError
-from ditscope.embed.states import read_states, unit
+from ditscope.embed.files import read_states, unit
 from state_tables import MODALITY, random_states, write_states
 
 TABLES = [

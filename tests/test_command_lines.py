@@ -19,7 +19,7 @@ from ditscope.capture.files import captures_in, read_metadata
 from ditscope.capture.settings import CaptureSet
 from ditscope.config_files import read_config
 from ditscope.core.tables import read_table
-from ditscope.models.registry import source_folder
+from ditscope.models.folders import source_folder
 from ditscope.video.settings import Video
 from tiny_pipelines import save_tiny_flux, save_tiny_sd3
 from workflow import ROOT

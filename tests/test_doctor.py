@@ -15,13 +15,13 @@ import pytest
 
 import workflow
 from ditscope import cli
+from ditscope.core.checksums import FOLDER, read_record, record_checksums
 from ditscope.core.errors import InputError
 from ditscope.core.scratch import unfinished
 from ditscope.core.shards import read_tar, write_tar
+from ditscope.core.study import Finding
 from ditscope.core.tables import write_table
-from ditscope.workflow.checksums import FOLDER, read_record, record_checksums
-from ditscope.workflow.doctor.examine import CHECKS, doctor, examine, mending
-from ditscope.workflow.doctor.study import Finding
+from ditscope.workflow.doctor import CHECKS, doctor, examine, mending
 from ditscope.workflow.estimate import parse_job_stats
 
 CONTENTS = [name for name in CHECKS if name != "checksums"]  # what is found without recorded digests

@@ -9,17 +9,17 @@ import pytest
 
 import workflow
 from ditscope.config import Config
+from ditscope.core.checksums import record_checksums
 from ditscope.core.settings import plain
 from ditscope.core.shards import read_tar, write_tar
+from ditscope.core.study import Study, alike, unlike_rows
 from ditscope.core.tables import read_table, write_table
 from ditscope.generate.settings import Generate
 from ditscope.generate.stage import generate
 from ditscope.models.settings import Model
 from ditscope.prompts.settings import Prompts
 from ditscope.prompts.stage import write_shard
-from ditscope.workflow.checksums import record_checksums
-from ditscope.workflow.doctor.examine import CHECKS, examine, mending
-from ditscope.workflow.doctor.study import Study, alike, open_study, unlike_rows
+from ditscope.workflow.doctor import CHECKS, examine, mending, open_study
 from ditscope.workflow.progress import write_plan
 from tiny_pipelines import save_tiny_wan
 

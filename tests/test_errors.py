@@ -7,11 +7,11 @@ import polars as pl
 import pytest
 
 from ditscope import cli
+from ditscope.core.checksums import read_record
 from ditscope.core.errors import IncompleteError, InputError, again
 from ditscope.core.shards import read_tar, write_tar
+from ditscope.core.study_plan import read_plan
 from ditscope.core.tables import read_table, write_table
-from ditscope.workflow.checksums import read_record
-from ditscope.workflow.progress import read_plan
 
 
 @pytest.fixture

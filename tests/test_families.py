@@ -18,7 +18,8 @@ from ditscope.core.shards import read_tar
 from ditscope.core.tables import read_table
 from ditscope.generate.settings import Generate
 from ditscope.generate.stage import generate
-from ditscope.models.registry import GENERATORS, WITH_BLOCKS, family_of, load_generator
+from ditscope.models.loading import load_generator
+from ditscope.models.registry import GENERATORS, WITH_BLOCKS, family_of
 from ditscope.models.sampling import Observer, decode, sample
 from ditscope.models.settings import Model, Scheme
 from ditscope.trajectories.invocations import Request, node_of

@@ -16,13 +16,14 @@ import fuzz
 from ditscope.calibrate.files import load_calibration, read_sample
 from ditscope.capture.files import read_metadata
 from ditscope.config_files import read_config
+from ditscope.core.checksums import read_record
 from ditscope.core.errors import InputError
 from ditscope.core.shards import read_tar, write_tar
-from ditscope.models.registry import check_safetensors
-from ditscope.prompts.stage import read_prompts
-from ditscope.workflow.checksums import read_record
-from ditscope.workflow.doctor.study import open_study
-from ditscope.workflow.progress import read_plan, stages_of
+from ditscope.core.study_plan import read_plan
+from ditscope.models.folders import check_safetensors
+from ditscope.prompts.files import read_prompts
+from ditscope.workflow.doctor import open_study
+from ditscope.workflow.progress import stages_of
 from workflow import ROOT
 
 SECONDS = float(os.environ.get("DITSCOPE_FUZZ_SECONDS", "3"))

@@ -12,7 +12,7 @@ from ditscope.core.shards import read_tar
 from ditscope.core.tables import read_table
 from ditscope.generate.settings import Generate
 from ditscope.generate.stage import generate
-from ditscope.models.registry import load_generator
+from ditscope.models.loading import load_generator
 from ditscope.models.sampling import Observer, sample
 from ditscope.models.settings import Model
 

@@ -40,7 +40,7 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "load_placed", load)
     blocks = [f"{kind}_block_{i}" for kind in ("double", "single") for i in (0, 1)]
     monkeypatch.setattr(stage, "block_names", lambda *_: blocks)
-    monkeypatch.setattr("ditscope.generate.stage.prompt_tokens", lambda model, prompt: (3, False))
+    monkeypatch.setattr("ditscope.models.requests.prompt_tokens", lambda model, prompt: (3, False))
 
     def make(prompt="a ring", **more) -> set[str]:
         capture("tiny", FLUX, tmp_path / "output", prompt=prompt, seed=1, **more)

@@ -26,9 +26,10 @@ from ditscope.calibrate.stage import calibrate
 from ditscope.config import load_config
 from ditscope.core.errors import InputError
 from ditscope.core.tables import read_table, write_table
-from ditscope.generate.stage import generate_slice
+from ditscope.models.bit_plan import load_plan, to_mlx
 from ditscope.models.families.common import Conditioning
 from ditscope.models.hardware import filed_under
+from ditscope.models.loading import load_generator
 from ditscope.models.mlx.names import MlxConfig, mmdit_paths
 from ditscope.models.mlx.network import converted, inexpressible
 from ditscope.models.mlx.observe import hooked
@@ -36,11 +37,11 @@ from ditscope.models.mlx.transformer import load_transformer
 from ditscope.models.packed import packed_bytes
 from ditscope.models.quantize import apply_scheme, layer_configs, mean_bits, nominal_bytes, stored_bytes, unsupported
 from ditscope.models.quantizers import quantizable
-from ditscope.models.registry import load_generator
+from ditscope.models.requests import generate_slice
 from ditscope.models.sampling import predict, sample
 from ditscope.models.settings import Model, Scheme
 from ditscope.plan.settings import Budget
-from ditscope.plan.stage import load_plan, plan, to_mlx
+from ditscope.plan.stage import plan
 from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.image import image_effects

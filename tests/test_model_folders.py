@@ -15,9 +15,10 @@ from ditscope.config import load_config
 from ditscope.config_files import read_config
 from ditscope.core.errors import InputError
 from ditscope.core.patterns import select_blocks
-from ditscope.generate.stage import prompt_tokens, request_key, request_of
 from ditscope.models.block_names import HUB, block_names
-from ditscope.models.registry import available, load_generator, resolve_source, settled, source_folder
+from ditscope.models.folders import resolve_source, source_folder
+from ditscope.models.loading import available, load_generator, settled
+from ditscope.models.requests import prompt_tokens, request_key, request_of
 from ditscope.models.sampling import sample
 from ditscope.models.settings import Model
 from tiny_pipelines import save_random_flux, save_random_sd3

@@ -20,8 +20,8 @@ from ditscope.benchmark.stage import uncompilable
 from ditscope.config import Config
 from ditscope.config_files import read_config
 from ditscope.core.tables import read_table
+from ditscope.models.loading import default_device
 from ditscope.models.quantize import unsupported
-from ditscope.models.registry import default_device
 
 pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(1800)]
 

@@ -14,6 +14,7 @@ from torchao.quantization import quantize_
 
 from ditscope.core.errors import InputError
 from ditscope.core.tables import read_table, write_table
+from ditscope.models.bit_plan import load_plan, to_fqn_config
 from ditscope.models.packed import intx_bytes, packed_bytes
 from ditscope.models.quantize import apply_scheme
 from ditscope.models.quantize import mean_bits as scheme_bits
@@ -27,12 +28,10 @@ from ditscope.plan.stage import (
     choices_of,
     chosen_metric,
     frontier,
-    load_plan,
     plan,
     random_plan,
     random_plans,
     solve,
-    to_fqn_config,
 )
 from ditscope.sensitivity.tables import BUCKETS, layer_kind
 from tiny_models import tiny_generator

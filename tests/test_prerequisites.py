@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ditscope.cli import main, read_config
+from ditscope.cli import main
 from ditscope.config import Config
+from ditscope.config_files import read_config
 from ditscope.core.caches import cache_folders, clean_caches
 from ditscope.core.errors import InputError
 from ditscope.core.settings import decode

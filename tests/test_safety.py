@@ -13,10 +13,10 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
+from ditscope.core.checksums import FOLDER
 from ditscope.publish.paper_tables import latex, markdown
 from ditscope.style import grid, save
 from ditscope.video.frames import wrap
-from ditscope.workflow.checksums import FOLDER
 from ditscope.workflow.job import SECRETS, job, redact
 from workflow import ROOT
 

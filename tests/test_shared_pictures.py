@@ -13,6 +13,7 @@ from ditscope.ablate.stage import ablate
 from ditscope.benchmark.images import read_images
 from ditscope.benchmark.stage import generate_images
 from ditscope.blocks.stage import blocks
+from ditscope.capture.check import check_capture
 from ditscope.capture.files import captures_in, read_metadata
 from ditscope.capture.settings import Capture, CaptureSet
 from ditscope.capture.stage import capture
@@ -20,18 +21,19 @@ from ditscope.config import Config
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import IncompleteError
 from ditscope.core.shards import read_tar, samples_of_runs, write_tar
+from ditscope.core.study import Study
 from ditscope.core.tables import read_table, write_table
+from ditscope.generate.check import check_generate
 from ditscope.generate.figures import image_grid
 from ditscope.generate.settings import Generate
 from ditscope.generate.stage import generate
-from ditscope.models.registry import load_generator
+from ditscope.models.loading import load_generator
 from ditscope.models.settings import Model
+from ditscope.prompts.check import check_prompts
+from ditscope.prompts.files import read_runs
 from ditscope.prompts.settings import Prompts
-from ditscope.prompts.stage import read_runs, write_shard
+from ditscope.prompts.stage import write_shard
 from ditscope.refine.latents import read_latents
-from ditscope.workflow.doctor.captures import check_capture
-from ditscope.workflow.doctor.images import check_generate, check_prompts
-from ditscope.workflow.doctor.study import Study
 
 NAME, ENTRY = "shapes-flux", Model(family="flux", source="models/shapes-flux", width=32, height=32, steps=1)
 RUNS = [("a", 0), ("b", 0), ("c", 0), ("d", 1)]  # a and c ask for the same picture; b for another, d for another seed

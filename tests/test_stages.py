@@ -9,7 +9,7 @@ import pytest
 from ditscope.config import STAGES, WORKS_ON, load_config, of_stages
 from ditscope.config_files import read_config
 from ditscope.core.errors import InputError
-from ditscope.workflow.doctor.examine import CHECKS, examine
+from ditscope.workflow.doctor import CHECKS, examine
 from ditscope.workflow.estimate import parse_job_stats
 from ditscope.workflow.progress import markdown, read_plan
 from workflow import ROOT, snakemake, workdir

@@ -8,7 +8,7 @@ import pytest
 from persim.persistent_entropy import persistent_entropy
 
 from ditscope.core.tables import read_table
-from ditscope.embed.states import RUN
+from ditscope.embed.files import RUN
 from ditscope.topology.settings import Topology
 from ditscope.topology.stage import (
     DIAGRAMS,

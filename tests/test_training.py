@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from ditscope.models.registry import check_model_folder, load_generator
+from ditscope.models.folders import check_model_folder
+from ditscope.models.loading import load_generator
 from ditscope.models.sampling import decode, sample
 from ditscope.models.settings import Model
 from ditscope.shapes.world import ATTRIBUTES, is_description, parse_caption, train_scenes

@@ -15,8 +15,9 @@ from ditscope.core.tables import concat_tables, read_table, write_table
 from ditscope.generate.settings import Generate
 from ditscope.generate.stage import generate
 from ditscope.models.settings import Model, Scheme
+from ditscope.prompts.files import Prompt, runs_of
 from ditscope.prompts.settings import Prompts
-from ditscope.prompts.stage import Prompt, runs_of, write_shard, write_slice
+from ditscope.prompts.stage import write_shard, write_slice
 from ditscope.trajectories.invocations import Answer, Node, Request, ask_captioner, ask_generator, state_key, state_of
 from ditscope.trajectories.networks import Entry, resolve_network, trajectory_index
 from ditscope.trajectories.settings import Trajectories

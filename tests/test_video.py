@@ -14,11 +14,12 @@ from PIL import Image
 
 from ditscope.capture.files import decoded_file, write_metadata
 from ditscope.core.errors import InputError
+from ditscope.core.films import write_film
 from ditscope.core.shards import write_tar
 from ditscope.core.tables import write_table
 from ditscope.video import mosaic
 from ditscope.video.capture_sheet import contact_sheet
-from ditscope.video.frames import COLOURS, text_width, tile, wrap, write_film
+from ditscope.video.frames import COLOURS, text_width, tile, wrap
 from ditscope.video.mosaic import TarImages, grid_of, layout_of, trajectory_video
 from ditscope.video.settings import Video
 from ditscope.video.stage import capture_video, create_visualization, order_of

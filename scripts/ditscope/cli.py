@@ -20,7 +20,7 @@ from ditscope.config import Config
 from ditscope.config_files import read_config
 from ditscope.core.errors import IncompleteError, InputError, machine_error
 from ditscope.core.names import unknown
-from ditscope.core.paths import PathKind, check_path
+from ditscope.core.paths import PathKind, check_apart, check_path
 from ditscope.core.ranges import check_ranges
 from ditscope.models.settings import Embedder, Model, Scheme
 from ditscope.plan.settings import Budget
@@ -66,7 +66,7 @@ COMMANDS = {
     "estimate": ("workflow.estimate:estimate", "jobs, hours and disk that a study will take"),
     "resume": ("workflow.resume:resume", "go on with a SLURM run whose main process was killed"),
     "progress": ("workflow.progress:progress", "how complete every study is"),
-    "doctor": ("workflow.doctor.examine:doctor", "verify everything that a study left, and say what to run again"),
+    "doctor": ("workflow.doctor:doctor", "verify everything that a study left, and say what to run again"),
 }
 REGISTRIES = {Model: "models", Scheme: "schemes", Embedder: "embedders"}
 # The models that the seeds' own programs work on, and `generate` and its like with them.
@@ -379,13 +379,19 @@ def entry_of(option: str, chosen: str | None, entries: Mapping[str, Any], regist
 
 
 def check_paths(options: Sequence[Option], given: Mapping[str, Any]) -> None:
-    """Refuse the first path that is not what its option takes; a folder that is not named need not be there."""
+    """Refuse the first path that is not what its option takes; a folder that is not named need not be there.
+
+    No file is written over one that is read, nor over another.
+    """
+    files: dict[PathKind, list[Path]] = {PathKind.INPUT_FILE: [], PathKind.OUTPUT_FILE: []}
     for option in options:
         if option.path and (option.name in given or option.path is PathKind.INPUT_FILE):
             found = given.get(option.name, option.default)
             for item in found if isinstance(found, (list, tuple)) else [found]:
                 if isinstance(item, Path):
                     check_path(item, option.path, option.spellings[0])
+                    files.get(option.path, []).append(item)
+    check_apart(files[PathKind.INPUT_FILE], files[PathKind.OUTPUT_FILE])
 
 
 if __name__ == "__main__":

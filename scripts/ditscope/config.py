@@ -19,7 +19,8 @@ from ditscope.drift.settings import Drift
 from ditscope.embed.settings import Embed
 from ditscope.generate.settings import Generate
 from ditscope.models.block_names import known_blocks
-from ditscope.models.registry import check_backend, check_frames, check_revision, is_generator, require_blocks
+from ditscope.models.folders import check_revision
+from ditscope.models.registry import check_backend, check_frames, is_generator, require_blocks
 from ditscope.models.settings import BACKENDS, Embedder, Model, Scheme
 from ditscope.plan.settings import Plan
 from ditscope.prompts.settings import Prompts

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ditscope.capture.files import intermediates_of, read_metadata
 from ditscope.core.errors import InputError, parsing
 from ditscope.core.patterns import block_index, block_type
-from ditscope.models.registry import check_safetensors
+from ditscope.models.folders import check_safetensors
 
 CONTEXT = {
     "y": "context.pooled",

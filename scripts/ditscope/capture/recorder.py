@@ -15,7 +15,7 @@ from ditscope.capture.statistics import Arrays, Pooled, Stream, arrays, pool_str
 from ditscope.capture.writer import Background, StepFile, flush, join, layout_bytes, to_host
 from ditscope.core.patterns import block_type
 from ditscope.models.families.common import DTYPES, Conditioning, combine
-from ditscope.models.registry import Generator
+from ditscope.models.loading import Generator
 from ditscope.models.sampling import Observer, Step
 
 CHUNK_BYTES = 8_000_000  # less is handed over together, small steps too: waking a thread costs more than writing it

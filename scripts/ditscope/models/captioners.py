@@ -9,7 +9,8 @@ from PIL import Image
 
 from ditscope.core.errors import InputError
 from ditscope.models.families.common import DTYPES
-from ditscope.models.registry import default_device, resolve_source
+from ditscope.models.folders import resolve_source
+from ditscope.models.loading import default_device
 from ditscope.models.settings import Model
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from ditscope.core.errors import InputError
+from ditscope.models.folders import resolve_source
+from ditscope.models.loading import default_device
 from ditscope.models.random_walk import FAMILY as RANDOM_WALK
-from ditscope.models.registry import default_device, resolve_source
 from ditscope.models.settings import Embedder
 
 log = logging.getLogger(__name__)

@@ -38,11 +38,11 @@ from torchao.quantization.quantize_.workflows import Float8PackingFormat, Int4Pa
 from torchao.sparsity.sparse_api import SemiSparseWeightConfig, apply_fake_sparsity
 
 from ditscope.core.errors import InputError
+from ditscope.models.bit_plan import load_plan, to_fqn_config, to_mlx
 from ditscope.models.families.sd3 import FusedJointAttention
 from ditscope.models.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
 from ditscope.models.packed import SCALE_BITS, intx_bytes, mlx_bytes
 from ditscope.models.settings import Scheme, backends_of
-from ditscope.plan.stage import load_plan, to_fqn_config, to_mlx
 
 PURE: dict = {
     "set_inductor_config": False
@@ -50,6 +50,12 @@ PURE: dict = {
 SPARSE_FP8 = "torchao::rowwise_scaled_linear_sparse_cutlass_f8f8"
 INTX = (IntxWeightOnlyConfig, Int8DynamicActivationIntxWeightConfig)
 LayerConfig: TypeAlias = AOBaseConfig | MlxConfig
+
+
+TILE = "with sides that the kernel's tile does not divide"
+GROUP = "with rows that group_size does not divide"
+NOT_PLANNED = "not in the plan, or with rows that its group_size does not divide"
+INDIVISIBLE = (TILE, GROUP, NOT_PLANNED)  # why a scheme leaves a layer that its filters do not name
 
 
 @dataclass(frozen=True)
@@ -209,12 +215,6 @@ def coverage(
     if scheme.kind == "plan":
         left |= {name: NOT_PLANNED for name in linear if name not in found and name not in left}
     return {name: config for name, config in found.items() if name not in left}, left
-
-
-TILE = "with sides that the kernel's tile does not divide"
-GROUP = "with rows that group_size does not divide"
-NOT_PLANNED = "not in the plan, or with rows that its group_size does not divide"
-INDIVISIBLE = (TILE, GROUP, NOT_PLANNED)  # why a scheme leaves a layer that its filters do not name
 
 
 def left_why(transformer: nn.Module, name: str, module: nn.Linear, scheme: Scheme) -> str:

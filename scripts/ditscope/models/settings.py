@@ -8,6 +8,13 @@ from ditscope.core.settings import setting
 BACKENDS = ("torch", "mlx")
 
 
+SCHEME_KINDS = (
+    "base", "int8-weight-only", "int8-dynamic", "fp8-weight-only", "intx-weight-only", "int8-dynamic-intx",
+    "fp8-dynamic-row", "fp8-dynamic-tensor", "int4-weight-only", "sparse-2-4", "sparse-2-4-fp8", "sparse-2-4-int8",
+    "mlx-weight-only", "plan",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Model:
     """A generator (text to image) or a captioner (image to text): its weights and how it is run."""
@@ -41,13 +48,6 @@ class Model:
     memory_mb: int = setting(
         0, "Host memory that its weights take, in MB, which its jobs ask for; 0: as its files, once they are there"
     )
-
-
-SCHEME_KINDS = (
-    "base", "int8-weight-only", "int8-dynamic", "fp8-weight-only", "intx-weight-only", "int8-dynamic-intx",
-    "fp8-dynamic-row", "fp8-dynamic-tensor", "int4-weight-only", "sparse-2-4", "sparse-2-4-fp8", "sparse-2-4-int8",
-    "mlx-weight-only", "plan",
-)  # fmt: skip
 
 
 def backends_of(kind: str) -> tuple[str, ...]:

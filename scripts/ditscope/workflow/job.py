@@ -13,11 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ditscope.core.checksums import record_checksums
 from ditscope.core.errors import IncompleteError, InputError, machine_error
 from ditscope.core.identity import digest
 from ditscope.core.settings import decode
 from ditscope.models.settings import Embedder, Model
-from ditscope.workflow.checksums import record_checksums
 from ditscope.workflow.orphans import end_with_workflow
 from ditscope.workflow.slots import gpu_slots
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ditscope.core.atomic import write_text
-from ditscope.core.errors import InputError, read_json
+from ditscope.core.checksums import record_checksums
+from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFolder
 from ditscope.core.scratch import require_writable
-from ditscope.workflow.checksums import record_checksums
-
-PLAN = "plan.json"
+from ditscope.core.study_plan import PLAN, read_plan
 
 
 @dataclass(frozen=True)
@@ -50,21 +49,6 @@ def write_plan(
     if not path.exists() or path.read_text() != text:
         write_text(path, text)
     record_checksums(path.parent, "plan", [path])
-
-
-def read_plan(results: Path | str) -> dict:
-    """The plan of a study. Raises InputError where it never ran."""
-    path = Path(results) / PLAN
-    remedy = "not a plan in JSON; run the study again, which writes it anew"
-    try:
-        plan = read_json(path, remedy)
-    except FileNotFoundError:
-        raise InputError(f"{path}: this study has not been run yet; start it with snakemake") from None
-    both = plan.get("targets"), plan.setdefault("upstream", {})  # plans of ditscope 0.1 have no `upstream`
-    lists = [files for named in both for files in (named.values() if isinstance(named, dict) else [None])]
-    if not all(isinstance(files, list) and all(isinstance(file, str) for file in files) for files in lists):
-        raise InputError(f"{path}: {remedy}")
-    return plan
 
 
 def stages_of(results: Path | str) -> list[Stage]:

@@ -61,7 +61,7 @@ def reference() -> str:
     lines = [
         "# Config reference",
         "",
-        "Made from `scripts/ditscope/settings.py` by `ditscope reference`; do not edit.",
+        "Made from the `settings.py` of each stage by `ditscope reference`; do not edit.",
         "Numbers are finite and not negative, those that mean nothing at 0 above it; -1 may be given only where it",
         "means something else. A list names nothing twice.",
         "",

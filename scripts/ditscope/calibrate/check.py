@@ -19,14 +19,16 @@ from ditscope.calibrate.files import (
     opened,
     read_sample,
 )
+from ditscope.core.checksums import files_of
 from ditscope.core.errors import InputError
+from ditscope.core.identity import weights_id
 from ditscope.core.patterns import select_indices
-from ditscope.prompts.stage import read_prompts
-from ditscope.workflow.checksums import files_of
-from ditscope.workflow.doctor.images import check_picture
-from ditscope.workflow.doctor.study import Study, alike
+from ditscope.core.study import Study, alike, check_picture
+from ditscope.models.loading import settled
+from ditscope.prompts.files import read_prompts
 
-PROVENANCE = ("revision", "dtype", "width", "height")  # what a set repeats of its model's entry
+# What a set repeats of its model's entry.
+PROVENANCE = ("revision", "dtype", "width", "height", "backend", "use_t5", "max_sequence_length", "call")
 
 
 def check_calibrate(study: Study) -> None:
@@ -47,6 +49,8 @@ def check_calibrate(study: Study) -> None:
         wanted = {"model": model, "num_steps": steps, "n_completed": settings.num_images}
         wanted |= {key: getattr(settings, key) for key in ("cfg_weight", "seed", "format", "statistics")}
         wanted |= {key: getattr(entry, key) for key in PROVENANCE}
+        wanted["weights"] = weights_id(entry.source, entry.revision)
+        wanted["model_guidance"] = settled(entry).guidance if entry.family == "flux" else None
         study.same("calibrate", file, manifest, wanted)
         images: list[dict[str, Any]] = []
         for shard in shards:

@@ -1,32 +1,22 @@
-"""Checks of captures and of what is read off them: blocks, ablation."""
+"""What `ditscope doctor` checks of the stage `capture`."""
 
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from ditscope.capture.files import IMAGE_FORMATS, decoded_file, generation_name, intermediates_of, read_metadata
+from ditscope.core.checksums import files_of
 from ditscope.core.errors import InputError
 from ditscope.core.identity import BASE, file_digest, weights_id
 from ditscope.core.patterns import block_index, block_type, select_blocks, select_indices
+from ditscope.core.study import Study, alike, check_picture
+from ditscope.generate.check import ENTRY, RUN, check_requests, image_rows, read_by, request_of
 from ditscope.models.block_names import block_names
-from ditscope.models.registry import check_safetensors, settled
-from ditscope.workflow.checksums import files_of
-from ditscope.workflow.doctor.images import (
-    ENTRY,
-    RUN,
-    check_picture,
-    check_png,
-    check_requests,
-    image_rows,
-    prompt_tables,
-    read_by,
-    request_of,
-)
-from ditscope.workflow.doctor.study import Study, alike
+from ditscope.models.folders import check_safetensors
+from ditscope.models.loading import settled
+from ditscope.prompts.check import prompt_tables
 
 STATISTICS = (
     "generation_id prompt_id model step sigma block block_type block_index depth stream half tokens mean std rms"
@@ -224,145 +214,3 @@ def stored_statistics(folder: Path) -> pl.DataFrame:
                     place = {"step": step, "block": block, "stream": stream, "half": half, "tokens": len(lengths)}
                     rows.append(place | dict(zip(STATISTICS, numbers, strict=True)) | {"token_norms": lengths})
     return pl.DataFrame(rows, infer_schema_length=None)
-
-
-def check_blocks(study: Study) -> None:
-    """What is told of blocks is what the capture's tensors, pictures and statistics give."""
-    for stem in sorted({file.rpartition("/")[0] for file in study.targets("blocks")}):
-        _, model, name = stem.split("/")
-        captures = study.results / "captures" / model / name
-        wanted: dict[str, pl.DataFrame] = {}
-        with study.noting("blocks", stem):
-            wanted = study.once(f"blocks {stem}", lambda: block_tables(study, captures))  # noqa: B023
-        for file in study.targets("blocks"):
-            kind = Path(file).stem
-            if file.rpartition("/")[0] != stem:
-                continue
-            table = study.table("blocks", file, f"blocks.{kind}", " ".join(PLACE))
-            if table is None or kind not in wanted:
-                continue
-            columns = wanted[kind]
-            if kind == "decodability" and study.config.blocks.features:  # needs the embedder
-                columns = columns.drop("feature_cosine_distance")
-                check_range(study, "blocks", file, table, "feature_cosine_distance", 0, 2)
-            if kind == "decodable":
-                columns = decodable(study, stem)
-            study.agree("blocks", file, table, columns, tolerance=STATISTIC, least=1e-6)
-
-
-def block_tables(study: Study, captures: Path) -> dict[str, pl.DataFrame]:
-    """The tables of blocks from a capture set, without features of pictures."""
-    from ditscope.blocks.stage import TABLES, WHERE, decodability_rows, stream_rows
-    from ditscope.capture.files import captures_in, rows_of_runs
-    from ditscope.capture.load import load_capture
-
-    tables: dict[str, list[pl.DataFrame]] = {name: [pl.DataFrame(schema=WHERE | c)] for name, c in TABLES.items()}
-    for folder in captures_in(captures):
-        rows: dict[str, list[dict]] = {name: [] for name in TABLES}
-        capture = load_capture(folder)
-        metadata = capture["metadata"]
-        order = blocks_of(study, metadata["model"])
-        depths = {block: order.index(block) for block in metadata["captured_blocks"]}
-        try:
-            stream_rows(capture, depths, rows)
-        except RuntimeError as error:  # of torch, whose shapes do not fit: the tensors of another capture
-            raise InputError(f"{folder.name}: tensors that do not belong together ({error})") from None
-        rows["decodability"] += decodability_rows(folder, metadata, depths)
-        for name, columns in TABLES.items():
-            tables[name].append(rows_of_runs(pl.DataFrame(rows[name], schema=WHERE | columns), metadata))
-    return {name: pl.concat([t.select(parts[0].columns) for t in parts]) for name, parts in tables.items()}
-
-
-def decodable(study: Study, stem: str) -> pl.DataFrame:
-    """The table `blocks.decodable` from the table `blocks.decodability` beside it, generation by generation."""
-    from ditscope.blocks.stage import TABLES, WHERE, decodable_rows
-
-    table = study.quiet().table("blocks", f"{stem}/decodability.parquet", "blocks.decodability", "")
-    parts = table.partition_by("generation_id", "prompt_id", maintain_order=True) if table is not None else []
-    rows = [row for part in parts for row in decodable_rows(part.to_dicts(), study.config.blocks)]
-    return pl.DataFrame(rows, schema=WHERE | TABLES["decodable"])
-
-
-def check_range(study: Study, stage: str, file: str, table: pl.DataFrame, column: str, low: float, high: float) -> None:
-    """Take down a column that has nothing in places, or what is not within a range."""
-    if not table[column].fill_null(float("inf")).is_between(low - 1e-6, high + 1e-6).all():
-        study.note(stage, file, f"column `{column}` has values that are not between {low} and {high}")
-
-
-def check_ablate(study: Study) -> None:
-    """Every run has a row for each block and kind; the pictures of the first run give its numbers."""
-    settings = study.config.ablate
-    for file in study.targets("ablate"):
-        if not file.endswith(".parquet"):
-            continue
-        model, tar = Path(file).stem, f"{file.removesuffix('.parquet')}.tar"
-        table = study.table("ablate", file, "ablation", "request_hash block kind latent_relative_l2 psnr_db ssim")
-        samples = study.tar("ablate", tar)
-        if table is None:
-            continue
-        names = blocks_of(study, model)
-        requests = requests_of(study, model, settings.generations)
-        chosen = select_blocks(settings.blocks, names, "ablate.blocks")
-        wanted = [
-            {key: request[key] for key in ("request_hash", "model", "prompt_id", "seed")}
-            | {"block": block, "block_type": block_type(block), "block_index": block_index(block)}
-            | {"depth": names.index(block), "kind": kind, "ablated_steps": settings.steps}
-            for block in chosen
-            for kind in settings.kinds
-            for request in requests
-        ]
-        if requests:
-            order = ["depth", "kind", "prompt_id", "seed"]
-            whole = pl.DataFrame(wanted, infer_schema_length=None)
-            study.agree("ablate", file, table, whole.sort(order, maintain_order=True))
-        check_range(study, "ablate", file, table, "latent_relative_l2", 0, float("inf"))
-        if settings.features:
-            check_range(study, "ablate", file, table, "feature_cosine_distance", 0, 2)
-        if samples is not None:
-            with study.noting("ablate", tar):
-                check_ablated_pictures(study, file, tar, table, samples)
-
-
-def check_ablated_pictures(
-    study: Study, file: str, tar: str, table: pl.DataFrame, samples: list[dict[str, Any]]
-) -> None:
-    """The tar has the first run's own picture and one for each of its rows, which give the row's PSNR and SSIM."""
-    pixels = {sample["__key__"]: picture_of(sample) for sample in samples}
-    base = next((s for s in samples if s["json"]["kind"] == "none"), None)
-    if base is None:
-        raise InputError("lacks the picture that was made without ablation")
-    request = base["json"]["request_hash"]
-    rows = {f"{r['request_hash']}-{r['block']}-{r['kind']}": r for r in reversed(table.to_dicts())}
-    mine = [key for key, row in rows.items() if row["request_hash"] == request]
-    study.same_rows(
-        "ablate", tar, sorted(pixels), sorted([base["__key__"], *mine]), "pictures of the table's first run"
-    )
-    measure = measures()
-    for sample in samples:
-        key, record = sample["__key__"], sample["json"]
-        if key != f"{record['request_hash']}-{record['block']}-{record['kind']}":
-            study.note("ablate", tar, f"picture {key} is not named by its record")
-        if sample is base or key not in rows:
-            continue
-        unlike = [name for name, value in rows[key].items() if not alike(record.get(name), value)]
-        unlike += [
-            name for name, f in measure.items() if not alike(f(pixels[base["__key__"]], pixels[key]), rows[key][name])
-        ]
-        if unlike:
-            problem = f"row {key}: column `{unlike[0]}` is not what its picture in the tar gives"
-            study.note("ablate", file, problem)
-
-
-def measures() -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
-    """Metrics of two pictures that need no model."""
-    from ditscope.core.metrics import psnr, ssim
-
-    return {"psnr_db": psnr, "ssim": ssim}
-
-
-def picture_of(sample: dict[str, Any]) -> np.ndarray:
-    """The pixels of a sample (height, width, 3)."""
-    from ditscope.benchmark.quality import decoded
-
-    check_png(sample["png"], f"picture {sample['__key__']}")
-    return decoded(sample["png"])

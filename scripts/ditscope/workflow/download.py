@@ -21,7 +21,7 @@ from huggingface_hub.utils import filter_repo_objects
 from ditscope.config import Config
 from ditscope.core.errors import InputError, line
 from ditscope.core.names import unknown
-from ditscope.models.registry import HUB_ID, download_mark, source_folder
+from ditscope.models.folders import HUB_ID, download_mark, source_folder
 
 log = logging.getLogger(__name__)
 

@@ -1,25 +1,26 @@
-"""What every check is given: the study's folder, plan and config, readers that take down defects, and the findings."""
+"""A study under examination: its files, its plan, readers that take down defects, and the findings."""
 
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from ditscope.config import Config
 from ditscope.core.errors import MALFORMED, InputError, machine_error, read_through
-from ditscope.core.settings import decode
+from ditscope.core.picture_file import decode_picture
 from ditscope.core.shards import Sample, read_tar
 from ditscope.core.tables import POLARS, read_table
-from ditscope.workflow.progress import PLAN, read_plan
 
-PLAN_VERSION = "1"
+if TYPE_CHECKING:
+    from ditscope.config import Config
+
 # What reading a damaged or missing file of a study raises; none of the machine's errors.
 DAMAGED: tuple[type[BaseException], ...] = (
     *MALFORMED, *POLARS, FileNotFoundError, NotADirectoryError, IsADirectoryError,
@@ -27,8 +28,12 @@ DAMAGED: tuple[type[BaseException], ...] = (
 # How far a number may be from what its inputs give: another machine sums in another order. Anything that a reader
 # could notice is far more.
 RELATIVE, ABSOLUTE = 1e-5, 1e-7
-
 READING: tuple[type[BaseException], ...] = (*DAMAGED, OSError, MemoryError)
+
+
+TAILS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82", ".gif": b";"}  # how whole pictures end
+ROUNDED = 1.1e-3  # between two neighbours of four significant digits
+NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Study:
 
     results: Path
     plan: dict[str, Any]
-    config: Config
+    config: "Config"
     findings: list[Finding] = field(default_factory=list)
     read: Callable[[Path, str], pl.DataFrame] = read_table
     computed: dict[str, Any] = field(default_factory=dict)  # what `once` gave, by name
@@ -273,29 +278,53 @@ def machine_refuses(path: Path) -> str:
     return ""
 
 
-def open_study(results: Path) -> Study:
-    """Read a study's plan and config. Raises InputError where there is none or another version wrote it."""
-    plan, path = read_plan(results), results / PLAN
+def beside(tar: str) -> list[str]:
+    """The manifest and the timing of a shard."""
+    stem = tar.removesuffix(".tar")
+    return [f"{stem}.parquet", f"{stem}.timing.parquet"]
+
+
+def check_timing(study: Study, file: str, timing: pl.DataFrame, table: pl.DataFrame, model: str, tar: str) -> None:
+    """Slices of a shard are timed in order, all of its images among them; runs that share an image have one of it."""
+    size, images = study.config.generate.slice_size, int(timing["images"].sum() or 0)
+    if images != (pictures := table["key"].n_unique()):
+        study.note("generate", file, f"times {images} images of {pictures}", tar)
+    counts = [min(size, images - start) for start in range(0, images, size)]
+    wanted = pl.DataFrame({"model": [model] * len(counts), "slice": range(len(counts)), "images": counts})
+    study.agree("generate", file, timing, wanted, tar)
+    positive(study, "generate", file, timing, ["seconds"], tar)
+
+
+def positive(study: Study, stage: str, file: str, table: pl.DataFrame, columns: list[str], rerun: str = "") -> None:
+    """Take down columns of measured times and sizes that hold nothing, or what is not above 0."""
+    for name in columns:
+        if not (table[name].fill_null(-1) > 0).all():
+            study.note(stage, file, f"column `{name}` has values that are not above 0", rerun)
+
+
+def check_picture(path: Path) -> int:
+    """Decode every frame of a picture; how many they are. Raises InputError where it is damaged."""
+    data = path.read_bytes()
+    if not data.endswith(TAILS.get(path.suffix, b"")):  # Pillow shows pictures that lack their end
+        raise InputError("not a readable picture (truncated)")
+    return decode_picture(data)
+
+
+def check_png(data: bytes, what: str) -> None:
+    """Refuse what is not a whole PNG."""
     try:
-        version, targets, rules, config = (plan[key] for key in ("schema_version", "targets", "rules", "config"))
-        complete = all(isinstance(f, str) for files in targets.values() for f in files)
-        complete = complete and all(isinstance(g, str) for rule in rules.values() for g in rule["outputs"])
-    except MALFORMED:
-        complete = False
-    if not complete:
-        raise InputError(f"{path}: not a plan of this ditscope; run the study again")
-    if version != PLAN_VERSION:
-        raise InputError(f"{path}: schema version {version}, this ditscope reads {PLAN_VERSION}; run the study again")
-    try:
-        return Study(results, plan, decode(Config, config))
+        decode_picture(data)
+        if not (data.startswith(b"\x89PNG") and data.endswith(TAILS[".png"])):
+            raise InputError("truncated, or another format")
     except InputError as error:
-        raise InputError(f"{path}: its config is of another ditscope ({error}); run the study again") from None
+        raise InputError(f"{what} is not a PNG ({error})") from None
 
 
-def document(study: Study) -> dict[str, Any]:
-    """The findings as plain data, in the order of the checks."""
-    return {
-        "schema_version": "1",
-        "experiment": study.config.experiment,
-        "findings": [asdict(finding) for finding in study.findings],
-    }
+def alike_text(a: str, b: str, tolerance: float = ROUNDED) -> bool:
+    """Whether two texts are the same but for the last digits of their numbers."""
+    if NUMBER.sub("0", a) != NUMBER.sub("0", b):
+        return False
+    return all(
+        x == y or (set("e.") & set(x + y) and alike(float(x), float(y), tolerance, 1e-9))
+        for x, y in zip(NUMBER.findall(a), NUMBER.findall(b), strict=True)
+    )

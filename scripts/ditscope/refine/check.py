@@ -1,22 +1,14 @@
-"""Checks of the refiner, of videos and of what is published: readable, complete, of this study."""
+"""What `ditscope doctor` checks of the stage `refine`."""
 
-import csv
-import re
-import tempfile
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import polars as pl
 
-from ditscope.core.errors import InputError
 from ditscope.core.settings import plain
-from ditscope.models.registry import check_safetensors
-from ditscope.publish.catalog import files_by_name, table_files
-from ditscope.workflow.checksums import files_of
-from ditscope.workflow.doctor.books import beside
-from ditscope.workflow.doctor.images import IMAGES, check_picture, positive
-from ditscope.workflow.doctor.study import Study, alike
+from ditscope.core.study import Study, alike, beside, check_picture, positive
+from ditscope.generate.check import IMAGES
+from ditscope.models.folders import check_safetensors
 
 REFINE = {
     "assignments": "key prompt_id prompt seed code distance",
@@ -177,147 +169,3 @@ def image_keys(study: Study, model: str) -> list[str] | None:
     if not tables or any(table is None for table in tables):
         return None
     return list(dict.fromkeys(key for table in tables if table is not None for key in table["key"]))
-
-
-def check_video(study: Study) -> None:
-    """Videos can be decoded to their last frame (GIF), or are of their kind (MP4); contact sheets are pictures."""
-    for file in study.targets("video"):
-        path = study.results / file
-        if not path.exists():
-            continue
-        with study.noting("video", file):
-            if path.is_dir():  # contact sheets
-                for sheet in files_of(path):
-                    check_picture(sheet)
-            elif path.suffix == ".gif":
-                check_picture(path)
-            elif b"ftyp" not in path.read_bytes()[:16]:
-                raise InputError("not an MP4 file")
-
-
-def check_publish(study: Study) -> None:
-    """Figures and pages are whole; tables are what the stages left, and the catalog has every table of the study."""
-    for file in study.targets("publish"):
-        path = study.results / file
-        if not path.exists():
-            continue
-        with study.noting("publish", file):
-            if path.suffix in READABLE:
-                READABLE[path.suffix](path)
-            if file.startswith("tables/"):
-                check_paper_table(study, file)
-            elif path.suffix == ".duckdb":
-                check_catalog(study, path)
-
-
-def stage_files(study: Study) -> dict[str, list[Path]]:
-    """What each stage left, as figures and tables are given it; without stages that lack a file."""
-    files = {s: [study.results / file for file in study.asked(s)] for s in study.plan["targets"] if s != "publish"}
-    return {stage: paths for stage, paths in files.items() if paths and all(path.exists() for path in paths)}
-
-
-def check_paper_table(study: Study, file: str) -> None:
-    """A table for the paper is what its stage's tables give, in every format."""
-    from ditscope.publish.figures import PAPER_TABLES
-    from ditscope.publish.paper_tables import write_paper_tables
-
-    def again() -> dict[str, str]:
-        with tempfile.TemporaryDirectory() as folder:
-            write_paper_tables(stage_files(study), Path(folder))
-            return {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir()}
-
-    name = Path(file).name
-    wanted = study.once("paper tables", again)
-    found = (study.results / file).read_text(encoding="utf-8")
-    if name in wanted and not alike_text(found, wanted[name], 1e-6 if file.endswith(".csv") else ROUNDED):
-        raise InputError(f"is not what the stage `{PAPER_TABLES[Path(file).stem]}` left")
-
-
-ROUNDED = 1.1e-3  # between two neighbours of four significant digits
-NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?")
-
-
-def alike_text(a: str, b: str, tolerance: float = ROUNDED) -> bool:
-    """Whether two texts are the same but for the last digits of their numbers."""
-    if NUMBER.sub("0", a) != NUMBER.sub("0", b):
-        return False
-    return all(
-        x == y or (set("e.") & set(x + y) and alike(float(x), float(y), tolerance, 1e-9))
-        for x, y in zip(NUMBER.findall(a), NUMBER.findall(b), strict=True)
-    )
-
-
-def check_svg(path: Path) -> None:
-    """An SVG is well-formed XML with the right root."""
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise InputError(f"not well-formed XML ({error})") from None
-    if not root.tag.endswith("svg"):
-        raise InputError(f"not an SVG but <{root.tag}>")
-
-
-def check_csv(path: Path) -> None:
-    """A CSV has a header and as many fields in every row."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))
-    if not rows or any(len(row) != len(rows[0]) for row in rows):
-        raise InputError("rows have different numbers of fields")
-
-
-def check_text(path: Path) -> None:
-    """A Markdown or LaTeX table is UTF-8 and ends with a whole line."""
-    if not path.read_text(encoding="utf-8").endswith("\n"):
-        raise InputError("does not end with a whole line")
-
-
-def check_html(path: Path) -> None:
-    """A page reaches its end."""
-    if not path.read_text(encoding="utf-8").rstrip().endswith("</html>"):
-        raise InputError("truncated: does not end with </html>")
-
-
-def check_pdf(path: Path) -> None:
-    """A PDF has head and tail."""
-    data = path.read_bytes()
-    if not data.startswith(b"%PDF-") or b"%%EOF" not in data[-64:]:
-        raise InputError("not a whole PDF")
-
-
-READABLE = {
-    ".svg": check_svg,
-    ".csv": check_csv,
-    ".md": check_text,
-    ".tex": check_text,
-    ".html": check_html,
-    ".pdf": check_pdf,
-    ".png": check_picture,
-}
-
-
-def check_catalog(study: Study, path: Path) -> None:
-    """The DuckDB file has every table of the study with all its rows, value by value."""
-    import duckdb
-
-    planned = table_files({stage: study.asked(stage) for stage in study.plan["targets"]})
-    files = files_by_name(study.results / file for file in planned if (study.results / file).exists())
-    try:
-        with duckdb.connect(str(path), read_only=True) as database:
-            names = {name for (name,) in database.execute("SHOW TABLES").fetchall()}
-            for name, paths in files.items():
-                if name not in names:
-                    raise InputError(f"table {name} has 0 rows of those in {paths[0]}")
-                given = "SELECT * FROM read_parquet($paths, union_by_name = true)"
-                counts = [
-                    database.execute(f"SELECT count(*) FROM ({query})", values).fetchone()[0]  # type: ignore[index]
-                    for query, values in ((f'SELECT * FROM "{name}"', {}), (given, {"paths": paths}))
-                ]
-                if counts[0] != counts[1]:
-                    raise InputError(f"table {name} has {counts[0]} rows of {counts[1]}")
-                other = f'SELECT count(*) FROM ({given} EXCEPT ALL SELECT * FROM "{name}")'
-                if count := database.execute(other, {"paths": paths}).fetchone()[0]:  # type: ignore[index]
-                    raise InputError(f"table {name} differs in {count} rows of {counts[1]} from the study's files")
-            if unknown := names - files.keys():
-                raise InputError(f"table {unknown.pop()} is none of the study")
-    except duckdb.Error as error:
-        raise InputError(f"not a readable DuckDB file ({error})") from None

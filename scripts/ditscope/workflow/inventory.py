@@ -8,15 +8,15 @@ from typing import Any
 
 import polars as pl
 
-from ditscope.benchmark.cases import benchmark_cases
+from ditscope.benchmark.cases import benchmark_stems
+from ditscope.core.checksums import FOLDER, files_of, read_record
 from ditscope.core.errors import InputError
 from ditscope.core.identity import file_digest
 from ditscope.core.scratch import MARK
-from ditscope.prompts.stage import first_runs
+from ditscope.core.study import Finding, Study, beside
+from ditscope.core.study_plan import PLAN
+from ditscope.prompts.files import first_runs
 from ditscope.trajectories.networks import trajectory_index
-from ditscope.workflow.checksums import FOLDER, files_of, read_record
-from ditscope.workflow.doctor.study import Finding, Study
-from ditscope.workflow.progress import PLAN
 
 # Folders and files that belong to the study itself; logs and benchmarks of earlier configs do no harm.
 OWN = ("logs/", ".benchmarks/", f"{FOLDER}/", ".partial/", PLAN, "progress.md", "report.html", "doctor.json")
@@ -81,26 +81,6 @@ def prompt_slices(study: Study) -> list[str]:
         return [f"prompts/runs-{part['start']}-{part['count']}.parquet" for part in parts]
 
     return study.once("prompt slices", slices)
-
-
-def beside(tar: str) -> list[str]:
-    """The manifest and the timing of a shard."""
-    stem = tar.removesuffix(".tar")
-    return [f"{stem}.parquet", f"{stem}.timing.parquet"]
-
-
-def benchmark_stems(study: Study) -> list[str]:
-    """Runs of the benchmark without extension: those that are planned here, and those that other machines made."""
-    bench = study.config.benchmark
-    planned = [tar.removesuffix(".tar") for tar in study.targets("benchmark") if tar.endswith(".tar")]
-    elsewhere = [
-        f"benchmarks/{model}/{host.name}/{scheme}-{compile}"
-        for model in bench.models
-        for host in sorted((study.results / "benchmarks" / model).glob("*/"))
-        for scheme, compile in benchmark_cases(bench)
-        if (host / f"{scheme}-{compile}.parquet").exists()
-    ]
-    return list(dict.fromkeys([*planned, *elsewhere]))
 
 
 def check_missing(study: Study) -> None:

@@ -1,8 +1,7 @@
-"""Checks of prompts and images: counts, contents, and the settings they were made with."""
+"""What `ditscope doctor` checks of the stage `generate`."""
 
 import hashlib
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +9,11 @@ import polars as pl
 
 from ditscope.core.errors import InputError
 from ditscope.core.identity import BASE, request_hash, weights_id
-from ditscope.core.picture_file import decode_picture
-from ditscope.models.registry import reads_negative, settled
+from ditscope.core.study import Study, alike, beside, check_png, check_timing
+from ditscope.models.loading import reads_negative, settled
 from ditscope.models.settings import Model
-from ditscope.prompts.stage import read_prompts, runs_of, runs_table, shards_of
-from ditscope.workflow.doctor.books import beside
-from ditscope.workflow.doctor.study import Study, alike
+from ditscope.prompts.check import PROMPTS
 
-PROMPTS = "prompt_id prompt negative_prompt family seed derived_seed"
 IMAGES = (
     "request_hash model revision weights scheme backend dtype prompt_id prompt negative_prompt seed derived_seed steps"
 )
@@ -32,48 +28,6 @@ ENTRY = (
     "height",
 )  # of a model, repeated by what it makes
 RUN = ("prompt_id", "prompt", "negative_prompt", "seed", "derived_seed")  # of a prompt table, repeated by images
-TAILS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82", ".gif": b";"}  # how whole pictures end
-
-
-def check_prompts(study: Study) -> None:
-    """Prompt shards hold the runs of the CSV, where the CSV is at hand; slices hold runs of the shards."""
-    tables = {file: study.table("prompts", file, "prompts", PROMPTS) for file in study.targets("prompts")}
-    for file, table in tables.items():
-        shards = csv_shards(study) if table is not None else None
-        if table is not None and shards is not None:
-            number = int(file.removesuffix(".parquet").rpartition("-")[2])
-            wanted = shards[number] if number < len(shards) else []
-            rows = [(r["prompt_id"], r["seed"], r["prompt"], r["negative_prompt"]) for r in wanted]
-            found = table.select("prompt_id", "seed", "prompt", "negative_prompt").rows()
-            study.same_rows("prompts", file, found, rows, "runs of the CSV")
-            study.agree("prompts", file, table, pl.DataFrame(wanted, infer_schema_length=None))
-    whole = prompt_tables(study)
-    if len(whole) < len(study.asked("prompts")) or not whole:
-        return
-    runs = pl.concat(whole)
-    for path in sorted((study.results / "prompts").glob("runs-*-*.parquet")):
-        file = path.relative_to(study.results).as_posix()
-        part = study.table("prompts", file, "prompts", PROMPTS)
-        with study.noting("prompts", file):
-            start, count = map(int, path.stem.split("-")[1:])
-            if part is not None:
-                study.agree("prompts", file, part, runs.slice(start, count))
-
-
-def csv_shards(study: Study) -> list[list[dict[str, Any]]] | None:
-    """The runs of each prompt shard as the CSV gives them; None where it is not at hand or was noted."""
-    settings = study.config.prompts
-    if not Path(settings.csv).is_file():
-        return None
-
-    def read() -> list[list[dict[str, Any]]] | None:
-        with study.noting("prompts", settings.csv):
-            prompts = read_prompts(settings.csv, settings.limit)
-            shards = shards_of(prompts, settings.shard_size)
-            return [runs_of(shard, settings.all_seeds(), study.config.experiment) for shard in shards]
-        return None
-
-    return study.once("prompts", read)
 
 
 def check_generate(study: Study) -> None:
@@ -104,24 +58,6 @@ def check_generate(study: Study) -> None:
             keys = [sample["__key__"] for sample in samples]
             study.same_rows("generate", tar, keys, list(dict.fromkeys(table["key"])), "images of the manifest")
             check_samples(study, tar, samples, rows, study.config.models[model].frames)
-
-
-def check_timing(study: Study, file: str, timing: pl.DataFrame, table: pl.DataFrame, model: str, tar: str) -> None:
-    """Slices of a shard are timed in order, all of its images among them; runs that share an image have one of it."""
-    size, images = study.config.generate.slice_size, int(timing["images"].sum() or 0)
-    if images != (pictures := table["key"].n_unique()):
-        study.note("generate", file, f"times {images} images of {pictures}", tar)
-    counts = [min(size, images - start) for start in range(0, images, size)]
-    wanted = pl.DataFrame({"model": [model] * len(counts), "slice": range(len(counts)), "images": counts})
-    study.agree("generate", file, timing, wanted, tar)
-    positive(study, "generate", file, timing, ["seconds"], tar)
-
-
-def positive(study: Study, stage: str, file: str, table: pl.DataFrame, columns: list[str], rerun: str = "") -> None:
-    """Take down columns of measured times and sizes that hold nothing, or what is not above 0."""
-    for name in columns:
-        if not (table[name].fill_null(-1) > 0).all():
-            study.note(stage, file, f"column `{name}` has values that are not above 0", rerun)
 
 
 def check_requests(
@@ -222,18 +158,6 @@ def count_frames(mp4: bytes) -> int:
             raise InputError(f"a video that cannot be decoded ({error})") from None
 
 
-def prompt_tables(study: Study) -> list[pl.DataFrame]:
-    """The prompt shards that can be read; their defects are noted by `check_prompts`.
-
-    Of a study that does not ask for all of them they are what its CSV gives; none where that is not at hand.
-    """
-    if not study.asked("prompts"):
-        return [runs_table(runs) for runs in csv_shards(study) or []]
-    quiet = study.quiet()
-    tables = [quiet.table("prompts", file, "prompts", PROMPTS) for file in study.asked("prompts")]
-    return [table for table in tables if table is not None]
-
-
 def image_rows(study: Study) -> dict[str, dict[str, dict[str, Any]]]:
     """Rows of each model's images by request hash, of models all of whose manifests can be read."""
     quiet = study.quiet()
@@ -245,21 +169,3 @@ def image_rows(study: Study) -> dict[str, dict[str, dict[str, Any]]]:
         for model, tables in found.items()
         if all(table is not None for table in tables)
     }
-
-
-def check_picture(path: Path) -> int:
-    """Decode every frame of a picture; how many they are. Raises InputError where it is damaged."""
-    data = path.read_bytes()
-    if not data.endswith(TAILS.get(path.suffix, b"")):  # Pillow shows pictures that lack their end
-        raise InputError("not a readable picture (truncated)")
-    return decode_picture(data)
-
-
-def check_png(data: bytes, what: str) -> None:
-    """Refuse what is not a whole PNG."""
-    try:
-        decode_picture(data)
-        if not (data.startswith(b"\x89PNG") and data.endswith(TAILS[".png"])):
-            raise InputError("truncated, or another format")
-    except InputError as error:
-        raise InputError(f"{what} is not a PNG ({error})") from None

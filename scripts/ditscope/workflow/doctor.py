@@ -3,39 +3,32 @@
 import json
 import shlex
 from collections.abc import Callable
+from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+from ditscope.config import STAGES, Config
 from ditscope.core.atomic import write_text
-from ditscope.core.errors import InputError
+from ditscope.core.errors import MALFORMED, InputError
 from ditscope.core.paths import InputFolder, OutputFile
-from ditscope.workflow.doctor.books import MISSING, check_checksums, check_left_over, check_missing, check_tables
-from ditscope.workflow.doctor.calibration import check_calibrate
-from ditscope.workflow.doctor.captures import check_ablate, check_blocks, check_capture
-from ditscope.workflow.doctor.images import check_generate, check_prompts
-from ditscope.workflow.doctor.pictures import check_publish, check_refine, check_video
-from ditscope.workflow.doctor.quantization import check_benchmark, check_plan, check_sensitivity
-from ditscope.workflow.doctor.study import Finding, Study, document, open_study
-from ditscope.workflow.doctor.wanderings import check_analyses, check_embed, check_trajectories
-from ditscope.workflow.progress import PLAN
+from ditscope.core.settings import decode
+from ditscope.core.study import Finding, Study
+from ditscope.core.study_plan import PLAN, read_plan
+from ditscope.workflow.inventory import MISSING, check_checksums, check_left_over, check_missing, check_tables
+
+PLAN_VERSION = "1"
+
+
+def check_of(stage: str) -> Callable[[Study], None]:
+    """The check of a stage: `check_<stage>` in its own `check.py`."""
+    return getattr(import_module(f"ditscope.{stage}.check"), f"check_{stage}")
+
 
 CHECKS: dict[str, Callable[[Study], None]] = {
     "files": check_missing,
     "tables": check_tables,
-    "prompts": check_prompts,
-    "generate": check_generate,
-    "capture": check_capture,
-    "blocks": check_blocks,
-    "ablate": check_ablate,
-    "calibrate": check_calibrate,
-    "sensitivity": check_sensitivity,
-    "plan": check_plan,
-    "benchmark": check_benchmark,
-    "trajectories": check_trajectories,
-    "embed": check_embed,
-    "analyses": check_analyses,
-    "refine": check_refine,
-    "video": check_video,
-    "publish": check_publish,
+    **{stage: check_of(stage) for stage in STAGES},
     "checksums": check_checksums,
     "leftovers": check_left_over,
 }
@@ -102,3 +95,31 @@ def line(finding: Finding) -> str:
     else:
         mend = ""
     return f"{finding.stage}: {finding.file}: {finding.problem}{mend}"
+
+
+def open_study(results: Path) -> Study:
+    """Read a study's plan and config. Raises InputError where there is none or another version wrote it."""
+    plan, path = read_plan(results), results / PLAN
+    try:
+        version, targets, rules, config = (plan[key] for key in ("schema_version", "targets", "rules", "config"))
+        complete = all(isinstance(f, str) for files in targets.values() for f in files)
+        complete = complete and all(isinstance(g, str) for rule in rules.values() for g in rule["outputs"])
+    except MALFORMED:
+        complete = False
+    if not complete:
+        raise InputError(f"{path}: not a plan of this ditscope; run the study again")
+    if version != PLAN_VERSION:
+        raise InputError(f"{path}: schema version {version}, this ditscope reads {PLAN_VERSION}; run the study again")
+    try:
+        return Study(results, plan, decode(Config, config))
+    except InputError as error:
+        raise InputError(f"{path}: its config is of another ditscope ({error}); run the study again") from None
+
+
+def document(study: Study) -> dict[str, Any]:
+    """The findings as plain data, in the order of the checks."""
+    return {
+        "schema_version": "1",
+        "experiment": study.config.experiment,
+        "findings": [asdict(finding) for finding in study.findings],
+    }
