@@ -13,19 +13,22 @@ import scipy.stats
 import torch
 from PIL import Image
 
-from ditscope import benchmark as stage
-from ditscope import generate, hardware, latency, memory, models, quality, quality_of_sets, slots
-from ditscope.benchmark import benchmark
-from ditscope.benchmark_images import read_images
-from ditscope.benchmark_table import benchmark_table, with_quality, with_size_ratios, with_speed_ratios
-from ditscope.config import benchmark_cases, check, decode
-from ditscope.errors import InputError
-from ditscope.features import Extractor
-from ditscope.prompts import read_runs, write_runs
-from ditscope.recommend import recommendation
-from ditscope.settings import Benchmark, Config, Embedder, Scheme, Target
-from ditscope.shards import write_tar
-from ditscope.tables import read_table
+from ditscope.benchmark import latency, memory, quality, quality_of_sets, stage
+from ditscope.benchmark.cases import benchmark_cases
+from ditscope.benchmark.features import Extractor
+from ditscope.benchmark.images import read_images
+from ditscope.benchmark.join import benchmark_table, with_quality, with_size_ratios, with_speed_ratios
+from ditscope.benchmark.recommend import recommendation
+from ditscope.benchmark.settings import Benchmark, Target
+from ditscope.benchmark.stage import benchmark
+from ditscope.config import Config, check
+from ditscope.core.errors import InputError
+from ditscope.core.settings import decode
+from ditscope.core.shards import write_tar
+from ditscope.core.tables import read_table
+from ditscope.models import hardware, loading, requests
+from ditscope.models.settings import Embedder, Scheme
+from ditscope.prompts.files import read_runs, write_runs
 from tiny_models import tiny_generator
 
 SCHEMES = {
@@ -61,7 +64,7 @@ def tiny(monkeypatch, tmp_path):
         return torch.stack([torch.rand(12, generator=torch.Generator().manual_seed(len(t))) for t in texts])
 
     monkeypatch.setattr(stage, "load_generator", load)
-    monkeypatch.setattr(generate, "prompt_tokens", lambda model, prompt: (3, False))
+    monkeypatch.setattr(requests, "prompt_tokens", lambda model, prompt: (3, False))
     for module in (quality, quality_of_sets):
         monkeypatch.setattr(module, "feature_extractor", lambda name, entry: Extractor("colours", colours, letters))
     csv = tmp_path / "prompts.csv"
@@ -640,7 +643,7 @@ def drivers(monkeypatch, tmp_path):
         path = fake_smi(tmp_path / "smi", f"NVIDIA H200, {driver}") if driver else str(tmp_path / "none")
         monkeypatch.setenv("PATH", path)
         monkeypatch.setattr(hardware, "torch_build", lambda: build)
-        for name in (slots.VISIBLE, hardware.ON_CPU, *slots.SCHEDULERS):
+        for name in (hardware.VISIBLE, hardware.ON_CPU, *hardware.SCHEDULERS):
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -688,7 +691,7 @@ def test_the_build_of_torch_is_read_without_it():
 OLD, CPU_BUILD = ("2.13.0+cu130", "13.0"), ("2.13.0", "")
 
 
-@pytest.mark.skipif(models.device_at_hand() != "cpu", reason="torch computes on an accelerator here")
+@pytest.mark.skipif(loading.device_at_hand() != "cpu", reason="torch computes on an accelerator here")
 @pytest.mark.parametrize(
     ("driver", "build", "given", "expected"),
     [
@@ -705,11 +708,11 @@ OLD, CPU_BUILD = ("2.13.0+cu130", "13.0"), ("2.13.0", "")
 def test_a_gpu_that_torch_cannot_use_is_refused(drivers, driver, build, given, expected):
     drivers(driver, build, **given)
     if not expected:
-        assert models.default_device() == "cpu"
+        assert loading.default_device() == "cpu"
         return
     with pytest.raises(InputError, match=re.escape(expected)) as error:
-        models.default_device()
-    assert "\n" not in str(error.value) and models.device_at_hand() == "cpu"
+        loading.default_device()
+    assert "\n" not in str(error.value) and loading.device_at_hand() == "cpu"
 
 
 def test_bad_choices_are_refused_before_anything_loads(tiny):

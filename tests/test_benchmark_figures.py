@@ -9,11 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.text import Text
 
-from ditscope.figures import benchmark as figures
-from ditscope.figures.images import draw_tiles
-from ditscope.figures.style import grid
-from ditscope.shards import png_bytes, write_tar
-from ditscope.tables import write_table
+from ditscope.benchmark import figures
+from ditscope.core.shards import png_bytes, write_tar
+from ditscope.core.tables import write_table
+from ditscope.style import draw_tiles, grid
 
 SCHEMES = ("base", "int8", "int3")
 
@@ -58,7 +57,7 @@ def names(axis):
 
 
 def test_simulated_schemes_are_on_the_nominal_front_only(files):
-    figure, data = figures.pareto(files)
+    figure, data = figures.benchmark_pareto(files)
     nominal, stored, peak, latency = figure.axes
     assert names(nominal) == {"base", "int8", "int3"}
     for axis in (stored, peak, latency):
@@ -68,13 +67,13 @@ def test_simulated_schemes_are_on_the_nominal_front_only(files):
 
 
 def test_the_front_holds_what_nothing_beats(files):
-    figure, _ = figures.pareto(files)
+    figure, _ = figures.benchmark_pareto(files)
     (line,) = [line for line in figure.axes[0].lines if line.get_label() == "front"]
     assert list(line.get_xdata()) == [3, 6, 9] and list(line.get_ydata()) == [0.04, 0.02, figures.LEAST_LOSS]
 
 
 def test_targets_are_lines_of_their_batch(files):
-    figure, _ = figures.latency(files)
+    figure, _ = figures.benchmark_latency(files)
     said = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "goal: 30 ms, batch 4 (elsewhere)" in said and {"eager", "full"} < set(said)
     one, four = figure.axes
@@ -83,7 +82,7 @@ def test_targets_are_lines_of_their_batch(files):
 
 
 def test_strips_draw_each_scheme_beside_its_difference(files):
-    figure, data = figures.strips(files)
+    figure, data = figures.benchmark_strips(files)
     assert data["run"].to_list() == ["base-eager", "int8-eager", "int3-eager", "base-full"]
     (axis,) = figure.axes
     tiles = np.asarray(axis.images[0].get_array()).reshape(4, 20, 2, 20, 3)[:, 8, :, 8, 0]  # their middles
@@ -98,7 +97,7 @@ def test_strips_of_many_large_pictures_are_one_picture_of_bounded_size(tmp_path)
     tars = [tmp_path / "m" / "h" / f"{name}-eager.tar" for name in ("base", *map(str, range(99)))]
     for tar in tars:
         write_tar(samples, tar)
-    figure, data = figures.strips({"benchmark": tars})
+    figure, data = figures.benchmark_strips({"benchmark": tars})
     (axis,) = figure.axes
     assert len(data) == 300 and max(axis.images[0].get_array().shape) <= 4096
     assert max(figure.get_size_inches()) <= 25
@@ -119,7 +118,7 @@ def test_strips_show_several_prompts():
 
 
 def test_memory_of_simulated_schemes_is_no_line_of_the_batch_figure(files):
-    figure, _ = figures.batch_scaling(files)
+    figure, _ = figures.benchmark_batches(files)
     left, right = figure.axes
     assert [line.get_label() for line in left.lines] == ["base", "int8", "int3", "base, full"]
     assert [line.get_label() for line in right.lines] == ["base", "int8", "base, full"]
@@ -134,26 +133,26 @@ def rewrite_timing(files, verdict):
 
 def test_noisy_timings_are_left_out_and_counted(files):
     rewrite_timing(files, pl.when(scheme="int8").then(pl.lit("noisy")).otherwise(pl.lit("quiet")))
-    figure, data = figures.pareto(files)
+    figure, data = figures.benchmark_pareto(files)
     latency = figure.axes[3]
     assert "1 of 3 timings are noisy and left out" in latency.get_title() and "int8" not in names(latency)
     assert "int8" in names(figure.axes[1]) and data["latency_ms"].to_list() == [10, None, 12, 10]
     assert "noisy" not in figure.axes[2].get_title()
-    figure, _ = figures.batch_scaling(files)
+    figure, _ = figures.benchmark_batches(files)
     assert "2 of 8 timings are noisy and left out" in figure.axes[0].get_title()
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2, 0, 2, 2]
-    figure, _ = figures.latency(files)
+    figure, _ = figures.benchmark_latency(files)
     assert "noisy: no verdict from it" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert sum(bar.get_hatch() is not None for bar in figure.axes[1].patches) == 1
     rewrite_timing(files, pl.lit("noisy"))
-    figure, _ = figures.pareto(files)
+    figure, _ = figures.benchmark_pareto(files)
     assert "every timing is noisy: no verdict" in figure.axes[3].get_title() and not names(figure.axes[3])
 
 
 def test_flat_field_and_quality(files):
-    figure, _ = figures.flat_field(files)
+    figure, _ = figures.benchmark_flat_field(files)
     assert [line.get_ydata().tolist() for line in figure.axes[0].lines][2] == [3, 9]
-    figure, _ = figures.quality(files)
+    figure, _ = figures.benchmark_quality(files)
     assert [axis.get_title() for axis in figure.axes] == ["quality_loss", "fid (few images)"]
 
 

@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ditscope import calibrate as stage
-from ditscope.calibrate import calibrate, calibrate_shard
-from ditscope.calibration_set import (
+from ditscope.calibrate import stage
+from ditscope.calibrate.files import (
     calibration_images,
     check_fits,
     guidance_of,
@@ -25,11 +24,12 @@ from ditscope.calibration_set import (
     write_manifest,
     write_npz,
 )
-from ditscope.errors import InputError
-from ditscope.families.common import Conditioning
-from ditscope.prompts import read_prompts
-from ditscope.sampling import pictures, predict, sample
-from ditscope.settings import Calibrate
+from ditscope.calibrate.settings import Calibrate
+from ditscope.calibrate.stage import calibrate, calibrate_shard
+from ditscope.core.errors import InputError
+from ditscope.models.families.common import Conditioning
+from ditscope.models.sampling import pictures, predict, sample
+from ditscope.prompts.files import read_prompts
 from tiny_models import ENTRIES, tiny_generator
 
 SETTINGS = Calibrate(num_images=3, num_steps=6, cfg_weight=2.5, shard_size=2, slice_size=1)
@@ -115,9 +115,24 @@ def test_finished_set_is_kept_and_other_settings_are_refused(made, monkeypatch):
     folder = made()
     monkeypatch.setattr(stage, "record_slice", None)
     made()
-    with pytest.raises(InputError, match="made with other settings; choose another --calib-dir"):
+    with pytest.raises(InputError, match=r"made with other settings \(num_steps\); choose another --calib-dir"):
         made(num_steps=4)
     assert load_calibration(folder).num_steps == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [("sd3", {"use_t5": False}), ("sd3", {"max_sequence_length": 4}), ("sd3", {"backend": "mlx"}),
+     ("flux", {"call": {"true_cfg_scale": 2.0}}), ("flux-distilled", {"guidance": 1.0})],
+)  # fmt: skip
+def test_a_finished_set_of_another_model_entry_is_refused(made, prompts, kind, change):
+    folder = made(kind)
+    before = contents(folder)
+    name = {"guidance": "model_guidance"}.get(*change, *change)
+    with pytest.raises(InputError, match=rf"made with other settings \({name}\)"):
+        calibrate("tiny", replace(ENTRIES[kind], **change), prompts, folder, SETTINGS)
+    assert contents(folder) == before
+    made(kind)  # its own entry finds it complete
 
 
 def test_packed_holds_the_same_samples_and_conditioning_once(made):
@@ -320,6 +335,14 @@ def test_guidance_is_written_down_or_refused(tmp_path):
         (tmp_path / "manifest.json").write_text(json.dumps(manifest | wrong))
         with pytest.raises(InputError, match="give one number"):
             validate_calibration(tmp_path)
+    for wrong in (float("nan"), float("inf"), -3):  # Python's JSON reads and writes the first two
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"cfg_scale": wrong}))
+        with pytest.raises(InputError, match=r"manifest\.json beside .*: guidance (nan|inf|-3) is no scale"):
+            validate_calibration(tmp_path)
+        np.savez(tmp_path / "s0.npz", **arrays(0), guidance=wrong)
+        with pytest.raises(InputError, match=r"s0\.npz: key `guidance`.*(is no scale|infinite)"):
+            validate_calibration(tmp_path)
+        np.savez(tmp_path / "s0.npz", **arrays(0))
     found = load_calibration(tmp_path)
     sample = read_sample(found.samples[0])
     assert guidance_of(found, sample | {"guidance": 3.0}, tmp_path) == 3.0, "a sample's own comes first"

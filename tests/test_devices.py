@@ -17,18 +17,23 @@ from torch import nn
 
 import ditscope.refine.diagnose as refine_diagnose
 import ditscope.refine.train as refine_train
-from ditscope import calibrate as calibrate_stage
-from ditscope import determinism, gradient_memory, models, sensitivity_image
-from ditscope import sensitivity as sensitivity_stage
-from ditscope.calibration_batches import Batch
-from ditscope.hardware import host_memory_bytes
-from ditscope.placement import keep_encoders_in_host_memory
+from ditscope.calibrate import stage as calibrate_stage
+from ditscope.calibrate.settings import Calibrate
+from ditscope.core import determinism
+from ditscope.core.tables import read_table
+from ditscope.models import loading
+from ditscope.models.hardware import host_memory_bytes
+from ditscope.models.placement import keep_encoders_in_host_memory
+from ditscope.models.sampling import Observer, pictures, sample
+from ditscope.models.settings import Model
 from ditscope.refine.codebook import build_codebook
-from ditscope.sampling import Observer, pictures, sample
-from ditscope.sensitivity_fast import random_signs
-from ditscope.sensitivity_image import pull_back_image
-from ditscope.settings import Calibrate, Model, Sensitivity
-from ditscope.tables import read_table
+from ditscope.sensitivity import gradient_memory
+from ditscope.sensitivity import image as sensitivity_image
+from ditscope.sensitivity import stage as sensitivity_stage
+from ditscope.sensitivity.batches import Batch
+from ditscope.sensitivity.fast import random_signs
+from ditscope.sensitivity.image import pull_back_image
+from ditscope.sensitivity.settings import Sensitivity
 from fake_device import DEVICE, accelerator, moved
 from refine_latents import write_discs
 from test_refine_training import TINY
@@ -273,14 +278,14 @@ def test_stages_that_take_gradients_run_deterministic_kernels(calibration, tmp_p
 def test_weights_are_read_straight_to_the_device(family, monkeypatch):
     """The folder's pipeline is asked for on the device, without hooks, and has its weights as read through the host."""
     asked, folder = {}, ROOT / f"models/shapes-{family}"
-    load = models.load_pipeline
+    load = loading.load_pipeline
 
     def noting(name, entry, source, **options):
         asked.update(options)
         return load(name, entry, source, **options)
 
-    monkeypatch.setattr(models, "load_pipeline", noting)
-    loaded = models.load_generator("m", Model(family, str(folder), width=64, height=64), "cpu")
+    monkeypatch.setattr(loading, "load_pipeline", noting)
+    loaded = loading.load_generator("m", Model(family, str(folder), width=64, height=64), "cpu")
     assert asked["device_map"] == "cpu"
     plain = load("m", loaded.entry, folder)
     for name, part in plain.components.items():
@@ -294,7 +299,7 @@ def test_weights_are_read_straight_to_the_device(family, monkeypatch):
 def test_offload_keeps_the_encoders_in_host_memory_and_moves_the_rest_once(family, encoders):
     """Between calls the encoders' weights are on no device; what they compute, and the picture, stays."""
     entry = Model(family, str(ROOT / f"models/shapes-{family}"), width=64, height=64, steps=2)
-    plain, offloaded = (models.load_generator("m", entry, "cpu") for _ in range(2))
+    plain, offloaded = (loading.load_generator("m", entry, "cpu") for _ in range(2))
     keep_encoders_in_host_memory(offloaded.pipe, torch.device("cpu"))
     for _ in range(2):
         parts = {n: part for n, part in offloaded.pipe.components.items() if isinstance(part, nn.Module)}

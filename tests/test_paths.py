@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ditscope import cli
-from ditscope.paths import PathKind, complaint
+from ditscope.core.paths import PathKind, complaint
 
 OPTIONS = [
     (command, option)
@@ -88,3 +88,50 @@ def test_a_default_file_that_is_not_there_is_refused_by_its_option(tmp_path, mon
 def test_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cli.path("~/x") == tmp_path / "x"
+
+
+FILES = (PathKind.INPUT_FILE, PathKind.OUTPUT_FILE)
+PAIRS = [
+    (command, first, second)
+    for command, first in OPTIONS
+    for other, second in OPTIONS
+    if command == other and first.name != second.name and first.path in FILES and second.path is PathKind.OUTPUT_FILE
+]
+
+
+@pytest.mark.parametrize(("command", "first", "second"), PAIRS, ids=[f"{c} {a.name} {b.name}" for c, a, b in PAIRS])
+def test_no_file_is_written_over_one_that_is_read_or_written(
+    command, first, second, paths, tmp_path, monkeypatch, capsys
+):
+    function = cli.function_of(cli.COMMANDS[command][0])
+    monkeypatch.setattr(cli, "function_of", lambda _: wraps(function)(lambda *a, **k: pytest.fail("work began")))
+    monkeypatch.chdir(tmp_path)
+    name = "file.csv" if first.path is PathKind.INPUT_FILE else "other.csv"
+    (tmp_path / "link").symlink_to(name)
+    others = [o for o in cli.options_of(function, command) if o.default is inspect.Parameter.empty]
+    needed = [word for o in others if o.name not in (first.name, second.name) for word in good(o, paths)]
+    needed = [word.replace(str(paths["new"]), f"{paths['new']}{i}") for i, word in enumerate(needed)]
+    for one, two in ((str(tmp_path / name), name), (f"folder/../{name}", "link")):
+        assert cli.main([command, *needed, first.spellings[0], one, second.spellings[0], two]) == 2
+        said = capsys.readouterr().err
+        assert ("is read" if first.path is PathKind.INPUT_FILE else "written twice") in said, said
+
+
+def test_outputs_that_are_not_named_are_not_written_over_what_is_read(tmp_path, capsys):
+    for name in ("shard.parquet", "shard.tar"):
+        (tmp_path / name).write_text("prompt\na large red ring\n")
+    for command in (
+        f"generate --prompts {tmp_path}/shard.parquet --images {tmp_path}/shard.tar",
+        f"generate --prompts {tmp_path}/shard.tar --images {tmp_path}/x --timing {tmp_path}/x.parquet",
+        f"ablate --prompts {tmp_path}/shard.tar --out {tmp_path}/shard.parquet",
+    ):
+        assert cli.main([*command.split(), "--model", "shapes-flux"]) == 2
+        said = capsys.readouterr().err
+        assert "is read, so nothing is written over it" in said or "written twice" in said, said
+    assert {p.read_text() for p in tmp_path.iterdir()} == {"prompt\na large red ring\n"}
+
+
+def test_devices_and_pipes_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        assert complaint(path, PathKind.OUTPUT_FILE) == "no plain file, and would be replaced by one; name another"

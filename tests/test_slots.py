@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from ditscope import slots
-from ditscope.errors import InputError
+from ditscope.core.errors import InputError
+from ditscope.models import hardware
+from ditscope.workflow import slots
 from workflow import ROOT
 
-SCRIPTS = str(Path(slots.__file__).parents[1])
+SCRIPTS = str(Path(slots.__file__).parents[2])
 HOLD = """
 import sys
 sys.path.insert(0, {scripts!r})
 from pathlib import Path
-from ditscope.slots import gpu_slots
+from ditscope.workflow.slots import gpu_slots
 with gpu_slots({count}, Path({folder!r})) as chosen:
     assert "torch" not in sys.modules
     print(",".join(chosen), flush=True)
@@ -30,7 +31,7 @@ with gpu_slots({count}, Path({folder!r})) as chosen:
 
 @pytest.fixture(autouse=True)
 def outside_of_schedulers(monkeypatch):
-    for name in (*slots.SCHEDULERS, slots.VISIBLE, slots.ORDER, slots.SHARE):
+    for name in (*hardware.SCHEDULERS, hardware.VISIBLE, slots.ORDER, slots.SHARE):
         monkeypatch.delenv(name, raising=False)
 
 

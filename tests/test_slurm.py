@@ -38,7 +38,7 @@ import os, sys, time
 from pathlib import Path
 
 sys.path.insert(0, os.environ["LIBRARY"])
-from ditscope.array_task import go_on_as_own_task
+from ditscope.workflow.array_task import go_on_as_own_task
 
 go_on_as_own_task()
 

@@ -9,23 +9,30 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file, save_file
 
-from ditscope import settings as s
-from ditscope.calibrate import calibrate
-from ditscope.capture import capture
-from ditscope.cluster import cluster
+from ditscope.calibrate.settings import Calibrate
+from ditscope.calibrate.stage import calibrate
+from ditscope.capture.settings import CaptureSet
+from ditscope.capture.stage import capture
+from ditscope.cluster.stage import cluster
 from ditscope.config import ROOT
 from ditscope.config_files import read_config
-from ditscope.drift import drift
-from ditscope.embed import embed
-from ditscope.generate import generate
-from ditscope.identity import derived_seed, file_digest
-from ditscope.plan import plan
-from ditscope.prompts import write_shard
+from ditscope.core.identity import derived_seed, file_digest
+from ditscope.core.tables import read_table
+from ditscope.drift.settings import Drift
+from ditscope.drift.stage import drift
+from ditscope.embed.stage import embed
+from ditscope.generate.stage import generate
+from ditscope.plan.settings import Budget
+from ditscope.plan.stage import plan
+from ditscope.prompts.settings import Prompts
+from ditscope.prompts.stage import write_shard
 from ditscope.refine.codebook import build_codebook
-from ditscope.sensitivity import sensitivity
-from ditscope.tables import read_table
-from ditscope.topology import topology
-from ditscope.trajectories import trajectories
+from ditscope.refine.settings import Refine
+from ditscope.sensitivity.settings import Sensitivity
+from ditscope.sensitivity.stage import sensitivity
+from ditscope.topology.stage import topology
+from ditscope.trajectories.settings import Trajectories
+from ditscope.trajectories.stage import trajectories
 
 CONFIG = read_config([])
 PROMPTS = [
@@ -44,25 +51,25 @@ def study(folder: Path, prompts: list[str] = PROMPTS, name: str = "a", steps: in
     csv = folder / "prompts.csv"
     csv.write_text("prompt_id,prompt\n" + "".join(f"p{i},{text}\n" for i, text in enumerate(prompts)))
     runs, images = folder / "prompts.parquet", folder / "images.tar"
-    write_shard(csv, 0, runs, s.Prompts(csv=str(csv), seeds=[-1]), name)
+    write_shard(csv, 0, runs, Prompts(csv=str(csv), seeds=[-1]), name)
     generate("shapes-flux", flux, runs, images)
-    capture("shapes-flux", flux, folder / "captures", prompts=[runs], settings=s.CaptureSet(generations=1, decode=[]))
-    calibration = s.Calibrate(num_images=3, num_steps=steps, seed=derived_seed(name))
+    capture("shapes-flux", flux, folder / "captures", prompts=[runs], settings=CaptureSet(generations=1, decode=[]))
+    calibration = Calibrate(num_images=3, num_steps=steps, seed=derived_seed(name))
     calibrate("shapes-flux", flux, csv, folder / "calibration", calibration)
-    probe = s.Sensitivity(bits=[3], max_images=3, step_stride=1, buckets="thirds")
+    probe = Sensitivity(bits=[3], max_images=3, step_stride=1, buckets="thirds")
     sensitivity("shapes-flux", flux, folder / "calibration", folder / "sensitivity.parquet", probe)
-    plan("shapes-flux", [folder / "sensitivity.parquet"], folder / "plan.json", s.Budget(mean_bits=5.0))
+    plan("shapes-flux", [folder / "sensitivity.parquet"], folder / "plan.json", Budget(mean_bits=5.0))
     table, pictures = folder / "trajectories.parquet", folder / "trajectories.tar"
-    rules = s.Trajectories(max_length=6)
+    rules = Trajectories(max_length=6)
     trajectories("n", NETWORK, models, {}, [runs], table, pictures, folder / "t.timing.parquet", settings=rules)
     vectors = []
     for name in ("minilm", "shapes-clip", "random-walk"):
         vectors.append(folder / f"{name}.parquet")
         embed(name, CONFIG.embedders[name], table, pictures, vectors[-1])
-    drift(vectors, [table], folder, s.Drift(shuffles=1))
+    drift(vectors, [table], folder, Drift(shuffles=1))
     cluster(vectors, [table], folder)
     topology(vectors, [table], folder)
-    build_codebook([images], folder / "codebook.safetensors", folder / "assignments.parquet", s.Refine(codes=2))
+    build_codebook([images], folder / "codebook.safetensors", folder / "assignments.parquet", Refine(codes=2))
     return folder
 
 

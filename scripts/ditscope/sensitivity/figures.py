@@ -1,0 +1,86 @@
+"""Figures of activation statistics, sensitivity and bit plans."""
+
+import matplotlib
+import polars as pl
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogLocator
+
+from ditscope.core.tables import concat_tables
+from ditscope.style import COLOURS, Files, grid, named
+
+BUCKETS = ("early", "mid", "late")
+RANKED = 20  # layers in the ranking
+
+
+def sensitivity_heatmap(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Relative L2 error of the velocity by layer in network order (down) and bits (across)."""
+    return heatmap(files, "relative_l2", "relative L2 error of the velocity")
+
+
+def image_sensitivity(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Change of the finished image by layer in network order (down) and bits (across)."""
+    return heatmap(files, "image_rms", "root mean square change of the image, whose values are 0 to 1")
+
+
+def heatmap(files: Files, metric: str, label: str) -> tuple[Canvas, pl.DataFrame]:
+    """One metric of the table `sensitivity`: a row of panels, one a bucket, for each model that has it."""
+    table = concat_tables(named(files, "sensitivity", "sensitivity.parquet"), "sensitivity").filter(metric=metric)
+    models = table["model"].unique(maintain_order=True).to_list()
+    rows = [table.filter(model=model)["layer"].n_unique() for model in models]
+    figure = Canvas(figsize=(7, 1 + 0.1 * sum(rows)))
+    if not models:
+        return figure, table
+    axes = figure.subplots(len(models), len(BUCKETS), squeeze=False, gridspec_kw={"height_ratios": rows})
+    positive = table.filter(pl.col("value") > 0)["value"]
+    norm = LogNorm(positive.min(), positive.max()) if len(positive) else None
+    colours = matplotlib.colormaps["magma_r"].with_extremes(bad="#dddddd")  # exactly zero: the layer has no effect
+    for row, model in zip(axes, models, strict=True):
+        mine = table.filter(model=model)
+        layers = mine.select("depth", "layer").unique(maintain_order=True).sort("depth", maintain_order=True)["layer"]
+        for axis, bucket in zip(row, BUCKETS, strict=True):
+            cells = mine.filter(bucket=bucket).pivot("bits", index="layer", values="value", sort_columns=True)
+            cells = layers.to_frame().join(cells, on="layer", how="left")
+            bits = cells.columns[1:]
+            image = axis.imshow(cells.select(bits).to_numpy(), aspect="auto", norm=norm, cmap=colours)
+            axis.set_title(f"{model}, {bucket}")
+            axis.set_xticks(range(len(bits)), bits)
+            axis.set_xlabel("bits")
+            axis.set_yticks(range(len(layers)), layers.to_list() if bucket == BUCKETS[0] else [], fontsize=4.5)
+    figure.colorbar(image, ax=axes, label=label, shrink=0.4)
+    return figure, table
+
+
+def sensitivity_ranking(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """The most sensitive layers at the fewest bits, by bucket with intervals; how well fast mode ranks all layers."""
+    table = concat_tables(named(files, "sensitivity", "sensitivity.parquet"), "sensitivity")
+    agreement = concat_tables(named(files, "sensitivity", "agreement.parquet"), "sensitivity.agreement")
+    table = table.filter((pl.col("metric") == "relative_l2") & (pl.col("bits") == pl.col("bits").min()))
+    models = table["model"].unique(maintain_order=True).to_list()
+    figure, axes = grid(len(models), 1, width=6, height=3.2 * len(models))
+    drawn = []
+    for axis, model in zip(axes[:, 0], models, strict=True):
+        mine = table.filter(model=model)
+        order = mine.group_by("layer").agg(pl.col("value").mean()).sort("value", "layer", descending=True)
+        top = order["layer"].head(RANKED).to_list()
+        for number, bucket in enumerate(BUCKETS):
+            rows = mine.filter(pl.col("layer").is_in(top), bucket=bucket).to_dicts()
+            drawn += rows
+            for row in rows:
+                y = top.index(row["layer"]) + 0.2 * (number - 1)
+                if row["value_low"] is not None:
+                    axis.plot([row["value_low"], row["value_high"]], [y, y], color=COLOURS[number], linewidth=1)
+                label = bucket if row is rows[0] else None
+                axis.plot(row["value"], y, "o", color=COLOURS[number], markersize=3, label=label)
+        found = agreement.filter(model=model, metric="relative_l2")["spearman"].drop_nulls()
+        ranks = f" (Spearman of fast mode {found.min():.3f} to {found.max():.3f})" if len(found) else ""
+        axis.set_title(f"{model}, n = {mine['n_images'].max()} images{ranks}")
+        axis.set_yticks(range(len(top)), top, fontsize=5)
+        axis.invert_yaxis()
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
+        axis.set_xlabel(f"relative L2 error of the velocity at {mine['bits'][0]} bits")
+        axis.legend()
+    return figure, pl.DataFrame(drawn, infer_schema_length=None)
