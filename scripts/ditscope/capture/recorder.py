@@ -38,7 +38,7 @@ class Captured:
 
     index: int
     latents: Tensor  # (batch, channels, height, width), on the model's device
-    temb: Tensor | None = None  # (rows, width), on the model's device
+    temb: Tensor = field(init=False)  # (rows, width), on the model's device
     tensors: dict[str, Tensor] = field(default_factory=dict)  # in host memory, by their names in the file
     streams: list[Stream] = field(default_factory=list)  # not yet pooled
     pooled: list[Pooled] = field(default_factory=list)
@@ -111,9 +111,9 @@ class Recorder(Observer):
         """What the transformer computed, its halves as captures have them: diffusers puts the negative one first."""
         return t if self.cond.negative_embeds is None else torch.cat(t.chunk(2)[::-1])
 
-    def keep(self, name: str, tensor: Tensor) -> None:
-        """Copy a tensor of this step to the host."""
-        self.step.tensors[name] = to_host(tensor, self.copies)
+    def keep(self, step: Captured, name: str, tensor: Tensor) -> None:
+        """Copy a tensor of a step to the host."""
+        step.tensors[name] = to_host(tensor, self.copies)
 
     def keep_temb(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         """Keep the modulation vector of this step."""
@@ -123,57 +123,55 @@ class Recorder(Observer):
     def keep_embedding(self, module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
         """Keep the tokens that the first block is given."""
         if self.step:
-            self.keep("embedding.img", self.cond_first(named["hidden_states"]))
-            self.keep("embedding.txt", self.cond_first(named["encoder_hidden_states"]))
+            self.keep(self.step, "embedding.img", self.cond_first(named["hidden_states"]))
+            self.keep(self.step, "embedding.txt", self.cond_first(named["encoder_hidden_states"]))
 
     def block_hook(self, name: str) -> Any:
         """A forward hook that keeps the output of the block `name`."""
         single = block_type(name) == "single"
 
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not self.step:
+            if not (step := self.step):
                 return
             image, text = self.model.family.block_streams(output)
-            found = {"img": image} if text is None else {"img": image, "txt": text}
-            tokens = {stream: self.cond_first(t) for stream, t in found.items()}
+            streams = {"img": image} if text is None else {"txt": text, "img": image}
+            streams = {stream: self.cond_first(tokens) for stream, tokens in streams.items()}
             if self.store_tensors and single:
-                self.keep(name, torch.cat([tokens[stream] for stream in ("txt", "img") if stream in tokens], dim=1))
+                self.keep(step, name, torch.cat([*streams.values()], dim=1))
             elif self.store_tensors:
-                for stream, t in tokens.items():
-                    self.keep(f"{name}.{stream}", t)
+                for stream, tokens in streams.items():
+                    self.keep(step, f"{name}.{stream}", tokens)
             if self.predict:
-                self.keep(f"{name}.prediction", self.prediction(tokens["img"]))
-            self.step.streams += [(self.step.index, name, stream, t) for stream, t in tokens.items()]
-            if sum(t.nbytes for *_, t in self.step.streams) >= TOGETHER_BYTES:
-                self.pool()
+                self.keep(step, f"{name}.prediction", self.prediction(step, streams["img"]))
+            step.streams += [(step.index, name, stream, tokens) for stream, tokens in streams.items()]
+            if sum(tokens.nbytes for *_, tokens in step.streams) >= TOGETHER_BYTES:
+                self.pool(step)
 
         return hook
 
-    def pool(self) -> None:
-        """Take the statistics of what came, on the thread that samples: it has the device, or OpenMP's threads."""
-        self.step.pooled += pool_streams(self.step.streams, self.copies)
-        self.step.streams = []
-
-    def prediction(self, image: Tensor) -> Tensor:
+    def prediction(self, step: Captured, image: Tensor) -> Tensor:
         """The velocity that the model would predict from these image tokens, after guidance, in the latents' shape."""
-        latents = self.step.latents
-        out = self.model.family.project(self.model.pipe.transformer, image, self.step.temb, latents)
-        return combine(out, latents.shape[0], self.guidance)
+        out = self.model.family.project(self.model.pipe.transformer, image, step.temb, step.latents)
+        return combine(out, step.latents.shape[0], self.guidance)
+
+    def pool(self, step: Captured) -> None:
+        """Take the statistics of what came, on the thread that samples: it has the device, or OpenMP's threads."""
+        step.pooled += pool_streams(step.streams, self.copies)
+        step.streams = []
 
     def after(self, step: Step) -> None:
         """Hand the step to the thread that writes, once it has written the one before."""
-        if not self.step:
+        if not (done := self.step):
             return
-        self.keep("context.latents", step.x)
-        self.keep("context.velocity", step.velocity)
-        self.keep("context.pooled", self.cond.stacked()[1])
-        self.keep("context.temb", self.step.temb)
-        self.pool()
+        self.step = None
+        last = {"latents": step.x, "velocity": step.velocity, "pooled": self.cond.stacked()[1], "temb": done.temb}
+        for name, tensor in last.items():
+            self.keep(done, f"context.{name}", tensor)
+        self.pool(done)
         copied = self.copies and self.copies.record_event(torch.cuda.Event(blocking=True))  # sleeps, does not spin
         if self.writing:
             self.writing.result()
-        self.writing = self.writer.submit(self.store, self.step, copied)
-        self.step = None
+        self.writing = self.writer.submit(self.store, done, copied)
 
     def store(self, step: Captured, copied: torch.cuda.Event | None) -> None:
         """Write a step's file and take down its statistics, once the copies have come."""
