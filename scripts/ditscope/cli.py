@@ -64,6 +64,7 @@ COMMANDS = {
     "clean-caches": ("core.caches:clean_caches", "remove this project's caches and say how many bytes"),
     "publish": ("publish.stage:publish", "every figure and table that a study's finished stages allow"),
     "estimate": ("workflow.estimate:estimate", "jobs, hours and disk that a study will take"),
+    "compare": ("workflow.compare:compare", "two experiments side by side: settings, tables and figures that differ"),
     "resume": ("workflow.resume:resume", "go on with a SLURM run whose main process was killed"),
     "progress": ("workflow.progress:progress", "how complete every study is"),
     "doctor": ("workflow.doctor:doctor", "verify everything that a study left, and say what to run again"),
