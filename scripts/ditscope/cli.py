@@ -198,7 +198,7 @@ def options_of(function: Callable[..., Any], command: str = "", config: Config |
             types = get_type_hints(kind)
             for f in fields(kind):
                 if not f.metadata["config_only"] and get_origin(types[f.name]) is not dict:
-                    about = f.metadata["help"], f.metadata["choices"]
+                    about = f.metadata["help"], () if f.metadata["importable"] else f.metadata["choices"]
                     options.setdefault(f.name, option_of(f.name, types[f.name], default_of(f), *about))
         elif not (name == "name" and any(k in REGISTRIES for k in hints.values())):
             found = option_of(name, extras[name], parameter.default)
