@@ -1,9 +1,14 @@
 """Atomic writes: the helper, and that no module of the library writes a file in another way."""
 
 import ast
+import errno
+import resource
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
+from safetensors.numpy import save_file
 
 from ditscope.core.atomic import replacing, write_text
 from workflow import ROOT
@@ -20,7 +25,6 @@ WRITERS = {
 EXCEPTIONS = {
     ("workflow/slots.py", "take"): "a lock holds one and the same file",
     ("benchmark/memory.py", "reset_peaks"): "a switch of the kernel in /proc",
-    ("capture/writer.py", "StepFile.write"): "streams over many calls; `finish` renames, `abandon` removes",
     ("calibrate/stage.py", "link"): "into a folder that is renamed as a whole",
     ("calibrate/stage.py", "calibrate_shard"): "a folder that is renamed as a whole",
 }
@@ -120,6 +124,21 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
         partial.write_text("ha")
         raise RuntimeError
     assert path.read_text() == "whole" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_refused_write_is_an_oserror_whatever_library_writes(tmp_path):
+    """The kernel refuses bytes beyond a limit: safetensors and polars have errors of their own for that."""
+    tensors, table = {"a": np.zeros(100_000)}, pl.DataFrame({"a": np.random.default_rng(0).random(100_000)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        for write in (table.write_parquet, lambda path: save_file(tensors, path)):
+            with pytest.raises(OSError) as refused, replacing(tmp_path / "a") as partial:
+                write(partial)
+            assert refused.value.errno == errno.EFBIG
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_writers_of_a_shared_file_do_not_meet(tmp_path):

@@ -6,6 +6,8 @@ import json
 import resource
 import shutil
 import threading
+import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,21 +24,20 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from PIL import ExifTags, Image
-from polars.testing import assert_frame_equal
 from safetensors.torch import load_file
 
 from ditscope.capture import recorder as recorder_module
 from ditscope.capture import stage
 from ditscope.capture import statistics as capture_statistics
 from ditscope.capture.files import captures_in, read_metadata
-from ditscope.capture.load import load_capture
+from ditscope.capture.load import layout_bytes, load_capture
 from ditscope.capture.recorder import Recorder
 from ditscope.capture.settings import CaptureSet
 from ditscope.capture.stage import capture, capture_run, read_out
-from ditscope.capture.statistics import pool, pool_streams
+from ditscope.capture.statistics import pool, pool_streams, to_host
 from ditscope.capture.verify import verify
-from ditscope.capture.writer import Background, StepFile, join, layout_bytes, to_host
 from ditscope.cli import main
+from ditscope.core import tensor_files
 from ditscope.core.errors import InputError
 from ditscope.core.patterns import select_blocks, select_indices
 from ditscope.core.tables import read_table
@@ -171,7 +172,7 @@ def test_stored_tokens_alone_give_the_velocity_again(kind, tmp_path):
     model, _, recorder, _ = record_run(kind, tmp_path)
     tensors = load_file(tmp_path / "step_001.safetensors")
     last, transformer = recorder.blocks[-1], model.pipe.transformer
-    tokens = tensors[last][:, recorder.txt_seq_len :] if last in tensors else tensors[f"{last}.img"]
+    tokens = tensors[last][:, recorder.metadata()["txt_seq_len"] :] if last in tensors else tensors[f"{last}.img"]
     tokens, temb = tokens.double(), tensors["context.temb"].double()
     linear, out = transformer.norm_out.linear, transformer.proj_out
     scale, shift = (torch.nn.functional.silu(temb) @ linear.weight.double().T + linear.bias.double()).chunk(2, dim=1)
@@ -246,153 +247,76 @@ def test_the_byte_estimate_is_exact_and_types_are_kept(kind, dtype, decoded, sto
 
 
 def test_a_step_is_written_while_the_next_computes(tmp_path, monkeypatch):
-    """The first file is not finished before the second step's first block has run: a writer in line would wait here."""
-    monkeypatch.setattr(recorder_module, "CHUNK_BYTES", 1)
+    """The first file is not written before the second step's first block has run: a writer in line would wait here."""
     model, _ = tiny("flux")
     recorder = Recorder(tmp_path, ["double_block_0"], [0, 1, 2], CaptureSet(), RECORD)
-    second, finish, overlapped = threading.Event(), StepFile.finish, []
+    second, save, overlapped = threading.Event(), recorder_module.save_tensors, []
 
-    def wait(self):
-        overlapped.append(self.path.name != "step_000.safetensors" or second.wait(20))
-        return finish(self)
+    def wait(tensors, path):
+        overlapped.append(path.name != "step_000.safetensors" or second.wait(20))
+        save(tensors, path)
 
-    monkeypatch.setattr(StepFile, "finish", wait)
+    monkeypatch.setattr(recorder_module, "save_tensors", wait)
     block, calls = model.pipe.transformer.transformer_blocks[0], []
     block.register_forward_hook(lambda *_: (calls.append(1), len(calls) == 2 and second.set(), None)[-1])
     sample(model, *RUN, [recorder])
     assert overlapped == [True] * 3 and list(recorder.files) == [f"step_00{i}.safetensors" for i in range(3)]
 
 
-@pytest.mark.parametrize("chunk", (1, 3000))
-def test_at_most_one_step_waits_for_a_slow_disk(chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(recorder_module, "CHUNK_BYTES", chunk)
-    model, cond = tiny("flux")
+def test_at_most_two_steps_are_in_memory(tmp_path, monkeypatch):
+    """A slow disk: the step that is written and the one that is computed, and no other."""
+    model, _ = tiny("flux")
     recorder = Recorder(tmp_path, list(flux.blocks(model.pipe.transformer)), [0, 1, 2], CaptureSet(), RECORD)
-    step = step_bytes(recorder, model, cond)
-    waiting, submit, append, crowded = [], Background.submit, StepFile.append, threading.Event()
+    alive, captured, save, most = weakref.WeakSet(), recorder_module.Captured, recorder_module.save_tensors, []
 
-    def seen(self, *arguments):
-        submit(self, *arguments)
-        waiting.append(self.waiting)
-        if self.waiting > step / 2:
-            crowded.set()
+    def begin(*arguments):
+        step = captured(*arguments)
+        alive.add(step)
+        most.append(len(alive))
+        return step
 
-    monkeypatch.setattr(Background, "submit", seen)
-    monkeypatch.setattr(StepFile, "append", lambda self, data: (crowded.wait(20), append(self, data))[1])
+    monkeypatch.setattr(recorder_module, "Captured", begin)
+    monkeypatch.setattr(recorder_module, "save_tensors", lambda *step: (time.sleep(0.2), save(*step))[1])
     sample(model, *RUN, [recorder])
-    assert step / 2 < max(waiting) <= step
+    assert most == [1, 2, 2] and not alive
 
 
-def test_small_steps_are_handed_over_together_and_give_the_same_files(tmp_path, monkeypatch):
-    sizes, submit = [], Background.submit
-
-    def seen(self, size, *arguments):
-        sizes.append(size)
-        submit(self, size, *arguments)
-
-    monkeypatch.setattr(Background, "submit", seen)
-    model, cond, together, _ = record_run("flux", tmp_path / "together")
-    step = step_bytes(together, model, cond)
-    assert sizes == [], "what is left when sampling ends needs no thread"
-    for chunk in (2 * step, step - 1, 1):
-        monkeypatch.setattr(recorder_module, "CHUNK_BYTES", chunk)
-        sizes.clear()
-        *_, apart, _ = record_run("flux", tmp_path / str(chunk))
-        assert 3 * step - chunk - step <= sum(sizes) < 3 * step and max(sizes) <= chunk + step
-        assert apart.files == together.files and list(apart.files) == [f"step_00{i}.safetensors" for i in range(3)]
-        assert_frame_equal(apart.table(), together.table(), rel_tol=1e-6)
+def test_files_are_what_the_metadata_says(tmp_path):
+    *_, recorder, _ = record_run("flux", tmp_path)
+    assert len(recorder.files) == 3
+    for name, about in recorder.files.items():
+        data = (tmp_path / name).read_bytes()
+        assert about == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
-@pytest.mark.parametrize("chunk", (1, 3000, 4_000_000))
 @pytest.mark.parametrize("failing", ("sampling", "writing"))
-def test_what_fails_leaves_no_file_unfinished(failing, chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(recorder_module, "CHUNK_BYTES", chunk)
+def test_what_fails_leaves_no_file_unfinished(failing, tmp_path, monkeypatch):
     model, _ = tiny("flux")
     recorder = Recorder(tmp_path, list(flux.blocks(model.pipe.transformer)), [0, 1, 2], CaptureSet(), RECORD)
     if failing == "sampling":
         block, calls = model.pipe.transformer.transformer_blocks[1], []
         block.register_forward_hook(lambda *_: calls.append(1) or (len(calls) == 3 and 1 / 0) or None)
     else:
-        append = StepFile.append
+        save = tensor_files.save_file
 
-        def full(self, data):
-            if self.path.name == "step_001.safetensors" and self.bytes > 2000:
+        def full(tensors, path, metadata):
+            if path.name.startswith("step_001"):
+                path.write_bytes(b"the first bytes")
                 raise OSError(28, "No space left on device")
-            append(self, data)
+            save(tensors, path, metadata)
 
-        monkeypatch.setattr(StepFile, "append", full)
+        monkeypatch.setattr(tensor_files, "save_file", full)
     with pytest.raises(ZeroDivisionError if failing == "sampling" else OSError):
         sample(model, *RUN, [recorder])
     left = {p.name for p in tmp_path.iterdir()}
     assert left == set(recorder.files) <= {"step_000.safetensors", "step_001.safetensors"}
 
 
-def test_tokens_that_lie_together_are_joined_without_a_copy():
-    whole = torch.randn(2, 7, 3)
-    joined = join(whole[:, :4], whole[:, 4:])
-    assert torch.equal(joined, whole) and joined.data_ptr() == whole.data_ptr()
-    others = [(whole[:, 4:], whole[:, :4]), (whole[:, :4], whole[:, 5:]), (whole[:, :4].clone(), whole[:, 4:])]
-    for text, image in [*others, (whole[:1, :4], whole[1:, :3]), (whole[:, :4], whole[:, 4:].clone())]:
-        joined = join(text, image)
-        assert torch.equal(joined, torch.cat([text, image], dim=1)) and joined.data_ptr() != whole.data_ptr()
-
-
-def test_a_tensor_changed_before_it_is_written_is_refused(tmp_path):
+def test_a_copy_on_the_host_is_of_its_own():
     tensor = torch.ones(3)
-    file, taken = StepFile(tmp_path / "a", {"a": (3,)}, torch.float32), to_host(tensor)
+    host = to_host(tensor)
     tensor += 1
-    with pytest.raises(RuntimeError, match="changed in place before it was written"):
-        file.write({"a": taken})
-    with torch.inference_mode():
-        tensor = torch.ones(3)
-        taken = to_host(tensor)
-        tensor += 1
-    assert taken[0].tolist() == [1, 1, 1]
-
-
-def test_background_runs_in_order_and_reports_the_first_error():
-    done, writer = [], Background(limit=10)
-    for i in range(5):
-        writer.submit(8, done.append, i)
-    writer.close()
-    assert done == list(range(5)) and writer.waiting == 0
-    writer = Background(limit=10)
-    with pytest.raises(OSError, match="No space"):
-        for i in range(50):
-            writer.submit(8, Path("/dev/full").write_text if i == 1 else done.append, "x")
-    with pytest.raises(OSError, match="No space"):
-        writer.close()
-    assert not writer.thread.is_alive() and done == [*range(5), "x"]
-
-
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
-def test_a_step_file_is_what_the_library_of_the_format_reads(dtype, tmp_path):
-    tensors = {
-        "a.img": torch.randn(2, 3, 5).to(dtype),
-        "b": torch.randn(4, 6).to(dtype).T,
-        "c": torch.ones(1, dtype=dtype),
-    }
-    layout = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    path = tmp_path / "step_000.safetensors"
-    file = StepFile(path, layout, dtype)
-    for name, tensor in tensors.items():
-        assert not path.exists()
-        file.write({name: to_host(tensor)})
-    about, found = file.finish(), load_file(path)
-    assert all(torch.equal(found[name], tensor) and found[name].dtype == dtype for name, tensor in tensors.items())
-    assert about == {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
-    assert layout_bytes(layout, dtype) == sum(t.nbytes for t in tensors.values())
-    wrong = StepFile(tmp_path / "wrong", layout, dtype)
-    with pytest.raises(RuntimeError, match="got b"):
-        wrong.write({"b": to_host(tensors["b"])})
-    with pytest.raises(RuntimeError, match=r"got a\.img"):
-        StepFile(tmp_path / "wrong", layout, dtype).write({"a.img": to_host(tensors["a.img"][:1])})
-    short = StepFile(tmp_path / "short", layout, dtype)
-    short.write({"a.img": to_host(tensors["a.img"])})
-    with pytest.raises(RuntimeError, match="ended before b"):
-        short.finish()
-    short.abandon()
-    assert [p.name for p in tmp_path.iterdir()] == ["step_000.safetensors"]
+    assert host.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", ("flux", "sd3-cfg"))
@@ -659,9 +583,8 @@ def test_copies_from_a_gpu_hold_its_data():
     stream = torch.cuda.Stream()
     for size in (1, 1000, 30_000_000):
         tensor = torch.arange(size, device="cuda", dtype=torch.float32).mul_(3)
-        host, copied = to_host(tensor, stream)
-        tensor.record_stream(stream)
-        copied.synchronize()
+        host = to_host(tensor, stream)
+        stream.synchronize()
         assert host.is_pinned() and torch.equal(host, torch.arange(size, dtype=torch.float32) * 3)
 
 
