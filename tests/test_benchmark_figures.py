@@ -156,9 +156,9 @@ def test_flat_field_and_quality(files):
     assert [axis.get_title() for axis in figure.axes] == ["quality_loss", "fid (few images)"]
 
 
-@pytest.mark.parametrize("draw", ["quality", "pareto", "latency", "batch_scaling", "strips", "flat_field"])
+@pytest.mark.parametrize("draw", ["quality", "pareto", "latency", "batches", "strips", "flat_field"])
 def test_nothing_measured_is_a_note_and_every_figure_can_be_drawn(files, draw):
-    figure, _ = getattr(figures, draw)(files)
+    figure, _ = getattr(figures, f"benchmark_{draw}")(files)
     figure.savefig(io.BytesIO(), format="png", dpi=40)
     for path in files["benchmark"]:
         if path.suffix == ".parquet" and path.stem != "targets":
@@ -167,7 +167,7 @@ def test_nothing_measured_is_a_note_and_every_figure_can_be_drawn(files, draw):
             write_table(table, path, name)
         elif path.suffix == ".tar":
             write_tar([], path)
-    figure, data = getattr(figures, draw)(files)
+    figure, data = getattr(figures, f"benchmark_{draw}")(files)
     assert data.is_empty() and len(figure.axes) == 0 and figure.texts
     figure.savefig(io.BytesIO(), format="png", dpi=40)
 

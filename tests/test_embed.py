@@ -26,8 +26,9 @@ from ditscope.core.shards import png_bytes, write_tar
 from ditscope.core.tables import read_table, write_table
 from ditscope.embed.settings import Embed
 from ditscope.embed.stage import SCHEMA, embed
-from ditscope.models.embedders import image_features, load_embedder, load_towers
-from ditscope.models.random_walk import random_walk
+from ditscope.models.embedders.random_walk import random_walk
+from ditscope.models.embedders.registry import load_embedder
+from ditscope.models.embedders.towers import image_features, load_towers
 from ditscope.models.settings import Embedder
 from ditscope.trajectories.invocations import state_key
 from ditscope.trajectories.stage import SCHEMA as TRAJECTORIES
@@ -151,7 +152,7 @@ def test_dinov2_is_the_normed_class_token(towers):
 @pytest.mark.parametrize(
     ("entry", "complaint"),
     [
-        (Embedder("minlm"), r"embedders\.x\.family: `minlm` is unknown; valid: .*minilm"),
+        (Embedder("minlm"), r"embedders\.x\.family: `minlm` is not a family of embedders; did you mean `minilm`"),
         (Embedder("minilm", modality="image"), r"embedders\.x\.modality: `minilm` embeds text, not image"),
         (Embedder("clip", "nowhere", modality="image"), r"embedders\.x\.source: no folder nowhere"),
     ],

@@ -15,8 +15,8 @@ from diffusers import (
 )
 
 from ditscope.models.families.common import Conditioning
-from ditscope.models.loading import GUIDANCE, load_generator
-from ditscope.models.registry import GENERATORS, PIPELINES
+from ditscope.models.loading import load_generator
+from ditscope.models.registry import FAMILIES
 from ditscope.models.sampling import Observer, decode, pictures, predict, sample
 from ditscope.models.settings import Model
 from tiny_pipelines import save_random_flux, save_random_sd3, save_tiny_sdxl, save_tiny_wan
@@ -91,7 +91,7 @@ def loaded(case: Case, folders, dtype: str, **changes):
     if case.family == "wan":  # as its makers load it
         types = {"dtype": {"default": kind, "vae": torch.float32}}
     parts = {} if entry.use_t5 else {"text_encoder_3": None, "tokenizer_3": None}
-    pipeline = getattr(diffusers, PIPELINES[case.family])
+    pipeline = getattr(diffusers, FAMILIES[case.family].pipeline)
     plain = pipeline.from_pretrained(folders[case.family], **{"dtype": kind} | types, **parts)
     plain.set_progress_bar_config(disable=True)
     for pipe in (model.pipe, plain):
@@ -204,6 +204,6 @@ def test_rows_with_and_without_a_negative_prompt_do_not_change_each_other(folder
 
 
 def test_default_guidance_is_that_of_the_pipelines():
-    for family in GENERATORS:
-        pipeline = getattr(diffusers, PIPELINES[family])
-        assert GUIDANCE[family] == inspect.signature(pipeline.__call__).parameters["guidance_scale"].default
+    for facts in FAMILIES.values():
+        pipeline = getattr(diffusers, facts.pipeline)
+        assert facts.guidance == inspect.signature(pipeline.__call__).parameters["guidance_scale"].default

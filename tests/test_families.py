@@ -19,7 +19,7 @@ from ditscope.core.tables import read_table
 from ditscope.generate.settings import Generate
 from ditscope.generate.stage import generate
 from ditscope.models.loading import load_generator
-from ditscope.models.registry import GENERATORS, WITH_BLOCKS, family_of
+from ditscope.models.registry import FAMILIES, family_of
 from ditscope.models.sampling import Observer, decode, sample
 from ditscope.models.settings import Model, Scheme
 from ditscope.trajectories.invocations import Request, node_of
@@ -152,9 +152,9 @@ def test_benchmarks_by_the_same_door(entry, csv, tmp_path, request):
 
 
 def test_the_families_with_blocks_are_those_that_can_read_them():
-    for family in GENERATORS:
+    for family, facts in FAMILIES.items():
         module = family_of("x", Model(family, "x"))
-        assert (family in WITH_BLOCKS) == (hasattr(module, "project") and hasattr(module, "block_streams"))
+        assert facts.blocks == (hasattr(module, "project") and hasattr(module, "block_streams"))
 
 
 @pytest.mark.parametrize("stage", ["capture", "ablate", "calibrate", "sensitivity"])

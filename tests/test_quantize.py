@@ -1,6 +1,7 @@
 """Quantization schemes: sizes by hand, errors within their bound, what cannot run and why."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ from torchao.quantization.quantize_.workflows.float8.float8_tensor import Quanti
 from ditscope.core.errors import InputError
 from ditscope.models import quantize
 from ditscope.models.quantize import (
-    KINDS,
     apply_scheme,
     coverage,
     fuse_qkv,
     is_simulated,
+    kind_of,
     label,
     layer_configs,
     mean_bits,
@@ -26,7 +27,9 @@ from ditscope.models.quantize import (
     stored_bytes,
     unsupported,
 )
-from ditscope.models.settings import SCHEME_KINDS, Scheme
+from ditscope.models.schemes import kind as kinds
+from ditscope.models.schemes import sparse_2_4_fp8
+from ditscope.models.settings import SCHEMES, Scheme
 from tiny_models import tiny_generator
 
 ON_CPU = ["int8-weight-only", "int8-dynamic", "fp8-weight-only", "intx-weight-only", "int8-dynamic-intx"]
@@ -47,8 +50,11 @@ def plan_file(tmp_path: Path) -> Path:
     return tmp_path / "plan.json"
 
 
-def test_settings_offer_exactly_the_registered_kinds():
-    assert tuple(KINDS) == SCHEME_KINDS
+def test_every_registered_kind_has_a_file_of_its_own_and_no_file_is_left_over():
+    folder = Path(kinds.__file__).parent
+    files = {f"ditscope.models.schemes.{path.stem}" for path in folder.glob("*.py")}
+    files -= {"ditscope.models.schemes.__init__", "ditscope.models.schemes.kind"}
+    assert set(SCHEMES.values()) == files and all(isinstance(kind_of(Scheme(kind)), kinds.Kind) for kind in SCHEMES)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +290,7 @@ def test_fp8_kernels_that_did_not_load_are_the_reason(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert unsupported(Scheme("sparse-2-4-fp8"), "cuda") == "", "the locked wheels fit each other"
     torch.library.define("ditscope_test::without_kernel", "(Tensor x) -> Tensor")
-    monkeypatch.setattr(quantize, "SPARSE_FP8", "ditscope_test::without_kernel")
+    monkeypatch.setattr(sparse_2_4_fp8, "KIND", replace(sparse_2_4_fp8.KIND, operator="ditscope_test::without_kernel"))
     reason = unsupported(Scheme("sparse-2-4-fp8"), "cuda")
     assert "did not load" in reason and torch.__version__ in reason and "\n" not in reason
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from ditscope.benchmark.cases import benchmark_stems
+from ditscope.benchmark.check import benchmark_stems
 from ditscope.core.checksums import FOLDER, files_of, read_record
 from ditscope.core.errors import InputError
 from ditscope.core.identity import file_digest

