@@ -22,6 +22,7 @@ from ditscope.publish.catalog import table_files
 SIDES = ("A", "B")
 PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}  # what a page can show, the first that is there
 ORDER = "row in order"  # joins rows that no columns tell apart
+UNKNOWN = "file "
 ABSENT = object()
 
 
@@ -195,13 +196,15 @@ def flat(settings: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, An
 
 
 def tables_by_name(side: Side) -> dict[str, list[Path]]:
-    """The files of each table of an experiment that are there, by the table's name; `?` has those that tell none."""
+    """The files of each table of an experiment that are there, by the table's name; without one by their path."""
     paths = map(Path, table_files(side.targets()))
     files = [file for path in paths for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])]
     found: dict[str, list[Path]] = {}
     for file in files:
         if file.is_file():
-            found.setdefault(metadata_of(file).get("table", f"? {file.relative_to(side.folder)}"), []).append(file)
+            found.setdefault(
+                metadata_of(file).get("table", f"{UNKNOWN}{file.relative_to(side.folder)} of {side.label}"), []
+            ).append(file)
     return found
 
 
@@ -216,6 +219,8 @@ def metadata_of(file: Path) -> dict[str, str]:
 
 def compare_files(name: str, a: Sequence[Path], b: Sequence[Path]) -> TableDifference:
     """Compare a table that lies in some files on each side, if both can be read and are of one schema version."""
+    if name.startswith(UNKNOWN):
+        return TableDifference(name, note="cannot be read, or is no table of ditscope")
     for label, files in zip(SIDES, (b, a), strict=True):
         if not files:
             return TableDifference(name, note=f"only in {label}")
@@ -450,7 +455,8 @@ def as_html(found: Comparison) -> str:
     body += ["<h2>Figures</h2>"] if found.figures else []
     for figure in found.figures:
         body.append(f"<h3>{safe(figure.name)}{', the same in both' if figure.same else ''}</h3>")
-        body.append(f'<div class="pair">{"".join(map(picture, SIDES, figure.files))}</div>')
+        pairs = [("A and B", figure.files[0])] if figure.same else zip(SIDES, figure.files, strict=True)
+        body.append(f'<div class="pair">{"".join(picture(*pair) for pair in pairs)}</div>')
     return PAGE.format(title=title, body="\n".join(body))
 
 
