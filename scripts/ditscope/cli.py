@@ -317,7 +317,7 @@ def settings_of(kind: Any, config: Config, typed: Mapping[str, Any]) -> Any:
             raise InputError(unknown("--capture-set", name, named, f"in the config's `{stage}.{key}`"))
         given = any(f.name in typed for f in fields(kind))  # of a budget exactly one size counts: the typed one
         return None if name not in named or (kind is Budget and given) else named[name]
-    return next((s for s in config.stages().values() if type(s) is kind), None)
+    return next((s for s in config.by_stage().values() if type(s) is kind), None)
 
 
 def chosen_name(kind: Any, config: Config, typed: Mapping[str, Any]) -> str:

@@ -129,7 +129,7 @@ def test_the_refiner_makes_no_float64_on_the_device(tmp_path, monkeypatch):
     files = [tmp_path / name for name in names]
     for module in ("train", "diagnose"):
         monkeypatch.setattr(f"ditscope.refine.{module}.default_device", lambda: DEVICE.type, raising=False)
-    monkeypatch.setattr("ditscope.refine.optimize.default_device", lambda: DEVICE.type)
+    monkeypatch.setattr("ditscope.refine.processes.default_device", lambda: DEVICE.type)
     able = "_get_fused_kernels_supported_devices"
     monkeypatch.setattr(sys.modules["torch.optim.optimizer"], able, lambda: [DEVICE.type])
     monkeypatch.setattr(nn.Module, "to", lambda module, device: moved(module) if device == DEVICE else module)

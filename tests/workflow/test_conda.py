@@ -22,16 +22,8 @@ pytestmark = [
 # Prompts (environment `tables`) and their catalog (environment `figures`).
 OVERLAY = """
 experiment: wiring
+stages: [prompts, publish]
 prompts: {csv: prompts/tiny.csv, shard_size: 2, seeds: [0]}
-generate: {models: []}
-capture: {models: []}
-ablate: {models: []}
-calibrate: {models: []}
-sensitivity: {models: []}
-benchmark: {models: []}
-trajectories: {networks: []}
-embed: {embedders: []}
-refine: {models: []}
 """
 
 

@@ -74,14 +74,13 @@ def test_runs_of_another_machine_are_joined_and_kept_apart(study, tmp_path):
 
 
 MIXED = """
+stages: [prompts, generate, calibrate, sensitivity, plan, benchmark, publish]
 prompts: {limit: 2}
 models:
   shapes-sd3-mlx: {family: sd3, source: models/shapes-sd3, backend: mlx, width: 64, height: 64, steps: 4, guidance: 3.0}
 schemes:
   mlx-4: {kind: mlx-weight-only, bits: 4, group_size: 32}
 generate: {models: [shapes-flux, shapes-sd3-mlx]}
-capture: {models: []}
-ablate: {models: []}
 calibrate: {models: [shapes-flux, shapes-sd3-mlx], num_images: 1, num_steps: 3, cfg_weight: 1.0}
 sensitivity:
   models: [shapes-flux, shapes-sd3-mlx]
@@ -96,9 +95,6 @@ benchmark:
   repeats: 1
   warmup: 0
   flat_field_steps: []
-trajectories: {networks: []}
-embed: {embedders: []}
-refine: {models: []}
 """
 
 
