@@ -22,7 +22,7 @@ from ditscope.core.scratch import publish, unfinished
 from ditscope.core.shards import Sample, png_bytes, read_tar, write_tar
 from ditscope.core.tables import write_table
 from ditscope.models.block_names import block_names
-from ditscope.models.embedders import EmbedBatch, load_embedder
+from ditscope.models.embedders.registry import EmbedBatch, load_embedder
 from ditscope.models.families.common import Conditioning
 from ditscope.models.loading import Generator, load_generator
 from ditscope.models.requests import describe, requests, runs_by_picture

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ditscope.benchmark.cases import benchmark_cases, benchmark_stems
+from ditscope.benchmark.cases import benchmark_cases
 from ditscope.benchmark.tables import IDENTITY, NOISE_FLOOR
 from ditscope.core.errors import InputError
 from ditscope.core.intervals import mean_interval, unit_means
@@ -311,3 +311,17 @@ def pixel_metrics(study: Study, stems: list[str], rows: list[dict[str, Any]]) ->
         if found.keys() == base.keys()
         for metric, measure in measures().items()
     }
+
+
+def benchmark_stems(study: Study) -> list[str]:
+    """Runs of the benchmark without extension: those that are planned here, and those that other machines made."""
+    bench = study.config.benchmark
+    planned = [tar.removesuffix(".tar") for tar in study.targets("benchmark") if tar.endswith(".tar")]
+    elsewhere = [
+        f"benchmarks/{model}/{host.name}/{scheme}-{compile}"
+        for model in bench.models
+        for host in sorted((study.results / "benchmarks" / model).glob("*/"))
+        for scheme, compile in benchmark_cases(bench)
+        if (host / f"{scheme}-{compile}.parquet").exists()
+    ]
+    return list(dict.fromkeys([*planned, *elsewhere]))

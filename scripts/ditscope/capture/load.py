@@ -160,3 +160,8 @@ def step_layout(
         "context.pooled": (rows, config.pooled_projection_dim),
         "context.temb": (rows, transformer.inner_dim),
     }
+
+
+def layout_bytes(layout: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:
+    """Bytes of tensors of these shapes."""
+    return sum(torch.Size(shape).numel() for shape in layout.values()) * dtype.itemsize

@@ -78,9 +78,14 @@ class Study:
         """How the workflow names the results folder in paths of targets."""
         return f"results/{self.config.experiment}/"
 
-    def targets(self, stage: str) -> list[str]:
-        """What a stage leaves, relative to the results, as the last run planned it."""
+    def asked(self, stage: str) -> list[str]:
+        """What `all` asks a stage for, relative to the results, as the last run planned it."""
         return [target.removeprefix(self.prefix) for target in self.plan["targets"].get(stage, [])]
+
+    def targets(self, stage: str) -> list[str]:
+        """What a stage leaves: what it is asked for, and what is made of it on the way to other stages."""
+        upstream = [made.removeprefix(self.prefix) for made in self.plan["upstream"].get(stage, [])]
+        return [*self.asked(stage), *upstream]
 
     def note(self, stage: str, file: str, problem: str, rerun: str = "") -> None:
         """Take down a defect of `file`, once, that running the job of `rerun` (default: of `file`) again mends."""

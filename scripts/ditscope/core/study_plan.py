@@ -15,8 +15,8 @@ def read_plan(results: Path | str) -> dict:
         plan = read_json(path, remedy)
     except FileNotFoundError:
         raise InputError(f"{path}: this study has not been run yet; start it with snakemake") from None
-    targets = plan.get("targets")
-    lists = list(targets.values()) if isinstance(targets, dict) else [None]
+    both = plan.get("targets"), plan.setdefault("upstream", {})  # older plans have no `upstream`
+    lists = [files for named in both for files in (named.values() if isinstance(named, dict) else [None])]
     if not all(isinstance(files, list) and all(isinstance(file, str) for file in files) for files in lists):
         raise InputError(f"{path}: {remedy}")
     return plan

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from ditscope.core.study import Study
-from ditscope.models.random_walk import FAMILY as RANDOM_WALK
+from ditscope.models.embedders.random_walk import FAMILY as RANDOM_WALK
 from ditscope.trajectories.check import states
 
 EMBEDDINGS = "embedder network run_id sequence_number modality vector"

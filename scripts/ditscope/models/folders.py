@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ditscope.core.errors import MALFORMED, InputError
-from ditscope.models.registry import CAPTIONERS, GENERATORS, PIPELINES, is_generator
+from ditscope.models.registry import CAPTIONERS, FAMILIES, facts_of, is_generator
 from ditscope.models.settings import Embedder, Model
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -114,7 +114,7 @@ def check_model_folder(folder: Path) -> None:
 
 def check_pipeline(name: str, entry: Model) -> None:
     """Refuse a generator's folder that is no pipeline of diffusers, one of another family, and too large pictures."""
-    if entry.family not in PIPELINES:
+    if not is_generator(entry):
         return
     folder, index = source_folder(entry), config_at_hand(entry, INDEX)
     if not index:
@@ -124,10 +124,10 @@ def check_pipeline(name: str, entry: Model) -> None:
             f"models.{name}.source: {folder} has no {INDEX}; {what}: save the whole pipeline there with "
             "`from_single_file(...).save_pretrained(FOLDER)` of diffusers, or give its hub id"
         )
-    wanted, found = PIPELINES[entry.family], index.get("_class_name")
+    wanted, found = facts_of(entry.family).pipeline, index.get("_class_name")
     if found != wanted:
-        fitting = [family for family, pipeline in PIPELINES.items() if pipeline == found]
-        mend = f"set `family: {fitting[0]}`" if fitting else f"families: {', '.join(GENERATORS)}"
+        fitting = [family for family, facts in FAMILIES.items() if facts.pipeline == found]
+        mend = f"set `family: {fitting[0]}`" if fitting else f"families: {', '.join(FAMILIES)}"
         raise InputError(f"models.{name}.family: {folder} is a {found}, `{entry.family}` a {wanted}; {mend}")
     check_size(name, entry)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ditscope.core.errors import InputError
 from ditscope.models.folders import config_at_hand, resolve_source
-from ditscope.models.registry import PIPELINES, check_backend, check_frames, family_of
+from ditscope.models.registry import check_backend, check_frames, facts_of, family_of
 from ditscope.models.settings import Model
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GUIDANCE = {"flux": 3.5, "sd3": 7.0, "sdxl": 5.0, "wan": 5.0}  # the pipelines' own defaults, as their signatures say
 OWN_SETTINGS = (  # what a pipeline takes and settings of ditscope, or its way of sampling, give
     "prompt", "negative_prompt", "generator", "latents", "height", "width", "num_frames", "num_inference_steps",
     "guidance_scale", "max_sequence_length", "output_type", "return_dict", "num_images_per_prompt",
@@ -108,7 +107,7 @@ def load_pipeline(name: str, entry: Model, folder: Path, **parts: Any) -> Any:
     from ditscope.models.families.common import DTYPES
 
     family = family_of(name, entry)
-    pipeline = getattr(diffusers, PIPELINES[entry.family])
+    pipeline = getattr(diffusers, facts_of(entry.family).pipeline)
     check_call(name, entry, pipeline)
     dtype: Any = DTYPES[entry.dtype]
     if hasattr(family, "VAE_DTYPE"):
@@ -137,7 +136,7 @@ def settled(entry: Model) -> Model:
 
     0 where the model reads none, so that a setting without effect is neither hashed nor recorded.
     """
-    guidance = entry.guidance if entry.guidance >= 0 else GUIDANCE[entry.family]
+    guidance = entry.guidance if entry.guidance >= 0 else facts_of(entry.family).guidance
     read = config_at_hand(entry).get("guidance_embeds", True)
     return replace(entry, guidance=guidance if read else 0.0)
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ditscope.core.counts import grouped
 from ditscope.core.identity import BASE, request_hash, weights_id
-from ditscope.core.shards import mp4_bytes, png_bytes
+from ditscope.core.shards import png_bytes
 from ditscope.models.loading import Generator, reads_negative, settled, text_length
 from ditscope.models.sampling import decode, sample, still
 from ditscope.models.settings import Model
@@ -44,7 +44,7 @@ def generate_slice(model: Generator, rows: list[dict], scheme: str = BASE, schem
     for row, latent, image, png in zip(rows, latents.float().cpu().numpy(), images, encoded, strict=True):
         record = describe(model, row, scheme, scheme_key)
         made = {"__key__": record["request_hash"], "png": png, "json": record, "latent.npy": latent}
-        samples.append(made | ({"mp4": mp4_bytes(image, model.family.FPS)} if image.ndim == 4 else {}))
+        samples.append(made | ({"mp4": model.family.film(image)} if image.ndim == 4 else {}))
     return samples
 
 

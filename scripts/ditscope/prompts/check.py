@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from ditscope.core.study import Study
-from ditscope.prompts.files import read_prompts, runs_of, shards_of
+from ditscope.prompts.files import read_prompts, runs_of, runs_table, shards_of
 
 PROMPTS = "prompt_id prompt negative_prompt family seed derived_seed"
 
@@ -23,8 +23,8 @@ def check_prompts(study: Study) -> None:
             found = table.select("prompt_id", "seed", "prompt", "negative_prompt").rows()
             study.same_rows("prompts", file, found, rows, "runs of the CSV")
             study.agree("prompts", file, table, pl.DataFrame(wanted, infer_schema_length=None))
-    whole = [table for table in tables.values() if table is not None]
-    if len(whole) < len(tables) or not whole:
+    whole = prompt_tables(study)
+    if len(whole) < len(study.asked("prompts")) or not whole:
         return
     runs = pl.concat(whole)
     for path in sorted((study.results / "prompts").glob("runs-*-*.parquet")):
@@ -52,8 +52,13 @@ def csv_shards(study: Study) -> list[list[dict[str, Any]]] | None:
     return study.once("prompts", read)
 
 
-def prompt_tables(study: Study) -> list:
-    """The prompt shards that can be read; their defects are noted by `check_prompts`."""
+def prompt_tables(study: Study) -> list[pl.DataFrame]:
+    """The prompt shards that can be read; their defects are noted by `check_prompts`.
+
+    Of a study that does not ask for all of them they are what its CSV gives; none where that is not at hand.
+    """
+    if not study.asked("prompts"):
+        return [runs_table(runs) for runs in csv_shards(study) or []]
     quiet = study.quiet()
-    tables = [quiet.table("prompts", file, "prompts", PROMPTS) for file in study.targets("prompts")]
+    tables = [quiet.table("prompts", file, "prompts", PROMPTS) for file in study.asked("prompts")]
     return [table for table in tables if table is not None]

@@ -5,10 +5,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ditscope.core.errors import InputError
 from ditscope.core.identity import derived_seed, digest
 from ditscope.prompts.settings import Prompts
+
+if TYPE_CHECKING:
+    import polars as pl
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")  # no XML, so no SVG, can hold one
 INTEGER = re.compile(r"[-+]?[0-9]+")
@@ -263,9 +267,14 @@ def runs_in(path: Path) -> list[dict]:
 
 def write_runs(runs: list[dict], out: Path | str) -> None:
     """Write runs as the table `prompts`."""
-    import polars as pl
-
     from ditscope.core.tables import write_table
+
+    write_table(runs_table(runs), out, "prompts")
+
+
+def runs_table(runs: list[dict]) -> "pl.DataFrame":
+    """Runs as the rows of the table `prompts`."""
+    import polars as pl
 
     schema = {
         "prompt_id": pl.String,
@@ -275,4 +284,4 @@ def write_runs(runs: list[dict], out: Path | str) -> None:
         "seed": pl.Int64,
         "derived_seed": pl.Boolean,
     }
-    write_table(pl.DataFrame(runs, schema=schema), out, "prompts")
+    return pl.DataFrame(runs, schema=schema)

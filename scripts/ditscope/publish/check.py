@@ -27,7 +27,7 @@ def check_publish(study: Study) -> None:
 
 def stage_files(study: Study) -> dict[str, list[Path]]:
     """What each stage left, as figures and tables are given it; without stages that lack a file."""
-    files = {s: [study.results / file for file in study.targets(s)] for s in study.plan["targets"] if s != "publish"}
+    files = {s: [study.results / file for file in study.asked(s)] for s in study.plan["targets"] if s != "publish"}
     return {stage: paths for stage, paths in files.items() if paths and all(path.exists() for path in paths)}
 
 
@@ -100,7 +100,7 @@ def check_catalog(study: Study, path: Path) -> None:
     """The DuckDB file has every table of the study with all its rows, value by value."""
     import duckdb
 
-    planned = table_files({stage: study.targets(stage) for stage in study.plan["targets"]})
+    planned = table_files({stage: study.asked(stage) for stage in study.plan["targets"]})
     files = files_by_name(study.results / file for file in planned if (study.results / file).exists())
     try:
         with duckdb.connect(str(path), read_only=True) as database:

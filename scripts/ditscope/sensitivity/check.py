@@ -1,5 +1,7 @@
 """What `ditscope doctor` checks of the stage `sensitivity`."""
 
+from pathlib import Path
+
 import polars as pl
 
 from ditscope.benchmark.check import CELL, LAYER
@@ -14,10 +16,12 @@ SENSITIVITY += " value_low? value_high? n_samples n_images parameters packed_byt
 
 
 def part_files(study: Study, name: str) -> list[str]:
-    """The parts of the sensitivity tables, `layers` or `fast`, of every model."""
+    """The parts of the sensitivity tables, `layers` or `fast`, of every model, also of those that only a plan needs."""
     settings = study.config.sensitivity
     groups = range(settings.layer_groups)
-    return [f"sensitivity/{model}/{name}-{group:03d}.parquet" for model in settings.models for group in groups]
+    parts = [f"sensitivity/{model}/{name}-{group:03d}.parquet" for model in settings.models for group in groups]
+    others = [file for file in study.targets("sensitivity") if Path(file).match(f"sensitivity/*/{name}-*.parquet")]
+    return list(dict.fromkeys([*parts, *others]))
 
 
 def check_sensitivity(study: Study) -> None:
@@ -36,6 +40,8 @@ def check_sensitivity(study: Study) -> None:
             if part is not None:
                 beside_it = parts["fast" if name == "layers" else "layers"]
                 check_part(study, file, part, beside_it.get(other_part(file)), name)
+    if not study.asked("sensitivity"):
+        return
     file, agreement = "sensitivity/sensitivity.parquet", "sensitivity/agreement.parquet"
     table = study.table("sensitivity", file, "sensitivity", SENSITIVITY)
     compared = study.table(
@@ -52,10 +58,14 @@ def check_sensitivity(study: Study) -> None:
             expected = rows["layer"].n_unique() * rows["bits"].n_unique() * rows.select("bucket", "metric").n_unique()
             if len(rows) != expected:
                 study.note("sensitivity", file, f"{model[0]}: {len(rows)} cells of {expected}")
-    whole = {
-        name: pl.concat([part for part in tables.values() if part is not None])
+    gathered = {
+        name: [part for file, part in tables.items() if file.split("/")[1] in settings.models]
         for name, tables in parts.items()
-        if all(part is not None for part in tables.values())
+    }
+    whole = {
+        name: pl.concat([part for part in tables if part is not None])
+        for name, tables in gathered.items()
+        if tables and all(part is not None for part in tables)
     }
     if table is not None and "layers" in whole:
         order = ["model", "depth", "layer", "bits", "bucket", "metric"]
@@ -127,5 +137,8 @@ def check_part(study: Study, file: str, part: pl.DataFrame, other: pl.DataFrame 
 
 
 def sensitivity_quietly(study: Study) -> pl.DataFrame | None:
-    """The table `sensitivity`, if it can be read; its defects are noted by `check_sensitivity`."""
-    return study.quiet().table("sensitivity", "sensitivity/sensitivity.parquet", "sensitivity", SENSITIVITY)
+    """The rows of the parts `layers` that can be read; their defects are noted by `check_sensitivity`."""
+    quiet = study.quiet()
+    tables = [quiet.table("sensitivity", file, "sensitivity", SENSITIVITY) for file in part_files(study, "layers")]
+    whole = [table for table in tables if table is not None]
+    return pl.concat(whole) if whole else None

@@ -174,7 +174,7 @@ def check_truncated(study: Study, file: str, table: pl.DataFrame) -> None:
 def chosen_runs(study: Study) -> list[dict[str, Any]] | None:
     """The runs that start a trajectory; None where a prompt shard cannot be read."""
     tables = prompt_tables(study)
-    if len(tables) != len(study.targets("prompts")):
+    if not tables or len(tables) < len(study.asked("prompts")):
         return None
     runs = [row for table in tables for row in table.to_dicts()]
     prompts = list(dict.fromkeys(run["prompt_id"] for run in runs))[: study.config.trajectories.prompts or None]

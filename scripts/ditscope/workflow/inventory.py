@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from ditscope.benchmark.cases import benchmark_stems
+from ditscope.benchmark.check import benchmark_stems
 from ditscope.core.checksums import FOLDER, files_of, read_record
 from ditscope.core.errors import InputError
 from ditscope.core.identity import file_digest
@@ -27,6 +27,14 @@ SHARDED = (
     "calibration/*/manifest.json", "calibration/*/activations.parquet", "sensitivity/*/*-*.parquet", "plans/*/*.json",
     "trajectories/*/shard-*", "embeddings/*/*-*.parquet", "refine/*/*", "videos/captures/*/*",
 )  # fmt: skip
+# What lies at the top of the results, and the stage that it is of.
+PLACES = {
+    "prompts": "prompts", "images": "generate", "captures": "capture", "analysis": "blocks", "ablation": "ablate",
+    "calibration": "calibrate", "sensitivity": "sensitivity", "plans": "plan", "benchmarks": "benchmark",
+    "checkpoints": "benchmark", "trajectories": "trajectories", "embeddings": "embed", "drift": "drift",
+    "clusters": "cluster", "topology": "topology", "refine": "refine", "videos": "video", "figures": "publish",
+    "tables": "publish", "catalog.duckdb": "publish", "explorer.html": "publish",
+}  # fmt: skip
 
 
 def expected_files(study: Study) -> dict[str, str]:
@@ -36,7 +44,7 @@ def expected_files(study: Study) -> dict[str, str]:
     expected |= dict.fromkeys(prompt_slices(study), "prompts")
     for tar in study.targets("generate"):
         expected |= dict.fromkeys((tar, *beside(tar)), "generate")
-    for model in config.calibrate.models:
+    for model in {file.split("/")[1] for file in study.targets("calibrate")}:
         shards = math.ceil(config.calibrate.num_images / config.calibrate.shard_size)
         expected |= {f"calibration/{model}/shards/{i:05d}": "calibrate" for i in range(shards)}
     for model in config.sensitivity.models:
@@ -151,7 +159,10 @@ def damage(path: Path, entry: dict) -> str:
 
 
 def check_left_over(study: Study) -> None:
-    """Nothing lies about: no file that no job makes, no half-written one, no unfinished work of a finished job."""
+    """Nothing lies about: no file that no job makes, no half-written one, no unfinished work of a finished job.
+
+    Results of a stage that is not asked for are none of it: they may be of another selection of `stages`.
+    """
     expected = expected_files(study)
     rules = [re.compile(pattern(glob)) for rule in study.plan["rules"].values() for glob in rule["outputs"]]
     sharded = [re.compile(pattern(glob)) for glob in SHARDED]
@@ -162,7 +173,7 @@ def check_left_over(study: Study) -> None:
         problem = ""
         if any(part.endswith(".partial") for part in path.relative_to(study.results).parts if part != ".partial"):
             problem = "half-written by a job that was interrupted"
-        elif output_of(name, expected):
+        elif output_of(name, expected) or of_other_stages(study, name):
             continue
         elif not any(rule.match(name) for rule in rules):
             problem = "no job of the workflow makes this file"
@@ -177,6 +188,13 @@ def check_left_over(study: Study) -> None:
             if (study.results / output).exists() or output not in expected:
                 problem = f"unfinished work for {output}, which is finished or no longer asked for"
                 study.findings.append(Finding("leftovers", name, problem, remove=name))
+
+
+def of_other_stages(study: Study, name: str) -> bool:
+    """Whether a file is of a stage that is not asked for, or runs of the first prompts, which such a stage may read."""
+    asked, stage = study.config.asked(), PLACES.get(name.split("/")[0])
+    slices = name.startswith("prompts/runs-") and bool(study.config.stages)
+    return slices or (stage is not None and stage not in asked)
 
 
 def pattern(glob: str) -> str:

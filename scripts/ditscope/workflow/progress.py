@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +30,21 @@ class Stage:
 
 
 def write_plan(
-    results: Path | str, targets: dict[str, list[str]], rules: dict[str, dict], config: dict, files: Sequence[Path] = ()
+    results: Path | str,
+    targets: dict[str, list[str]],
+    rules: dict[str, dict],
+    config: dict,
+    files: Sequence[Path] = (),
+    upstream: Mapping[str, list[str]] | None = None,
 ) -> None:
-    """Keep what a study will leave, by stage and by rule, its whole config and the config files it was run with."""
+    """Keep what a study will leave, by stage and by rule, its whole config and the config files it was run with.
+
+    `upstream` has files of stages that are not asked for, which are made on the way to the `targets`.
+    """
     path = Path(results) / PLAN
     require_writable(path)
-    plan = {"schema_version": "1", "targets": targets, "rules": rules, "config": config}
+    made = {stage: paths for stage, paths in (upstream or {}).items() if paths}
+    plan = {"schema_version": "1", "targets": targets, "upstream": made, "rules": rules, "config": config}
     text = json.dumps(plan | {"configfiles": [os.path.relpath(file) for file in files]}, indent=1)
     if not path.exists() or path.read_text() != text:
         write_text(path, text)
@@ -43,8 +52,9 @@ def write_plan(
 
 
 def stages_of(results: Path | str) -> list[Stage]:
-    """Completion of each stage of a study."""
-    targets = read_plan(results)["targets"]
+    """Completion of each stage of a study, also of those that are only on the way to what it asks for."""
+    plan = read_plan(results)
+    targets = {name: [*files, *plan["upstream"].get(name, [])] for name, files in plan["targets"].items()}
     return [
         Stage(name, len(files), tuple(file for file in files if not os.path.exists(file)))
         for name, files in targets.items()
