@@ -30,27 +30,8 @@ from ditscope.refine.networks import (
 )
 from ditscope.refine.patches import patch_sides
 from ditscope.refine.settings import Refine
-from refine_latents import disc_latents, drifting_discs, write_discs, write_latents
+from refine_latents import TINY, disc_latents, drifting_discs, write_discs, write_latents
 
-TINY = replace(
-    Refine(),
-    codes=4,
-    levels=3,
-    min_anchors=3,
-    mae_steps=6,
-    mae_batch=4,
-    mae_width=8,
-    mae_scales=2,
-    steps=6,
-    width=24,
-    depth=1,
-    heads=2,
-    classes_per_step=2,
-    generated_per_class=3,
-    positives=4,
-    unconditional=2,
-    checkpoint_every=2,
-)
 OUTPUTS = ("latent_mae.safetensors", "refiner.safetensors", "training.parquet")
 
 
