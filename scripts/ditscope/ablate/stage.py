@@ -21,18 +21,26 @@ from ditscope.core.patterns import block_index, block_type, select_blocks, selec
 from ditscope.core.scratch import publish, unfinished
 from ditscope.core.shards import Sample, png_bytes, read_tar, write_tar
 from ditscope.core.tables import write_table
-from ditscope.generate.stage import describe, requests, runs_by_picture
 from ditscope.models.block_names import block_names
-from ditscope.models.embedders import EmbedBatch, load_embedder
+from ditscope.models.embedders.registry import EmbedBatch, load_embedder
 from ditscope.models.families.common import Conditioning
-from ditscope.models.registry import Generator, load_generator
+from ditscope.models.loading import Generator, load_generator
+from ditscope.models.requests import describe, requests, runs_by_picture
 from ditscope.models.sampling import Observer, decode, sample
 from ditscope.models.settings import Embedder, Model
-from ditscope.prompts.stage import read_runs
+from ditscope.prompts.files import read_runs
 
 log = logging.getLogger(__name__)
 
 NONE = "none"  # the kind of a picture that was made without ablation
+
+
+COLUMNS = {
+    "request_hash": pl.String, "model": pl.String, "prompt_id": pl.String, "seed": pl.Int64, "block": pl.String,
+    "block_type": pl.String, "block_index": pl.Int64, "depth": pl.Int64, "kind": pl.String, "ablated_steps": pl.String,
+    "latent_relative_l2": pl.Float64, "psnr_db": pl.Float64, "ssim": pl.Float64,
+    "feature_cosine_distance": pl.Float64,
+}  # fmt: skip
 
 
 def skip(given: Tensor, made: Tensor) -> Tensor:
@@ -46,12 +54,6 @@ def mean(given: Tensor, made: Tensor) -> Tensor:
 
 
 KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"skip": skip, "mean": mean}
-COLUMNS = {
-    "request_hash": pl.String, "model": pl.String, "prompt_id": pl.String, "seed": pl.Int64, "block": pl.String,
-    "block_type": pl.String, "block_index": pl.Int64, "depth": pl.Int64, "kind": pl.String, "ablated_steps": pl.String,
-    "latent_relative_l2": pl.Float64, "psnr_db": pl.Float64, "ssim": pl.Float64,
-    "feature_cosine_distance": pl.Float64,
-}  # fmt: skip
 
 
 class Ablation(Observer):

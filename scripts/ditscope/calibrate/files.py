@@ -22,7 +22,7 @@ from ditscope.core.atomic import replacing, write_text
 from ditscope.core.errors import InputError, parsing, read_json
 from ditscope.core.npy import npy_bytes
 from ditscope.core.paths import InputFolder, is_inside
-from ditscope.prompts.stage import Prompt, check_seed
+from ditscope.prompts.files import Prompt, check_seed
 
 log = logging.getLogger(__name__)
 

@@ -28,10 +28,11 @@ from ditscope.core.patterns import select_indices
 from ditscope.core.scratch import publish, unfinished
 from ditscope.core.shards import png_bytes
 from ditscope.models.families.common import Conditioning
-from ditscope.models.registry import Generator, load_generator, require_blocks, settled
+from ditscope.models.loading import Generator, load_generator, settled
+from ditscope.models.registry import require_blocks
 from ditscope.models.sampling import Observer, decode, sample
 from ditscope.models.settings import Model
-from ditscope.prompts.stage import read_prompts
+from ditscope.prompts.files import read_prompts
 
 log = logging.getLogger(__name__)
 
