@@ -45,7 +45,7 @@ from ditscope.plan.stage import plan
 from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.image import image_effects
-from ditscope.sensitivity.mlx import weight_of
+from ditscope.sensitivity.on_mlx import weight_of
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import score, sensitivity, start
 from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, assign_buckets, gather, layer_kind
