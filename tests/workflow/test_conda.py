@@ -6,9 +6,9 @@ import sys
 
 import duckdb
 import pytest
+import test_envs
 import yaml
 
-import test_envs
 import workflow
 
 pytestmark = [

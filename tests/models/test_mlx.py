@@ -412,7 +412,7 @@ def calibrated(models, tmp_path, monkeypatch):
     (tmp_path / "p.csv").write_text("prompt\na red ring\na blue star\n")
     found = {model.entry.backend: model for model in models}
     for module in ("calibrate", "sensitivity"):
-        monkeypatch.setattr(f"ditscope.{module}.load_generator", lambda name, entry: found[entry.backend])
+        monkeypatch.setattr(f"ditscope.{module}.stage.load_generator", lambda name, entry: found[entry.backend])
     config = dict(models[0].pipe.transformer.config)
     monkeypatch.setattr("ditscope.sensitivity.stage.transformer_config", lambda name, entry: config)
     for model in models:

@@ -22,7 +22,7 @@ from ditscope.trajectories.invocations import Answer, Node, Request, ask_caption
 from ditscope.trajectories.networks import Entry, resolve_network, trajectory_index
 from ditscope.trajectories.settings import Trajectories
 from ditscope.trajectories.stage import SCHEMA, distinct_images, run_id, trajectories, walk
-from test_captioners import tiny_blip
+from tiny_captioners import tiny_blip
 
 FLUX, SD3, BLIP = Model("flux", "a"), Model("sd3", "b"), Model("blip", "c")
 MODELS = {"flux": FLUX, "sd3": SD3, "blip": BLIP, "blip-large": BLIP}

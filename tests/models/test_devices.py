@@ -35,8 +35,7 @@ from ditscope.sensitivity.fast import random_signs
 from ditscope.sensitivity.image import pull_back_image
 from ditscope.sensitivity.settings import Sensitivity
 from fake_device import DEVICE, accelerator, moved
-from refine_latents import write_discs
-from test_refine_training import TINY
+from refine_latents import TINY, write_discs
 from tiny_models import ENTRIES, tiny_generator
 from workflow import ROOT
 

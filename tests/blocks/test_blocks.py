@@ -40,7 +40,7 @@ from ditscope.models.settings import Embedder, Model
 from ditscope.style import GAP
 from tiny_models import tiny_generator
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FLUX = Model("flux", str(ROOT / "models" / "shapes-flux"), width=64, height=64, steps=3)
 SD3 = Model("sd3", str(ROOT / "models" / "shapes-sd3"), width=64, height=64, steps=3, guidance=3.0)
 CLIP = {"shapes-clip": Embedder("clip", str(ROOT / "models" / "shapes-clip"), modality="image")}

@@ -17,8 +17,7 @@ from ditscope.refine.codebook import build_codebook
 from ditscope.refine.diagnose import diagnose
 from ditscope.refine.gallery import draw_grid
 from ditscope.refine.train import train
-from refine_latents import drifting_discs, write_discs, write_latents
-from test_refine_training import TINY
+from refine_latents import TINY, drifting_discs, write_discs, write_latents
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ import pytest
 from jupyter_client import KernelManager
 from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks/sensitivity.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "notebooks/sensitivity.ipynb"
 MOST_BYTES = 200_000
 
 

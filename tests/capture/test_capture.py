@@ -50,7 +50,7 @@ from ditscope.models.requests import generate_slice
 from ditscope.models.sampling import Observer, decode, sample
 from ditscope.models.settings import Model
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHAPES_FLUX = Model("flux", str(ROOT / "models" / "shapes-flux"), width=64, height=64, steps=2)
 CPU = torch.device("cpu")
 RECORD = {

@@ -30,27 +30,8 @@ from ditscope.refine.networks import (
 )
 from ditscope.refine.patches import patch_sides
 from ditscope.refine.settings import Refine
-from refine_latents import disc_latents, drifting_discs, write_discs, write_latents
+from refine_latents import TINY, disc_latents, drifting_discs, write_discs, write_latents
 
-TINY = replace(
-    Refine(),
-    codes=4,
-    levels=3,
-    min_anchors=3,
-    mae_steps=6,
-    mae_batch=4,
-    mae_width=8,
-    mae_scales=2,
-    steps=6,
-    width=24,
-    depth=1,
-    heads=2,
-    classes_per_step=2,
-    generated_per_class=3,
-    positives=4,
-    unconditional=2,
-    checkpoint_every=2,
-)
 OUTPUTS = ("latent_mae.safetensors", "refiner.safetensors", "training.parquet")
 
 
@@ -69,6 +50,11 @@ def run(shard: Path, folder: Path, settings: Refine = TINY, partial: Path | None
 @pytest.fixture(scope="module")
 def undisturbed(shard, tmp_path_factory) -> dict[str, bytes]:
     return run(shard, tmp_path_factory.mktemp("undisturbed"))
+
+
+def test_a_shard_that_is_given_twice_is_refused(shard, tmp_path):
+    with pytest.raises(InputError, match=r"the run of prompt_id `p000`, seed 0, is there more than once"):
+        read_latents([shard, shard], 2)
 
 
 def test_the_same_settings_give_the_same_bytes(shard, undisturbed, tmp_path):

@@ -13,7 +13,7 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 from rattler import MatchSpec
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 ENVS = {path.stem: path for path in sorted((ROOT / "envs").glob("*.yaml"))}
 PYTHON = {

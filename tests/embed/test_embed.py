@@ -32,7 +32,7 @@ from ditscope.models.embedders.towers import image_features, load_towers
 from ditscope.models.settings import Embedder
 from ditscope.trajectories.invocations import state_key
 from ditscope.trajectories.stage import SCHEMA as TRAJECTORIES
-from test_captioners import WORDS
+from tiny_captioners import WORDS
 
 SENTENCES = [
     "a large red ring at the left on a white background",

@@ -296,5 +296,5 @@ def test_large_studies_shrink_to_a_frame_that_players_take(tmp_path):
 def test_library_without_torch():
     """Films are drawn in an environment without torch."""
     code = "import sys, ditscope.video.stage, ditscope.video.mosaic; sys.exit('torch' in sys.modules)"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1] / "scripts")}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / "scripts")}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0

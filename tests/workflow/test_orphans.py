@@ -11,7 +11,7 @@ import pytest
 
 from ditscope.workflow.orphans import WORKFLOW, pid_namespace
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 READY = (
     f"import subprocess, sys, time\nsys.path.insert(0, {str(SCRIPTS)!r})\nimport ditscope.workflow.orphans as orphans\n"
 )

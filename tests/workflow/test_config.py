@@ -18,7 +18,7 @@ from ditscope.core.settings import decode, plain
 from ditscope.core.yaml_file import read_yaml
 from ditscope.workflow.reference import json_schema, reference
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from ditscope.publish.figures import FIGURES, PAPER_TABLES, available
 from ditscope.style import grid, save
 from workflow import snakemake, workdir
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = '</script><img src=x onerror=alert(1)> & "quotes" <!-- $\\alpha$'
 
 

@@ -9,9 +9,8 @@ import subprocess
 import sys
 
 import pytest
-import yaml
-
 import test_envs
+import yaml
 
 pytestmark = pytest.mark.network
 
