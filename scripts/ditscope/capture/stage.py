@@ -236,14 +236,14 @@ def capture_run(
 
 def check_room(folder: Path, expected: int, max_bytes: int) -> None:
     """Refuse a capture of `expected` bytes that the budget or the free disk space does not allow."""
-    mend = "choose fewer blocks, steps or generations, or set store to statistics"
+    fix = "choose fewer blocks, steps or generations, or set store to statistics"
     if expected > max_bytes:
         raise InputError(
-            f"capture would take {expected:,} bytes, more than max_bytes {max_bytes:,}; {mend}, or raise max_bytes"
+            f"capture would take {expected:,} bytes, more than max_bytes {max_bytes:,}; {fix}, or raise max_bytes"
         )
     disk = next(parent for parent in folder.absolute().parents if parent.exists())
     if expected > (free := shutil.disk_usage(disk).free):
-        raise InputError(f"capture would take {expected:,} bytes, and {disk} has {free:,} free; {mend}")
+        raise InputError(f"capture would take {expected:,} bytes, and {disk} has {free:,} free; {fix}")
 
 
 def read_out(kind: str, latents: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Tensor:
