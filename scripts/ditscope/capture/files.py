@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ditscope.capture.settings import CaptureSet
 from ditscope.core.atomic import write_text
-from ditscope.core.errors import InputError, read_json
+from ditscope.core.errors import InputError, check_version, read_json
 from ditscope.core.identity import generation_id
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
     """The metadata of a capture, given its generation folder or the `intermediates` folder in it."""
     file = metadata_file(path)
     metadata = read_json(file, "not JSON; capture it again")
-    version = metadata.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise InputError(f"{file}: schema version {version}, not {SCHEMA_VERSION}; capture it again")
+    check_version(file, metadata.get("schema_version"), SCHEMA_VERSION, "capture it again")
     return metadata
 
 

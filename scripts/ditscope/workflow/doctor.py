@@ -10,7 +10,7 @@ from typing import Any
 
 from ditscope.config import STAGES, Config
 from ditscope.core.atomic import write_text
-from ditscope.core.errors import MALFORMED, InputError
+from ditscope.core.errors import MALFORMED, InputError, check_version
 from ditscope.core.paths import InputFolder, OutputFile
 from ditscope.core.settings import decode
 from ditscope.core.study import Finding, Study
@@ -108,8 +108,7 @@ def open_study(results: Path) -> Study:
         complete = False
     if not complete:
         raise InputError(f"{path}: not a plan of this ditscope; run the study again")
-    if version != PLAN_VERSION:
-        raise InputError(f"{path}: schema version {version}, this ditscope reads {PLAN_VERSION}; run the study again")
+    check_version(path, version, PLAN_VERSION, "run the study again")
     try:
         return Study(results, plan, decode(Config, config))
     except InputError as error:
