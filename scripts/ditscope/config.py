@@ -12,7 +12,7 @@ from ditscope.calibrate.settings import Calibrate
 from ditscope.capture.settings import Capture
 from ditscope.cluster.settings import Cluster
 from ditscope.core.errors import InputError
-from ditscope.core.names import check_name, unknown
+from ditscope.core.names import check_apart, check_name, unknown
 from ditscope.core.patterns import select_blocks, select_indices
 from ditscope.core.settings import decode, setting
 from ditscope.drift.settings import Drift
@@ -141,6 +141,7 @@ def check(config: Config) -> None:
     for registry, entries in registries.items():
         for name in entries:
             check_name(registry, name)
+        check_apart(registry, entries)
     if found := set(config.prompts.csv) & set("{}<>"):
         raise InputError(
             f"prompts.csv: `{config.prompts.csv}` has a {min(found)}, by which Snakemake marks wildcards; rename it"
