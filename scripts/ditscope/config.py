@@ -12,7 +12,7 @@ from ditscope.calibrate.settings import Calibrate
 from ditscope.capture.settings import Capture
 from ditscope.cluster.settings import Cluster
 from ditscope.core.errors import InputError
-from ditscope.core.names import check_name, unknown
+from ditscope.core.names import check_apart, check_name, unknown
 from ditscope.core.patterns import select_blocks, select_indices
 from ditscope.core.settings import decode, setting
 from ditscope.drift.settings import Drift
@@ -153,6 +153,7 @@ def check_names(config: Config) -> None:
     for registry, entries in registries.items():
         for name in entries:
             check_name(registry, name)
+        check_apart(registry, entries)
     if config.benchmark.hardware:
         check_name("benchmark.hardware", config.benchmark.hardware)
     if found := set(config.prompts.csv) & set("{}<>"):

@@ -53,7 +53,7 @@ def quality(
     """Judge the images of benchmark runs against those of the base scheme in eager mode, which must be among them.
 
     `runs` are tables `benchmark.run` of one model, each with its images in a tar of the same name. Leaves the table
-    `benchmark.quality`, a row a run and metric. Raises InputError, before any model loads, where a run has other
+    `benchmark.quality`, a row per run and metric. Raises InputError, before any model loads, where a run has other
     settings than the base, or an image is damaged.
     """
     tables = [(path, read_table(path, "benchmark.run").row(0, named=True)) for path in runs]

@@ -29,10 +29,10 @@ def benchmark(
 ) -> None:
     """Time, weigh and sample a model under the scheme `config`, and judge its images against `reference_dir`.
 
-    Leaves in `output_dir`, under `<config>-<compile>`: `.timing.parquet` (table `benchmark.run.timing`, a row a batch
+    Leaves in `output_dir`, under `<config>-<compile>`: `.timing.parquet` (table `benchmark.run.timing`, a row per batch
     size: latency and memory), `.parquet` (table `benchmark.run`: what the scheme is and weighs), `.tar` (the images of
     the first `num_images` runs of `prompts`: tables, or CSVs whose prompts repeat with new seeds where they are fewer),
-    `.flat.parquet` (table `benchmark.run.flat`: the noise on a flat field, a row a step count and seed).
+    `.flat.parquet` (table `benchmark.run.flat`: the noise on a flat field, a row per step count and seed).
 
     `config` is a scheme of the config, or fp32, fp16 or bf16: the base in that type. `reference_dir` holds such files
     of the base in eager mode, or is a calibration set or its folder of images, which are compared as a set; with it,
