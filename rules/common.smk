@@ -24,7 +24,7 @@ from ditscope.models.folders import download_mark, resolve_source, source_folder
 from ditscope.trajectories.networks import plan_file, resolve_network, trajectory_index
 from ditscope.prompts.files import first_runs, shard_index
 from ditscope.core.plugins import module_of
-from ditscope.models.registry import ON_MLX, facts_of, is_generator
+from ditscope.models.registry import ON_MLX, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow.staleness import code_digest, prefer_this_library
@@ -80,7 +80,7 @@ try:
         for name in WHOLE.trajectories.networks
     }
     for name in CONFIG.selected_models():
-        if not CONFIG.models[name].revision:
+        if CONFIG.models[name].source and not CONFIG.models[name].revision:  # a dummy has none
             resolve_source(name, CONFIG.models[name])
 except InputError as error:
     raise WorkflowError(str(error)) from None
@@ -134,8 +134,8 @@ def stage(name):
 def model_params(name):
     """A registry entry and the digest of its weights: what a job must know of a model, and what makes it stale."""
     entry = CONFIG.models[name]
-    weights = entry.revision or digest_of(source_folder(entry))
-    family = plugin(facts_of(entry.family).module) if is_generator(entry) else ""
+    weights = entry.revision or (digest_of(source_folder(entry)) if entry.source else "")
+    family = plugin(module_of_family(entry))
     mlx = "".join(map(plugin, ON_MLX.values())) if entry.backend == "mlx" else ""
     return determining(entry) | {"digest": weights + family + mlx}
 

@@ -20,7 +20,15 @@ from ditscope.embed.settings import Embed
 from ditscope.generate.settings import Generate
 from ditscope.models.block_names import known_blocks
 from ditscope.models.folders import check_revision
-from ditscope.models.registry import check_backend, check_frames, is_generator, require_blocks
+from ditscope.models.registry import (
+    check_backend,
+    check_captioning,
+    check_frames,
+    check_source,
+    is_generator,
+    require_blocks,
+    require_weights,
+)
 from ditscope.models.settings import BACKENDS, Embedder, Model, Scheme
 from ditscope.plan.settings import Plan
 from ditscope.prompts.settings import Prompts
@@ -170,6 +178,8 @@ def check_models(config: Config) -> None:
                 raise InputError(f"models.{name}.{side}: {getattr(model, side)} is not a multiple of 16")
         check_frames(name, model)
         check_backend(name, model)
+        check_source(name, model)
+        check_captioning(name, model)
         check_revision(f"models.{name}", model.revision)
     for name, embedder in config.embedders.items():
         check_revision(f"embedders.{name}", embedder.revision)
@@ -197,6 +207,9 @@ def check_selections(config: Config) -> None:
         for name in getattr(config, stage).models:
             backends = ("torch", "mlx") if stage in ("calibrate", "sensitivity") else ("torch",)
             require_blocks(f"{stage}.models", name, config.models[name], backends)
+    for stage in ("benchmark", "refine"):
+        for name in getattr(config, stage).models:
+            require_weights(f"{stage}.models", name, config.models[name])
 
 
 def check_known(where: str, names: Collection[str], config: Config, registry: str) -> None:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from ditscope.config_files import read_config
-from ditscope.models.registry import facts_of, is_generator
+from ditscope.models.registry import is_generator, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
 from ditscope.publish.figures import FIGURES
 from ditscope.workflow import staleness
@@ -22,14 +22,15 @@ CONFIG = read_config([ROOT / "experiments/tiny.yaml"])
 def digested() -> dict[str, set[str]]:
     """The modules whose code each rule's parameters digest, in the tiny study."""
     models = [CONFIG.models[name] for name in CONFIG.selected_models()]
-    families = {facts_of(entry.family).module for entry in models if is_generator(entry)}
+    families = {module_of_family(entry) for entry in models if is_generator(entry)}
+    captioners = {module_of_family(entry) for entry in models if not is_generator(entry)}
     embedders = {EMBEDDER_FAMILIES[entry.family] for entry in CONFIG.embedders.values()}
     schemes = {SCHEMES[CONFIG.schemes[name].kind] for name in CONFIG.benchmark.schemes}
     variants = {entry.partition(":")[2] for name in CONFIG.trajectories.networks for entry in CONFIG.networks[name]}
     in_networks = {SCHEMES[CONFIG.schemes[name].kind] for name in variants & CONFIG.schemes.keys()}
     by_helper = {
         "model_params(": families,
-        "network_params(": families | in_networks,
+        "network_params(": families | captioners | in_networks,
         "scheme_params(": schemes,
         "embedder_params(": embedders,
         "chosen_embedders(": embedders,
@@ -82,6 +83,8 @@ EDITS = [
     ("models/quantize.py", CODE, QUANTIZE),
     ("models/embedders/towers.py", CODE, EMBED),
     ("models/captioners.py", CODE, {"trajectory_shard"}),
+    ("models/dummy_captioner.py", CODE, set()),
+    ("models/families/dummy.py", CODE, set()),
     ("models/mlx/transformer.py", CODE, set()),
     ("models/hardware.py", CODE, set()),
     ("core/films.py", CODE, {"capture_video", "trajectory_video"}),

@@ -14,7 +14,7 @@ class Family:
     """What is known of a family of generators without loading it; its module has the rest."""
 
     module: str
-    pipeline: str  # the class of diffusers that loads and samples it
+    pipeline: str  # the class of diffusers that loads and samples it; empty: its module's own, without weights
     guidance: float  # the default of that pipeline's call
     blocks: bool = False  # its blocks can be read one by one: captured, calibrated, scored, ablated
     mlx: bool = False  # DiffusionKit has its transformer
@@ -26,11 +26,28 @@ FAMILIES = {
     "sd3": Family("ditscope.models.families.sd3", "StableDiffusion3Pipeline", 7.0, blocks=True, mlx=True),
     "sdxl": Family("ditscope.models.families.sdxl", "StableDiffusionXLPipeline", 5.0),
     "wan": Family("ditscope.models.families.wan", "WanPipeline", 5.0, video=True),
+    "dummy": Family("ditscope.models.families.dummy", "", 0.0),
 }
 # What a transformer on MLX needs: named, not imported, since torch jobs neither have MLX nor depend on the code for it.
 ON_MLX = {"load": "ditscope.models.mlx.transformer", "quantize": "ditscope.models.mlx.quantize"}
-# Families of captioners, all of them behind `models.captioners`, with the `model_type` of their folders.
-CAPTIONERS = {"blip": "blip", "blip2": "blip-2", "florence2": "florence2"}
+
+
+@dataclass(frozen=True)
+class CaptionerFamily:
+    """What is known of a family of captioners; its module has `load_captioner` and `caption`."""
+
+    module: str
+    model_type: str  # in the config of its folders; empty: it has no weights
+    prompt: bool = False  # it can go on from a text (`caption_prompt`)
+    top_p: bool = True  # it can draw from the most probable tokens alone
+
+
+CAPTIONERS = {
+    "blip": CaptionerFamily("ditscope.models.captioners", "blip", prompt=True),
+    "blip2": CaptionerFamily("ditscope.models.captioners", "blip-2", prompt=True),
+    "florence2": CaptionerFamily("ditscope.models.captioners", "florence2"),
+    "dummy-captioner": CaptionerFamily("ditscope.models.dummy_captioner", "", top_p=False),
+}
 
 
 def facts_of(name: str, where: str = "models.<name>.family") -> Family:
@@ -59,6 +76,24 @@ def is_generator(entry: Model) -> bool:
     return entry.family not in CAPTIONERS
 
 
+def has_weights(entry: Model) -> bool:
+    """Whether the model is read from files: a dummy has none."""
+    if entry.family in CAPTIONERS:
+        return bool(CAPTIONERS[entry.family].model_type)
+    return entry.family not in FAMILIES or bool(FAMILIES[entry.family].pipeline)
+
+
+def module_of_family(entry: Model) -> str:
+    """The module of the entry's family, of generators or captioners."""
+    return facts_of(entry.family).module if is_generator(entry) else CAPTIONERS[entry.family].module
+
+
+def require_weights(stage: str, name: str, entry: Model) -> None:
+    """Refuse a dummy for a stage that works on a network's weights."""
+    if not has_weights(entry):
+        raise InputError(f"{stage}: `{name}` is a dummy without weights; take a model that has some")
+
+
 def require_blocks(stage: str, name: str, entry: Model, backends: tuple[str, ...] = ("torch",)) -> None:
     """Refuse a model for a stage that works on blocks one by one, if its family's cannot be read or watched."""
     if not is_generator(entry) or not facts_of(entry.family).blocks:
@@ -85,6 +120,30 @@ def check_frames(name: str, entry: Model) -> None:
     if entry.frames < 1 or entry.frames % 4 != 1:
         near = max(round((entry.frames - 1) / 4), 0) * 4 + 1
         raise InputError(f"models.{name}.frames: {entry.frames} is not 4 n + 1, as the VAE decodes; take {near}")
+
+
+def check_source(name: str, entry: Model) -> None:
+    """Refuse a model without weights to read, and weights for a dummy."""
+    if has_weights(entry) and not entry.source:
+        raise InputError(f"models.{name}: the required key `source` is missing: a folder, or a hub id")
+    if not has_weights(entry) and (entry.source or entry.revision):
+        raise InputError(f"models.{name}: `{entry.family}` has no weights; leave out `source` and `revision`")
+
+
+def check_captioning(name: str, entry: Model) -> None:
+    """Refuse settings of captions that a model does not read, and beams of which tokens are drawn."""
+    given = {"temperature": entry.temperature > 0, "top_p": entry.top_p < 1, "caption_prompt": entry.caption_prompt}
+    for setting in (setting for setting, value in given.items() if value):
+        where = f"models.{name}.{setting}"
+        if is_generator(entry):
+            raise InputError(f"{where}: `{entry.family}` makes images; only captioners read it")
+        facts = CAPTIONERS[entry.family]
+        if (setting == "caption_prompt" and not facts.prompt) or (setting == "top_p" and not facts.top_p):
+            raise InputError(f"{where}: `{entry.family}` does not read it; leave it out")
+        if setting == "top_p" and not entry.temperature:
+            raise InputError(f"{where}: nothing is drawn at temperature 0; set `temperature`, or leave `top_p` out")
+        if setting == "temperature" and entry.num_beams > 1:
+            raise InputError(f"{where}: beams are not drawn; set `num_beams: 1`, or leave `temperature` out")
 
 
 def family_of(name: str, entry: Model) -> ModuleType:

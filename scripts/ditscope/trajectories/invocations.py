@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from PIL import Image
 from ditscope.core.identity import BASE, digest, scheme_id, weights_id
 from ditscope.core.picture_file import pixels
 from ditscope.core.shards import Sample
-from ditscope.models.captioners import caption, load_captioner
 from ditscope.models.loading import load_generator
+from ditscope.models.registry import module_of_family
 from ditscope.models.requests import prompt_tokens, request_key, request_of
 from ditscope.models.sampling import decode, sample, still
 from ditscope.trajectories.networks import Entry
@@ -78,11 +79,14 @@ def ask_generator(entry: Entry, text: State, seed: int, negative_prompt: str, sc
 
 
 def ask_captioner(entry: Entry, image: State, seed: int, negative_prompt: str) -> str:
-    """The request hash of one caption; captioning draws nothing at random, so the seed is no part of it."""
+    """The request hash of one caption; the seed is part of it where tokens are drawn, at a temperature above 0."""
     model = entry.model
     request = {"model": entry.name, "revision": model.revision, "backend": "torch", "dtype": model.dtype}
     request["weights"] = weights_id(model.source, model.revision)
     search = {k: getattr(model, k) for k in ("max_new_tokens", "num_beams", "caption_task")}
+    search |= {"caption_prompt": model.caption_prompt} if model.caption_prompt else {}
+    if model.temperature:
+        search |= {"temperature": model.temperature, "top_p": model.top_p, "seed": seed}
     return digest(request | search | {"image": state_key(image)})
 
 
@@ -105,11 +109,13 @@ def answer_by_generator(entry: Entry, plan: Path | None) -> Callable[[list[Reque
 
 def answer_by_captioner(entry: Entry, plan: Path | None) -> Callable[[list[Request]], list[Answer]]:
     """Load a captioner and answer requests with its captions."""
-    captioner = load_captioner(entry.name, entry.model)
+    module = import_module(module_of_family(entry.model))
+    captioner = module.load_captioner(entry.name, entry.model)
 
     def answer(requests: list[Request]) -> list[Answer]:
         images = [Image.fromarray(np.asarray(request.state)) for request in requests]
-        return [Answer(text) for text in caption(captioner, images)]
+        seeds = [request.seed for request in requests]
+        return [Answer(text) for text in module.caption(captioner, images, seeds)]
 
     return answer
 
