@@ -26,7 +26,8 @@ from ditscope.prompts.files import first_runs, shard_index
 from ditscope.core.plugins import module_of
 from ditscope.models.registry import facts_of, is_generator
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
-from ditscope.workflow.staleness import code_digest, prefer_this_library
+from ditscope.workflow.sources import check_sources
+from ditscope.workflow.staleness import code_digest, defines, prefer_this_library
 from ditscope.core.digests import cached, source_digest
 from ditscope.core.yaml_file import read_yaml
 
@@ -81,6 +82,7 @@ try:
     for name in CONFIG.selected_models():
         if not CONFIG.models[name].revision:
             resolve_source(name, CONFIG.models[name])
+    check_sources(CONFIG)
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
@@ -90,6 +92,7 @@ RUN_SLICES = {
     f"{part['start']}-{part['count']}": part["digest"]
     for part in [*TRAJECTORY_INDEX, *CAPTURE_RUNS.values(), ABLATED_RUNS]
 }
+OWN_SET = "source"  # name of the capture set of captures that the user gives
 BLOCK_TABLES = ("similarity", "residual", "text_drift", "decodability", "decodable")
 TRAJECTORY_SHARDS = [f"{i:05d}" for i in range(len(TRAJECTORY_INDEX))]
 
@@ -107,7 +110,7 @@ wildcard_constraints:
     embedder=any_of(CONFIG.embedders),
     scheme=any_of(CONFIG.schemes),
     budget=any_of(CONFIG.plan.budgets),
-    capture=any_of(CONFIG.capture.sets),
+    capture=any_of([*CONFIG.capture.sets, OWN_SET]),
 
 
 # Parameters ---------------------------------------------------------------------------------------------------------
@@ -134,7 +137,10 @@ def model_params(name):
     """A registry entry and the digest of its weights: what a job must know of a model, and what makes it stale."""
     entry = CONFIG.models[name]
     weights = entry.revision or digest_of(source_folder(entry))
-    family = plugin(facts_of(entry.family).module) if is_generator(entry) else ""
+    if is_generator(entry):
+        family = plugin(facts_of(entry.family).module)
+    else:
+        family = plugin(entry.family) if "." in entry.family else ""
     mlx = code("models.mlx.transformer") + code("models.mlx.quantize") if entry.backend == "mlx" else ""
     return determining(entry) | {"digest": weights + family + mlx}
 
@@ -174,10 +180,10 @@ def embedder_params(name):
     return determining(entry) | {"digest": weights + plugin(family)}
 
 
-def own_calibration(model):
-    """Digest of the calibration set of the user's own for a model, if there is one."""
-    folder = CONFIG.sensitivity.calibrations.get(model)
-    return digest_of(folder) if folder else ""
+def source_digest_of(stage, model):
+    """Digest of what the user gives of their own in place of a stage's product of a model; empty where nothing."""
+    source = getattr(CONFIG, stage).sources.get(model)
+    return digest_of(source) if source else ""
 
 
 def sensitivity_code(model):
@@ -196,14 +202,16 @@ def chosen_embedders(name):
 
 
 def embedder_files(name):
-    """Input of a job that loads an embedder: the download's mark for a hub model."""
+    """Input of a job that loads an embedder: the download's mark for a hub model, a table of the user's own vectors."""
     entry = CONFIG.embedders[name]
+    if entry.family == "vectors":
+        return [ancient(entry.source)]
     return [download_mark(entry)] if entry.revision else []
 
 
 def embedder_gpus(name):
-    """GPUs of a job that embeds: none for the control, which has no model."""
-    return 0 if CONFIG.embedders[name].family == "random-walk" else 1
+    """GPUs of a job that embeds: none for the control and for vectors that are there, which have no model."""
+    return 0 if CONFIG.embedders[name].family in ("random-walk", "vectors") else 1
 
 
 def network_params(network):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ditscope.ablate.settings import Ablate
+from ditscope.analyse.settings import Analyse
 from ditscope.benchmark.settings import Benchmark
 from ditscope.blocks.settings import Blocks
 from ditscope.calibrate.settings import Calibrate
@@ -24,6 +25,7 @@ from ditscope.models.registry import check_backend, check_frames, is_generator, 
 from ditscope.models.settings import BACKENDS, Embedder, Model, Scheme
 from ditscope.plan.settings import Plan
 from ditscope.prompts.settings import Prompts
+from ditscope.publish.figures import FIGURES
 from ditscope.publish.settings import Publish
 from ditscope.refine.settings import Refine
 from ditscope.sensitivity.settings import Sensitivity
@@ -50,12 +52,14 @@ WORKS_ON = {
     "cluster": STATES,
     "topology": STATES,
     "refine": ("refine.models",),
+    "analyse": ("analyse.analyses",),
 }
 
 
 STAGES = (
     "prompts", "generate", "capture", "blocks", "ablate", "calibrate", "sensitivity", "plan", "benchmark",
-    "trajectories", "embed", "drift", "cluster", "topology", "refine", "video", "publish",
+    "trajectories", "embed", "drift", "cluster", "topology", "refine", "video", "analyse",
+    "publish",
 )  # fmt: skip
 
 
@@ -99,6 +103,7 @@ class Config:
     topology: Topology = setting(Topology(), "")
     refine: Refine = setting(Refine(), "")
     video: Video = setting(Video(), "")
+    analyse: Analyse = setting(Analyse(), "")
     publish: Publish = setting(Publish(), "")
 
     def selected_models(self) -> list[str]:
@@ -137,6 +142,7 @@ def check(config: Config) -> None:
         "capture.sets": config.capture.sets,
         "plan.budgets": config.plan.budgets,
         "benchmark.targets": config.benchmark.targets,
+        "analyse.analyses": config.analyse.analyses,
     }
     for registry, entries in registries.items():
         for name in entries:
@@ -171,6 +177,20 @@ def check(config: Config) -> None:
         for name in getattr(getattr(config, stage), registry):
             if name not in valid:
                 raise InputError(unknown(f"{stage}.{registry}", name, valid, f"in the config's `{registry}`"))
+    for stage in ("generate", "capture", "calibrate"):
+        for name in getattr(config, stage).sources:
+            if name not in config.models:
+                raise InputError(unknown(f"{stage}.sources", name, config.models, "in the config's `models`"))
+    for name, analysis in config.analyse.analyses.items():
+        if name in FIGURES:
+            raise InputError(f"analyse.analyses.{name}: a figure of the library has this name; choose another")
+        if "." not in analysis.module:
+            raise InputError(
+                f"analyse.analyses.{name}.module: `{analysis.module}` names no package; write package.module"
+            )
+        for stage in analysis.stages:
+            if stage not in STAGES[: STAGES.index("analyse")]:
+                raise InputError(unknown(f"analyse.analyses.{name}.stages", stage, STAGES, "a stage that comes before"))
     for stage in ("capture", "ablate", "calibrate", "sensitivity"):
         for name in getattr(config, stage).models:
             backends = ("torch", "mlx") if stage in ("calibrate", "sensitivity") else ("torch",)
@@ -254,7 +274,8 @@ def of_stages(config: Config) -> Config:
     """
     if not config.stages:
         return config
-    kept = {where for name in config.stages for where in WORKS_ON.get(name, ())}
+    analysed = {stage for a in config.analyse.analyses.values() for stage in a.stages if "analyse" in config.stages}
+    kept = {where for name in {*config.stages, *analysed} for where in WORKS_ON.get(name, ())}
     for name in config.stages:
         if lacking := [where for where in WORKS_ON.get(name, ()) if not value_at(config, where)]:
             raise InputError(f"stages: `{name}` has nothing to work on; set {' and '.join(f'`{w}`' for w in lacking)}")

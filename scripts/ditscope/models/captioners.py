@@ -1,4 +1,4 @@
-"""Captioners: image to text by transformers' own classes, behind one pair of functions."""
+"""Captioners: image to text by transformers' own classes, or by a module of the user's own, behind two functions."""
 
 import logging
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ditscope.core.errors import InputError
 from ditscope.models.families.common import DTYPES
 from ditscope.models.folders import resolve_source
 from ditscope.models.loading import default_device
-from ditscope.models.registry import CAPTIONERS
+from ditscope.models.registry import CAPTIONERS, is_generator, own_family
 from ditscope.models.settings import Model
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class Captioner:
     name: str
     entry: Model
     model: Any
-    processor: Any
+    processor: Any  # None where the model is a function from images to texts
     device: torch.device
 
 
@@ -32,6 +32,9 @@ def load_captioner(name: str, entry: Model, device: str | None = None) -> Captio
     """Load a captioner of the registry onto one device, in evaluation mode."""
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+    target = torch.device(device or default_device())
+    if "." in entry.family and not is_generator(entry):
+        return Captioner(name, entry, own_family(entry.family).load(name, entry, str(target)), None, target)
     if entry.family not in CAPTIONERS:
         raise InputError(f"models.{name}.family: `{entry.family}` is not a captioner; valid: {', '.join(CAPTIONERS)}")
     folder = str(resolve_source(name, entry))
@@ -41,7 +44,6 @@ def load_captioner(name: str, entry: Model, device: str | None = None) -> Captio
         raise InputError(
             f"{folder}: a model of type `{kind}`, but models.{name}.family is `{entry.family}` (`{expected}`)"
         )
-    target = torch.device(device or default_device())
     model = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=DTYPES[entry.dtype], use_safetensors=True, device_map={"": target}, **options
     ).eval()
@@ -56,6 +58,8 @@ def caption(captioner: Captioner, images: list[Image.Image]) -> list[str]:
     Nothing is drawn at random, so an image determines its caption.
     """
     entry = captioner.entry
+    if captioner.processor is None:
+        return [" ".join(text.split()) for text in captioner.model(images)]
     task = {"text": [entry.caption_task] * len(images)} if entry.family == "florence2" else {}
     inputs = captioner.processor(images=images, return_tensors="pt", **task).to(captioner.device)
     inputs["pixel_values"] = inputs["pixel_values"].to(DTYPES[entry.dtype])

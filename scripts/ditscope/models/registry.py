@@ -1,6 +1,7 @@
 """Load generators: check the folder first, then hand over the family's pipeline on one device."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 
@@ -16,14 +17,17 @@ class Family:
     module: str
     pipeline: str  # the class of diffusers that loads and samples it
     guidance: float  # the default of that pipeline's call
-    blocks: bool = False  # its blocks can be read one by one: captured, calibrated, scored, ablated
+    # Settings of its transformer's config that count blocks, by type, in network order: such blocks can be read one by
+    # one, and are captured, calibrated, scored and ablated.
+    blocks: Mapping[str, str] = field(default_factory=dict)
     mlx: bool = False  # DiffusionKit has its transformer
     video: bool = False
 
 
+FLUX_BLOCKS = {"double": "num_layers", "single": "num_single_layers"}
 FAMILIES = {
-    "flux": Family("ditscope.models.families.flux", "FluxPipeline", 3.5, blocks=True, mlx=True),
-    "sd3": Family("ditscope.models.families.sd3", "StableDiffusion3Pipeline", 7.0, blocks=True, mlx=True),
+    "flux": Family("ditscope.models.families.flux", "FluxPipeline", 3.5, FLUX_BLOCKS, mlx=True),
+    "sd3": Family("ditscope.models.families.sd3", "StableDiffusion3Pipeline", 7.0, {"joint": "num_layers"}, mlx=True),
     "sdxl": Family("ditscope.models.families.sdxl", "StableDiffusionXLPipeline", 5.0),
     "wan": Family("ditscope.models.families.wan", "WanPipeline", 5.0, video=True),
 }
@@ -35,10 +39,13 @@ def facts_of(name: str, where: str = "models.<name>.family") -> Family:
     """What is known of a family of generators: a line of the registry, or `FAMILY` of a module of the user's own."""
     if name in FAMILIES:
         return FAMILIES[name]
-    known = {key: value.module for key, value in FAMILIES.items()}
-    module = load_plugin(name, known, where, "a family of generators")
+    known = {key: value.module for key, value in FAMILIES.items()} | CAPTIONERS
+    module = load_plugin(name, known, where, "a family of models")
     if not isinstance(facts := getattr(module, "FAMILY", None), Family):
-        raise InputError(f"{where}: `{name}` has no FAMILY, a ditscope.models.registry.Family; define one")
+        raise InputError(
+            f"{where}: `{name}` has neither FAMILY, a ditscope.models.registry.Family, as generators have, nor "
+            "`load`, as captioners"
+        )
     return facts
 
 
@@ -48,8 +55,13 @@ def families_with(feature: str) -> str:
 
 
 def is_generator(entry: Model) -> bool:
-    """Whether the model makes images from text (and not text from images)."""
-    return entry.family not in CAPTIONERS
+    """Whether the model makes images from text, not text from images: captioners of the user's own have a `load`."""
+    return entry.family not in CAPTIONERS and not ("." in entry.family and hasattr(own_family(entry.family), "load"))
+
+
+def own_family(name: str) -> ModuleType:
+    """The module of a family of the user's own, given its dotted path."""
+    return load_plugin(name, {}, "models.<name>.family", "a family of models")
 
 
 def require_blocks(stage: str, name: str, entry: Model, backends: tuple[str, ...] = ("torch",)) -> None:

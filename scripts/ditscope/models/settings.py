@@ -31,7 +31,9 @@ SCHEMES = {
 class Model:
     """A generator (text to image) or a captioner (image to text): its weights and how it is run."""
 
-    family: str = setting(help="flux, sd3, sdxl or wan (generators); blip, blip2 or florence2 (captioners)")
+    family: str = setting(
+        help="flux, sd3, sdxl or wan (generators); blip, blip2 or florence2 (captioners); or a module of your own"
+    )
     source: str = setting(help="A diffusers / transformers folder, or a hub id", path=True)
     revision: str = setting("", "Commit of a hub id; required for one, so that results stay reproducible")
     backend: str = setting(
@@ -89,6 +91,7 @@ EMBEDDER_FAMILIES = {
     "siglip": "ditscope.models.embedders.towers",
     "dinov2": "ditscope.models.embedders.towers",
     "random-walk": "ditscope.models.embedders.random_walk",
+    "vectors": "ditscope.models.embedders.vectors",
 }
 
 
@@ -96,7 +99,10 @@ EMBEDDER_FAMILIES = {
 class Embedder:
     """A model that maps a text or an image of a trajectory to a vector."""
 
-    family: str = setting(help="sentence-transformers, minilm, clip, siglip, dinov2 or random-walk (the control)")
+    family: str = setting(
+        help="sentence-transformers, minilm, clip, siglip, dinov2, random-walk (the control), vectors (a table of your "
+        "own), or a module of your own"
+    )
     source: str = setting("", "Folder, hub id, or empty where the package carries its weights", path=True)
     revision: str = setting("", "Commit of a hub id")
     modality: str = setting("text", "What is embedded", choices=("text", "image"))
