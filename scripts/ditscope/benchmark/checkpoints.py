@@ -20,7 +20,7 @@ from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.tensor_files import save_tensors
 from ditscope.models.folders import check_safetensors
 from ditscope.models.loading import load_generator
-from ditscope.models.quantize import apply_scheme, fuse_qkv, layer_configs, runs_on_mlx, unsupported
+from ditscope.models.quantize import apply_scheme, check_plan, fuse_qkv, layer_configs, runs_on_mlx, unsupported
 from ditscope.models.settings import Model, Scheme
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ RECORD = "ditscope"  # the one key of the file's metadata: safetensors writes se
 
 def quantize(name: str, model: Model, scheme: Scheme, out: OutputFile, plan: InputFile | None = None) -> None:
     """Quantize a model's transformer under a scheme and save it as one safetensors file, on the device at hand."""
+    check_plan(scheme, plan)
     generator = load_generator(name, model)
     if reason := unsupported(scheme, generator.computes_on, model.dtype):
         raise InputError(f"models.{name}: {reason}")

@@ -37,6 +37,7 @@ from ditscope.models.loading import Generator, load_generator, settled
 from ditscope.models.quantize import (
     INDIVISIBLE,
     apply_scheme,
+    check_plan,
     coverage,
     fuse_qkv,
     is_simulated,
@@ -95,6 +96,7 @@ def benchmark(
     if compile not in COMPILE_STATES:
         raise InputError(unknown("--compile", compile, COMPILE_STATES, "a compile state"))
     scheme, model = schemes[config], requested(model, settings)
+    check_plan(scheme, plan)
     runs = wanted_runs(prompts, settings.num_images)
     if len(runs) < settings.num_images and not settings.skip_metrics:
         raise InputError(

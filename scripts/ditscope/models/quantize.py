@@ -118,9 +118,8 @@ def coverage(
                 f"schemes: skip_layers: `{pattern}` matches none of the {len(linear)} linear layers, which are named "
                 f"as {', '.join(f'`{name}`' for name in list(linear)[:: max(1, len(linear) // 3)][:3])}"
             )
-    if scheme.kind == "plan":
-        if plan is None:
-            raise InputError(f"scheme `plan` ({scheme.plan}): give the plan's file; the plan stage makes it")
+    check_plan(scheme, plan)
+    if plan:
         loaded = load_plan(plan, transformer)
         on_mlx = runs_on_mlx(transformer)
         found: dict[str, LayerConfig] = (
@@ -133,6 +132,14 @@ def coverage(
     if scheme.kind == "plan":
         left |= {name: NOT_PLANNED for name in linear if name not in found and name not in left}
     return {name: config for name, config in found.items() if name not in left}, left
+
+
+def check_plan(scheme: Scheme, plan: Path | None) -> None:
+    """Refuse a scheme of kind `plan` without a plan's file, and such a file with a scheme that would not read it."""
+    if scheme.kind == "plan" and not plan:
+        raise InputError(f"scheme `plan` ({scheme.plan}): give the plan's file; the plan stage makes it")
+    if plan and scheme.kind != "plan":
+        raise InputError(f"{plan}: a scheme of kind `{scheme.kind}` reads no plan; name a scheme of kind `plan`")
 
 
 def left_why(transformer: nn.Module, name: str, module: nn.Linear, scheme: Scheme) -> str:
