@@ -97,9 +97,8 @@ def tensors_of(data: dict[str, Any], name: str, model: Model) -> list[dict[str, 
         for block in sorted(blocks, key=order.index):
             stored = blocks[block][index]
             if isinstance(stored, (tuple, list)):
-                step |= {
-                    f"{block}.{stream}": t for stream, t in zip(("img", "txt"), stored, strict=True) if t is not None
-                }
+                streams = zip(("img", "txt"), stored, strict=True)
+                step |= {f"{block}.{stream}": tokens for stream, tokens in streams if tokens is not None}
             else:
                 step[block] = stored
         steps.append(step | {"context.latents": latents, "context.pooled": context["y"][index]})

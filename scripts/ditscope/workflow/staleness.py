@@ -80,7 +80,8 @@ def import_closure(module: str) -> tuple[str, ...]:
         package = name if module_path(name).name == "__init__.py" else name.rpartition(".")[0]
         candidates = [resolve_name(n, package) for n in facts_of(module_path(name))["imports"]]
         waiting += [n for n in candidates if n.partition(".")[0] in packages and "." in n and module_path(n).exists()]
-        if (parent := name.rpartition(".")[0]) not in ("", "ditscope"):  # Python runs a package before its modules
+        parent = name.rpartition(".")[0]  # Python runs a package before its modules
+        if parent not in ("", "ditscope") and module_path(parent).exists():
             waiting.append(parent)
     return tuple(sorted(reached))
 
