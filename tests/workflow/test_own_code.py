@@ -60,7 +60,7 @@ def added(study, tmp_path):
 
 def run(clone: Path, *arguments: str) -> str:
     """Run Snakemake on a checkout's tiny study; what is there and was not made again by the page's doing stays."""
-    done = snakemake(clone, "--cores", "2", "--rerun-triggers", "mtime", *arguments, root=clone)
+    done = snakemake(clone, *arguments, "--cores", "2", "--rerun-triggers", "mtime", root=clone)
     assert done.returncode == 0, done.stdout[-6000:]
     return done.stdout
 

@@ -70,7 +70,7 @@ def unpack(name: str, model: Model, generation: Path, out: Path, position: int) 
     data = load_single_file(file)
     damaged = "not a capture of the original program ({}); give another file"
     with parsing(file, damaged, (TypeError, AttributeError)):
-        tensors, about = tensors_of(data, name, model), metadata_of(data, name, file, position)
+        tensors, about = tensors_of(data, name, model, file), metadata_of(data, name, file, position)
     check_name(f"{file}: generation_id", about["generation_id"])
     folder = out / about["generation_id"]
     if folder.exists():
@@ -83,14 +83,14 @@ def unpack(name: str, model: Model, generation: Path, out: Path, position: int) 
             shutil.copytree(decoded, folder / "intermediates" / DECODED[ORIGINAL_DECODE], copy_function=link_or_copy)
 
 
-def tensors_of(data: dict[str, Any], name: str, model: Model) -> list[dict[str, Any]]:
+def tensors_of(data: dict[str, Any], name: str, model: Model, file: Path) -> list[dict[str, Any]]:
     """Each step's tensors by their names in a step file, blocks in network order."""
     context = data["denoising_context"]
     blocks = {f"{kind}_block_{key.rpartition('_')[2]}": steps for kind in KINDS
               for key, steps in data.get(f"{kind}_blocks", {}).items()}  # fmt: skip
     order = known_blocks(model) or list(blocks)
     if other := [block for block in blocks if block not in order]:
-        raise InputError(f"holds the block {other[0]}, which `{name}` has not; give it under its own model")
+        raise InputError(f"{file}: holds the block {other[0]}, which `{name}` has not; give it under its own name")
     steps: list[dict[str, Any]] = []
     for index, latents in enumerate(context["img_state"]):
         step: dict[str, Any] = {}
