@@ -56,10 +56,11 @@ def capture_videos(*models):
     """Films and contact sheets of the capture sets that have decoded pictures."""
     kind = CONFIG.video.output_format
 
-
     def decoded(model, capture):
         if model in CONFIG.capture.sources:
-            return all(CONFIG.video.decode in decodes_of(path) for path in generations_in(CONFIG.capture.sources[model]))
+            return all(
+                CONFIG.video.decode in decodes_of(path) for path in generations_in(CONFIG.capture.sources[model])
+            )
         return CONFIG.capture.sets[capture].should_decode_intermediates
 
     return [

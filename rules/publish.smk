@@ -29,7 +29,11 @@ rule figures:
     conda:
         "../envs/figures.yaml"
     params:
-        code=[code("publish.draw"), *(code(f"{name}.figures") for name in figure_rooms()), *map(plugin, own_drawings().values())],
+        code=[
+            code("publish.draw"),
+            *(code(f"{name}.figures") for name in figure_rooms()),
+            *map(plugin, own_drawings().values()),
+        ],
         settings=stage("publish"),
         names=[figure.name for figure in figures()],
         own=own_drawings(),

@@ -13,7 +13,7 @@ from ditscope.calibrate.settings import Calibrate
 from ditscope.capture.settings import Capture
 from ditscope.cluster.settings import Cluster
 from ditscope.core.errors import InputError
-from ditscope.core.names import check_name, unknown
+from ditscope.core.names import check_apart, check_name, unknown
 from ditscope.core.patterns import select_blocks, select_indices
 from ditscope.core.settings import decode, setting
 from ditscope.drift.settings import Drift
@@ -25,7 +25,6 @@ from ditscope.models.registry import check_backend, check_frames, is_generator, 
 from ditscope.models.settings import BACKENDS, Embedder, Model, Scheme
 from ditscope.plan.settings import Plan
 from ditscope.prompts.settings import Prompts
-from ditscope.publish.figures import FIGURES
 from ditscope.publish.settings import Publish
 from ditscope.refine.settings import Refine
 from ditscope.sensitivity.settings import Sensitivity
@@ -147,6 +146,7 @@ def check(config: Config) -> None:
     for registry, entries in registries.items():
         for name in entries:
             check_name(registry, name)
+        check_apart(registry, entries)
     if found := set(config.prompts.csv) & set("{}<>"):
         raise InputError(
             f"prompts.csv: `{config.prompts.csv}` has a {min(found)}, by which Snakemake marks wildcards; rename it"
@@ -182,8 +182,6 @@ def check(config: Config) -> None:
             if name not in config.models:
                 raise InputError(unknown(f"{stage}.sources", name, config.models, "in the config's `models`"))
     for name, analysis in config.analyse.analyses.items():
-        if name in FIGURES:
-            raise InputError(f"analyse.analyses.{name}: a figure of the library has this name; choose another")
         if "." not in analysis.module:
             raise InputError(
                 f"analyse.analyses.{name}.module: `{analysis.module}` names no package; write package.module"

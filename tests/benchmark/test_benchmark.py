@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,7 @@ from PIL import Image
 
 from ditscope.benchmark import latency, memory, quality, quality_of_sets, stage
 from ditscope.benchmark.cases import benchmark_cases
+from ditscope.benchmark.check import check_sizes
 from ditscope.benchmark.features import Extractor
 from ditscope.benchmark.images import read_images
 from ditscope.benchmark.join import benchmark_table, with_quality, with_size_ratios, with_speed_ratios
@@ -337,6 +339,14 @@ def test_fused_and_filtered_schemes(tiny):
     assert 0 < partly["quantized_layers"] < whole["quantized_layers"]
     assert whole["stored_bytes"] < partly["stored_bytes"] < base["stored_bytes"]
     assert "no int8 kernel for 2:4" in read_table(tiny("sparse-int8"), "benchmark.run")["reason"][0]
+    noted: list[str] = []
+    doctor = SimpleNamespace(note=lambda stage, file, problem: noted.append(problem))
+    for run in (base, fused, whole, partly):
+        check_sizes(doctor, "file", run)
+    assert noted == []
+    check_sizes(doctor, "file", fused | {"quantized_layers": 3})
+    check_sizes(doctor, "file", whole | {"quantized_layers": 0})
+    assert ["base says" in problem for problem in noted] == [True, False]
 
 
 def test_noise_growth_has_a_row_for_each_step_count_and_seed(tiny):
@@ -526,6 +536,8 @@ def test_the_recommendation_follows_from_the_data():
         ("base", "eager", 80, 80, False, 0.0, "within", ""), ("base", "full", 80, 80, False, 0.001, "within", ""),
         ("int8", "eager", 20, 20, False, 0.01, "within", ""), ("worse", "eager", 30, 30, False, 0.02, "within", ""),
         ("int3", "eager", 20, 8, True, 0.2, "beyond", ""), ("fp8", "eager", None, 20, False, None, None, "no GPU"),
+        ("base+fuse_qkv", "eager", 80, 80, False, 0.001, "within", ""),
+        ("big", "eager", 80, 80, False, 0.001, "within", ""),
     ]  # fmt: skip
     names = [
         "scheme",
@@ -564,6 +576,8 @@ def test_the_recommendation_follows_from_the_data():
     assert "| 1 | `base`, full | 6 (6 to 6) | 1.00 |" in text, "the fastest of those within the bound"
     assert "`int3`, eager: its quality loss, 20 % (20 % to 20 %), is beyond 5 %; torchao only simulates" in text
     assert "`worse`, eager: slower than the base at every batch size (speed-up 0.50 at batch 1)" in text
+    assert "`big`, eager: no smaller than the base in memory" in text
+    assert "`base+fuse_qkv`" not in text, "it was joined for speed"
     assert "`fp8`, eager: no GPU" in text and "`int8`, eager, batch 4: OOM" in text
     assert "Compilation alone, without quantization, loses 0.1 % (full)." in text and "are few" not in text
     slow = timed.with_columns(speedup=pl.when(scheme="int8").then(0.5).otherwise("speedup"))

@@ -1,6 +1,5 @@
 """Quality of benchmarked images against the eager base: same prompts, seeds and starting noise, all schemes at once."""
 
-import io
 import logging
 import re
 from collections.abc import Sequence
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from PIL import Image
 
 from ditscope.benchmark.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits
 from ditscope.benchmark.images import FLOOR, MADE_WITH, Images, check_batch, check_kid_subset, read_images
@@ -32,6 +30,7 @@ from ditscope.core.metrics import (
     ssim,
 )
 from ditscope.core.names import unknown
+from ditscope.core.picture_file import pixels
 from ditscope.core.tables import read_table, write_table
 from ditscope.models.settings import Embedder
 
@@ -174,7 +173,7 @@ def compare(reference: dict, mine: dict, kid_subset_size: int = 0) -> list[dict]
     if not missing:
         values["lpips"] = []
     for pair in zip(reference["pngs"], mine["pngs"], strict=True):
-        a, b = map(decoded, pair)
+        a, b = map(pixels, pair)
         for metric, function in (("psnr_db", psnr), ("ssim", ssim), ("lpips", lpips)):
             if metric in values:
                 values[metric].append(function(a, b))
@@ -241,8 +240,3 @@ def log_metrics(run: str, rows: list[dict]) -> None:
     for reason in dict.fromkeys(r["reason"] for r in rows if r["value"] is None):
         missing = [r["metric"] for r in rows if r["value"] is None and r["reason"] == reason]
         log.info("%s: no %s: %s", run, ", ".join(missing), reason)
-
-
-def decoded(png: bytes) -> np.ndarray:
-    """A PNG as (height, width, 3) uint8."""
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

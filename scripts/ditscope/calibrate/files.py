@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ditscope.core.atomic import replacing, write_text
-from ditscope.core.errors import InputError, parsing, read_json
+from ditscope.core.errors import InputError, check_version, parsing, read_json
 from ditscope.core.npy import npy_bytes
 from ditscope.core.paths import InputFolder, is_inside
 from ditscope.prompts.files import Prompt, check_seed
@@ -230,8 +230,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         names = manifest.get("sample_files") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path}: {what}")
-    if (version := manifest.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema version {version}, this ditscope reads {SCHEMA_VERSION}; calibrate again")
+    check_version(path, manifest.get("schema_version", SCHEMA_VERSION), SCHEMA_VERSION, "calibrate again")
     return manifest
 
 

@@ -9,7 +9,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -35,6 +34,7 @@ from ditscope.models.bit_plan import load_plan, to_fqn_config, to_mlx
 from ditscope.models.families.sd3 import FusedJointAttention
 from ditscope.models.mlx.names import MlxConfig, row_lengths
 from ditscope.models.packed import SCALE_BITS, intx_bytes, mlx_bytes
+from ditscope.models.registry import on_mlx
 from ditscope.models.schemes.kind import Kind, LayerConfig
 from ditscope.models.settings import SCHEMES, Scheme, backends_of
 
@@ -198,7 +198,7 @@ def apply_scheme(transformer: nn.Module, scheme: Scheme, plan: Path | None = Non
     if not configs:
         return
     if runs_on_mlx(transformer):
-        import_module("ditscope.models.mlx.quantize").quantize(transformer, configs)
+        on_mlx("quantize").quantize(transformer, configs)
         return
     if kind_of(scheme).sparse:  # keep the two largest of every four weights
         apply_fake_sparsity(transformer, filter_fn=lambda module, name: name in configs)
@@ -300,7 +300,7 @@ def is_simulated(transformer: nn.Module, scheme: Scheme, plan: Path | None = Non
 def stored_bytes(module: nn.Module) -> int:
     """Bytes that the weights of a module really take: inside torchao's tensor subclasses, or in MLX."""
     if runs_on_mlx(module):
-        return int(import_module("ditscope.models.mlx.quantize").stored_bytes(module))
+        return int(on_mlx("quantize").stored_bytes(module))
     tensors = [*module.parameters(), *module.buffers()]
     return sum(tensor_bytes(t) for t in tensors)
 

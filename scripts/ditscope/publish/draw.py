@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 
 import polars as pl
 from matplotlib.figure import Figure as Canvas
@@ -17,6 +18,8 @@ from ditscope.style import Files, named, save
 
 log = logging.getLogger(__name__)
 
+NO_ANALYSES: Mapping[str, str] = MappingProxyType({})
+
 
 def function_of(name: str) -> Callable[[Files], tuple[Canvas, pl.DataFrame]]:
     """The function of a figure: `block_grid` in `capture/figures.py` for `block-grid`, whose first stage is capture."""
@@ -24,14 +27,14 @@ def function_of(name: str) -> Callable[[Files], tuple[Canvas, pl.DataFrame]]:
 
 
 def draw_figures(
-    names: list[str], files: Files, out: Path, settings: Publish = Publish(), own: Mapping[str, str] | None = None
+    names: list[str], files: Files, out: Path, settings: Publish = Publish(), own: Mapping[str, str] = NO_ANALYSES
 ) -> None:
     """Draw the named figures into `out`: each in every format, with its data as CSV.
 
     `own` are modules of analyses of the user's own, by name: `figure` draws the table that the analysis left.
     """
     for name in names:
-        if name in (own or {}):
+        if name in own:
             figure, data = draw_own(name, own[name], files)
         else:
             figure, data = function_of(name)({stage: files[stage] for stage in FIGURES[name].stages})
