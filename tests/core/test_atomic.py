@@ -25,7 +25,8 @@ WRITERS = {
 EXCEPTIONS = {
     ("workflow/slots.py", "take"): "a lock holds one and the same file",
     ("benchmark/memory.py", "reset_peaks"): "a switch of the kernel in /proc",
-    ("calibrate/stage.py", "link"): "into a folder that is renamed as a whole",
+    ("capture/source.py", "import_captures"): "into a folder that is renamed as a whole",
+    ("capture/source.py", "unpack"): "into a folder that is renamed as a whole",
     ("calibrate/stage.py", "calibrate_shard"): "a folder that is renamed as a whole",
 }
 

@@ -52,7 +52,7 @@ def added(study, tmp_path):
                 assert text.count(f"{below}\n") == 1, f"{name}: `{below}`"
                 file.write_text(text.replace(f"{below}\n", f"{below}\n{code}"))
             else:
-                file.write_text(file.read_text() + code)
+                file.write_text(f"{file.read_text()}\n\n{code}")
         return clone
 
     return add

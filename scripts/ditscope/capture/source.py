@@ -17,6 +17,7 @@ from ditscope.capture.files import (
     write_metadata,
 )
 from ditscope.capture.verify import verify
+from ditscope.core.atomic import link_or_copy
 from ditscope.core.errors import InputError, parsing
 from ditscope.core.identity import file_digest
 from ditscope.core.names import check_name
@@ -40,9 +41,12 @@ def import_captures(name: str, model: Model, source: Path, out: OutputFolder) ->
     generations = generations_in(source)
     if not generations:
         raise InputError(f"{source}: holds no capture; give generation folders or .pt files")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     for position, generation in enumerate(generations):
         if is_original(generation):
-            unpack(name, model, generation, out, position)
+            unpack(name, model, generation, partial, position)
             continue
         about = read_metadata(generation)
         if about["model"] != name:
@@ -51,15 +55,8 @@ def import_captures(name: str, model: Model, source: Path, out: OutputFolder) ->
             )
         if problems := verify(generation):
             raise InputError(problems[0])
-        shutil.copytree(generation, out / generation.name, copy_function=link_or_copy)
-
-
-def link_or_copy(source: str, target: str) -> None:
-    """A second name for a file, or a copy on another file system."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+        shutil.copytree(generation, partial / generation.name, copy_function=link_or_copy)
+    os.replace(partial, out)
 
 
 def unpack(name: str, model: Model, generation: Path, out: Path, position: int) -> None:
@@ -78,7 +75,7 @@ def unpack(name: str, model: Model, generation: Path, out: Path, position: int) 
     write_generation(tensors, about, model, folder)
     if generation.is_dir():
         for picture in sorted(generation.glob("img_0.*")):
-            link_or_copy(str(picture), str(folder / picture.name))
+            link_or_copy(picture, folder / picture.name)
         if (decoded := generation / "intermediates" / DECODED["x0"]).is_dir():
             shutil.copytree(decoded, folder / "intermediates" / DECODED[ORIGINAL_DECODE], copy_function=link_or_copy)
 
