@@ -36,9 +36,8 @@ from ditscope.models.settings import Embedder
 
 log = logging.getLogger(__name__)
 
-PAIRED = (
-    "psnr_db", "ssim", "feature_cosine", "quality_loss", "prompt_alignment", "prompt_alignment_change", "lpips",
-)  # fmt: skip
+OF_TEXT = ("prompt_alignment", "prompt_alignment_change")
+PAIRED = ("psnr_db", "ssim", "feature_cosine", "quality_loss", *OF_TEXT, "lpips")
 OF_SETS = ("fid", "kid", "inception_score", "precision", "recall")
 LEAST_IMAGES = {"fid": 2, "kid": 2, "inception_score": 2, "precision": NEIGHBOURHOOD + 1, "recall": NEIGHBOURHOOD + 1}
 BIASED = ("fid", "inception_score", "precision", "recall")  # by the number of images
@@ -54,7 +53,7 @@ def quality(
     """Judge the images of benchmark runs against those of the base scheme in eager mode, which must be among them.
 
     `runs` are tables `benchmark.run` of one model, each with its images in a tar of the same name. Leaves the table
-    `benchmark.quality`, a row a run and metric. Raises InputError, before any model loads, where a run has other
+    `benchmark.quality`, a row per run and metric. Raises InputError, before any model loads, where a run has other
     settings than the base, or an image is damaged.
     """
     tables = [(path, read_table(path, "benchmark.run").row(0, named=True)) for path in runs]
@@ -182,7 +181,7 @@ def compare(reference: dict, mine: dict, kid_subset_size: int = 0) -> list[dict]
     paired["quality_loss"] = quality_losses(paired["feature_cosine"], paired["ssim"])
     reasons = {"lpips": missing}
     if mine["alignment"] is None:
-        reasons |= dict.fromkeys(PAIRED[4:6], "the embedder of benchmark.features has no text tower")
+        reasons |= dict.fromkeys(OF_TEXT, "the embedder of benchmark.features has no text tower")
     else:
         paired["prompt_alignment"] = mine["alignment"]
         paired["prompt_alignment_change"] = mine["alignment"] - reference["alignment"]
