@@ -1,8 +1,9 @@
-"""Captioners: image to text by transformers' own classes, behind one pair of functions."""
+"""Captioners: image to text by transformers' own classes, or by a module of the user's own, behind two functions."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ditscope.core.errors import InputError
 from ditscope.models.families.common import DTYPES
 from ditscope.models.folders import resolve_source
 from ditscope.models.loading import default_device
-from ditscope.models.registry import CAPTIONERS, check_captioning
+from ditscope.models.registry import CAPTIONERS, check_captioning, check_source, is_generator, module_of_family
 from ditscope.models.settings import Model
 
 log = logging.getLogger(__name__)
@@ -25,17 +26,21 @@ class Captioner:
     name: str
     entry: Model
     model: Any
-    processor: Any
+    processor: Any  # None where the model is a function from images to texts
     device: torch.device
 
 
 def load_captioner(name: str, entry: Model, device: str | None = None) -> Captioner:
     """Load a captioner of the registry onto one device, in evaluation mode."""
+    if is_generator(entry):
+        raise InputError(f"models.{name}.family: `{entry.family}` is not a captioner; valid: {', '.join(CAPTIONERS)}")
+    check_source(name, entry)
+    check_captioning(name, entry)
+    target = torch.device(device or default_device())
+    if module := module_of_family(entry):
+        return Captioner(name, entry, import_module(module).load(name, entry, str(target)), None, target)
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    if entry.family not in CAPTIONERS:
-        raise InputError(f"models.{name}.family: `{entry.family}` is not a captioner; valid: {', '.join(CAPTIONERS)}")
-    check_captioning(name, entry)
     folder = str(resolve_source(name, entry))
     options = {"local_files_only": True, "trust_remote_code": entry.allow_remote_code}
     kind, expected = AutoConfig.from_pretrained(folder, **options).model_type, CAPTIONERS[entry.family].model_type
@@ -43,7 +48,6 @@ def load_captioner(name: str, entry: Model, device: str | None = None) -> Captio
         raise InputError(
             f"{folder}: a model of type `{kind}`, but models.{name}.family is `{entry.family}` (`{expected}`)"
         )
-    target = torch.device(device or default_device())
     model = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=DTYPES[entry.dtype], use_safetensors=True, device_map={"": target}, **options
     ).eval()
@@ -56,9 +60,13 @@ def caption(captioner: Captioner, images: list[Image.Image], seeds: Sequence[int
     """Caption a batch of RGB images, without the `caption_prompt` that they go on from; white space is collapsed.
 
     At temperature 0 by greedy or beam search: an image determines its caption. Above, each token is drawn, for each
-    image by a CPU generator of its own seed (`seeds`, one per image), whatever else is in the batch.
+    image by a CPU generator of its own seed (`seeds`, one per image), whatever else is in the batch. A function of a
+    plug-in is given the seeds at a temperature alone.
     """
     entry, processor = captioner.entry, captioner.processor
+    if processor is None:
+        given = (images, seeds) if entry.temperature else (images,)
+        return [" ".join(text.split()) for text in captioner.model(*given)]
     florence = entry.family == "florence2"  # its task stands where others have a text to go on from
     text = entry.caption_task if florence else entry.caption_prompt
     texts = {"text": [text] * len(images)} if text or florence else {}

@@ -1,6 +1,7 @@
 """Load generators: check the folder first, then hand over the family's pipeline on one device."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 
@@ -16,14 +17,17 @@ class Family:
     module: str
     pipeline: str  # the class of diffusers that loads and samples it; empty: its module's own, without weights
     guidance: float  # the default of that pipeline's call
-    blocks: bool = False  # its blocks can be read one by one: captured, calibrated, scored, ablated
+    # Settings of its transformer's config that count blocks, by type, in network order: such blocks can be read one by
+    # one, and are captured, calibrated, scored and ablated.
+    blocks: Mapping[str, str] = field(default_factory=dict)
     mlx: bool = False  # DiffusionKit has its transformer
     video: bool = False
 
 
+FLUX_BLOCKS = {"double": "num_layers", "single": "num_single_layers"}
 FAMILIES = {
-    "flux": Family("ditscope.models.families.flux", "FluxPipeline", 3.5, blocks=True, mlx=True),
-    "sd3": Family("ditscope.models.families.sd3", "StableDiffusion3Pipeline", 7.0, blocks=True, mlx=True),
+    "flux": Family("ditscope.models.families.flux", "FluxPipeline", 3.5, FLUX_BLOCKS, mlx=True),
+    "sd3": Family("ditscope.models.families.sd3", "StableDiffusion3Pipeline", 7.0, {"joint": "num_layers"}, mlx=True),
     "sdxl": Family("ditscope.models.families.sdxl", "StableDiffusionXLPipeline", 5.0),
     "wan": Family("ditscope.models.families.wan", "WanPipeline", 5.0, video=True),
     "dummy": Family("ditscope.models.families.dummy", "", 0.0),
@@ -34,19 +38,19 @@ ON_MLX = {"load": "ditscope.models.mlx.transformer", "quantize": "ditscope.model
 
 @dataclass(frozen=True)
 class CaptionerFamily:
-    """What is known of a family of captioners; its module has `load_captioner` and `caption`."""
+    """What is known of a family of captioners."""
 
-    module: str
     model_type: str  # in the config of its folders; empty: it has no weights
+    module: str = ""  # has `load`, as one of the user's own; empty: a class of transformers, by `models.captioners`
     prompt: bool = False  # it can go on from a text (`caption_prompt`)
     top_p: bool = True  # it can draw from the most probable tokens alone
 
 
 CAPTIONERS = {
-    "blip": CaptionerFamily("ditscope.models.captioners", "blip", prompt=True),
-    "blip2": CaptionerFamily("ditscope.models.captioners", "blip-2", prompt=True),
-    "florence2": CaptionerFamily("ditscope.models.captioners", "florence2"),
-    "dummy-captioner": CaptionerFamily("ditscope.models.dummy_captioner", "", top_p=False),
+    "blip": CaptionerFamily("blip", prompt=True),
+    "blip2": CaptionerFamily("blip-2", prompt=True),
+    "florence2": CaptionerFamily("florence2"),
+    "dummy-captioner": CaptionerFamily("", "ditscope.models.dummy_captioner", top_p=False),
 }
 
 
@@ -54,10 +58,13 @@ def facts_of(name: str, where: str = "models.<name>.family") -> Family:
     """What is known of a family of generators: a line of the registry, or `FAMILY` of a module of the user's own."""
     if name in FAMILIES:
         return FAMILIES[name]
-    known = {key: value.module for key, value in FAMILIES.items()}
-    module = load_plugin(name, known, where, "a family of generators")
+    known = {key: value.module for key, value in (FAMILIES | CAPTIONERS).items()}
+    module = load_plugin(name, known, where, "a family of models")
     if not isinstance(facts := getattr(module, "FAMILY", None), Family):
-        raise InputError(f"{where}: `{name}` has no FAMILY, a ditscope.models.registry.Family; define one")
+        raise InputError(
+            f"{where}: `{name}` has neither FAMILY, a ditscope.models.registry.Family, as generators have, nor "
+            "`load`, as captioners"
+        )
     return facts
 
 
@@ -72,8 +79,13 @@ def families_with(feature: str) -> str:
 
 
 def is_generator(entry: Model) -> bool:
-    """Whether the model makes images from text (and not text from images)."""
-    return entry.family not in CAPTIONERS
+    """Whether the model makes images from text, not text from images: captioners of the user's own have a `load`."""
+    return entry.family not in CAPTIONERS and not ("." in entry.family and hasattr(own_family(entry.family), "load"))
+
+
+def own_family(name: str) -> ModuleType:
+    """The module of a family of the user's own, given its dotted path."""
+    return load_plugin(name, {}, "models.<name>.family", "a family of models")
 
 
 def has_weights(entry: Model) -> bool:
@@ -84,8 +96,10 @@ def has_weights(entry: Model) -> bool:
 
 
 def module_of_family(entry: Model) -> str:
-    """The module of the entry's family, of generators or captioners."""
-    return facts_of(entry.family).module if is_generator(entry) else CAPTIONERS[entry.family].module
+    """The module of the entry's family; empty for captioners of transformers."""
+    if is_generator(entry):
+        return facts_of(entry.family).module
+    return CAPTIONERS[entry.family].module if entry.family in CAPTIONERS else entry.family
 
 
 def require_weights(stage: str, name: str, entry: Model) -> None:
@@ -137,8 +151,8 @@ def check_captioning(name: str, entry: Model) -> None:
         where = f"models.{name}.{setting}"
         if is_generator(entry):
             raise InputError(f"{where}: `{entry.family}` makes images; only captioners read it")
-        facts = CAPTIONERS[entry.family]
-        if (setting == "caption_prompt" and not facts.prompt) or (setting == "top_p" and not facts.top_p):
+        facts = CAPTIONERS.get(entry.family)  # what one of the user's own reads it knows itself
+        if facts and ((setting == "caption_prompt" and not facts.prompt) or (setting == "top_p" and not facts.top_p)):
             raise InputError(f"{where}: `{entry.family}` does not read it; leave it out")
         if setting == "top_p" and not entry.temperature:
             raise InputError(f"{where}: nothing is drawn at temperature 0; set `temperature`, or leave `top_p` out")

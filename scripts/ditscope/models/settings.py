@@ -32,7 +32,8 @@ class Model:
     """A generator (text to image) or a captioner (image to text): its weights and how it is run."""
 
     family: str = setting(
-        help="flux, sd3, sdxl, wan or dummy (generators); blip, blip2, florence2 or dummy-captioner (captioners)"
+        help="flux, sd3, sdxl, wan or dummy (generators); blip, blip2, florence2 or dummy-captioner (captioners); or a "
+        "module of your own"
     )
     source: str = setting("", "A diffusers / transformers folder, or a hub id; empty for a dummy alone", path=True)
     revision: str = setting("", "Commit of a hub id; required for one, so that results stay reproducible")
@@ -96,6 +97,7 @@ EMBEDDER_FAMILIES = {
     "siglip": "ditscope.models.embedders.towers",
     "dinov2": "ditscope.models.embedders.towers",
     "random-walk": "ditscope.models.embedders.random_walk",
+    "vectors": "ditscope.models.embedders.vectors",
 }
 
 
@@ -103,7 +105,10 @@ EMBEDDER_FAMILIES = {
 class Embedder:
     """A model that maps a text or an image of a trajectory to a vector."""
 
-    family: str = setting(help="sentence-transformers, minilm, clip, siglip, dinov2 or random-walk (the control)")
+    family: str = setting(
+        help="sentence-transformers, minilm, clip, siglip, dinov2, random-walk (the control), vectors (a table of your "
+        "own), or a module of your own"
+    )
     source: str = setting("", "Folder, hub id, or empty where the package carries its weights", path=True)
     revision: str = setting("", "Commit of a hub id")
     modality: str = setting("text", "What is embedded", choices=("text", "image"))

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,8 @@ from PIL import Image
 from ditscope.core.identity import BASE, digest, scheme_id, weights_id
 from ditscope.core.picture_file import pixels
 from ditscope.core.shards import Sample
+from ditscope.models.captioners import caption, load_captioner
 from ditscope.models.loading import load_generator
-from ditscope.models.registry import module_of_family
 from ditscope.models.requests import prompt_tokens, request_key, request_of
 from ditscope.models.sampling import decode, sample, still
 from ditscope.trajectories.networks import Entry
@@ -109,13 +108,12 @@ def answer_by_generator(entry: Entry, plan: Path | None) -> Callable[[list[Reque
 
 def answer_by_captioner(entry: Entry, plan: Path | None) -> Callable[[list[Request]], list[Answer]]:
     """Load a captioner and answer requests with its captions."""
-    module = import_module(module_of_family(entry.model))
-    captioner = module.load_captioner(entry.name, entry.model)
+    captioner = load_captioner(entry.name, entry.model)
 
     def answer(requests: list[Request]) -> list[Answer]:
         images = [Image.fromarray(np.asarray(request.state)) for request in requests]
         seeds = [request.seed for request in requests]
-        return [Answer(text) for text in module.caption(captioner, images, seeds)]
+        return [Answer(text) for text in caption(captioner, images, seeds)]
 
     return answer
 
