@@ -25,9 +25,10 @@ from ditscope.sensitivity import stage
 from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.exact import METRICS, network_of, score_layers
 from ditscope.sensitivity.replay import record, replaced
+from ditscope.sensitivity.scores import assign_buckets, gather, summary
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import sensitivity
-from ditscope.sensitivity.tables import BUCKETS, COLUMNS, assign_buckets, gather, layer_kind, summary
+from ditscope.sensitivity.tables import BUCKETS, COLUMNS, layer_kind
 from tiny_models import ENTRIES, tiny_generator
 
 SETTINGS = Sensitivity(bits=[2, 4, 8], group_size=8, max_images=0, batch_size=6)

@@ -20,9 +20,9 @@ from ditscope.core.errors import InputError
 from ditscope.core.scratch import unfinished
 from ditscope.core.shards import read_tar, write_tar
 from ditscope.core.study import Finding
-from ditscope.core.tables import write_table
 from ditscope.workflow.doctor import CHECKS, doctor, examine, mending
 from ditscope.workflow.estimate import parse_job_stats
+from loose_tables import write_loosely
 
 CONTENTS = [name for name in CHECKS if name != "checksums"]  # what is found without recorded digests
 ANALYSES = dict.fromkeys(("drift", "cluster", "topology"), "analyses")
@@ -60,7 +60,7 @@ def flip(path: Path, at: int | None = None) -> None:
 
 def rewrite(path: Path, change) -> None:
     """Write a table again, under its own name, with other rows."""
-    write_table(change(pl.read_parquet(path)), path, pl.read_parquet_metadata(path)["table"])
+    write_loosely(change(pl.read_parquet(path)), path, pl.read_parquet_metadata(path)["table"])
 
 
 def without_row(number: int):
@@ -196,7 +196,7 @@ DAMAGE = {
     ),
     "another table in its place": (
         "prompts/shard-00000.parquet",
-        lambda p: write_table(pl.DataFrame({"a": [1]}), p, "images"),
+        lambda p: write_loosely(pl.DataFrame({"a": [1]}), p, "images"),
         "prompts",
         "holds the table `images`, not `prompts`",
     ),

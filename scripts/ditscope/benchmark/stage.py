@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from ditscope.benchmark.flat_field import noise_growth
 from ditscope.benchmark.images import FLOOR, check_batch, check_kid_subset, check_made_with, is_of_a_set, read_images
-from ditscope.benchmark.latency import TIMING_TYPES, first_line, timed
+from ditscope.benchmark.latency import first_line, timed
 from ditscope.benchmark.memory import peaks, reset_peaks
+from ditscope.benchmark.run_tables import OF_RUN, RUN_FLAT, RUN_TIMING
 from ditscope.benchmark.settings import COMPILE_STATES, Benchmark
-from ditscope.benchmark.tables import FLAT_TYPES
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.identity import scheme_id
@@ -55,13 +55,6 @@ log = logging.getLogger(__name__)
 BASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # the base in one type, as upstream names it
 MODES = ("reduce-overhead", "max-autotune")  # of torch.compile, over the whole transformer, with CUDA graphs
 AUTOTUNE_PROCESSORS = 68  # fewer: inductor times no matrix kernels of its own (torch._inductor.utils.is_big_gpu)
-RUN_TYPES = {
-    "mean_bits": pl.Float64,
-    "stored_bytes": pl.Int64,
-    "quality_batch": pl.Int64,
-    "floor_batch": pl.Int64,
-    **dict.fromkeys(("images_sha256", "images_reason"), pl.String),
-}
 
 
 def benchmark(
@@ -192,13 +185,10 @@ def benchmark(
     stem = output_dir / f"{config}-{compile}"
     host = {"device": generator.device.type, "threads": torch.get_num_threads()} | fingerprint()
     write_tar(samples, f"{stem}.tar")
-    flat = pl.DataFrame([identity | row for row in grown], schema=FLAT_TYPES)
+    flat = pl.DataFrame([identity | row for row in grown], schema=RUN_FLAT.schema())
     write_table(flat, f"{stem}.flat.parquet", "benchmark.run.flat")
-    write_table(pl.DataFrame([identity | made], schema_overrides=RUN_TYPES), f"{stem}.parquet", "benchmark.run")
-    table = pl.DataFrame(
-        [identity | dict.fromkeys(TIMING_TYPES) | t | load | peak | host for t in timings],
-        schema_overrides=TIMING_TYPES,
-    )
+    write_table(pl.DataFrame([identity | made], schema=OF_RUN.schema()), f"{stem}.parquet", "benchmark.run")
+    table = pl.DataFrame([identity | t | load | peak | host for t in timings], schema=RUN_TIMING.schema())
     write_table(table, f"{stem}.timing.parquet", "benchmark.run.timing")
     if reference_dir and not settings.skip_metrics:
         run, out = Path(f"{stem}.parquet"), output_dir / "quality.parquet"

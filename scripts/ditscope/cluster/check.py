@@ -8,23 +8,12 @@ from ditscope.core.study import Study
 from ditscope.embed.check import check_analysis, generated
 from ditscope.trajectories.check import states
 
-TABLES = {
-    "clusters/clusters.parquet": "clusters",
-    "clusters/map.parquet": "clusters.map",
-    "clusters/run_lengths.parquet": "clusters.run_lengths",
-    "clusters/longest_runs.parquet": "clusters.longest_runs",
-    "clusters/transitions.parquet": "clusters.transitions",
-    "clusters/label_phases.parquet": "clusters.label_phases",
-    "clusters/returns.parquet": "clusters.returns",
-    "clusters/outliers.parquet": "clusters.outliers",
-    "clusters/agreement.parquet": "clusters.agreement",
-}
 STATES = ("clusters/clusters.parquet", "clusters/map.parquet")  # a row per generated state
 
 
 def check_cluster(study: Study) -> None:
     """The tables of clusters are what the embeddings and trajectories give, with a row per generated state."""
-    left = check_analysis(study, "cluster", TABLES, cluster_again, 1e-6)
+    left = check_analysis(study, "cluster", cluster_again, 1e-6)
     if left:
         check_map(study, left.get("clusters/map.parquet"))
         check_states(study, left, states(study))

@@ -6,14 +6,23 @@ from pathlib import Path
 import polars as pl
 
 from ditscope.core.atomic import replacing
-from ditscope.core.errors import InputError, again, parsing
+from ditscope.core.errors import InputError, SchemaError, again, parsing
+from ditscope.core.schema import table_named
 
 SCHEMA_VERSION = "2"
 POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)  # Polars panics on some files
 
 
 def write_table(table: pl.DataFrame, path: Path | str, name: str) -> None:
-    """Write `table` to Parquet under `name`, by a temporary file and a rename."""
+    """Write `table` to Parquet under `name`, by a temporary file and a rename.
+
+    Raises SchemaError, before anything is written, where it is not as the stage declares the table of this name.
+    """
+    if faults := list(table_named(name).faults(table)):
+        raise SchemaError(
+            f"{path}: the table `{name}` {'; '.join(faults)}; this is a fault of ditscope, please report it with this "
+            "line; nothing was written"
+        )
     with replacing(path) as partial:
         table.write_parquet(partial, metadata={"table": name, "schema_version": SCHEMA_VERSION})
 

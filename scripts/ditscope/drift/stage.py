@@ -12,12 +12,11 @@ from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
 from ditscope.drift.series import autoregression, normality
 from ditscope.drift.settings import Drift
+from ditscope.drift.tables import DISTANCES, DRIFT, STEPS
 from ditscope.embed.files import STATE, by_embedder, read_states, run_starts, unit, vectors
 
 log = logging.getLogger(__name__)
-CONTROL = pl.Enum(["observed", "shuffled"])
-DISTANCES = ["euclidean", "cosine_distance", "angle_rad"]
-STEPS = [f"step_{name}" for name in DISTANCES]
+CONTROL = DRIFT.schema()["control"]
 CHUNK = 8192  # rows whose distances are computed at once: bounds the float64 copies to CHUNK x d
 
 

@@ -33,6 +33,7 @@ from ditscope.refine.networks import LatentMAE, Refiner, load_network
 from ditscope.refine.patches import unpatchify
 from ditscope.refine.record import experiment_record
 from ditscope.refine.settings import Refine as Settings
+from ditscope.refine.tables import DIAGNOSTICS
 from ditscope.refine.train import by_class, read_codes, real_targets, refine, to_device
 
 log = logging.getLogger(__name__)
@@ -124,8 +125,8 @@ def measure(
     rows += [(f"code {code}", "samples", float(count)) for code, count in enumerate(counts)]
     errors, pictures = evaluate_levels(data, network, settings, device)
     rows += errors + kernel_rows(data, encoder, network, settings, device)
-    schema = {"group": pl.String, "metric": pl.String, "value": pl.Float64}
-    return Measured(pl.DataFrame(rows, schema=schema, orient="row"), table, pooled, pictures)
+    found = pl.DataFrame(rows, schema=DIAGNOSTICS.schema(), orient="row")
+    return Measured(found, table, pooled, pictures)
 
 
 def as_rows(group: str, values: dict[str, Any]) -> list[Row]:

@@ -41,11 +41,11 @@ from ditscope.sensitivity.exact import Layer, Network, mlx_twin, network_of, sco
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.gradient_memory import gradient_batch
 from ditscope.sensitivity.image import image_effects
+from ditscope.sensitivity.scores import assign_buckets, tabulate
 from ditscope.sensitivity.settings import Sensitivity
-from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, assign_buckets, tabulate
+from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, SAMPLES
 
 log = logging.getLogger(__name__)
-SAMPLES = "sensitivity.samples"  # the unfinished parts: a row for each layer, bit width and sample or probe
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Work:
         """The file of one part of the work, measured now unless it is there already."""
         path = self.parts / f"{name}.parquet"
         if not path.exists():
-            write_table(pl.DataFrame(measure()), path, SAMPLES)
+            write_table(pl.DataFrame(measure()), path, SAMPLES.name)
         log.info("%s: %s done", self.network.model.name, name)
         return path
 
@@ -162,7 +162,7 @@ def finished(work: Work, parts: list[Path], mode: str, metrics: Sequence[str] = 
         "group_size": settings.group_size,
         "mode": mode,
     }
-    table = tabulate(concat_tables(parts, SAMPLES), layers, constants, metrics, sizes)
+    table = tabulate(concat_tables(parts, SAMPLES.name), layers, constants, metrics, sizes)
     asked = product((layer["layer"] for layer in layers), settings.bits)
     left = table.select("layer", "bits").unique(maintain_order=True).rows()
     check_complete(f"sensitivity of {work.network.model.name}", "layers and bits", asked, left)
