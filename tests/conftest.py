@@ -14,8 +14,12 @@ def study(tmp_path_factory) -> Path:
     if "DITSCOPE_STUDY" in os.environ:
         return Path(os.environ["DITSCOPE_STUDY"])
     folder = workflow.checkout(tmp_path_factory.mktemp("study"))
-    done = workflow.snakemake(
-        folder, "--cores", "2", "--configfile", "experiments/tiny.yaml", root=folder, timeout=1200
-    )
+    (folder / ".traced").mkdir()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DITSCOPE_TRACE", str(folder / ".traced"))
+        environment.setenv("PYTHONPATH", str(workflow.ROOT / "tests" / "traced"), prepend=os.pathsep)
+        done = workflow.snakemake(
+            folder, "--cores", "2", "--configfile", "experiments/tiny.yaml", root=folder, timeout=1200
+        )
     assert done.returncode == 0, done.stdout[-6000:]
     return folder

@@ -45,7 +45,7 @@ from ditscope.plan.stage import plan
 from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.image import image_effects
-from ditscope.sensitivity.mlx import weight_of
+from ditscope.sensitivity.on_mlx import weight_of
 from ditscope.sensitivity.scores import assign_buckets, gather
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import score, sensitivity, start
@@ -413,7 +413,7 @@ def calibrated(models, tmp_path, monkeypatch):
     (tmp_path / "p.csv").write_text("prompt\na red ring\na blue star\n")
     found = {model.entry.backend: model for model in models}
     for module in ("calibrate", "sensitivity"):
-        monkeypatch.setattr(f"ditscope.{module}.load_generator", lambda name, entry: found[entry.backend])
+        monkeypatch.setattr(f"ditscope.{module}.stage.load_generator", lambda name, entry: found[entry.backend])
     config = dict(models[0].pipe.transformer.config)
     monkeypatch.setattr("ditscope.sensitivity.stage.transformer_config", lambda name, entry: config)
     for model in models:

@@ -7,9 +7,10 @@ import polars as pl
 from matplotlib.figure import Figure as Canvas
 
 from ditscope.blocks.tables import BLOCK
+from ditscope.core.picture_file import pixels
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables
-from ditscope.style import COLOURS, Files, draw_tiles, picture
+from ditscope.style import COLOURS, Files, draw_tiles
 
 PICTURES_INCHES = 24  # width of all ablated pictures at most
 
@@ -40,12 +41,12 @@ def ablation_effects(files: Files) -> tuple[Canvas, pl.DataFrame]:
         axis.legend()
         pictures = first_pictures(files["ablate"], model)
         first = figure.add_subplot(layout[2 * number + 1, 0])
-        unchanged = [picture(pictures[place]) for place in [("none", "none")] if place in pictures]
+        unchanged = [pixels(pictures[place]) for place in [("none", "none")] if place in pictures]
         draw_tiles(first, (len(kinds), 1), (((0, 0), image) for image in unchanged))
         first.set_title("unchanged", fontsize=6)
         first.set_yticks(range(len(kinds)), kinds)
         cells = (
-            ((row, column), picture(pictures[block, kind]))
+            ((row, column), pixels(pictures[block, kind]))
             for row, kind in enumerate(kinds)
             for column, (*_, block) in enumerate(names)
             if (block, kind) in pictures

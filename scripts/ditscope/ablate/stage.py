@@ -141,7 +141,7 @@ def ablate(
     left = (((row["prompt_id"], row["seed"]), row["block"], row["kind"]) for row in rows)
     check_complete(out, "runs, blocks and kinds", wanted, left)
     table = pl.DataFrame(rows, schema=ABLATION.schema()).sort("depth", "kind", "prompt_id", "seed")
-    write_table(table, out, "ablation")
+    write_table(table, out, ABLATION)
     first = [s for s in samples if s["json"]["request_hash"] == records[0]["request_hash"]]
     write_tar(first, images)
     publish(parts)

@@ -8,9 +8,10 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
+from ditscope.core.picture_file import pixels
 from ditscope.core.shards import samples_of_runs
 from ditscope.core.tables import concat_tables, read_table
-from ditscope.style import COLOURS, Files, draw_tiles, grid, named, note, picture
+from ditscope.style import COLOURS, Files, draw_tiles, grid, named, note
 
 # Marker, colour and line of each compile state.
 STATES = {
@@ -325,10 +326,10 @@ def benchmark_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 def strip_cell(png: bytes, reference: bytes, is_difference: bool) -> np.ndarray:
     """A picture, or GAIN times its absolute difference from the base's: (height, width, 3) uint8."""
-    mine = picture(png)
+    mine = pixels(png)
     if not is_difference:
         return mine
-    difference = np.abs(mine.astype(float) - picture(reference).astype(float))
+    difference = np.abs(mine.astype(float) - pixels(reference).astype(float))
     return np.clip(difference * GAIN, 0, 255).astype(np.uint8)
 
 

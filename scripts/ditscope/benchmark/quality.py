@@ -1,6 +1,5 @@
 """Quality of benchmarked images against the eager base: same prompts, seeds and starting noise, all schemes at once."""
 
-import io
 import logging
 import re
 from collections.abc import Sequence
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from PIL import Image
 
 from ditscope.benchmark.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits
 from ditscope.benchmark.images import FLOOR, MADE_WITH, Images, check_batch, check_kid_subset, read_images
@@ -33,6 +31,7 @@ from ditscope.core.metrics import (
     ssim,
 )
 from ditscope.core.names import unknown
+from ditscope.core.picture_file import pixels
 from ditscope.core.tables import read_table, write_table
 from ditscope.models.settings import Embedder
 
@@ -96,7 +95,7 @@ def quality(
             rows += [identity | m for m in compare(theirs, floor, settings.kid_subset_size)]
     if reference and len(reference) < FID_LEAST_IMAGES:
         log.warning("%d images: fewer than %d, so no FID is a headline", len(reference), FID_LEAST_IMAGES)
-    write_table(pl.DataFrame(rows, schema=QUALITY.schema()), out, "benchmark.quality")
+    write_table(pl.DataFrame(rows, schema=QUALITY.schema()), out, QUALITY)
 
 
 def missing_images(run: dict) -> str:
@@ -171,7 +170,7 @@ def compare(reference: dict, mine: dict, kid_subset_size: int = 0) -> list[dict]
     if not missing:
         values["lpips"] = []
     for pair in zip(reference["pngs"], mine["pngs"], strict=True):
-        a, b = map(decoded, pair)
+        a, b = map(pixels, pair)
         for metric, function in (("psnr_db", psnr), ("ssim", ssim), ("lpips", lpips)):
             if metric in values:
                 values[metric].append(function(a, b))
@@ -238,8 +237,3 @@ def log_metrics(run: str, rows: list[dict]) -> None:
     for reason in dict.fromkeys(r["reason"] for r in rows if r["value"] is None):
         missing = [r["metric"] for r in rows if r["value"] is None and r["reason"] == reason]
         log.info("%s: no %s: %s", run, ", ".join(missing), reason)
-
-
-def decoded(png: bytes) -> np.ndarray:
-    """A PNG as (height, width, 3) uint8."""
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

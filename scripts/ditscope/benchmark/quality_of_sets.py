@@ -105,5 +105,5 @@ def quality_of_sets(
         if mine["alignment"] is not None:
             own = mean_interval(mine["alignment"], mine["prompts"])
             rows[PAIRED.index("prompt_alignment")] = row("prompt_alignment", own.mean, own.low, own.high, n, prompts)
-    write_table(pl.DataFrame([identity | found for found in rows], schema=QUALITY.schema()), out, "benchmark.quality")
+    write_table(pl.DataFrame([identity | found for found in rows], schema=QUALITY.schema()), out, QUALITY)
     log_metrics(run.stem, rows)

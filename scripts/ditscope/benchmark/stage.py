@@ -37,6 +37,7 @@ from ditscope.models.loading import Generator, load_generator, settled
 from ditscope.models.quantize import (
     INDIVISIBLE,
     apply_scheme,
+    check_plan,
     coverage,
     fuse_qkv,
     is_simulated,
@@ -88,6 +89,7 @@ def benchmark(
     if compile not in COMPILE_STATES:
         raise InputError(unknown("--compile", compile, COMPILE_STATES, "a compile state"))
     scheme, model = schemes[config], requested(model, settings)
+    check_plan(scheme, plan)
     runs = wanted_runs(prompts, settings.num_images)
     if len(runs) < settings.num_images and not settings.skip_metrics:
         raise InputError(
@@ -186,10 +188,10 @@ def benchmark(
     host = {"device": generator.device.type, "threads": torch.get_num_threads()} | fingerprint()
     write_tar(samples, f"{stem}.tar")
     flat = pl.DataFrame([identity | row for row in grown], schema=RUN_FLAT.schema())
-    write_table(flat, f"{stem}.flat.parquet", "benchmark.run.flat")
-    write_table(pl.DataFrame([identity | made], schema=OF_RUN.schema()), f"{stem}.parquet", "benchmark.run")
+    write_table(flat, f"{stem}.flat.parquet", RUN_FLAT)
+    write_table(pl.DataFrame([identity | made], schema=OF_RUN.schema()), f"{stem}.parquet", OF_RUN)
     table = pl.DataFrame([identity | t | load | peak | host for t in timings], schema=RUN_TIMING.schema())
-    write_table(table, f"{stem}.timing.parquet", "benchmark.run.timing")
+    write_table(table, f"{stem}.timing.parquet", RUN_TIMING)
     if reference_dir and not settings.skip_metrics:
         run, out = Path(f"{stem}.parquet"), output_dir / "quality.parquet"
         if calibration:

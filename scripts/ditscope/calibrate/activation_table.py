@@ -22,7 +22,7 @@ def gather_activations(shards: Iterable[Path], out: Path) -> None:
     """Merge the parts `activations/*.parquet` of finished shards, in their order, to the table of a whole set."""
     files = [file for shard in shards for file in sorted(shard.glob("activations/*.parquet"))]
     parts = concat_tables(files, PART.name) if files else pl.DataFrame(schema=PART.schema())
-    write_table(activation_table(parts), out, ACTIVATIONS.name)
+    write_table(activation_table(parts), out, ACTIVATIONS)
 
 
 def activation_table(parts: pl.DataFrame) -> pl.DataFrame:

@@ -64,7 +64,7 @@ class ActivationRecorder(Observer):
         for (layer, step), (n, values) in sorted(self.found.items(), key=lambda f: (self.order[f[0][0]], f[0][1])):
             row = {"model": self.model, "layer": layer, "step_index": step, "sigma": self.sigmas[step], "n": n}
             rows.append(row | dict(zip(CHANNELS, values.cpu().numpy(), strict=True)))
-        write_table(pl.DataFrame(rows, schema=PART.schema()), path, PART.name)
+        write_table(pl.DataFrame(rows, schema=PART.schema()), path, PART)
 
 
 def channel_statistics(x: Tensor, batch: int) -> Tensor:

@@ -80,3 +80,6 @@ def picture_file(folder: Path | str) -> Path:
     if not found:
         raise InputError(f"{folder}: holds no generated image img_0.jpg or .png; capture it again")
     return found[0]
+
+
+EMBEDDING = "embedding"  # stands for what the first block is given, at depth -1

@@ -85,7 +85,7 @@ class Study:
 
     def targets(self, stage: str) -> list[str]:
         """What a stage leaves: what it is asked for, and what is made of it on the way to other stages."""
-        upstream = [made.removeprefix(self.prefix) for made in self.plan["upstream"].get(stage, [])]
+        upstream = [made.removeprefix(self.prefix) for made in self.plan.get("upstream", {}).get(stage, [])]
         return [*self.asked(stage), *upstream]
 
     def note(self, stage: str, file: str, problem: str, rerun: str = "") -> None:

@@ -1,36 +1,37 @@
 """Parquet tables that say what they are: name and schema version travel in the file's metadata."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from ditscope.core.atomic import replacing
 from ditscope.core.errors import InputError, SchemaError, again, parsing
-from ditscope.core.schema import table_named
+from ditscope.core.schema import Table, table_named
 
 SCHEMA_VERSION = "2"
 POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)  # Polars panics on some files
 
 
-def write_table(table: pl.DataFrame, path: Path | str, name: str) -> None:
-    """Write `table` to Parquet under `name`, by a temporary file and a rename.
+def write_table(frame: pl.DataFrame, path: Path | str, table: Table | str) -> None:
+    """Write `frame` to Parquet as a table, given its declaration or its name, by a temporary file and a rename.
 
-    Raises SchemaError, before anything is written, where it is not as the stage declares the table of this name.
+    Raises SchemaError, before anything is written, where it is not as the table is declared.
     """
-    if faults := list(table_named(name).faults(table)):
+    declared = table_named(table) if isinstance(table, str) else table
+    if faults := list(declared.faults(frame)):
         raise SchemaError(
-            f"{path}: the table `{name}` {'; '.join(faults)}; this is a fault of ditscope, please report it with this "
-            "line; nothing was written"
+            f"{path}: the table `{declared.name}` {'; '.join(faults)}; this is a fault of ditscope, please report it "
+            "with this line; nothing was written"
         )
     with replacing(path) as partial:
-        table.write_parquet(partial, metadata={"table": name, "schema_version": SCHEMA_VERSION})
+        frame.write_parquet(partial, metadata={"table": declared.name, "schema_version": SCHEMA_VERSION})
 
 
 def read_table(path: Path | str, name: str) -> pl.DataFrame:
     """Read a table that `write_table` wrote under `name`; refuse another table or schema version."""
     try:
-        with parsing(path, f"not a readable Parquet file ({{}}); {again(path)}", POLARS):
+        with parsing(path, f"not a readable Parquet file ({{}}); {again(path, ending='.parquet')}", POLARS):
             metadata = pl.read_parquet_metadata(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such table; run the stage that writes `{name}` first") from None
@@ -39,10 +40,23 @@ def read_table(path: Path | str, name: str) -> pl.DataFrame:
         raise InputError(f"{path}: holds the table `{found}`, not `{name}`")
     if version != SCHEMA_VERSION:
         raise InputError(f"{path}: schema version {version}, this ditscope reads {SCHEMA_VERSION}; run the stage again")
-    with parsing(path, f"damaged Parquet file ({{}}); {again(path)}", POLARS):
+    with parsing(path, f"damaged Parquet file ({{}}); {again(path, ending='.parquet')}", POLARS):
         return pl.read_parquet(path)
 
 
-def concat_tables(paths: Iterable[Path | str], name: str) -> pl.DataFrame:
-    """The rows of several tables of the same name, in the order of `paths`."""
-    return pl.concat([read_table(path, name) for path in paths], how="vertical")
+def concat_tables(paths: Iterable[Path | str], name: str, key: Sequence[str] = ()) -> pl.DataFrame:
+    """The rows of several tables of the same name, in the order of `paths`.
+
+    Raises InputError where two rows have the same `key`: a row that counts twice weighs twice in every mean.
+    """
+    paths = list(paths)
+    tables = [read_table(path, name) for path in paths]
+    table = pl.concat(tables, how="vertical")
+    if key and (twice := table.select(pl.struct(key).is_duplicated()).to_series()).any():
+        row = table.select(key).filter(twice).row(0, named=True)
+        same = [pl.col(column).eq_missing(pl.lit(value)) for column, value in row.items()]
+        holders = [path for path, part in zip(paths, tables, strict=True) if not part.filter(*same).is_empty()]
+        what = ", ".join(f"{column} {value}" for column, value in row.items())
+        where = " and ".join(dict.fromkeys(map(str, holders)))
+        raise InputError(f"{where}: the row of {what} is there more than once; give each row once")
+    return table

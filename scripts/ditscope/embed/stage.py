@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFile
+from ditscope.core.picture_file import rgb_image
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import read_table, write_table
 from ditscope.embed.settings import Embed
@@ -62,7 +62,7 @@ def embed(
     )
     key = ("network", "run_id", "sequence_number")
     check_complete(out, "states", rows.select(key).rows(), table.select(key).rows())
-    write_table(table.cast(EMBEDDINGS.schema()), out, "embeddings")
+    write_table(table.cast(EMBEDDINGS.schema()), out, EMBEDDINGS)
     log.info("%s: %d states, %d numbers each", name, *vectors.shape)
 
 
@@ -77,8 +77,7 @@ def image_states(rows: pl.DataFrame, images: Path) -> Iterator[tuple[str, Image.
     for sample in read_tar(images):
         if sample["__key__"] in missing:
             missing.remove(sample["__key__"])
-            with Image.open(BytesIO(sample["png"])) as image:
-                yield sample["__key__"], image.convert("RGB")
+            yield sample["__key__"], rgb_image(sample["png"])
     if missing:
         raise InputError(f"{images}: no image {min(missing)}.png, which the trajectories name; run trajectories again")
 

@@ -66,8 +66,8 @@ def generate(
     asked = [(run["prompt_id"], run["seed"]) for run in runs]
     check_complete(images, "runs (prompt_id, seed)", asked, records)
     write_tar(samples, images)
-    write_table(pl.DataFrame([records[run] for run in asked], schema=IMAGES.schema()), manifest, "images")
-    write_table(pl.DataFrame(seconds, schema=TIMING.schema()), timing, "images.timing")
+    write_table(pl.DataFrame([records[run] for run in asked], schema=IMAGES.schema()), manifest, IMAGES)
+    write_table(pl.DataFrame(seconds, schema=TIMING.schema()), timing, TIMING)
     publish(parts)
 
 

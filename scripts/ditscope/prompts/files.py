@@ -270,7 +270,7 @@ def write_runs(runs: list[dict], out: Path | str) -> None:
     """Write runs as the table `prompts`."""
     from ditscope.core.tables import write_table
 
-    write_table(runs_table(runs), out, "prompts")
+    write_table(runs_table(runs), out, PROMPTS)
 
 
 def runs_table(runs: list[dict]) -> "pl.DataFrame":

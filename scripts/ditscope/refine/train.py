@@ -213,10 +213,10 @@ def write_histories(histories: dict[str, list[dict[str, float]]], training: Path
         for metric, value in record.items()
         if metric not in ("step", "seconds")
     ]
-    write_table(pl.DataFrame(rows, schema=TRAINING.schema()), training, "refine.training")
+    write_table(pl.DataFrame(rows, schema=TRAINING.schema()), training, TRAINING)
     seconds = [
         {"network": network, "step": record["step"], "seconds": record["seconds"], "world_size": world_size()}
         for network, history in histories.items()
         for record in history
     ]
-    write_table(pl.DataFrame(seconds, schema=TIMING.schema()), timing, "refine.training.timing")
+    write_table(pl.DataFrame(seconds, schema=TIMING.schema()), timing, TIMING)

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -128,11 +126,6 @@ def score_layers(
                 for i, width in enumerate(bits):
                     rows += labelled(layer.name, width, batch, found[i * len(batch.x) : (i + 1) * len(batch.x)])
     return rows
-
-
-def mlx_twin() -> ModuleType:
-    """What scores layers on MLX; imported by name, since torch jobs neither have MLX nor depend on its code."""
-    return import_module("ditscope.sensitivity.mlx")
 
 
 def labelled(layer: str, bits: int, batch: Batch, values: Sequence[dict[str, float]]) -> list[dict[str, Any]]:

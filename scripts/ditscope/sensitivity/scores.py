@@ -11,7 +11,7 @@ from ditscope.calibrate.files import CalibrationSet, Reference
 from ditscope.core.errors import InputError
 from ditscope.core.intervals import mean_interval
 from ditscope.core.tables import concat_tables, write_table
-from ditscope.sensitivity.tables import BUCKETS, IMAGE_METRIC, METRICS, SENSITIVITY
+from ditscope.sensitivity.tables import AGREEMENT, BUCKETS, IMAGE_METRIC, METRICS, SENSITIVITY
 
 SIZES = {"layer": pl.String, "bits": pl.Int64, "packed_bytes": pl.Int64}
 SUMMARY = {
@@ -103,11 +103,11 @@ def gather(tables: Iterable[Path], out: Path, fast: Iterable[Path] = (), agreeme
 
     `agreement` becomes the table `sensitivity.agreement` of these against the `fast` ones.
     """
-    table = concat_tables(tables, "sensitivity")
-    write_table(table.sort("model", "depth", "layer", "bits", "bucket", "metric"), out, "sensitivity")
+    table = concat_tables(tables, "sensitivity", SENSITIVITY.key)
+    write_table(table.sort("model", "depth", "layer", "bits", "bucket", "metric"), out, SENSITIVITY)
     if agreement is not None:
-        compared = rank_agreement(table, concat_tables(fast, "sensitivity"))
-        write_table(compared, agreement, "sensitivity.agreement")
+        compared = rank_agreement(table, concat_tables(fast, "sensitivity", SENSITIVITY.key))
+        write_table(compared, agreement, AGREEMENT)
 
 
 def rank_agreement(table: pl.DataFrame, fast: pl.DataFrame) -> pl.DataFrame:

@@ -36,14 +36,15 @@ from ditscope.models.loading import Generator, load_generator
 from ditscope.models.packed import packed_bytes
 from ditscope.models.registry import require_blocks
 from ditscope.models.settings import Model
+from ditscope.sensitivity.back_ends import back_end
 from ditscope.sensitivity.batches import Batch, batches
-from ditscope.sensitivity.exact import Layer, Network, mlx_twin, network_of, score_layers
+from ditscope.sensitivity.exact import Layer, Network
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.gradient_memory import gradient_batch
 from ditscope.sensitivity.image import image_effects
 from ditscope.sensitivity.scores import assign_buckets, tabulate
 from ditscope.sensitivity.settings import Sensitivity
-from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, SAMPLES
+from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, SAMPLES, SENSITIVITY
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Work:
         """The file of one part of the work, measured now unless it is there already."""
         path = self.parts / f"{name}.parquet"
         if not path.exists():
-            write_table(pl.DataFrame(measure()), path, SAMPLES.name)
+            write_table(pl.DataFrame(measure()), path, SAMPLES)
         log.info("%s: %s done", self.network.model.name, name)
         return path
 
@@ -110,9 +111,9 @@ def sensitivity(
         scored = finished(work, MODES[settings.mode](work), settings.mode)
         parts_of_image = image(work, whole, assign_buckets(whole, settings.buckets, calibration))
         effects = finished(work, parts_of_image, "fast", [IMAGE_METRIC])
-        write_table(pl.concat([scored, effects]), out, "sensitivity")
+        write_table(pl.concat([scored, effects]), out, SENSITIVITY)
         if fast is not None:
-            write_table(finished(work, MODES["fast"](work), "fast"), fast, "sensitivity")
+            write_table(finished(work, MODES["fast"](work), "fast"), fast, SENSITIVITY)
     publish(parts)
 
 
@@ -128,7 +129,7 @@ def start(
 ) -> Work:
     """Look at the network and choose the depths of one job."""
     sample = next(batches(model, found, buckets, 1))
-    network = mlx_twin().network_of(model) if model.computes_on == "mlx" else network_of(model, sample)
+    network: Network = back_end(model).network_of(model, sample)
     depths = network.depths()[group::groups]
     if not depths:
         raise InputError(
@@ -140,8 +141,8 @@ def start(
 
 def score(work: Work, depth: int, samples: Iterable[Batch]) -> list[dict[str, Any]]:
     """Scores of the layers at one depth, on the model's back end."""
-    scorer = mlx_twin().score_layers if work.network.model.computes_on == "mlx" else score_layers
-    rows: list[dict[str, Any]] = scorer(work.network, depth, samples, work.settings)
+    score_layers = back_end(work.network.model).score_layers
+    rows: list[dict[str, Any]] = score_layers(work.network, depth, samples, work.settings)
     return rows
 
 

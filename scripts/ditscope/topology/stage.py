@@ -15,7 +15,7 @@ from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
 from ditscope.embed.files import RUN, by_embedder, read_states, run_starts, unit, vectors
 from ditscope.topology.settings import Topology
-from ditscope.topology.tables import DIAGRAMS, DISTANCES
+from ditscope.topology.tables import DIAGRAMS, DISTANCES, ENTROPY
 
 log = logging.getLogger(__name__)
 DIMENSION = DIAGRAMS.schema()["dimension"]
@@ -62,10 +62,10 @@ def topology(
     asked = states.filter(pl.col("position") >= 0).select(RUN).unique().rows()
     left = ((row[:-1], row[-1]) for row in measured.select(*RUN, "dimension").rows())
     check_complete(folder / "entropy.parquet", "runs and dimensions", product(asked, dimensions["dimension"]), left)
-    write_table(diagrams, folder / "diagrams.parquet", "topology.diagrams")
-    write_table(measured, folder / "entropy.parquet", "topology.entropy")
+    write_table(diagrams, folder / "diagrams.parquet", DIAGRAMS)
+    write_table(measured, folder / "entropy.parquet", ENTROPY)
     distances = diagram_distances(related_runs(runs, settings.max_pairs), dimensions["dimension"], diagrams)
-    write_table(distances, folder / "distances.parquet", "topology.distances")
+    write_table(distances, folder / "distances.parquet", DISTANCES)
 
 
 def persistence(x: np.ndarray, max_dimension: int) -> list[np.ndarray]:

@@ -68,8 +68,8 @@ def trajectories(
     asked = [(run_id(network, run), number) for run in runs for number in range(-1, lengths[run_id(network, run)])]
     check_complete(table, "runs and invocations", asked, [(row["run_id"], row["sequence_number"]) for row in rows])
     write_tar(distinct_images(parts), images)
-    write_table(pl.DataFrame(rows, schema=TRAJECTORIES.schema()), table, "trajectories")
-    write_table(pl.DataFrame(seconds, schema=TIMING.schema()), timing, "trajectories.timing")
+    write_table(pl.DataFrame(rows, schema=TRAJECTORIES.schema()), table, TRAJECTORIES)
+    write_table(pl.DataFrame(seconds, schema=TIMING.schema()), timing, TIMING)
     publish(parts)
 
 
