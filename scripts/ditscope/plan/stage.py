@@ -75,9 +75,8 @@ def plan(
     Sizes are those of the back end (`ditscope.models.packed`). Raises InputError where the budget is below the smallest
     size.
     """
-    table = concat_tables(sensitivity, "sensitivity", SENSITIVITY.key).sort(
-        "depth", "layer", "bits", "bucket", "metric"
-    )
+    table = concat_tables(sensitivity, SENSITIVITY.name, SENSITIVITY.key)
+    table = table.sort("depth", "layer", "bits", "bucket", "metric")
     table = table.filter((pl.col("model") == model) & (pl.col("module") == "linear"))
     if table.is_empty():
         raise InputError(
