@@ -150,21 +150,21 @@ FLAT = {
 
 OF_RUN = Table(
     "benchmark.run",
-    "benchmarks/*/*/*.parquet",
+    "benchmarks/*/*/*-*.parquet",
     "run: a single one, without ratios and quality",
     key=CASE_KEY,
     columns=RUN | MADE,
 )
 RUN_TIMING = Table(
     "benchmark.run.timing",
-    "benchmarks/*/*/*.timing.parquet",
+    "benchmarks/*/*/*-*.timing.parquet",
     "batch size of a single run",
     key=(*CASE_KEY, "batch"),
     columns=RUN | MEASURED,
 )
 RUN_FLAT = Table(
     "benchmark.run.flat",
-    "benchmarks/*/*/*.flat.parquet",
+    "benchmarks/*/*/*-*.flat.parquet",
     "step count and seed of a single run",
     key=(*CASE_KEY, "steps", "seed"),
     columns=FLAT,

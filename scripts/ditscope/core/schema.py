@@ -56,7 +56,7 @@ class Table:
     row: str
     key: tuple[str, ...]
     columns: Mapping[str, Column]
-    parts: str = ""  # files of the same table that a later job joins
+    parts: str = ""  # other files of the same table: parts that a later job joins, or slices
 
     @property
     def stem(self) -> str:

@@ -39,7 +39,7 @@ SIMILARITY = Table(
     key=("embedder", "network_a", "run_id_a", "network_b", "run_id_b"),
     columns={
         "embedder": EMBEDDER,
-        **{f"{name}_{side}": column for side in "ab" for name, column in SIDES.items() if name != "embedder"},
+        **{name: column for name, column in SIDES.items() if not name.startswith("embedder")},
         "mean_cosine": Column("Float64", "mean cosine over all pairs of a state of the one and one of the other run"),
         "centroid_cosine": Column("Float64", "cosine of the runs' mean directions; null without one", nullable=True),
         "aligned_cosine": Column("Float64", "mean cosine of states at the same position", nullable=True),

@@ -15,11 +15,16 @@ POSITION = Column("Int64", "place among the run's generated states of the embedd
 RUN = {"embedder": EMBEDDER, "network": NETWORK, "run_id": RUN_ID}  # of one embedder
 START = {"prompt_id": PROMPT_ID, "seed": SEED}
 RUN_KEY = tuple(RUN)
-SIDES = {name: Column(c.type, f"{c.meaning}, of each of the two runs") for name, c in (RUN | START).items()}
+# The columns of two runs that are compared: `network_a`, ..., `seed_b`.
+SIDES = {
+    f"{name}_{side}": Column(column.type, f"{name} of the {place} run")
+    for side, place in (("a", "first"), ("b", "second"))
+    for name, column in (RUN | START).items()
+}
 
 EMBEDDINGS = Table(
     "embeddings",
-    "embeddings/*/*.parquet",
+    "embeddings/*/*-*.parquet",
     "state of the embedder's modality, in the order of the table `trajectories`",
     key=(*RUN_KEY, "sequence_number"),
     columns={

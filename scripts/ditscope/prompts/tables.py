@@ -6,7 +6,7 @@ AS_IN_THE_CSV = Column("String", "as in the CSV; empty where it has no such colu
 
 PROMPTS = Table(
     "prompts",
-    "prompts/*.parquet",
+    "prompts/shard-*.parquet",
     "run (prompt x seed), in the order of the CSV",
     key=("prompt_id", "seed"),
     columns={
@@ -18,4 +18,5 @@ PROMPTS = Table(
         ),
         "derived_seed": Column("Boolean", "whether it was"),
     },
+    parts="prompts/runs-*.parquet",
 )

@@ -56,7 +56,7 @@ DISTANCES = Table(
             "in what the two runs differ: `other_seed` (the noise floor), `other_network` (same prompt), "
             "`other_prompt` (same network), `other_embedder` (the same run)",
         ),
-        **{f"{name}_{side}": column for side in "ab" for name, column in SIDES.items()},
+        **SIDES,
         "dimension": DIMENSION,
         "wasserstein": Column("Float64", "1-Wasserstein distance of the diagrams, Euclidean ground distance"),
         "bottleneck": Column("Float64", "bottleneck distance, maximum norm"),
