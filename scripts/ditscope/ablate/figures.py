@@ -23,7 +23,7 @@ def ablation_effects(files: Files) -> tuple[Canvas, pl.DataFrame]:
     means = data.group_by(keys).agg(*(pl.col(c).mean() for c in effects), pl.len().alias("runs")).sort(keys)
     models, kinds = means["model"].unique().sort().to_list(), means["kind"].unique().sort(descending=True).to_list()
     most = max(means.filter(model=model)["depth"].n_unique() for model in models)
-    inches = min(0.75, PICTURES_INCHES / (most + 1))  # of a picture: a column a block, of which FLUX has 57
+    inches = min(0.75, PICTURES_INCHES / (most + 1))  # of a picture: a column per block, of which FLUX has 57
     below = 0.3 + max(0.6, 1.2 * inches) * len(kinds)  # room to spare: pictures as wide as the bars stand under them
     figure = Canvas(figsize=(max(4.5, inches * (most + 1) + 0.8), len(models) * (1.7 + below)))
     layout = figure.add_gridspec(2 * len(models), 1 + most, height_ratios=[1.7, below] * len(models))

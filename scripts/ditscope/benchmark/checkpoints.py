@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict, unflatten_tensor_state_dict
 
-from ditscope.core.errors import InputError
+from ditscope.core.errors import InputError, check_version
 from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.tensor_files import save_tensors
 from ditscope.models.folders import check_safetensors
@@ -115,11 +115,7 @@ def record_of(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         record = json.loads(metadata[RECORD])
     except (KeyError, ValueError):
         raise InputError(f"{path}: no quantized checkpoint of ditscope; make it with `ditscope quantize`") from None
-    if record.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(
-            f"{path}: schema version {record.get('schema_version')}, this ditscope reads {SCHEMA_VERSION}; "
-            "make the checkpoint again"
-        )
+    check_version(path, record.get("schema_version"), SCHEMA_VERSION, "make the checkpoint again")
     if not record["class"].endswith("Transformer2DModel"):
         raise InputError(f"{path}: `{record['class']}` is no transformer of diffusers")
     return record

@@ -13,7 +13,7 @@ from ditscope.benchmark.features import Extractor, feature_extractor, features_o
 from ditscope.benchmark.images import FLOOR, MADE_WITH, Images, check_batch, check_kid_subset, read_images
 from ditscope.benchmark.run_tables import IDENTITY
 from ditscope.benchmark.settings import Benchmark
-from ditscope.benchmark.tables import NOISE_FLOOR, OF_SETS, PAIRED, QUALITY
+from ditscope.benchmark.tables import NOISE_FLOOR, OF_SETS, OF_TEXT, PAIRED, QUALITY
 from ditscope.core.errors import InputError
 from ditscope.core.intervals import mean_interval
 from ditscope.core.metrics import (
@@ -51,7 +51,7 @@ def quality(
     """Judge the images of benchmark runs against those of the base scheme in eager mode, which must be among them.
 
     `runs` are tables `benchmark.run` of one model, each with its images in a tar of the same name. Leaves the table
-    `benchmark.quality`, a row a run and metric. Raises InputError, before any model loads, where a run has other
+    `benchmark.quality`, a row per run and metric. Raises InputError, before any model loads, where a run has other
     settings than the base, or an image is damaged.
     """
     tables = [(path, read_table(path, "benchmark.run").row(0, named=True)) for path in runs]
@@ -179,7 +179,7 @@ def compare(reference: dict, mine: dict, kid_subset_size: int = 0) -> list[dict]
     paired["quality_loss"] = quality_losses(paired["feature_cosine"], paired["ssim"])
     reasons = {"lpips": missing}
     if mine["alignment"] is None:
-        reasons |= dict.fromkeys(PAIRED[4:6], "the embedder of benchmark.features has no text tower")
+        reasons |= dict.fromkeys(OF_TEXT, "the embedder of benchmark.features has no text tower")
     else:
         paired["prompt_alignment"] = mine["alignment"]
         paired["prompt_alignment_change"] = mine["alignment"] - reference["alignment"]

@@ -5,9 +5,8 @@ from ditscope.core.schema import Column, Table
 
 NOISE_FLOOR = "noise floor"  # kind of the row of the base, sampled in another batch
 # Metrics of pairs of images and of sets of images; between them stand those of `benchmark.cosines`.
-PAIRED = (
-    "psnr_db", "ssim", "feature_cosine", "quality_loss", "prompt_alignment", "prompt_alignment_change", "lpips",
-)  # fmt: skip
+OF_TEXT = ("prompt_alignment", "prompt_alignment_change")
+PAIRED = ("psnr_db", "ssim", "feature_cosine", "quality_loss", *OF_TEXT, "lpips")
 OF_SETS = ("fid", "kid", "inception_score", "precision", "recall")
 
 RATIO = Column("Float64", "bytes of the base over the scheme's own", nullable=True)

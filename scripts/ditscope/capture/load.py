@@ -1,4 +1,4 @@
-"""The tensors of a capture: one safetensors file a step, written as the step ends and read lazily.
+"""The tensors of a capture: one safetensors file per step, written as the step ends and read lazily.
 
 A step file holds, each in the type that the model computes in:
   <block>.img, <block>.txt   tokens of a double or joint block (batch, tokens, width); a block without text has no .txt

@@ -80,9 +80,11 @@ def spelling(kind: type, value: Any) -> str:
             number = float(value)
         except ValueError:
             return ""
+        if not isfinite(number):
+            return "; write a finite number"
         if kind is int:
             return f"; write {int(number)}, without quotes" if number.is_integer() else ""
-        plain = f"{number:e}" if "e" in value.lower() and isfinite(number) else value
+        plain = f"{number:e}" if "e" in value.lower() else value
         return f"; write {plain}, without quotes"
     if kind is bool and isinstance(value, (str, int)):
         return "; write true or false, without quotes"

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from ditscope.core.atomic import replacing
-from ditscope.core.errors import InputError, SchemaError, again, parsing
+from ditscope.core.errors import InputError, SchemaError, again, check_version, parsing
 from ditscope.core.schema import Table, table_named
 
 SCHEMA_VERSION = "2"
@@ -38,8 +38,7 @@ def read_table(path: Path | str, name: str) -> pl.DataFrame:
     found, version = metadata.get("table"), metadata.get("schema_version")
     if found != name:
         raise InputError(f"{path}: holds the table `{found}`, not `{name}`")
-    if version != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema version {version}, this ditscope reads {SCHEMA_VERSION}; run the stage again")
+    check_version(path, version, SCHEMA_VERSION, "run the stage again")
     with parsing(path, f"damaged Parquet file ({{}}); {again(path, ending='.parquet')}", POLARS):
         return pl.read_parquet(path)
 

@@ -14,7 +14,7 @@ STATE = [*RUN, "sequence_number"]
 
 
 def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFrame:
-    """Join the tables `embeddings` and `trajectories`: one row a state of an embedder, sorted by `STATE`.
+    """Join the tables `embeddings` and `trajectories`: one row per state of an embedder, sorted by `STATE`.
 
     Columns: embedder, modality, network, run_id, prompt_id, seed, sequence_number (-1: the initial prompt), position
     (0, 1, ... among the run's generated states of the embedder's modality; -1: the initial prompt), text (of an image:

@@ -39,7 +39,7 @@ def embed(
 ) -> None:
     """Embed the texts (the prompt among them) or the images of one shard of trajectories.
 
-    Leaves `out` (table `embeddings`, one row a state of the embedder's modality, in the order of the trajectories).
+    Leaves `out` (table `embeddings`, one row per state of the embedder's modality, in the order of the trajectories).
     Equal states are embedded once, so their vectors are equal to the last bit. `images` is read by image embedders
     only. Raises InputError on a missing image and on a vector that is zero, NaN or Inf.
     """

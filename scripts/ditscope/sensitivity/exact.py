@@ -147,7 +147,7 @@ def quantized(module: nn.Module, settings: Sensitivity, bits: int) -> Tensor:
     return QUANTIZERS[settings.quantizer](module.weight.data, bits, settings.group_size)
 
 
-# Metrics: functions of (batch, values) float64 reference and output, one number a sample -----------------------------
+# Metrics: functions of (batch, values) float64 reference and output, one number per sample ----------------------------
 
 
 def psnr_db(reference: Tensor, output: Tensor) -> Tensor:
