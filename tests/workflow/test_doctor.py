@@ -193,6 +193,24 @@ DAMAGE = {
         "prompts",
         "lacks 1 of 2 runs of the CSV",
     ),
+    "column of another type": (
+        "drift/drift.parquet",
+        lambda p: rewrite(p, lambda t: t.with_columns(pl.col("shuffle").cast(pl.Int32))),
+        "drift",
+        "column `shuffle` is Int32, not Int64",
+    ),
+    "column that its stage does not declare": (
+        "clusters/returns.parquet",
+        lambda p: rewrite(p, lambda t: t.with_columns(mine=1)),
+        "cluster",
+        "has a column `mine` that the table `clusters.returns` does not declare",
+    ),
+    "rows of one key": (
+        "topology/entropy.parquet",
+        lambda p: rewrite(p, lambda t: pl.concat([t, t.head(1)])),
+        "topology",
+        "has rows of one key (embedder, network, run_id, dimension) twice",
+    ),
     "another table in its place": (
         "prompts/shard-00000.parquet",
         lambda p: write_loosely(pl.DataFrame({"a": [1]}), p, "images"),

@@ -7,7 +7,7 @@ import polars as pl
 from ditscope.core.intervals import LEAST_UNITS
 from ditscope.core.study import Study
 from ditscope.models.packed import INTX_BITS, intx_bytes
-from ditscope.sensitivity.tables import SENSITIVITY
+from ditscope.sensitivity.tables import AGREEMENT, SENSITIVITY
 
 CELL = list(SENSITIVITY.key)
 # What is said of a layer, whatever its scores.
@@ -43,7 +43,7 @@ def check_sensitivity(study: Study) -> None:
                 check_part(study, file, part, beside_it.get(other_part(file)), name)
     if not study.asked("sensitivity"):
         return
-    file, agreement = "sensitivity/sensitivity.parquet", "sensitivity/agreement.parquet"
+    file, agreement = SENSITIVITY.file, AGREEMENT.file
     table = study.table("sensitivity", file, "sensitivity")
     compared = study.table("sensitivity", agreement, "sensitivity.agreement")
     if table is not None:
