@@ -154,10 +154,10 @@ def recorded(study: Study, folder: str, model: str, tables: dict[str, pl.DataFra
 
 
 def image_keys(study: Study, model: str) -> list[str] | None:
-    """Keys of a model's images; None where a manifest cannot be read."""
+    """The key of each run's image of a model; None where a manifest cannot be read."""
     quiet = study.quiet()
     shards = [tar for tar in study.targets("generate") if tar.split("/")[1] == model]
     tables = [quiet.table("generate", beside(tar)[0], "images") for tar in shards]
     if not tables or any(table is None for table in tables):
         return None
-    return list(dict.fromkeys(key for table in tables if table is not None for key in table["key"]))
+    return [key for table in tables if table is not None for key in table["key"]]
