@@ -94,7 +94,6 @@ RUN_SLICES = {
     for part in [*TRAJECTORY_INDEX, *CAPTURE_RUNS.values(), ABLATED_RUNS]
 }
 OWN_SET = "source"  # name of the capture set of captures that the user gives
-BLOCK_TABLES = ("similarity", "residual", "text_drift", "decodability", "decodable")
 TRAJECTORY_SHARDS = [f"{i:05d}" for i in range(len(TRAJECTORY_INDEX))]
 
 

@@ -13,6 +13,7 @@ from ditscope.capture.files import decodes_of, generations_in
 from ditscope.publish.figures import PAPER_TABLES, available, own_figures
 from ditscope.models.hardware import filed_under, hardware_id
 from ditscope.core.identity import file_digest
+from ditscope.core.schema import tables_of
 from ditscope.prompts.files import least, read_prompts
 from ditscope.models.settings import backends_of
 
@@ -45,7 +46,7 @@ def capture_sets(*models):
 def block_tables(*models):
     """Tables of what the captured blocks do, one for each question."""
     folders = [f"{RESULTS}/analysis/{model}/{capture}" for model in models for capture in sets_of(model)]
-    return [f"{folder}/{name}.parquet" for folder in folders for name in BLOCK_TABLES]
+    return [f"{folder}/{table.stem}.parquet" for folder in folders for table in tables_of("blocks")]
 
 
 def ablations(*models, suffix="parquet"):
@@ -87,25 +88,10 @@ def embedding_shards(embedders, networks):
     return expand(pattern, embedder=embedders, network=networks, shard=TRAJECTORY_SHARDS)
 
 
-def analysis_tables(folder):
-    """Tables of drift/, clusters/ or topology/; none where nothing is embedded."""
-    tables = {
-        "drift": ["drift", "similarity", "autoregression", "normality"],
-        "clusters": [
-            "clusters",
-            "map",
-            "run_lengths",
-            "longest_runs",
-            "transitions",
-            "label_phases",
-            "returns",
-            "outliers",
-            "agreement",
-        ],
-        "topology": ["diagrams", "entropy", "distances"],
-    }
+def analysis_tables(stage):
+    """Tables of the stage drift, cluster or topology; none where nothing is embedded."""
     embedded = CONFIG.embed.embedders and CONFIG.trajectories.networks
-    return expand(f"{RESULTS}/{folder}/{{table}}.parquet", table=tables[folder]) if embedded else []
+    return [f"{RESULTS}/{table.file}" for table in tables_of(stage)] if embedded else []
 
 
 def analyses():
@@ -331,7 +317,7 @@ def every_stage():
         ],
         "embed": embedding_shards(CONFIG.embed.embedders, CONFIG.trajectories.networks),
         "drift": analysis_tables("drift"),
-        "cluster": analysis_tables("clusters"),
+        "cluster": analysis_tables("cluster"),
         "topology": analysis_tables("topology"),
         "refine": refinements(*CONFIG.refine.models),
         "video": [*capture_videos(*CONFIG.capture.models), *trajectory_videos()],

@@ -35,7 +35,8 @@ from ditscope.trajectories.invocations import (
 )
 from ditscope.trajectories.networks import Entry, resolve_network, trajectory_index
 from ditscope.trajectories.settings import Trajectories
-from ditscope.trajectories.stage import SCHEMA, distinct_images, run_id, trajectories, walk
+from ditscope.trajectories.stage import distinct_images, run_id, trajectories, walk
+from ditscope.trajectories.tables import TRAJECTORIES
 from tiny_captioners import tiny_blip
 
 FLUX, SD3, BLIP = Model("flux", "a"), Model("sd3", "b"), Model("blip", "c")
@@ -89,7 +90,7 @@ def runs(*prompts: str, seeds: tuple[int, ...] = (0,)) -> list[dict]:
 
 def table(rows: list[dict]) -> pl.DataFrame:
     """Rows of `walk` as the table `trajectories`."""
-    return pl.DataFrame(rows, schema=SCHEMA)
+    return pl.DataFrame(rows, schema=TRAJECTORIES.schema())
 
 
 def texts(rows: list[dict]) -> dict[str, list[str]]:
@@ -331,7 +332,11 @@ def test_fixed_seeds_come_back_whether_captions_are_drawn_or_not(tmp_path, capti
         "n", dummy_nodes("drawer", captioner), runs("a", "b", seeds=(0, 1)), Trajectories(max_length=100), tmp_path
     )
     assert {row["stop_reason"] for row in rows} == {"repeat"}
-    ends = pl.DataFrame(rows, schema=SCHEMA).group_by("run_id", maintain_order=True).agg("output_key", "loop_length")
+    ends = (
+        pl.DataFrame(rows, schema=TRAJECTORIES.schema())
+        .group_by("run_id", maintain_order=True)
+        .agg("output_key", "loop_length")
+    )
     for keys, loops in ends.select("output_key", "loop_length").iter_rows():
         assert keys[-1] == keys[-1 - loops[0]] and len(set(keys)) == len(keys) - 1
 
@@ -438,7 +443,7 @@ def followed(study, tmp_path_factory) -> tuple[Path, pl.DataFrame, dict[str, byt
 
 def test_the_stage_leaves_a_whole_record(followed, study):
     folder, rows, images = followed
-    assert rows.schema == pl.Schema(SCHEMA)
+    assert rows.schema == pl.Schema(TRAJECTORIES.schema())
     assert rows["run_id"].n_unique() == 4
     assert rows.filter(pl.col("type") == "IMAGE")["output_key"].is_in(list(images)).all()
     assert set(images) == set(rows.filter(pl.col("type") == "IMAGE")["output_key"])

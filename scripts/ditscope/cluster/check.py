@@ -4,29 +4,19 @@ from collections.abc import Iterable
 
 import polars as pl
 
+from ditscope.cluster.tables import CLUSTERS, MAP
 from ditscope.core.study import Study
 from ditscope.embed.check import check_analysis, generated
 from ditscope.trajectories.check import states
 
-TABLES = {
-    "clusters/clusters.parquet": "clusters",
-    "clusters/map.parquet": "clusters.map",
-    "clusters/run_lengths.parquet": "clusters.run_lengths",
-    "clusters/longest_runs.parquet": "clusters.longest_runs",
-    "clusters/transitions.parquet": "clusters.transitions",
-    "clusters/label_phases.parquet": "clusters.label_phases",
-    "clusters/returns.parquet": "clusters.returns",
-    "clusters/outliers.parquet": "clusters.outliers",
-    "clusters/agreement.parquet": "clusters.agreement",
-}
-STATES = ("clusters/clusters.parquet", "clusters/map.parquet")  # a row per generated state
+STATES = (CLUSTERS.file, MAP.file)  # a row per generated state
 
 
 def check_cluster(study: Study) -> None:
     """The tables of clusters are what the embeddings and trajectories give, with a row per generated state."""
-    left = check_analysis(study, "cluster", TABLES, cluster_again, 1e-6)
+    left = check_analysis(study, "cluster", cluster_again, 1e-6)
     if left:
-        check_map(study, left.get("clusters/map.parquet"))
+        check_map(study, left.get(MAP.file))
         check_states(study, left, states(study))
 
 
@@ -69,9 +59,9 @@ def check_map(study: Study, table: pl.DataFrame | None) -> None:
         few = len(part) < FEWEST
         reason = f"{len(part)} states, a map needs {FEWEST}" if few else None
         if part["reason"].to_list() != [reason] * len(part):
-            study.note("cluster", "clusters/map.parquet", f"{embedder}: column `reason` is not {reason!r}")
+            study.note("cluster", MAP.file, f"{embedder}: column `reason` is not {reason!r}")
         if any((part[axis].is_null() != few).any() for axis in "xy"):
-            study.note("cluster", "clusters/map.parquet", f"{embedder}: states without coordinates or with too few")
+            study.note("cluster", MAP.file, f"{embedder}: states without coordinates or with too few")
 
 
 def check_states(study: Study, found: dict[str, pl.DataFrame | None], tables: dict[str, pl.DataFrame]) -> None:

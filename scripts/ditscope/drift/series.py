@@ -1,8 +1,12 @@
 """Statistics of series in long tables: lag-1 autoregression with intervals, tests of normality."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 from scipy import stats
+
+from ditscope.drift.tables import NORMALITY
 
 GROUP = ["embedder", "network", "control", "measure"]
 SERIES = [*GROUP, "run_id", "shuffle"]
@@ -10,7 +14,7 @@ CONFIDENCE = 0.95
 SHAPIRO_MOST = 5000  # beyond it scipy's p-value of the Shapiro-Wilk test is not accurate
 
 
-def long_series(table: pl.DataFrame, measures: list[str]) -> pl.DataFrame:
+def long_series(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
     """The columns `measures` of a drift table as rows (measure, value), less first states, which measure nothing."""
     first = pl.col("sequence_number") == pl.col("sequence_number").min().over("embedder", "network", "run_id")
     keys = ["embedder", "network", "control", "run_id", "shuffle"]
@@ -19,7 +23,7 @@ def long_series(table: pl.DataFrame, measures: list[str]) -> pl.DataFrame:
     return rows.with_columns(pl.col("measure").cast(order)).sort(*SERIES, "sequence_number")
 
 
-def autoregression(table: pl.DataFrame, measures: list[str]) -> pl.DataFrame:
+def autoregression(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
     """Lag-1 coefficient b of x[t+1] = a + b x[t] + e in each embedder, network, control and measure.
 
     Two least-squares estimators, whose biases have opposite signs: `pooled` has one intercept a (differences between
@@ -87,7 +91,7 @@ def fit(pairs: pl.DataFrame, groups: pl.DataFrame, centre: list[str]) -> pl.Data
     )
 
 
-def normality(table: pl.DataFrame, measures: list[str]) -> pl.DataFrame:
+def normality(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
     """Shapiro-Wilk and D'Agostino-Pearson K^2 tests of `measures` in each embedder, network and control.
 
     Both suppose independent values; the steps of one run are not quite that, so a p-value is a guide. O(n log n).
@@ -123,9 +127,4 @@ def normality(table: pl.DataFrame, measures: list[str]) -> pl.DataFrame:
                 | summary
                 | {"statistic": statistic, "p_value": p_value, "reason": reason}
             )
-    schema = groups.select(GROUP).schema | {
-        "test": pl.String, "n": pl.Int64, "mean": pl.Float64, "standard_deviation": pl.Float64,
-        "skewness": pl.Float64, "excess_kurtosis": pl.Float64, "statistic": pl.Float64, "p_value": pl.Float64,
-        "reason": pl.String,
-    }  # fmt: skip
-    return pl.DataFrame(records, schema=schema)
+    return pl.DataFrame(records, schema=NORMALITY.schema() | {"measure": pl.Enum(measures)})

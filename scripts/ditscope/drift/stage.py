@@ -12,12 +12,11 @@ from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
 from ditscope.drift.series import autoregression, normality
 from ditscope.drift.settings import Drift
+from ditscope.drift.tables import AUTOREGRESSION, DISTANCES, DRIFT, NORMALITY, SIMILARITY, STEPS
 from ditscope.embed.files import STATE, by_embedder, read_states, run_starts, unit, vectors
 
 log = logging.getLogger(__name__)
-CONTROL = pl.Enum(["observed", "shuffled"])
-DISTANCES = ["euclidean", "cosine_distance", "angle_rad"]
-STEPS = [f"step_{name}" for name in DISTANCES]
+CONTROL = DRIFT.schema()["control"]
 CHUNK = 8192  # rows whose distances are computed at once: bounds the float64 copies to CHUNK x d
 
 
@@ -35,10 +34,10 @@ def drift(
     asked = product(range(settings.shuffles + 1), states.select(STATE).rows())
     left = ((row[0], row[1:]) for row in table.select("shuffle", *STATE).iter_rows())
     check_complete(folder / "drift.parquet", "states (of each shuffle)", asked, left)
-    write_table(table, folder / "drift.parquet", "drift")
-    write_table(run_similarity(states), folder / "similarity.parquet", "drift.similarity")
-    write_table(autoregression(table, [*DISTANCES, *STEPS]), folder / "autoregression.parquet", "drift.autoregression")
-    write_table(normality(table, STEPS), folder / "normality.parquet", "drift.normality")
+    write_table(table, folder / "drift.parquet", DRIFT)
+    write_table(run_similarity(states), folder / "similarity.parquet", SIMILARITY)
+    write_table(autoregression(table, [*DISTANCES, *STEPS]), folder / "autoregression.parquet", AUTOREGRESSION)
+    write_table(normality(table, STEPS), folder / "normality.parquet", NORMALITY)
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:

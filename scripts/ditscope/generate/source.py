@@ -17,12 +17,13 @@ from ditscope.core.errors import InputError, parsing
 from ditscope.core.paths import OutputFile
 from ditscope.core.shards import Sample, png_bytes, read_tar, write_tar
 from ditscope.core.tables import read_table, write_table
-from ditscope.generate.stage import COLUMNS, beside
+from ditscope.generate.stage import beside
 from ditscope.models.folders import resolve_source
 from ditscope.models.loading import default_device
 from ditscope.models.registry import family_of
 from ditscope.models.requests import RUN, with_runs
 from ditscope.models.settings import Model
+from ditscope.prompts.files import COLUMNS
 
 log = logging.getLogger(__name__)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
