@@ -57,6 +57,7 @@ class Table:
     key: tuple[str, ...]
     columns: Mapping[str, Column]
     parts: str = ""  # other files of the same table: parts that a later job joins, or slices
+    open: bool = False  # an analysis of the user's own, whose columns are its own business
 
     @property
     def stem(self) -> str:
@@ -74,6 +75,8 @@ class Table:
 
     def faults(self, frame: "pl.DataFrame") -> Iterator[str]:
         """What of a frame does not fit: columns, types, nulls, and, where the columns are there, the key."""
+        if self.open:
+            return
         needed = self.schema()
         yield from (f"lacks the column `{name}`" for name in needed if name not in frame.columns)
         for name, dtype in frame.schema.items():
@@ -121,6 +124,8 @@ def tables_of(stage: str) -> list[Table]:
 def table_named(name: str) -> Table:
     """The declaration of a table. Raises InputError where no module declares it."""
     first = name.partition(".")[0]
+    if first == "analysis":
+        return Table(name, "analysis/*.parquet", "", (), {}, open=True)
     own = f"{first}.tables"
     declared = tables_of(STAGE_OF[first]) if first in STAGE_OF else tables_in(load_plugin(own, {}, name, "a table"))
     found = next((table for table in declared if table.name == name), None)
