@@ -66,12 +66,6 @@ def role(path: Path) -> str:
 def narrowed(study: Study, path: Path) -> dict:
     """The plan with the targets of the file's own model alone, where its check keeps them apart."""
     top, targets = path.parts[0], study.plan["targets"]
-<<<<<<< HEAD
-=======
-    others = {"drift": "drift", "clusters": "cluster", "topology": "topology"}.items()
-    if top in dict(others):
-        return study.plan | {"targets": targets | {stage: [] for folder, stage in others if folder != top}}
->>>>>>> main
     stages = {"images": "generate", "captures": "capture", "analysis": "blocks", "calibration": "calibrate"}
     if top not in stages:
         return study.plan

@@ -18,12 +18,12 @@ from ditscope.core.paths import OutputFile
 from ditscope.core.shards import Sample, png_bytes, read_tar, write_tar
 from ditscope.core.tables import read_table, write_table
 from ditscope.generate.stage import beside
+from ditscope.generate.tables import IMAGES
 from ditscope.models.folders import resolve_source
 from ditscope.models.loading import default_device
 from ditscope.models.registry import family_of
 from ditscope.models.requests import RUN, with_runs
 from ditscope.models.settings import Model
-from ditscope.prompts.files import COLUMNS
 
 log = logging.getLogger(__name__)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -52,7 +52,7 @@ def import_images(
         for made in samples
         for run in made["json"]["runs"]
     ]
-    write_table(pl.DataFrame(rows).select(COLUMNS), manifest, "images")
+    write_table(pl.DataFrame(rows, schema=IMAGES.schema()), manifest, "images")
     cost = {"model": name, "slice": 0, "images": len(samples), "seconds": time.perf_counter() - began}
     write_table(pl.DataFrame([cost]), timing, "images.timing")
     log.info("%s: %d pictures of %s", name, len(samples), source)
@@ -64,7 +64,7 @@ def shard_samples(name: str, shard: Path) -> list[Sample]:
     for made in samples:
         if lacking := [member for member in ("png", "json") if member not in made]:
             raise InputError(f"{shard}: sample {made['__key__']} has no {lacking[0]}; give shards that `generate` left")
-        if lacking := [key for key in (*COLUMNS[:-2], "runs") if key not in made["json"]]:
+        if lacking := [key for key in (*list(IMAGES.columns)[:-2], "runs") if key not in made["json"]]:
             raise InputError(f"{shard}: the record of sample {made['__key__']} lacks `{lacking[0]}`; give whole shards")
         if made["json"]["model"] != name:
             raise InputError(f"{shard}: made by `{made['json']['model']}`, not `{name}`; give it under its own name")
