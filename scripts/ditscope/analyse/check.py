@@ -8,4 +8,4 @@ from ditscope.core.study import Study
 def check_analyse(study: Study) -> None:
     """Tables of the user's own analyses are named as these are; what they say is the user's business."""
     for file in study.targets("analyse"):
-        study.table("analyse", file, f"analysis.{Path(file).stem}", "")
+        study.table("analyse", file, f"analysis.{Path(file).stem}")

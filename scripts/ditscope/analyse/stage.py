@@ -2,11 +2,13 @@
 
 import inspect
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
 from ditscope.analyse.settings import Analyse, Analysis
+from ditscope.analyse.tables import ANALYSIS
 from ditscope.core.errors import InputError
 from ditscope.core.names import unknown
 from ditscope.core.paths import InputFolder, OutputFile
@@ -50,5 +52,5 @@ def run_analysis(name: str, analysis: Analysis, files: dict[str, list[Path]], ou
         raise InputError(
             f"{where}: `analyse` of `{analysis.module}` returns a {type(table).__name__}; return a polars DataFrame"
         )
-    write_table(table, out, f"analysis.{name}")
+    write_table(table, out, replace(ANALYSIS, name=f"analysis.{name}"))
     log.info("%s: %d rows", name, len(table))

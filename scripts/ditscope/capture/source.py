@@ -16,6 +16,7 @@ from ditscope.capture.files import (
     step_file,
     write_metadata,
 )
+from ditscope.capture.tables import STATISTICS
 from ditscope.capture.verify import verify
 from ditscope.core.atomic import link_or_copy
 from ditscope.core.errors import InputError, parsing
@@ -140,5 +141,5 @@ def write_generation(steps: Sequence[dict[str, Any]], about: dict[str, Any], mod
         save_tensors({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
         files[path.name] = {"sha256": file_digest(path, 256), "bytes": path.stat().st_size}
     table = statistics_table(pooled, about, about["sigmas"], {block: i for i, block in enumerate(order)})
-    write_table(table, folder / "statistics.parquet", "capture_statistics")
+    write_table(table, folder / "statistics.parquet", STATISTICS)
     write_metadata(about | {"captured_blocks": blocks, "files": files, "decoded": []}, intermediates)

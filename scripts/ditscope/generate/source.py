@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import time
+from collections import Counter
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from ditscope.core.paths import OutputFile
 from ditscope.core.shards import Sample, png_bytes, read_tar, write_tar
 from ditscope.core.tables import read_table, write_table
 from ditscope.generate.stage import beside
-from ditscope.generate.tables import IMAGES
+from ditscope.generate.tables import IMAGES, TIMING
 from ditscope.models.folders import resolve_source
 from ditscope.models.loading import default_device
 from ditscope.models.registry import family_of
@@ -46,15 +47,18 @@ def import_images(
     bare = [made for made in samples if "latent.npy" not in made]
     for made, latent in zip(bare, encoded(name, model, [made["png"] for made in bare]), strict=True):
         made["latent.npy"] = latent
-    write_tar(samples, images)
     rows = [
         made["json"] | run | {"key": made["__key__"], "png_sha256": hashlib.sha256(made["png"]).hexdigest()}
         for made in samples
         for run in made["json"]["runs"]
     ]
-    write_table(pl.DataFrame(rows, schema=IMAGES.schema()), manifest, "images")
+    runs = Counter((row["prompt_id"], row["seed"]) for row in rows)
+    if twice := next((run for run, count in runs.items() if count > 1), None):
+        raise InputError(f"{source}: holds the picture of prompt_id `{twice[0]}`, seed {twice[1]}, twice; give it once")
+    write_tar(samples, images)
+    write_table(pl.DataFrame(rows, schema=IMAGES.schema()), manifest, IMAGES)
     cost = {"model": name, "slice": 0, "images": len(samples), "seconds": time.perf_counter() - began}
-    write_table(pl.DataFrame([cost]), timing, "images.timing")
+    write_table(pl.DataFrame([cost], schema=TIMING.schema()), timing, TIMING)
     log.info("%s: %d pictures of %s", name, len(samples), source)
 
 

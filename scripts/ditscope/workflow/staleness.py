@@ -114,9 +114,9 @@ def facts_of(file: Path) -> dict:
 
     def read() -> dict:
         tree = ast.parse(file.read_bytes())
-        functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
         if file.stem.endswith("tables"):
             remove_words(tree)
+        functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
         digest = hashlib.sha256(b"".join(canonical(tree))).hexdigest()[:16]
         return {"tree": digest, "imports": list(imported(tree)), "functions": functions}
 
