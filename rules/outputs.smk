@@ -80,6 +80,7 @@ def analysis_tables(folder):
             "map",
             "run_lengths",
             "longest_runs",
+            "dwell_times",
             "transitions",
             "label_phases",
             "returns",

@@ -10,6 +10,7 @@ from scipy.spatial import distance
 
 from ditscope.core.errors import InputError
 from ditscope.core.tables import read_table, write_table
+from ditscope.drift.figures import drift_quantiles
 from ditscope.drift.series import autoregression, normality
 from ditscope.drift.settings import Drift
 from ditscope.drift.stage import DISTANCES, STEPS, distances, drift
@@ -69,15 +70,89 @@ def test_opposite_equal_and_zero_vectors():
     np.testing.assert_allclose(found["angle_rad"], [np.pi, 0, np.nan, np.nan, 0])
 
 
-def test_zero_vectors_are_null_and_do_not_spread(tmp_path):
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_a_vector_without_a_direction_is_named_and_leaves_a_gap(tmp_path, value, caplog):
     x = np.random.default_rng(0).normal(size=(6, 4))
-    x[3] = 0
-    tables = run_drift(tmp_path, {("text-a", "net-a", "p0/0"): x, ("text-a", "net-a", "p1/0"): x[[0, 1, 2]]}, MODALITY)
-    run = tables["drift"].filter(control="observed", prompt_id="p0")
-    assert run["cosine_distance"].is_null().to_list() == [False] * 3 + [True] + [False] * 2
-    assert run["step_angle_rad"].is_null().to_list() == [True, False, False, True, True, False]
-    assert run["euclidean"].null_count() == 0
-    assert tables["similarity"]["aligned_cosine"].null_count() == 0
+    whole = run_drift(tmp_path / "whole", {("text-a", "net-a", "p0/0"): x}, MODALITY)
+    x[3] = value
+    holed = run_drift(tmp_path / "holed", {("text-a", "net-a", "p0/0"): x}, MODALITY)
+    assert "1 zero, NaN or Inf vectors are left out" in caplog.text
+    assert "text-a, net-a, run net-a:p0/0, sequence number 5" in caplog.text
+    before, after = (tables["drift"].filter(control="observed") for tables in (whole, holed))
+    assert after["sequence_number"].to_list() == [-1, 1, 3, 7, 9]
+    steps = before.filter(pl.col("sequence_number") != 5).with_columns(
+        pl.when(pl.col("sequence_number") != 7).then(pl.col(STEPS))
+    )
+    assert after.equals(steps)
+    similar = holed["similarity"].row(0, named=True)
+    assert similar["shared_positions"] == 4 and similar["aligned_cosine"] == pytest.approx(1)
+
+
+def test_steps_and_pairs_do_not_cross_a_gap(tmp_path):
+    x = np.random.default_rng(1).normal(size=(12, 4)).cumsum(axis=0)
+    lost = {("image", "net-a", "p0/0", number) for number in range(9, 16)}
+    paths = write_states(tmp_path, {("image", "net-a", "p0/0"): x}, MODALITY, without=lost)
+    drift(*paths, tmp_path / "drift")
+    table = pl.read_parquet(tmp_path / "drift/drift.parquet").filter(control="observed")
+    assert table["sequence_number"].to_list() == [0, 2, 4, 6, 8, 16, 18, 20, 22]
+    assert table["step_euclidean"].is_null().to_list() == [True, *[False] * 4, True, *[False] * 3]
+    pairs = pl.read_parquet(tmp_path / "drift/autoregression.parquet").filter(control="observed", estimator="pooled")
+    count = dict(pairs.select("measure", "pairs").rows())
+    assert (count["euclidean"], count["step_euclidean"]) == (3 + 3, 3 + 2)
+
+
+@pytest.mark.parametrize(("embedder", "number"), [("text-a", -1), ("image", 0)])
+@pytest.mark.parametrize("how", ["missing", "zero"])
+def test_a_run_without_its_first_state_is_refused(tmp_path, embedder, number, how):
+    x = np.eye(4)
+    lost = {(embedder, "net-a", "p0/0", number)} if how == "missing" else set()
+    x[0] *= how == "missing"
+    paths = write_states(tmp_path, {(embedder, "net-a", "p0/0"): x}, MODALITY, without=lost)
+    with pytest.raises(InputError, match=r"net-a, run net-a:p0/0, .* prompt or first image is missing, zero or NaN"):
+        drift(*paths, tmp_path / "drift")
+
+
+def test_loops_are_continued_to_the_end(tmp_path):
+    """A run whose captions go p a b c b, and so on b c b c; its images 0 1 2 1, and so on 2 1 2 1."""
+    rng = np.random.default_rng(2)
+    text, image = rng.normal(size=(4, 5)), rng.normal(size=(3, 5))
+    cut = rng.normal(size=(5, 5))
+    vectors = {
+        ("text-a", "net-a", "p0/0"): text[[0, 1, 2, 3, 2]],
+        ("image", "net-a", "p0/0"): image[[0, 1, 2, 1]],
+        ("text-a", "net-a", "p1/0"): cut,
+    }
+    paths = write_states(tmp_path, vectors, MODALITY, loops={("net-a", "p0/0"): 4})
+    drift(*paths, tmp_path / "drift", max_length=14)
+    table = pl.read_parquet(tmp_path / "drift/drift.parquet").filter(control="observed")
+    for embedder, order, states, first in (
+        ("text-a", [0, 1, 2, 3, 2, 3, 2, 3], text, -1),
+        ("image", [0, 1, 2, 1, 2, 1, 2], image, 0),
+    ):
+        mine = table.filter(embedder=embedder, prompt_id="p0")
+        x = states[order].astype(np.float32).astype(float)
+        assert mine["sequence_number"].to_list() == list(range(first, 14, 2))
+        assert mine["continued"].to_list() == [n > 7 for n in range(first, 14, 2)]
+        np.testing.assert_allclose(mine["euclidean"], np.linalg.norm(x - x[0], axis=1), rtol=1e-6)
+        np.testing.assert_allclose(mine["step_euclidean"][1:], np.linalg.norm(np.diff(x, axis=0), axis=1), rtol=1e-6)
+    cut_short = table.filter(prompt_id="p1")
+    assert cut_short["sequence_number"].to_list() == [-1, 1, 3, 5, 7] and not cut_short["continued"].any()
+    pairs = pl.read_parquet(tmp_path / "drift/autoregression.parquet")["pairs"]
+    assert pairs.max() == 3 + 3, "what follows for ever from a loop is no evidence of more"
+
+
+def test_runs_that_converge_stay_in_the_curves(tmp_path):
+    """Ten of 16 runs stop at their second caption: the median at the end is theirs, at every point of 16 runs."""
+    rng = np.random.default_rng(3)
+    walks = {("text-a", "net-a", f"p{i}/0"): 1 + rng.normal(size=(8, 6)).cumsum(axis=0) for i in range(16)}
+    for i in range(10):
+        walks["text-a", "net-a", f"p{i}/0"][1:3] = walks["text-a", "net-a", f"p{i}/0"][0] + 0.01
+        walks["text-a", "net-a", f"p{i}/0"] = walks["text-a", "net-a", f"p{i}/0"][:3]
+    paths = write_states(tmp_path, walks, MODALITY, loops={("net-a", f"p{i}/0"): 2 for i in range(10)})
+    drift(*paths, tmp_path / "drift")
+    curves = drift_quantiles({"drift": [tmp_path / "drift/drift.parquet"]}).filter(control="observed")
+    assert curves["runs"].to_list() == [16] * 8
+    assert curves["q50"][1:].max() < 1e-3 < curves["q75"][-1]
 
 
 def test_drift_equals_brute_force_within_each_run(tmp_path):
@@ -143,7 +218,7 @@ def drift_like(series, network=None):
     """A drift table of one measure `x` from arrays by run; slot -1 is the first state, which measures nothing."""
     rows = [
         {"embedder": "e", "network": network(run) if network else "n", "run_id": run, "control": "observed",
-         "shuffle": 0, "sequence_number": t, "x": value}
+         "shuffle": 0, "sequence_number": 2 * t + 1, "x": value}
         for run, x in series.items() for t, value in enumerate([0.0, *x], start=-1)
     ]  # fmt: skip
     return pl.DataFrame(rows, schema_overrides={"x": pl.Float64})
@@ -246,7 +321,7 @@ def test_a_stage_is_the_same_in_any_order_of_its_inputs(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: e.with_columns(pl.lit([1.0, float("nan")], pl.List(pl.Float32)).alias("vector")), "NaN or Inf"),
+        (lambda e: e.with_columns(pl.lit([1.0, float("nan")], pl.List(pl.Float32)).alias("vector")), "no embeddings"),
         (lambda e: pl.concat([e, e.head(1)]), "more than once"),
         (lambda e: e.with_columns(pl.lit("other").alias("run_id")), "no row in the trajectories"),
         (

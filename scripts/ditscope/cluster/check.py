@@ -13,6 +13,7 @@ TABLES = {
     "clusters/map.parquet": "clusters.map",
     "clusters/run_lengths.parquet": "clusters.run_lengths",
     "clusters/longest_runs.parquet": "clusters.longest_runs",
+    "clusters/dwell_times.parquet": "clusters.dwell_times",
     "clusters/transitions.parquet": "clusters.transitions",
     "clusters/label_phases.parquet": "clusters.label_phases",
     "clusters/returns.parquet": "clusters.returns",
@@ -34,24 +35,27 @@ def cluster_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.Dat
     """The tables of clusters, computed again; of the map all but its coordinates, which rounding moves far."""
     from ditscope.cluster import sequences
     from ditscope.cluster.stage import cluster_labels, label_states
-    from ditscope.embed.files import by_embedder, read_states, unit, vectors
+    from ditscope.embed.files import by_embedder, continue_loops, read_states, run_ends, unit, vectors
 
     embeddings = [study.results / file for file in study.targets("embed")]
+    trajectories = [study.results / file for file in trajectories]
     settings, labelled, maps = study.config.cluster, [], []
-    for _, part in by_embedder(read_states(embeddings, [study.results / file for file in trajectories])):
+    for _, part in by_embedder(read_states(embeddings, trajectories)):
         part = part.filter(pl.col("position") >= 0)
         u = unit(vectors(part))
         labels, reason = cluster_labels(u, settings)
         labelled.append(label_states(part, u, labels, reason))
         maps.append(part.drop("text", "vector", "seed"))
     clusters = pl.concat(labelled)
-    runs = sequences.run_lengths(clusters, settings.drop_outliers)
+    whole = continue_loops(clusters, run_ends(trajectories), study.config.trajectories.max_length)
+    runs = sequences.run_lengths(whole, settings.drop_outliers)
     return {
         "clusters": clusters,
         "map": pl.concat(maps),
         "run_lengths": runs,
         "longest_runs": sequences.longest_runs(runs),
-        "transitions": sequences.transitions(clusters, settings.drop_outliers),
+        "dwell_times": sequences.dwell_times(runs),
+        "transitions": sequences.transitions(whole, settings.drop_outliers),
         "label_phases": sequences.label_phases(clusters),
         "returns": sequences.returns(clusters),
         "outliers": sequences.outliers(clusters),

@@ -13,7 +13,7 @@ from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
-from ditscope.embed.files import STATE, by_embedder, read_states, unit, vectors
+from ditscope.embed.files import STATE, by_embedder, continue_loops, read_states, run_ends, unit, vectors
 
 log = logging.getLogger(__name__)
 SEED = 0
@@ -23,13 +23,18 @@ CHUNK = 4096  # rows whose distances to the fitted ones are held at once
 
 
 def cluster(
-    embeddings: list[InputFile], trajectories: list[InputFile], folder: OutputFolder, settings: Cluster = Cluster()
+    embeddings: list[InputFile],
+    trajectories: list[InputFile],
+    folder: OutputFolder,
+    settings: Cluster = Cluster(),
+    max_length: int = 0,
 ) -> None:
     """Cluster the states of each embedder over all networks, and describe how trajectories move between clusters.
 
     Leaves in `folder`: clusters.parquet (a label for each generated state, and its cluster's medoid), map.parquet
-    (t-SNE), and of the label sequences run_lengths, longest_runs, transitions, label_phases, returns, outliers and
-    agreement.parquet. Initial prompts are not clustered: every network and seed repeats them, so that each would
+    (t-SNE), and of the label sequences run_lengths, longest_runs, dwell_times, transitions, label_phases, returns,
+    outliers and agreement.parquet. In the first four of these, runs that ended in a loop are continued to `max_length`
+    invocations (0: as far as the longest run goes). Initial prompts are not clustered: every network and seed repeats them, so that each would
     be a cluster.
     """
     if settings.min_cluster_size == 1 or settings.min_cluster_size < 0:
@@ -50,11 +55,13 @@ def cluster(
     drop = settings.drop_outliers
     write_table(clusters, folder / "clusters.parquet", "clusters")
     write_table(pl.concat(maps), folder / "map.parquet", "clusters.map")
-    runs = sequences.run_lengths(clusters, drop)
+    whole = continue_loops(clusters, run_ends(trajectories), max_length)
+    runs = sequences.run_lengths(whole, drop)
     for name, table in {
         "run_lengths": runs,
         "longest_runs": sequences.longest_runs(runs),
-        "transitions": sequences.transitions(clusters, drop),
+        "dwell_times": sequences.dwell_times(runs),
+        "transitions": sequences.transitions(whole, drop),
         "label_phases": sequences.label_phases(clusters),
         "returns": sequences.returns(clusters),
         "outliers": sequences.outliers(clusters),

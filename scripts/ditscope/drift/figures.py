@@ -4,11 +4,16 @@ import polars as pl
 from matplotlib.figure import Figure as Canvas
 
 from ditscope.core.tables import concat_tables
-from ditscope.style import COLOURS, Files, facets, named
+from ditscope.style import COLOURS, Files, facets, named, write_counts
+
+FEWEST = 8  # runs below which quartiles are not drawn
 
 
 def drift_curves(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Cosine distance to the first state: median and quartiles over runs, with the shuffled control dashed."""
+    """Cosine distance to the first state: median and quartiles over n runs, with the shuffled control dashed.
+
+    Runs that ended in a loop are continued. Fewer than FEWEST runs have no quartiles.
+    """
     curves = drift_quantiles(files)
     figure, cells = facets(curves, sharex=True, sharey="row")
     for (embedder, network), axis in cells.items():
@@ -16,9 +21,9 @@ def drift_curves(files: Files) -> tuple[Canvas, pl.DataFrame]:
             line = curves.filter(pl.col("control").cast(pl.String) == control, embedder=embedder, network=network)
             axis.plot(line["sequence_number"], line["q50"], color=colour, linestyle=dash, label=control)
             if control == "observed":
-                axis.fill_between(
-                    line["sequence_number"], line["q25"], line["q75"], color=colour, alpha=0.2, linewidth=0
-                )
+                x, low, high, n = line.select("sequence_number", "q25", "q75", "runs")
+                axis.fill_between(x, low, high, where=n >= FEWEST, color=colour, alpha=0.2, linewidth=0)
+                write_counts(axis, x, n)
         axis.set_ylabel("cosine distance")
         axis.set_xlabel("sequence number")
     next(iter(cells.values())).legend()

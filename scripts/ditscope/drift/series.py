@@ -4,6 +4,8 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
+from ditscope.embed.files import CYCLE
+
 GROUP = ["embedder", "network", "control", "measure"]
 SERIES = [*GROUP, "run_id", "shuffle"]
 CONFIDENCE = 0.95
@@ -28,7 +30,10 @@ def autoregression(table: pl.DataFrame, measures: list[str]) -> pl.DataFrame:
     n pairs, Student's t with G - 1 degrees of freedom (Cameron & Miller 2015). Where one cannot be had, `reason` says
     why. O(n log n).
     """
-    rows = long_series(table, measures).with_columns(pl.col("value").shift(-1).over(SERIES).alias("next"))
+    adjacent = pl.col("sequence_number").shift(-1) - pl.col("sequence_number") == CYCLE
+    rows = long_series(table, measures).with_columns(
+        pl.when(adjacent).then(pl.col("value").shift(-1)).over(SERIES).alias("next")
+    )
     groups = rows.select(GROUP).unique()
     pairs = rows.drop_nulls(["value", "next"]).rename({"value": "x", "next": "y"})
     return pl.concat(

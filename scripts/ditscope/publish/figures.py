@@ -49,6 +49,7 @@ FIGURES = {
         Figure("cluster-map", ("cluster",), "Trajectories"),
         Figure("cluster-transitions", ("cluster",), "Trajectories"),
         Figure("run-lengths", ("cluster",), "Trajectories"),
+        Figure("dwell-times", ("cluster",), "Trajectories"),
         Figure("persistence-diagrams", ("topology",), "Trajectories"),
         Figure("persistence-entropy", ("topology",), "Trajectories"),
         Figure("refiner-training", ("refine",), "Refiner"),
