@@ -274,7 +274,8 @@ def test_facets_do_not_mix():
         return sequences.dwell_times(sequences.run_lengths(clusters))
 
     for function in (
-        sequences.run_lengths, dwell, sequences.transitions, sequences.label_phases, sequences.returns, sequences.outliers,
+        sequences.run_lengths, dwell, sequences.transitions, sequences.label_phases, sequences.returns,
+        sequences.outliers,
     ):  # fmt: skip
         assert function(both).filter(embedder="e", network="n").equals(function(alone))
     longest = sequences.longest_runs(sequences.run_lengths(both)).filter(embedder="e", network="n")

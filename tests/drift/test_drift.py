@@ -108,7 +108,7 @@ def test_a_run_without_its_first_state_is_refused(tmp_path, embedder, number, ho
     lost = {(embedder, "net-a", "p0/0", number)} if how == "missing" else set()
     x[0] *= how == "missing"
     paths = write_states(tmp_path, {(embedder, "net-a", "p0/0"): x}, MODALITY, without=lost)
-    with pytest.raises(InputError, match=r"net-a, run net-a:p0/0, .* prompt or first image is missing, zero or NaN"):
+    with pytest.raises(InputError, match=r"net-a, run net-a:p0/0, .* prompt's or first image's is missing or zero"):
         drift(*paths, tmp_path / "drift")
 
 
@@ -139,6 +139,16 @@ def test_loops_are_continued_to_the_end(tmp_path):
     assert cut_short["sequence_number"].to_list() == [-1, 1, 3, 5, 7] and not cut_short["continued"].any()
     pairs = pl.read_parquet(tmp_path / "drift/autoregression.parquet")["pairs"]
     assert pairs.max() == 3 + 3, "what follows for ever from a loop is no evidence of more"
+
+
+def test_a_walk_that_does_not_come_back_with_its_run_is_not_continued(tmp_path):
+    """The run comes back to its first caption; the control of no meaning is elsewhere by then."""
+    x = np.random.default_rng(4).normal(size=(4, 3))
+    vectors = {("text-a", "net-a", "p0/0"): x[[0, 1, 2, 1]], ("text-b", "net-a", "p0/0"): x.cumsum(axis=0)}
+    paths = write_states(tmp_path, vectors, MODALITY, loops={("net-a", "p0/0"): 4})
+    drift(*paths, tmp_path / "drift", max_length=20)
+    table = pl.read_parquet(tmp_path / "drift/drift.parquet").filter(control="observed")
+    assert dict(table.group_by("embedder").len().rows()) == {"text-a": 11, "text-b": 4}
 
 
 def test_runs_that_converge_stay_in_the_curves(tmp_path):

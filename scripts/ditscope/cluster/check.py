@@ -40,14 +40,15 @@ def cluster_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.Dat
     embeddings = [study.results / file for file in study.targets("embed")]
     trajectories = [study.results / file for file in trajectories]
     settings, labelled, maps = study.config.cluster, [], []
-    for _, part in by_embedder(read_states(embeddings, trajectories)):
+    states = read_states(embeddings, trajectories)
+    for _, part in by_embedder(states):
         part = part.filter(pl.col("position") >= 0)
         u = unit(vectors(part))
         labels, reason = cluster_labels(u, settings)
         labelled.append(label_states(part, u, labels, reason))
         maps.append(part.drop("text", "vector", "seed"))
     clusters = pl.concat(labelled)
-    whole = continue_loops(clusters, run_ends(trajectories), study.config.trajectories.max_length)
+    whole = continue_loops(clusters, run_ends(states, trajectories), study.config.trajectories.max_length)
     runs = sequences.run_lengths(whole, settings.drop_outliers)
     return {
         "clusters": clusters,

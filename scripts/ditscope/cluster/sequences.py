@@ -58,8 +58,8 @@ def run_lengths(clusters: pl.DataFrame, drop_outliers: bool = False) -> pl.DataF
 def dwell_times(lengths: pl.DataFrame) -> pl.DataFrame:
     """How long stays in a cluster last: share of stays longer than `duration` states (Kaplan & Meier 1958).
 
-    A stay of which the end of its run or a gap leaves d states lasts d or longer: whether it ended at d was not seen, so
-    it counts up to d - 1 (right-censored). Stays whose beginning was not seen are left out, and so are outliers. Of
+    A stay of which the end of its run or a gap leaves d states lasts d or longer. Whether it ended at d was not seen,
+    so it counts up to d - 1 (right-censored). Stays whose beginning was not seen are left out, and so are outliers. Of
     each embedder and network a row per duration to which stays were followed, with the numbers of stays and of runs
     that were followed so far (`at_risk`, `runs`), and how many ended there (`exits`) or were not followed further
     (`censored`). Stays of one run are not independent: no interval is given.

@@ -34,8 +34,8 @@ def cluster(
     Leaves in `folder`: clusters.parquet (a label for each generated state, and its cluster's medoid), map.parquet
     (t-SNE), and of the label sequences run_lengths, longest_runs, dwell_times, transitions, label_phases, returns,
     outliers and agreement.parquet. In the first four of these, runs that ended in a loop are continued to `max_length`
-    invocations (0: as far as the longest run goes). Initial prompts are not clustered: every network and seed repeats them, so that each would
-    be a cluster.
+    invocations (0: as far as the longest run goes). Initial prompts are not clustered: every network and seed repeats
+    them, so that each would be a cluster.
     """
     if settings.min_cluster_size == 1 or settings.min_cluster_size < 0:
         raise InputError(f"cluster.min_cluster_size: {settings.min_cluster_size} must be 0 (automatic) or at least 2")
@@ -55,7 +55,7 @@ def cluster(
     drop = settings.drop_outliers
     write_table(clusters, folder / "clusters.parquet", "clusters")
     write_table(pl.concat(maps), folder / "map.parquet", "clusters.map")
-    whole = continue_loops(clusters, run_ends(trajectories), max_length)
+    whole = continue_loops(clusters, run_ends(states, trajectories), max_length)
     runs = sequences.run_lengths(whole, drop)
     for name, table in {
         "run_lengths": runs,

@@ -41,12 +41,13 @@ def drift(
 
     A run that ended in a loop is continued to `max_length` invocations (0: as far as the longest run goes): else the
     runs that still move would be all that is left at later states. Only drift.parquet holds these states; the other
-    tables are of computed states alone. Leaves in `folder`: drift.parquet (distances to the first state and to the previous one), similarity.parquet (every
-    pair of runs), autoregression.parquet (lag-1 coefficients) and normality.parquet (tests of the step sizes).
+    tables are of computed states alone. Leaves in `folder`: drift.parquet (distances to the first state and to the
+    previous one), similarity.parquet (every pair of runs), autoregression.parquet (lag-1 coefficients) and
+    normality.parquet (tests of the step sizes).
     """
     states = read_states(embeddings, trajectories)
     log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)
-    whole = continue_loops(states, run_ends(trajectories), max_length)
+    whole = continue_loops(states, run_ends(states, trajectories), max_length)
     table = drift_table(whole, settings.shuffles)
     computed = table if whole.height == states.height else drift_table(states, settings.shuffles)
     asked = product(range(settings.shuffles + 1), whole.select(STATE).rows())

@@ -51,7 +51,7 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
     start = pl.when(pl.col("modality") == "text").then(-1).otherwise(0)
     first = pl.col("sequence_number") == pl.col("sequence_number").min().over(RUN)
     refuse(states, first & (pl.col("sequence_number") != start), where,
-           "is the first of its run: that of the prompt or first image is missing, zero or NaN; run embed again")  # fmt: skip
+           "is the first of its run: the prompt's or first image's is missing or zero; run embed again")  # fmt: skip
     position = pl.col("sequence_number").cast(pl.Int64) // CYCLE
     return states.select(
         "embedder", "modality", "network", "run_id", "prompt_id", "seed", "sequence_number",
@@ -72,16 +72,25 @@ def usable(states: pl.DataFrame, where: str) -> pl.DataFrame:
     return states.filter(good)
 
 
-def run_ends(trajectories: list[Path]) -> pl.DataFrame:
-    """Of each run (network, run_id): `last` sequence number, and `loop_length` if it ended by coming back to a state.
+def run_ends(states: pl.DataFrame, trajectories: list[Path]) -> pl.DataFrame:
+    """Of each run of an embedder (`RUN`): `last` sequence number, and `loop_length` if it ended in a loop of states.
 
-    One row per run of the tables `trajectories`; the loop is counted in invocations and null for a run that was cut.
+    The loop is counted in invocations, and null for a run that was cut. An embedder that gives equal states other
+    vectors, as the control `random-walk` does, has not come back: it has no loops.
     """
     table = concat_tables(trajectories, "trajectories")
     ends = table.group_by("network", "run_id").agg(
         pl.col("sequence_number").max().alias("last"), pl.col("loop_length").first()
     )
-    return ends.sort("network", "run_id")
+    closed = states.join(ends.filter(pl.col("loop_length") > 0), on=["network", "run_id"])
+    last, start = (
+        closed.filter(pl.col("sequence_number") == number).select(*RUN, "vector")
+        for number in (pl.col("last"), pl.col("last") - pl.col("loop_length"))
+    )
+    elsewhere = last.join(start, on=RUN, suffix="_before").filter(pl.col("vector") != pl.col("vector_before"))
+    back = ~pl.col("embedder").is_in(elsewhere["embedder"].unique().to_list())
+    runs = states.select(RUN).unique().join(ends, on=["network", "run_id"], how="left").sort(RUN)
+    return runs.with_columns(pl.when(back).then(pl.col("loop_length")))
 
 
 def continue_loops(states: pl.DataFrame, ends: pl.DataFrame, max_length: int = 0) -> pl.DataFrame:
@@ -99,7 +108,7 @@ def continue_loops(states: pl.DataFrame, ends: pl.DataFrame, max_length: int = 0
     places = looping.explode("number").drop_nulls("number").with_columns(
         (last - loop + (number - last) % loop).cast(pl.Int32).alias("sequence_number")
     )  # fmt: skip
-    again = states.join(places, on=["network", "run_id", "sequence_number"]).with_columns(
+    again = states.join(places, on=STATE).with_columns(
         number.alias("sequence_number"),
         (number.cast(pl.Int64) // CYCLE).alias("position"),
         pl.lit(True).alias("continued"),
