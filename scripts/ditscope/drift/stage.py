@@ -10,7 +10,8 @@ from ditscope.core.counts import check_complete
 from ditscope.core.identity import derived_seed
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
-from ditscope.drift.series import autoregression, normality
+from ditscope.drift.autoregression import autoregression
+from ditscope.drift.series import normality
 from ditscope.drift.settings import Drift
 from ditscope.embed.files import (
     STATE,
@@ -43,7 +44,7 @@ def drift(
     runs that still move would be all that is left at later states. Only drift.parquet holds these states; the other
     tables are of computed states alone. Leaves in `folder`: drift.parquet (distances to the first state and to the
     previous one), similarity.parquet (every pair of runs), autoregression.parquet (lag-1 coefficients) and
-    normality.parquet (tests of the step sizes).
+    normality.parquet (tests of the step sizes of each run).
     """
     states = read_states(embeddings, trajectories)
     log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)
@@ -55,9 +56,7 @@ def drift(
     check_complete(folder / "drift.parquet", "states (of each shuffle)", asked, left)
     write_table(table, folder / "drift.parquet", "drift")
     write_table(run_similarity(states), folder / "similarity.parquet", "drift.similarity")
-    write_table(
-        autoregression(computed, [*DISTANCES, *STEPS]), folder / "autoregression.parquet", "drift.autoregression"
-    )
+    write_table(autoregression(computed, STEPS), folder / "autoregression.parquet", "drift.autoregression")
     write_table(normality(computed, STEPS), folder / "normality.parquet", "drift.normality")
 
 
