@@ -14,7 +14,7 @@ from ditscope.drift.settings import Drift
 from ditscope.drift.stage import STEPS, distances, drift
 from state_tables import MODALITY, random_states, write_states
 
-TABLES = ["drift", "similarity", "autoregression", "normality"]
+TABLES = ["drift", "nulls", "bands", "similarity", "autoregression", "normality"]
 
 
 def run_drift(tmp_path, vectors, modality, **settings):

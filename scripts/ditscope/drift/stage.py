@@ -11,6 +11,7 @@ from ditscope.core.identity import derived_seed
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
 from ditscope.drift.autoregression import autoregression
+from ditscope.drift.nulls import null_tests
 from ditscope.drift.series import normality
 from ditscope.drift.settings import Drift
 from ditscope.embed.files import (
@@ -41,10 +42,10 @@ def drift(
     """Measure the drift of every trajectory from its first state, with shuffled controls.
 
     A run that ended in a loop is continued to `max_length` invocations (0: as far as the longest run goes): else the
-    runs that still move would be all that is left at later states. Only drift.parquet holds these states; the other
-    tables are of computed states alone. Leaves in `folder`: drift.parquet (distances to the first state and to the
-    previous one), similarity.parquet (every pair of runs), autoregression.parquet (lag-1 coefficients) and
-    normality.parquet (tests of the step sizes of each run).
+    runs that still move would be all that is left at later states. The first three tables hold these
+    states, the others computed ones alone. Leaves in `folder`: drift.parquet (distances to the first state and to the
+    previous one), nulls.parquet and bands.parquet (what drift comes out of nothing), similarity.parquet (every pair of
+    runs), autoregression.parquet (lag-1 coefficients) and normality.parquet (tests of the step sizes of each run).
     """
     states = read_states(embeddings, trajectories)
     log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)
@@ -56,6 +57,9 @@ def drift(
     check_complete(folder / "drift.parquet", "states (of each shuffle)", asked, left)
     write_table(table, folder / "drift.parquet", "drift")
     write_table(run_similarity(states), folder / "similarity.parquet", "drift.similarity")
+    tests, bands = null_tests(whole)
+    write_table(tests, folder / "nulls.parquet", "drift.nulls")
+    write_table(bands, folder / "bands.parquet", "drift.bands")
     write_table(autoregression(computed, STEPS), folder / "autoregression.parquet", "drift.autoregression")
     write_table(normality(computed, STEPS), folder / "normality.parquet", "drift.normality")
 

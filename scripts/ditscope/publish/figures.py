@@ -46,6 +46,7 @@ FIGURES = {
         Figure("benchmark-flat-field", ("benchmark",), "Quantization"),
         Figure("trajectory-strips", ("trajectories",), "Trajectories"),
         Figure("drift-curves", ("drift",), "Trajectories"),
+        Figure("drift-walks", ("drift",), "Trajectories"),
         Figure("cluster-map", ("cluster",), "Trajectories"),
         Figure("cluster-transitions", ("cluster",), "Trajectories"),
         Figure("run-lengths", ("cluster",), "Trajectories"),
