@@ -159,7 +159,7 @@ def test_every_rule_that_runs_the_library_digests_code():
     assert with_script - ALL == {"download_model"}, "weights are what their commit says, whatever fetched them"
 
 
-@pytest.mark.parametrize(("file", "edit", "stale"), EDITS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("file", "edit", "stale"), EDITS, ids=[f"{file}: {edit.strip()}" for file, edit, _ in EDITS])
 def test_an_edit_makes_exactly_these_rules_stale(library, file, edit, stale):
     path = library / file
     before, source = digests(), path.read_text()
