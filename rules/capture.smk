@@ -44,7 +44,7 @@ rule block_analysis:
         captures="<results>/captures/{model}/{capture}",
         weights=embedder_files(CONFIG.blocks.features) if CONFIG.blocks.features else [],
     output:
-        [f"<results>/analysis/{{model}}/{{capture}}/{name}.parquet" for name in BLOCK_TABLES],
+        [f"<results>/analysis/{{model}}/{{capture}}/{table.stem}.parquet" for table in tables_of("blocks")],
     log:
         "<logs>/blocks/{model}/{capture}.log",
     benchmark:

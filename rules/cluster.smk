@@ -8,7 +8,7 @@ rule cluster:
         embeddings=embedding_shards(CONFIG.embed.embedders, CONFIG.trajectories.networks),
         trajectories=trajectory_shards(*CONFIG.trajectories.networks),
     output:
-        analysis_tables("clusters"),
+        analysis_tables("cluster"),
     log:
         "<logs>/cluster.log",
     benchmark:

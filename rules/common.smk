@@ -91,7 +91,6 @@ RUN_SLICES = {
     f"{part['start']}-{part['count']}": part["digest"]
     for part in [*TRAJECTORY_INDEX, *CAPTURE_RUNS.values(), ABLATED_RUNS]
 }
-BLOCK_TABLES = ("similarity", "residual", "text_drift", "decodability", "decodable")
 TRAJECTORY_SHARDS = [f"{i:05d}" for i in range(len(TRAJECTORY_INDEX))]
 
 

@@ -12,6 +12,7 @@ from ditscope.benchmark.cases import benchmark_cases
 from ditscope.publish.figures import PAPER_TABLES, available
 from ditscope.models.hardware import filed_under, hardware_id
 from ditscope.core.identity import file_digest
+from ditscope.core.schema import tables_of
 from ditscope.prompts.files import least, read_prompts
 from ditscope.models.settings import backends_of
 
@@ -37,7 +38,9 @@ def capture_sets(*models):
 def block_tables(*models):
     """Tables of what the captured blocks do, one for each question."""
     pattern = f"{RESULTS}/analysis/{{model}}/{{capture}}/{{name}}.parquet"
-    return expand(pattern, model=models, capture=CONFIG.capture.sets, name=BLOCK_TABLES)
+    return expand(
+        pattern, model=models, capture=CONFIG.capture.sets, name=[table.stem for table in tables_of("blocks")]
+    )
 
 
 def ablations(*models, suffix="parquet"):
@@ -71,26 +74,10 @@ def embedding_shards(embedders, networks):
     return expand(pattern, embedder=embedders, network=networks, shard=TRAJECTORY_SHARDS)
 
 
-def analysis_tables(folder):
-    """Tables of drift/, clusters/ or topology/; none where nothing is embedded."""
-    tables = {
-        "drift": ["drift", "similarity", "autoregression", "normality"],
-        "clusters": [
-            "clusters",
-            "map",
-            "run_lengths",
-            "longest_runs",
-            "dwell_times",
-            "transitions",
-            "label_phases",
-            "returns",
-            "outliers",
-            "agreement",
-        ],
-        "topology": ["diagrams", "entropy", "distances"],
-    }
+def analysis_tables(stage):
+    """Tables of the stage drift, cluster or topology; none where nothing is embedded."""
     embedded = CONFIG.embed.embedders and CONFIG.trajectories.networks
-    return expand(f"{RESULTS}/{folder}/{{table}}.parquet", table=tables[folder]) if embedded else []
+    return [f"{RESULTS}/{table.file}" for table in tables_of(stage)] if embedded else []
 
 
 @cache
@@ -285,7 +272,7 @@ def targets(publish=True):
         ],
         "embed": embedding_shards(CONFIG.embed.embedders, CONFIG.trajectories.networks),
         "drift": analysis_tables("drift"),
-        "cluster": analysis_tables("clusters"),
+        "cluster": analysis_tables("cluster"),
         "topology": analysis_tables("topology"),
         "refine": refinements(*CONFIG.refine.models),
         "video": [*capture_videos(*CONFIG.capture.models), *trajectory_videos()],

@@ -52,6 +52,6 @@ rule sensitivity_table:
     conda:
         "../envs/tables.yaml"
     params:
-        code=code("sensitivity.tables"),
+        code=code("sensitivity.scores"),
     script:
         "../scripts/sensitivity_table.py"

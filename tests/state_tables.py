@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ditscope.core.tables import write_table
+from loose_tables import write_loosely
 
 Paths = tuple[list[Path], list[Path]]
 
@@ -47,11 +47,11 @@ def write_states(
     for network, rows in trajectories.items():
         tables.append(folder / f"trajectories/{network}/shard-00000.parquet")
         types = {"sequence_number": pl.Int32, "output_text": pl.String, "loop_length": pl.Int32}
-        write_table(pl.DataFrame(rows, schema_overrides=types), tables[-1], "trajectories")
+        write_loosely(pl.DataFrame(rows, schema_overrides=types), tables[-1], "trajectories")
     for (embedder, network), rows in embeddings.items():
         embedded.append(folder / f"embeddings/{embedder}/{network}-00000.parquet")
         types = {"sequence_number": pl.Int32, "vector": pl.List(pl.Float32)}
-        write_table(pl.DataFrame(rows, schema_overrides=types), embedded[-1], "embeddings")
+        write_loosely(pl.DataFrame(rows, schema_overrides=types), embedded[-1], "embeddings")
     return embedded, tables
 
 

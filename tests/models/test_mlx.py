@@ -46,9 +46,10 @@ from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.image import image_effects
 from ditscope.sensitivity.on_mlx import weight_of
+from ditscope.sensitivity.scores import assign_buckets, gather
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import score, sensitivity, start
-from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, assign_buckets, gather, layer_kind
+from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, layer_kind
 from tiny_models import tiny_generator
 from workflow import ROOT
 

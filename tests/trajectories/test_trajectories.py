@@ -21,7 +21,8 @@ from ditscope.prompts.stage import write_shard, write_slice
 from ditscope.trajectories.invocations import Answer, Node, Request, ask_captioner, ask_generator, state_key, state_of
 from ditscope.trajectories.networks import Entry, resolve_network, trajectory_index
 from ditscope.trajectories.settings import Trajectories
-from ditscope.trajectories.stage import SCHEMA, distinct_images, run_id, trajectories, walk
+from ditscope.trajectories.stage import distinct_images, run_id, trajectories, walk
+from ditscope.trajectories.tables import TRAJECTORIES
 from tiny_captioners import tiny_blip
 
 FLUX, SD3, BLIP = Model("flux", "a"), Model("sd3", "b"), Model("blip", "c")
@@ -75,7 +76,7 @@ def runs(*prompts: str, seeds: tuple[int, ...] = (0,)) -> list[dict]:
 
 def table(rows: list[dict]) -> pl.DataFrame:
     """Rows of `walk` as the table `trajectories`."""
-    return pl.DataFrame(rows, schema=SCHEMA)
+    return pl.DataFrame(rows, schema=TRAJECTORIES.schema())
 
 
 def texts(rows: list[dict]) -> dict[str, list[str]]:
@@ -309,7 +310,7 @@ def followed(study, tmp_path_factory) -> tuple[Path, pl.DataFrame, dict[str, byt
 
 def test_the_stage_leaves_a_whole_record(followed, study):
     folder, rows, images = followed
-    assert rows.schema == pl.Schema(SCHEMA)
+    assert rows.schema == pl.Schema(TRAJECTORIES.schema())
     assert rows["run_id"].n_unique() == 4
     assert rows.filter(pl.col("type") == "IMAGE")["output_key"].is_in(list(images)).all()
     assert set(images) == set(rows.filter(pl.col("type") == "IMAGE")["output_key"])

@@ -6,18 +6,19 @@ All are group-by operations of O(n log n) for n states.
 """
 
 from itertools import combinations
-from typing import Any
 
 import polars as pl
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, v_measure_score
 
+from ditscope.cluster.tables import AGREEMENT, LABEL_PHASES, LONGEST_RUNS
+
 OUTLIER = -1
 RUN = ["embedder", "network", "run_id"]
-PHASE = pl.Enum(["beginning", "middle", "end"])
-SCOPE = pl.Enum(["from_start", "anytime"])
+PHASE = LABEL_PHASES.schema()["phase"]
+SCOPE = LONGEST_RUNS.schema()["scope"]
 # By what the states of two labellings are matched; run ids name one network's runs.
 MATCHED = {"embedders": ["run_id", "position"], "networks": ["prompt_id", "seed", "position"]}
-AGREEMENT = {"ari": adjusted_rand_score, "ami": adjusted_mutual_info_score, "v_measure": v_measure_score}
+SCORES = {"ari": adjusted_rand_score, "ami": adjusted_mutual_info_score, "v_measure": v_measure_score}
 
 
 def clustered(clusters: pl.DataFrame, drop_outliers: bool = False) -> pl.DataFrame:
@@ -215,17 +216,15 @@ def agreement(clusters: pl.DataFrame) -> pl.DataFrame:
         records += [(between, a[0], b[0], a[1], b[1], "kept", *scores(shared))]
         records += [(between, a[0], b[0], a[1], b[1], "excluded", *scores(inside))]
     names = ["between", "embedder_a", "embedder_b", "network_a", "network_b", "outliers"]
-    schema: dict[str, Any] = dict.fromkeys(names, pl.String) | {"states": pl.Int64}
-    schema |= dict.fromkeys(AGREEMENT, pl.Float64) | {"reason": pl.String}
-    return pl.DataFrame(records, schema=schema, orient="row").sort(names)
+    return pl.DataFrame(records, schema=AGREEMENT.schema(), orient="row").sort(names)
 
 
 def scores(pairs: pl.DataFrame) -> tuple:
-    """Number of pairs of labels, their scores in the order of `AGREEMENT`, and the reason where there are none."""
+    """Number of pairs of labels, their scores in the order of `SCORES`, and the reason where there are none."""
     reason = None
     if pairs.height < 2:
         reason = "fewer than two states that both label"
     elif pairs["label"].n_unique() == pairs["label_b"].n_unique() == 1:
         reason = "both have a single label"
-    values = [None if reason else float(score(*pairs.get_columns())) for score in AGREEMENT.values()]
+    values = [None if reason else float(score(*pairs.get_columns())) for score in SCORES.values()]
     return pairs.height, *values, reason

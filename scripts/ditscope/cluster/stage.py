@@ -9,6 +9,18 @@ from sklearn.cluster import HDBSCAN
 
 from ditscope.cluster import sequences
 from ditscope.cluster.settings import Cluster
+from ditscope.cluster.tables import (
+    AGREEMENT,
+    CLUSTERS,
+    DWELL_TIMES,
+    LABEL_PHASES,
+    LONGEST_RUNS,
+    MAP,
+    OUTLIERS,
+    RETURNS,
+    RUN_LENGTHS,
+    TRANSITIONS,
+)
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFolder
@@ -53,21 +65,21 @@ def cluster(
     check_complete(folder / "clusters.parquet", "states", asked, clusters.select(STATE).rows())
     check_complete(folder / "map.parquet", "states", asked, pl.concat(maps).select(STATE).rows())
     drop = settings.drop_outliers
-    write_table(clusters, folder / "clusters.parquet", "clusters")
-    write_table(pl.concat(maps), folder / "map.parquet", "clusters.map")
+    write_table(clusters, folder / "clusters.parquet", CLUSTERS)
+    write_table(pl.concat(maps), folder / "map.parquet", MAP)
     whole = continue_loops(clusters, run_ends(states, trajectories), max_length)
     runs = sequences.run_lengths(whole, drop)
-    for name, table in {
-        "run_lengths": runs,
-        "longest_runs": sequences.longest_runs(runs),
-        "dwell_times": sequences.dwell_times(runs),
-        "transitions": sequences.transitions(whole, drop),
-        "label_phases": sequences.label_phases(clusters),
-        "returns": sequences.returns(clusters),
-        "outliers": sequences.outliers(clusters),
-        "agreement": sequences.agreement(clusters),
-    }.items():
-        write_table(table, folder / f"{name}.parquet", f"clusters.{name}")
+    for frame, table in (
+        (runs, RUN_LENGTHS),
+        (sequences.longest_runs(runs), LONGEST_RUNS),
+        (sequences.dwell_times(runs), DWELL_TIMES),
+        (sequences.transitions(whole, drop), TRANSITIONS),
+        (sequences.label_phases(clusters), LABEL_PHASES),
+        (sequences.returns(clusters), RETURNS),
+        (sequences.outliers(clusters), OUTLIERS),
+        (sequences.agreement(clusters), AGREEMENT),
+    ):
+        write_table(frame, folder / f"{table.stem}.parquet", table)
 
 
 def cluster_labels(u: np.ndarray, settings: Cluster = Cluster()) -> tuple[np.ndarray, str | None]:

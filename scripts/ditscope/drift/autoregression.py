@@ -1,6 +1,7 @@
 """Lag-1 autoregression of the steps of trajectories, with intervals from simulations of series of the same shape."""
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -8,6 +9,7 @@ import polars as pl
 from scipy import stats
 
 from ditscope.drift.series import GROUP, SERIES, long_series
+from ditscope.drift.tables import AUTOREGRESSION
 from ditscope.embed.files import CYCLE
 
 CONFIDENCE = 0.95
@@ -22,7 +24,7 @@ REASONS = ("no run has two pairs of consecutive steps", "the steps do not vary")
 Places = tuple[int, ...]  # of a run's pairs (x[t], x[t+1]): t, from 0 at its first one
 
 
-def autoregression(table: pl.DataFrame, measures: list[str]) -> pl.DataFrame:
+def autoregression(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
     """Coefficient b of x[t+1] = a + b x[t] + e in each embedder, network, control and measure of a drift table.
 
     `least_squares` has an intercept a per run, so that runs may differ in their means; short runs push it down by about
@@ -50,13 +52,11 @@ def autoregression(table: pl.DataFrame, measures: list[str]) -> pl.DataFrame:
         mine = parts.get(group, runs.clear())
         patterns = Counter(tuple(places) for places in mine["places"].to_list() if len(places) > 1)
         fixed = mine.select(pl.col("sxy", "sxx", "size").sum()).row(0)
-        records.append((*group, mine.height, sum(map(len, mine["places"])), *invert(*fixed, patterns)))
-    schema = {name: groups.schema[name] for name in GROUP} | {"runs": pl.Int64, "pairs": pl.Int64}
-    schema |= dict.fromkeys(("least_squares", "coefficient", "low", "high", "width"), pl.Float64)
-    return pl.DataFrame(records, schema=schema | {"reason": pl.String}, orient="row")
+        records.append((*group, mine.height, sum(map(len, mine["places"])), *invert(patterns, *fixed)))
+    return pl.DataFrame(records, schema=AUTOREGRESSION.schema() | {"measure": groups.schema["measure"]}, orient="row")
 
 
-def invert(sxy: float, sxx: float, size: float, patterns: Counter[Places]) -> tuple:
+def invert(patterns: Counter[Places], sxy: float, sxx: float, size: float) -> tuple:
     """Least-squares coefficient, the coefficient, low, high and width, and the reason where there are none."""
     if not patterns:
         return (*[None] * 5, REASONS[0])

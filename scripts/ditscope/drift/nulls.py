@@ -9,23 +9,13 @@ from scipy import stats
 
 from ditscope.core.identity import derived_seed
 from ditscope.drift.series import holm
+from ditscope.drift.tables import BANDS, CLAIMS, NULLS
 from ditscope.embed.files import run_starts, unit, vectors
 
-CLAIMS = ("ordered", "walk")
 DRAWS = 999
 CONFIDENCE = 0.95
 MOST_RUNS = 100  # of an embedder and network, sampled where there are more: draws cost runs x states x numbers
 FEWEST_STATES = 3  # after the first one: fewer have no order to speak of
-TESTS = {
-    "embedder": pl.String, "network": pl.String, "claim": pl.Enum(CLAIMS), "runs": pl.Int64, "draws": pl.Int64,
-    "statistic": pl.Float64, "null_low": pl.Float64, "null_median": pl.Float64, "null_high": pl.Float64,
-    "p_value": pl.Float64, "p_holm": pl.Float64, "reason": pl.String,
-}  # fmt: skip
-BANDS = {
-    "embedder": pl.String, "network": pl.String, "claim": pl.Enum(CLAIMS), "sequence_number": pl.Int32,
-    "runs": pl.Int64, "observed": pl.Float64, "low": pl.Float64, "median": pl.Float64, "high": pl.Float64,
-}  # fmt: skip
-
 Curves = np.ndarray  # distances (runs, states) to each run's first state; NaN after a run's end
 
 
@@ -47,7 +37,7 @@ def null_tests(states: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         group = {"embedder": part["embedder"][0], "network": part["network"][0], "claim": claim}
         rng = np.random.default_rng(derived_seed("drift null", *group.values()))
         runs, numbers = whole_runs(part, rng)
-        record = dict.fromkeys(TESTS) | group | {"runs": len(runs)}
+        record = dict.fromkeys(NULLS.columns) | group | {"runs": len(runs)}
         if not runs:
             tests.append(record | {"reason": f"no run without gaps has {FEWEST_STATES} states after its first"})
             continue
@@ -65,8 +55,8 @@ def null_tests(states: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
                  "low": low, "median": median, "high": high}
             ).with_columns(pl.lit(value).alias(name) for name, value in group.items())
         )  # fmt: skip
-    table = pl.DataFrame(tests, schema=TESTS).with_columns(holm(pl.col("p_value")).alias("p_holm"))
-    empty = pl.DataFrame(schema=BANDS)
+    table = pl.DataFrame(tests, schema=NULLS.schema()).with_columns(holm(pl.col("p_value")).alias("p_holm"))
+    empty = pl.DataFrame(schema=BANDS.schema())
     return table, pl.concat([empty, *(band.select(empty.columns).cast(empty.schema) for band in bands)])
 
 

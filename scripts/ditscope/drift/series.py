@@ -1,8 +1,12 @@
 """Series in long tables, and tests of whether they are normal."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 from scipy import stats
+
+from ditscope.drift.tables import NORMALITY
 
 GROUP = ["embedder", "network", "control", "measure"]
 SERIES = [*GROUP, "run_id", "shuffle"]
@@ -10,7 +14,7 @@ RUN_SERIES = ["embedder", "network", "run_id", "measure"]
 SHAPIRO_MOST = 5000  # beyond it scipy's p-value of the Shapiro-Wilk test is not accurate
 
 
-def long_series(table: pl.DataFrame, measures: list[str]) -> pl.DataFrame:
+def long_series(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
     """The columns `measures` of a drift table as rows (measure, value), less first states, which measure nothing."""
     first = pl.col("sequence_number") == pl.col("sequence_number").min().over("embedder", "network", "run_id")
     keys = ["embedder", "network", "control", "run_id", "shuffle"]
@@ -19,7 +23,7 @@ def long_series(table: pl.DataFrame, measures: list[str]) -> pl.DataFrame:
     return rows.with_columns(pl.col("measure").cast(order)).sort(*SERIES, "sequence_number")
 
 
-def normality(table: pl.DataFrame, measures: list[str]) -> pl.DataFrame:
+def normality(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
     """Are the observed `measures` of each run normal? Tests of Shapiro-Wilk, D'Agostino-Pearson and Anderson-Darling.
 
     Each run is tested by itself: runs differ in their means, and together are not normal though each is. `p_holm` is
@@ -53,14 +57,10 @@ def normality(table: pl.DataFrame, measures: list[str]) -> pl.DataFrame:
             statistic, p_value = (None, None) if reason else map(float, test(x))
             found = {"test": name} | summary | {"statistic": statistic, "p_value": p_value, "reason": reason}
             records.append(dict(zip(RUN_SERIES, group, strict=True)) | found)
-    schema = groups.select(RUN_SERIES).schema | {
-        "test": pl.String, "n": pl.Int64, "mean": pl.Float64, "standard_deviation": pl.Float64,
-        "skewness": pl.Float64, "excess_kurtosis": pl.Float64, "statistic": pl.Float64, "p_value": pl.Float64,
-        "reason": pl.String,
-    }  # fmt: skip
+    schema = NORMALITY.schema() | {"measure": pl.Enum(measures)}
     family = ["embedder", "network", "measure", "test"]
-    found = pl.DataFrame(records, schema=schema).with_columns(holm(pl.col("p_value")).over(family).alias("p_holm"))
-    return found.select(*schema.names()[:-1], "p_holm", "reason")
+    found = pl.DataFrame([{"p_holm": None} | record for record in records], schema=schema)
+    return found.with_columns(holm(pl.col("p_value")).over(family).alias("p_holm"))
 
 
 def holm(p: pl.Expr) -> pl.Expr:

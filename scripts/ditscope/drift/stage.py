@@ -14,6 +14,7 @@ from ditscope.drift.autoregression import autoregression
 from ditscope.drift.nulls import null_tests
 from ditscope.drift.series import normality
 from ditscope.drift.settings import Drift
+from ditscope.drift.tables import AUTOREGRESSION, BANDS, DISTANCES, DRIFT, NORMALITY, NULLS, SIMILARITY, STEPS
 from ditscope.embed.files import (
     STATE,
     by_embedder,
@@ -26,9 +27,7 @@ from ditscope.embed.files import (
 )
 
 log = logging.getLogger(__name__)
-CONTROL = pl.Enum(["observed", "shuffled"])
-DISTANCES = ["euclidean", "cosine_distance", "angle_rad"]
-STEPS = [f"step_{name}" for name in DISTANCES]
+CONTROL = DRIFT.schema()["control"]
 CHUNK = 8192  # rows whose distances are computed at once: bounds the float64 copies to CHUNK x d
 
 
@@ -55,13 +54,13 @@ def drift(
     asked = product(range(settings.shuffles + 1), whole.select(STATE).rows())
     left = ((row[0], row[1:]) for row in table.select("shuffle", *STATE).iter_rows())
     check_complete(folder / "drift.parquet", "states (of each shuffle)", asked, left)
-    write_table(table, folder / "drift.parquet", "drift")
-    write_table(run_similarity(states), folder / "similarity.parquet", "drift.similarity")
+    write_table(table, folder / "drift.parquet", DRIFT)
+    write_table(run_similarity(states), folder / "similarity.parquet", SIMILARITY)
     tests, bands = null_tests(whole)
-    write_table(tests, folder / "nulls.parquet", "drift.nulls")
-    write_table(bands, folder / "bands.parquet", "drift.bands")
-    write_table(autoregression(computed, STEPS), folder / "autoregression.parquet", "drift.autoregression")
-    write_table(normality(computed, STEPS), folder / "normality.parquet", "drift.normality")
+    write_table(tests, folder / "nulls.parquet", NULLS)
+    write_table(bands, folder / "bands.parquet", BANDS)
+    write_table(autoregression(computed, STEPS), folder / "autoregression.parquet", AUTOREGRESSION)
+    write_table(normality(computed, STEPS), folder / "normality.parquet", NORMALITY)
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:

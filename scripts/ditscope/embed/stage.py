@@ -18,6 +18,7 @@ from ditscope.core.picture_file import rgb_image
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import read_table, write_table
 from ditscope.embed.settings import Embed
+from ditscope.embed.tables import EMBEDDINGS
 from ditscope.models.embedders.random_walk import FAMILY as RANDOM_WALK
 from ditscope.models.embedders.random_walk import random_walk
 from ditscope.models.settings import Embedder
@@ -26,17 +27,6 @@ if TYPE_CHECKING:
     from ditscope.models.embedders.registry import EmbedBatch
 
 log = logging.getLogger(__name__)
-
-SCHEMA = pl.Schema(
-    {
-        "embedder": pl.String,
-        "network": pl.String,
-        "run_id": pl.String,
-        "sequence_number": pl.Int32,
-        "modality": pl.String,
-        "vector": pl.List(pl.Float32),
-    }
-)
 
 
 def embed(
@@ -72,7 +62,7 @@ def embed(
     )
     key = ("network", "run_id", "sequence_number")
     check_complete(out, "states", rows.select(key).rows(), table.select(key).rows())
-    write_table(table.cast(SCHEMA), out, "embeddings")
+    write_table(table.cast(EMBEDDINGS.schema()), out, EMBEDDINGS)
     log.info("%s: %d states, %d numbers each", name, *vectors.shape)
 
 

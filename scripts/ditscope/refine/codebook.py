@@ -23,6 +23,7 @@ from ditscope.refine.files import describe, read_described
 from ditscope.refine.latents import LatentSet, read_latents
 from ditscope.refine.patches import patchify, token_grid
 from ditscope.refine.settings import Refine
+from ditscope.refine.tables import ASSIGNMENTS
 
 MAX_WORDS = 512  # most frequent words that the vocabulary keeps
 
@@ -47,7 +48,7 @@ def build_codebook(
     codes, distances = assign(fitted, embed_set(fitted, latents, settings))
     save_codebook(fitted, codebook)
     columns = {name: [r[name] for r in latents.records] for name in ("key", "prompt_id", "prompt", "seed")}
-    write_table(pl.DataFrame(columns | {"code": codes, "distance": distances}), assignments, "refine.assignments")
+    write_table(pl.DataFrame(columns | {"code": codes, "distance": distances}), assignments, ASSIGNMENTS)
 
 
 def fit_codebook(latents: LatentSet, settings: Refine) -> Codebook:

@@ -102,7 +102,7 @@ def check_tables(study: Study) -> None:
                 name = pl.read_parquet_metadata(path).get("table")
                 if not name:
                     raise InputError("a Parquet file, but no table of ditscope (its metadata names none)")
-                study.table(stage, file, name, "")
+                study.table(stage, file, name)
 
 
 def check_checksums(study: Study) -> None:
