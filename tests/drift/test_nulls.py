@@ -59,6 +59,14 @@ def test_what_differs_from_the_null_is_told(claim, data, more):
         assert (row["statistic"] > row["null_high"]) if more else (row["statistic"] < row["null_low"])
 
 
+def test_walks_are_as_far_by_inner_products_as_by_sums():
+    rng = np.random.default_rng(5)
+    increments, chosen = rng.normal(size=(30, 7)), rng.integers(30, size=(4, 9))
+    expected = [[np.linalg.norm(sum(increments[i] for i in run[: t + 1])) for t in range(9)] for run in chosen]
+    for products in (None, increments @ increments.T):
+        np.testing.assert_allclose(nulls.walk_distances(chosen, increments, products), expected)
+
+
 def test_bands_are_of_the_null_at_each_state():
     rng = np.random.default_rng(2)
     x = independent(rng, runs=9, length=9)
