@@ -105,18 +105,9 @@ def test_a_name_that_nothing_declares_is_refused_by_name(name, tmp_path):
         write_table(FITS, tmp_path / "t.parquet", name)
 
 
-def test_a_package_of_the_user_s_own_declares_its_tables(tmp_path, monkeypatch):
-    own = tmp_path / "own_analysis"
-    own.mkdir()
-    (own / "__init__.py").write_text("")
-    (own / "tables.py").write_text(
-        "from ditscope.core.schema import Column, Table\n"
-        "MINE = Table('own_analysis.mine', 'mine/*.parquet', 'number', ('x',), {'x': Column('Int64', 'a number')})\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    write_table(pl.DataFrame({"x": [1, 2]}), "mine.parquet", "own_analysis.mine")
-    with pytest.raises(SchemaError, match="one key"):
-        write_table(pl.DataFrame({"x": [1, 1]}), "mine.parquet", "own_analysis.mine")
+def test_tables_of_one_s_own_hold_whatever_they_hold(tmp_path):
+    write_table(pl.DataFrame({"x": [1, None], "y": ["a", "b"]}), tmp_path / "t.parquet", "analysis.half-drift")
+    assert read_table(tmp_path / "t.parquet", "analysis.half-drift").height == 2
 
 
 def test_optional_columns_may_be_absent_and_have_their_type_where_they_are_there():

@@ -45,8 +45,12 @@ def block_tables(study: Study, captures: Path) -> dict[str, pl.DataFrame]:
         rows: dict[str, list[dict]] = {name: [] for name in TABLES}
         capture = load_capture(folder)
         metadata = capture["metadata"]
-        order = blocks_of(study, metadata["model"])
-        depths = {block: order.index(block) for block in metadata["captured_blocks"]}
+        if metadata["model"] in study.config.capture.sources:  # of a model that may not be here
+            known = study.read(folder / "statistics.parquet", "capture_statistics").select("block", "depth")
+            depths = dict(known.unique().rows())
+        else:
+            order = blocks_of(study, metadata["model"])
+            depths = {block: order.index(block) for block in metadata["captured_blocks"]}
         try:
             stream_rows(capture, depths, rows)
         except RuntimeError as error:  # of torch, whose shapes do not fit: the tensors of another capture

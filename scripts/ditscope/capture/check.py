@@ -43,6 +43,8 @@ def check_capture(study: Study) -> None:
         if not folder.is_dir():
             continue
         _, model, name = output.split("/")
+        if model in study.config.capture.sources:  # checked as they were brought in
+            continue
         settings = study.config.capture.sets[name]
         wanted = requests_of(study, model, settings.generations)
         found: list[str] = []

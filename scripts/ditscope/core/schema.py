@@ -4,32 +4,29 @@ Light on purpose: the rules read the declarations at every parse, so polars is i
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import PurePath
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ditscope.core.errors import InputError
-from ditscope.core.plugins import load_plugin
 
 if TYPE_CHECKING:
     import polars as pl
 
-# The stage that declares the tables whose names begin so. A package of the user's own declares those that begin with
-# its name, in its own module `tables`.
+# The stage that declares the tables whose names begin so.
 STAGE_OF = {
     "prompts": "prompts", "images": "generate", "capture_statistics": "capture", "blocks": "blocks",
     "ablation": "ablate", "calibration": "calibrate", "sensitivity": "sensitivity", "benchmark": "benchmark",
     "trajectories": "trajectories", "embeddings": "embed", "drift": "drift", "clusters": "cluster",
-    "topology": "topology", "refine": "refine",
+    "topology": "topology", "analysis": "analyse", "refine": "refine",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its type by polars' name (`List(Float32)`, `Enum(early, late)`), and its unit or meaning.
+    """One column: its type by polars' name (`List(Float32)`, `Enum(early, late)`; `*`: any), its unit or meaning.
 
     A `nullable` column may hold nothing in places; an `optional` one may be absent.
     """
@@ -48,7 +45,8 @@ class Column:
 class Table:
     """A table: where its files lie below the results, what one row is, its columns and its primary key.
 
-    A name of `columns` with a `*` stands for any number of columns, whose names come from the config.
+    A name of `columns` with a `*` stands for any number of columns, and one of a table for any number of tables, whose
+    names come from the config.
     """
 
     name: str
@@ -80,7 +78,7 @@ class Table:
             column = self.column(name)
             if column is None:
                 yield f"has a column `{name}` that the table `{self.name}` does not declare"
-            elif dtype != column.dtype():
+            elif column.type != "*" and dtype != column.dtype():
                 yield f"column `{name}` is {dtype}, not {column.type}"
             elif not column.nullable and (count := frame[name].null_count()):
                 row = frame[name].is_null().arg_true()[0]
@@ -108,22 +106,17 @@ def polars_type(text: str) -> Any:
     return pl.List(polars_type(inner)) if outer == "List" else getattr(pl, outer)
 
 
-def tables_in(module: ModuleType) -> list[Table]:
-    """The tables that a module declares, in order."""
-    return [table for table in vars(module).values() if isinstance(table, Table)]
-
-
 def tables_of(stage: str) -> list[Table]:
     """The tables that a stage declares, in order."""
-    return tables_in(import_module(f"ditscope.{stage}.tables"))
+    found = vars(import_module(f"ditscope.{stage}.tables")).values()
+    return [table for table in found if isinstance(table, Table)]
 
 
 def table_named(name: str) -> Table:
-    """The declaration of a table. Raises InputError where no module declares it."""
+    """The declaration of a table. Raises InputError where no stage declares it."""
     first = name.partition(".")[0]
-    own = f"{first}.tables"
-    declared = tables_of(STAGE_OF[first]) if first in STAGE_OF else tables_in(load_plugin(own, {}, name, "a table"))
-    found = next((table for table in declared if table.name == name), None)
+    declared = tables_of(STAGE_OF[first]) if first in STAGE_OF else []
+    found = next((table for table in declared if fnmatchcase(name, table.name)), None)
     if found is None:
         raise InputError(f"no stage declares a table `{name}`; add it to the module `tables` of the one that writes it")
-    return found
+    return found if found.name == name else replace(found, name=name)

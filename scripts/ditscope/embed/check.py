@@ -10,6 +10,7 @@ import polars as pl
 from ditscope.core.schema import tables_of
 from ditscope.core.study import Study
 from ditscope.models.embedders.random_walk import FAMILY as RANDOM_WALK
+from ditscope.models.embedders.vectors import FAMILY as VECTORS
 from ditscope.trajectories.check import states
 
 NORM = 1e-3  # how far the length of a vector that is stored at length 1 may be from it
@@ -56,7 +57,7 @@ def check_vectors(study: Study, file: str, x: np.ndarray, kept: pl.DataFrame | N
         study.note("embed", file, f"{(norms == 0).sum()} of {len(x)} vectors are zero")
     elif entry.family != RANDOM_WALK and (wrong := np.flatnonzero(abs(norms - 1) > NORM)).size:
         study.note("embed", file, f"{len(wrong)} of {len(x)} vectors are not of length 1, as row {wrong[0] + 1}")
-    if kept is None:
+    if kept is None or entry.family == VECTORS:
         return
     if entry.family == RANDOM_WALK:
         wanted = study.once(f"walk {file}", lambda: walk_vectors(kept, entry.dimension).astype(np.float64))

@@ -21,6 +21,8 @@ from ditscope.embed.settings import Embed
 from ditscope.embed.tables import EMBEDDINGS
 from ditscope.models.embedders.random_walk import FAMILY as RANDOM_WALK
 from ditscope.models.embedders.random_walk import random_walk
+from ditscope.models.embedders.vectors import FAMILY as VECTORS
+from ditscope.models.embedders.vectors import vectors_of
 from ditscope.models.settings import Embedder
 
 if TYPE_CHECKING:
@@ -46,8 +48,10 @@ def embed(
     rows = read_table(trajectories, "trajectories").filter(pl.col("type") == embedder.modality.upper())
     if embedder.family == RANDOM_WALK:
         vectors = walk_vectors(rows, embedder.dimension)
+    elif embedder.family == VECTORS:
+        vectors = vectors_of(rows, Path(embedder.source))
     else:
-        from ditscope.models.embedders.registry import load_embedder  # torch, which the control has no use for
+        from ditscope.models.embedders.registry import load_embedder  # torch, which the others have no use for
 
         states = text_states(rows) if embedder.modality == "text" else image_states(rows, images)
         vectors = state_vectors(rows, states, load_embedder(name, embedder), settings.batch_size, name)

@@ -37,6 +37,10 @@ def check_generate(study: Study) -> None:
         if table is None:
             continue
         rows = table.to_dicts()
+        if model in study.config.generate.sources:  # the user's own, made of no request
+            if samples is not None:
+                check_samples(study, tar, samples, rows, study.config.models[model].frames)
+            continue
         check_requests(study, "generate", manifest, rows, model, tar)
         if unlike := [row["prompt_id"] for row in rows if row["key"] != row["request_hash"]]:
             study.note("generate", manifest, f"prompt {unlike[0]}: the key is not the request hash", tar)

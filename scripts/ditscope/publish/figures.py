@@ -3,6 +3,7 @@
 Adding a figure: a line here, a function of its name in `figures.py` of its first stage, a caption report/<name>.rst.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 PAPER_TABLES = {  # the stage that each table of `ditscope.publish.paper_tables` sums up
@@ -21,6 +22,12 @@ class Figure:
     name: str
     stages: tuple[str, ...]
     category: str
+    shared_caption: str = ""
+
+    @property
+    def caption(self) -> str:
+        """Name of the file below report/ that explains it."""
+        return self.shared_caption or self.name
 
 
 FIGURES = {
@@ -62,3 +69,8 @@ FIGURES = {
 def available(stages: set[str]) -> list[Figure]:
     """The figures whose stages are all among `stages`, in order."""
     return [figure for figure in FIGURES.values() if set(figure.stages) <= stages]
+
+
+def own_figures(analyses: Iterable[str]) -> list[Figure]:
+    """The figures of analyses of the user's own: named as these, one caption for all."""
+    return [Figure(name, ("analyse",), "Analyses", "analysis") for name in analyses]

@@ -57,6 +57,8 @@ def fit_codebook(latents: LatentSet, settings: Refine) -> Codebook:
         raise InputError("refine: a single sample has no neighbours; generate at least 2 images")
     if not 1 <= settings.codes <= len(latents):
         raise InputError(f"refine.codes: {settings.codes} pseudo-classes from {len(latents)} samples; lower it")
+    if not any(record["prompt"].split() for record in latents.records):
+        raise InputError("refine: no image has a prompt, which its pseudo-classes are made of; give pictures captions")
     vectorizer = TfidfVectorizer(max_features=MAX_WORDS, token_pattern=r"\S+")
     text = vectorizer.fit_transform([r["prompt"] for r in latents.records]).toarray()
     grid = token_grid(latents.space, settings.patch)

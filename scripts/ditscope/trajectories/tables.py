@@ -38,7 +38,8 @@ TRAJECTORIES = Table(
         ),
         "request_hash": Column(
             "String",
-            "128-bit key of everything that determines the output, as in the table `images`; null at -1",
+            "128-bit key of everything that determines the output, as in the table `images`; of a caption the seed "
+            "counts only at a `temperature` above 0; null at -1",
             nullable=True,
         ),
         "stop_reason": Column(
