@@ -24,24 +24,28 @@ def cluster_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.Dat
     """The tables of clusters, computed again; of the map all but its coordinates, which rounding moves far."""
     from ditscope.cluster import sequences
     from ditscope.cluster.stage import cluster_labels, label_states
-    from ditscope.embed.files import by_embedder, read_states, unit, vectors
+    from ditscope.embed.files import by_embedder, continue_loops, read_states, run_ends, unit, vectors
 
     embeddings = [study.results / file for file in study.targets("embed")]
+    followed = [study.results / file for file in trajectories]
     settings, labelled, maps = study.config.cluster, [], []
-    for _, part in by_embedder(read_states(embeddings, [study.results / file for file in trajectories])):
+    embedded = read_states(embeddings, followed)
+    for _, part in by_embedder(embedded):
         part = part.filter(pl.col("position") >= 0)
         u = unit(vectors(part))
         labels, reason = cluster_labels(u, settings)
         labelled.append(label_states(part, u, labels, reason))
         maps.append(part.drop("text", "vector", "seed"))
     clusters = pl.concat(labelled)
-    runs = sequences.run_lengths(clusters, settings.drop_outliers)
+    whole = continue_loops(clusters, run_ends(embedded, followed), study.config.trajectories.max_length)
+    runs = sequences.run_lengths(whole, settings.drop_outliers)
     return {
         "clusters": clusters,
         "map": pl.concat(maps),
         "run_lengths": runs,
         "longest_runs": sequences.longest_runs(runs),
-        "transitions": sequences.transitions(clusters, settings.drop_outliers),
+        "dwell_times": sequences.dwell_times(runs),
+        "transitions": sequences.transitions(whole, settings.drop_outliers),
         "label_phases": sequences.label_phases(clusters),
         "returns": sequences.returns(clusters),
         "outliers": sequences.outliers(clusters),

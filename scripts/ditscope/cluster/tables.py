@@ -69,7 +69,25 @@ RUN_LENGTHS = Table(
         "label": Column("Int64", "its cluster; -1: outliers"),
         "start_sequence_number": Column("Int32", "`sequence_number` of its first state"),
         "start_position": Column("Int64", "`position` of its first state"),
-        "length": Column("Int64", "states"),
+        "length": Column("Int64", "states; runs that ended in a loop are continued"),
+        "entry_seen": Column("Boolean", "whether it begins here as far as is known, or a gap is before it"),
+        "exit_seen": Column("Boolean", "whether it ends here as far as is known, or the run's end or a gap cuts it"),
+    },
+)
+DWELL_TIMES = Table(
+    "clusters.dwell_times",
+    "clusters/dwell_times.parquet",
+    "embedder, network and duration: how long stays in a cluster last (Kaplan-Meier)",
+    key=("embedder", "network", "duration"),
+    columns={
+        "embedder": EMBEDDER,
+        "network": NETWORK,
+        "duration": Column("Int64", "states to which stays were followed"),
+        "at_risk": Column("Int64", "stays that were followed so far"),
+        "runs": Column("Int64", "runs that they are of"),
+        "exits": Column("Int64", "stays that ended after so many states"),
+        "censored": Column("Int64", "stays that were not followed further: the run's end or a gap cut them"),
+        "survival": Column("Float64", "share of stays that last longer"),
     },
 )
 LONGEST_RUNS = Table(
@@ -84,6 +102,7 @@ LONGEST_RUNS = Table(
         "label": Column("Int64", "the cluster; null where length is 0", nullable=True),
         "start_sequence_number": Column("Int32", "where it begins; null where length is 0", nullable=True),
         "length": Column("Int64", "states; 0: starts as, or is all, outliers"),
+        "exit_seen": Column("Boolean", "whether the stay ended, or was cut; null where length is 0", nullable=True),
         "rank": Column("Int64", "by length among the runs of the embedder and network, from 1"),
     },
 )
@@ -96,7 +115,8 @@ TRANSITIONS = Table(
         "embedder": EMBEDDER,
         "network": NETWORK,
         **dict.fromkeys(("source", "target"), Column("Int64", "label; -1 is one like any other")),
-        "count": Column("Int64", "how often"),
+        "count": Column("Int64", "how often; runs that ended in a loop are continued"),
+        "runs": Column("Int64", "in how many runs"),
         "probability": Column("Float64", "share of all that leave `source`"),
     },
 )
@@ -128,7 +148,7 @@ RETURNS = Table(
         "left": Column("Boolean", "whether it ever left it; null after an outlier", nullable=True),
         "returns": Column("Int64", "arrivals there from another label; null after an outlier", nullable=True),
         "first_return": Column("Int64", "position of the first arrival; null: never", nullable=True),
-        "reason": Column("String", "why there is none: the first state is an outlier", nullable=True),
+        "reason": Column("String", "why there is none: the first state is an outlier or missing", nullable=True),
     },
 )
 OUTLIERS = Table(

@@ -18,4 +18,5 @@ def drift_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.DataF
     """The tables of drift, computed again."""
     from ditscope.drift.stage import drift
 
-    return analysed(study, partial(drift, settings=study.config.drift), trajectories)
+    length = study.config.trajectories.max_length
+    return analysed(study, partial(drift, settings=study.config.drift, max_length=length), trajectories)
