@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from ditscope.core.errors import MALFORMED, InputError, machine_error, read_through
+from ditscope.core.errors import MALFORMED, IncompleteError, InputError, machine_error, read_through
 from ditscope.core.picture_file import decode_picture
 from ditscope.core.schema import table_named
 from ditscope.core.shards import Sample, read_tar
@@ -29,7 +29,8 @@ DAMAGED: tuple[type[BaseException], ...] = (
 # How far a number may be from what its inputs give: another machine sums in another order. Anything that a reader
 # could notice is far more.
 RELATIVE, ABSOLUTE = 1e-5, 1e-7
-READING: tuple[type[BaseException], ...] = (*DAMAGED, OSError, MemoryError)
+# What is computed again from damaged parts may be refused by the check of its own tables.
+READING: tuple[type[BaseException], ...] = (*DAMAGED, OSError, MemoryError, IncompleteError)
 
 
 TAILS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82", ".gif": b";"}  # how whole pictures end

@@ -10,6 +10,7 @@ from types import GenericAlias
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ditscope.config import STAGES, Config
+from ditscope.core.atomic import write_text
 from ditscope.core.ranges import INT64
 from ditscope.core.schema import Table, table_named
 
@@ -136,4 +137,4 @@ def page_with_tables(page: str) -> str:
 
 if __name__ == "__main__":  # the pages that are given, in place
     for name in sys.argv[1:]:
-        Path(name).write_text(page_with_tables(Path(name).read_text(encoding="utf-8")), encoding="utf-8")
+        write_text(name, page_with_tables(Path(name).read_text(encoding="utf-8")))
