@@ -32,7 +32,7 @@ def column_mutants(table: pl.DataFrame, column: str) -> Iterator[tuple[str, pl.D
             yield f"rows {first} and {last} swapped", replaced(table, column, swap)
     empty = next((i for i, value in enumerate(values) if value is None), None)
     if empty is not None:
-        known = values[filled[0]] if filled else SOME[table.schema[column].base_type()]
+        known = values[filled[0]] if filled else some_of(table.schema[column])
         yield f"a value in row {empty}, where there was none", replaced(table, column, {empty: known})
 
 
@@ -45,11 +45,16 @@ def row_mutants(table: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
             pl.concat([table.head(row + 1), table[row : row + 1], table.tail(len(table) - row - 1)]),
         )
     if not len(table):
-        some = {name: [SOME[kind.base_type()]] for name, kind in table.schema.items()}
+        some = {name: [some_of(kind)] for name, kind in table.schema.items()}
         yield "a row where there was none", pl.DataFrame(some, table.schema)
 
 
 SOME = {pl.String: "x", pl.Int64: 1, pl.Int32: 1, pl.Float64: 0.5, pl.Boolean: True, pl.List: [1]}
+
+
+def some_of(kind: pl.DataType) -> Any:
+    """A value of a column's type."""
+    return kind.categories[0] if isinstance(kind, pl.Enum) else SOME[kind.base_type()]
 
 
 def replaced(table: pl.DataFrame, column: str, rows: dict[int, Any]) -> pl.DataFrame:

@@ -13,6 +13,7 @@ from ditscope.config_files import read_config
 from ditscope.models.registry import is_generator, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
 from ditscope.publish.figures import FIGURES
+from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow import staleness
 from workflow import ROOT
 
@@ -33,7 +34,7 @@ def digested() -> dict[str, set[str]]:
         "scheme_params(": schemes,
         "embedder_params(": embedders,
         "chosen_embedders(": embedders,
-        "sensitivity_code(": {"ditscope.sensitivity.stage"},
+        "sensitivity_code(": {"ditscope.sensitivity.stage", BACK_ENDS["torch"]},
         "figure_rooms(": {f"ditscope.{figure.stages[0]}.figures" for figure in FIGURES.values()},
     }
     rules = {}
