@@ -81,7 +81,9 @@ def test_report_opens_with_its_categories(demo):
     config = read_config([])
     for category in {FIGURES[name].category for name in FIGURES} | {"Films"}:
         assert f">{category}<" in text
-    assert all(name in text for name in config.models)
+    captioners = {entry for name in config.trajectories.networks for entry in config.networks[name] if ":" not in entry}
+    used = {*config.generate.models, *captioners}
+    assert {name for name in config.models if f">{name}<" in text} == used, "models listed, of those that config.yaml has"
 
 
 @needs_browser
