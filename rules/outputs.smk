@@ -76,10 +76,9 @@ def capture_videos(*models):
 
 
 def trajectory_videos():
-    """The film of all networks, and the sheets of each."""
-    networks, kind = CONFIG.trajectories.networks, CONFIG.video.sheet_format
-    films = [f"{RESULTS}/videos/trajectories{suffix}" for suffix in (FILM, ".html")] if networks else []
-    return films + expand(f"{RESULTS}/videos/{{kind}}/{{network}}.{kind}", kind=["timelines", "strips"], network=networks)
+    """The film of all networks, and folders of a sheet for each."""
+    names = [f"trajectories{FILM}", "trajectories.html", "timelines", "strips"] if CONFIG.trajectories.networks else []
+    return [f"{RESULTS}/videos/{name}" for name in names]
 
 
 def trajectory_shards(*networks, suffix="parquet"):

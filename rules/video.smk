@@ -58,24 +58,25 @@ rule trajectory_video:
         "../scripts/trajectory_video.py"
 
 
-rule timeline:
+rule timelines:
     input:
-        tables=lambda w: trajectory_shards(w.network),
-        images=lambda w: trajectory_shards(w.network, suffix="tar"),
+        tables=trajectory_shards(*CONFIG.trajectories.networks),
+        images=trajectory_shards(*CONFIG.trajectories.networks, suffix="tar"),
     output:
-        sheet=report(
-            f"<results>/videos/timelines/{{network}}.{CONFIG.video.sheet_format}",
-            caption="../report/timeline.rst",
+        sheets=report(
+            directory("<results>/videos/timelines"),
+            patterns=[f"{{network}}.{CONFIG.video.sheet_format}"],
+            caption="../report/timelines.rst",
             category="Films",
             labels={"film": "{network}: timeline"},
         ),
-        strip=f"<results>/videos/strips/{{network}}.{CONFIG.video.sheet_format}",
+        strips=directory("<results>/videos/strips"),
     log:
-        "<logs>/video/timeline-{network}.log",
+        "<logs>/video/timelines.log",
     conda:
         "../envs/figures.yaml"
     params:
         code=code("video.timeline"),
         settings=stage("video"),
     script:
-        "../scripts/timeline.py"
+        "../scripts/timelines.py"

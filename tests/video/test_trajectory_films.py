@@ -16,7 +16,7 @@ from ditscope.video.frames import COLOURS, MARK, RESOLUTIONS, evenly, tint
 from ditscope.video.grid import TarImages, grid_of, read_trajectories
 from ditscope.video.mosaic import Shot, draw_frame, film_of, layout_of, mosaic_of, pages_of, trajectory_video
 from ditscope.video.settings import Video
-from ditscope.video.timeline import timeline
+from ditscope.video.timeline import timeline, timelines
 from loose_tables import write_loosely
 
 
@@ -278,6 +278,12 @@ def test_strip_has_every_picture_of_the_run_and_its_texts(shards, tmp_path):
         timeline(*shards, tmp_path / "t.png", tmp_path / "s.png", run_id="zzz")
     with pytest.raises(InputError, match=r"sheets are \.png or \.jpg"):
         timeline(*shards, tmp_path / "t.tiff")
+
+
+def test_a_sheet_per_network(shards, tmp_path):
+    timelines(*shards, tmp_path / "sheets", tmp_path / "strips", Video(sheet_format="jpg"))
+    for folder in ("sheets", "strips"):
+        assert {path.name for path in (tmp_path / folder).iterdir()} == {"north.jpg", "south.jpg"}
 
 
 def test_a_strip_of_a_long_run_says_what_it_leaves_out(tmp_path):

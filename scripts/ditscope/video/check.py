@@ -2,6 +2,7 @@
 
 import binascii
 from base64 import b64decode
+from pathlib import Path
 
 from ditscope.core.checksums import files_of
 from ditscope.core.errors import InputError
@@ -18,15 +19,25 @@ def check_video(study: Study) -> None:
         if not path.exists():
             continue
         with study.noting("video", file):
-            if path.is_dir():  # contact sheets
+            if path.is_dir():  # of sheets
                 for sheet in files_of(path):
                     check_picture(sheet)
+                if path.name in ("timelines", "strips"):
+                    check_names(study, path)
             elif path.suffix == ".mp4":
                 check_mp4(path.read_bytes())
             elif path.suffix == ".html":
                 check_page(path.read_bytes())
             else:
                 check_picture(path)
+
+
+def check_names(study: Study, folder: Path) -> None:
+    """Refuse a folder that has not one sheet per network."""
+    found = {path.name for path in files_of(folder)}
+    wanted = {f"{name}.{study.config.video.sheet_format}" for name in study.config.trajectories.networks}
+    if found != wanted:
+        raise InputError(f"holds {', '.join(sorted(found)) or 'nothing'}, not {', '.join(sorted(wanted))}")
 
 
 def check_mp4(data: bytes) -> None:

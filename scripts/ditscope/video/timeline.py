@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
-from ditscope.core.paths import InputFile, OutputFile
+from ditscope.core.paths import InputFile, OutputFile, OutputFolder
 from ditscope.video.frames import (
     BACKGROUND,
     FAINT,
@@ -66,10 +68,7 @@ def timeline(
     invocation. Many runs stand in several columns, as small as they must be. `strip` is a sheet of one run, `run_id`
     or the first one, with all its pictures and texts in their order.
     """
-    rows = read_trajectories(tables)
-    runs = runs_of(rows)
-    order = in_order({run.prompt_id: run.prompt for run in runs}, settings.prompt_order)
-    runs = sorted(runs, key=lambda run: order.index(run.prompt_id))
+    runs = sorted_runs(tables, settings)
     chosen = next((run for run in runs if run.run_id == (run_id or run.run_id)), None)
     if chosen is None:
         raise InputError(f"run_id: no run `{run_id}` in {tables[0]}; its column `run_id` has the names")
@@ -77,6 +76,33 @@ def timeline(
     write_sheet(draw_timeline(runs, pictures, settings), out)
     if strip is not None:
         write_sheet(draw_strip(chosen, pictures, settings), strip)
+
+
+def timelines(
+    tables: list[InputFile],
+    images: list[InputFile],
+    sheets: OutputFolder,
+    strips: OutputFolder,
+    settings: Video = Video(),
+) -> None:
+    """Draw the timeline of each network as <network>.png (or .jpg) in `sheets`, its first run in `strips`."""
+    runs, pictures = sorted_runs(tables, settings), TarImages(images)
+    networks = dict.fromkeys(run.network for run in runs)
+    for network in networks:
+        own, name = [run for run in runs if run.network == network], f"{network}.{settings.sheet_format}"
+        write_sheet(draw_timeline(own, pictures, settings), sheets / name)
+        write_sheet(draw_strip(own[0], pictures, settings), strips / name)
+    for folder in (sheets, strips):
+        drawn = (network for network in networks if (folder / f"{network}.{settings.sheet_format}").exists())
+        check_complete(folder, "sheets", networks, drawn)
+
+
+def sorted_runs(tables: Sequence[Path], settings: Video) -> list[Run]:
+    """Every run of the tables, in the order of the prompts."""
+    runs = runs_of(read_trajectories(tables))
+    order = in_order({run.prompt_id: run.prompt for run in runs}, settings.prompt_order)
+    places = {prompt_id: place for place, prompt_id in enumerate(order)}
+    return sorted(runs, key=lambda run: places[run.prompt_id])
 
 
 def pictures_of(run: Run) -> list[dict]:

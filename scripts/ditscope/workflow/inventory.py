@@ -26,7 +26,6 @@ SHARDED = (
     "prompts/*.parquet", "images/*/shard-*", "captures/*/*", "calibration/*/shards/*",
     "calibration/*/manifest.json", "calibration/*/activations.parquet", "sensitivity/*/*-*.parquet", "plans/*/*.json",
     "trajectories/*/shard-*", "embeddings/*/*-*.parquet", "refine/*/*", "videos/captures/*/*",
-    "videos/timelines/*", "videos/strips/*",
 )  # fmt: skip
 # What lies at the top of the results, and the stage that it is of.
 PLACES = {

@@ -1,17 +1,17 @@
-"""Rule timeline: a network's runs on one sheet, and its first run as a strip."""
+"""Rule timelines: the runs of each network on one sheet, and its first run as a strip."""
 
 from pathlib import Path
 
 from ditscope.core.settings import decode
 from ditscope.video.settings import Video
-from ditscope.video.timeline import timeline
+from ditscope.video.timeline import timelines
 from ditscope.workflow.job import job
 
 with job(snakemake):
-    timeline(
+    timelines(
         tables=[Path(path) for path in snakemake.input.tables],
         images=[Path(path) for path in snakemake.input.images],
-        out=Path(snakemake.output.sheet),
-        strip=Path(snakemake.output.strip),
+        sheets=Path(snakemake.output.sheets),
+        strips=Path(snakemake.output.strips),
         settings=decode(Video, snakemake.params.settings),
     )
