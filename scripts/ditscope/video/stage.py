@@ -22,7 +22,6 @@ from ditscope.video.frames import (
     draw_lines,
     fitting,
     font,
-    held,
     line_height,
     paste_in,
     text_width,
@@ -180,8 +179,7 @@ class Layout:
 def film_of(shots: Sequence[Shot], prompts: Sequence[str], settings: Video) -> Film:
     """Tiles below a bar that says where in network and schedule we are, each one's prompt below it."""
     layout = layout_of(shots, len(prompts), settings)
-    places = held(range(len(shots)), settings)
-    return Film(places, lambda place: draw_shot(shots[place], prompts, layout, (place + 1) / len(shots)))
+    return Film(range(len(shots)), lambda place: draw_shot(shots[place], prompts, layout, (place + 1) / len(shots)))
 
 
 def layout_of(shots: Sequence[Shot], count: int, settings: Video) -> Layout:
