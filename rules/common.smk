@@ -23,6 +23,7 @@ from ditscope.models import download_mark, resolve_source, source_folder
 from ditscope.networks import plan_file, resolve_network, trajectory_index
 from ditscope.prompts import first_runs, shard_index
 from ditscope.staleness import cached, code_digest, prefer_this_library, source_digest
+from ditscope.warm import start_worker
 from ditscope.yaml_file import read_yaml
 
 CACHE = Path("resources/.cache")

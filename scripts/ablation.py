@@ -6,7 +6,7 @@ from ditscope.config import decode
 from ditscope.job import embedder_entry, job, model_entry, partial_root
 from ditscope.settings import Ablate
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.ablate import ablate
 
     ablate(

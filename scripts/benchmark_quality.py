@@ -6,7 +6,7 @@ from ditscope.config import decode
 from ditscope.job import embedder_entry, job
 from ditscope.settings import Benchmark
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.quality import quality
 
     quality(

@@ -9,7 +9,7 @@ from ditscope.hardware import hardware_id
 from ditscope.job import job, model_entry
 from ditscope.settings import Benchmark, Scheme
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.benchmark import benchmark
 
     wildcards, params = snakemake.wildcards, snakemake.params

@@ -6,7 +6,7 @@ from ditscope.config import decode
 from ditscope.job import job, model_entry, partial_root
 from ditscope.settings import Calibrate
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.calibrate import calibrate_shard
 
     calibrate_shard(

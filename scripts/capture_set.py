@@ -6,7 +6,7 @@ from ditscope.config import decode
 from ditscope.job import job, model_entry, partial_root
 from ditscope.settings import CaptureSet
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.capture import capture
 
     capture(

@@ -6,7 +6,7 @@ from ditscope.config import decode
 from ditscope.job import embedder_entry, job
 from ditscope.settings import Embed
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.embed import embed
 
     embed(

@@ -6,7 +6,7 @@ from ditscope.config import decode
 from ditscope.job import job, model_entry
 from ditscope.settings import Scheme
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.checkpoints import quantize
 
     quantize(

@@ -6,7 +6,7 @@ from ditscope.config import decode
 from ditscope.job import job, model_entry
 from ditscope.settings import Refine
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.refine.diagnose import diagnose
 
     files = [*snakemake.input.items(), *snakemake.output.items()]

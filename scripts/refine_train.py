@@ -7,7 +7,7 @@ from ditscope.job import job, partial_root
 from ditscope.launch import torchrun
 from ditscope.settings import Refine
 
-with job(snakemake) as gpus:
+with job(snakemake, warm=True) as gpus:
     arguments = {
         "images": [Path(path) for path in snakemake.input.images],
         "assignments": Path(snakemake.input.assignments),

@@ -6,7 +6,7 @@ from ditscope.config import decode
 from ditscope.job import job, model_entry, partial_root
 from ditscope.settings import Scheme, Trajectories
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.trajectories import trajectories
 
     network = snakemake.params.network

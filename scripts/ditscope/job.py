@@ -20,6 +20,7 @@ from ditscope.identity import digest
 from ditscope.orphans import end_with_workflow
 from ditscope.settings import Embedder, Model
 from ditscope.slots import gpu_slots
+from ditscope.warm import hand_over
 
 log = logging.getLogger("ditscope")
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")  # variables that tokens are given in
@@ -42,12 +43,15 @@ def redact(text: str) -> str:
 
 
 @contextmanager
-def job(snakemake: Any) -> Iterator[list[str]]:
+def job(snakemake: Any, warm: bool = False) -> Iterator[list[str]]:
     """Log to the rule's log file and to stderr; end on bad input with its one line instead of a traceback.
 
     A rule with `resources: gpu` gets that many GPUs of its own, where the machine has any, and their list. CUDA must
-    not have started: such a rule's script imports its stage inside.
+    not have started: such a rule's script imports its stage inside. So does one that is `warm`: its stage imports torch,
+    and a process that has it already does the work, where the run has one (`warm.py`).
     """
+    if warm:
+        hand_over()
     end_with_workflow()
     file = logging.FileHandler(snakemake.log[0], mode="w")
     with logged(file):
