@@ -15,7 +15,7 @@ include: "rules/common.smk"
 include: "rules/outputs.smk"
 
 
-from ditscope.progress import write_plan, write_progress
+from ditscope.workflow.progress import write_plan, write_progress
 
 
 pathvars:

@@ -14,10 +14,10 @@ import numpy as np
 from torch import Tensor
 
 from ditscope.cli import read_config
-from ditscope.models import Generator, load_generator
-from ditscope.quantize import apply_scheme
-from ditscope.sampling import sample
-from ditscope.settings import Scheme
+from ditscope.models.quantize import apply_scheme
+from ditscope.models.registry import Generator, load_generator
+from ditscope.models.sampling import sample
+from ditscope.models.settings import Scheme
 
 REPEATS = 3
 

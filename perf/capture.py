@@ -22,12 +22,13 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
-from ditscope.families import flux
-from ditscope.memory import peak_rss, reset_peaks
-from ditscope.models import Generator, load_generator
-from ditscope.recorder import Recorder
-from ditscope.sampling import Observer, sample
-from ditscope.settings import CaptureSet, Model
+from ditscope.benchmark.memory import peak_rss, reset_peaks
+from ditscope.capture.recorder import Recorder
+from ditscope.capture.settings import CaptureSet
+from ditscope.models.families import flux
+from ditscope.models.registry import Generator, load_generator
+from ditscope.models.sampling import Observer, sample
+from ditscope.models.settings import Model
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "results"

@@ -31,24 +31,26 @@ import transformers
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
-from ditscope.benchmark import prepare
-from ditscope.calibration_batches import Batch
-from ditscope.calibration_set import Reference
-from ditscope.determinism import WORKSPACE, deterministic
-from ditscope.families import flux
-from ditscope.families.common import Conditioning
-from ditscope.hardware import fingerprint
-from ditscope.latency import first_line, now
-from ditscope.memory import peaks, reset_peaks
-from ditscope.models import Generator, default_device
-from ditscope.placement import keep_encoders_in_host_memory
-from ditscope.quantize import stored_bytes
-from ditscope.quantizers import quantizable
-from ditscope.recorder import Recorder
-from ditscope.sampling import Observer, sample
-from ditscope.sensitivity_exact import QUANTIZERS, network_of
-from ditscope.sensitivity_fast import estimate_layers
-from ditscope.settings import SCHEME_KINDS, CaptureSet, Model, Scheme, Sensitivity
+from ditscope.benchmark.latency import first_line, now
+from ditscope.benchmark.memory import peaks, reset_peaks
+from ditscope.benchmark.stage import prepare
+from ditscope.calibrate.files import Reference
+from ditscope.capture.recorder import Recorder
+from ditscope.capture.settings import CaptureSet
+from ditscope.core.determinism import WORKSPACE, deterministic
+from ditscope.models.families import flux
+from ditscope.models.families.common import Conditioning
+from ditscope.models.hardware import fingerprint
+from ditscope.models.placement import keep_encoders_in_host_memory
+from ditscope.models.quantize import stored_bytes
+from ditscope.models.quantizers import quantizable
+from ditscope.models.registry import Generator, default_device
+from ditscope.models.sampling import Observer, sample
+from ditscope.models.settings import SCHEME_KINDS, Model, Scheme
+from ditscope.sensitivity.batches import Batch
+from ditscope.sensitivity.exact import QUANTIZERS, network_of
+from ditscope.sensitivity.fast import estimate_layers
+from ditscope.sensitivity.settings import Sensitivity
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "models/shapes-flux"
@@ -384,7 +386,7 @@ def trained(device: torch.device) -> str:
     from ditscope.refine import train
     from ditscope.refine.batches import training_set
     from ditscope.refine.latents import LatentSet
-    from ditscope.settings import Refine
+    from ditscope.refine.settings import Refine
 
     rng = np.random.default_rng(0)
     values = rng.standard_normal((32, 16, 16, 16), dtype=np.float32)

@@ -17,18 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ditscope.calibrate import calibrate
-from ditscope.calibration_batches import batches
-from ditscope.calibration_set import load_calibration
-from ditscope.generate import requests
-from ditscope.intervals import mean_interval
-from ditscope.models import Generator, load_generator
-from ditscope.quantizers import QUANTIZERS, quantizable
-from ditscope.sampling import Observer, pictures, sample
-from ditscope.sensitivity_fast import weight_changes
-from ditscope.sensitivity_image import probe_image
-from ditscope.sensitivity_table import BUCKETS, WHOLE, assign_buckets
-from ditscope.settings import Calibrate, Model, Sensitivity
+from ditscope.calibrate.files import load_calibration
+from ditscope.calibrate.settings import Calibrate
+from ditscope.calibrate.stage import calibrate
+from ditscope.core.intervals import mean_interval
+from ditscope.generate.stage import requests
+from ditscope.models.quantizers import QUANTIZERS, quantizable
+from ditscope.models.registry import Generator, load_generator
+from ditscope.models.sampling import Observer, pictures, sample
+from ditscope.models.settings import Model
+from ditscope.sensitivity.batches import batches
+from ditscope.sensitivity.fast import weight_changes
+from ditscope.sensitivity.image import probe_image
+from ditscope.sensitivity.settings import Sensitivity
+from ditscope.sensitivity.tables import BUCKETS, WHOLE, assign_buckets
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, STEPS, PROBES, LAYERS = 8, 8, 16, 12  # probes of each image
@@ -59,6 +61,14 @@ class Swap(Observer):
 def sampled(model: Generator, images: Sequence[dict], observers: Sequence[Observer] = ()) -> Tensor:
     """The images of a calibration set, sampled again."""
     return pictures(model, sample(model, *requests(images), observers, steps=STEPS)).double()
+
+
+def of_layers(logs: np.ndarray) -> str:
+    """The geometric mean over layers of ratios, given as logarithms (layers,), its interval, and the extremes."""
+    found = mean_interval(logs)
+    least, most = np.exp([logs.min(), logs.max()])
+    interval = "too few layers" if found.low is None else f"{np.exp(found.low):.2f}, {np.exp(found.high):.2f}"
+    return f"{np.exp(found.mean):.2f} [{interval}], layers {least:.2f} to {most:.2f}"
 
 
 def compare(name: str, folder: Path) -> None:
@@ -105,10 +115,7 @@ def compare(name: str, folder: Path) -> None:
             ratios.setdefault(key, []).append(float(np.mean(values)))
     print(f"\n{name}: predicted over real, {len(ratios[WHOLE])} layers at {SETTINGS.bits} bits")
     for key, values in ratios.items():
-        found_ratio = mean_interval(np.array(values))
-        middle, low, high = np.exp([found_ratio.mean, found_ratio.low, found_ratio.high])
-        least, most = np.exp([min(values), max(values)])
-        print(f"  {key}: {middle:.2f} [{low:.2f}, {high:.2f}], layers {least:.2f} to {most:.2f}")
+        print(f"  {key}: {of_layers(np.array(values))}")
     column = SETTINGS.bits.index(4)
     everything = np.sqrt(sum(predicted(module, column, BUCKETS) for module in layers.values()))
     seen = np.sqrt(real({module: quantized(module, 4) for module in layers.values()}, BUCKETS))

@@ -31,15 +31,16 @@ from gpu import (
     velocity,
 )
 
-from ditscope.hardware import fingerprint
-from ditscope.memory import peaks, reset_peaks
-from ditscope.models import Generator, default_device
-from ditscope.quantize import apply_scheme
-from ditscope.quantizers import quantizable
-from ditscope.sensitivity_exact import Layer
-from ditscope.sensitivity_fast import estimate_layers
-from ditscope.sensitivity_table import layer_kind
-from ditscope.settings import Scheme, Sensitivity
+from ditscope.benchmark.memory import peaks, reset_peaks
+from ditscope.models.hardware import fingerprint
+from ditscope.models.quantize import apply_scheme
+from ditscope.models.quantizers import quantizable
+from ditscope.models.registry import Generator, default_device
+from ditscope.models.settings import Scheme
+from ditscope.sensitivity.exact import Layer
+from ditscope.sensitivity.fast import estimate_layers
+from ditscope.sensitivity.settings import Sensitivity
+from ditscope.sensitivity.tables import layer_kind
 
 CPU = torch.device("cpu")
 
@@ -69,7 +70,7 @@ def mps_rows(size: Size, device: torch.device) -> Iterator[Row]:
 
 def on_mlx(model: Generator, folder: Path) -> Generator:
     """The same generator with its transformer on MLX; the weights pass through a folder."""
-    from ditscope.mlx.transformer import load_transformer
+    from ditscope.models.mlx.transformer import load_transformer
 
     model.pipe.transformer.save_pretrained(folder / "transformer")
     entry = replace(model.entry, backend="mlx")

@@ -24,11 +24,11 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from torch_fidelity import calculate_metrics, register_feature_extractor  # noqa: E402
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase  # noqa: E402
 
+from ditscope.benchmark.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits  # noqa: E402
+from ditscope.benchmark.quality import class_texts  # noqa: E402
 from ditscope.cli import read_config  # noqa: E402
-from ditscope.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits  # noqa: E402
-from ditscope.metrics import fid, inception_score, kid, precision_recall  # noqa: E402
-from ditscope.quality import class_texts  # noqa: E402
-from ditscope.shapes import VALUES, Scene, render  # noqa: E402
+from ditscope.core.metrics import fid, inception_score, kid, precision_recall  # noqa: E402
+from ditscope.shapes.world import VALUES, Scene, render  # noqa: E402
 
 NAME = "ditscope-perf"
 KEYS = {

@@ -17,16 +17,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ditscope.calibrate import calibrate
-from ditscope.intervals import mean_interval
-from ditscope.models import Generator, load_generator
-from ditscope.plan import Choices, choices_of, frontier, random_plan, solve
-from ditscope.quantizers import QUANTIZERS, quantizable
-from ditscope.sampling import decode, sample
-from ditscope.sensitivity import sensitivity
-from ditscope.settings import Calibrate, Model, Plan, Sensitivity
-from ditscope.shapes import caption, held_out
-from ditscope.tables import read_table
+from ditscope.calibrate.settings import Calibrate
+from ditscope.calibrate.stage import calibrate
+from ditscope.core.intervals import mean_interval
+from ditscope.core.tables import read_table
+from ditscope.models.quantizers import QUANTIZERS, quantizable
+from ditscope.models.registry import Generator, load_generator
+from ditscope.models.sampling import decode, sample
+from ditscope.models.settings import Model
+from ditscope.plan.settings import Plan
+from ditscope.plan.stage import Choices, choices_of, frontier, random_plan, solve
+from ditscope.sensitivity.settings import Sensitivity
+from ditscope.sensitivity.stage import sensitivity
+from ditscope.shapes.world import caption, held_out
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS, RANDOM, BITS = 64, 3, 4

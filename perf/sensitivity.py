@@ -22,21 +22,24 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from ditscope.calibrate import InputRecorder, calibrate
-from ditscope.calibration_batches import Batch
-from ditscope.calibration_set import Reference, load_calibration
-from ditscope.families import sd3
-from ditscope.families.common import Conditioning
-from ditscope.models import Generator, load_generator
-from ditscope.plan import budget_bytes, choices_of, solve
-from ditscope.quantizers import QUANTIZERS
-from ditscope.sampling import sample
-from ditscope.sensitivity import MODES, SAMPLES, finished, start
-from ditscope.sensitivity_exact import Network, network_of, score_layers, scores
-from ditscope.sensitivity_fast import estimate_layers
-from ditscope.sensitivity_table import assign_buckets, rank_agreement
-from ditscope.settings import Budget, Calibrate, Model, Plan, Sensitivity
-from ditscope.tables import concat_tables
+from ditscope.calibrate.files import Reference, load_calibration
+from ditscope.calibrate.settings import Calibrate
+from ditscope.calibrate.stage import InputRecorder, calibrate
+from ditscope.core.tables import concat_tables
+from ditscope.models.families import sd3
+from ditscope.models.families.common import Conditioning
+from ditscope.models.quantizers import QUANTIZERS
+from ditscope.models.registry import Generator, load_generator
+from ditscope.models.sampling import sample
+from ditscope.models.settings import Model
+from ditscope.plan.settings import Budget, Plan
+from ditscope.plan.stage import budget_bytes, choices_of, solve
+from ditscope.sensitivity.batches import Batch
+from ditscope.sensitivity.exact import Network, network_of, score_layers, scores
+from ditscope.sensitivity.fast import estimate_layers
+from ditscope.sensitivity.settings import Sensitivity
+from ditscope.sensitivity.stage import MODES, SAMPLES, finished, start
+from ditscope.sensitivity.tables import assign_buckets, rank_agreement
 
 ROOT = Path(__file__).resolve().parents[1]
 TURNS = 3  # the fastest counts: one turn alone varies by a fifth

@@ -1,6 +1,6 @@
 """Jobs a minute through SLURM: empty jobs as one array, one by one, and on one machine without SLURM.
 
-The array comes twice: as the executor runs its tasks, and as `ditscope.array_task` does.
+The array comes twice: as the executor runs its tasks, and as `ditscope.workflow.array_task` does.
 
 python perf/slurm.py [JOBS]
 

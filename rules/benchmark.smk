@@ -2,7 +2,7 @@
 # <results>/benchmarks/<model>/<hardware>/: <scheme>-<compile>.parquet (sizes), .timing.parquet (latency, memory), .tar
 # (images) and .flat.parquet (flat field) of each run, quality.parquet of all; their joins and recommendation.md in
 # <results>/benchmarks/; and the quantized weights that are asked for, in <results>/checkpoints/<model>/.
-from ditscope.settings import COMPILE_STATES
+from ditscope.benchmark.settings import COMPILE_STATES
 
 
 wildcard_constraints:
@@ -47,7 +47,7 @@ rule benchmark_run:
         runtime=scaled(120),
         slurm_extra="--exclusive",
     params:
-        code=code("benchmark"),
+        code=code("benchmark.stage"),
         model=lambda w: model_params(w.model),
         scheme=lambda w: plain(CONFIG.schemes[w.scheme]),
         auto_hardware=CONFIG.benchmark.hardware == "auto",
@@ -74,7 +74,7 @@ rule benchmark_quality:
         mem_mb=memory(4000, embedders=EMBEDDERS),
         runtime=scaled(60),
     params:
-        code=code("quality"),
+        code=code("benchmark.quality"),
         settings={k: stage("benchmark")[k] for k in JUDGING},
         embedders=lambda w: {name: embedder_params(name) for name in EMBEDDERS},
     script:
@@ -100,7 +100,7 @@ rule benchmark_table:
     conda:
         "../envs/tables.yaml"
     params:
-        code=code("benchmark_table"),
+        code=code("benchmark.join"),
         elsewhere=lambda w: {
             name: benchmark_elsewhere(suffix)
             for name, suffix in {
@@ -131,7 +131,7 @@ rule quantized_checkpoint:
         mem_mb=memory(4000, lambda w: [w.model]),
         runtime=scaled(60),
     params:
-        code=code("checkpoints"),
+        code=code("benchmark.checkpoints"),
         model=lambda w: model_params(w.model),
         scheme=lambda w: plain(CONFIG.schemes[w.scheme]),
     script:

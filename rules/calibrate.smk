@@ -25,7 +25,7 @@ rule calibration_shard:
         mem_mb=memory(4000, lambda w: heaviest([w.model], [[name] for name in CONFIG.calibrate.models])),
         runtime=scaled(240),
     params:
-        code=code("calibrate"),
+        code=code("calibrate.stage"),
         model=lambda w: model_params(w.model),
         images=lambda w: calibration_index()[w.shard],
         settings={key: value for key, value in stage("calibrate").items() if key != "num_images"},
@@ -45,6 +45,6 @@ rule calibration_manifest:
     conda:
         "../envs/tables.yaml"
     params:
-        code=[code("calibration_set"), code("activation_table")],
+        code=[code("calibrate.files"), code("calibrate.activation_table")],
     script:
         "../scripts/calibration_manifest.py"

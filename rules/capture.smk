@@ -27,7 +27,7 @@ rule capture_set:
         mem_mb=memory(4000, lambda w: [w.model]),
         runtime=scaled(240),
     params:
-        code=code("capture"),
+        code=code("capture.stage"),
         model=lambda w: model_params(w.model),
         settings=lambda w: plain(CONFIG.capture.sets[w.capture]),
     script:
@@ -56,7 +56,7 @@ rule block_analysis:
         mem_mb=memory(4000, embedders=chosen(CONFIG.blocks.features)),
         runtime=scaled(120),
     params:
-        code=code("blocks"),
+        code=code("blocks.stage"),
         embedders=chosen_embedders(CONFIG.blocks.features),
         settings=stage("blocks"),
     script:
@@ -87,7 +87,7 @@ rule ablation:
         mem_mb=memory(4000, lambda w: [w.model], chosen(CONFIG.ablate.features)),
         runtime=scaled(240),
     params:
-        code=code("ablate"),
+        code=code("ablate.stage"),
         model=lambda w: model_params(w.model),
         embedders=chosen_embedders(CONFIG.ablate.features),
         settings=stage("ablate"),

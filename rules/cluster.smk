@@ -19,7 +19,7 @@ rule cluster:
         mem_mb=scaled(8000),
         runtime=scaled(240),
     params:
-        code=code("cluster"),
+        code=code("cluster.stage"),
         settings=stage("cluster"),
     script:
         "../scripts/cluster.py"

@@ -8,23 +8,25 @@ from pathlib import Path
 
 sys.path.insert(0, f"{workflow.basedir}/scripts")
 
-from ditscope.array_task import go_on_as_own_task
-from ditscope.orphans import announce_workflow
+from ditscope.workflow.array_task import go_on_as_own_task
+from ditscope.workflow.orphans import announce_workflow
 
 go_on_as_own_task()
 announce_workflow()
 
 from snakemake.exceptions import WorkflowError
 
-from ditscope.config import load_config, of_backends, plain
-from ditscope.errors import InputError
-from ditscope.model_memory import host_memory_mb
-from ditscope.models import download_mark, resolve_source, source_folder
-from ditscope.networks import plan_file, resolve_network, trajectory_index
-from ditscope.prompts import first_runs, shard_index
-from ditscope.staleness import cached, code_digest, prefer_this_library, source_digest
-from ditscope.warm import start_worker
-from ditscope.yaml_file import read_yaml
+from ditscope.config import load_config, of_backends
+from ditscope.core.settings import plain
+from ditscope.core.errors import InputError
+from ditscope.models.memory import host_memory_mb
+from ditscope.models.registry import download_mark, resolve_source, source_folder
+from ditscope.trajectories.networks import plan_file, resolve_network, trajectory_index
+from ditscope.prompts.stage import first_runs, shard_index
+from ditscope.workflow.staleness import code_digest, prefer_this_library
+from ditscope.workflow.warm import start_worker
+from ditscope.core.digests import cached, source_digest
+from ditscope.core.yaml_file import read_yaml
 
 CACHE = Path("resources/.cache")
 prefer_this_library()
@@ -48,17 +50,17 @@ try:
         read_yaml(file)  # refuses what Snakemake's reader takes otherwise than it looks
     WHOLE = load_config(config)
     CONFIG = of_backends(WHOLE, WHOLE.backends)  # what `all` asks for; the targets `cuda` and `mlx` each ask for a half
-    SHARD_INDEX = indexed("shards", "prompts", lambda: shard_index(CONFIG.prompts, CONFIG.experiment))
+    SHARD_INDEX = indexed("shards", "prompts.stage", lambda: shard_index(CONFIG.prompts, CONFIG.experiment))
     TRAJECTORY_INDEX = indexed(
         "trajectories",
-        "networks",
+        "trajectories.networks",
         lambda: trajectory_index(CONFIG.prompts, CONFIG.trajectories, CONFIG.experiment),
         plain(CONFIG.trajectories),
     )
     CAPTURE_RUNS = {
         name: indexed(
             f"capture {name}",
-            "prompts",
+            "prompts.stage",
             lambda: first_runs(CONFIG.prompts, CONFIG.experiment, captured.generations),
             captured.generations,
         )
@@ -66,7 +68,7 @@ try:
     }
     ABLATED_RUNS = indexed(
         "ablate",
-        "prompts",
+        "prompts.stage",
         lambda: first_runs(CONFIG.prompts, CONFIG.experiment, CONFIG.ablate.generations),
         CONFIG.ablate.generations,
     )
@@ -125,7 +127,7 @@ def model_params(name):
     """A registry entry and the digest of its weights: what a job must know of a model, and what makes it stale."""
     entry = CONFIG.models[name]
     weights = entry.revision or digest_of(source_folder(entry))
-    return determining(entry) | {"digest": weights + (code("mlx.quantize") if entry.backend == "mlx" else "")}
+    return determining(entry) | {"digest": weights + (code("models.mlx.quantize") if entry.backend == "mlx" else "")}
 
 
 def determining(entry):
@@ -163,7 +165,7 @@ def own_calibration(model):
 
 def sensitivity_code(model):
     """Digest of the library code that scores a model's layers: MLX has some of its own."""
-    return code("sensitivity") + (code("mlx.sensitivity") if CONFIG.models[model].backend == "mlx" else "")
+    return code("sensitivity.stage") + (code("sensitivity.mlx") if CONFIG.models[model].backend == "mlx" else "")
 
 
 def chosen(name):

@@ -18,7 +18,7 @@ rule drift:
         mem_mb=scaled(4000),
         runtime=scaled(60),
     params:
-        code=code("drift"),
+        code=code("drift.stage"),
         settings=stage("drift"),
     script:
         "../scripts/drift.py"

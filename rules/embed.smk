@@ -25,7 +25,7 @@ rule embedding_shard:
         mem_mb=memory(3000, embedders=lambda w: [w.embedder]),
         runtime=scaled(60),
     params:
-        code=code("embed"),
+        code=code("embed.stage"),
         embedder=lambda w: embedder_params(w.embedder),
         settings=stage("embed"),
     script:

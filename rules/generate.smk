@@ -27,7 +27,7 @@ rule image_shard:
         mem_mb=memory(4000, lambda w: heaviest([w.model], [[name] for name in CONFIG.generate.models])),
         runtime=scaled(120),
     params:
-        code=code("generate"),
+        code=code("generate.stage"),
         model=lambda w: model_params(w.model),
         settings=stage("generate"),
     script:

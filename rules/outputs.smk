@@ -6,13 +6,14 @@ from pathlib import Path
 
 from snakemake.io import strip_wildcard_constraints
 
-from ditscope.catalog import table_files
-from ditscope.config import benchmark_cases, of_backends
-from ditscope.figures import PAPER_TABLES, available
-from ditscope.hardware import filed_under, hardware_id
-from ditscope.identity import file_digest
-from ditscope.prompts import least, read_prompts
-from ditscope.settings import backends_of
+from ditscope.publish.catalog import table_files
+from ditscope.config import of_backends
+from ditscope.benchmark.cases import benchmark_cases
+from ditscope.publish.figures import PAPER_TABLES, available
+from ditscope.models.hardware import filed_under, hardware_id
+from ditscope.core.identity import file_digest
+from ditscope.prompts.stage import least, read_prompts
+from ditscope.models.settings import backends_of
 
 
 def run_slice(part):
@@ -142,14 +143,14 @@ def calibration_index():
     """The images of each calibration shard: appending prompts beyond the first `num_images` changes nothing."""
 
     def read():
-        from ditscope.calibration_set import calibration_images
+        from ditscope.calibrate.files import calibration_images
 
         prompts = read_prompts(CONFIG.prompts.csv, least(CONFIG.prompts.limit, CONFIG.calibrate.num_images))
         images = calibration_images(prompts, CONFIG.calibrate.num_images, CONFIG.calibrate.seed)
         size = CONFIG.calibrate.shard_size
         return {f"{i // size:05d}": images[i : i + size] for i in range(0, len(images), size)}
 
-    return indexed("calibration", "calibration_set", read, plain(CONFIG.calibrate))
+    return indexed("calibration", "calibrate.files", read, plain(CONFIG.calibrate))
 
 
 def calibration_shards(model):

@@ -16,7 +16,7 @@ rule bit_plan:
     conda:
         "../envs/analysis.yaml"
     params:
-        code=code("plan"),
+        code=code("plan.stage"),
         budget=lambda w: plain(CONFIG.plan.budgets[w.budget]),
         settings=stage("plan"),
     script:

@@ -18,7 +18,7 @@ rule prompt_shard:
     conda:
         "../envs/tables.yaml"
     params:
-        code=code("prompts"),
+        code=code("prompts.stage"),
         runs=lambda w: SHARD_INDEX[int(w.shard)]["digest"],
         settings=lambda w: plain(CONFIG.prompts) | {"limit": SHARD_INDEX[int(w.shard)]["end"], "max_shards": 0},
         experiment=CONFIG.experiment,
@@ -37,7 +37,7 @@ rule prompt_slice:
     conda:
         "../envs/tables.yaml"
     params:
-        code=code("prompts"),
+        code=code("prompts.stage"),
         runs=lambda w: RUN_SLICES[w.slice],
         settings=plain(CONFIG.prompts) | {"shard_size": 1, "max_shards": 0},
         experiment=CONFIG.experiment,

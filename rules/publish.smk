@@ -29,7 +29,7 @@ rule figures:
     conda:
         "../envs/figures.yaml"
     params:
-        code=code("figures.draw"),
+        code=code("publish.draw"),
         settings=stage("publish"),
         names=[figure.name for figure in available(set(figure_inputs()))],
         stages=figure_inputs(),
@@ -47,7 +47,7 @@ rule paper_tables:
     conda:
         "../envs/figures.yaml"
     params:
-        code=code("paper_tables"),
+        code=code("publish.paper_tables"),
         stages=paper_table_inputs(),
     script:
         "../scripts/paper_tables.py"
@@ -63,7 +63,7 @@ rule catalog:
     conda:
         "../envs/figures.yaml"
     params:
-        code=code("catalog"),
+        code=code("publish.catalog"),
     script:
         "../scripts/catalog.py"
 
@@ -78,7 +78,7 @@ rule explorer:
     conda:
         "../envs/figures.yaml"
     params:
-        code=code("explorer"),
+        code=code("publish.explorer"),
         stages=explorer_inputs(),
     script:
         "../scripts/explorer.py"

@@ -52,6 +52,6 @@ rule sensitivity_table:
     conda:
         "../envs/tables.yaml"
     params:
-        code=code("sensitivity_table"),
+        code=code("sensitivity.tables"),
     script:
         "../scripts/sensitivity_table.py"

@@ -18,7 +18,7 @@ rule topology:
         mem_mb=scaled(4000),
         runtime=scaled(240),
     params:
-        code=code("topology"),
+        code=code("topology.stage"),
         settings=stage("topology"),
     script:
         "../scripts/topology.py"

@@ -29,7 +29,7 @@ rule trajectory_shard:
         mem_mb=memory(6000, lambda w: heaviest(network_models(w.network), [network_models(name) for name in NETWORKS])),
         runtime=scaled(240),
     params:
-        code=code("trajectories"),
+        code=code("trajectories.stage"),
         network=lambda w: network_params(w.network),
         plans=f"{RESULTS}/plans",
         settings=stage("trajectories"),

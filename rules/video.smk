@@ -27,7 +27,7 @@ rule capture_video:
     conda:
         "../envs/figures.yaml"
     params:
-        code=code("video"),
+        code=code("video.stage"),
         settings=stage("video"),
     script:
         "../scripts/capture_video.py"
@@ -49,7 +49,7 @@ rule trajectory_video:
     conda:
         "../envs/figures.yaml"
     params:
-        code=code("mosaic"),
+        code=code("video.mosaic"),
         settings=stage("video"),
     script:
         "../scripts/trajectory_video.py"

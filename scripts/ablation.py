@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import embedder_entry, job, model_entry, partial_root
-from ditscope.settings import Ablate
+from ditscope.ablate.settings import Ablate
+from ditscope.core.settings import decode
+from ditscope.workflow.job import embedder_entry, job, model_entry, partial_root
 
 with job(snakemake, warm=True):
-    from ditscope.ablate import ablate
+    from ditscope.ablate.stage import ablate
 
     ablate(
         name=snakemake.wildcards.model,

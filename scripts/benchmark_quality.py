@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import embedder_entry, job
-from ditscope.settings import Benchmark
+from ditscope.benchmark.settings import Benchmark
+from ditscope.core.settings import decode
+from ditscope.workflow.job import embedder_entry, job
 
 with job(snakemake, warm=True):
-    from ditscope.quality import quality
+    from ditscope.benchmark.quality import quality
 
     quality(
         runs=[Path(path) for path in snakemake.input.runs],

@@ -3,14 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.errors import InputError
-from ditscope.hardware import hardware_id
-from ditscope.job import job, model_entry
-from ditscope.settings import Benchmark, Scheme
+from ditscope.benchmark.settings import Benchmark
+from ditscope.core.errors import InputError
+from ditscope.core.settings import decode
+from ditscope.models.hardware import hardware_id
+from ditscope.models.settings import Scheme
+from ditscope.workflow.job import job, model_entry
 
 with job(snakemake, warm=True):
-    from ditscope.benchmark import benchmark
+    from ditscope.benchmark.stage import benchmark
 
     wildcards, params = snakemake.wildcards, snakemake.params
     if params.auto_hardware and hardware_id() != wildcards.hardware:

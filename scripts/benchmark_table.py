@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ditscope.benchmark_table import benchmark_table
-from ditscope.config import decode
-from ditscope.job import job
-from ditscope.settings import Benchmark
+from ditscope.benchmark.join import benchmark_table
+from ditscope.benchmark.settings import Benchmark
+from ditscope.core.settings import decode
+from ditscope.workflow.job import job
 
 with job(snakemake):
     tables = {

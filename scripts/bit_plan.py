@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import job
-from ditscope.plan import plan
-from ditscope.settings import Budget, Plan
+from ditscope.core.settings import decode
+from ditscope.plan.settings import Budget, Plan
+from ditscope.plan.stage import plan
+from ditscope.workflow.job import job
 
 with job(snakemake):
     plan(

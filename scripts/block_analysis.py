@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import embedder_entry, job
-from ditscope.settings import Blocks
+from ditscope.blocks.settings import Blocks
+from ditscope.core.settings import decode
+from ditscope.workflow.job import embedder_entry, job
 
 with job(snakemake, warm=True):
-    from ditscope.blocks import blocks
+    from ditscope.blocks.stage import blocks
 
     blocks(
         captures=Path(snakemake.input.captures),

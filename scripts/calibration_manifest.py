@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ditscope.activation_table import gather_activations
-from ditscope.calibration_set import write_manifest
-from ditscope.job import job
+from ditscope.calibrate.activation_table import gather_activations
+from ditscope.calibrate.files import write_manifest
+from ditscope.workflow.job import job
 
 with job(snakemake):
     shards = [Path(shard) for shard in snakemake.input.shards]

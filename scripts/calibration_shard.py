@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import job, model_entry, partial_root
-from ditscope.settings import Calibrate
+from ditscope.calibrate.settings import Calibrate
+from ditscope.core.settings import decode
+from ditscope.workflow.job import job, model_entry, partial_root
 
 with job(snakemake, warm=True):
-    from ditscope.calibrate import calibrate_shard
+    from ditscope.calibrate.stage import calibrate_shard
 
     calibrate_shard(
         name=snakemake.wildcards.model,

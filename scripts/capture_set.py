@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import job, model_entry, partial_root
-from ditscope.settings import CaptureSet
+from ditscope.capture.settings import CaptureSet
+from ditscope.core.settings import decode
+from ditscope.workflow.job import job, model_entry, partial_root
 
 with job(snakemake, warm=True):
-    from ditscope.capture import capture
+    from ditscope.capture.stage import capture
 
     capture(
         name=snakemake.wildcards.model,

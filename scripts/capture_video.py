@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import job
-from ditscope.settings import Video
-from ditscope.video import capture_video
+from ditscope.core.settings import decode
+from ditscope.video.settings import Video
+from ditscope.video.stage import capture_video
+from ditscope.workflow.job import job
 
 with job(snakemake):
     capture_video(

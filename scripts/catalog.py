@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ditscope.catalog import write_catalog
-from ditscope.job import job
+from ditscope.publish.catalog import write_catalog
+from ditscope.workflow.job import job
 
 with job(snakemake):
     write_catalog([Path(path) for path in snakemake.input], Path(snakemake.output.catalog))

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ditscope.cluster import cluster
-from ditscope.config import decode
-from ditscope.job import job
-from ditscope.settings import Cluster
+from ditscope.cluster.settings import Cluster
+from ditscope.cluster.stage import cluster
+from ditscope.core.settings import decode
+from ditscope.workflow.job import job
 
 with job(snakemake):
     cluster(

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ditscope.job import job
+from ditscope.workflow.job import job
 
 with job(snakemake):
-    from ditscope.download import fetch
+    from ditscope.models.download import fetch
 
     index = Path(snakemake.output.index)
     fetch(snakemake.wildcards.hub_id.replace("--", "/"), snakemake.wildcards.revision, index.parent, index.name)

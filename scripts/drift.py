@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.drift import drift
-from ditscope.job import job
-from ditscope.settings import Drift
+from ditscope.core.settings import decode
+from ditscope.drift.settings import Drift
+from ditscope.drift.stage import drift
+from ditscope.workflow.job import job
 
 with job(snakemake):
     drift(

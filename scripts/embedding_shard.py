@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import embedder_entry, job
-from ditscope.settings import Embed
+from ditscope.core.settings import decode
+from ditscope.embed.settings import Embed
+from ditscope.workflow.job import embedder_entry, job
 
 with job(snakemake, warm=True):
-    from ditscope.embed import embed
+    from ditscope.embed.stage import embed
 
     embed(
         name=snakemake.wildcards.embedder,

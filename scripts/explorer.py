@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ditscope.explorer import write_explorer
-from ditscope.job import job
+from ditscope.publish.explorer import write_explorer
+from ditscope.workflow.job import job
 
 with job(snakemake):
     write_explorer(

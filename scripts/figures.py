@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.figures.draw import draw_figures
-from ditscope.job import job
-from ditscope.settings import Publish
+from ditscope.core.settings import decode
+from ditscope.publish.draw import draw_figures
+from ditscope.publish.settings import Publish
+from ditscope.workflow.job import job
 
 with job(snakemake):
     draw_figures(

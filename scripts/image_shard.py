@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import job, model_entry, partial_root
-from ditscope.settings import Generate
+from ditscope.core.settings import decode
+from ditscope.generate.settings import Generate
+from ditscope.workflow.job import job, model_entry, partial_root
 
 with job(snakemake, warm=True):
-    from ditscope.generate import generate
+    from ditscope.generate.stage import generate
 
     generate(
         name=snakemake.wildcards.model,

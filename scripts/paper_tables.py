@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ditscope.job import job
-from ditscope.paper_tables import write_paper_tables
+from ditscope.publish.paper_tables import write_paper_tables
+from ditscope.workflow.job import job
 
 with job(snakemake):
     write_paper_tables(

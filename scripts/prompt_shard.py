@@ -1,9 +1,9 @@
 """Rule prompt_shard: the runs of one shard of the prompt CSV."""
 
-from ditscope.config import decode
-from ditscope.job import job
-from ditscope.prompts import write_shard
-from ditscope.settings import Prompts
+from ditscope.core.settings import decode
+from ditscope.prompts.settings import Prompts
+from ditscope.prompts.stage import write_shard
+from ditscope.workflow.job import job
 
 with job(snakemake):
     write_shard(

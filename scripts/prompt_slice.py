@@ -1,9 +1,9 @@
 """Rule prompt_slice: some consecutive runs of the prompt CSV."""
 
-from ditscope.config import decode
-from ditscope.job import job
-from ditscope.prompts import write_slice
-from ditscope.settings import Prompts
+from ditscope.core.settings import decode
+from ditscope.prompts.settings import Prompts
+from ditscope.prompts.stage import write_slice
+from ditscope.workflow.job import job
 
 with job(snakemake):
     start, count = snakemake.wildcards.slice.split("-")

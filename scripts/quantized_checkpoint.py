@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import job, model_entry
-from ditscope.settings import Scheme
+from ditscope.core.settings import decode
+from ditscope.models.settings import Scheme
+from ditscope.workflow.job import job, model_entry
 
 with job(snakemake, warm=True):
-    from ditscope.checkpoints import quantize
+    from ditscope.benchmark.checkpoints import quantize
 
     quantize(
         name=snakemake.wildcards.model,

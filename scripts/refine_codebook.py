@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import job
+from ditscope.core.settings import decode
 from ditscope.refine.codebook import build_codebook
-from ditscope.settings import Refine
+from ditscope.refine.settings import Refine
+from ditscope.workflow.job import job
 
 with job(snakemake):
     build_codebook(

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import job, model_entry
-from ditscope.settings import Refine
+from ditscope.core.settings import decode
+from ditscope.refine.settings import Refine
+from ditscope.workflow.job import job, model_entry
 
 with job(snakemake, warm=True):
     from ditscope.refine.diagnose import diagnose

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import job, partial_root
-from ditscope.launch import torchrun
-from ditscope.settings import Refine
+from ditscope.core.settings import decode
+from ditscope.refine.settings import Refine
+from ditscope.workflow.job import job, partial_root
+from ditscope.workflow.launch import torchrun
 
 with job(snakemake, warm=True) as gpus:
     arguments = {

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import job, model_entry, partial_root
-from ditscope.settings import Sensitivity
+from ditscope.core.settings import decode
+from ditscope.sensitivity.settings import Sensitivity
+from ditscope.workflow.job import job, model_entry, partial_root
 
 with job(snakemake, warm=True):
-    from ditscope.sensitivity import sensitivity
+    from ditscope.sensitivity.stage import sensitivity
 
     sensitivity(
         name=snakemake.wildcards.model,

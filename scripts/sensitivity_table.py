@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ditscope.job import job
-from ditscope.sensitivity_table import gather
+from ditscope.sensitivity.tables import gather
+from ditscope.workflow.job import job
 
 with job(snakemake):
     gather(

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import job
-from ditscope.settings import Topology
-from ditscope.topology import topology
+from ditscope.core.settings import decode
+from ditscope.topology.settings import Topology
+from ditscope.topology.stage import topology
+from ditscope.workflow.job import job
 
 with job(snakemake):
     topology(

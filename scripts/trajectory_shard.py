@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import job, model_entry, partial_root
-from ditscope.settings import Scheme, Trajectories
+from ditscope.core.settings import decode
+from ditscope.models.settings import Scheme
+from ditscope.trajectories.settings import Trajectories
+from ditscope.workflow.job import job, model_entry, partial_root
 
 with job(snakemake, warm=True):
-    from ditscope.trajectories import trajectories
+    from ditscope.trajectories.stage import trajectories
 
     network = snakemake.params.network
     trajectories(

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ditscope.config import decode
-from ditscope.job import job
-from ditscope.mosaic import trajectory_video
-from ditscope.settings import Video
+from ditscope.core.settings import decode
+from ditscope.video.mosaic import trajectory_video
+from ditscope.video.settings import Video
+from ditscope.workflow.job import job
 
 with job(snakemake):
     trajectory_video(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ditscope.errors import InputError
+from ditscope.core.errors import InputError
 
 TOKENS = (
     b"", b"\0", b"\xff\xfe", b"\n", b"\r", b'"', b"'", b",", b"{", b"}", b"[", b"]", b":", b"-1", b"0", b"1e999",

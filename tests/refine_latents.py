@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ditscope.shards import png_bytes, write_tar
+from ditscope.core.shards import png_bytes, write_tar
 
 COLOURS, BACKGROUNDS = ("red", "green", "blue"), ("white", "black")
 

@@ -66,8 +66,9 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from ditscope.models import source_folder
-from ditscope.settings import Config, Embedder, Model
+from ditscope.config import Config
+from ditscope.models.registry import source_folder
+from ditscope.models.settings import Embedder, Model
 from workflow import ROOT
 
 SHAPES = ROOT / "models/shapes-flux"  # whose tokenizers read any text, rare words letter by letter

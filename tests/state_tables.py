@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ditscope.tables import write_table
+from ditscope.core.tables import write_table
 
 Paths = tuple[list[Path], list[Path]]
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from ditscope import calibrate as stage
-from ditscope.activation_table import CHANNELS, DECAY, NAME, PART_TYPES, activation_table
-from ditscope.activations import ActivationRecorder, channel_statistics, joined
-from ditscope.calibrate import calibrate
-from ditscope.errors import InputError
-from ditscope.quantizers import quantizable
-from ditscope.sampling import sample
-from ditscope.settings import Calibrate
-from ditscope.tables import read_table
+from ditscope.calibrate import stage
+from ditscope.calibrate.activation_table import CHANNELS, DECAY, NAME, PART_TYPES, activation_table
+from ditscope.calibrate.activations import ActivationRecorder, channel_statistics, joined
+from ditscope.calibrate.settings import Calibrate
+from ditscope.calibrate.stage import calibrate
+from ditscope.core.errors import InputError
+from ditscope.core.tables import read_table
+from ditscope.models.quantizers import quantizable
+from ditscope.models.sampling import sample
 from tiny_models import ENTRIES, tiny_generator
 
 

@@ -8,7 +8,7 @@ import pytest
 from snakemake.exceptions import WorkflowError
 from snakemake_executor_plugin_slurm_jobstep import parse_array_execs
 
-from ditscope.array_task import OWN, own_command
+from ditscope.workflow.array_task import OWN, own_command
 
 COMMANDS = {"6": "cd /a && snakemake --target-jobs 'b:shard=00002'", "7": "echo ü"}
 PACKED = {task: zlib.compress(command.encode(), level=9).hex() for task, command in COMMANDS.items()}

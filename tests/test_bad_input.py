@@ -8,12 +8,22 @@ import struct
 import pytest
 
 import workflow
-from ditscope.calibration_set import calibration_images
+from ditscope.calibrate.files import calibration_images
 from ditscope.cli import main
-from ditscope.errors import InputError
-from ditscope.models import check_model_folder, resolve_source
-from ditscope.prompts import Prompt, csv_rows, csv_text, read_prompts, read_runs, runs_of, shard_index, write_shard
-from ditscope.settings import Model, Prompts
+from ditscope.core.errors import InputError
+from ditscope.models.registry import check_model_folder, resolve_source
+from ditscope.models.settings import Model
+from ditscope.prompts.settings import Prompts
+from ditscope.prompts.stage import (
+    Prompt,
+    csv_rows,
+    csv_text,
+    read_prompts,
+    read_runs,
+    runs_of,
+    shard_index,
+    write_shard,
+)
 
 
 def refusal(function, *arguments):
@@ -232,7 +242,7 @@ def test_missing_folder_is_refused_by_key():
 
 
 def test_unwritable_output_is_refused_before_any_model_loads(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ditscope.models.load_generator", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("ditscope.models.registry.load_generator", lambda *_: pytest.fail("a model was loaded"))
     (tmp_path / "file").write_text("")
     images = tmp_path / "file" / "shard.tar"
     prompts = str(workflow.ROOT / "prompts/tiny.csv")

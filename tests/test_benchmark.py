@@ -13,19 +13,25 @@ import scipy.stats
 import torch
 from PIL import Image
 
-from ditscope import benchmark as stage
-from ditscope import generate, hardware, latency, memory, models, quality, quality_of_sets, slots
-from ditscope.benchmark import benchmark
-from ditscope.benchmark_images import read_images
-from ditscope.benchmark_table import benchmark_table, with_quality, with_size_ratios, with_speed_ratios
-from ditscope.config import benchmark_cases, check, decode
-from ditscope.errors import InputError
-from ditscope.features import Extractor
-from ditscope.prompts import read_runs, write_runs
-from ditscope.recommend import recommendation
-from ditscope.settings import Benchmark, Config, Embedder, Scheme, Target
-from ditscope.shards import write_tar
-from ditscope.tables import read_table
+from ditscope.benchmark import latency, memory, quality, quality_of_sets, stage
+from ditscope.benchmark.cases import benchmark_cases
+from ditscope.benchmark.features import Extractor
+from ditscope.benchmark.images import read_images
+from ditscope.benchmark.join import benchmark_table, with_quality, with_size_ratios, with_speed_ratios
+from ditscope.benchmark.recommend import recommendation
+from ditscope.benchmark.settings import Benchmark, Target
+from ditscope.benchmark.stage import benchmark
+from ditscope.config import Config, check
+from ditscope.core.errors import InputError
+from ditscope.core.settings import decode
+from ditscope.core.shards import write_tar
+from ditscope.core.tables import read_table
+from ditscope.generate import stage as generate
+from ditscope.models import hardware
+from ditscope.models import registry as models
+from ditscope.models.settings import Embedder, Scheme
+from ditscope.prompts.stage import read_runs, write_runs
+from ditscope.workflow import slots
 from tiny_models import tiny_generator
 
 SCHEMES = {

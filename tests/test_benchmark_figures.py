@@ -9,11 +9,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.text import Text
 
-from ditscope.figures import benchmark as figures
-from ditscope.figures.images import draw_tiles
-from ditscope.figures.style import grid
-from ditscope.shards import png_bytes, write_tar
-from ditscope.tables import write_table
+from ditscope.benchmark import figures
+from ditscope.core.shards import png_bytes, write_tar
+from ditscope.core.tables import write_table
+from ditscope.generate.figures import draw_tiles
+from ditscope.style import grid
 
 SCHEMES = ("base", "int8", "int3")
 

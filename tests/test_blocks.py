@@ -11,21 +11,32 @@ import pytest
 import torch
 from PIL import Image
 
-from ditscope import ablate as ablation
-from ditscope import blocks as analysis
-from ditscope.ablate import Ablation, ablate, mean
-from ditscope.blocks import blocks, decodability_rows, decodable_rows, linear_cka, relative_l2, residual, token_cosine
-from ditscope.capture import capture
-from ditscope.capture_files import load_capture
-from ditscope.capture_layout import captures_in, decoded_file
-from ditscope.errors import InputError
-from ditscope.figures import blocks as figures
-from ditscope.figures.images import GAP
-from ditscope.models import load_generator
-from ditscope.sampling import sample
-from ditscope.settings import Ablate, Blocks, CaptureSet, Embedder, Model
-from ditscope.shards import read_tar
-from ditscope.tables import read_table, write_table
+from ditscope.ablate import stage as ablation
+from ditscope.ablate.settings import Ablate
+from ditscope.ablate.stage import Ablation, ablate, mean
+from ditscope.blocks import figures
+from ditscope.blocks import stage as analysis
+from ditscope.blocks.settings import Blocks
+from ditscope.blocks.stage import (
+    blocks,
+    decodability_rows,
+    decodable_rows,
+    linear_cka,
+    relative_l2,
+    residual,
+    token_cosine,
+)
+from ditscope.capture.files import captures_in, decoded_file
+from ditscope.capture.load import load_capture
+from ditscope.capture.settings import CaptureSet
+from ditscope.capture.stage import capture
+from ditscope.core.errors import InputError
+from ditscope.core.shards import read_tar
+from ditscope.core.tables import read_table, write_table
+from ditscope.generate.figures import GAP
+from ditscope.models.registry import load_generator
+from ditscope.models.sampling import sample
+from ditscope.models.settings import Embedder, Model
 from tiny_models import tiny_generator
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ditscope import calibrate as stage
-from ditscope.calibrate import calibrate, calibrate_shard
-from ditscope.calibration_set import (
+from ditscope.calibrate import stage
+from ditscope.calibrate.files import (
     calibration_images,
     check_fits,
     guidance_of,
@@ -25,11 +24,12 @@ from ditscope.calibration_set import (
     write_manifest,
     write_npz,
 )
-from ditscope.errors import InputError
-from ditscope.families.common import Conditioning
-from ditscope.prompts import read_prompts
-from ditscope.sampling import pictures, predict, sample
-from ditscope.settings import Calibrate
+from ditscope.calibrate.settings import Calibrate
+from ditscope.calibrate.stage import calibrate, calibrate_shard
+from ditscope.core.errors import InputError
+from ditscope.models.families.common import Conditioning
+from ditscope.models.sampling import pictures, predict, sample
+from ditscope.prompts.stage import read_prompts
 from tiny_models import ENTRIES, tiny_generator
 
 SETTINGS = Calibrate(num_images=3, num_steps=6, cfg_weight=2.5, shard_size=2, slice_size=1)

@@ -28,9 +28,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ditscope.captioners import caption, load_captioner
-from ditscope.errors import InputError
-from ditscope.settings import Model
+from ditscope.core.errors import InputError
+from ditscope.models.captioners import caption, load_captioner
+from ditscope.models.settings import Model
 
 WORDS = ["a", "the", "red", "blue", "large", "small", "ring", "star", "left", "right", "white", "black", "of", "on"]
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -25,27 +25,29 @@ from PIL import ExifTags, Image
 from polars.testing import assert_frame_equal
 from safetensors.torch import load_file
 
-from ditscope import capture as stage
-from ditscope import capture_statistics, placement
-from ditscope import recorder as recorder_module
-from ditscope.capture import capture, capture_run, read_out
-from ditscope.capture_check import verify
-from ditscope.capture_files import load_capture
-from ditscope.capture_layout import captures_in, read_metadata
-from ditscope.capture_statistics import pool, pool_streams
-from ditscope.capture_writer import Background, StepFile, join, layout_bytes, to_host
+from ditscope.capture import recorder as recorder_module
+from ditscope.capture import stage
+from ditscope.capture import statistics as capture_statistics
+from ditscope.capture.files import captures_in, read_metadata
+from ditscope.capture.load import load_capture
+from ditscope.capture.recorder import Recorder
+from ditscope.capture.settings import CaptureSet
+from ditscope.capture.stage import capture, capture_run, read_out
+from ditscope.capture.statistics import pool, pool_streams
+from ditscope.capture.verify import verify
+from ditscope.capture.writer import Background, StepFile, join, layout_bytes, to_host
 from ditscope.cli import main
-from ditscope.errors import InputError
-from ditscope.families import flux, sd3
-from ditscope.families.common import Conditioning
-from ditscope.generate import generate_slice
-from ditscope.models import Generator, load_generator
-from ditscope.patterns import select_blocks, select_indices
-from ditscope.placement import load_across, place
-from ditscope.recorder import Recorder
-from ditscope.sampling import Observer, decode, sample
-from ditscope.settings import CaptureSet, Model
-from ditscope.tables import read_table
+from ditscope.core.errors import InputError
+from ditscope.core.patterns import select_blocks, select_indices
+from ditscope.core.tables import read_table
+from ditscope.generate.stage import generate_slice
+from ditscope.models import placement
+from ditscope.models.families import flux, sd3
+from ditscope.models.families.common import Conditioning
+from ditscope.models.placement import load_across, place
+from ditscope.models.registry import Generator, load_generator
+from ditscope.models.sampling import Observer, decode, sample
+from ditscope.models.settings import Model
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES_FLUX = Model("flux", str(ROOT / "models" / "shapes-flux"), width=64, height=64, steps=2)

@@ -8,12 +8,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ditscope import checkpoints
-from ditscope.checkpoints import load_checkpoint, quantize, save_checkpoint
-from ditscope.errors import InputError
-from ditscope.quantize import apply_scheme, stored_bytes
-from ditscope.sampling import sample
-from ditscope.settings import Scheme
+from ditscope.benchmark import checkpoints
+from ditscope.benchmark.checkpoints import load_checkpoint, quantize, save_checkpoint
+from ditscope.core.errors import InputError
+from ditscope.models.quantize import apply_scheme, stored_bytes
+from ditscope.models.sampling import sample
+from ditscope.models.settings import Scheme
 from tiny_models import tiny_generator
 
 SCHEMES = {

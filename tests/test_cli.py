@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from ditscope import cli
-from ditscope.config import plain
 from ditscope.config_files import read_config
-from ditscope.estimate import estimate_table, parse_job_stats, unmeasured_models
-from ditscope.identity import derived_seed, generation_id, request_hash, scheme_id, weights_id
-from ditscope.progress import markdown, write_plan
-from ditscope.settings import Model
+from ditscope.core.identity import derived_seed, generation_id, request_hash, scheme_id, weights_id
+from ditscope.core.settings import plain
+from ditscope.models.settings import Model
+from ditscope.workflow.estimate import estimate_table, parse_job_stats, unmeasured_models
+from ditscope.workflow.progress import markdown, write_plan
 from workflow import ROOT
 
 
@@ -37,7 +37,7 @@ def test_prompts_runs_without_snakemake(tmp_path):
     csv.write_text("prompt\na red ring\n")
     options = ["--csv", str(csv), "--shard", "0", "--out", str(tmp_path / "s.parquet"), "--experiment", "x"]
     assert cli.main(["prompts", *options, "--seeds", "3", "4"]) == 0
-    from ditscope.tables import read_table
+    from ditscope.core.tables import read_table
 
     assert read_table(tmp_path / "s.parquet", "prompts")["seed"].to_list() == [3, 4]
 

@@ -8,11 +8,11 @@ import polars as pl
 import pytest
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, v_measure_score
 
-from ditscope import sequences
-from ditscope.cluster import by_size, cluster, cluster_labels, map_states, medoids, merge_close
-from ditscope.errors import InputError
-from ditscope.settings import Cluster
-from ditscope.states import read_states, unit
+from ditscope.cluster import sequences
+from ditscope.cluster.settings import Cluster
+from ditscope.cluster.stage import by_size, cluster, cluster_labels, map_states, medoids, merge_close
+from ditscope.core.errors import InputError
+from ditscope.embed.states import read_states, unit
 from state_tables import MODALITY, random_states, write_states
 
 TABLES = [

@@ -10,12 +10,13 @@ import jsonschema
 import pytest
 import yaml
 
-from ditscope.config import decode, json_schema, load_config, plain, reference
+from ditscope.config import Config, load_config
 from ditscope.config_files import read_config
-from ditscope.errors import InputError
-from ditscope.ranges import complaint
-from ditscope.settings import Config
-from ditscope.yaml_file import read_yaml
+from ditscope.core.errors import InputError
+from ditscope.core.ranges import complaint
+from ditscope.core.settings import decode, plain
+from ditscope.core.yaml_file import read_yaml
+from ditscope.workflow.reference import json_schema, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 

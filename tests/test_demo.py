@@ -12,12 +12,12 @@ from PIL import Image
 
 import workflow
 from ditscope.config_files import read_config
-from ditscope.estimate import parse_job_stats
-from ditscope.figures import FIGURES
-from ditscope.oracle import oracle
-from ditscope.shapes import parse_caption
-from ditscope.shards import read_tar
-from ditscope.tables import concat_tables
+from ditscope.core.shards import read_tar
+from ditscope.core.tables import concat_tables
+from ditscope.publish.figures import FIGURES
+from ditscope.shapes.oracle import oracle
+from ditscope.shapes.world import parse_caption
+from ditscope.workflow.estimate import parse_job_stats
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(2700)]
 

@@ -17,18 +17,23 @@ from torch import nn
 
 import ditscope.refine.diagnose as refine_diagnose
 import ditscope.refine.train as refine_train
-from ditscope import calibrate as calibrate_stage
-from ditscope import determinism, gradient_memory, models, sensitivity_image
-from ditscope import sensitivity as sensitivity_stage
-from ditscope.calibration_batches import Batch
-from ditscope.hardware import host_memory_bytes
-from ditscope.placement import keep_encoders_in_host_memory
+from ditscope.calibrate import stage as calibrate_stage
+from ditscope.calibrate.settings import Calibrate
+from ditscope.core import determinism
+from ditscope.core.tables import read_table
+from ditscope.models import registry as models
+from ditscope.models.hardware import host_memory_bytes
+from ditscope.models.placement import keep_encoders_in_host_memory
+from ditscope.models.sampling import Observer, pictures, sample
+from ditscope.models.settings import Model
 from ditscope.refine.codebook import build_codebook
-from ditscope.sampling import Observer, pictures, sample
-from ditscope.sensitivity_fast import random_signs
-from ditscope.sensitivity_image import pull_back_image
-from ditscope.settings import Calibrate, Model, Sensitivity
-from ditscope.tables import read_table
+from ditscope.sensitivity import gradient_memory
+from ditscope.sensitivity import image as sensitivity_image
+from ditscope.sensitivity import stage as sensitivity_stage
+from ditscope.sensitivity.batches import Batch
+from ditscope.sensitivity.fast import random_signs
+from ditscope.sensitivity.image import pull_back_image
+from ditscope.sensitivity.settings import Sensitivity
 from fake_device import DEVICE, accelerator, moved
 from refine_latents import write_discs
 from test_refine_training import TINY

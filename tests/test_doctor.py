@@ -15,14 +15,14 @@ import pytest
 
 import workflow
 from ditscope import cli
-from ditscope.checksums import FOLDER, read_record, record_checksums
-from ditscope.doctor.examine import CHECKS, doctor, examine, mending
-from ditscope.doctor.study import Finding
-from ditscope.errors import InputError
-from ditscope.estimate import parse_job_stats
-from ditscope.partial import unfinished
-from ditscope.shards import read_tar, write_tar
-from ditscope.tables import write_table
+from ditscope.core.errors import InputError
+from ditscope.core.scratch import unfinished
+from ditscope.core.shards import read_tar, write_tar
+from ditscope.core.tables import write_table
+from ditscope.workflow.checksums import FOLDER, read_record, record_checksums
+from ditscope.workflow.doctor.examine import CHECKS, doctor, examine, mending
+from ditscope.workflow.doctor.study import Finding
+from ditscope.workflow.estimate import parse_job_stats
 
 CONTENTS = [name for name in CHECKS if name != "checksums"]  # what is found without recorded digests
 ANALYSES = dict.fromkeys(("drift", "cluster", "topology"), "analyses")

@@ -11,9 +11,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ditscope.doctor.examine import CHECKS
-from ditscope.doctor.study import Finding, Study, open_study
-from ditscope.tables import read_table, write_table
+from ditscope.core.tables import read_table, write_table
+from ditscope.workflow.doctor.examine import CHECKS
+from ditscope.workflow.doctor.study import Finding, Study, open_study
 from mutations import column_mutants, copy_over, empty, flip, other_number, row_mutants, truncate
 
 # The check of each folder of a study.

@@ -8,16 +8,19 @@ import polars as pl
 import pytest
 
 import workflow
-from ditscope.checksums import record_checksums
-from ditscope.config import plain
-from ditscope.doctor.examine import CHECKS, examine, mending
-from ditscope.doctor.study import Study, alike, open_study, unlike_rows
-from ditscope.generate import generate
-from ditscope.progress import write_plan
-from ditscope.prompts import write_shard
-from ditscope.settings import Config, Generate, Model, Prompts
-from ditscope.shards import read_tar, write_tar
-from ditscope.tables import read_table, write_table
+from ditscope.config import Config
+from ditscope.core.settings import plain
+from ditscope.core.shards import read_tar, write_tar
+from ditscope.core.tables import read_table, write_table
+from ditscope.generate.settings import Generate
+from ditscope.generate.stage import generate
+from ditscope.models.settings import Model
+from ditscope.prompts.settings import Prompts
+from ditscope.prompts.stage import write_shard
+from ditscope.workflow.checksums import record_checksums
+from ditscope.workflow.doctor.examine import CHECKS, examine, mending
+from ditscope.workflow.doctor.study import Study, alike, open_study, unlike_rows
+from ditscope.workflow.progress import write_plan
 from tiny_pipelines import save_tiny_wan
 
 WAN = {"width": 32, "height": 32, "frames": 5, "steps": 2, "guidance": 4.0, "max_sequence_length": 16}

@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import errors
 
-from ditscope import cli, download
+from ditscope import cli
 from ditscope.config import ROOT
 from ditscope.config_files import read_config
-from ditscope.errors import InputError
-from ditscope.models import resolve_source, source_folder
-from ditscope.settings import Model
+from ditscope.core.errors import InputError
+from ditscope.models import download
+from ditscope.models.registry import resolve_source, source_folder
+from ditscope.models.settings import Model
 
 SHA = "741f7c3ce8b383c54771c7003378a50191e9efe9"
 FILES = {

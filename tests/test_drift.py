@@ -8,11 +8,11 @@ import pytest
 from scipy import stats
 from scipy.spatial import distance
 
-from ditscope.drift import DISTANCES, STEPS, distances, drift
-from ditscope.errors import InputError
-from ditscope.series import autoregression, normality
-from ditscope.settings import Drift
-from ditscope.tables import read_table, write_table
+from ditscope.core.errors import InputError
+from ditscope.core.tables import read_table, write_table
+from ditscope.drift.series import autoregression, normality
+from ditscope.drift.settings import Drift
+from ditscope.drift.stage import DISTANCES, STEPS, distances, drift
 from state_tables import MODALITY, random_states, write_states
 
 TABLES = ["drift", "similarity", "autoregression", "normality"]

@@ -21,15 +21,16 @@ from transformers import (
     Dinov2Model,
 )
 
-from ditscope.embed import SCHEMA, embed
-from ditscope.embedders import image_features, load_embedder, load_towers
-from ditscope.errors import InputError
-from ditscope.invocations import state_key
-from ditscope.random_walk import random_walk
-from ditscope.settings import Embed, Embedder
-from ditscope.shards import png_bytes, write_tar
-from ditscope.tables import read_table, write_table
-from ditscope.trajectories import SCHEMA as TRAJECTORIES
+from ditscope.core.errors import InputError
+from ditscope.core.shards import png_bytes, write_tar
+from ditscope.core.tables import read_table, write_table
+from ditscope.embed.settings import Embed
+from ditscope.embed.stage import SCHEMA, embed
+from ditscope.models.embedders import image_features, load_embedder, load_towers
+from ditscope.models.random_walk import random_walk
+from ditscope.models.settings import Embedder
+from ditscope.trajectories.invocations import state_key
+from ditscope.trajectories.stage import SCHEMA as TRAJECTORIES
 from test_captioners import WORDS
 
 SENTENCES = [

@@ -14,10 +14,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from ditscope.families.common import Conditioning
-from ditscope.models import GENERATORS, GUIDANCE, PIPELINES, load_generator
-from ditscope.sampling import Observer, decode, pictures, predict, sample
-from ditscope.settings import Model
+from ditscope.models.families.common import Conditioning
+from ditscope.models.registry import GENERATORS, GUIDANCE, PIPELINES, load_generator
+from ditscope.models.sampling import Observer, decode, pictures, predict, sample
+from ditscope.models.settings import Model
 from tiny_pipelines import save_random_flux, save_random_sd3, save_tiny_sdxl, save_tiny_wan
 
 PROMPTS, SEEDS = ["a small red ring at the left", "a large blue star"], [3, 2**40]

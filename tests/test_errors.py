@@ -7,11 +7,11 @@ import polars as pl
 import pytest
 
 from ditscope import cli
-from ditscope.checksums import read_record
-from ditscope.errors import IncompleteError, InputError, again
-from ditscope.progress import read_plan
-from ditscope.shards import read_tar, write_tar
-from ditscope.tables import read_table, write_table
+from ditscope.core.errors import IncompleteError, InputError, again
+from ditscope.core.shards import read_tar, write_tar
+from ditscope.core.tables import read_table, write_table
+from ditscope.workflow.checksums import read_record
+from ditscope.workflow.progress import read_plan
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_errors_of_the_machine_and_our_own_are_not_called_damage(table, tar, mon
         raise MACHINE[case]
 
     monkeypatch.setattr(pl, "read_parquet_metadata", fails)
-    monkeypatch.setattr("ditscope.shards.decode", fails)
+    monkeypatch.setattr("ditscope.core.shards.decode", fails)
     for read in (lambda: read_table(table, "t"), lambda: list(read_tar(tar))):
         with pytest.raises(type(MACHINE[case])) as raised:
             read()

@@ -9,18 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-from ditscope.benchmark import benchmark
-from ditscope.calibrate import calibrate
+from ditscope.benchmark.settings import Benchmark
+from ditscope.benchmark.stage import benchmark
+from ditscope.calibrate.stage import calibrate
 from ditscope.config import load_config
-from ditscope.errors import InputError
-from ditscope.generate import generate
-from ditscope.invocations import Request, node_of
-from ditscope.models import GENERATORS, WITH_BLOCKS, family_of, load_generator
-from ditscope.networks import Entry
-from ditscope.sampling import Observer, decode, sample
-from ditscope.settings import Benchmark, Generate, Model, Scheme
-from ditscope.shards import read_tar
-from ditscope.tables import read_table
+from ditscope.core.errors import InputError
+from ditscope.core.shards import read_tar
+from ditscope.core.tables import read_table
+from ditscope.generate.settings import Generate
+from ditscope.generate.stage import generate
+from ditscope.models.registry import GENERATORS, WITH_BLOCKS, family_of, load_generator
+from ditscope.models.sampling import Observer, decode, sample
+from ditscope.models.settings import Model, Scheme
+from ditscope.trajectories.invocations import Request, node_of
+from ditscope.trajectories.networks import Entry
 from tiny_pipelines import save_tiny_sdxl, save_tiny_wan
 
 PROMPTS = ["a small red ring at the left", "a large blue star"]
@@ -164,7 +166,7 @@ def test_stages_that_need_blocks_refuse_other_families_when_the_config_is_read(s
 
 
 def test_stages_that_need_blocks_refuse_other_families_without_the_workflow(tmp_path):
-    from ditscope.sensitivity import sensitivity
+    from ditscope.sensitivity.stage import sensitivity
 
     entry = Model("sdxl", "nowhere")
     with pytest.raises(InputError, match="calibrate: `m` is of the family `sdxl`"):

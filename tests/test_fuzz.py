@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 import fuzz
-from ditscope.calibration_set import load_calibration, read_sample
-from ditscope.capture_layout import read_metadata
-from ditscope.checksums import read_record
+from ditscope.calibrate.files import load_calibration, read_sample
+from ditscope.capture.files import read_metadata
 from ditscope.config_files import read_config
-from ditscope.doctor.study import open_study
-from ditscope.errors import InputError
-from ditscope.models import check_safetensors
-from ditscope.progress import read_plan, stages_of
-from ditscope.prompts import read_prompts
-from ditscope.shards import read_tar, write_tar
+from ditscope.core.errors import InputError
+from ditscope.core.shards import read_tar, write_tar
+from ditscope.models.registry import check_safetensors
+from ditscope.prompts.stage import read_prompts
+from ditscope.workflow.checksums import read_record
+from ditscope.workflow.doctor.study import open_study
+from ditscope.workflow.progress import read_plan, stages_of
 from workflow import ROOT
 
 SECONDS = float(os.environ.get("DITSCOPE_FUZZ_SECONDS", "3"))

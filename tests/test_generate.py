@@ -8,12 +8,13 @@ import polars as pl
 import pytest
 import torch
 
-from ditscope.generate import generate
-from ditscope.models import load_generator
-from ditscope.sampling import Observer, sample
-from ditscope.settings import Generate, Model
-from ditscope.shards import read_tar
-from ditscope.tables import read_table
+from ditscope.core.shards import read_tar
+from ditscope.core.tables import read_table
+from ditscope.generate.settings import Generate
+from ditscope.generate.stage import generate
+from ditscope.models.registry import load_generator
+from ditscope.models.sampling import Observer, sample
+from ditscope.models.settings import Model
 
 MODELS = {
     "shapes-flux": Model(family="flux", source="models/shapes-flux", width=64, height=64, steps=3),
@@ -77,7 +78,7 @@ def test_generate_resumes_at_finished_slices_with_the_same_bytes(csv, tmp_path):
 
 
 def test_generate_reuses_slices_of_a_killed_job(csv, tmp_path, monkeypatch):
-    import ditscope.generate as module
+    import ditscope.generate.stage as module
 
     settings, partial, output = Generate(slice_size=1), tmp_path / "partial", tmp_path / "images.tar"
     real, calls = module.generate_slice, []

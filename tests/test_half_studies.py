@@ -8,9 +8,9 @@ import pytest
 from polars.testing import assert_frame_equal
 
 import workflow
-from ditscope.doctor.examine import examine
-from ditscope.estimate import parse_job_stats
-from ditscope.tables import read_table, write_table
+from ditscope.core.tables import read_table, write_table
+from ditscope.workflow.doctor.examine import examine
+from ditscope.workflow.estimate import parse_job_stats
 
 STUDY = ("--configfile", "experiments/tiny.yaml", "study.yaml")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ditscope.intervals import LEAST_UNITS, mean_interval, unit_means
+from ditscope.core.intervals import LEAST_UNITS, mean_interval, unit_means
 
 SETS = 4000
 

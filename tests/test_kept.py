@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from ditscope import calibrate as calibration
-from ditscope import capture as stage
-from ditscope.calibrate import calibrate
-from ditscope.calibration_set import validate_calibration
-from ditscope.capture import capture
-from ditscope.capture_layout import captures_in, generation_name, read_metadata
-from ditscope.errors import InputError
-from ditscope.settings import Calibrate, CaptureSet
+from ditscope.calibrate import stage as calibration
+from ditscope.calibrate.files import validate_calibration
+from ditscope.calibrate.settings import Calibrate
+from ditscope.calibrate.stage import calibrate
+from ditscope.capture import stage
+from ditscope.capture.files import captures_in, generation_name, read_metadata
+from ditscope.capture.settings import CaptureSet
+from ditscope.capture.stage import capture
+from ditscope.core.errors import InputError
 from tiny_models import ENTRIES, tiny_generator
 
 FLUX = replace(ENTRIES["flux"], steps=2)
@@ -39,7 +40,7 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "load_placed", load)
     blocks = [f"{kind}_block_{i}" for kind in ("double", "single") for i in (0, 1)]
     monkeypatch.setattr(stage, "block_names", lambda *_: blocks)
-    monkeypatch.setattr("ditscope.generate.prompt_tokens", lambda model, prompt: (3, False))
+    monkeypatch.setattr("ditscope.generate.stage.prompt_tokens", lambda model, prompt: (3, False))
 
     def make(prompt="a ring", **more) -> set[str]:
         capture("tiny", FLUX, tmp_path / "output", prompt=prompt, seed=1, **more)

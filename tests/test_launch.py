@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ditscope import cli, launch
-from ditscope.settings import Refine
+from ditscope import cli
+from ditscope.refine.settings import Refine
+from ditscope.workflow import launch
 from refine_latents import write_discs
 
 FILES = ("latent_mae.safetensors", "refiner.safetensors", "training.parquet", "training.timing.parquet")

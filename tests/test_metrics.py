@@ -11,11 +11,13 @@ from scipy.linalg import sqrtm
 from torch_fidelity import calculate_metrics, register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from ditscope import features, metrics
-from ditscope.errors import InputError
-from ditscope.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits
-from ditscope.flat_field import flat_noise
-from ditscope.metrics import (
+from ditscope.benchmark import features
+from ditscope.benchmark.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits
+from ditscope.benchmark.flat_field import flat_noise
+from ditscope.benchmark.quality import class_texts
+from ditscope.core import metrics
+from ditscope.core.errors import InputError
+from ditscope.core.metrics import (
     cosines,
     fid,
     inception_score,
@@ -26,8 +28,7 @@ from ditscope.metrics import (
     quality_losses,
     ssim,
 )
-from ditscope.quality import class_texts
-from ditscope.settings import Embedder
+from ditscope.models.settings import Embedder
 
 
 def picture(seed: int, shape: tuple = (40, 56, 3)) -> np.ndarray:

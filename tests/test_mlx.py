@@ -19,32 +19,35 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from ditscope.calibrate import calibrate
-from ditscope.calibration_batches import batches
-from ditscope.calibration_set import check_made_with, load_calibration, read_sample
-from ditscope.checkpoints import load_checkpoint, quantize
+from ditscope.benchmark.checkpoints import load_checkpoint, quantize
+from ditscope.calibrate.files import check_made_with, load_calibration, read_sample
+from ditscope.calibrate.settings import Calibrate
+from ditscope.calibrate.stage import calibrate
 from ditscope.config import load_config
-from ditscope.errors import InputError
-from ditscope.families.common import Conditioning
-from ditscope.generate import generate_slice
-from ditscope.hardware import filed_under
-from ditscope.mlx.names import MlxConfig, mmdit_paths
-from ditscope.mlx.network import converted, inexpressible
-from ditscope.mlx.observe import hooked
-from ditscope.mlx.sensitivity import weight_of
-from ditscope.mlx.transformer import load_transformer
-from ditscope.models import load_generator
-from ditscope.packed import packed_bytes
-from ditscope.plan import load_plan, plan, to_mlx
-from ditscope.quantize import apply_scheme, layer_configs, mean_bits, nominal_bytes, stored_bytes, unsupported
-from ditscope.quantizers import quantizable
-from ditscope.sampling import predict, sample
-from ditscope.sensitivity import score, sensitivity, start
-from ditscope.sensitivity_fast import estimate_layers
-from ditscope.sensitivity_image import image_effects
-from ditscope.sensitivity_table import IMAGE_METRIC, METRICS, assign_buckets, gather, layer_kind
-from ditscope.settings import Budget, Calibrate, Model, Scheme, Sensitivity
-from ditscope.tables import read_table, write_table
+from ditscope.core.errors import InputError
+from ditscope.core.tables import read_table, write_table
+from ditscope.generate.stage import generate_slice
+from ditscope.models.families.common import Conditioning
+from ditscope.models.hardware import filed_under
+from ditscope.models.mlx.names import MlxConfig, mmdit_paths
+from ditscope.models.mlx.network import converted, inexpressible
+from ditscope.models.mlx.observe import hooked
+from ditscope.models.mlx.transformer import load_transformer
+from ditscope.models.packed import packed_bytes
+from ditscope.models.quantize import apply_scheme, layer_configs, mean_bits, nominal_bytes, stored_bytes, unsupported
+from ditscope.models.quantizers import quantizable
+from ditscope.models.registry import load_generator
+from ditscope.models.sampling import predict, sample
+from ditscope.models.settings import Model, Scheme
+from ditscope.plan.settings import Budget
+from ditscope.plan.stage import load_plan, plan, to_mlx
+from ditscope.sensitivity.batches import batches
+from ditscope.sensitivity.fast import estimate_layers
+from ditscope.sensitivity.image import image_effects
+from ditscope.sensitivity.mlx import weight_of
+from ditscope.sensitivity.settings import Sensitivity
+from ditscope.sensitivity.stage import score, sensitivity, start
+from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, assign_buckets, gather, layer_kind
 from tiny_models import tiny_generator
 from workflow import ROOT
 
@@ -164,7 +167,7 @@ def test_every_layer_has_its_place(kind, tmp_path):
 @pytest.mark.system
 def test_loading_leaves_the_log_alone():
     """DiffusionKit installs a handler of its own, which would show messages past the redaction of tokens."""
-    code = "import logging, ditscope.mlx.transformer; print(logging.root.handlers, logging.root.manager.disable)"
+    code = "import logging, ditscope.models.mlx.transformer; print(logging.root.handlers, logging.root.manager.disable)"
     environment = os.environ | {"PYTHONPATH": str(ROOT / "scripts")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[] 0" and "coremltools" not in done.stderr
@@ -410,7 +413,7 @@ def calibrated(models, tmp_path, monkeypatch):
     for module in ("calibrate", "sensitivity"):
         monkeypatch.setattr(f"ditscope.{module}.load_generator", lambda name, entry: found[entry.backend])
     config = dict(models[0].pipe.transformer.config)
-    monkeypatch.setattr("ditscope.sensitivity.transformer_config", lambda name, entry: config)
+    monkeypatch.setattr("ditscope.sensitivity.stage.transformer_config", lambda name, entry: config)
     for model in models:
         made = Calibrate(num_images=2, num_steps=3, cfg_weight=2)
         calibrate("tiny", model.entry, tmp_path / "p.csv", tmp_path / model.entry.backend, made)

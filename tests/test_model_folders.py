@@ -8,16 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ditscope.block_names import HUB, block_names
-from ditscope.capture import capture
+from ditscope.calibrate.settings import Calibrate
+from ditscope.calibrate.stage import calibrate
+from ditscope.capture.stage import capture
 from ditscope.config import load_config
 from ditscope.config_files import read_config
-from ditscope.errors import InputError
-from ditscope.generate import prompt_tokens, request_key, request_of
-from ditscope.models import available, load_generator, resolve_source, settled, source_folder
-from ditscope.patterns import select_blocks
-from ditscope.sampling import sample
-from ditscope.settings import Model
+from ditscope.core.errors import InputError
+from ditscope.core.patterns import select_blocks
+from ditscope.generate.stage import prompt_tokens, request_key, request_of
+from ditscope.models.block_names import HUB, block_names
+from ditscope.models.registry import available, load_generator, resolve_source, settled, source_folder
+from ditscope.models.sampling import sample
+from ditscope.models.settings import Model
 from tiny_pipelines import save_random_flux, save_random_sd3
 from workflow import ROOT
 
@@ -168,11 +170,17 @@ def test_what_a_model_does_not_read_is_no_part_of_the_request(saved, tmp_path):
     assert request_of("m", dev, ROW | {"negative_prompt": "dull"})["negative_prompt"] == ""
 
 
-def test_captures_refuse_pipelines_that_call_their_transformer_twice(saved, tmp_path):
+@pytest.mark.parametrize("stage", ["capture", "calibrate"])
+def test_pipelines_that_call_their_transformer_twice_are_refused(stage, saved, tmp_path):
     entry = Model("flux", str(saved[0]), width=32, height=32, steps=2, call={"true_cfg_scale": 4.0})
-    with pytest.raises(InputError, match="calls the transformer more than once per step"):
-        capture("m", entry, tmp_path / "out", prompt="a ring")
-    assert not any(p for p in (tmp_path / "out").rglob("*") if p.is_file())
+    (tmp_path / "prompts.csv").write_text("prompt\na ring\n")
+    with pytest.raises(InputError, match="calls the transformer more than once per step") as refused:
+        if stage == "capture":
+            capture("m", entry, tmp_path / "out", prompt="a ring")
+        else:
+            calibrate("m", entry, tmp_path / "prompts.csv", tmp_path / "out", Calibrate(num_images=1))
+    assert "\n" not in str(refused.value)
+    assert not any(p.is_file() and ".partial" not in p.parts for p in (tmp_path / "out").rglob("*"))
 
 
 # Text lengths -------------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from ditscope.model_memory import host_memory_mb, weight_bytes
-from ditscope.settings import Embedder, Model
+from ditscope.models.memory import host_memory_mb, weight_bytes
+from ditscope.models.settings import Embedder, Model
 from workflow import ROOT
 
 LOADS = ("model_files(", "model_params(", "embedder_files(", "embedder_params(", "chosen_embedders(")

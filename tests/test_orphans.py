@@ -9,10 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ditscope.orphans import WORKFLOW, pid_namespace
+from ditscope.workflow.orphans import WORKFLOW, pid_namespace
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-READY = f"import subprocess, sys, time\nsys.path.insert(0, {str(SCRIPTS)!r})\nimport ditscope.orphans as orphans\n"
+READY = (
+    f"import subprocess, sys, time\nsys.path.insert(0, {str(SCRIPTS)!r})\nimport ditscope.workflow.orphans as orphans\n"
+)
 JOB = (
     READY
     + """

@@ -1,7 +1,7 @@
 """Every study in experiments/ for real: hub models by stand-ins, every stage, and the doctor finds nothing.
 
-Keys of a second config file cut what costs time and nothing else: prompts, sizes, repeats, training steps. Models,
-schemes, networks, block and step patterns stay the study's own.
+Keys of a second config file cut what costs time and nothing else: prompts, sizes, repeats, training steps, and where a
+benchmark judges several models all but one. Schemes, networks, block and step patterns stay the study's own.
 """
 
 import os
@@ -16,12 +16,12 @@ import yaml
 
 import stand_ins
 import workflow
-from ditscope.benchmark import uncompilable
+from ditscope.benchmark.stage import uncompilable
+from ditscope.config import Config
 from ditscope.config_files import read_config
-from ditscope.models import default_device
-from ditscope.quantize import unsupported
-from ditscope.settings import Config
-from ditscope.tables import read_table
+from ditscope.core.tables import read_table
+from ditscope.models.quantize import unsupported
+from ditscope.models.registry import default_device
 
 pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -38,29 +38,27 @@ def judged(images: int = 2, **more: Any) -> dict[str, Any]:
 
 
 FEW = {"prompts": {"limit": 2}, "publish": {"formats": ["svg"]}}
-CALIBRATED = {
-    "calibrate": {"num_images": 2, "num_steps": 3, "shard_size": 1},
-    "sensitivity": {"max_images": 1, "step_stride": 1, "layer_groups": 2, "probes": 8},
-}
+
+
+def benchmarked(model: str, **more: Any) -> dict[str, Any]:
+    """Calibration, sensitivity, plans and benchmark of one model of a study."""
+    return {
+        "prompts": {"limit": 2, "num_seeds": 1},
+        "calibrate": {"models": [model], "num_images": 2, "num_steps": 3, "shard_size": 1},
+        "sensitivity": {"models": [model], "max_images": 1, "step_stride": 1, "layer_groups": 2, "probes": 8},
+        "benchmark": judged(models=[model], **more),
+    }
+
+
 REFINED = {
     "codes": 2, "mae_steps": 3, "mae_batch": 4, "mae_width": 8, "steps": 3, "width": 32, "depth": 2, "heads": 2,
     "classes_per_step": 2, "generated_per_class": 2, "positives": 2, "unconditional": 2, "checkpoint_every": 2,
 }  # fmt: skip
 SHRUNK: dict[str, dict[str, Any]] = {
-    # FLUX under most of these schemes is torchao-h100's; a plan of FLUX under an integer program is benchmark-hub's.
-    "benchmark-full": {
-        "prompts": {"limit": 2, "seeds": [0]},
-        "calibrate": CALIBRATED["calibrate"] | {"models": ["shapes-sd3"]},
-        "sensitivity": CALIBRATED["sensitivity"] | {"models": ["shapes-sd3"]},
-        "benchmark": judged(models=["shapes-sd3"], compiled=["base"]),
-    },
-    "benchmark-hub": {
-        "models": sized(64, "flux-schnell", "sd3-medium"),
-        "prompts": {"limit": 2, "num_seeds": 1},
-        "benchmark": judged(compiled=["base"]),
-    }
-    | CALIBRATED,
-    "benchmark-mlx": {"prompts": {"limit": 2, "seeds": [0]}, "benchmark": judged()} | CALIBRATED,
+    # Of the benchmarks each judges one kind of model: SD3, FLUX, FLUX on MLX, SD3 on MLX, distilled FLUX.
+    "benchmark-full": benchmarked("shapes-sd3", compiled=["base"]),
+    "benchmark-hub": {"models": sized(64, "flux-schnell")} | benchmarked("flux-schnell", compiled=["base"]),
+    "benchmark-mlx": benchmarked("shapes-flux-mlx"),
     "flux-dev": {
         "models": sized(64, "flux-dev"),
         "capture": {"sets": {"all": {"generations": 1}, "landmarks": {"generations": 1}}},
@@ -76,16 +74,11 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "prompts": {"limit": 2, "num_seeds": 4},
         "refine": REFINED,
     },
-    "sd3-apple": {
-        "models": sized(64, "sd3-medium", steps=2),
-        "prompts": {"limit": 2, "seeds": [0]},
-        "benchmark": judged(),
-    }
-    | CALIBRATED,
+    "sd3-apple": {"models": sized(64, "sd3-medium", steps=2)} | benchmarked("sd3-medium"),
     "torchao-h100": {
-        "models": sized(64, "flux-schnell") | sized(64, "flux-dev", steps=4),
+        "models": sized(64, "flux-dev", steps=2),
         "prompts": {"limit": 2, "seeds": [0]},
-        "benchmark": judged(compile=["eager", "regional"], compiled=["base"]),  # full: minutes on a CPU
+        "benchmark": judged(models=["flux-dev"], compile=["eager", "regional"], compiled=["base"]),  # full: minutes
     },
     "trajectories": {
         "models": sized(64, "flux-schnell", "sd3-medium", "sdxl-turbo", steps=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ditscope import cli
-from ditscope.paths import PathKind, complaint
+from ditscope.core.paths import PathKind, complaint
 
 OPTIONS = [
     (command, option)

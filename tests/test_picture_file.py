@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditscope.errors import InputError
-from ditscope.paths import is_inside
-from ditscope.picture_file import decode_picture
+from ditscope.core.errors import InputError
+from ditscope.core.paths import is_inside
+from ditscope.core.picture_file import decode_picture
 
 
 def test_a_flipped_bit_anywhere_in_a_png_is_seen():
@@ -29,6 +29,8 @@ def test_names_of_plain_files_inside(name):
     assert is_inside(name)
 
 
-@pytest.mark.parametrize("name", ["", ".", "/a", "a/../b", "..", "a\0b", "a" * 256, "é" * 128, "a/" * 2000 + "a", None, 3])
+@pytest.mark.parametrize(
+    "name", ["", ".", "/a", "a/../b", "..", "a\0b", "a" * 256, "é" * 128, "a/" * 2000 + "a", None, 3]
+)
 def test_names_that_no_file_inside_can_have(name):
     assert not is_inside(name)

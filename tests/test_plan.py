@@ -12,9 +12,16 @@ import torch
 from torch import nn
 from torchao.quantization import quantize_
 
-from ditscope.errors import InputError
-from ditscope.packed import intx_bytes, packed_bytes
-from ditscope.plan import (
+from ditscope.core.errors import InputError
+from ditscope.core.tables import read_table, write_table
+from ditscope.models.packed import intx_bytes, packed_bytes
+from ditscope.models.quantize import apply_scheme
+from ditscope.models.quantize import mean_bits as scheme_bits
+from ditscope.models.quantize import nominal_bytes as scheme_bytes
+from ditscope.models.quantizers import group_affine, quantizable
+from ditscope.models.settings import Scheme
+from ditscope.plan.settings import Budget, Plan
+from ditscope.plan.stage import (
     Choices,
     budget_bytes,
     choices_of,
@@ -27,13 +34,7 @@ from ditscope.plan import (
     solve,
     to_fqn_config,
 )
-from ditscope.quantize import apply_scheme
-from ditscope.quantize import mean_bits as scheme_bits
-from ditscope.quantize import nominal_bytes as scheme_bytes
-from ditscope.quantizers import group_affine, quantizable
-from ditscope.sensitivity_table import BUCKETS, layer_kind
-from ditscope.settings import Budget, Plan, Scheme
-from ditscope.tables import read_table, write_table
+from ditscope.sensitivity.tables import BUCKETS, layer_kind
 from tiny_models import tiny_generator
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from ditscope.errors import InputError
-from ditscope.networks import trajectory_index
-from ditscope.prompts import check_shards, first_runs, read_prompts, shard_index, write_shard
-from ditscope.settings import Prompts, Trajectories
+from ditscope.core.errors import InputError
+from ditscope.prompts.settings import Prompts
+from ditscope.prompts.stage import check_shards, first_runs, read_prompts, shard_index, write_shard
+from ditscope.trajectories.networks import trajectory_index
+from ditscope.trajectories.settings import Trajectories
 
 
 @pytest.fixture

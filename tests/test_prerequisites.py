@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ditscope import hardware, prerequisites
-from ditscope.caches import cache_folders, clean_caches
 from ditscope.cli import main, read_config
-from ditscope.config import decode
-from ditscope.errors import InputError
-from ditscope.prerequisites import compile_states, machine, models, schemes
-from ditscope.settings import Config
+from ditscope.config import Config
+from ditscope.core.caches import cache_folders, clean_caches
+from ditscope.core.errors import InputError
+from ditscope.core.settings import decode
+from ditscope.models import hardware
+from ditscope.workflow import prerequisites
+from ditscope.workflow.prerequisites import compile_states, machine, models, schemes
 
 
 def by_name(findings):

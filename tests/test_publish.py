@@ -8,16 +8,16 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from ditscope import paper_tables
-from ditscope.capture_layout import write_metadata
-from ditscope.catalog import table_files, write_catalog
-from ditscope.explorer import write_explorer
-from ditscope.figures import FIGURES, PAPER_TABLES, available
-from ditscope.figures.draw import FUNCTIONS
-from ditscope.figures.images import block_grid
-from ditscope.figures.style import grid, save
-from ditscope.progress import read_plan
-from ditscope.tables import write_table
+from ditscope.capture.files import write_metadata
+from ditscope.core.tables import write_table
+from ditscope.generate.figures import block_grid
+from ditscope.publish import paper_tables
+from ditscope.publish.catalog import table_files, write_catalog
+from ditscope.publish.draw import FUNCTIONS
+from ditscope.publish.explorer import write_explorer
+from ditscope.publish.figures import FIGURES, PAPER_TABLES, available
+from ditscope.style import grid, save
+from ditscope.workflow.progress import read_plan
 from workflow import snakemake, workdir
 
 ROOT = Path(__file__).resolve().parents[1]

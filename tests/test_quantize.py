@@ -11,9 +11,9 @@ from torchao.quantization.granularity import PerRow
 from torchao.quantization.quantize_.workflows.float8 import float8_sparse_2x4_2d_data_2d_metadata_tensor as sparse_fp8
 from torchao.quantization.quantize_.workflows.float8.float8_tensor import QuantizeTensorToFloat8Kwargs
 
-from ditscope import quantize
-from ditscope.errors import InputError
-from ditscope.quantize import (
+from ditscope.core.errors import InputError
+from ditscope.models import quantize
+from ditscope.models.quantize import (
     KINDS,
     apply_scheme,
     coverage,
@@ -26,7 +26,7 @@ from ditscope.quantize import (
     stored_bytes,
     unsupported,
 )
-from ditscope.settings import SCHEME_KINDS, Scheme
+from ditscope.models.settings import SCHEME_KINDS, Scheme
 from tiny_models import tiny_generator
 
 ON_CPU = ["int8-weight-only", "int8-dynamic", "fp8-weight-only", "intx-weight-only", "int8-dynamic-intx"]

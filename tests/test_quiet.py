@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ditscope import latency, quiet
-from ditscope.intervals import ratio_interval
-from ditscope.quiet import ProcessorTimes, others_share, verdict
+from ditscope.benchmark import latency, quiet
+from ditscope.benchmark.quiet import ProcessorTimes, others_share, verdict
+from ditscope.core.intervals import ratio_interval
 from tiny_models import tiny_generator
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ditscope.errors import InputError
+from ditscope.core.errors import InputError
 from ditscope.refine.corruption import (
     EDGE_FLOOR,
     INTERPOLATIONS,
@@ -23,7 +23,7 @@ from ditscope.refine.corruption import (
     noise_amplitude,
 )
 from ditscope.refine.patches import patch_sides, patchify, token_grid, unpatchify
-from ditscope.settings import Refine
+from ditscope.refine.settings import Refine
 
 GRIDS = [(7,), (5, 6), (3, 4, 5)]
 UNIFORM = replace(Refine(), sigma_feature=1e9, ridge=0.0)  # every edge weighs the same

@@ -10,13 +10,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
 from PIL import Image
 
+from ditscope.core.tables import read_table
+from ditscope.models.settings import Model
 from ditscope.refine import diagnostics as metrics
 from ditscope.refine.codebook import build_codebook
 from ditscope.refine.diagnose import diagnose
 from ditscope.refine.gallery import draw_grid
 from ditscope.refine.train import train
-from ditscope.settings import Model
-from ditscope.tables import read_table
 from refine_latents import drifting_discs, write_discs, write_latents
 from test_refine_training import TINY
 

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import ditscope.refine.train as stage
-from ditscope.errors import InputError
+from ditscope.core.errors import InputError
+from ditscope.core.shards import read_tar, write_tar
+from ditscope.core.tables import read_table
 from ditscope.refine.batches import draw_batch, training_set, without_replacement
 from ditscope.refine.codebook import build_codebook
 from ditscope.refine.features import FEATURES, extract
@@ -27,9 +29,7 @@ from ditscope.refine.networks import (
     save_network,
 )
 from ditscope.refine.patches import patch_sides
-from ditscope.settings import Refine
-from ditscope.shards import read_tar, write_tar
-from ditscope.tables import read_table
+from ditscope.refine.settings import Refine
 from refine_latents import disc_latents, drifting_discs, write_discs, write_latents
 
 TINY = replace(
@@ -282,7 +282,7 @@ def test_two_processes_share_out_the_batches_of_one(shard, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "import json, sys\nfrom pathlib import Path\nfrom ditscope.refine.train import train\n"
-        "from ditscope.settings import Refine\n"
+        "from ditscope.refine.settings import Refine\n"
         "shard, folder, settings = Path(sys.argv[1]), Path(sys.argv[2]), Refine(**json.loads(sys.argv[3]))\n"
         "names = ('latent_mae.safetensors', 'refiner.safetensors', 'training.parquet', 'timing.parquet')\n"
         "train([shard], folder.parent / 'assignments.parquet', *[folder / n for n in names], settings=settings)\n"

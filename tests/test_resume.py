@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ditscope import cli, resume
-from ditscope.errors import InputError
+from ditscope import cli
+from ditscope.core.errors import InputError
+from ditscope.workflow import resume
 
 SCRIPTS = Path(resume.__file__).resolve().parents[1]
 RUN = "ditscope_0a1b2c3d-0000-4111-8222-0123456789ab"

@@ -13,11 +13,11 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from ditscope.checksums import FOLDER
-from ditscope.figures.style import grid, save
-from ditscope.frames import wrap
-from ditscope.job import SECRETS, job, redact
-from ditscope.paper_tables import latex, markdown
+from ditscope.publish.paper_tables import latex, markdown
+from ditscope.style import grid, save
+from ditscope.video.frames import wrap
+from ditscope.workflow.checksums import FOLDER
+from ditscope.workflow.job import SECRETS, job, redact
 from workflow import ROOT
 
 pl = pytest.importorskip("polars")
@@ -133,7 +133,7 @@ def test_no_token_reaches_a_log_or_a_record(rule, monkeypatch, capfd, variable):
     secret = "not-of-any-known-form"
     monkeypatch.setenv(variable, secret)
     with pytest.raises(SystemExit) as ended, job(rule):
-        logging.getLogger("ditscope.models").info("with %s and %s", secret, TOKEN)
+        logging.getLogger("ditscope.models.registry").info("with %s and %s", secret, TOKEN)
         Path(rule.output[0]).write_text("{}")
         raise RuntimeError(f"401 for {secret}")
     text = Path("rule.log").read_text() + "".join(capfd.readouterr()) + str(ended.value)

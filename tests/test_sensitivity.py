@@ -12,21 +12,22 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 from torchao.quantization import IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup, quantize_
 
-from ditscope import calibrate as calibrate_stage
-from ditscope import sensitivity as stage
-from ditscope.calibrate import calibrate
-from ditscope.calibration_batches import batches
-from ditscope.calibration_set import load_calibration, read_sample
-from ditscope.errors import InputError
-from ditscope.families.common import Conditioning
-from ditscope.quantizers import QUANTIZERS, group_affine, palettize, quantizable, shared_weights
-from ditscope.replay import record, replaced
-from ditscope.sampling import predict
-from ditscope.sensitivity import sensitivity
-from ditscope.sensitivity_exact import METRICS, network_of, score_layers
-from ditscope.sensitivity_table import BUCKETS, COLUMNS, assign_buckets, gather, layer_kind, summary
-from ditscope.settings import Calibrate, Sensitivity
-from ditscope.tables import read_table
+from ditscope.calibrate import stage as calibrate_stage
+from ditscope.calibrate.files import load_calibration, read_sample
+from ditscope.calibrate.settings import Calibrate
+from ditscope.calibrate.stage import calibrate
+from ditscope.core.errors import InputError
+from ditscope.core.tables import read_table
+from ditscope.models.families.common import Conditioning
+from ditscope.models.quantizers import QUANTIZERS, group_affine, palettize, quantizable, shared_weights
+from ditscope.models.sampling import predict
+from ditscope.sensitivity import stage
+from ditscope.sensitivity.batches import batches
+from ditscope.sensitivity.exact import METRICS, network_of, score_layers
+from ditscope.sensitivity.replay import record, replaced
+from ditscope.sensitivity.settings import Sensitivity
+from ditscope.sensitivity.stage import sensitivity
+from ditscope.sensitivity.tables import BUCKETS, COLUMNS, assign_buckets, gather, layer_kind, summary
 from tiny_models import ENTRIES, tiny_generator
 
 SETTINGS = Sensitivity(bits=[2, 4, 8], group_size=8, max_images=0, batch_size=6)

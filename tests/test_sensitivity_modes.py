@@ -10,17 +10,18 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from ditscope import calibrate as calibrate_stage
-from ditscope import sensitivity_image as image_stage
-from ditscope.calibration_batches import batches
-from ditscope.calibration_set import Reference, load_calibration
-from ditscope.quantizers import group_affine
-from ditscope.sampling import Observer, pictures, sample
-from ditscope.sensitivity_exact import Layer, network_of
-from ditscope.sensitivity_fast import estimate_layers, probe, ratios, weight_changes
-from ditscope.sensitivity_image import image_effects, probe_image
-from ditscope.sensitivity_table import BUCKETS, WHOLE, assign_buckets, rank_agreement, summary, tabulate
-from ditscope.settings import Calibrate, Sensitivity
+from ditscope.calibrate import stage as calibrate_stage
+from ditscope.calibrate.files import Reference, load_calibration
+from ditscope.calibrate.settings import Calibrate
+from ditscope.models.quantizers import group_affine
+from ditscope.models.sampling import Observer, pictures, sample
+from ditscope.sensitivity import image as image_stage
+from ditscope.sensitivity.batches import batches
+from ditscope.sensitivity.exact import Layer, network_of
+from ditscope.sensitivity.fast import estimate_layers, probe, ratios, weight_changes
+from ditscope.sensitivity.image import image_effects, probe_image
+from ditscope.sensitivity.settings import Sensitivity
+from ditscope.sensitivity.tables import BUCKETS, WHOLE, assign_buckets, rank_agreement, summary, tabulate
 from tiny_models import ENTRIES, tiny_generator
 
 SETTINGS = Sensitivity(bits=[2, 4], group_size=0)

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from ditscope import shapes
-from ditscope.oracle import UNCLEAR, oracle
+from ditscope.shapes import world as shapes
+from ditscope.shapes.oracle import UNCLEAR, oracle
 
 
 def test_there_are_1920_scenes_and_288_are_held_out():

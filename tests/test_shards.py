@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ditscope.errors import InputError
-from ditscope.shards import read_tar, write_tar
-from ditscope.tables import concat_tables, read_table, write_table
+from ditscope.core.errors import InputError
+from ditscope.core.shards import read_tar, write_tar
+from ditscope.core.tables import concat_tables, read_table, write_table
 
 SAMPLES = [
     {"__key__": f"k{i}", "png": b"\x89PNG" + bytes([i]), "json": {"b": 1, "a": i}, "latent.npy": np.full((2, 3), i)}

@@ -8,25 +8,30 @@ import polars as pl
 import pytest
 
 import workflow
-from ditscope.ablate import ablate
-from ditscope.benchmark import generate_images
-from ditscope.benchmark_images import read_images
-from ditscope.blocks import blocks
-from ditscope.capture import capture
-from ditscope.capture_layout import captures_in, read_metadata
-from ditscope.counts import check_complete
-from ditscope.doctor.captures import check_capture
-from ditscope.doctor.images import check_generate, check_prompts
-from ditscope.doctor.study import Study
-from ditscope.errors import IncompleteError
-from ditscope.figures.images import image_grid
-from ditscope.generate import generate
-from ditscope.models import load_generator
-from ditscope.prompts import read_runs, write_shard
+from ditscope.ablate.settings import Ablate
+from ditscope.ablate.stage import ablate
+from ditscope.benchmark.images import read_images
+from ditscope.benchmark.stage import generate_images
+from ditscope.blocks.stage import blocks
+from ditscope.capture.files import captures_in, read_metadata
+from ditscope.capture.settings import Capture, CaptureSet
+from ditscope.capture.stage import capture
+from ditscope.config import Config
+from ditscope.core.counts import check_complete
+from ditscope.core.errors import IncompleteError
+from ditscope.core.shards import read_tar, samples_of_runs, write_tar
+from ditscope.core.tables import read_table, write_table
+from ditscope.generate.figures import image_grid
+from ditscope.generate.settings import Generate
+from ditscope.generate.stage import generate
+from ditscope.models.registry import load_generator
+from ditscope.models.settings import Model
+from ditscope.prompts.settings import Prompts
+from ditscope.prompts.stage import read_runs, write_shard
 from ditscope.refine.latents import read_latents
-from ditscope.settings import Ablate, Capture, CaptureSet, Config, Generate, Model, Prompts
-from ditscope.shards import read_tar, samples_of_runs, write_tar
-from ditscope.tables import read_table, write_table
+from ditscope.workflow.doctor.captures import check_capture
+from ditscope.workflow.doctor.images import check_generate, check_prompts
+from ditscope.workflow.doctor.study import Study
 
 NAME, ENTRY = "shapes-flux", Model(family="flux", source="models/shapes-flux", width=32, height=32, steps=1)
 RUNS = [("a", 0), ("b", 0), ("c", 0), ("d", 1)]  # a and c ask for the same picture; b for another, d for another seed
@@ -120,7 +125,7 @@ def test_rows_that_are_missing_doubled_or_unasked_are_named():
 
 
 def test_a_stage_that_lost_a_row_writes_nothing(prompts, tmp_path, monkeypatch):
-    import ditscope.generate as module
+    import ditscope.generate.stage as module
 
     real = module.with_runs
     monkeypatch.setattr(module, "with_runs", lambda samples, groups: real(samples, groups)[1:])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ditscope.oracle import oracle
-from ditscope.shapes import ATTRIBUTES, Scene, caption, held_out, is_description, parse_caption, render
+from ditscope.shapes.oracle import oracle
+from ditscope.shapes.world import ATTRIBUTES, Scene, caption, held_out, is_description, parse_caption, render
 from ditscope.training import acceptance
 
 MODELS = Path(__file__).resolve().parent.parent / "models"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ditscope import slots
-from ditscope.errors import InputError
+from ditscope.core.errors import InputError
+from ditscope.workflow import slots
 from workflow import ROOT
 
-SCRIPTS = str(Path(slots.__file__).parents[1])
+SCRIPTS = str(Path(slots.__file__).parents[2])
 HOLD = """
 import sys
 sys.path.insert(0, {scripts!r})

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import ditscope
-from ditscope import staleness
-from ditscope.errors import InputError
+from ditscope.core import digests
+from ditscope.core.errors import InputError
+from ditscope.workflow import staleness
 
 PACKAGE = Path(ditscope.__file__).parent
 
@@ -90,15 +91,13 @@ def test_release_swaps_code_for_version(package):
 
 
 def test_closure_covers_what_python_really_imports():
-    """Against the interpreter: after `import ditscope.generate`, every loaded ditscope module is in the closure."""
-    code = (
-        "import sys, json, ditscope.generate; print(json.dumps([m for m in sys.modules if m.startswith('ditscope.')]))"
-    )
+    """Against the interpreter: after the import, every loaded ditscope module is in the closure."""
+    code = "import sys, json, ditscope.generate.stage; print(json.dumps([m for m in sys.modules if 'ditscope.' in m]))"
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout)) - staleness.IGNORED
-    assert "ditscope.sampling" in loaded
-    assert loaded <= set(staleness.import_closure("ditscope.generate"))
+    assert "ditscope.models.sampling" in loaded
+    assert loaded <= set(staleness.import_closure("ditscope.generate.stage"))
 
 
 def test_parse_time_modules_import_nothing_heavy():
@@ -118,30 +117,30 @@ def test_source_digest_is_of_names_and_bytes(tmp_path):
     (folder / "vae").mkdir(parents=True)
     (folder / "a.json").write_text("{}")
     (folder / "vae" / "w.safetensors").write_bytes(b"weights")
-    first = staleness.source_digest(folder)
+    first = digests.source_digest(folder)
     os.utime(folder / "a.json", (1, 1))
-    assert staleness.source_digest(folder) == first
+    assert digests.source_digest(folder) == first
     shutil.copytree(folder, tmp_path / "clone")
-    assert staleness.source_digest(tmp_path / "clone") == first
+    assert digests.source_digest(tmp_path / "clone") == first
     (folder / "a.json").rename(folder / "b.json")
-    renamed = staleness.source_digest(folder)
+    renamed = digests.source_digest(folder)
     (folder / "b.json").write_text("{ }")
-    assert len({first, renamed, staleness.source_digest(folder)}) == 3
+    assert len({first, renamed, digests.source_digest(folder)}) == 3
 
 
 def test_source_digest_cache_notices_an_edit_of_the_same_length(tmp_path):
     file, cache = tmp_path / "p.csv", tmp_path / "cache"
     file.write_text("prompt\na\n")
-    first = staleness.source_digest(file, cache)
-    assert staleness.source_digest(file, cache) == first == staleness.source_digest(file)
+    first = digests.source_digest(file, cache)
+    assert digests.source_digest(file, cache) == first == digests.source_digest(file)
     file.write_text("prompt\nb\n")
     os.utime(file, (5, 5))
-    assert staleness.source_digest(file, cache) != first
+    assert digests.source_digest(file, cache) != first
 
 
 def test_missing_source_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"gone\.csv: no such file or folder"):
-        staleness.source_digest(tmp_path / "gone.csv")
+        digests.source_digest(tmp_path / "gone.csv")
 
 
 def test_cached_computes_once_for_a_key_and_survives_a_broken_file(tmp_path):
@@ -151,9 +150,9 @@ def test_cached_computes_once_for_a_key_and_survives_a_broken_file(tmp_path):
         calls.append(1)
         return {"n": len(calls)}
 
-    assert staleness.cached("x", [1, "a"], compute, tmp_path) == {"n": 1}
-    assert staleness.cached("x", [1, "a"], compute, tmp_path) == {"n": 1}
-    assert staleness.cached("x", [2, "a"], compute, tmp_path) == {"n": 2}
+    assert digests.cached("x", [1, "a"], compute, tmp_path) == {"n": 1}
+    assert digests.cached("x", [1, "a"], compute, tmp_path) == {"n": 1}
+    assert digests.cached("x", [2, "a"], compute, tmp_path) == {"n": 2}
     for file in tmp_path.iterdir():
         file.write_text("{broken")
-    assert staleness.cached("x", [2, "a"], compute, tmp_path) == {"n": 3}
+    assert digests.cached("x", [2, "a"], compute, tmp_path) == {"n": 3}

@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 from persim.persistent_entropy import persistent_entropy
 
-from ditscope.settings import Topology
-from ditscope.states import RUN
-from ditscope.tables import read_table
-from ditscope.topology import (
+from ditscope.core.tables import read_table
+from ditscope.embed.states import RUN
+from ditscope.topology.settings import Topology
+from ditscope.topology.stage import (
     DIAGRAMS,
     DIMENSION,
     compare,

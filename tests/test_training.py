@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from ditscope.models import check_model_folder, load_generator
-from ditscope.sampling import decode, sample
-from ditscope.settings import Model
-from ditscope.shapes import ATTRIBUTES, is_description, parse_caption, train_scenes
+from ditscope.models.registry import check_model_folder, load_generator
+from ditscope.models.sampling import decode, sample
+from ditscope.models.settings import Model
+from ditscope.shapes.world import ATTRIBUTES, is_description, parse_caption, train_scenes
 from ditscope.training import acceptance, tune
 from ditscope.training.loop import LoopSettings, learning_rate, load_average, load_checkpoint, train
 from workflow import ROOT, checkout

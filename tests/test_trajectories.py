@@ -8,16 +8,19 @@ import polars as pl
 import pytest
 
 from ditscope.config import load_config
-from ditscope.errors import InputError
-from ditscope.generate import generate
-from ditscope.identity import digest
-from ditscope.invocations import Answer, Node, Request, ask_captioner, ask_generator, state_key, state_of
-from ditscope.networks import Entry, resolve_network, trajectory_index
-from ditscope.prompts import Prompt, runs_of, write_shard, write_slice
-from ditscope.settings import Generate, Model, Prompts, Scheme, Trajectories
-from ditscope.shards import read_tar
-from ditscope.tables import concat_tables, read_table, write_table
-from ditscope.trajectories import SCHEMA, distinct_images, run_id, trajectories, walk
+from ditscope.core.errors import InputError
+from ditscope.core.identity import digest
+from ditscope.core.shards import read_tar
+from ditscope.core.tables import concat_tables, read_table, write_table
+from ditscope.generate.settings import Generate
+from ditscope.generate.stage import generate
+from ditscope.models.settings import Model, Scheme
+from ditscope.prompts.settings import Prompts
+from ditscope.prompts.stage import Prompt, runs_of, write_shard, write_slice
+from ditscope.trajectories.invocations import Answer, Node, Request, ask_captioner, ask_generator, state_key, state_of
+from ditscope.trajectories.networks import Entry, resolve_network, trajectory_index
+from ditscope.trajectories.settings import Trajectories
+from ditscope.trajectories.stage import SCHEMA, distinct_images, run_id, trajectories, walk
 from test_captioners import tiny_blip
 
 FLUX, SD3, BLIP = Model("flux", "a"), Model("sd3", "b"), Model("blip", "c")

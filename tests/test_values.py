@@ -10,22 +10,22 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from ditscope import settings as s
-from ditscope.calibrate import calibrate
-from ditscope.capture import capture
-from ditscope.cluster import cluster
+from ditscope.calibrate.stage import calibrate
+from ditscope.capture.stage import capture
+from ditscope.cluster.stage import cluster
 from ditscope.config import ROOT
 from ditscope.config_files import read_config
-from ditscope.drift import drift
-from ditscope.embed import embed
-from ditscope.generate import generate
-from ditscope.identity import derived_seed, file_digest
-from ditscope.plan import plan
-from ditscope.prompts import write_shard
+from ditscope.core.identity import derived_seed, file_digest
+from ditscope.core.tables import read_table
+from ditscope.drift.stage import drift
+from ditscope.embed.stage import embed
+from ditscope.generate.stage import generate
+from ditscope.plan.stage import plan
+from ditscope.prompts.stage import write_shard
 from ditscope.refine.codebook import build_codebook
-from ditscope.sensitivity import sensitivity
-from ditscope.tables import read_table
-from ditscope.topology import topology
-from ditscope.trajectories import trajectories
+from ditscope.sensitivity.stage import sensitivity
+from ditscope.topology.stage import topology
+from ditscope.trajectories.stage import trajectories
 
 CONFIG = read_config([])
 PROMPTS = [

@@ -12,16 +12,16 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from ditscope import mosaic
-from ditscope.capture_layout import decoded_file, write_metadata
-from ditscope.capture_sheet import contact_sheet
-from ditscope.errors import InputError
-from ditscope.frames import COLOURS, text_width, tile, wrap, write_film
-from ditscope.mosaic import TarImages, grid_of, layout_of, trajectory_video
-from ditscope.settings import Video
-from ditscope.shards import write_tar
-from ditscope.tables import write_table
-from ditscope.video import capture_video, create_visualization, order_of
+from ditscope.capture.files import decoded_file, write_metadata
+from ditscope.core.errors import InputError
+from ditscope.core.shards import write_tar
+from ditscope.core.tables import write_table
+from ditscope.video import mosaic
+from ditscope.video.capture_sheet import contact_sheet
+from ditscope.video.frames import COLOURS, text_width, tile, wrap, write_film
+from ditscope.video.mosaic import TarImages, grid_of, layout_of, trajectory_video
+from ditscope.video.settings import Video
+from ditscope.video.stage import capture_video, create_visualization, order_of
 
 BLOCKS = ["double_block_0", *(f"single_block_{i}" for i in range(11))]
 
@@ -294,6 +294,6 @@ def test_large_studies_shrink_to_a_frame_that_players_take(tmp_path):
 
 def test_library_without_torch():
     """Films are drawn in an environment without torch."""
-    code = "import sys, ditscope.video, ditscope.mosaic; sys.exit('torch' in sys.modules)"
+    code = "import sys, ditscope.video.stage, ditscope.video.mosaic; sys.exit('torch' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1] / "scripts")}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0

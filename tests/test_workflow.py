@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import workflow
-from ditscope.estimate import parse_job_stats
+from ditscope.workflow.estimate import parse_job_stats
 
 TINY = ("--configfile", "experiments/tiny.yaml")
 
@@ -100,7 +100,7 @@ def test_staleness_release_ignores_edited_code(study, tmp_path):
     overlay = clone / "release.yaml"
     overlay.write_text("staleness: release\n")
     first = planned(clone, str(overlay))
-    path = clone / "scripts/ditscope/topology.py"
+    path = clone / "scripts/ditscope/topology/stage.py"
     path.write_text(path.read_text() + "\nEDITED = True\n")
     assert planned(clone, str(overlay)) == first
 

@@ -12,9 +12,9 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 
-from ditscope.families import flux, sd3
-from ditscope.models import Generator
-from ditscope.settings import Model
+from ditscope.models.families import flux, sd3
+from ditscope.models.registry import Generator
+from ditscope.models.settings import Model
 
 ENTRIES = {
     "flux": Model("flux", "tiny", width=32, height=32, steps=5, guidance=0.0),

@@ -15,48 +15,58 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import ditscope
-from ditscope.config import json_schema, reference, unknown
+from ditscope.capture.settings import CaptureSet
+from ditscope.config import Config
 from ditscope.config_files import read_config
-from ditscope.errors import IncompleteError, InputError, machine_error
-from ditscope.job import logged
-from ditscope.paths import PathKind, check_path
-from ditscope.ranges import check_ranges
-from ditscope.settings import Budget, CaptureSet, Config, Embedder, Model, Scheme
+from ditscope.core.errors import IncompleteError, InputError, machine_error
+from ditscope.core.names import unknown
+from ditscope.core.paths import PathKind, check_path
+from ditscope.core.ranges import check_ranges
+from ditscope.models.settings import Embedder, Model, Scheme
+from ditscope.plan.settings import Budget
+from ditscope.workflow.job import logged
+from ditscope.workflow.reference import json_schema, reference
 
 # name: (module and function, one line for `ditscope --help`); the function's own signature makes the options.
 COMMANDS = {
-    "prompts": ("prompts:write_shard", "split a prompt CSV into a shard of runs"),
-    "generate": ("generate:generate", "sample the images of a prompt shard"),
-    "capture": ("capture:capture", "record and decode what every block puts out at every denoising step"),
-    "blocks": ("blocks:blocks", "describe what each block of captured generations does"),
-    "ablate": ("ablate:ablate", "leave out one block at a time and measure what becomes of the picture"),
-    "calibrate": ("calibrate:calibrate", "record the transformer's inputs along sampling trajectories"),
+    "prompts": ("prompts.stage:write_shard", "split a prompt CSV into a shard of runs"),
+    "generate": ("generate.stage:generate", "sample the images of a prompt shard"),
+    "capture": ("capture.stage:capture", "record and decode what every block puts out at every denoising step"),
+    "blocks": ("blocks.stage:blocks", "describe what each block of captured generations does"),
+    "ablate": ("ablate.stage:ablate", "leave out one block at a time and measure what becomes of the picture"),
+    "calibrate": ("calibrate.stage:calibrate", "record the transformer's inputs along sampling trajectories"),
     "check-calibration": (
-        "calibration_set:validate_calibration",
+        "calibrate.files:validate_calibration",
         "read a whole calibration set and name the first thing that is wrong with it",
     ),
-    "sensitivity": ("sensitivity:sensitivity", "quantize one layer at a time and measure the change of the velocity"),
-    "plan": ("plan:plan", "choose bits for every layer under a size budget"),
-    "trajectories": ("trajectories:trajectories", "follow runs around a network of generators and captioners"),
-    "embed": ("embed:embed", "embed the texts or the images of trajectories"),
-    "benchmark": ("benchmark:benchmark", "time, weigh and judge a model under a quantization scheme"),
-    "quantize": ("checkpoints:quantize", "save a model's quantized transformer as one safetensors file"),
-    "drift": ("drift:drift", "distances of the states of trajectories to their first one"),
-    "cluster": ("cluster:cluster", "cluster the states of trajectories and describe how they move between clusters"),
-    "topology": ("topology:topology", "persistent homology of the states of trajectories"),
-    "video": ("video:create_visualization", "draw the decoded blocks of a captured generation as a GIF or MP4"),
-    "trajectory-video": ("mosaic:trajectory_video", "draw trajectories side by side in one film"),
+    "sensitivity": (
+        "sensitivity.stage:sensitivity",
+        "quantize one layer at a time and measure the change of the velocity",
+    ),
+    "plan": ("plan.stage:plan", "choose bits for every layer under a size budget"),
+    "trajectories": ("trajectories.stage:trajectories", "follow runs around a network of generators and captioners"),
+    "embed": ("embed.stage:embed", "embed the texts or the images of trajectories"),
+    "benchmark": ("benchmark.stage:benchmark", "time, weigh and judge a model under a quantization scheme"),
+    "quantize": ("benchmark.checkpoints:quantize", "save a model's quantized transformer as one safetensors file"),
+    "drift": ("drift.stage:drift", "distances of the states of trajectories to their first one"),
+    "cluster": (
+        "cluster.stage:cluster",
+        "cluster the states of trajectories and describe how they move between clusters",
+    ),
+    "topology": ("topology.stage:topology", "persistent homology of the states of trajectories"),
+    "video": ("video.stage:create_visualization", "draw the decoded blocks of a captured generation as a GIF or MP4"),
+    "trajectory-video": ("video.mosaic:trajectory_video", "draw trajectories side by side in one film"),
     "refine-codebook": ("refine.codebook:build_codebook", "quantize prompts and kept patches to pseudo-classes"),
     "refine-train": ("refine.train:train", "train the feature encoder and the one-step refiner"),
     "refine-diagnose": ("refine.diagnose:diagnose", "measure what the refiner learnt"),
-    "download": ("download:download", "get a model of the hub, after saying its size, licence and gating"),
-    "check": ("prerequisites:check", "what this machine has, and which schemes can run on it"),
-    "clean-caches": ("caches:clean_caches", "remove this project's caches and say how many bytes"),
-    "publish": ("publish:publish", "every figure and table that a study's finished stages allow"),
-    "estimate": ("estimate:estimate", "jobs, hours and disk that a study will take"),
-    "resume": ("resume:resume", "go on with a SLURM run whose main process was killed"),
-    "progress": ("progress:progress", "how complete every study is"),
-    "doctor": ("doctor.examine:doctor", "verify everything that a study left, and say what to run again"),
+    "download": ("models.download:download", "get a model of the hub, after saying its size, licence and gating"),
+    "check": ("workflow.prerequisites:check", "what this machine has, and which schemes can run on it"),
+    "clean-caches": ("core.caches:clean_caches", "remove this project's caches and say how many bytes"),
+    "publish": ("publish.stage:publish", "every figure and table that a study's finished stages allow"),
+    "estimate": ("workflow.estimate:estimate", "jobs, hours and disk that a study will take"),
+    "resume": ("workflow.resume:resume", "go on with a SLURM run whose main process was killed"),
+    "progress": ("workflow.progress:progress", "how complete every study is"),
+    "doctor": ("workflow.doctor.examine:doctor", "verify everything that a study left, and say what to run again"),
 }
 REGISTRIES = {Model: "models", Scheme: "schemes", Embedder: "embedders"}
 # The models that the seeds' own programs work on, and `generate` and its like with them.

@@ -1,117 +1,94 @@
-"""Read a config into `settings.Config`: strict types, no unknown keys, the nearest valid key in every refusal."""
+"""The whole config: its closed set of keys, and what is checked across sections."""
 
-import difflib
-import re
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass, replace
-from datetime import date, datetime
-from functools import cache
-from math import isfinite
-from os.path import expanduser
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import GenericAlias
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from ditscope.block_names import known_blocks
-from ditscope.errors import InputError
-from ditscope.models import check_backend, check_frames, check_revision, is_generator, require_blocks
-from ditscope.networks import resolve_network
-from ditscope.patterns import select_blocks, select_indices
-from ditscope.ranges import INT64, check_ranges
-from ditscope.settings import STAGES, Benchmark, Config, Model, Scheme
+from ditscope.ablate.settings import Ablate
+from ditscope.benchmark.settings import Benchmark
+from ditscope.blocks.settings import Blocks
+from ditscope.calibrate.settings import Calibrate
+from ditscope.capture.settings import Capture
+from ditscope.cluster.settings import Cluster
+from ditscope.core.errors import InputError
+from ditscope.core.names import check_name, unknown
+from ditscope.core.patterns import select_blocks, select_indices
+from ditscope.core.settings import decode, setting
+from ditscope.drift.settings import Drift
+from ditscope.embed.settings import Embed
+from ditscope.generate.settings import Generate
+from ditscope.models.block_names import known_blocks
+from ditscope.models.registry import check_backend, check_frames, check_revision, is_generator, require_blocks
+from ditscope.models.settings import BACKENDS, Embedder, Model, Scheme
+from ditscope.plan.settings import Plan
+from ditscope.prompts.settings import Prompts
+from ditscope.publish.settings import Publish
+from ditscope.refine.settings import Refine
+from ditscope.sensitivity.settings import Sensitivity
+from ditscope.topology.settings import Topology
+from ditscope.trajectories.networks import resolve_network
+from ditscope.trajectories.settings import Trajectories
+from ditscope.video.settings import Video
 
-NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 ROOT = Path(__file__).resolve().parents[2]
-type_hints = cache(get_type_hints)
 
 
-def decode(kind: Any, value: Any, path: str = "") -> Any:
-    """Turn plain YAML data into `kind`, or raise an InputError that names the key `path`."""
-    where = path or "config"
-    if isinstance(kind, type) and is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise InputError(f"{where}: expected a map of settings, got {value!r}")
-        hints = type_hints(kind)
-        for key in value:
-            if key not in hints:
-                raise InputError(unknown(f"{path}.{key}" if path else str(key), str(key), hints, "a setting"))
-        for f in fields(kind):
-            if f.default is MISSING and f.default_factory is MISSING and f.name not in value:
-                raise InputError(f"{where}: the required key `{f.name}` is missing ({f.metadata['help']})")
-        decoded = {k: decode(hints[k], v, f"{path}.{k}" if path else k) for k, v in value.items()}
-        for f in fields(kind):
-            choices, given = f.metadata.get("choices"), decoded.get(f.name, [])
-            for item in given if isinstance(given, list) else [given]:
-                if choices and item not in choices:
-                    what = f"one of {', '.join(map(str, choices))}"
-                    raise InputError(unknown(f"{path}.{f.name}" if path else f.name, item, choices, what))
-        check_ranges(kind, decoded, lambda name: f"{where}.{name}")
-        decoded |= {
-            f.name: at_home(decoded[f.name]) for f in fields(kind) if f.metadata.get("path") and f.name in decoded
-        }
-        return kind(**decoded)
-    if kind is Any:
-        return value
-    if isinstance(kind, GenericAlias):
-        origin, inner = get_origin(kind), get_args(kind)
-        if origin is list and isinstance(value, (list, tuple)):
-            return [decode(inner[0], v, f"{path}[{i}]") for i, v in enumerate(value)]
-        if origin is dict and isinstance(value, Mapping):
-            if (other := next((k for k in value if not isinstance(k, str)), None)) is not None:
-                raise InputError(f"{where}: {as_read(other)}, not a name; write it in quotes")
-            return {k: decode(inner[1], v, f"{path}.{k}") for k, v in value.items()}
-        raise InputError(f"{where}: expected a {'list' if origin is list else 'map'}, got {value!r}")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
-        raise InputError(f"{where}: expected {kind.__name__}, got {value!r}{spelling(kind, value)}")
-    return value
+STAGES = (
+    "prompts", "generate", "capture", "blocks", "ablate", "calibrate", "sensitivity", "plan", "benchmark",
+    "trajectories", "embed", "drift", "cluster", "topology", "refine", "video", "publish",
+)  # fmt: skip
 
 
-def at_home(path: Any) -> Any:
-    """A path, or a map of them, in which `~` is the home folder."""
-    return {k: expanduser(v) for k, v in path.items()} if isinstance(path, dict) else expanduser(path)
+@dataclass(frozen=True)
+class Config:
+    """The whole study."""
 
+    experiment: str = setting("demo", "Name of the study: its results are in results/<experiment>/")
+    backends: list[str] = setting(
+        ["torch"],
+        "Back ends that `all` asks for: models on others are left out, until `snakemake mlx` makes them",
+        choices=BACKENDS,
+    )
+    staleness: str = setting(
+        "code", "What makes results stale: the library's code, or only a new release", choices=("code", "release")
+    )
+    warm_starts: bool = setting(
+        True, "Jobs that load models start from one process that has imported their libraries; only where jobs run locally"
+    )
+    models: dict[str, Model] = setting({}, "Generators and captioners by name")
+    schemes: dict[str, Scheme] = setting({}, "Quantization schemes by name")
+    embedders: dict[str, Embedder] = setting({}, "Embedders by name")
+    networks: dict[str, list[str]] = setting(
+        {}, "Cycles of models by name; an entry may be `model:scheme` or `model:budget`"
+    )
+    prompts: Prompts = setting(Prompts(), "")
+    generate: Generate = setting(Generate(), "")
+    capture: Capture = setting(Capture(), "")
+    blocks: Blocks = setting(Blocks(), "")
+    ablate: Ablate = setting(Ablate(), "")
+    calibrate: Calibrate = setting(Calibrate(), "")
+    sensitivity: Sensitivity = setting(Sensitivity(), "")
+    plan: Plan = setting(Plan(), "")
+    benchmark: Benchmark = setting(Benchmark(), "")
+    trajectories: Trajectories = setting(Trajectories(), "")
+    embed: Embed = setting(Embed(), "")
+    drift: Drift = setting(Drift(), "")
+    cluster: Cluster = setting(Cluster(), "")
+    topology: Topology = setting(Topology(), "")
+    refine: Refine = setting(Refine(), "")
+    video: Video = setting(Video(), "")
+    publish: Publish = setting(Publish(), "")
 
-def spelling(kind: type, value: Any) -> str:
-    """How to write a value in YAML that was read as another type; empty where it is something else altogether."""
-    if kind is str and isinstance(value, (bool, int, float, date)):
-        return f" ({as_read(value)}); write it in quotes"
-    if kind in (int, float) and isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return ""
-        if kind is int:
-            return f"; write {int(number)}, without quotes" if number.is_integer() else ""
-        plain = f"{number:e}" if "e" in value.lower() and isfinite(number) else value
-        return f"; write {plain}, without quotes"
-    if kind is bool and isinstance(value, (str, int)):
-        return "; write true or false, without quotes"
-    return ""
+    def selected_models(self) -> list[str]:
+        """Names of the models that some stage uses, in the registry's order."""
+        names = {name for stage in self.stages().values() for name in getattr(stage, "models", [])}
+        names |= {entry.partition(":")[0] for network in self.trajectories.networks for entry in self.networks[network]}
+        return [name for name in self.models if name in names]
 
-
-def as_read(value: Any) -> str:
-    """What YAML took a value for, as `no` for False."""
-    names = {bool: "a truth value", int: "an integer", float: "a number", datetime: "a time", date: "a date"}
-    shown = {True: "true (or yes, on)", False: "false (or no, off)"}[value] if isinstance(value, bool) else str(value)
-    return f"YAML reads {shown} as {names.get(type(value), 'nothing' if value is None else 'another type')}"
-
-
-def check_name(where: str, name: str) -> None:
-    """Refuse a name that is to be part of paths and patterns, unless it is plain: the one rule for every registry."""
-    if not NAME.fullmatch(name) or ".." in name:
-        raise InputError(
-            f"{where}: `{name}` is not a plain name; use letters, digits and . _ + - (not first a dot, no two dots)"
-        )
-
-
-def unknown(where: str, name: Any, valid: Any, what: str) -> str:
-    """One line that refuses `name` and offers the nearest valid one."""
-    valid = [str(v) for v in valid]
-    near = difflib.get_close_matches(str(name), valid, 1, 0.5)
-    hint = f"did you mean `{near[0]}`?" if near else f"valid: {', '.join(valid) or 'none'}"
-    return f"{where}: `{name}` is not {what}; {hint}"
+    def stages(self) -> dict[str, Any]:
+        """The settings of each stage by the stage's name, in pipeline order."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in STAGES}
 
 
 def load_config(data: Mapping[str, Any]) -> Config:
@@ -256,107 +233,3 @@ def of_backends(config: Config, backends: Collection[str]) -> Config:
     }
     networks = [n for n in config.trajectories.networks if all(map(runs, config.networks[n]))]
     return replace(config, **kept, trajectories=replace(config.trajectories, networks=networks))
-
-
-def benchmark_cases(bench: Benchmark) -> list[tuple[str, str]]:
-    """Scheme and compile state of every run: each scheme in eager mode, those to be compiled in the other states."""
-    compiled = bench.compiled or bench.schemes
-    return [(s, state) for s in bench.schemes for state in bench.compile if state == "eager" or s in compiled]
-
-
-def plain(settings: Any) -> dict[str, Any]:
-    """A dataclass as plain data, for Snakemake's params."""
-    return asdict(settings)
-
-
-def json_schema() -> dict[str, Any]:
-    """The closed JSON Schema of config.yaml."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "ditscope config", **_schema(Config)}
-
-
-def _schema(kind: Any) -> dict[str, Any]:
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return {
-            "type": "object",
-            "description": (kind.__doc__ or "").strip(),
-            "properties": {
-                f.name: _schema(hints[f.name])
-                | ({"description": f.metadata["help"]} if f.metadata["help"] else {})
-                | _limits(hints[f.name], f.metadata["choices"], f.metadata["allowed"])
-                for f in fields(kind)
-            },
-            "required": [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING],
-            "additionalProperties": False,
-        }
-    if isinstance(kind, GenericAlias):
-        inner = get_args(kind)
-        if get_origin(kind) is list:
-            return {"type": "array", "items": _schema(inner[0])}
-        return {"type": "object", "additionalProperties": _schema(inner[1])}
-    if kind is Any:
-        return {}
-    return {"type": {str: "string", int: "integer", float: "number", bool: "boolean"}[kind]}
-
-
-def _limits(kind: Any, choices: tuple, allowed: Mapping[str, Any]) -> dict[str, Any]:
-    """What the schema of a setting, or of a list or map of them, says beside its type; see `ranges.complaint`."""
-    if get_origin(kind) is list:
-        items = {"items": _schema(get_args(kind)[0]) | _limits(get_args(kind)[0], choices, allowed)}
-        return items | {"uniqueItems": True} | ({"minItems": 1} if allowed["filled"] else {})
-    if choices:
-        return {"enum": list(choices)}
-    if get_origin(kind) is dict and get_args(kind)[1] in (int, float):
-        return {"additionalProperties": _schema(get_args(kind)[1]) | _limits(get_args(kind)[1], (), allowed)}
-    if kind not in (int, float):
-        return {}
-    least = {"exclusiveMinimum": 0} if allowed["positive"] else {"minimum": -1 if allowed["signed"] else 0}
-    most = allowed["most"] if allowed["most"] is not None else INT64 if kind is int else None
-    return least | ({} if most is None else {"maximum": most})
-
-
-def reference() -> str:
-    """The config reference in Markdown, one table for each section."""
-    lines = [
-        "# Config reference",
-        "",
-        "Made from `scripts/ditscope/settings.py` by `ditscope reference`; do not edit.",
-        "Numbers are finite and not negative, those that mean nothing at 0 above it; -1 may be given only where it",
-        "means something else. A list names nothing twice.",
-        "",
-    ]
-    hints = get_type_hints(Config)
-    sections = [("(top level)", Config)]
-    sections += [(f"{n}.<name>", get_args(hints[n])[1]) for n in ("models", "schemes", "embedders")]
-    for stage in STAGES:
-        sections.append((stage, hints[stage]))
-        for name, kind in get_type_hints(hints[stage]).items():
-            if get_origin(kind) is dict and is_dataclass(get_args(kind)[1]):
-                sections.append((f"{stage}.{name}.<name>", get_args(kind)[1]))
-    for title, kind in sections:
-        lines += [
-            f"## `{title}`",
-            "",
-            (kind.__doc__ or "").strip(),
-            "",
-            "| key | type | default | meaning |",
-            "|---|---|---|---|",
-        ]
-        kinds = get_type_hints(kind)
-        for f in fields(kind):
-            if is_dataclass(kinds[f.name]):
-                continue
-            if f.default_factory is not MISSING:
-                default = f"`{f.default_factory()!r}`"
-            else:
-                default = "required" if f.default is MISSING else f"`{f.default!r}`"
-            name = (
-                kinds[f.name].__name__
-                if isinstance(kinds[f.name], type) and not isinstance(kinds[f.name], GenericAlias)
-                else str(kinds[f.name])
-            )
-            choices = f" One of {', '.join(f'`{c}`' for c in f.metadata['choices'])}." if f.metadata["choices"] else ""
-            name = name.replace("ditscope.settings.", "")
-            lines.append(f"| `{f.name}` | {name} | {default} | {f.metadata['help']}.{choices} |")
-        lines.append("")
-    return "\n".join(lines)

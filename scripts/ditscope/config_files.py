@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ditscope.config import ROOT, load_config
-from ditscope.settings import Config
-from ditscope.yaml_file import read_yaml
+from ditscope.config import ROOT, Config, load_config
+from ditscope.core.yaml_file import read_yaml
 
 
 def read_config(overlays: Sequence[Path | str]) -> Config:

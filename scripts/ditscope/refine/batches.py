@@ -10,7 +10,7 @@ from ditscope.refine.corruption import corrupt, draw_keys, key_counts, key_grid
 from ditscope.refine.drifting import sample_alpha
 from ditscope.refine.latents import LatentSet
 from ditscope.refine.patches import patchify, token_grid
-from ditscope.settings import Refine
+from ditscope.refine.settings import Refine
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ from safetensors.numpy import save_file
 from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from ditscope.atomic import give_usual_mode, replacing
-from ditscope.errors import InputError
-from ditscope.paths import InputFile, OutputFile
+from ditscope.core.atomic import give_usual_mode, replacing
+from ditscope.core.errors import InputError
+from ditscope.core.paths import InputFile, OutputFile
+from ditscope.core.tables import write_table
 from ditscope.refine.corruption import key_grid
 from ditscope.refine.files import describe, read_described
 from ditscope.refine.latents import LatentSet, read_latents
 from ditscope.refine.patches import patchify, token_grid
-from ditscope.settings import Refine
-from ditscope.tables import write_table
+from ditscope.refine.settings import Refine
 
 MAX_WORDS = 512  # most frequent words that the vocabulary keeps
 

@@ -12,8 +12,8 @@ from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 from scipy.sparse.linalg import splu
 from scipy.spatial import QhullError
 
-from ditscope.errors import InputError
-from ditscope.settings import Refine
+from ditscope.core.errors import InputError
+from ditscope.refine.settings import Refine
 
 Grid = tuple[int, ...]
 EDGE_FLOOR = 1e-6  # smallest edge weight: keeps every token connected to a key

@@ -14,9 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ditscope.atomic import write_text
-from ditscope.models import default_device, family_of, resolve_source
-from ditscope.paths import InputFile, OutputFile
+from ditscope.core.atomic import write_text
+from ditscope.core.paths import InputFile, OutputFile
+from ditscope.core.shards import read_tar
+from ditscope.core.tables import read_table, write_table
+from ditscope.models.registry import default_device, family_of, resolve_source
+from ditscope.models.settings import Model
 from ditscope.refine import diagnostics as metrics
 from ditscope.refine.batches import RefinerInput, TrainingSet, draw_batch, refiner_input, training_set
 from ditscope.refine.codebook import anchor_means, embed_set, embed_text, load_codebook
@@ -27,11 +30,8 @@ from ditscope.refine.latents import LatentSet, expand, read_latents
 from ditscope.refine.networks import LatentMAE, Refiner, load_network
 from ditscope.refine.patches import unpatchify
 from ditscope.refine.record import experiment_record
+from ditscope.refine.settings import Refine as Settings
 from ditscope.refine.train import by_class, read_codes, real_targets, refine, to_device
-from ditscope.settings import Model
-from ditscope.settings import Refine as Settings
-from ditscope.shards import read_tar
-from ditscope.tables import read_table, write_table
 
 log = logging.getLogger(__name__)
 EXEMPLARS = 8  # images drawn of each pseudo-class

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ditscope.config import unknown
-from ditscope.errors import InputError
+from ditscope.core.errors import InputError
+from ditscope.core.names import unknown
 from ditscope.refine.networks import LatentMAE
 from ditscope.refine.patches import patchify
 

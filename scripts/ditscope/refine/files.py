@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ditscope.errors import InputError, again, parsing
+from ditscope.core.errors import InputError, again, parsing
 
 SCHEMA_VERSION = "1"
 

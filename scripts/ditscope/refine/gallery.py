@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ditscope.atomic import replacing
+from ditscope.core.atomic import replacing
 
 MARGIN = 4
 LABEL_WIDTH = 150

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ditscope.errors import InputError
+from ditscope.core.errors import InputError
+from ditscope.core.shards import samples_of_runs
 from ditscope.refine.patches import patch_sides
-from ditscope.shards import samples_of_runs
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ditscope.core.tensor_files import save_tensors
 from ditscope.refine.corruption import coordinates
 from ditscope.refine.files import describe, read_described
 from ditscope.refine.patches import patch_sides, unpatchify
-from ditscope.tensor_files import save_tensors
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ditscope.models import default_device
+from ditscope.models.registry import default_device
 from ditscope.training.loop import (
     LoopSettings,
     learning_rate,

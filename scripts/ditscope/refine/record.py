@@ -9,7 +9,7 @@ import polars as pl
 import ditscope
 from ditscope.refine.latents import LatentSet
 from ditscope.refine.optimize import world_size
-from ditscope.settings import Refine
+from ditscope.refine.settings import Refine
 
 MOST_DOMINANT = 0.5  # share of the largest pseudo-class above which the codebook counts as collapsed
 WINDOW = 0.1  # share of the steps that "first" and "last" are averaged over

@@ -9,11 +9,12 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from ditscope.determinism import deterministic, tensor_cores
-from ditscope.errors import InputError
-from ditscope.identity import file_digest
-from ditscope.partial import publish, unfinished
-from ditscope.paths import InputFile, OutputFile, OutputFolder
+from ditscope.core.determinism import deterministic, tensor_cores
+from ditscope.core.errors import InputError
+from ditscope.core.identity import file_digest
+from ditscope.core.paths import InputFile, OutputFile, OutputFolder
+from ditscope.core.scratch import publish, unfinished
+from ditscope.core.tables import read_table, write_table
 from ditscope.refine.batches import Batch, RefinerInput, TrainingSet, draw_batch, training_set
 from ditscope.refine.drifting import Targets, drifting_loss, unconditional_weight
 from ditscope.refine.features import Features, check_features, extract
@@ -29,8 +30,7 @@ from ditscope.refine.networks import (
 )
 from ditscope.refine.optimize import fit, process_group, rank, world_size
 from ditscope.refine.patches import unpatchify
-from ditscope.settings import Refine
-from ditscope.tables import read_table, write_table
+from ditscope.refine.settings import Refine
 from ditscope.training.loop import LoopSettings
 
 log = logging.getLogger(__name__)

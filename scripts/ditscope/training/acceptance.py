@@ -10,9 +10,9 @@ from diffusers import DiffusionPipeline, FluxPipeline
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPModel, CLIPProcessor
 
-from ditscope.intervals import mean_interval
-from ditscope.oracle import UNCLEAR, oracle
-from ditscope.shapes import (
+from ditscope.core.intervals import mean_interval
+from ditscope.shapes.oracle import UNCLEAR, oracle
+from ditscope.shapes.world import (
     ATTRIBUTES,
     Scene,
     all_scenes,

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from ditscope.shapes import ATTRIBUTES, VALUES, Scene, augment, render, train_scenes
-from ditscope.tensor_files import save_tensors
+from ditscope.core.tensor_files import save_tensors
+from ditscope.shapes.world import ATTRIBUTES, VALUES, Scene, augment, render, train_scenes
 
 
 def picture_set(scenes: tuple[Scene, ...], per_scene: int, seed: int, augmented: bool = False) -> np.ndarray:

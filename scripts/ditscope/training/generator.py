@@ -15,7 +15,7 @@ from diffusers import (
 )
 from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from ditscope.shapes import TEMPLATES, caption, train_scenes
+from ditscope.shapes.world import TEMPLATES, caption, train_scenes
 from ditscope.training.clip import text_towers
 from ditscope.training.data import base_folder, cached_tensors
 from ditscope.training.loop import LoopSettings, load_average, train

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ditscope.tensor_files import save_tensors
+from ditscope.core.tensor_files import save_tensors
 
 log = logging.getLogger(__name__)
 

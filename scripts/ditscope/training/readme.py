@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from ditscope.shapes import ATTRIBUTES, caption, held_out
+from ditscope.shapes.world import ATTRIBUTES, caption, held_out
 
 ABOUT = {
     "shapes-flux": (
@@ -167,7 +167,7 @@ at each step.
 
 {training_table(stages, training_records(out))}
 
-Licence: Apache-2.0. The training pictures and texts are procedural (`scripts/ditscope/shapes.py`).
+Licence: Apache-2.0. The training pictures and texts are procedural (`scripts/ditscope/shapes/world.py`).
 """
 
 

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Tokenizer
 
-from ditscope.shapes import ATTRIBUTES, SYNONYMS, TEMPLATES, Scene, all_scenes, caption, describe, train_scenes
+from ditscope.shapes.world import ATTRIBUTES, SYNONYMS, TEMPLATES, Scene, all_scenes, caption, describe, train_scenes
 from ditscope.training.loop import LoopSettings, load_average, train
 
 MAX_TEXT = 32

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import BlipForConditionalGeneration
 
-from ditscope.shapes import ATTRIBUTES, describe, train_scenes
+from ditscope.shapes.world import ATTRIBUTES, describe, train_scenes
 from ditscope.training import captioner, generator
 from ditscope.training.acceptance import load_pipeline
 from ditscope.training.data import base_folder, cached_pictures, cached_tensors, model_folder, to_tensor

@@ -1,0 +1,123 @@
+"""Quantized checkpoints: a transformer's weights as torchao or MLX left them, in one safetensors file."""
+
+import json
+import logging
+from collections.abc import Collection
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torchao
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor, nn
+from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict, unflatten_tensor_state_dict
+
+from ditscope.core.errors import InputError
+from ditscope.core.paths import InputFile, OutputFile
+from ditscope.core.tensor_files import save_tensors
+from ditscope.models.quantize import apply_scheme, fuse_qkv, layer_configs, runs_on_mlx, unsupported
+from ditscope.models.registry import check_safetensors, load_generator
+from ditscope.models.settings import Model, Scheme
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = "1"
+RECORD = "ditscope"  # the one key of the file's metadata: safetensors writes several in no fixed order
+
+
+def quantize(name: str, model: Model, scheme: Scheme, out: OutputFile, plan: InputFile | None = None) -> None:
+    """Quantize a model's transformer under a scheme and save it as one safetensors file, on the device at hand."""
+    generator = load_generator(name, model)
+    if reason := unsupported(scheme, generator.computes_on, model.dtype):
+        raise InputError(f"models.{name}: {reason}")
+    if scheme.kind == "base":
+        raise InputError("schemes: `base` quantizes nothing; name another scheme")
+    try:
+        apply_scheme(generator.pipe.transformer, scheme, plan)
+    except NotImplementedError as error:
+        raise InputError(f"models.{name}: {error}") from None
+    save_checkpoint(generator.pipe.transformer, scheme, out, plan)
+
+
+def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Path | None = None) -> None:
+    """Write a quantized transformer: torchao's or MLX's tensors, and in the metadata what rebuilds it around them.
+
+    `full_precision` there names the linear layers that the scheme left.
+    Raises InputError for layouts that torchao cannot write (2:4 sparse weights).
+    """
+    if runs_on_mlx(transformer):
+        configs = layer_configs(transformer, scheme, plan)
+        left = left_layers(transformer, out, configs)
+        made = {"schema_version": SCHEMA_VERSION, "scheme": asdict(scheme), "full_precision": left}
+        import_module("ditscope.models.mlx.quantize").save_checkpoint(transformer, configs, out, made)
+        return
+    state = {name: tensor.detach() for name, tensor in transformer.state_dict().items()}
+    try:
+        tensors, metadata = flatten_tensor_state_dict(state)
+    except ValueError as error:
+        raise InputError(f"schemes: `{scheme.kind}` cannot be saved ({error})") from None
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "class": type(transformer).__name__,
+        "config": {key: value for key, value in transformer.config.items() if not key.startswith("_")},
+        "scheme": asdict(scheme),
+        "full_precision": left_layers(transformer, out),
+        "torchao": torchao.__version__,
+        "tensors": metadata,
+    }
+    save_tensors(tensors, out, {RECORD: json.dumps(record, sort_keys=True)})
+
+
+def left_layers(transformer: nn.Module, out: Path, quantized: Collection[str] = ()) -> list[str]:
+    """Linear layers that were left in full precision, less `quantized`; says so where there are any."""
+    linear = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
+    left = [name for name, m in linear.items() if type(m.weight.data) is Tensor and name not in quantized]
+    if left:
+        log.warning("%s: %d of %d layers are in full precision: %s", out, len(left), len(linear), ", ".join(left))
+    return left
+
+
+def load_checkpoint(path: Path, device: str = "cpu") -> nn.Module:
+    """The quantized transformer of a file that `save_checkpoint` wrote, in evaluation mode; no weight is made twice.
+
+    Raises InputError for a file that is truncated, not of this kind, or of another schema version.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such checkpoint; make it with `ditscope quantize`")
+    check_safetensors(path)
+    with safe_open(path, "pt", device=device) as file:
+        record = record_of(path, file.metadata() or {})
+        if record.get("backend") == "mlx":
+            return import_module("ditscope.models.mlx.quantize").load_checkpoint(path, record)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    state, left = unflatten_tensor_state_dict(tensors, record["tensors"])
+    if left:
+        raise InputError(f"{path}: tensor `{min(left)}` belongs to no weight; make the checkpoint again")
+    with init_empty_weights():
+        transformer = getattr(diffusers, record["class"]).from_config(record["config"])
+        if record["scheme"]["fuse_qkv"]:
+            fuse_qkv(transformer)
+    try:
+        transformer.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())[:300]}; make the checkpoint again") from None
+    return transformer.requires_grad_(False).eval()
+
+
+def record_of(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """Our record in a checkpoint's metadata."""
+    try:
+        record = json.loads(metadata[RECORD])
+    except (KeyError, ValueError):
+        raise InputError(f"{path}: no quantized checkpoint of ditscope; make it with `ditscope quantize`") from None
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: schema version {record.get('schema_version')}, this ditscope reads {SCHEMA_VERSION}; "
+            "make the checkpoint again"
+        )
+    if not record["class"].endswith("Transformer2DModel"):
+        raise InputError(f"{path}: `{record['class']}` is no transformer of diffusers")
+    return record

@@ -1,0 +1,82 @@
+"""Where things are in a capture folder, and its metadata; light enough for readers without torch."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ditscope.capture.settings import CaptureSet
+from ditscope.core.atomic import write_text
+from ditscope.core.errors import InputError, read_json
+from ditscope.core.identity import generation_id
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SCHEMA_VERSION = "1"
+METADATA = "metadata.json"
+IMAGE_FORMATS = ("jpg", "png")
+ELSEWHERE = ("generations", "max_bytes", "offload", "multi_gpu")  # settings that leave a generation's files as they are
+DECODED = {"x0": "decoded", "x_prev": "decoded_x_prev"}  # folder of each kind of decode
+
+
+def generation_name(request: str, settings: CaptureSet) -> str:
+    """The generation id that a request (its hash) has under these settings: other files, another id."""
+    return generation_id(request, {k: v for k, v in asdict(settings).items() if k not in ELSEWHERE})
+
+
+def step_file(index: int) -> str:
+    """The file name of a step's tensors."""
+    return f"step_{index:03d}.safetensors"
+
+
+def write_metadata(metadata: dict[str, Any], intermediates: Path, name: str = METADATA) -> None:
+    """Write metadata.json once every tensor file is there: a folder without it is no capture."""
+    text = json.dumps({"schema_version": SCHEMA_VERSION} | metadata, indent=1, ensure_ascii=False)
+    write_text(intermediates / name, text + "\n")
+
+
+def read_metadata(path: Path | str) -> dict[str, Any]:
+    """The metadata of a capture, given its generation folder or the `intermediates` folder in it."""
+    folder = intermediates_of(path)
+    files = [folder / METADATA] if (folder / METADATA).exists() else sorted(folder.glob("metadata_*.json"))
+    if len(files) != 1:
+        raise InputError(f"{folder}: holds no finished capture (no {METADATA}); capture it again")
+    metadata = read_json(files[0], "not JSON; capture it again")
+    version = metadata.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{files[0]}: schema version {version}, not {SCHEMA_VERSION}; capture it again")
+    return metadata
+
+
+def rows_of_runs(table: "pl.DataFrame", metadata: dict[str, Any]) -> "pl.DataFrame":
+    """A table of one capture with its rows once for each run that shares the capture, by `prompt_id`."""
+    import polars as pl
+
+    runs = metadata.get("runs") or [metadata]
+    return pl.concat([table.with_columns(pl.lit(run["prompt_id"]).alias("prompt_id")) for run in runs])
+
+
+def intermediates_of(path: Path | str) -> Path:
+    """The folder of tensors of a generation folder; `path` itself if it is that already."""
+    path = Path(path)
+    return path / "intermediates" if (path / "intermediates").is_dir() else path
+
+
+def captures_in(folder: Path | str) -> list[Path]:
+    """The finished generation folders below `folder`, in the order of their prompts."""
+    found = [p.parent for p in sorted(Path(folder).glob("*/intermediates")) if not p.parts[-2].startswith(".")]
+    return sorted(found, key=lambda p: (read_metadata(p)["position"], p.name))
+
+
+def decoded_file(folder: Path | str, kind: str, step: int, block: str) -> Path:
+    """The picture of a block's read-out (`kind` x0 or x_prev) at a step of a capture."""
+    return intermediates_of(folder) / DECODED[kind] / f"step_{step}" / f"{block}.jpg"
+
+
+def picture_file(folder: Path | str) -> Path:
+    """The generated image of a generation folder: img_0.jpg or img_0.png."""
+    found = [path for kind in IMAGE_FORMATS if (path := Path(folder) / f"img_0.{kind}").exists()]
+    if not found:
+        raise InputError(f"{folder}: holds no generated image img_0.jpg or .png; capture it again")
+    return found[0]

@@ -1,0 +1,162 @@
+"""The tensors of a capture: one safetensors file a step, written as the step ends and read lazily.
+
+A step file holds, each in the type that the model computes in:
+  <block>.img, <block>.txt   tokens of a double or joint block (batch, tokens, width); a block without text has no .txt
+  <block>                    tokens of a single block, text first
+  <block>.prediction         the velocity that the model would predict if the block were its last, after guidance
+  embedding.img, .txt        tokens that the network's first block is given, where that block is captured
+  context.latents, context.velocity, context.pooled, context.temb
+Under classifier-free guidance tokens, pooled and temb have a batch of two: conditional, then unconditional.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, overload
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ditscope.capture.files import intermediates_of, read_metadata
+from ditscope.core.errors import InputError, parsing
+from ditscope.core.patterns import block_index, block_type
+from ditscope.models.registry import check_safetensors
+
+CONTEXT = {
+    "y": "context.pooled",
+    "img_state": "context.latents",
+    "velocity": "context.velocity",
+    "temb": "context.temb",
+}
+
+
+class Steps(Sequence):
+    """One tensor, or one tuple of tensors, for each captured step; read from its mapped file when it is asked for."""
+
+    def __init__(self, files: Sequence[Path], keys: tuple[str | None, ...]) -> None:
+        self.files, self.keys = files, keys
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        with safe_open(self.files[index], "pt") as file:
+            tensors = tuple(file.get_tensor(key) if key else None for key in self.keys)
+        return tensors if len(tensors) > 1 else tensors[0]
+
+
+def load_capture(path: Path | str) -> dict[str, Any]:
+    """Load a capture: a generation folder, the `intermediates` folder in it, or a single .pt file.
+
+    Returns `double_blocks` and `joint_blocks` (`block_i`: a sequence of (img, txt), one a captured step),
+    `single_blocks` (`block_i`: a sequence of tensors, text first), `embedding` (a sequence of (img, txt), what the
+    first block is given), `predictions` (block name: a sequence of velocities), `denoising_context` (`y`, `img_state`,
+    `velocity`, `temb` a step; `timestep_pairs`, `txt_seq_len`, `guidance`) and `metadata`; kinds that the capture lacks
+    are absent. Tensors of a folder are mapped when asked for.
+    """
+    path = Path(path)
+    if path.is_file():
+        return load_single_file(path)
+    folder = intermediates_of(path)
+    metadata = read_metadata(folder)
+    if single := sorted(folder.glob("capture_*.pt")):
+        return load_single_file(single[0])
+    files = [folder / name for name in metadata["files"]]
+    for file in files:
+        if not file.exists():
+            raise InputError(f"{file}: missing from the capture; capture it again")
+        check_safetensors(file)
+    with safe_open(files[0], "pt") as first:
+        keys = set(first.keys())
+    capture: dict[str, Any] = {}
+    for block in metadata["captured_blocks"]:
+        of_kind, name = f"{block_type(block)}_blocks", f"block_{block_index(block)}"
+        if block in keys:
+            capture.setdefault(of_kind, {})[name] = Steps(files, (block,))
+        elif f"{block}.img" in keys:
+            text = f"{block}.txt" if f"{block}.txt" in keys else None
+            capture.setdefault(of_kind, {})[name] = Steps(files, (f"{block}.img", text))
+        if f"{block}.prediction" in keys:
+            capture.setdefault("predictions", {})[block] = Steps(files, (f"{block}.prediction",))
+    if "embedding.img" in keys:
+        capture["embedding"] = Steps(files, ("embedding.img", "embedding.txt"))
+    sigmas = metadata["sigmas"]
+    context: dict[str, Any] = {name: Steps(files, (key,)) for name, key in CONTEXT.items()}
+    context |= {
+        "timestep_pairs": [(sigmas[i], sigmas[i + 1]) for i in metadata["captured_steps"]],
+        "txt_seq_len": [metadata["txt_seq_len"]] * len(files),
+        "guidance": metadata["guidance"],
+    }
+    return capture | {"denoising_context": context, "metadata": metadata}
+
+
+def load_single_file(path: Path) -> dict[str, Any]:
+    """The nested structure in a .pt file, of ditscope or of the original program; refused where there is none."""
+    unpickling = (RuntimeError, UnpicklingError, AttributeError, TypeError, AssertionError, ImportError)
+    with parsing(path, "truncated, or no capture of tensors alone ({}); copy it again", unpickling):
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(data, dict) or "denoising_context" not in data:
+        raise InputError(f"{path}: holds no capture (no key `denoising_context`); give another file")
+    return data
+
+
+def in_memory(capture: Any) -> Any:
+    """The nested structure of `load_capture` as plain lists, tuples and tensors of their own."""
+    if isinstance(capture, Tensor):
+        return capture.clone()  # a mapped tensor's storage is the whole file
+    if isinstance(capture, Mapping):
+        return {key: in_memory(value) for key, value in capture.items()}
+    if isinstance(capture, tuple):
+        return tuple(in_memory(value) for value in capture)
+    return [in_memory(value) for value in capture] if isinstance(capture, (Steps, list)) else capture
+
+
+def step_layout(
+    transformer: nn.Module,
+    blocks: Mapping[str, nn.Module],
+    latents: Sequence[int],
+    text_tokens: int,
+    *,
+    branches: int,
+    store_tensors: bool,
+    predictions: bool,
+    embedding: bool,
+) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in one step's file, in the order in which a forward pass makes them.
+
+    `latents` is (batch, channels, height, width), `branches` 2 under classifier-free guidance; `embedding` where the
+    first block's input is kept. What the module docstring lists, from shapes alone.
+    """
+    config = transformer.config
+    batch, channels, height, width = latents
+    patch = config.in_channels * config.patch_size**2  # latent numbers that one image token carries
+    image_tokens, rows = channels * height * width // patch, branches * batch
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return rows, count, transformer.inner_dim
+
+    layout: dict[str, tuple[int, ...]] = {}
+    if store_tensors and embedding:
+        layout |= {"embedding.img": tokens(image_tokens), "embedding.txt": tokens(text_tokens)}
+    for name, block in blocks.items():
+        if store_tensors and block_type(name) == "single":
+            layout[name] = tokens(text_tokens + image_tokens)
+        elif store_tensors:
+            layout[f"{name}.img"] = tokens(image_tokens)
+            if not getattr(block, "context_pre_only", False):
+                layout[f"{name}.txt"] = tokens(text_tokens)
+        if predictions:
+            layout[f"{name}.prediction"] = batch, channels, height, width
+    return layout | {
+        "context.latents": (batch, channels, height, width),
+        "context.velocity": (batch, channels, height, width),
+        "context.pooled": (rows, config.pooled_projection_dim),
+        "context.temb": (rows, transformer.inner_dim),
+    }

@@ -1,0 +1,310 @@
+"""Captures: the output of every block at every denoising step, its statistics, and what it would draw."""
+
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import ExifTags, Image, PngImagePlugin
+from torch import Tensor
+from tqdm import tqdm
+
+from ditscope.capture.files import (
+    DECODED,
+    METADATA,
+    decoded_file,
+    generation_name,
+    read_metadata,
+    rows_of_runs,
+    write_metadata,
+)
+from ditscope.capture.load import in_memory, load_capture
+from ditscope.capture.recorder import Recorder
+from ditscope.capture.settings import CaptureSet
+from ditscope.core.atomic import replacing
+from ditscope.core.counts import check_complete
+from ditscope.core.errors import InputError
+from ditscope.core.identity import derived_seed, file_digest
+from ditscope.core.paths import InputFile, OutputFolder
+from ditscope.core.patterns import select_blocks, select_indices
+from ditscope.core.scratch import publish, unfinished
+from ditscope.core.tables import write_table
+from ditscope.generate.stage import RUN, describe, requests
+from ditscope.models.block_names import block_names
+from ditscope.models.families.common import DTYPES
+from ditscope.models.placement import load_placed
+from ditscope.models.registry import Generator
+from ditscope.models.sampling import decode, sample
+from ditscope.models.settings import Model
+from ditscope.prompts.stage import check_seed, read_runs
+
+log = logging.getLogger(__name__)
+
+DECODE_BATCH = 16
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota reached, file too large
+PNG_KEYWORDS = {"ImageDescription": "Description"}  # the PNG specification's own word
+JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}  # small pictures of noise lose their colours otherwise
+
+
+def capture(
+    name: str,
+    model: Model,
+    output_dir: OutputFolder = Path("output"),
+    prompt: str = "",
+    prompts: list[InputFile] | None = None,
+    negative_prompt: str = "",
+    seed: int = -1,
+    num_steps: int = 0,
+    guidance: float = -1.0,
+    width: int = 0,
+    height: int = 0,
+    settings: CaptureSet = CaptureSet(),
+    partial: OutputFolder | None = None,
+) -> None:
+    """Sample with a model while recording what its blocks put out; one folder `output_dir`/<generation id> a picture.
+
+    Runs are `prompt` with `seed` (-1: one derived from the prompt, and recorded) or the first `settings.generations`
+    of the tables (or prompt CSVs) `prompts`. num_steps, guidance, width and height replace the model entry's where
+    they are given. Runs that ask for the same picture share its folder, whose metadata and tables name each. A run that
+    is complete in `partial` is not sampled again; no unfinished one reaches `output_dir`. What is in `output_dir`
+    stays: a finished capture of the same request and settings is not made again, and a folder of that name that holds
+    anything else is refused.
+    """
+    runs = read_captured_runs(prompt, prompts, negative_prompt, seed, settings.generations)
+    entry = override(name, model, num_steps, guidance, width, height)
+    blocks, steps = selection(name, entry, settings)
+    root = partial or writable(output_dir) / ".partial"
+    parts = unfinished(root, output_dir, {"model": entry, "runs": runs, "settings": settings})
+    records: dict[str, dict] = {}
+    try:
+        loaded = load_placed(name, entry, offload=settings.offload, multi_gpu=settings.multi_gpu)
+        for run in runs:
+            record = describe(loaded, run)
+            gid = generation_name(record["request_hash"], settings)
+            first = records.setdefault(gid, record | {"runs": []})
+            first["runs"].append({key: run[key] for key in RUN})
+            if first["request_hash"] != record["request_hash"]:
+                both = f"{first['prompt_id']} and {record['prompt_id']}"
+                raise InputError(f"prompts {both} share the generation id {gid}; capture them apart")
+        kept = [gid for gid, record in records.items() if is_captured(output_dir / gid, record["request_hash"])]
+        for gid in kept:
+            log.info("%s: generation %s is already captured; %s is kept as it is", name, gid, output_dir / gid)
+        for position, (gid, record) in enumerate(records.items()):
+            if gid in kept:
+                continue
+            if (parts / gid).exists():
+                log.info("%s: generation %s is already captured", name, gid)
+                continue
+            log.info("%s: generation %s: %s (seed %d)", name, gid, record["prompt"], record["seed"])
+            folder = parts / f"{gid}.unfinished"
+            shutil.rmtree(folder, ignore_errors=True)
+            record |= {"generation_id": gid, "position": position}
+            capture_run(loaded, record, folder, blocks, steps, settings, len(records))
+            os.replace(folder, parts / gid)
+        writable(output_dir)
+        for gid in records:
+            if gid not in kept:
+                shutil.move(parts / gid, output_dir / gid)
+        there = [
+            r for gid, r in records.items() if read_metadata(output_dir / gid)["request_hash"] == r["request_hash"]
+        ]
+        left = [(run["prompt_id"], run["seed"]) for record in there for run in record["runs"]]
+        check_complete(output_dir, "runs (prompt_id, seed)", [(run["prompt_id"], run["seed"]) for run in runs], left)
+    finally:
+        if not any(part.is_dir() and part.suffix != ".unfinished" for part in parts.iterdir()):  # nothing to resume at
+            publish(parts)
+            if partial is None:
+                with suppress(OSError):  # unfinished runs of another call may be in it
+                    root.rmdir()
+
+
+def is_captured(folder: Path, request: str) -> bool:
+    """Whether a folder holds the finished capture of a request. Raises InputError where it is there for another end."""
+    if not os.path.lexists(folder):
+        return False
+    with suppress(InputError):
+        if read_metadata(folder)["request_hash"] == request:
+            return True
+    raise InputError(
+        f"{folder}: is there and holds no finished capture of this request; move it away, or choose another output_dir"
+    )
+
+
+def read_captured_runs(prompt: str, prompts: list[Path] | None, negative: str, seed: int, limit: int) -> list[dict]:
+    """The runs to capture: one prompt, or the first `limit` (0: all) rows of the tables or CSVs `prompts`."""
+    if bool(prompt) == bool(prompts):
+        raise InputError("give either `prompt` or `prompts` (tables or CSVs of prompts)")
+    if prompts:
+        runs = read_runs(*prompts)
+        return runs[:limit] if limit else runs
+    derived = check_seed("--seed", seed) == -1
+    return [
+        {
+            "prompt_id": "prompt",
+            "prompt": prompt,
+            "negative_prompt": negative,
+            "seed": derived_seed("capture", prompt) if derived else seed,
+            "derived_seed": derived,
+        }
+    ]
+
+
+def override(name: str, model: Model, num_steps: int, guidance: float, width: int, height: int) -> Model:
+    """The model entry with those settings replaced that are given (not 0; guidance: not negative)."""
+    if num_steps < 0:
+        raise InputError(f"num_steps: {num_steps} is below 0")
+    for side, pixels in (("width", width), ("height", height)):
+        if pixels % 16 or pixels < 0:
+            raise InputError(f"{side}: {pixels} is not a multiple of 16")
+    return replace(
+        model,
+        steps=num_steps or model.steps,
+        guidance=model.guidance if guidance < 0 else guidance,
+        width=width or model.width,
+        height=height or model.height,
+    )
+
+
+def selection(name: str, entry: Model, settings: CaptureSet) -> tuple[list[str], list[int]]:
+    """Names of the blocks and numbers of the steps that the patterns choose, before any weight is read."""
+    if settings.offload and settings.multi_gpu:
+        raise InputError("`offload` and `multi_gpu` exclude each other; choose one")
+    if unknown := set(settings.decode) - set(DECODED):
+        raise InputError(f"decode: `{unknown.pop()}` is not a decode; valid: {', '.join(DECODED)}")
+    blocks = select_blocks(settings.blocks, block_names(name, entry), "blocks")
+    return blocks, select_indices(settings.steps, entry.steps, "steps")
+
+
+def writable(folder: Path) -> Path:
+    """`folder`, made if need be; refused if nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another output_dir") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written; choose another output_dir")
+    return folder
+
+
+def capture_run(
+    model: Generator,
+    record: dict,
+    folder: Path,
+    blocks: Sequence[str],
+    steps: Sequence[int],
+    settings: CaptureSet,
+    runs: int = 1,
+) -> Tensor:
+    """Capture one run into `folder`; returns the final latents. A failure leaves nothing behind.
+
+    Raises InputError, before the first byte, where `runs` such captures would take more than `settings.max_bytes`.
+    """
+
+    def admit(step_bytes: int) -> None:
+        check_room(folder, runs * len(steps) * step_bytes, settings.max_bytes)
+
+    recorder = Recorder(folder / "intermediates", blocks, steps, settings, record, admit)
+    kinds = settings.decode if settings.should_decode_intermediates else []
+    try:
+        recorder.intermediates.mkdir(parents=True)
+        latents = sample(model, *requests([record]), [recorder])
+        image = Image.fromarray(decode(model, latents)[0].numpy())
+        save_image(image, folder / f"img_0.{settings.image_format}", record, settings.add_sampling_metadata)
+        write_table(rows_of_runs(recorder.table(), record), folder / "statistics.parquet", "capture_statistics")
+        write_metadata(recorder.metadata() | {"decoded": list(kinds)}, recorder.intermediates)
+        if kinds:
+            decode_blocks(model, recorder.intermediates, kinds)
+        if settings.format == "pt":
+            pack_single_file(recorder.intermediates, record["model"])
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise InputError(
+                f"{folder}: cannot be written ({error.strerror}), the unfinished capture is removed; free space, or "
+                "choose fewer blocks, steps or generations"
+            ) from error
+        raise
+    return latents
+
+
+def check_room(folder: Path, expected: int, max_bytes: int) -> None:
+    """Refuse a capture of `expected` bytes that the budget or the free disk space does not allow."""
+    mend = "choose fewer blocks, steps or generations, or set store to statistics"
+    if expected > max_bytes:
+        raise InputError(
+            f"capture would take {expected:,} bytes, more than max_bytes {max_bytes:,}; {mend}, or raise max_bytes"
+        )
+    disk = next(parent for parent in folder.absolute().parents if parent.exists())
+    if expected > (free := shutil.disk_usage(disk).free):
+        raise InputError(f"capture would take {expected:,} bytes, and {disk} has {free:,} free; {mend}")
+
+
+def read_out(kind: str, latents: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """Latents that a velocity at noise level `sigma` leads to: the clean estimate x0, or the next noisy state x_prev.
+
+    On the straight path x = (1 - sigma) x0 + sigma noise the velocity is noise - x0 (Liu et al. 2023), so that
+    x0 = x - sigma v; one Euler step gives x_prev = x + (sigma_next - sigma) v.
+    """
+    change = {"x0": -sigma, "x_prev": sigma_next - sigma}[kind]
+    return latents.float() + change * velocity.float()
+
+
+def decode_blocks(model: Generator, intermediates: Path, kinds: Sequence[str]) -> None:
+    """Draw every block's stored prediction as `<decoded>/step_<i>/<block>.jpg`, for each of `kinds` (x0, x_prev)."""
+    data = load_capture(intermediates)
+    pairs, latents = data["denoising_context"]["timestep_pairs"], data["denoising_context"]["img_state"]
+    dtype = DTYPES[model.entry.dtype]
+    for i, index in enumerate(tqdm(data["metadata"]["captured_steps"], desc="decoding", unit="step", disable=None)):
+        for kind in kinds:
+            decoded_file(intermediates, kind, index, "").parent.mkdir(parents=True)
+            states = {b: read_out(kind, latents[i], v[i], *pairs[i]) for b, v in data["predictions"].items()}
+            names = list(states)
+            for begin in range(0, len(names), DECODE_BATCH):
+                batch = names[begin : begin + DECODE_BATCH]
+                images = decode(model, torch.cat([states[name] for name in batch]).to(dtype))
+                for name, image in zip(batch, images.numpy(), strict=True):
+                    with replacing(decoded_file(intermediates, kind, index, name)) as partial:
+                        Image.fromarray(image).save(partial, "JPEG", **JPEG)
+
+
+def save_image(image: Image.Image, path: Path, record: dict, add_prompt: bool) -> None:
+    """Save a generated image as JPEG or PNG, marked as synthetic, with its model and, if wished, its prompt."""
+    about = {"Software": "ditscope;AI generated;txt2img", "Model": record["model"]}
+    if add_prompt:
+        about["ImageDescription"] = record["prompt"]
+    data = Image.Exif()
+    for name, text in about.items():
+        data[ExifTags.Base[name]] = text.encode()
+    chunks = PngImagePlugin.PngInfo()
+    for name, text in about.items():
+        chunks.add_itxt(PNG_KEYWORDS.get(name, name), text)
+    with replacing(path) as partial:
+        if path.suffix == ".jpg":
+            image.save(partial, "JPEG", **JPEG, exif=data)
+        else:
+            image.save(partial, "PNG", pnginfo=chunks, exif=data)
+
+
+def pack_single_file(intermediates: Path, model: str) -> None:
+    """Replace the step files by one `capture_<time>_<model>.pt`, readable with `weights_only=True`.
+
+    The whole capture passes through memory: `torch.save` wants its object complete.
+    """
+    stamp = f"{datetime.now(UTC):%Y%m%d_%H%M%S}_{model}"
+    data = in_memory(load_capture(intermediates))
+    metadata = data["metadata"]
+    steps, metadata["files"] = metadata["files"], {}
+    single = intermediates / f"capture_{stamp}.pt"
+    with replacing(single) as partial:
+        torch.save(data, partial)
+    metadata["files"] = {single.name: {"sha256": file_digest(single, 256), "bytes": single.stat().st_size}}
+    for name in [*steps, METADATA]:
+        (intermediates / name).unlink()
+    write_metadata(metadata, intermediates, f"metadata_{stamp}.json")

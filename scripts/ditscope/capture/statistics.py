@@ -1,0 +1,105 @@
+"""Pooled statistics of block outputs: many small tensors at once, away from the thread that samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from ditscope.capture.writer import to_host
+from ditscope.core.patterns import block_index, block_type
+
+STATISTICS = ("mean", "std", "rms", "absmax", "mean_token_norm")
+HALVES = ("cond", "uncond")
+TOGETHER_BYTES = 512_000  # of streams pooled in one call: few calls, and what they read stays in a core's cache
+Stream = tuple[int, str, str, Tensor]  # step, block, stream (img or txt), tokens (batch, tokens, width)
+Arrays = tuple[list[tuple[int, str, str]], np.ndarray, np.ndarray]  # step, block, stream; values; norms of tokens
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Statistics of streams of one shape; the arrays are complete once the events have come."""
+
+    streams: list[tuple[int, str, str]]  # step, block and stream
+    values: Tensor  # (streams, batch, 5) in host memory
+    norms: Tensor  # (streams, batch, tokens)
+    events: tuple[Any, Any]
+
+
+def pool(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """STATISTICS of tokens (batch, tokens, width), as (batch, 5), and the norm of each token, as (batch, tokens).
+
+    In float32; std divides by n. Written with the reductions that are vectorized on a CPU: `std` and `aminmax` are not.
+    """
+    tokens = tokens.float()
+    flat, norms = tokens.flatten(1), torch.linalg.vector_norm(tokens, dim=2)
+    mean, root = flat.mean(1), flat.shape[1] ** 0.5
+    std = torch.linalg.vector_norm(flat - mean[:, None], dim=1) / root
+    rms = torch.linalg.vector_norm(norms, dim=1) / root
+    return torch.stack([mean, std, rms, flat.abs().amax(1), norms.mean(1)], dim=1), norms
+
+
+def pool_streams(streams: Sequence[Stream], copies: Any = None) -> list[Pooled]:
+    """Pool streams, small ones of one shape together; `copies` is the CUDA stream that results are copied on."""
+    shapes: dict[tuple[int, ...], list[Stream]] = {}
+    for stream in streams:
+        shapes.setdefault(tuple(stream[3].shape), []).append(stream)
+    found = []
+    for (batch, *_), alike in shapes.items():
+        size = max(1, TOGETHER_BYTES // max(1, alike[0][3].nbytes))
+        for group in (alike[i : i + size] for i in range(0, len(alike), size)):
+            tokens = group[0][3] if len(group) == 1 else torch.cat([t for *_, t in group])
+            values, norms = (t.unflatten(0, (len(group), batch)) for t in pool(tokens))
+            (values, first), (norms, second) = to_host(values, copies), to_host(norms, copies)
+            found.append(Pooled([stream[:3] for stream in group], values, norms, (first, second)))
+    return found
+
+
+def arrays(pooled: Pooled, model: str) -> Arrays:
+    """Streams, values and norms, once they are there; stops the run where a block put out NaN or Inf."""
+    for event in pooled.events:
+        event.synchronize()
+    finite = pooled.values.isfinite().flatten(1).all(1)
+    if not finite.all():
+        step, block, _ = pooled.streams[int(finite.int().argmin())]
+        raise FloatingPointError(f"{model}: {block} put out NaN or Inf at step {step}")
+    # Copies: what stays is allocated on this thread, the one that writes. Small blocks that stay among the model's own
+    # tensors would leave holes that nothing fits, and glibc's heap would grow from step to step.
+    return pooled.streams, pooled.values.numpy().copy(), pooled.norms.numpy().copy()
+
+
+def statistics_table(
+    found: Sequence[Arrays],
+    record: dict,
+    sigmas: Sequence[float],
+    depths: dict[str, int],
+) -> pl.DataFrame:
+    """The table `capture_statistics` of a run: a row for each step, block, stream and half of the batch."""
+    rows: list[dict[str, Any]] = []
+    norms: list[np.ndarray] = []
+    for streams, values, token_norms in found:
+        for (step, block, stream), halves, lengths in zip(streams, values, token_norms, strict=True):
+            for half, numbers, length in zip(HALVES, halves, lengths, strict=False):
+                rows.append(
+                    {
+                        "generation_id": record["generation_id"],
+                        "prompt_id": record["prompt_id"],
+                        "model": record["model"],
+                        "step": step,
+                        "sigma": sigmas[step],
+                        "block": block,
+                        "block_type": block_type(block),
+                        "block_index": block_index(block),
+                        "depth": depths[block],
+                        "stream": stream,
+                        "half": half,
+                        "tokens": len(length),
+                    }
+                    | dict(zip(STATISTICS, numbers.tolist(), strict=True))
+                )
+                norms.append(length)
+    table = pl.DataFrame(rows).with_columns(pl.Series("token_norms", norms, pl.List(pl.Float32)))
+    return table.sort("step", "depth", "stream", "half")

@@ -1,0 +1,179 @@
+"""Clusters of embedded states (HDBSCAN), their medoids, and a map of the states (t-SNE)."""
+
+import logging
+
+import numpy as np
+import openTSNE
+import polars as pl
+from sklearn.cluster import HDBSCAN
+
+from ditscope.cluster import sequences
+from ditscope.cluster.settings import Cluster
+from ditscope.core.counts import check_complete
+from ditscope.core.errors import InputError
+from ditscope.core.paths import InputFile, OutputFolder
+from ditscope.core.tables import write_table
+from ditscope.embed.states import STATE, by_embedder, read_states, unit, vectors
+
+log = logging.getLogger(__name__)
+SEED = 0
+OUTLIER = sequences.OUTLIER
+FEWEST = 4  # states below which neither a clustering nor a map says anything
+CHUNK = 4096  # rows whose distances to the fitted ones are held at once
+
+
+def cluster(
+    embeddings: list[InputFile], trajectories: list[InputFile], folder: OutputFolder, settings: Cluster = Cluster()
+) -> None:
+    """Cluster the states of each embedder over all networks, and describe how trajectories move between clusters.
+
+    Leaves in `folder`: clusters.parquet (a label for each generated state, and its cluster's medoid), map.parquet
+    (t-SNE), and of the label sequences run_lengths, longest_runs, transitions, label_phases, returns, outliers and
+    agreement.parquet. Initial prompts are not clustered: every network and seed repeats them, so that each would
+    be a cluster.
+    """
+    if settings.min_cluster_size == 1 or settings.min_cluster_size < 0:
+        raise InputError(f"cluster.min_cluster_size: {settings.min_cluster_size} must be 0 (automatic) or at least 2")
+    labelled, maps = [], []
+    states = read_states(embeddings, trajectories)
+    for embedder, part in by_embedder(states):
+        part = part.filter(pl.col("position") >= 0)
+        u = unit(vectors(part))
+        labels, reason = cluster_labels(u, settings)
+        labelled.append(label_states(part, u, labels, reason))
+        maps.append(map_states(part, u))
+        log.info("%s: %d states, %d clusters", embedder, len(u), len(np.unique(labels[labels != OUTLIER])))
+    clusters = pl.concat(labelled)
+    asked = states.filter(pl.col("position") >= 0).select(STATE).rows()
+    check_complete(folder / "clusters.parquet", "states", asked, clusters.select(STATE).rows())
+    check_complete(folder / "map.parquet", "states", asked, pl.concat(maps).select(STATE).rows())
+    drop = settings.drop_outliers
+    write_table(clusters, folder / "clusters.parquet", "clusters")
+    write_table(pl.concat(maps), folder / "map.parquet", "clusters.map")
+    runs = sequences.run_lengths(clusters, drop)
+    for name, table in {
+        "run_lengths": runs,
+        "longest_runs": sequences.longest_runs(runs),
+        "transitions": sequences.transitions(clusters, drop),
+        "label_phases": sequences.label_phases(clusters),
+        "returns": sequences.returns(clusters),
+        "outliers": sequences.outliers(clusters),
+        "agreement": sequences.agreement(clusters),
+    }.items():
+        write_table(table, folder / f"{name}.parquet", f"clusters.{name}")
+
+
+def cluster_labels(u: np.ndarray, settings: Cluster = Cluster()) -> tuple[np.ndarray, str | None]:
+    """HDBSCAN labels (n,) of unit vectors `u` (n, d): 0 is the largest cluster, -1 an outlier; and why there are none.
+
+    Campello, Moulavi & Sander 2013, with epsilon of Malzer & Baum 2020. Euclidean distance e on unit vectors stands for
+    the cosine distance e^2 / 2. The time is O(n^2 d) (40 s at n = 8,000, d = 384 on one core), the memory O(n d): above
+    `max_points` states a fixed random sample is clustered and every other state takes the label of its nearest sampled
+    one, in O(n max_points d).
+    """
+    n = len(u)
+    if n < FEWEST:
+        return np.full(n, OUTLIER), f"{n} states, a clustering needs {FEWEST}"
+    rows = np.arange(n)
+    if settings.max_points and n > settings.max_points:
+        rows = np.sort(np.random.default_rng(SEED).choice(n, settings.max_points, replace=False))
+    size = settings.min_cluster_size or max(2, len(rows) // 1000)
+    samples = settings.min_samples or size
+    if max(size, samples) > len(rows):
+        return np.full(n, OUTLIER), f"{n} states, `min_cluster_size` and `min_samples` ask for {max(size, samples)}"
+    fitted = HDBSCAN(
+        min_cluster_size=size,
+        min_samples=samples,
+        allow_single_cluster=settings.allow_single_cluster,
+        copy=True,
+    ).fit(u[rows])
+    # scikit-learn 1.9's own `cluster_selection_epsilon` fails under NumPy 2.4 as soon as it has something to merge.
+    found = fitted.labels_
+    if settings.epsilon > 0:
+        found = merge_close(found, fitted.dbscan_clustering(settings.epsilon, min_cluster_size=size))
+    labels = found[nearest(u, u[rows])] if len(rows) < n else found
+    return by_size(labels), None
+
+
+def merge_close(labels: np.ndarray, components: np.ndarray) -> np.ndarray:
+    """HDBSCAN labels (n,) without splits below the distance at which `components`, DBSCAN* labels (n,), were cut.
+
+    A cluster that lies within one component was split off below that distance: the whole component takes its place
+    (the hybrid of DBSCAN* and HDBSCAN* of Malzer & Baum 2020). One that reaches beyond its components stays.
+    """
+    names, number = np.unique(labels, return_inverse=True)
+    low, high = np.full(len(names), len(labels)), np.full(len(names), OUTLIER)
+    np.minimum.at(low, number, components)
+    np.maximum.at(high, number, components)
+    within = (low == high) & (low > OUTLIER) & (names != OUTLIER)
+    merged = labels.copy()
+    for component, name in zip(low[within], names[within], strict=True):
+        merged[components == component] = name
+    return merged
+
+
+def nearest(u: np.ndarray, sample: np.ndarray) -> np.ndarray:
+    """For each row of `u` (n, d) the number of the row of `sample` (m, d) with the largest inner product."""
+    parts = [np.argmax(u[i : i + CHUNK] @ sample.T, axis=1) for i in range(0, len(u), CHUNK)]
+    return np.concatenate(parts)
+
+
+def by_size(labels: np.ndarray) -> np.ndarray:
+    """Labels renumbered so that 0 is the largest cluster; of equally large ones, that with the earlier first row."""
+    names, first, counts = np.unique(labels, return_index=True, return_counts=True)
+    clusters = names != OUTLIER
+    order = np.lexsort((first[clusters], -counts[clusters]))
+    new = np.full(len(names), OUTLIER)
+    new[np.flatnonzero(clusters)[order]] = np.arange(len(order))
+    return new[np.searchsorted(names, labels)]
+
+
+def medoids(u: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Row number of the medoid of each state's cluster (n,), -1 for outliers.
+
+    The member with the least sum of squared distances to the others; on unit vectors also the least sum of cosine
+    distances. It is the one with the largest inner product with the sum of the members: O(n d), no pairs.
+    """
+    rows = np.full(len(u), OUTLIER)
+    for label in np.unique(labels[labels != OUTLIER]):
+        members = np.flatnonzero(labels == label)
+        centrality = u[members] @ u[members].sum(axis=0)
+        # Equal members differ in rounding by their place in the matrix product: the first one wins.
+        rows[members] = members[np.argmax(np.round(centrality, 9))]
+    return rows
+
+
+def label_states(states: pl.DataFrame, u: np.ndarray, labels: np.ndarray, reason: str | None) -> pl.DataFrame:
+    """The table `clusters`: a row a state with its label, and its cluster's medoid; null labels with the reason."""
+    rows = pl.Series(medoids(u, labels))
+    medoid = states[rows.clip(0).to_numpy()].select(
+        pl.col("network", "run_id", "sequence_number", "text").name.prefix("medoid_")
+    )
+    clustered = rows.to_numpy() != OUTLIER
+    medoid = medoid.with_columns(pl.when(pl.Series(clustered)).then(pl.all()))
+    label = pl.Series("label", labels.astype(np.int64))
+    return pl.concat([states.drop("vector"), medoid], how="horizontal").with_columns(
+        pl.lit(None, pl.Int64).alias("label") if reason else label,
+        pl.Series("is_medoid", clustered & (rows.to_numpy() == np.arange(states.height))),
+        pl.lit(reason, pl.String).alias("reason"),
+    )
+
+
+def map_states(states: pl.DataFrame, u: np.ndarray) -> pl.DataFrame:
+    """The table `clusters.map`: t-SNE coordinates x, y (no unit) of each state.
+
+    PCA start, fixed seed, perplexity min(30, (n - 1) / 3), one thread: the same on every run. O(n log n) from 1,000
+    states on, where neighbours are approximate and forces interpolated.
+    """
+    columns = ["embedder", "modality", "network", "run_id", "prompt_id", "sequence_number", "position"]
+    few = len(u) < FEWEST
+    xy = np.full((len(u), 2), np.nan)
+    if not few:
+        tsne = openTSNE.TSNE(perplexity=min(30, (len(u) - 1) / 3), initialization="pca", random_state=SEED, n_jobs=1)
+        xy = np.asarray(tsne.fit(u))
+    return states.select(
+        *columns,
+        pl.Series("x", xy[:, 0]).fill_nan(None),
+        pl.Series("y", xy[:, 1]).fill_nan(None),
+        pl.lit(f"{len(u)} states, a map needs {FEWEST}" if few else None, pl.String).alias("reason"),
+    )

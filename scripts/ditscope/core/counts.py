@@ -1,0 +1,32 @@
+"""Counts in equal counts out: what a stage checks before it writes, so that no row is lost without a word."""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ditscope.core.errors import IncompleteError
+
+
+def check_complete(where: Path | str, what: str, asked: Iterable[Hashable], left: Iterable[Hashable]) -> None:
+    """Raise IncompleteError unless `left` holds what was `asked`, each as often; the order is free.
+
+    `where` is what would be written, `what` the kind of thing that is counted. O(n).
+    """
+    wanted, found = Counter(iter(asked)), Counter(iter(left))  # of a map: its keys, not its values
+    for verb, difference in (("lacks", wanted - found), ("has more than was asked for:", found - wanted)):
+        if difference:
+            count, total = difference.total(), wanted.total()
+            example = next(iter(difference))
+            raise IncompleteError(
+                f"{where}: {verb} {count} of {total} {what}, as {example}; this is a fault of ditscope, please report "
+                "it with this line; nothing was written"
+            )
+
+
+def grouped(runs: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], Hashable]) -> list[list[dict[str, Any]]]:
+    """Runs in groups of equal `key`, in order of their first ones."""
+    groups: dict[Hashable, list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return list(groups.values())

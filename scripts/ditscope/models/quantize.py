@@ -1,0 +1,388 @@
+"""Quantization schemes of a generator's transformer: a registry that says what becomes of each linear layer.
+
+A scheme is data (`settings.Scheme`); its kind turns it into one config of torchao or MLX a layer, and everything else
+(applying it, its nominal size, whether torchao only simulates it) is read off those configs: a plan is no special case.
+"""
+
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from diffusers import SD3Transformer2DModel
+from torch import Tensor, nn
+from torchao.core.config import AOBaseConfig
+from torchao.quantization import (
+    Float8DynamicActivationFloat8WeightConfig,
+    Float8WeightOnlyConfig,
+    FqnToConfig,
+    Int4WeightOnlyConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    Int8DynamicActivationIntxWeightConfig,
+    Int8WeightOnlyConfig,
+    IntxWeightOnlyConfig,
+    MappingType,
+    PerAxis,
+    PerGroup,
+    PerRow,
+    PerTensor,
+    quantize_,
+)
+from torchao.quantization.quantize_.workflows import Float8PackingFormat, Int4PackingFormat
+from torchao.sparsity.sparse_api import SemiSparseWeightConfig, apply_fake_sparsity
+
+from ditscope.core.errors import InputError
+from ditscope.models.families.sd3 import FusedJointAttention
+from ditscope.models.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
+from ditscope.models.packed import SCALE_BITS, intx_bytes, mlx_bytes
+from ditscope.models.settings import Scheme, backends_of
+from ditscope.plan.stage import load_plan, to_fqn_config, to_mlx
+
+PURE: dict = {
+    "set_inductor_config": False
+}  # torchao would tune the compiler for quantized models only, not for the base
+SPARSE_FP8 = "torchao::rowwise_scaled_linear_sparse_cutlass_f8f8"
+INTX = (IntxWeightOnlyConfig, Int8DynamicActivationIntxWeightConfig)
+LayerConfig: TypeAlias = AOBaseConfig | MlxConfig
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of scheme does to a linear layer, and what it needs of the machine."""
+
+    config: Callable[[Scheme], LayerConfig | None]
+    capability: tuple[int, int] | None = None  # least CUDA compute capability; None: runs on a CPU as well
+    dtypes: tuple[str, ...] = ()  # weight types it starts from; (): any
+    multiple: int = 1  # layers whose sides this does not divide stay in full precision
+    never: str = ""  # why torchao cannot do it on any machine
+
+
+def intx(scheme: Scheme) -> torch.dtype:
+    """torch.int1 ... torch.int8 of a scheme's bits."""
+    if not 1 <= scheme.bits <= 8:
+        raise InputError(f"schemes: `{scheme.kind}` with bits: {scheme.bits}; 1 to 8 are possible")
+    return getattr(torch, f"int{scheme.bits}")
+
+
+def by_group(scheme: Scheme, row: PerRow | PerAxis) -> PerGroup | PerRow | PerAxis:
+    """One scale for each `group_size` inputs, or for each row."""
+    return PerGroup(scheme.group_size) if scheme.group_size else row
+
+
+def mlx_config(scheme: Scheme) -> MlxConfig:
+    """MLX's config of a scheme's bits and group size (64 where it names none)."""
+    group = scheme.group_size or 64
+    if scheme.bits != 16 and (scheme.bits not in MLX_BITS or group not in MLX_GROUPS):
+        raise InputError(
+            f"schemes: `{scheme.kind}` with bits: {scheme.bits}, group_size: {group}; "
+            f"MLX packs bits of {MLX_BITS} in groups of {MLX_GROUPS}, or 16 bits"
+        )
+    return MlxConfig(scheme.bits, 0 if scheme.bits == 16 else group)
+
+
+KINDS: dict[str, Kind] = {
+    "base": Kind(lambda s: None),
+    "int8-weight-only": Kind(lambda s: Int8WeightOnlyConfig(granularity=by_group(s, PerRow()), **PURE)),
+    "int8-dynamic": Kind(lambda s: Int8DynamicActivationInt8WeightConfig(**PURE)),
+    "fp8-weight-only": Kind(lambda s: Float8WeightOnlyConfig(**PURE)),
+    "intx-weight-only": Kind(lambda s: IntxWeightOnlyConfig(weight_dtype=intx(s), granularity=by_group(s, PerAxis(0)))),
+    "int8-dynamic-intx": Kind(
+        lambda s: Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=intx(s), weight_granularity=by_group(s, PerAxis(0))
+        )
+    ),
+    "fp8-dynamic-row": Kind(
+        lambda s: Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), **PURE), (8, 9), ("bfloat16",), 16
+    ),
+    "fp8-dynamic-tensor": Kind(
+        lambda s: Float8DynamicActivationFloat8WeightConfig(granularity=PerTensor(), **PURE), (8, 9), multiple=16
+    ),
+    "int4-weight-only": Kind(
+        lambda s: Int4WeightOnlyConfig(
+            group_size=s.group_size or 128, int4_packing_format=Int4PackingFormat.TILE_PACKED_TO_4D, **PURE
+        ),
+        (8, 0),
+        ("bfloat16",),
+    ),
+    "sparse-2-4": Kind(lambda s: SemiSparseWeightConfig(), (8, 0), ("bfloat16", "float16"), 64),
+    "sparse-2-4-fp8": Kind(
+        lambda s: Float8DynamicActivationFloat8WeightConfig(
+            granularity=PerRow(), packing_format=Float8PackingFormat.SPARSE_2D_DATA_2D_METADATA, **PURE
+        ),
+        (9, 0),
+        ("bfloat16",),
+        64,
+    ),
+    "sparse-2-4-int8": Kind(
+        lambda s: None,
+        never="torchao has no int8 kernel for 2:4 sparse weights: only its fp8 config has a sparse layout",
+    ),
+    "mlx-weight-only": Kind(mlx_config),
+    "plan": Kind(lambda s: None),  # its configs are the plan file's: see `layer_configs`
+}
+
+
+def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
+    """Why a scheme cannot run on `device` ("cpu", "cuda", "mps", "mlx") from weights of `dtype`; empty where it can."""
+    kind = KINDS[scheme.kind]
+    if kind.never:
+        return kind.never
+    backend = "mlx" if device == "mlx" else "torch"
+    if backend not in (able := backends_of(scheme.kind)):
+        return f"{scheme.kind} needs a model with `backend: {able[0]}`; this one's is `{backend}`"
+    if backend == "mlx":
+        option = next((o for o in ("fuse_qkv", "compile_vae") if getattr(scheme, o)), "")
+        return f"{option} is torch's; MLX runs the layers as they are" if option else ""
+    if kind.capability:
+        need = f"{scheme.kind} needs CUDA compute capability {kind.capability[0]}.{kind.capability[1]}"
+        if not device.startswith("cuda"):
+            return f"{need}; this device is `{device}`"
+        if (found := torch.cuda.get_device_capability(device)) < kind.capability:
+            return f"{need}; this GPU has {found[0]}.{found[1]}"
+    if "fp8" in scheme.kind and device.startswith("mps"):
+        return f"{scheme.kind} needs float8, which MPS has not"
+    if scheme.kind == "sparse-2-4-fp8" and not has_kernel(SPARSE_FP8):
+        cuda = f"torch {torch.__version__} is built for CUDA {torch.version.cuda}"
+        return f"{scheme.kind} needs torchao's compiled kernels, which did not load: {cuda}, they may be for another"
+    if kind.dtypes and dtype not in kind.dtypes:
+        return f"{scheme.kind} quantizes {' or '.join(kind.dtypes)} weights; the model is loaded as {dtype}"
+    return ""
+
+
+def has_kernel(operator: str) -> bool:
+    """Whether an operator has a CUDA kernel: of a library that cannot be loaded torchao only warns."""
+    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(operator, "CUDA")
+    return found
+
+
+def layer_configs(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> dict[str, LayerConfig]:
+    """Name the config of each linear layer that the scheme quantizes, by fully qualified name, in module order.
+
+    Empty for the base only: raises InputError where the scheme's settings leave nothing to quantize, and
+    NotImplementedError where its kernel's tile divides no layer of this model.
+    """
+    configs, left = coverage(transformer, scheme, plan)
+    if configs or scheme.kind == "base" or KINDS[scheme.kind].never:
+        return configs
+    counts = Counter(left.values())
+    why = f"{', '.join(f'{count} {reason}' for reason, count in counts.items())} (as `{next(iter(left), '')}`)"
+    message = f"`{scheme.kind}` quantizes none of the {len(left)} linear layers: {why}"
+    if counts.keys() == {TILE}:
+        raise NotImplementedError(message)
+    raise InputError(f"schemes: {message}; change these settings, or leave the scheme out for this model")
+
+
+def coverage(
+    transformer: nn.Module, scheme: Scheme, plan: Path | None = None
+) -> tuple[dict[str, LayerConfig], dict[str, str]]:
+    """Split the linear layers by what a scheme does: the config of each that it quantizes, why it leaves the others.
+
+    Layers that a group size (or a kernel's tile) does not divide stay in full precision; a torch plan takes the whole
+    row as one group there. So do layers that the scheme skips by name or size. Raises InputError for a pattern of
+    `skip_layers` that no linear layer matches.
+    """
+    linear = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
+    for pattern in scheme.skip_layers:
+        if not any(fnmatchcase(name, pattern) for name in linear):
+            raise InputError(
+                f"schemes: skip_layers: `{pattern}` matches none of the {len(linear)} linear layers, which are named "
+                f"as {', '.join(f'`{name}`' for name in list(linear)[:: max(1, len(linear) // 3)][:3])}"
+            )
+    if scheme.kind == "plan":
+        if plan is None:
+            raise InputError(f"scheme `plan` ({scheme.plan}): give the plan's file; the plan stage makes it")
+        loaded = load_plan(plan, transformer)
+        on_mlx = runs_on_mlx(transformer)
+        found: dict[str, LayerConfig] = (
+            {**to_mlx(loaded, transformer)} if on_mlx else {**to_fqn_config(loaded, transformer).fqn_to_config}
+        )
+    else:
+        config = KINDS[scheme.kind].config(scheme)
+        found = {} if config is None else dict.fromkeys(linear, config)
+    left = {name: reason for name, module in linear.items() if (reason := left_why(transformer, name, module, scheme))}
+    if scheme.kind == "plan":
+        left |= {name: NOT_PLANNED for name in linear if name not in found and name not in left}
+    return {name: config for name, config in found.items() if name not in left}, left
+
+
+TILE = "with sides that the kernel's tile does not divide"
+GROUP = "with rows that group_size does not divide"
+NOT_PLANNED = "not in the plan, or with rows that its group_size does not divide"
+INDIVISIBLE = (TILE, GROUP, NOT_PLANNED)  # why a scheme leaves a layer that its filters do not name
+
+
+def left_why(transformer: nn.Module, name: str, module: nn.Linear, scheme: Scheme) -> str:
+    """Why a scheme leaves a layer in full precision, as a reason that many layers share; empty where it does not."""
+    kind = KINDS[scheme.kind]
+    config = kind.config(scheme)
+    group = group_size(config) if config else 0
+    if any(fnmatchcase(name, pattern) for pattern in scheme.skip_layers):
+        return "named by skip_layers"
+    if module.weight.numel() < scheme.min_weights:
+        return f"below min_weights {scheme.min_weights}"
+    if group and any(row % group for row in rows(transformer, name, module)):
+        return GROUP
+    return TILE if module.in_features % kind.multiple or module.out_features % kind.multiple else ""
+
+
+def runs_on_mlx(transformer: nn.Module) -> bool:
+    """Whether a transformer is `ditscope.models.mlx.transformer.OnMlx`: names and shapes in torch, weights in MLX."""
+    return hasattr(transformer, "mmdit")
+
+
+def rows(transformer: nn.Module, name: str, layer: nn.Linear) -> tuple[int, ...]:
+    """Lengths of a layer's rows, of each part where MLX splits it."""
+    sides = layer.in_features, layer.out_features
+    return row_lengths(name, *sides) if runs_on_mlx(transformer) else sides[:1]
+
+
+def label(scheme: Scheme) -> str:
+    """What a scheme does in a few words: its kind, and what else it changes. Only the plain base is called `base`."""
+    return "+".join([scheme.kind, *(option for option in ("fuse_qkv", "compile_vae") if getattr(scheme, option))])
+
+
+def fuse_qkv(transformer: nn.Module) -> None:
+    """Join query, key and value projections in place, by diffusers; the separate ones are dropped, so no byte more.
+
+    A transformer that is fused already stays as it is.
+    """
+    if any(hasattr(module, "to_qkv") for module in transformer.modules()):
+        return
+    with torch.no_grad():
+        transformer.fuse_qkv_projections()
+    if isinstance(transformer, SD3Transformer2DModel):
+        transformer.set_attn_processor(FusedJointAttention())
+    for module in transformer.modules():
+        for fused, parts in (("to_qkv", "to_q to_k to_v"), ("to_added_qkv", "add_q_proj add_k_proj add_v_proj")):
+            if hasattr(module, fused):
+                for part in parts.split():
+                    delattr(module, part)
+
+
+def apply_scheme(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> None:
+    """Quantize a transformer's linear layers in place, on the device where it is, after fusing what is to be fused."""
+    if scheme.fuse_qkv:
+        fuse_qkv(transformer)
+    configs = layer_configs(transformer, scheme, plan)
+    if not configs:
+        return
+    if runs_on_mlx(transformer):
+        import_module("ditscope.models.mlx.quantize").quantize(transformer, configs)
+        return
+    if scheme.kind.startswith("sparse-2-4"):  # keep the two largest of every four weights
+        apply_fake_sparsity(transformer, filter_fn=lambda module, name: name in configs)
+    quantize_(transformer, FqnToConfig(OrderedDict(configs)), filter_fn=None)
+    if scheme.kind.startswith("sparse-2-4"):
+        for name in configs:
+            take_rows(transformer.get_submodule(name))
+
+
+def take_rows(layer: nn.Module) -> None:
+    """Have a linear layer see its input as contiguous rows (tokens, channels), whatever its shape.
+
+    torch's 2:4 kernel takes a view of its input, which a transposed one (SD3 at batch >= 2) does not have; torchao's
+    fp8 one squeezes the scales of a batch of tokens along the wrong axis.
+    """
+    layer.forward = partial(by_rows, layer.forward)
+
+
+def by_rows(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`forward` of the rows of x (..., channels), in the shape of x."""
+    return forward(x.reshape(-1, x.shape[-1]).contiguous()).unflatten(0, x.shape[:-1])
+
+
+def nominal_bytes(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> int:
+    """Bytes that a transformer stands for under a scheme: bits of the weights, 16-bit scales and zero points.
+
+    Computed from the transformer before the scheme is applied; what is not quantized counts as it is stored. This
+    is the size of a packed file, whatever layout torchao keeps in memory.
+    """
+    weights = quantized_weights(transformer, scheme, plan)
+    return stored_bytes(transformer) + sum(weight_bytes(w, config) - w.nbytes for w, config in weights)
+
+
+def mean_bits(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> float | None:
+    """Nominal bits of a quantized weight, scales and zero points included; None where nothing is quantized."""
+    weights = quantized_weights(transformer, scheme, plan)
+    parameters = sum(weight.numel() for weight, _ in weights)
+    return 8 * sum(weight_bytes(w, config) for w, config in weights) / parameters if parameters else None
+
+
+def quantized_weights(transformer: nn.Module, scheme: Scheme, plan: Path | None) -> list[tuple[Tensor, LayerConfig]]:
+    """The weights that a scheme quantizes, each with its config."""
+    configs, _ = coverage(transformer, scheme, plan)
+    return [(transformer.get_submodule(name).weight, config) for name, config in configs.items()]
+
+
+def weight_bytes(weight: Tensor, config: LayerConfig) -> int:
+    """Nominal bytes of one weight (out, in) under a config."""
+    if isinstance(config, MlxConfig):
+        return mlx_bytes(weight.numel(), config.bits, config.group_size, weight.itemsize)
+    if isinstance(config, SemiSparseWeightConfig):  # two of four values and a 2-bit position of each
+        return weight.nbytes // 2 + weight.numel() // 8
+    if getattr(config, "packing_format", None) == Float8PackingFormat.SPARSE_2D_DATA_2D_METADATA:
+        return weight.numel() // 2 + weight.numel() // 8 + weight.shape[0] * SCALE_BITS // 8
+    bits = weight_bits(config)
+    shared = weight.numel() if per_tensor(config) else group_size(config) or weight[0].numel()
+    if asymmetric(config):
+        return intx_bytes(weight.numel(), bits, shared)
+    return math.ceil((weight.numel() * bits + weight.numel() // shared * SCALE_BITS) / 8)
+
+
+def weight_bits(config: LayerConfig) -> int:
+    """Bits of one quantized weight under a config."""
+    if isinstance(config, MlxConfig):
+        return config.bits
+    if isinstance(config, INTX):
+        return int(str(config.weight_dtype).removeprefix("torch.int"))
+    return 4 if isinstance(config, Int4WeightOnlyConfig) else 8
+
+
+def group_size(config: LayerConfig) -> int:
+    """Inputs that share a scale under a config; 0 where that is a whole row or tensor."""
+    if isinstance(config, Int4WeightOnlyConfig | MlxConfig):
+        return config.group_size
+    granularity = getattr(config, "weight_granularity", None) or getattr(config, "granularity", None)
+    return granularity.group_size if isinstance(granularity, PerGroup) else 0
+
+
+def per_tensor(config: AOBaseConfig) -> bool:
+    """Whether one scale serves the whole weight."""
+    granularity = getattr(config, "granularity", None)  # fp8 dynamic: [of the activation, of the weight]
+    return isinstance(granularity[1] if isinstance(granularity, list) else granularity, PerTensor)
+
+
+def asymmetric(config: AOBaseConfig) -> bool:
+    """Whether the weights have zero points beside their scales."""
+    if isinstance(config, Int4WeightOnlyConfig):
+        return True
+    mapping = getattr(config, "weight_mapping_type", None) or getattr(config, "mapping_type", None)
+    return mapping == MappingType.ASYMMETRIC
+
+
+def is_simulated(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> bool:
+    """Whether torchao stores some weights in more bits than the scheme says: 1 to 7 bit integers lie in int8."""
+    configs, _ = coverage(transformer, scheme, plan)
+    return any(isinstance(config, INTX) and weight_bits(config) < 8 for config in configs.values())
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """Bytes that the weights of a module really take: inside torchao's tensor subclasses, or in MLX."""
+    if runs_on_mlx(module):
+        return int(import_module("ditscope.models.mlx.quantize").stored_bytes(module))
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(tensor_bytes(t) for t in tensors)
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor, or of all inner tensors of a tensor subclass."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(tensor_bytes(getattr(tensor, name)) for name in names)
+    return tensor.nbytes

@@ -1,0 +1,85 @@
+"""Registry entries: generators and captioners, quantization schemes, embedders."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ditscope.core.settings import setting
+
+BACKENDS = ("torch", "mlx")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A generator (text to image) or a captioner (image to text): its weights and how it is run."""
+
+    family: str = setting(help="flux, sd3, sdxl or wan (generators); blip, blip2 or florence2 (captioners)")
+    source: str = setting(help="A diffusers / transformers folder, or a hub id", path=True)
+    revision: str = setting("", "Commit of a hub id; required for one, so that results stay reproducible")
+    backend: str = setting(
+        "torch", "What computes the transformer of flux and sd3; the rest is torch", choices=BACKENDS
+    )
+    dtype: str = setting("float32", "Type of weights and activations", choices=("float32", "bfloat16", "float16"))
+    width: int = setting(1024, "Image width in pixels, a multiple of 16", positive=True)
+    height: int = setting(1024, "Image height in pixels, a multiple of 16", positive=True)
+    frames: int = setting(1, "Frames of a video, 4 n + 1 (wan); 1: an image")
+    steps: int = setting(4, "Denoising steps", positive=True)
+    guidance: float = setting(
+        -1.0,
+        "Guidance: the distilled value (FLUX.1-dev) or the classifier-free scale (the others; <= 1 is off); below 0: "
+        "the pipeline's own default",
+        signed=True,
+    )
+    call: dict[str, Any] = setting({}, "Further arguments of the pipeline's `__call__`, as `{true_cfg_scale: 4.0}`")
+    use_t5: bool = setting(True, "SD3: load the T5 encoder; without it the pipeline feeds zeros")
+    max_sequence_length: int = setting(
+        0, "Tokens that T5 reads of a prompt; 0: the pipeline's default, at most the length that its tokenizer names"
+    )
+    max_new_tokens: int = setting(50, "Captioner: longest caption in tokens", positive=True)
+    num_beams: int = setting(1, "Captioner: beams", positive=True)
+    caption_task: str = setting("<CAPTION>", "florence2: its task, as <DETAILED_CAPTION>")
+    allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
+    memory_mb: int = setting(
+        0, "Host memory that its weights take, in MB, which its jobs ask for; 0: as its files, once they are there"
+    )
+
+
+SCHEME_KINDS = (
+    "base", "int8-weight-only", "int8-dynamic", "fp8-weight-only", "intx-weight-only", "int8-dynamic-intx",
+    "fp8-dynamic-row", "fp8-dynamic-tensor", "int4-weight-only", "sparse-2-4", "sparse-2-4-fp8", "sparse-2-4-int8",
+    "mlx-weight-only", "plan",
+)  # fmt: skip
+
+
+def backends_of(kind: str) -> tuple[str, ...]:
+    """The back ends that a kind of scheme runs on."""
+    return BACKENDS if kind in ("base", "plan") else ("mlx",) if kind.startswith("mlx-") else ("torch",)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to quantize a generator's transformer."""
+
+    kind: str = setting(help="What is done to the linear layers", choices=SCHEME_KINDS)
+    bits: int = setting(8, "Weight bits, where the scheme has a choice", positive=True, most=16)
+    group_size: int = setting(0, "Weights that share one scale along the input dimension; 0: a whole row")
+    plan: str = setting("", "kind: plan only: the budget whose bit plan is applied")
+    skip_layers: list[str] = setting([], "Layers left in full precision, by pattern of their names, as `*norm*`")
+    min_weights: int = setting(0, "Leave layers of fewer weights in full precision")
+    fuse_qkv: bool = setting(False, "Join the query, key and value projections to one layer before quantizing")
+    compile_vae: bool = setting(False, "Compile the VAE's decoder too, where the transformer is compiled")
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A model that maps a text or an image of a trajectory to a vector."""
+
+    family: str = setting(help="sentence-transformers, minilm, clip, siglip, dinov2 or random-walk (the control)")
+    source: str = setting("", "Folder, hub id, or empty where the package carries its weights", path=True)
+    revision: str = setting("", "Commit of a hub id")
+    modality: str = setting("text", "What is embedded", choices=("text", "image"))
+    prompt: str = setting("", "sentence-transformers: text put before each item, as `clustering: ` for nomic")
+    dimension: int = setting(64, "random-walk only: dimension of the walk", positive=True)
+    allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
+    memory_mb: int = setting(
+        0, "Host memory that its weights take, in MB, which its jobs ask for; 0: as its files, once they are there"
+    )

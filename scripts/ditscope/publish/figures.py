@@ -1,0 +1,66 @@
+"""Figures and tables of the paper and the report: which there are, what they need, where they stand in the report.
+
+`ditscope.publish.draw` has the drawing function of each. Adding one: a line here, the function in the module of its
+topic, its name in `draw.FUNCTIONS`, and a caption report/<name>.rst.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+Files = dict[str, list[Path]]  # what each stage left
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: its file name, the stages whose results it needs, its category in the report."""
+
+    name: str
+    stages: tuple[str, ...]
+    category: str
+
+
+FIGURES = {
+    figure.name: figure
+    for figure in (
+        Figure("image-grid", ("generate",), "Images"),
+        Figure("block-grid", ("capture",), "Captures"),
+        Figure("decodability", ("blocks",), "Captures"),
+        Figure("block-similarity", ("blocks",), "Captures"),
+        Figure("residual-contribution", ("blocks",), "Captures"),
+        Figure("text-drift", ("blocks",), "Captures"),
+        Figure("ablation-effects", ("ablate",), "Captures"),
+        Figure("activation-range", ("calibrate",), "Quantization"),
+        Figure("sensitivity-heatmap", ("sensitivity",), "Quantization"),
+        Figure("image-sensitivity", ("sensitivity",), "Quantization"),
+        Figure("sensitivity-ranking", ("sensitivity",), "Quantization"),
+        Figure("bit-plan", ("plan",), "Quantization"),
+        Figure("benchmark-quality", ("benchmark",), "Quantization"),
+        Figure("benchmark-pareto", ("benchmark",), "Quantization"),
+        Figure("benchmark-latency", ("benchmark",), "Quantization"),
+        Figure("benchmark-batches", ("benchmark",), "Quantization"),
+        Figure("benchmark-strips", ("benchmark",), "Quantization"),
+        Figure("benchmark-flat-field", ("benchmark",), "Quantization"),
+        Figure("trajectory-strips", ("trajectories",), "Trajectories"),
+        Figure("drift-curves", ("drift",), "Trajectories"),
+        Figure("cluster-map", ("cluster",), "Trajectories"),
+        Figure("cluster-transitions", ("cluster",), "Trajectories"),
+        Figure("run-lengths", ("cluster",), "Trajectories"),
+        Figure("persistence-diagrams", ("topology",), "Trajectories"),
+        Figure("persistence-entropy", ("topology",), "Trajectories"),
+        Figure("refiner-training", ("refine",), "Refiner"),
+        Figure("refiner-diagnostics", ("refine",), "Refiner"),
+    )
+}
+
+PAPER_TABLES = {  # the stage that each table of `ditscope.publish.paper_tables` sums up
+    "sensitivity-ranking": "sensitivity",
+    "bit-plans": "plan",
+    "benchmark": "benchmark",
+    "drift": "drift",
+    "clusters": "cluster",
+}
+
+
+def available(stages: set[str]) -> list[Figure]:
+    """The figures whose stages are all among `stages`, in order."""
+    return [figure for figure in FIGURES.values() if set(figure.stages) <= stages]

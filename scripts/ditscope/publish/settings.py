@@ -1,0 +1,15 @@
+"""Settings of the stage `publish`."""
+
+from dataclasses import dataclass
+
+from ditscope.core.settings import setting
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Draw the figures and write the tables of the report."""
+
+    formats: list[str] = setting(
+        ["svg", "png", "pdf"], "File types of each figure", choices=("svg", "png", "pdf"), filled=True
+    )
+    dpi: int = setting(160, "Resolution of PNG figures", positive=True)

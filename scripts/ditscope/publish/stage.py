@@ -1,0 +1,23 @@
+"""Publication of a study without Snakemake: every figure, table, the catalog and the explorer in one call."""
+
+from pathlib import Path
+
+from ditscope.core.paths import InputFolder
+from ditscope.publish.catalog import table_files, write_catalog
+from ditscope.publish.draw import draw_figures
+from ditscope.publish.explorer import write_explorer
+from ditscope.publish.figures import available
+from ditscope.publish.paper_tables import write_paper_tables
+from ditscope.publish.settings import Publish
+from ditscope.workflow.progress import read_plan
+
+
+def publish(results: InputFolder, settings: Publish = Publish()) -> None:
+    """Draw every figure and write every table that the finished stages of a study allow, below `results`."""
+    targets = read_plan(results)["targets"]
+    files = {stage: [Path(p) for p in paths] for stage, paths in targets.items() if paths and stage != "publish"}
+    complete = {stage: paths for stage, paths in files.items() if all(path.exists() for path in paths)}
+    draw_figures([f.name for f in available(set(complete))], complete, results / "figures", settings)
+    write_catalog(table_files(complete), results / "catalog.duckdb")
+    write_paper_tables(complete, results / "tables")
+    write_explorer(complete, results / "explorer.html")

@@ -1,0 +1,76 @@
+"""Settings of the stage `refine`."""
+
+from dataclasses import dataclass
+
+from ditscope.core.settings import setting
+
+
+@dataclass(frozen=True)
+class Refine:
+    """Train a one-step refiner of interpolated latents with the drifting loss."""
+
+    models: list[str] = setting([], "Models whose latents are refined", config_only=True)
+    seed: int = setting(0, "Seed of codebook, corruption and training", most=2**32 - 1)
+    # corruption
+    patch: int = setting(2, "Side of a patch of latents (of one frame), which is one token", positive=True)
+    keys: str = setting(
+        "patches", "What is kept as a whole: patches, or the frames of a video", choices=("patches", "frames")
+    )
+    levels: int = setting(4, "Nested corruption levels; the last keeps the fewest patches or frames", positive=True)
+    min_anchors: int = setting(4, "Known patches or frames (anchors) at the hardest level", positive=True)
+    schedule: str = setting("geometric", "How anchors grow over levels", choices=("linear", "doubling", "geometric"))
+    interpolation: str = setting(
+        "laplacian", "How missing patches or frames are filled", choices=("linear", "idw", "laplacian")
+    )
+    sigma_feature: float = setting(
+        0.2, "laplacian: feature difference, in standard deviations, that counts as an edge", positive=True
+    )
+    ridge: float = setting(
+        1e-4, "laplacian: pull towards the inverse-distance fill, against bad conditioning", positive=True
+    )
+    noise: str = setting(
+        "none", "Noise on filled patches: even, or growing with distance", choices=("none", "gauss", "dist")
+    )
+    noise_scale: float = setting(0.1, "Standard deviation of that noise, in standard deviations of the latents")
+    # pseudo-classes
+    codes: int = setting(8, "Pseudo-classes of the codebook", positive=True)
+    keyframe_weight: float = setting(1.0, "Weight of the anchor patches beside the prompt in the condition embedding")
+    # latent masked autoencoder
+    mae_steps: int = setting(200, "Training steps of the latent masked autoencoder", positive=True)
+    mae_batch: int = setting(16, "Latents of one of its steps", positive=True)
+    mae_width: int = setting(24, "Channels of its finest scale; each coarser scale doubles them", positive=True)
+    mae_scales: int = setting(3, "Scales, each half as fine as the one before", positive=True)
+    mask_ratio: float = setting(0.5, "Share of patches that it must fill in", most=1)
+    # refiner
+    steps: int = setting(200, "Training steps of the refiner", positive=True)
+    width: int = setting(96, "Width of the refiner", positive=True)
+    depth: int = setting(3, "Transformer blocks of the refiner", positive=True)
+    heads: int = setting(4, "Attention heads of the refiner", positive=True)
+    clamp_anchors: bool = setting(False, "Put the known patches back into the refiner's output")
+    # drifting loss
+    features: list[str] = setting(
+        ["locations", "global", "patches", "input_rms"],
+        "Feature sets of the loss: also vanilla (raw latents, no encoder)",
+    )
+    radii: list[float] = setting([0.02, 0.05, 0.2], "Kernel radii R of the drifting field", positive=True, filled=True)
+    weighting: str = setting(
+        "official", "Where the weight of unconditional negatives enters", choices=("official", "log")
+    )
+    classes_per_step: int = setting(4, "Pseudo-classes of a training batch", positive=True)
+    generated_per_class: int = setting(8, "Refined samples of each class in a batch", positive=True)
+    positives: int = setting(16, "Real samples of the class in a batch", positive=True)
+    unconditional: int = setting(8, "Real samples of any class in a batch, negatives under guidance")
+    alpha_power: float = setting(3.0, "Guidance alpha on [1, 4] has density proportional to alpha^-power")
+    alpha_atom: float = setting(0.5, "Probability that alpha is 1, no guidance", most=1)
+    # optimization
+    optimizer: str = setting("adamw", "Optimizer of the matrices inside blocks", choices=("adamw", "muon"))
+    learning_rate: float = setting(4e-4, "Peak learning rate of the refiner", positive=True)
+    mae_learning_rate: float = setting(2e-3, "Peak learning rate of the autoencoder", positive=True)
+    grad_accum: int = setting(1, "Batches of one optimizer step", positive=True)
+    ema: float = setting(0.999, "Decay of the moving average of the weights, which is what is kept", most=1)
+    checkpoint_every: int = setting(
+        50, "Steps between checkpoints that an interrupted training resumes from", positive=True
+    )
+    # diagnostics
+    top_k: int = setting(5, "Nearest neighbours looked at in the retrieval diagnostics", positive=True)
+    gallery: int = setting(4, "Samples drawn at each corruption level")

@@ -1,0 +1,174 @@
+"""Fast sensitivity: every layer at every bit width from one backward pass a probe.
+
+To first order a change dW of a layer moves the velocity by J dW, J being its Jacobian. The gradient of an output error
+vanishes at the unquantized weights, but that of <u, velocity> does not: with probes u of independent components of mean
+0 and variance 1, E[<u, J dW>^2] = |J dW|^2 (Hutchinson 1990), and <u, J dW> is the inner product of the gradient at the
+layer's output with dW x. All bit widths of all layers share one backward pass; each sample has probes of its own.
+"""
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditscope.calibrate.files import Reference
+from ditscope.models.quantizers import QUANTIZERS
+from ditscope.models.registry import Generator
+from ditscope.sensitivity.batches import Batch
+from ditscope.sensitivity.exact import Layer, labelled, mlx_twin
+from ditscope.sensitivity.settings import Sensitivity
+
+Changes = Callable[[nn.Module], list[Tensor]]  # dW of a module at each bit width
+CACHE_BYTES = 2_000_000_000  # of weight changes that are kept from one batch to the next
+
+
+def estimate_layers(
+    model: Generator,
+    layers: Sequence[Layer],
+    samples: Iterable[Batch],
+    buckets: dict[Reference, str],
+    settings: Sensitivity,
+) -> list[dict[str, Any]]:
+    """One row for each layer, bit width, sample and probe, as `score_layers` makes them.
+
+    The metric columns hold squared error ratios (see `ratios`), whose means estimate those of the samples. Each sample
+    gets as many probes as fill its bucket to `settings.probes`.
+    """
+    model.pipe.transformer.requires_grad_(False)
+    modules = {layer.module: layer.name for layer in layers}
+    sizes = Counter(buckets.values())
+    generator = torch.Generator().manual_seed(0)
+    changes = weight_changes(model, settings)
+    rows = []
+    for batch in samples:
+        for _ in range(math.ceil(settings.probes / sizes[batch.bucket])):
+            velocity, products = probe(model, batch, list(modules), changes, generator)
+            for module, found in products.items():
+                for bits, values in zip(settings.bits, found.T, strict=True):
+                    rows += labelled(modules[module], bits, batch, ratios(velocity, values.square()))
+    return rows
+
+
+def back_end(model: Generator) -> Any:
+    """The module that has `own_weight` and `collected` for what the model computes on: this one, or its twin of MLX."""
+    return mlx_twin() if model.computes_on == "mlx" else sys.modules[__name__]
+
+
+def own_weight(model: Generator, layer: nn.Module) -> Tensor:
+    """A layer's weight as it was loaded."""
+    weight: Tensor = layer.weight.data
+    return weight
+
+
+def weight_changes(model: Generator, settings: Sensitivity) -> Changes:
+    """A function that gives dW of a module at each bit width; it remembers as many as `CACHE_BYTES` hold."""
+    cached: dict[nn.Module, list[Tensor]] = {}
+    held, weight_of = 0, back_end(model).own_weight
+
+    def changes(module: nn.Module) -> list[Tensor]:
+        nonlocal held
+        if module in cached:
+            return cached[module]
+        own = weight_of(model, module)
+        found = [QUANTIZERS[settings.quantizer](own, bits, settings.group_size) - own for bits in settings.bits]
+        size = sum(change.nbytes for change in found)
+        if held + size <= CACHE_BYTES:
+            cached[module] = found
+            held += size
+        return found
+
+    return changes
+
+
+def probe(
+    model: Generator,
+    batch: Batch,
+    modules: Sequence[nn.Module],
+    changes: Changes,
+    generator: torch.Generator,
+) -> tuple[Tensor, dict[nn.Module, Tensor]]:
+    """The velocity of a batch, and <u, J dW> of each module, (samples, changes), for one random probe a sample."""
+    with back_end(model).collected(model, modules, changes, len(batch.x)) as products, torch.enable_grad():
+        velocity = batch.velocity(model)
+        velocity.backward(random_signs(velocity, generator))
+    return velocity.detach(), products
+
+
+def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """A probe: independent components of -1 or 1, drawn on the CPU whatever the device."""
+    return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like)
+
+
+@contextmanager
+def collected(
+    model: Generator, modules: Sequence[nn.Module], changes: Changes, count: int
+) -> Iterator[dict[nn.Module, Tensor]]:
+    """Within the context, a backward pass through a batch of `count` samples gathers <gradient, dW x> of each module.
+
+    After it the dictionary has (samples, changes) of every module, zeros of those that the gradient did not reach.
+    """
+    products: dict[nn.Module, Tensor] = {}
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        seen = inputs[0].detach()
+        output.register_hook(lambda gradient: gather(module, seen, gradient))
+        return output
+
+    def gather(module: nn.Module, seen: Tensor, gradient: Tensor) -> None:
+        found = inner_products(module, seen, gradient, changes(module))  # (halves x samples, changes)
+        found = found.unflatten(0, (-1, count)).sum(0)
+        products[module] = products[module] + found if module in products else found
+
+    handles = [module.register_forward_hook(watch) for module in modules]
+    try:
+        yield products
+    finally:
+        for handle in handles:
+            handle.remove()
+    idle = torch.zeros_like(next(iter(products.values())))
+    found = {module: products.get(module, idle) for module in modules}
+    products.clear()
+    products.update(found)
+    refuse_infinite(model, products)
+
+
+def refuse_infinite(model: Generator, products: dict[nn.Module, Tensor]) -> None:
+    """Stop where a gradient was not finite."""
+    if not all(product.isfinite().all() for product in products.values()):
+        raise FloatingPointError(f"{model.name}: NaN or Inf in a gradient; use mode exact, or dtype float32")
+
+
+def inner_products(module: nn.Module, x: Tensor, gradient: Tensor, changes: Sequence[Tensor]) -> Tensor:
+    """<gradient, dW x> by rows of the batch, (rows, len(changes)) in float64 on the CPU, for each weight change dW."""
+    if isinstance(module, nn.Linear):
+        # <g, dW x> = <sum over tokens of g x', dW>: one product of matrices, shared by all bit widths.
+        outer = gradient.flatten(1, -2).mT @ x.flatten(1, -2) if x.ndim > 2 else gradient[:, :, None] * x[:, None]
+        precise = torch.promote_types(outer.dtype, torch.float32)
+        rows = outer.flatten(1).to(precise)
+        return torch.stack([rows @ change.flatten().to(precise) for change in changes], dim=1).cpu().double()
+    moved = [(module._conv_forward(x, change, None) * gradient).flatten(1) for change in changes]
+    return torch.stack([products.cpu().double().sum(1) for products in moved], dim=1)
+
+
+def ratios(velocity: Tensor, squared_error: Tensor) -> list[dict[str, float]]:
+    """Squared error ratios of each sample from estimates of its squared error norm, with the metrics' own epsilons.
+
+    `psnr_db` and `sqnr_db` are -10 log10 of their means, `relative_l2` the root.
+    """
+    reference = velocity.cpu().double().flatten(1)
+    rmse = (squared_error / reference.shape[1]).sqrt() + 1e-10
+    power = reference.square()
+    values = {
+        "psnr_db": (rmse / (power.amax(1).sqrt() + 1e-5)).square(),
+        "sqnr_db": (rmse / (power.mean(1).sqrt() + 1e-10)).square(),
+        "relative_l2": squared_error / power.sum(1).clamp(min=torch.finfo(torch.float64).tiny),
+    }
+    lists = [value.tolist() for value in values.values()]
+    return [dict(zip(values, row, strict=True)) for row in zip(*lists, strict=True)]

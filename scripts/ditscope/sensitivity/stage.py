@@ -1,0 +1,212 @@
+"""Sensitivity: quantize one layer at a time and measure how far the velocity, after guidance, moves.
+
+Two modes with one table: exact (ditscope.sensitivity.exact) and fast (gradients of random probes,
+ditscope.sensitivity.fast). In both the effect on the finished image is estimated as well (ditscope.sensitivity.image).
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from tqdm import tqdm
+
+from ditscope.calibrate.files import (
+    CalibrationSet,
+    Reference,
+    check_fits,
+    check_made_with,
+    guidance_of,
+    load_calibration,
+    read_sample,
+)
+from ditscope.core.counts import check_complete
+from ditscope.core.determinism import deterministic
+from ditscope.core.errors import InputError
+from ditscope.core.identity import file_digest
+from ditscope.core.paths import InputFolder, OutputFile, OutputFolder
+from ditscope.core.scratch import publish, unfinished
+from ditscope.core.tables import concat_tables, write_table
+from ditscope.models.families.common import DTYPES
+from ditscope.models.packed import packed_bytes
+from ditscope.models.registry import Generator, load_generator, require_blocks, transformer_config
+from ditscope.models.settings import Model
+from ditscope.sensitivity.batches import Batch, batches
+from ditscope.sensitivity.exact import Layer, Network, mlx_twin, network_of, score_layers
+from ditscope.sensitivity.fast import estimate_layers
+from ditscope.sensitivity.gradient_memory import gradient_batch
+from ditscope.sensitivity.image import image_effects
+from ditscope.sensitivity.settings import Sensitivity
+from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, assign_buckets, tabulate
+
+log = logging.getLogger(__name__)
+SAMPLES = "sensitivity.samples"  # the unfinished parts: a row for each layer, bit width and sample or probe
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job measures: a network on the samples of a calibration set, and where its finished parts lie."""
+
+    network: Network
+    depths: list[int]  # of this job's layers
+    found: CalibrationSet
+    buckets: dict[Reference, str]
+    settings: Sensitivity
+    parts: Path
+    dtype: str = "float32"  # of the model, which its packed size depends on; scores are taken in float32
+
+    def part(self, name: str, measure: Callable[[], list[dict[str, Any]]]) -> Path:
+        """The file of one part of the work, measured now unless it is there already."""
+        path = self.parts / f"{name}.parquet"
+        if not path.exists():
+            write_table(pl.DataFrame(measure()), path, SAMPLES)
+        log.info("%s: %s done", self.network.model.name, name)
+        return path
+
+
+def sensitivity(
+    name: str,
+    model: Model,
+    calibration: InputFolder,
+    out: OutputFile,
+    settings: Sensitivity = Sensitivity(),
+    group: int = 0,
+    groups: int = 1,
+    fast: OutputFile | None = None,
+    partial: OutputFolder | None = None,
+) -> None:
+    """Score every layer of a model, or every `groups`-th block's from `group` on, at every bit width.
+
+    Leaves the table `sensitivity`, and in `fast` the same layers in fast mode. Finished parts in `partial` are reused.
+    The effect on images is estimated over every step, whatever `step_stride` says. Everything is computed in float32
+    whatever the model's dtype: half precision would measure its own rounding, not that of 6 bits or more.
+    Raises InputError for a set of another model, a broken sample, or a bucket without samples, before the model loads.
+    """
+    require_blocks("sensitivity", name, model, ("torch", "mlx"))
+    dtype, model = model.dtype, replace(model, dtype="float32")
+    found = load_calibration(calibration, settings.max_images, settings.step_stride)
+    check_made_with(calibration, found, name)
+    buckets = assign_buckets(found, settings.buckets, calibration)
+    if not 0 <= group < groups:
+        raise InputError(f"group: {group} is not one of the {groups} groups, which count from 0")
+    key = {k: v for k, v in asdict(settings).items() if k not in ("models", "layer_groups")}
+    key |= {"model": model, "dtype": dtype, "manifest": found.manifest, "group": group, "groups": groups}
+    whole = load_calibration(calibration, settings.max_images)
+    config = transformer_config(name, model)
+    for reference in whole.samples:  # a broken one is refused now, before the model loads
+        sample = read_sample(reference)
+        check_fits(sample, reference.file, name, config)
+        guidance_of(whole, sample, reference.file, bool(config.get("guidance_embeds")))
+    key["samples"] = [file_digest(file) for file in dict.fromkeys(s.file for s in whole.samples)]
+    parts = unfinished(partial, out, key)
+    with deterministic():
+        loaded = load_generator(name, model)
+        work = start(loaded, found, buckets, settings, parts, group, groups, dtype)
+        scored = finished(work, MODES[settings.mode](work), settings.mode)
+        parts_of_image = image(work, whole, assign_buckets(whole, settings.buckets, calibration))
+        effects = finished(work, parts_of_image, "fast", [IMAGE_METRIC])
+        write_table(pl.concat([scored, effects]), out, "sensitivity")
+        if fast is not None:
+            write_table(finished(work, MODES["fast"](work), "fast"), fast, "sensitivity")
+    publish(parts)
+
+
+def start(
+    model: Generator,
+    found: CalibrationSet,
+    buckets: dict[Reference, str],
+    settings: Sensitivity,
+    parts: Path,
+    group: int = 0,
+    groups: int = 1,
+    dtype: str = "float32",
+) -> Work:
+    """Look at the network and choose the depths of one job."""
+    sample = next(batches(model, found, buckets, 1))
+    network = mlx_twin().network_of(model) if model.computes_on == "mlx" else network_of(model, sample)
+    depths = network.depths()[group::groups]
+    if not depths:
+        raise InputError(
+            f"sensitivity.layer_groups: {groups} groups are more than the blocks of {model.name}; use fewer"
+        )
+    size = settings.gradient_batch or gradient_batch(model, sample)
+    return Work(network, depths, found, buckets, replace(settings, gradient_batch=size), parts, dtype)
+
+
+def score(work: Work, depth: int, samples: Iterable[Batch]) -> list[dict[str, Any]]:
+    """Scores of the layers at one depth, on the model's back end."""
+    scorer = mlx_twin().score_layers if work.network.model.computes_on == "mlx" else score_layers
+    rows: list[dict[str, Any]] = scorer(work.network, depth, samples, work.settings)
+    return rows
+
+
+def finished(work: Work, parts: list[Path], mode: str, metrics: Sequence[str] = METRICS) -> pl.DataFrame:
+    """Rows of the table `sensitivity` from the parts of a job."""
+    settings = work.settings
+    of_job = [layer for depth in work.depths for layer in work.network.at(depth)]
+    sizes = [
+        {"layer": layer.name, "bits": bits, "packed_bytes": packed_size(work, layer, bits)}
+        for layer in of_job
+        for bits in settings.bits
+    ]
+    layers = [layer.described(settings) for layer in of_job]
+    constants = {
+        "model": work.network.model.name,
+        "backend": work.network.model.entry.backend,
+        "quantizer": settings.quantizer,
+        "group_size": settings.group_size,
+        "mode": mode,
+    }
+    table = tabulate(concat_tables(parts, SAMPLES), layers, constants, metrics, sizes)
+    asked = product((layer["layer"] for layer in layers), settings.bits)
+    left = table.select("layer", "bits").unique(maintain_order=True).rows()
+    check_complete(f"sensitivity of {work.network.model.name}", "layers and bits", asked, left)
+    return table
+
+
+def packed_size(work: Work, layer: Layer, bits: int) -> int | None:
+    """Bytes of a layer at a bit width as the model's back end stores them; None where it cannot (convolutions)."""
+    if layer.module.weight.ndim != 2:
+        return None
+    rows, columns = layer.module.weight.shape
+    backend, itemsize = work.network.model.entry.backend, DTYPES[work.dtype].itemsize
+    return packed_bytes(backend, layer.name, rows, columns, bits, work.settings.group_size, itemsize)
+
+
+def exact(work: Work) -> list[Path]:
+    """Measure every layer on every sample, block by block."""
+
+    def measure(depth: int) -> list[dict[str, Any]]:
+        model, settings = work.network.model, work.settings
+        samples = batches(model, work.found, work.buckets, settings.batch_size)
+        return score(work, depth, samples)
+
+    name = work.network.model.name
+    return [
+        work.part(f"depth {depth}", lambda: measure(depth))  # noqa: B023
+        for depth in tqdm(work.depths, desc=f"{name} blocks", unit="block", disable=None)
+    ]
+
+
+def fast(work: Work) -> list[Path]:
+    """Estimate every layer from the gradients of random probes of the velocity."""
+    model, settings = work.network.model, work.settings
+    layers = [layer for depth in work.depths for layer in work.network.at(depth)]
+
+    def measure() -> list[dict[str, Any]]:
+        samples = batches(model, work.found, work.buckets, settings.gradient_batch)
+        return estimate_layers(model, layers, samples, work.buckets, settings)
+
+    return [work.part("fast", measure)]
+
+
+def image(work: Work, whole: CalibrationSet, buckets: dict[Reference, str]) -> list[Path]:
+    """Estimate what every layer does to the finished images, from the whole trajectories of a set."""
+    layers = [layer for depth in work.depths for layer in work.network.at(depth)]
+    return [work.part("image", lambda: image_effects(work.network.model, layers, whole, buckets, work.settings))]
+
+
+MODES: dict[str, Callable[[Work], list[Path]]] = {"exact": exact, "fast": fast}

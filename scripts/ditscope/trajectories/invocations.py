@@ -1,0 +1,130 @@
+"""Invocations: what a place of a network is asked, and how generators and captioners answer."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ditscope.core.identity import BASE, digest, scheme_id, weights_id
+from ditscope.core.shards import Sample
+from ditscope.generate.stage import prompt_tokens, request_key, request_of
+from ditscope.models.captioners import caption, load_captioner
+from ditscope.models.registry import load_generator
+from ditscope.models.sampling import decode, sample, still
+from ditscope.trajectories.networks import Entry
+
+State = str | np.ndarray  # a text, or an image (height, width, 3) uint8
+
+
+@dataclass(frozen=True)
+class Request:
+    """One invocation to compute; equal hashes ask for the same thing."""
+
+    hash: str
+    state: State
+    seed: int
+    negative_prompt: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model made of a request, and whether its text encoder had to cut the input (None: it read an image)."""
+
+    state: State
+    input_truncated: bool | None = None
+
+
+@dataclass(frozen=True)
+class Node:
+    """One place of a network's cycle: what it is called, and two functions.
+
+    `ask(state, seed, negative_prompt)` gives the request's hash; `load()` gives the function that answers a batch.
+    """
+
+    label: str
+    model: str
+    scheme: str
+    makes: str  # IMAGE or TEXT
+    ask: Callable[[State, int, str], str]
+    load: Callable[[], Callable[[list[Request]], list[Answer]]]
+
+
+def node_of(entry: Entry, plan: Path | None) -> Node:
+    """The node of a network's entry; its model loads when it is first asked."""
+    image = entry.makes == "IMAGE"
+    scheme = scheme_id(asdict(entry.scheme) if entry.scheme else None, plan)
+    ask, load = (
+        (partial(ask_generator, scheme=scheme), answer_by_generator) if image else (ask_captioner, answer_by_captioner)
+    )
+    return Node(
+        label=entry.label,
+        model=entry.name,
+        scheme=entry.variant,
+        makes=entry.makes,
+        ask=lambda state, seed, negative: ask(entry, state, seed, negative),
+        load=lambda: load(entry, plan),
+    )
+
+
+def ask_generator(entry: Entry, text: State, seed: int, negative_prompt: str, scheme: str = BASE) -> str:
+    """The request hash of one image; `scheme` is what `identity.scheme_id` makes of the entry's quantization."""
+    run = {"prompt": str(text), "negative_prompt": negative_prompt, "seed": seed}
+    return request_key(request_of(entry.name, entry.model, run), scheme)
+
+
+def ask_captioner(entry: Entry, image: State, seed: int, negative_prompt: str) -> str:
+    """The request hash of one caption; captioning draws nothing at random, so the seed is no part of it."""
+    model = entry.model
+    request = {"model": entry.name, "revision": model.revision, "backend": "torch", "dtype": model.dtype}
+    request["weights"] = weights_id(model.source, model.revision)
+    search = {k: getattr(model, k) for k in ("max_new_tokens", "num_beams", "caption_task")}
+    return digest(request | search | {"image": state_key(image)})
+
+
+def answer_by_generator(entry: Entry, plan: Path | None) -> Callable[[list[Request]], list[Answer]]:
+    """Load a generator, quantize it as the entry says, and answer requests with its images."""
+    model = load_generator(entry.name, entry.model)
+    if entry.scheme is not None:
+        from ditscope.models.quantize import apply_scheme  # brings torchao with it
+
+        apply_scheme(model.pipe.transformer, entry.scheme, plan)
+
+    def answer(requests: list[Request]) -> list[Answer]:
+        texts = [str(request.state) for request in requests]
+        negatives, seeds = [request.negative_prompt for request in requests], [request.seed for request in requests]
+        images = decode(model, sample(model, texts, negatives, seeds)).numpy()
+        return [Answer(still(image), prompt_tokens(model, text)[1]) for image, text in zip(images, texts, strict=True)]
+
+    return answer
+
+
+def answer_by_captioner(entry: Entry, plan: Path | None) -> Callable[[list[Request]], list[Answer]]:
+    """Load a captioner and answer requests with its captions."""
+    captioner = load_captioner(entry.name, entry.model)
+
+    def answer(requests: list[Request]) -> list[Answer]:
+        images = [Image.fromarray(np.asarray(request.state)) for request in requests]
+        return [Answer(text) for text in caption(captioner, images)]
+
+    return answer
+
+
+def state_key(state: State) -> str:
+    """128-bit hex key of a text, or of an image's size and exact pixels."""
+    if isinstance(state, str):
+        return hashlib.sha256(b"text\0" + state.encode()).hexdigest()[:32]
+    size = "x".join(map(str, state.shape)).encode()
+    return hashlib.sha256(b"image\0" + size + b"\0" + np.ascontiguousarray(state).tobytes()).hexdigest()[:32]
+
+
+def state_of(sample: Sample) -> State:
+    """The text or the image of a kept answer."""
+    if "txt" in sample:
+        return sample["txt"].decode()
+    with Image.open(BytesIO(sample["png"])) as image:
+        return np.asarray(image.convert("RGB"))

@@ -1,0 +1,137 @@
+"""GPUs of one machine, shared out among its jobs by file locks; no torch, so that a job chooses before CUDA starts.
+
+A job holds one lock file for each GPU that it may see. The kernel drops a process's locks however it ends (flock), so
+a killed job leaves nothing to clean up.
+"""
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import product
+from pathlib import Path
+from typing import IO
+
+from ditscope.core.errors import InputError
+
+log = logging.getLogger(__name__)
+
+VISIBLE, ORDER, SHARE = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "DITSCOPE_JOBS_PER_GPU"
+SCHEDULERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "SGE_TASK_ID")
+POLL_S = 0.2
+
+
+@contextmanager
+def gpu_slots(count: int, folder: Path | None = None) -> Iterator[list[str]]:
+    """Show this process and its children `count` GPUs that no other job holds, waiting until so many are free.
+
+    Yields the GPUs as written to CUDA_VISIBLE_DEVICES; none, and the environment untouched, where no GPU is asked for,
+    where there is none, or where a scheduler has given just as many. A list that the user or a scheduler set is chosen
+    from. With DITSCOPE_JOBS_PER_GPU=N up to N jobs share a GPU. Enter this before torch is imported: CUDA reads the
+    variable once.
+    """
+    devices = gpus_to_choose_from(os.environ) if count > 0 else []
+    if count > len(devices) > 0:
+        log.warning("%d GPUs asked for, %d here: taking those", count, len(devices))
+    if not devices or (scheduled(os.environ) and len(devices) <= count):
+        yield devices
+        return
+    with reserved(devices, min(count, len(devices)), folder or lock_folder(), jobs_per_gpu(os.environ)) as chosen:
+        before = {name: os.environ.get(name) for name in (VISIBLE, ORDER)}
+        if before[VISIBLE] is None:
+            os.environ[ORDER] = "PCI_BUS_ID"  # the order of nvidia-smi, and the same in every process
+        os.environ[VISIBLE] = ",".join(chosen)
+        try:
+            yield chosen
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+def scheduled(environment: Mapping[str, str]) -> str:
+    """The id of the scheduler's job that this process is part of; empty outside of any."""
+    return next((environment[name] for name in SCHEDULERS if environment.get(name)), "")
+
+
+def gpus_to_choose_from(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
+    """The CUDA_VISIBLE_DEVICES that was set before, else every NVIDIA device; a scheduler that set none gave none."""
+    if VISIBLE in environment:
+        names = [name.strip() for name in environment[VISIBLE].split(",")]
+        return [name for name in names if name not in ("", "-1", "NoDevFiles")]
+    if scheduled(environment):
+        return []
+    return [str(i) for i in range(sum(path.name[6:].isdigit() for path in devices.glob("nvidia*")))]
+
+
+def jobs_per_gpu(environment: Mapping[str, str]) -> int:
+    """How many jobs may share a GPU: one, unless the user asks for more."""
+    text = environment.get(SHARE, "1")
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"{SHARE}={text}: give a whole number from 1")
+    return int(text)
+
+
+def lock_folder() -> Path:
+    """Where this user's jobs on this machine, of whichever study, meet; a scheduler's job has a place of its own."""
+    folder = Path(f"/tmp/ditscope-gpus-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise InputError(f"{folder}: belongs to somebody else; remove it, it is where jobs agree on their GPUs")
+    if job := scheduled(os.environ):
+        folder = folder / job
+        folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def reserved(devices: Sequence[str], count: int, folder: Path, jobs: int = 1) -> Iterator[list[str]]:
+    """Hold the locks of `count` of `devices`, each with at most `jobs` holders; first come, first served.
+
+    Whoever waits holds `queue.lock`: later jobs cannot overtake one that needs several GPUs, and two that each hold a
+    part of what they need cannot block each other.
+    """
+    with ExitStack() as held:
+        with take(folder / "queue.lock"):
+            chosen: list[str] = []
+            waited = False
+            while True:
+                for slot, device in product(range(jobs), devices):  # an idle GPU before a shared one
+                    if len(chosen) < count and device not in chosen:
+                        file = try_take(folder / f"{device.replace('/', '_')}.{slot}.lock")
+                        if file:
+                            held.enter_context(file)
+                            chosen.append(device)
+                if len(chosen) == count:
+                    break
+                if not waited:
+                    log.info("waiting for %d of %d GPUs: other jobs hold them", count - len(chosen), len(devices))
+                    waited = True
+                time.sleep(POLL_S)
+        yield sorted(chosen, key=list(devices).index)
+
+
+def try_take(path: Path) -> IO[str] | None:
+    """Lock a file, or None where another holds it; its holder's process id is in it. Closing it gives it back."""
+    try:
+        return take(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+
+
+def take(path: Path, operation: int = fcntl.LOCK_EX) -> IO[str]:
+    """Lock a file, waiting for it unless `operation` says otherwise."""
+    file = path.open("a")
+    try:
+        fcntl.flock(file, operation)
+    except BaseException:
+        file.close()
+        raise
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
