@@ -47,8 +47,8 @@ def job(snakemake: Any, warm: bool = False) -> Iterator[list[str]]:
     """Log to the rule's log file and to stderr; end on bad input with its one line instead of a traceback.
 
     A rule with `resources: gpu` gets that many GPUs of its own, where the machine has any, and their list. CUDA must
-    not have started: such a rule's script imports its stage inside. So does one that is `warm`: its stage imports torch,
-    and a fork of a process that has it does the work, where the run has one (`warm.py`).
+    not have started: such a rule's script imports its stage inside. So does one whose stage imports torch; where the
+    run has a process that has it, a fork of that does the work of a `warm` job (`warm.py`).
     """
     if warm:
         hand_over()

@@ -1,8 +1,8 @@
-"""Warm starts: jobs that load models begin as forks of one process that has their libraries, which take seconds to import.
+"""Warm starts: a job that loads a model is a fork of one process that has the libraries, which take seconds to import.
 
-Each run of the workflow on one machine has such a process, the worker. A job's own process, which Snakemake starts as
-ever, hands its work over to a fork of the worker, waits for it and ends as it did; if it is killed, so is the fork.
-Linux only: on a Mac a process must not fork once the system's frameworks are loaded.
+Every run on one machine has such a process, the worker. A job's own process, which Snakemake starts as ever, hands its
+work over to a fork of the worker, waits for it and ends as it ended; if it is killed, so is the fork. Linux only: on a
+Mac a process must not fork after the system's frameworks were loaded.
 """
 
 import atexit
@@ -10,7 +10,7 @@ import gc
 import importlib
 import json
 import os
-import selectors
+import select
 import shutil
 import signal
 import socket
@@ -20,73 +20,82 @@ import tempfile
 import types
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from ditscope.workflow.slots import gpus_to_choose_from
 
 WORKER = "DITSCOPE_WARM"  # in the environment of jobs: the socket that the worker listens on
+BEGIN = "from ditscope.workflow.warm import main; main()"
+ASK_DRIVER = "PYTORCH_NVML_BASED_CUDA_CHECK"  # whether there is a GPU, so that asking does not start CUDA
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # Snakemake sets them to a job's threads
 LIBRARIES = ("torch", "transformers", "diffusers")  # not polars, which starts threads
-PIPELINES = ("FluxPipeline", "StableDiffusion3Pipeline", "StableDiffusionXLPipeline")  # import torchao, most of all
+PIPELINES = ("FluxPipeline", "StableDiffusion3Pipeline", "StableDiffusionXLPipeline")  # with torchao, scipy, sklearn
 
 
-# Snakemake's process ------------------------------------------------------------------------------------------------
+# Snakemake's process
 
 
 def start_worker(workflow: Any, wanted: bool = True) -> None:
-    """Let the jobs that this Snakemake process will start have a worker, if it is `wanted` and they run beside it.
+    """Give the jobs of this Snakemake process a worker, if it is `wanted` and they run here and in this environment.
 
-    Not where jobs run on a cluster or in environments of their own. The worker imports nothing before its first job.
+    The worker imports nothing before the first job asks for it, and ends with this process.
     """
     os.environ.pop(WORKER, None)  # of a workflow around this one
-    beside = workflow.local_exec and not workflow.remote_exec and not workflow.deployment_settings.deployment_method
-    if not (wanted and beside and sys.platform == "linux"):
+    here = workflow.local_exec and not workflow.remote_exec and not workflow.deployment_settings.deployment_method
+    if not (wanted and here and sys.platform == "linux"):
         return
     folder = Path(tempfile.mkdtemp(prefix="ditscope-warm-"))  # closed to other users
+    os.environ[WORKER] = f"{folder}/socket"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(f"{folder}/socket")
+        listener.bind(os.environ[WORKER])
         listener.listen(128)
         worker = subprocess.Popen(
-            [sys.executable, "-m", "ditscope.workflow.warm", str(listener.fileno()), str(folder)],
-            stdin=subprocess.PIPE,  # ends with this process, and the worker with it
+            [sys.executable, "-c", BEGIN, str(listener.fileno()), str(folder)],
+            stdin=subprocess.PIPE,  # closed when this process ends, however it does
             stdout=subprocess.DEVNULL,
             pass_fds=[listener.fileno()],
-            env=os.environ | dict.fromkeys(THREADS, "1"),
+            env=os.environ | dict.fromkeys(THREADS, "1") | {ASK_DRIVER: "1"},
         )
-    os.environ[WORKER] = f"{folder}/socket"
-    measure_forks(folder)
     atexit.register(stop, worker, folder)
+    measure_forks(folder)
 
 
 def stop(worker: subprocess.Popen[bytes], folder: Path) -> None:
-    """End the worker and remove its folder."""
-    worker.kill()
-    worker.wait()
+    """End the worker; jobs that still run watch this process themselves (`orphans.py`)."""
+    try:
+        worker.communicate(timeout=1)
+    except subprocess.TimeoutExpired:  # it imports, or has jobs
+        worker.kill()
+        worker.wait()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def measure_forks(folder: Path) -> None:
-    """Let `benchmark:` measure the fork that does a job in place of the process that waits for it.
+    """Let `benchmark:` measure a job's fork, not the process that waits for it.
 
-    Processor time and peak memory are those that the kernel counted, where they are more than what was sampled.
+    Processor time and peak memory are the kernel's, where those are more than what was sampled.
     """
     import psutil
     from snakemake import benchmark
 
-    def known(pid: int) -> list[str]:
-        with suppress(OSError):
-            return (folder / str(pid)).read_text().split()
-        return []
-
     class ForkTimer(benchmark.BenchmarkTimer):
+        main: psutil.Process
+
+        def fork(self) -> list[str]:
+            """Process id, then, once it has ended, peak memory in kB and processor seconds of the job's fork."""
+            with suppress(OSError):
+                return (folder / str(self.pid)).read_text().split()
+            return []
+
         def _update_record(self) -> None:
-            if self.main.pid == self.pid and (fork := known(self.pid)):
+            if self.main.pid == self.pid and (fork := self.fork()):
                 self.main = psutil.Process(int(fork[0]))
             super()._update_record()
 
         def cancel(self) -> None:
             super().cancel()
-            if len(fork := known(self.pid)) == 3:
+            if len(fork := self.fork()) == 3:
                 (folder / str(self.pid)).unlink()
                 record, memory, seconds = self.bench_record, int(fork[1]) / 1024, float(fork[2])
                 record.max_rss, record.cpu_time = max(record.max_rss or 0, memory), max(record.cpu_time, seconds)
@@ -95,20 +104,20 @@ def measure_forks(folder: Path) -> None:
     benchmark.BenchmarkTimer = ForkTimer
 
 
-# A job's process ----------------------------------------------------------------------------------------------------
+# A job's own process
 
 
 def hand_over() -> None:
-    """Let a fork of the worker run this process's script, and end as it ends; return where there is no worker.
+    """Have a fork of the worker run this process's script, and end as it ends; return where there is no worker.
 
     An interrupt from the terminal reaches the fork by itself.
     """
-    if not (address := os.environ.get(WORKER)):
-        return
     work = {"pids": [os.getpid(), os.getppid()], "argv": sys.argv, "cwd": os.getcwd(), "environ": dict(os.environ)}
+    if WORKER not in os.environ:
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as worker:
         try:
-            worker.connect(address)
+            worker.connect(os.environ[WORKER])
             socket.send_fds(worker, [json.dumps(work).encode()], [0, 1, 2])
             fork = int(worker.recv(64) or 0)
         except OSError:
@@ -116,114 +125,103 @@ def hand_over() -> None:
         if not fork:  # the worker could not import
             return
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        answer = worker.recv(64)
-    if not answer:
+        status = worker.recv(64)
+    if not status:
         with suppress(ProcessLookupError):
             os.kill(fork, signal.SIGKILL)
         raise SystemExit("Error: the process that jobs are forked from was killed, and this job with it")
-    code = os.waitstatus_to_exitcode(int(answer))
+    code = os.waitstatus_to_exitcode(int(status))
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        with suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     raise SystemExit(code)
 
 
-# The worker ---------------------------------------------------------------------------------------------------------
+# The worker
 
 
 def preload() -> None:
     """Import what jobs that load models import, without starting a thread or a device: a fork could use neither.
 
-    On a machine with NVIDIA GPUs the libraries alone: torchao asks for the GPU as it is imported.
+    On a machine with NVIDIA GPUs only the libraries: torchao starts CUDA as it is imported.
     """
     for library in LIBRARIES:
         importlib.import_module(library)
-    if not gpus_to_choose_from(os.environ):
-        for name in PIPELINES:
-            getattr(sys.modules["diffusers"], name)
+    for name in () if gpus_to_choose_from(os.environ) else PIPELINES:
+        getattr(sys.modules["diffusers"], name)
     if len(os.listdir("/proc/self/task")) > 1 or sys.modules["torch"].cuda.is_initialized():
-        raise SystemExit("no warm starts: a library has started a thread or a device as it was imported")
-    gc.freeze()  # the forks' collections leave these objects' pages alone
+        raise SystemExit("no warm starts: a library started a thread or a device as it was imported")
+    gc.freeze()  # garbage collection in the forks leaves these objects' pages alone
 
 
-class Worker:
-    """Forks a process for each job that asks for one, and tells the process that waits for it how it ended."""
+def main() -> None:
+    """Serve jobs until Snakemake ends; in the forks, do a job."""
+    listener, folder, snakemake = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]), os.getppid()
+    if connection := serve(listener):
+        run(supervise(connection, folder, snakemake))
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
-    def __init__(self, listener: socket.socket, folder: Path) -> None:
-        self.listener, self.folder, self.preloaded = listener, folder, False
-        self.jobs: dict[socket.socket, tuple[int, Path]] = {}  # process id, and the file for `measure_forks`
-        self.wake, self.alarm = socket.socketpair()
-        self.wake.setblocking(False)
-        self.alarm.setblocking(False)
-        self.selector = selectors.DefaultSelector()
-        for source in (0, self.listener, self.wake):
-            self.selector.register(source, selectors.EVENT_READ)
 
-    def serve(self) -> dict[str, Any] | None:
-        """Work until standard input ends and all forks have ended; in the forks, give what to do."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self.alarm.fileno())
-        while self.jobs or self.listener.fileno() >= 0:
-            for key, _ in self.selector.select():
-                if key.fileobj == 0:  # Snakemake has ended, so its jobs will
-                    self.selector.unregister(0)
-                    self.selector.unregister(self.listener)
-                    self.listener.close()
-                elif key.fileobj is self.wake:
-                    self.tell_ends()
-                elif key.fileobj is self.listener:
-                    if work := self.fork():
-                        return work
-                elif job := self.jobs.get(key.fileobj):  # the process that waits for this job was killed
-                    self.selector.unregister(key.fileobj)
-                    os.kill(job[0], signal.SIGKILL)
-        return None
-
-    def fork(self) -> dict[str, Any] | None:
-        """Take one job and fork; in the fork, give what to do."""
-        if not self.preloaded:
+def serve(listener: socket.socket) -> socket.socket | None:
+    """Fork for each connection until standard input ends; returns in the forks, each with its connection."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from the terminal: the jobs' business
+    sources: list[Any] = [0, listener]
+    while 0 not in select.select(sources, [], [])[0]:
+        if LIBRARIES[0] not in sys.modules:
             preload()
-            self.preloaded = True
-        with suppress(OSError):  # nobody waits any more
-            connection = self.listener.accept()[0]
-            connection.settimeout(10)
-            text, files, _, _ = socket.recv_fds(connection, 2**20, 3)
-            if len(files) < 3:
-                return None
-            work = json.loads(text) | {"files": files}
-            own, parent = work["pids"]
-            report = self.folder / str(own if parent == os.getppid() else parent)  # what Snakemake has started
-            if pid := os.fork():
-                report.write_text(str(pid))
-                self.jobs[connection] = pid, report
-                self.selector.register(connection, selectors.EVENT_READ)
-                for file in files:
-                    os.close(file)
-                return None
-            connection.send(str(os.getpid()).encode())
-            signal.set_wakeup_fd(-1)
-            for opened in (self.selector, self.listener, self.wake, self.alarm, connection, *self.jobs):
-                opened.close()
-            return work
-        return None
+        connection = listener.accept()[0]
+        if not os.fork():
+            listener.close()
+            return connection
+        connection.close()
+        reap(os.WNOHANG)
+    reap()
+    return None
 
-    def tell_ends(self) -> None:
-        """Note what the forks that have ended took, and pass on how they ended."""
-        self.wake.recv(4096)
-        for connection, (pid, report) in list(self.jobs.items()):
-            ended, status, usage = os.wait4(pid, os.WNOHANG)
-            if ended:
-                report.write_text(f"{pid} {usage.ru_maxrss} {usage.ru_utime + usage.ru_stime:.2f}")
-                del self.jobs[connection]
-                with suppress(KeyError):
-                    self.selector.unregister(connection)
-                with suppress(OSError), connection:
-                    connection.send(str(status).encode())
+
+def reap(options: int = 0) -> None:
+    """Wait for this process's children, so that what they took counts as what the run took."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, options)[0]:
+            continue
+
+
+def supervise(connection: socket.socket, folder: Path, snakemake: int) -> dict[str, Any]:
+    """Fork once more for a job; returns in that fork, with its work. Here, pass on how it ends to the job's process.
+
+    If that process ends first, so does the fork.
+    """
+    text, files, _, _ = socket.recv_fds(connection, 2**20, 3)
+    work = json.loads(text)
+    if not (fork := os.fork()):
+        return work | {"files": files, "connection": connection}
+    own, parent = work["pids"]
+    report = folder / str(own if parent == snakemake else parent)  # what Snakemake has started, for `measure_forks`
+    report.write_text(str(fork))
+    Thread(target=end_with, args=(connection, fork), daemon=True).start()
+    _, status, usage = os.wait4(fork, 0)
+    report.write_text(f"{fork} {usage.ru_maxrss} {usage.ru_utime + usage.ru_stime:.2f}")
+    with suppress(OSError):
+        connection.send(str(status).encode())
+    os._exit(0)
+
+
+def end_with(connection: socket.socket, fork: int) -> None:
+    """Kill a job's fork once the process that waits for it has ended."""
+    connection.recv(1)
+    with suppress(ProcessLookupError):
+        os.kill(fork, signal.SIGKILL)
 
 
 def run(work: dict[str, Any]) -> None:
-    """Run a job's script in this fork as in the process that handed it over."""
+    """Run a job's script in this fork as the process would that has handed it over."""
+    with work["connection"] as connection:
+        try:
+            connection.send(str(os.getpid()).encode())
+        except OSError:  # that process was killed
+            os._exit(1)
     script = work["argv"][0]
     os.chdir(work["cwd"])
     for target, file in enumerate(work["files"]):
@@ -232,15 +230,15 @@ def run(work: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update({name: value for name, value in work["environ"].items() if name != WORKER})
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))
-    tempfile.tempdir = None  # chosen anew, from this environment
-    sys.modules["numpy"].random.seed()  # as of a new process
-    if (threads := os.environ.get(THREADS[0], "1")) != "1":
+    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
+    tempfile.tempdir = None  # to be chosen anew, from this environment
+    sys.modules["numpy"].random.seed()  # unlike other forks
+    sys.modules["torch"].default_generator.seed()
+    if (threads := int(os.environ.get(THREADS[0], "1"))) != 1:
         from threadpoolctl import threadpool_limits
 
-        sys.modules["torch"].set_num_threads(int(threads))
-        threadpool_limits(int(threads))
+        sys.modules["torch"].set_num_threads(threads)
+        threadpool_limits(threads)
 
     def own_traceback(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
         while trace and trace.tb_frame.f_code.co_filename != script:
@@ -250,14 +248,6 @@ def run(work: dict[str, Any]) -> None:
     sys.excepthook = own_traceback
     sys.argv, sys.path[0] = work["argv"], str(Path(script).absolute().parent)
     main = types.ModuleType("__main__")
-    main.__file__ = script
+    main.__file__ = os.path.abspath(script)
     sys.modules["__main__"] = main
     exec(compile(Path(script).read_bytes(), script, "exec"), main.__dict__)
-
-
-if __name__ == "__main__":
-    directory = Path(sys.argv[2])
-    if job := Worker(socket.socket(fileno=int(sys.argv[1])), directory).serve():
-        run(job)
-    else:
-        shutil.rmtree(directory, ignore_errors=True)
