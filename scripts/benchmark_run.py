@@ -10,7 +10,7 @@ from ditscope.models.hardware import hardware_id
 from ditscope.models.settings import Scheme
 from ditscope.workflow.job import job, model_entry
 
-with job(snakemake, warm=True):
+with job(snakemake):  # not warm: it measures the memory of its process, libraries included
     from ditscope.benchmark.stage import benchmark
 
     wildcards, params = snakemake.wildcards, snakemake.params

@@ -110,10 +110,11 @@ def measure_forks(folder: Path) -> None:
 def hand_over() -> None:
     """Have a fork of the worker run this process's script, and end as it ends; return where there is no worker.
 
-    An interrupt from the terminal reaches the fork by itself.
+    So does a job of several threads, since the worker's libraries were loaded for one. An interrupt from the terminal
+    reaches the fork by itself.
     """
     work = {"pids": [os.getpid(), os.getppid()], "argv": sys.argv, "cwd": os.getcwd(), "environ": dict(os.environ)}
-    if WORKER not in os.environ:
+    if WORKER not in os.environ or os.environ.get(THREADS[0], "1") != "1":
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as worker:
         try:
@@ -234,11 +235,6 @@ def run(work: dict[str, Any]) -> None:
     tempfile.tempdir = None  # to be chosen anew, from this environment
     sys.modules["numpy"].random.seed()  # unlike other forks
     sys.modules["torch"].default_generator.seed()
-    if (threads := int(os.environ.get(THREADS[0], "1"))) != 1:
-        from threadpoolctl import threadpool_limits
-
-        sys.modules["torch"].set_num_threads(threads)
-        threadpool_limits(threads)
 
     def own_traceback(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
         while trace and trace.tb_frame.f_code.co_filename != script:
