@@ -42,6 +42,10 @@ include: "rules/video.smk"
 include: "rules/publish.smk"
 
 
+for name in set(STAGES) - set(CONFIG.asked()):
+    workflow.get_rule(name).set_input(refuse_stage(name))
+
+
 rule all:
     default_target: True
     input:
@@ -60,7 +64,7 @@ rule mlx:
 
 
 onstart:
-    write_plan(RESULTS, targets(), rule_patterns(), plain(CONFIG), workflow.overwrite_configfiles)
+    write_plan(RESULTS, targets(), rule_patterns(), plain(CONFIG), workflow.overwrite_configfiles, upstream())
     start_worker(workflow, CONFIG.warm_starts)
 
 

@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from ditscope.cli import read_config
+from ditscope.config_files import read_config
+from ditscope.models.loading import Generator, load_generator
 from ditscope.models.quantize import apply_scheme
-from ditscope.models.registry import Generator, load_generator
 from ditscope.models.sampling import sample
 from ditscope.models.settings import Scheme
 

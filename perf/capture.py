@@ -26,7 +26,7 @@ from ditscope.benchmark.memory import peak_rss, reset_peaks
 from ditscope.capture.recorder import Recorder
 from ditscope.capture.settings import CaptureSet
 from ditscope.models.families import flux
-from ditscope.models.registry import Generator, load_generator
+from ditscope.models.loading import Generator, load_generator
 from ditscope.models.sampling import Observer, sample
 from ditscope.models.settings import Model
 

@@ -41,14 +41,14 @@ from ditscope.core.determinism import WORKSPACE, deterministic
 from ditscope.models.families import flux
 from ditscope.models.families.common import Conditioning
 from ditscope.models.hardware import fingerprint
+from ditscope.models.loading import Generator, default_device
 from ditscope.models.placement import keep_encoders_in_host_memory
 from ditscope.models.quantize import stored_bytes
-from ditscope.models.quantizers import quantizable
-from ditscope.models.registry import Generator, default_device
+from ditscope.models.quantizers import QUANTIZERS, quantizable
 from ditscope.models.sampling import Observer, sample
-from ditscope.models.settings import SCHEME_KINDS, Model, Scheme
+from ditscope.models.settings import SCHEMES, Model, Scheme
 from ditscope.sensitivity.batches import Batch
-from ditscope.sensitivity.exact import QUANTIZERS, network_of
+from ditscope.sensitivity.exact import network_of
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.settings import Sensitivity
 
@@ -323,7 +323,7 @@ def schemes(size: Size, device: torch.device) -> Iterator[Row]:
         four = velocity(model, 4)[:1]  # SD3 and FLUX hand other layouts on at more than one sample
         return numbers | {"relative_l2": relative(reference[0], found), "relative_l2_in_four": relative(found, four)}
 
-    for kind in SCHEME_KINDS:
+    for kind in SCHEMES:
         if kind not in ("plan", "mlx-weight-only"):
             yield f"scheme {kind}", lambda kind=kind: run(kind)
 

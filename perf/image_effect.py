@@ -21,9 +21,9 @@ from ditscope.calibrate.files import load_calibration
 from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.core.intervals import mean_interval
-from ditscope.generate.stage import requests
+from ditscope.models.loading import Generator, load_generator
 from ditscope.models.quantizers import QUANTIZERS, quantizable
-from ditscope.models.registry import Generator, load_generator
+from ditscope.models.requests import requests
 from ditscope.models.sampling import Observer, pictures, sample
 from ditscope.models.settings import Model
 from ditscope.sensitivity.batches import batches

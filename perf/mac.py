@@ -33,9 +33,9 @@ from gpu import (
 
 from ditscope.benchmark.memory import peaks, reset_peaks
 from ditscope.models.hardware import fingerprint
+from ditscope.models.loading import Generator, default_device
 from ditscope.models.quantize import apply_scheme
 from ditscope.models.quantizers import quantizable
-from ditscope.models.registry import Generator, default_device
 from ditscope.models.settings import Scheme
 from ditscope.sensitivity.exact import Layer
 from ditscope.sensitivity.fast import estimate_layers

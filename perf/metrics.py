@@ -26,7 +26,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase  # noqa: 
 
 from ditscope.benchmark.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits  # noqa: E402
 from ditscope.benchmark.quality import class_texts  # noqa: E402
-from ditscope.cli import read_config  # noqa: E402
+from ditscope.config_files import read_config  # noqa: E402
 from ditscope.core.metrics import fid, inception_score, kid, precision_recall  # noqa: E402
 from ditscope.shapes.world import VALUES, Scene, render  # noqa: E402
 

@@ -21,8 +21,8 @@ from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.core.intervals import mean_interval
 from ditscope.core.tables import read_table
+from ditscope.models.loading import Generator, load_generator
 from ditscope.models.quantizers import QUANTIZERS, quantizable
-from ditscope.models.registry import Generator, load_generator
 from ditscope.models.sampling import decode, sample
 from ditscope.models.settings import Model
 from ditscope.plan.settings import Plan

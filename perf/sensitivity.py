@@ -28,8 +28,8 @@ from ditscope.calibrate.stage import InputRecorder, calibrate
 from ditscope.core.tables import concat_tables
 from ditscope.models.families import sd3
 from ditscope.models.families.common import Conditioning
+from ditscope.models.loading import Generator, load_generator
 from ditscope.models.quantizers import QUANTIZERS
-from ditscope.models.registry import Generator, load_generator
 from ditscope.models.sampling import sample
 from ditscope.models.settings import Model
 from ditscope.plan.settings import Budget, Plan

@@ -24,7 +24,7 @@ SNAKEFILE = """
 import sys
 
 sys.path.insert(0, LIBRARY)
-from ditscope.array_task import go_on_as_own_task
+from ditscope.workflow.array_task import go_on_as_own_task
 
 if "executors_way" not in config:
     go_on_as_own_task()

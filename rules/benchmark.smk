@@ -49,7 +49,7 @@ rule benchmark_run:
     params:
         code=code("benchmark.stage"),
         model=lambda w: model_params(w.model),
-        scheme=lambda w: plain(CONFIG.schemes[w.scheme]),
+        scheme=lambda w: scheme_params(w.scheme),
         auto_hardware=CONFIG.benchmark.hardware == "auto",
         settings={k: v for k, v in stage("benchmark").items() if k not in ("hardware", *JUDGING)},
     script:
@@ -133,6 +133,6 @@ rule quantized_checkpoint:
     params:
         code=code("benchmark.checkpoints"),
         model=lambda w: model_params(w.model),
-        scheme=lambda w: plain(CONFIG.schemes[w.scheme]),
+        scheme=lambda w: scheme_params(w.scheme),
     script:
         "../scripts/quantized_checkpoint.py"

@@ -20,9 +20,12 @@ from ditscope.config import load_config, of_backends
 from ditscope.core.settings import plain
 from ditscope.core.errors import InputError
 from ditscope.models.memory import host_memory_mb
-from ditscope.models.registry import download_mark, resolve_source, source_folder
+from ditscope.models.folders import download_mark, resolve_source, source_folder
 from ditscope.trajectories.networks import plan_file, resolve_network, trajectory_index
-from ditscope.prompts.stage import first_runs, shard_index
+from ditscope.prompts.files import first_runs, shard_index
+from ditscope.core.plugins import module_of
+from ditscope.models.registry import facts_of, is_generator
+from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
 from ditscope.workflow.staleness import code_digest, prefer_this_library
 from ditscope.workflow.warm import start_worker
 from ditscope.core.digests import cached, source_digest
@@ -116,6 +119,11 @@ def code(module):
     return code_digest(f"ditscope.{module}", CONFIG.staleness)
 
 
+def plugin(module):
+    """Digest of a plug-in's code, given its whole path: the library's or the user's own."""
+    return code_digest(module, CONFIG.staleness)
+
+
 def stage(name):
     """The settings of a stage that its jobs read: what it selects and how it shards is the workflow's business."""
     settings = getattr(CONFIG, name)
@@ -127,7 +135,15 @@ def model_params(name):
     """A registry entry and the digest of its weights: what a job must know of a model, and what makes it stale."""
     entry = CONFIG.models[name]
     weights = entry.revision or digest_of(source_folder(entry))
-    return determining(entry) | {"digest": weights + (code("models.mlx.quantize") if entry.backend == "mlx" else "")}
+    family = plugin(facts_of(entry.family).module) if is_generator(entry) else ""
+    mlx = code("models.mlx.transformer") + code("models.mlx.quantize") if entry.backend == "mlx" else ""
+    return determining(entry) | {"digest": weights + family + mlx}
+
+
+def scheme_params(name):
+    """A quantization scheme and the digest of the code of its kind."""
+    scheme = CONFIG.schemes[name]
+    return plain(scheme) | {"digest": plugin(module_of(scheme.kind, SCHEMES, "schemes", "a kind of scheme"))}
 
 
 def determining(entry):
@@ -154,7 +170,9 @@ def model_files(*names):
 def embedder_params(name):
     """An embedder's registry entry and the digest of its weights, where they are not a package's."""
     entry = CONFIG.embedders[name]
-    return determining(entry) | {"digest": entry.revision or (digest_of(source_folder(entry)) if entry.source else "")}
+    weights = entry.revision or (digest_of(source_folder(entry)) if entry.source else "")
+    family = module_of(entry.family, EMBEDDER_FAMILIES, f"embedders.{name}.family", "a family of embedders")
+    return determining(entry) | {"digest": weights + plugin(family)}
 
 
 def own_calibration(model):
@@ -195,7 +213,7 @@ def network_params(network):
     return {
         "entries": [e.label for e in entries],
         "models": {e.name: model_params(e.name) for e in entries},
-        "schemes": {e.variant: plain(CONFIG.schemes[e.variant]) for e in entries if e.variant in CONFIG.schemes},
+        "schemes": {e.variant: scheme_params(e.variant) for e in entries if e.variant in CONFIG.schemes},
     }
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from snakemake.io import strip_wildcard_constraints
 
 from ditscope.publish.catalog import table_files
-from ditscope.config import of_backends
+from ditscope.config import STAGES, of_backends
 from ditscope.benchmark.cases import benchmark_cases
 from ditscope.publish.figures import PAPER_TABLES, available
 from ditscope.models.hardware import filed_under, hardware_id
 from ditscope.core.identity import file_digest
-from ditscope.prompts.stage import least, read_prompts
+from ditscope.prompts.files import least, read_prompts
 from ditscope.models.settings import backends_of
 
 
@@ -118,6 +118,11 @@ def paper_table_inputs(w=None):
 def paper_table_files():
     names = [name for name, needed in PAPER_TABLES.items() if needed in paper_table_inputs()]
     return expand(f"{RESULTS}/tables/{{name}}.{{kind}}", name=names, kind=["csv", "md", "tex"])
+
+
+def figure_rooms():
+    """The stages whose `figures.py` draws something."""
+    return list(dict.fromkeys(figure.stages[0] for figure in available(set(figure_inputs()))))
 
 
 def figure_files():
@@ -261,7 +266,7 @@ def refinements(*models):
 
 @cache
 def targets(publish=True):
-    """What each stage leaves under this config, in pipeline order."""
+    """What each stage that this config asks for leaves, in pipeline order."""
     left = {
         "prompts": prompt_shards(),
         "generate": image_shards(*CONFIG.generate.models),
@@ -284,7 +289,52 @@ def targets(publish=True):
         "refine": refinements(*CONFIG.refine.models),
         "video": [*capture_videos(*CONFIG.capture.models), *trajectory_videos()],
     }
-    return left | ({"publish": publications()} if publish else {})
+    left |= {"publish": publications()} if publish else {}
+    return {name: files if name in CONFIG.asked() else [] for name, files in left.items()}
+
+
+@cache
+def upstream():
+    """What is made on the way to `targets` of stages that are not asked for, or of models that these do not name."""
+    plans = [path for network in CONFIG.trajectories.networks for path in network_plans(network)]
+    pairs = product(CONFIG.benchmark.models, CONFIG.benchmark.schemes)
+    plans = list(dict.fromkeys([*plans, *(path for pair in pairs for path in scheme_plan(*pair))]))
+    scored = list(dict.fromkeys([*CONFIG.sensitivity.models, *(Path(plan).parent.name for plan in plans)]))
+    measured = CONFIG.sensitivity.models if "sensitivity" in CONFIG.asked() else []
+    if CONFIG.generate.models or CONFIG.refine.models:
+        prompts = prompt_shards()
+    else:
+        prompts = benchmark_prompts() if CONFIG.benchmark.models else []
+    made = {
+        "prompts": prompts,
+        "generate": image_shards(*CONFIG.refine.models),
+        "capture": capture_sets(*CONFIG.capture.models),
+        "calibrate": calibration_manifests(*(name for name in scored if name not in CONFIG.sensitivity.calibrations)),
+        "sensitivity": [
+            path
+            for part in ("layers", "fast")
+            for path in sensitivity_layers(*(name for name in scored if name not in measured), name=part)
+        ],
+        "plan": plans,
+        "trajectories": [
+            path
+            for kind in ("parquet", "tar")
+            for path in trajectory_shards(*CONFIG.trajectories.networks, suffix=kind)
+        ],
+        "embed": embedding_shards(CONFIG.embed.embedders, CONFIG.trajectories.networks),
+    }
+    return {name: sorted(set(files) - set(targets()[name])) for name, files in made.items()}
+
+
+def refuse_stage(name):
+    """An input function of a stage's target that says that the stage is not among `stages`, which `all` asks for."""
+
+    def refuse(wildcards):
+        raise WorkflowError(
+            f"`{name}` is not among this study's `stages`; --config 'stages=[{name}]' asks for it alone"
+        )
+
+    return refuse
 
 
 def half(backend):
@@ -298,7 +348,7 @@ def half(backend):
         *ablations(*study.ablate.models),
         *calibration_tables(*study.calibrate.models),
         *sensitivity_layers(*study.sensitivity.models),
-        *bit_plans(*study.sensitivity.models),
+        *(bit_plans(*study.sensitivity.models) if "plan" in study.asked() else []),
         *(path for kind in kinds for path in benchmark_runs(*benchmarked, suffix=kind)),
         *benchmark_qualities(*benchmarked),
         *trajectory_shards(*networks),

@@ -29,7 +29,7 @@ rule figures:
     conda:
         "../envs/figures.yaml"
     params:
-        code=code("publish.draw"),
+        code=[code("publish.draw"), *(code(f"{name}.figures") for name in figure_rooms())],
         settings=stage("publish"),
         names=[figure.name for figure in available(set(figure_inputs()))],
         stages=figure_inputs(),

@@ -7,8 +7,7 @@ from ditscope.benchmark.settings import Benchmark
 from ditscope.core.errors import InputError
 from ditscope.core.settings import decode
 from ditscope.models.hardware import hardware_id
-from ditscope.models.settings import Scheme
-from ditscope.workflow.job import job, model_entry
+from ditscope.workflow.job import job, model_entry, scheme_entry
 
 with job(snakemake):  # not warm: it measures the memory of its process, libraries included
     from ditscope.benchmark.stage import benchmark
@@ -22,7 +21,7 @@ with job(snakemake):  # not warm: it measures the memory of its process, librari
     benchmark(
         name=wildcards.model,
         model=model_entry(params.model),
-        schemes={wildcards.scheme: decode(Scheme, params.scheme)},
+        schemes={wildcards.scheme: scheme_entry(params.scheme)},
         embedders={},
         prompts=[Path(path) for path in snakemake.input.prompts],
         output_dir=Path(snakemake.output.table).parent,

@@ -5,7 +5,7 @@ from pathlib import Path
 from ditscope.workflow.job import job
 
 with job(snakemake):
-    from ditscope.models.download import fetch
+    from ditscope.workflow.download import fetch
 
     index = Path(snakemake.output.index)
     fetch(snakemake.wildcards.hub_id.replace("--", "/"), snakemake.wildcards.revision, index.parent, index.name)

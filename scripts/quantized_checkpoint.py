@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from ditscope.core.settings import decode
-from ditscope.models.settings import Scheme
-from ditscope.workflow.job import job, model_entry
+from ditscope.workflow.job import job, model_entry, scheme_entry
 
 with job(snakemake, warm=True):
     from ditscope.benchmark.checkpoints import quantize
@@ -12,7 +10,7 @@ with job(snakemake, warm=True):
     quantize(
         name=snakemake.wildcards.model,
         model=model_entry(snakemake.params.model),
-        scheme=decode(Scheme, snakemake.params.scheme),
+        scheme=scheme_entry(snakemake.params.scheme),
         out=Path(snakemake.output.checkpoint),
         plan=Path(snakemake.input.plan[0]) if snakemake.input.plan else None,
     )

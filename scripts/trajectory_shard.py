@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from ditscope.core.settings import decode
-from ditscope.models.settings import Scheme
 from ditscope.trajectories.settings import Trajectories
-from ditscope.workflow.job import job, model_entry, partial_root
+from ditscope.workflow.job import job, model_entry, partial_root, scheme_entry
 
 with job(snakemake, warm=True):
     from ditscope.trajectories.stage import trajectories
@@ -15,7 +14,7 @@ with job(snakemake, warm=True):
         network=snakemake.wildcards.network,
         entries=network["entries"],
         models={name: model_entry(entry) for name, entry in network["models"].items()},
-        schemes={name: decode(Scheme, entry) for name, entry in network["schemes"].items()},
+        schemes={name: scheme_entry(entry) for name, entry in network["schemes"].items()},
         prompt_tables=[Path(snakemake.input.prompts)],
         table=Path(snakemake.output.table),
         images=Path(snakemake.output.images),

@@ -1,4 +1,4 @@
-"""Kill a running workflow at random moments and run it again, until it is complete: for tests/test_chaos.py."""
+"""Kill a running workflow at random moments and run it again, until it is complete: for test_chaos.py."""
 
 import hashlib
 import json

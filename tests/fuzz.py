@@ -1,4 +1,4 @@
-"""Seeded mutation of files, and a watch on what a reader does meanwhile: what tests/test_fuzz.py is made of."""
+"""Seeded mutation of files, and a watch on what a reader does meanwhile: what test_fuzz.py is made of."""
 
 import os
 import random

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from ditscope.workflow.doctor.study import alike
+from ditscope.core.study import alike
 
 WIDE = 20  # columns of the widest tables each of whose columns is falsified in every way
 

@@ -1,11 +1,33 @@
 """Latents for the refiner's tests: a disc of one colour on a background of another, with a prompt that says so."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ditscope.core.shards import png_bytes, write_tar
+from ditscope.refine.settings import Refine
 
+# Settings with which every part trains in a second.
+TINY = replace(
+    Refine(),
+    codes=4,
+    levels=3,
+    min_anchors=3,
+    mae_steps=6,
+    mae_batch=4,
+    mae_width=8,
+    mae_scales=2,
+    steps=6,
+    width=24,
+    depth=1,
+    heads=2,
+    classes_per_step=2,
+    generated_per_class=3,
+    positives=4,
+    unconditional=2,
+    checkpoint_every=2,
+)
 COLOURS, BACKGROUNDS = ("red", "green", "blue"), ("white", "black")
 
 

@@ -1,10 +1,12 @@
 """Stand-ins for hub models: the same classes, schedulers, text lengths and depth, random weights of tiny width.
 
 A stand-in is saved where the download of its hub model would lie, so a study of hub models runs without a hub. Text
-encoders, captioners and embedders, whose depth nothing reads, have two layers. Pictures and captions mean nothing.
+encoders, captioners and embedders, whose depth nothing reads, have two layers. Generators can be had shallow as well:
+the time of a sensitivity grows with the square of the depth. Pictures and captions mean nothing.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -67,7 +69,7 @@ from transformers import (
 )
 
 from ditscope.config import Config
-from ditscope.models.registry import source_folder
+from ditscope.models.folders import source_folder
 from ditscope.models.settings import Embedder, Model
 from workflow import ROOT
 
@@ -118,10 +120,10 @@ def vae(channels: int, scale: float, shift: float | None = None, quant_conv: boo
 # Generators ----------------------------------------------------------------------------------------------------------
 
 
-def flux(folder: Path, guidance_embeds: bool, **scheduler: Any) -> None:
-    """FLUX.1: 19 double and 38 single blocks, bfloat16, the transformer in several files."""
+def flux(folder: Path, guidance_embeds: bool, doubles: int, **scheduler: Any) -> None:
+    """FLUX.1: twice as many single as double blocks, bfloat16, the transformer in several files."""
     transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=64, num_layers=19, num_single_layers=38, attention_head_dim=16,
+        patch_size=1, in_channels=64, num_layers=doubles, num_single_layers=2 * doubles, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=64, pooled_projection_dim=32, guidance_embeds=guidance_embeds,
         axes_dims_rope=(4, 6, 6),
     )  # fmt: skip
@@ -135,20 +137,20 @@ def flux(folder: Path, guidance_embeds: bool, **scheduler: Any) -> None:
     pipe.to(torch.bfloat16).save_pretrained(folder, max_shard_size="1MB")
 
 
-def flux_schnell(folder: Path) -> None:
+def flux_schnell(folder: Path, doubles: int = 19) -> None:
     """FLUX.1-schnell: no guidance embedding, no time shift."""
-    flux(folder, guidance_embeds=False, shift=1.0, use_dynamic_shifting=False)
+    flux(folder, guidance_embeds=False, doubles=doubles, shift=1.0, use_dynamic_shifting=False)
 
 
-def flux_dev(folder: Path) -> None:
+def flux_dev(folder: Path, doubles: int = 19) -> None:
     """FLUX.1-dev and FLUX.1-Krea-dev: distilled guidance, time shift by the number of image tokens."""
-    flux(folder, guidance_embeds=True, shift=3.0, use_dynamic_shifting=True)
+    flux(folder, guidance_embeds=True, doubles=doubles, shift=3.0, use_dynamic_shifting=True)
 
 
-def sd3_medium(folder: Path) -> None:
-    """Stable Diffusion 3 medium: 24 joint blocks, two CLIP encoders and T5, float16, static shift of 3."""
+def sd3_medium(folder: Path, blocks: int = 24) -> None:
+    """Stable Diffusion 3 medium: joint blocks, two CLIP encoders and T5, float16, static shift of 3."""
     transformer = SD3Transformer2DModel(
-        sample_size=128, patch_size=2, in_channels=16, num_layers=24, attention_head_dim=16, num_attention_heads=2,
+        sample_size=128, patch_size=2, in_channels=16, num_layers=blocks, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64, out_channels=16,
         pos_embed_max_size=192,
     )  # fmt: skip
@@ -309,12 +311,17 @@ STAND_INS: dict[str, Callable[[Path], None]] = {
     "facebook/dinov2-base": dinov2,
     "openai/clip-vit-large-patch14": clip_large,
 }
+SHALLOW: dict[str, Callable[[Path], None]] = {
+    "black-forest-labs/FLUX.1-schnell": partial(flux_schnell, doubles=2),
+    "black-forest-labs/FLUX.1-dev": partial(flux_dev, doubles=2),
+    "stabilityai/stable-diffusion-3-medium-diffusers": partial(sd3_medium, blocks=3),
+}
 
 
-def save(source: str, folder: Path) -> Path:
+def save(source: str, folder: Path, shallow: bool = False) -> Path:
     """Save the stand-in of a hub model; each hub id has random weights of its own."""
     torch.manual_seed(list(STAND_INS).index(source))
-    STAND_INS[source](folder)
+    (STAND_INS | (SHALLOW if shallow else {}))[source](folder)
     return folder
 
 
@@ -329,8 +336,12 @@ def hub_entries(config: Config) -> list[Model | Embedder]:
 
 
 def put(config: Config, checkout: Path) -> None:
-    """Save the stand-in of each hub model of a study where its download would lie in a checkout."""
+    """Save the stand-in of each hub model of a study where its download would lie in a checkout.
+
+    A study that looks into blocks gets generators of the whole depth, another one shallow ones.
+    """
+    shallow = not (config.capture.models or config.ablate.models)
     for entry in hub_entries(config):
         folder = checkout / source_folder(entry)
         if not folder.exists():
-            save(entry.source, folder)
+            save(entry.source, folder, shallow)

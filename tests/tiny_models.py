@@ -13,7 +13,7 @@ from diffusers import (
 )
 
 from ditscope.models.families import flux, sd3
-from ditscope.models.registry import Generator
+from ditscope.models.loading import Generator
 from ditscope.models.settings import Model
 
 ENTRIES = {

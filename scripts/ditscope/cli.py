@@ -20,7 +20,7 @@ from ditscope.config import Config
 from ditscope.config_files import read_config
 from ditscope.core.errors import IncompleteError, InputError, machine_error
 from ditscope.core.names import unknown
-from ditscope.core.paths import PathKind, check_path
+from ditscope.core.paths import PathKind, check_apart, check_path
 from ditscope.core.ranges import check_ranges
 from ditscope.models.settings import Embedder, Model, Scheme
 from ditscope.plan.settings import Budget
@@ -59,14 +59,14 @@ COMMANDS = {
     "refine-codebook": ("refine.codebook:build_codebook", "quantize prompts and kept patches to pseudo-classes"),
     "refine-train": ("refine.train:train", "train the feature encoder and the one-step refiner"),
     "refine-diagnose": ("refine.diagnose:diagnose", "measure what the refiner learnt"),
-    "download": ("models.download:download", "get a model of the hub, after saying its size, licence and gating"),
+    "download": ("workflow.download:download", "get a model of the hub, after saying its size, licence and gating"),
     "check": ("workflow.prerequisites:check", "what this machine has, and which schemes can run on it"),
     "clean-caches": ("core.caches:clean_caches", "remove this project's caches and say how many bytes"),
     "publish": ("publish.stage:publish", "every figure and table that a study's finished stages allow"),
     "estimate": ("workflow.estimate:estimate", "jobs, hours and disk that a study will take"),
     "resume": ("workflow.resume:resume", "go on with a SLURM run whose main process was killed"),
     "progress": ("workflow.progress:progress", "how complete every study is"),
-    "doctor": ("workflow.doctor.examine:doctor", "verify everything that a study left, and say what to run again"),
+    "doctor": ("workflow.doctor:doctor", "verify everything that a study left, and say what to run again"),
 }
 REGISTRIES = {Model: "models", Scheme: "schemes", Embedder: "embedders"}
 # The models that the seeds' own programs work on, and `generate` and its like with them.
@@ -198,7 +198,7 @@ def options_of(function: Callable[..., Any], command: str = "", config: Config |
             types = get_type_hints(kind)
             for f in fields(kind):
                 if not f.metadata["config_only"] and get_origin(types[f.name]) is not dict:
-                    about = f.metadata["help"], f.metadata["choices"]
+                    about = f.metadata["help"], () if f.metadata["importable"] else f.metadata["choices"]
                     options.setdefault(f.name, option_of(f.name, types[f.name], default_of(f), *about))
         elif not (name == "name" and any(k in REGISTRIES for k in hints.values())):
             found = option_of(name, extras[name], parameter.default)
@@ -317,7 +317,7 @@ def settings_of(kind: Any, config: Config, typed: Mapping[str, Any]) -> Any:
             raise InputError(unknown("--capture-set", name, named, f"in the config's `{stage}.{key}`"))
         given = any(f.name in typed for f in fields(kind))  # of a budget exactly one size counts: the typed one
         return None if name not in named or (kind is Budget and given) else named[name]
-    return next((s for s in config.stages().values() if type(s) is kind), None)
+    return next((s for s in config.by_stage().values() if type(s) is kind), None)
 
 
 def chosen_name(kind: Any, config: Config, typed: Mapping[str, Any]) -> str:
@@ -379,13 +379,19 @@ def entry_of(option: str, chosen: str | None, entries: Mapping[str, Any], regist
 
 
 def check_paths(options: Sequence[Option], given: Mapping[str, Any]) -> None:
-    """Refuse the first path that is not what its option takes; a folder that is not named need not be there."""
+    """Refuse the first path that is not what its option takes; a folder that is not named need not be there.
+
+    No file is written over one that is read, nor over another.
+    """
+    files: dict[PathKind, list[Path]] = {PathKind.INPUT_FILE: [], PathKind.OUTPUT_FILE: []}
     for option in options:
         if option.path and (option.name in given or option.path is PathKind.INPUT_FILE):
             found = given.get(option.name, option.default)
             for item in found if isinstance(found, (list, tuple)) else [found]:
                 if isinstance(item, Path):
                     check_path(item, option.path, option.spellings[0])
+                    files.get(option.path, []).append(item)
+    check_apart(files[PathKind.INPUT_FILE], files[PathKind.OUTPUT_FILE])
 
 
 if __name__ == "__main__":

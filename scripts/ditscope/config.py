@@ -19,7 +19,8 @@ from ditscope.drift.settings import Drift
 from ditscope.embed.settings import Embed
 from ditscope.generate.settings import Generate
 from ditscope.models.block_names import known_blocks
-from ditscope.models.registry import check_backend, check_frames, check_revision, is_generator, require_blocks
+from ditscope.models.folders import check_revision
+from ditscope.models.registry import check_backend, check_frames, is_generator, require_blocks
 from ditscope.models.settings import BACKENDS, Embedder, Model, Scheme
 from ditscope.plan.settings import Plan
 from ditscope.prompts.settings import Prompts
@@ -32,6 +33,24 @@ from ditscope.trajectories.settings import Trajectories
 from ditscope.video.settings import Video
 
 ROOT = Path(__file__).resolve().parents[2]
+STATES = ("trajectories.networks", "embed.embedders")
+# What a stage works on, by settings that list it. `prompts` has its CSV; `video` and `publish` draw what others leave.
+WORKS_ON = {
+    "generate": ("generate.models",),
+    "capture": ("capture.models", "capture.sets"),
+    "blocks": ("capture.models", "capture.sets"),
+    "ablate": ("ablate.models",),
+    "calibrate": ("calibrate.models",),
+    "sensitivity": ("sensitivity.models",),
+    "plan": ("sensitivity.models", "plan.budgets"),
+    "benchmark": ("benchmark.models", "benchmark.schemes"),
+    "trajectories": ("trajectories.networks",),
+    "embed": STATES,
+    "drift": STATES,
+    "cluster": STATES,
+    "topology": STATES,
+    "refine": ("refine.models",),
+}
 
 
 STAGES = (
@@ -49,6 +68,11 @@ class Config:
         ["torch"],
         "Back ends that `all` asks for: models on others are left out, until `snakemake mlx` makes them",
         choices=BACKENDS,
+    )
+    stages: list[str] = setting(
+        [],
+        "Stages that `all` asks for; what they need of the others is made too. Empty: every stage that lists something",
+        choices=STAGES,
     )
     staleness: str = setting(
         "code", "What makes results stale: the library's code, or only a new release", choices=("code", "release")
@@ -83,18 +107,25 @@ class Config:
 
     def selected_models(self) -> list[str]:
         """Names of the models that some stage uses, in the registry's order."""
-        names = {name for stage in self.stages().values() for name in getattr(stage, "models", [])}
+        names = {name for stage in self.by_stage().values() for name in getattr(stage, "models", [])}
         names |= {entry.partition(":")[0] for network in self.trajectories.networks for entry in self.networks[network]}
         return [name for name in self.models if name in names]
 
-    def stages(self) -> dict[str, Any]:
+    def asked(self) -> tuple[str, ...]:
+        """Names of the stages that `all` asks for."""
+        return tuple(self.stages) or STAGES
+
+    def by_stage(self) -> dict[str, Any]:
         """The settings of each stage by the stage's name, in pipeline order."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name in STAGES}
 
 
 def load_config(data: Mapping[str, Any]) -> Config:
-    """Decode and cross-check a config (keys that Snakemake itself adds are ignored)."""
-    config = decode(Config, {k: v for k, v in data.items() if k != "pathvars"})
+    """Decode and cross-check a config (keys that Snakemake itself adds are ignored).
+
+    What only stages that it does not select work on is left out: see `of_stages`.
+    """
+    config = of_stages(decode(Config, {k: v for k, v in data.items() if k != "pathvars"}))
     check(config)
     return config
 
@@ -220,6 +251,35 @@ def check_blocks(where: str, pattern: str, name: str, entry: Model) -> None:
         select_blocks(pattern, blocks, f"{where} (model `{name}`)")
 
 
+def of_stages(config: Config) -> Config:
+    """The study without the models, networks and embedders that none of its `stages` works on.
+
+    Where it names no stages, it is as it was. Raises InputError for a stage that has nothing to work on.
+    """
+    if not config.stages:
+        return config
+    kept = {where for name in config.stages for where in WORKS_ON.get(name, ())}
+    for name in config.stages:
+        if lacking := [where for where in WORKS_ON.get(name, ()) if not value_at(config, where)]:
+            raise InputError(f"stages: `{name}` has nothing to work on; set {' and '.join(f'`{w}`' for w in lacking)}")
+    if "video" in config.stages and not kept & {"capture.models", "trajectories.networks"}:
+        raise InputError("stages: `video` draws captures and trajectories; name `capture` or `trajectories` as well")
+    if config.stages == ["publish"]:
+        raise InputError("stages: `publish` draws what other stages leave; name these as well")
+    dropped: dict[str, dict[str, list]] = {}
+    for where in {where for places in WORKS_ON.values() for where in places} - kept:
+        stage, _, key = where.partition(".")
+        if isinstance(value_at(config, where), list):
+            dropped.setdefault(stage, {})[key] = []
+    return replace(config, **{stage: replace(getattr(config, stage), **keys) for stage, keys in dropped.items()})
+
+
+def value_at(config: Config, where: str) -> Any:
+    """The value of a stage's setting, as of `capture.models`."""
+    stage, _, key = where.partition(".")
+    return getattr(getattr(config, stage), key)
+
+
 def of_backends(config: Config, backends: Collection[str]) -> Config:
     """The study without the models and networks that run on other back ends than these."""
 
@@ -229,7 +289,7 @@ def of_backends(config: Config, backends: Collection[str]) -> Config:
 
     kept: dict[str, Any] = {
         name: replace(stage, models=[model for model in stage.models if runs(model)])
-        for name, stage in config.stages().items()
+        for name, stage in config.by_stage().items()
         if hasattr(stage, "models")
     }
     networks = [n for n in config.trajectories.networks if all(map(runs, config.networks[n]))]

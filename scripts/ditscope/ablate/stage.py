@@ -16,23 +16,31 @@ from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.metrics import psnr, ssim
 from ditscope.core.names import unknown
-from ditscope.core.paths import InputFile, OutputFile, OutputFolder
+from ditscope.core.paths import InputFile, OutputFile, OutputFolder, check_apart
 from ditscope.core.patterns import block_index, block_type, select_blocks, select_indices
 from ditscope.core.scratch import publish, unfinished
 from ditscope.core.shards import Sample, png_bytes, read_tar, write_tar
 from ditscope.core.tables import write_table
-from ditscope.generate.stage import describe, requests, runs_by_picture
 from ditscope.models.block_names import block_names
-from ditscope.models.embedders import EmbedBatch, load_embedder
+from ditscope.models.embedders.registry import EmbedBatch, load_embedder
 from ditscope.models.families.common import Conditioning
-from ditscope.models.registry import Generator, load_generator
+from ditscope.models.loading import Generator, load_generator
+from ditscope.models.requests import describe, requests, runs_by_picture
 from ditscope.models.sampling import Observer, decode, sample
 from ditscope.models.settings import Embedder, Model
-from ditscope.prompts.stage import read_runs
+from ditscope.prompts.files import read_runs
 
 log = logging.getLogger(__name__)
 
 NONE = "none"  # the kind of a picture that was made without ablation
+
+
+COLUMNS = {
+    "request_hash": pl.String, "model": pl.String, "prompt_id": pl.String, "seed": pl.Int64, "block": pl.String,
+    "block_type": pl.String, "block_index": pl.Int64, "depth": pl.Int64, "kind": pl.String, "ablated_steps": pl.String,
+    "latent_relative_l2": pl.Float64, "psnr_db": pl.Float64, "ssim": pl.Float64,
+    "feature_cosine_distance": pl.Float64,
+}  # fmt: skip
 
 
 def skip(given: Tensor, made: Tensor) -> Tensor:
@@ -46,12 +54,6 @@ def mean(given: Tensor, made: Tensor) -> Tensor:
 
 
 KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"skip": skip, "mean": mean}
-COLUMNS = {
-    "request_hash": pl.String, "model": pl.String, "prompt_id": pl.String, "seed": pl.Int64, "block": pl.String,
-    "block_type": pl.String, "block_index": pl.Int64, "depth": pl.Int64, "kind": pl.String, "ablated_steps": pl.String,
-    "latent_relative_l2": pl.Float64, "psnr_db": pl.Float64, "ssim": pl.Float64,
-    "feature_cosine_distance": pl.Float64,
-}  # fmt: skip
 
 
 class Ablation(Observer):
@@ -106,6 +108,8 @@ def ablate(
     if settings.features and settings.features not in embedders:
         raise InputError(unknown("ablate.features", settings.features, embedders, "in the config's `embedders`"))
     steps = select_indices(settings.steps, model.steps, "ablate.steps")
+    images = images or out.with_name(out.name.removesuffix(".parquet") + ".tar")
+    check_apart(prompts, [out, images])
     runs = read_runs(*prompts)
     runs = runs[: settings.generations] if settings.generations else runs
     names = block_names(name, model)
@@ -146,7 +150,7 @@ def ablate(
     table = pl.DataFrame(rows, schema=COLUMNS).sort("depth", "kind", "prompt_id", "seed")
     write_table(table, out, "ablation")
     first = [s for s in samples if s["json"]["request_hash"] == records[0]["request_hash"]]
-    write_tar(first, images or out.with_name(out.name.removesuffix(".parquet") + ".tar"))
+    write_tar(first, images)
     publish(parts)
 
 

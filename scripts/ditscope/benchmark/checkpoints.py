@@ -18,8 +18,9 @@ from torchao.prototype.safetensors.safetensors_support import flatten_tensor_sta
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.tensor_files import save_tensors
+from ditscope.models.folders import check_safetensors
+from ditscope.models.loading import load_generator
 from ditscope.models.quantize import apply_scheme, fuse_qkv, layer_configs, runs_on_mlx, unsupported
-from ditscope.models.registry import check_safetensors, load_generator
 from ditscope.models.settings import Model, Scheme
 
 log = logging.getLogger(__name__)

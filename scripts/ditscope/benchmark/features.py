@@ -18,8 +18,8 @@ from ditscope.core.digests import source_digest
 from ditscope.core.errors import InputError
 from ditscope.core.identity import digest
 from ditscope.core.tensor_files import save_tensors
-from ditscope.models.embedders import Towers, image_features, load_towers, text_features
-from ditscope.models.registry import default_device
+from ditscope.models.embedders.towers import Towers, image_features, load_towers, text_features
+from ditscope.models.loading import default_device
 from ditscope.models.settings import Embedder
 
 

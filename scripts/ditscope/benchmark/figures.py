@@ -10,10 +10,7 @@ from matplotlib.figure import Figure as Canvas
 
 from ditscope.core.shards import samples_of_runs
 from ditscope.core.tables import concat_tables, read_table
-from ditscope.generate.figures import draw_tiles, picture
-from ditscope.publish.figure_data import CASE, benchmark_points, named
-from ditscope.publish.figures import Files
-from ditscope.style import COLOURS, grid, note
+from ditscope.style import COLOURS, Files, draw_tiles, grid, named, note, picture
 
 # Marker, colour and line of each compile state.
 STATES = {
@@ -30,7 +27,10 @@ SLANT, NAME_SIZE, NAME_HEIGHT = 35, 6, 8.5  # of names on a front: degrees, poin
 LEAST_LOSS = 1e-5  # where a loss of zero stands on a logarithmic axis
 
 
-def quality(files: Files) -> tuple[Canvas, pl.DataFrame]:
+CASE = ["model", "hardware", "scheme", "compile"]
+
+
+def benchmark_quality(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Each quality metric of each scheme, a point with its interval."""
     table = concat_tables(named(files, "benchmark", "quality.parquet"), "benchmark.quality")
     drawn = table.filter(pl.col("value").is_not_null())
@@ -73,7 +73,7 @@ def labels_of(cases: list[tuple[str, str, str, str]]) -> list[str]:
     ]
 
 
-def pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
+def benchmark_pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Quality loss against nominal size, stored size, peak memory and latency, each with its front; a row a model.
 
     What torchao only simulates stands on the nominal axis alone: in memory it is not smaller. Noisy timings are left
@@ -196,7 +196,7 @@ def pareto_points(files: Files) -> pl.DataFrame:
     return points.join(first, on=CASE, how="left", maintain_order="left").with_columns(*floored, loss)
 
 
-def latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
+def benchmark_latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Median latency with the 10th and 90th percentile, by scheme; a panel for each batch size; targets as lines.
 
     Noisy timings are pale and hatched.
@@ -240,7 +240,7 @@ def latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
     return figure, table
 
 
-def batch_scaling(files: Files) -> tuple[Canvas, pl.DataFrame]:
+def benchmark_batches(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Images a second (left) and steady peak memory (right) against the batch size, a line a scheme; a row a model.
 
     Schemes that torchao only simulates have no line in the right panel: in memory they are not smaller. Noisy timings
@@ -285,7 +285,7 @@ def batch_scaling(files: Files) -> tuple[Canvas, pl.DataFrame]:
     return figure, table
 
 
-def strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
+def benchmark_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """The same pictures under every scheme (down), each beside its difference from the eager base."""
     runs = image_runs(files)
     base = {run[:2]: run[3] for run in runs if run[2] == "base-eager"}
@@ -348,7 +348,7 @@ def image_runs(files: Files) -> list[tuple[str, str, str, dict[tuple[str, int], 
     return runs
 
 
-def flat_field(files: Files) -> tuple[Canvas, pl.DataFrame]:
+def benchmark_flat_field(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Noise on a flat field against the number of steps, a line a run: mean and range over seeds."""
     table = concat_tables(named(files, "benchmark", "flat_field.parquet"), "benchmark.flat_field")
     if table.is_empty():
@@ -390,3 +390,14 @@ def targets(files: Files) -> pl.DataFrame:
     """Published latencies that the study names."""
     (path,) = named(files, "benchmark", "targets.parquet")
     return read_table(Path(path), "benchmark.targets")
+
+
+def benchmark_points(files: Files) -> pl.DataFrame:
+    """Nominal and stored size beside the quality loss (value, low, high) of every measured case."""
+    quality = concat_tables(named(files, "benchmark", "quality.parquet"), "benchmark.quality")
+    quality = quality.filter(pl.col("metric") == "quality_loss").select(*CASE, "value", "low", "high")
+    sizes = concat_tables(named(files, "benchmark", "benchmark.parquet"), "benchmark")
+    sizes = sizes.select(
+        *CASE, "nominal_bytes", "stored_bytes", "simulated", "quality_bound", "quality_verdict"
+    ).unique(CASE, maintain_order=True)
+    return sizes.join(quality, on=CASE, how="inner", maintain_order="left").drop_nulls("value")

@@ -7,7 +7,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from ditscope.benchmark.settings import Benchmark
-from ditscope.models.registry import Generator
+from ditscope.models.loading import Generator
 from ditscope.models.sampling import pictures, sample, still
 
 SIGMA = 2.0  # of the blur, in pixels

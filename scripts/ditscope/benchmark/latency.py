@@ -12,8 +12,8 @@ import torch
 from ditscope.benchmark.memory import judged_peak, peaks, reset_peaks
 from ditscope.benchmark.quiet import noisiness, spread_of, verdict, visible_gpu, watching
 from ditscope.core.intervals import mean_interval
-from ditscope.generate.stage import requests
-from ditscope.models.registry import Generator
+from ditscope.models.loading import Generator
+from ditscope.models.requests import requests
 from ditscope.models.sampling import decode, patched, sample
 
 log = logging.getLogger(__name__)

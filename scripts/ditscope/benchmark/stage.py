@@ -32,8 +32,8 @@ from ditscope.core.names import unknown
 from ditscope.core.paths import InputFile, InputFolder, OutputFolder
 from ditscope.core.shards import Sample, write_tar
 from ditscope.core.tables import read_table, write_table
-from ditscope.generate.stage import generate_slice, runs_by_picture, with_runs
 from ditscope.models.hardware import fingerprint, hardware_id
+from ditscope.models.loading import Generator, load_generator, settled
 from ditscope.models.quantize import (
     INDIVISIBLE,
     apply_scheme,
@@ -46,9 +46,9 @@ from ditscope.models.quantize import (
     stored_bytes,
     unsupported,
 )
-from ditscope.models.registry import Generator, load_generator, settled
+from ditscope.models.requests import generate_slice, runs_by_picture, with_runs
 from ditscope.models.settings import Embedder, Model, Scheme
-from ditscope.prompts.stage import read_runs
+from ditscope.prompts.files import read_runs
 
 log = logging.getLogger(__name__)
 

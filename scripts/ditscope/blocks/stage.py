@@ -22,7 +22,7 @@ from ditscope.core.names import unknown
 from ditscope.core.paths import InputFolder, OutputFolder
 from ditscope.core.patterns import block_index, block_type
 from ditscope.core.tables import read_table, write_table
-from ditscope.models.embedders import EmbedBatch, load_embedder
+from ditscope.models.embedders.registry import EmbedBatch, load_embedder
 from ditscope.models.settings import Embedder
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ditscope.calibrate.activation_table import CHANNELS, DECAY, PART, PART_TYPES, PERCENTILES
 from ditscope.core.tables import write_table
 from ditscope.models.families.common import Conditioning
+from ditscope.models.loading import Generator
 from ditscope.models.quantizers import quantizable
-from ditscope.models.registry import Generator
 from ditscope.models.sampling import Observer
 
 

@@ -7,6 +7,7 @@ guidance, else (1, T, D), `pooled_conditioning` (likewise), `step_index`; option
 
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from ditscope.core.atomic import replacing, write_text
 from ditscope.core.errors import InputError, parsing, read_json
 from ditscope.core.npy import npy_bytes
 from ditscope.core.paths import InputFolder, is_inside
-from ditscope.prompts.stage import Prompt, check_seed
+from ditscope.prompts.files import Prompt, check_seed
 
 log = logging.getLogger(__name__)
 
@@ -338,7 +339,14 @@ def manifest_guidance(manifest: dict[str, Any], near: Path) -> float | None:
     given = {key: manifest[key] for key in GUIDANCE if key in manifest}
     if len(set(map(str, given.values()))) > 1 or not all(type(value) in (int, float) for value in given.values()):
         raise InputError(f"manifest.json beside {near}: {given}; give one number")
-    return float(next(iter(given.values()))) if given else None
+    return check_scale(f"manifest.json beside {near}", float(next(iter(given.values())))) if given else None
+
+
+def check_scale(where: str, guidance: float) -> float:
+    """`guidance`, refused unless it is a finite number from 0 on."""
+    if not 0 <= guidance < math.inf:
+        raise InputError(f"{where}: guidance {guidance:g} is no scale; give the number that the samples were made with")
+    return guidance
 
 
 def guidance_of(found: CalibrationSet, sample: dict[str, Any], file: Path, embedded: bool = False) -> float:
@@ -348,7 +356,7 @@ def guidance_of(found: CalibrationSet, sample: dict[str, Any], file: Path, embed
     Raises InputError where it is not written down: a guess would score another velocity than the one that was sampled.
     """
     if sample["guidance"] is not None:
-        return float(sample["guidance"])
+        return check_scale(f"{file}: key `guidance`", float(sample["guidance"]))
     given = manifest_guidance(found.manifest, file)
     if given is not None:
         return given

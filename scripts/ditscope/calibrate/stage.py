@@ -22,15 +22,17 @@ from ditscope.calibrate.settings import Calibrate
 from ditscope.core.atomic import replacing, write_text
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
+from ditscope.core.identity import weights_id
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.patterns import select_indices
 from ditscope.core.scratch import publish, unfinished
 from ditscope.core.shards import png_bytes
 from ditscope.models.families.common import Conditioning
-from ditscope.models.registry import Generator, load_generator, require_blocks
+from ditscope.models.loading import Generator, load_generator, settled
+from ditscope.models.registry import require_blocks
 from ditscope.models.sampling import Observer, decode, sample
 from ditscope.models.settings import Model
-from ditscope.prompts.stage import read_prompts
+from ditscope.prompts.files import read_prompts
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +75,8 @@ def calibrate(
         wanted = provenance(name, model, rows, settings)
         found = json.loads((shard / "shard.json").read_text()) if shard.exists() else wanted | {"images": []}
         if found | {"images": []} != wanted | {"images": []}:
-            raise InputError(f"{shard}: made with other settings; choose another --calib-dir")
+            other = next((key for key in wanted if key != "images" and found.get(key) != wanted[key]), "schema_version")
+            raise InputError(f"{shard}: made with other settings ({other}); choose another --calib-dir")
         if found["images"] != wanted["images"][: len(found["images"])]:
             raise InputError(f"{shard}: holds other prompts or seeds, or more images; choose another --calib-dir")
         if found != wanted:
@@ -158,11 +161,20 @@ def calibrate_shard(
 
 
 def provenance(name: str, model: Model, images: list[dict[str, Any]], settings: Calibrate) -> dict[str, Any]:
-    """What a shard says of itself; the manifest repeats it for the whole set."""
+    """What a shard says of itself; the manifest repeats it for the whole set.
+
+    All of a model's entry that its samples depend on: a set that was made with another entry is not continued.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "model": name,
         "revision": model.revision,
+        "weights": weights_id(model.source, model.revision),
+        "backend": model.backend,
+        "use_t5": model.use_t5,
+        "max_sequence_length": model.max_sequence_length,
+        "call": model.call,
+        "model_guidance": settled(model).guidance if own_guidance(model) else None,
         "num_steps": settings.num_steps or model.steps,
         "cfg_weight": settings.cfg_weight,
         "seed": settings.seed,
@@ -175,6 +187,11 @@ def provenance(name: str, model: Model, images: list[dict[str, Any]], settings: 
     }
 
 
+def own_guidance(model: Model) -> bool:
+    """Whether a model is guidance-distilled: its scale is its own, and `cfg_weight` does not mean it."""
+    return model.family == "flux"
+
+
 def measured_steps(settings: Calibrate, model: Model) -> list[int]:
     """The steps whose activations are measured; raises InputError for a pattern that matches none."""
     steps = settings.num_steps or model.steps
@@ -184,8 +201,7 @@ def measured_steps(settings: Calibrate, model: Model) -> list[int]:
 def record_slice(model: Generator, images: list[dict[str, Any]], settings: Calibrate, out: Path) -> None:
     """Sample a batch of images and write their samples and reference images below `out`."""
     entry = model.entry
-    # A guidance-distilled model has a scale of its own, which `cfg_weight` does not mean.
-    guidance = entry.guidance if entry.family == "flux" else settings.cfg_weight
+    guidance = entry.guidance if own_guidance(entry) else settings.cfg_weight
     prompts, negatives = [i["prompt"] for i in images], [i["negative_prompt"] for i in images]
     recorder, activations = InputRecorder(), ActivationRecorder(measured_steps(settings, entry))
     latents = sample(

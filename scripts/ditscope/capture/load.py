@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ditscope.capture.files import intermediates_of, read_metadata
 from ditscope.core.errors import InputError, parsing
 from ditscope.core.patterns import block_index, block_type
-from ditscope.models.registry import check_safetensors
+from ditscope.models.folders import check_safetensors
 
 CONTEXT = {
     "y": "context.pooled",
@@ -160,3 +160,8 @@ def step_layout(
         "context.pooled": (rows, config.pooled_projection_dim),
         "context.temb": (rows, transformer.inner_dim),
     }
+
+
+def layout_bytes(layout: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:
+    """Bytes of tensors of these shapes."""
+    return sum(torch.Size(shape).numel() for shape in layout.values()) * dtype.itemsize

@@ -36,14 +36,14 @@ from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.patterns import select_blocks, select_indices
 from ditscope.core.scratch import publish, unfinished
 from ditscope.core.tables import write_table
-from ditscope.generate.stage import RUN, describe, requests
 from ditscope.models.block_names import block_names
 from ditscope.models.families.common import DTYPES
+from ditscope.models.loading import Generator
 from ditscope.models.placement import load_placed
-from ditscope.models.registry import Generator
+from ditscope.models.requests import RUN, describe, requests
 from ditscope.models.sampling import decode, sample
 from ditscope.models.settings import Model
-from ditscope.prompts.stage import check_seed, read_runs
+from ditscope.prompts.files import check_seed, read_runs
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from ditscope.capture.writer import to_host
 from ditscope.core.patterns import block_index, block_type
 
 STATISTICS = ("mean", "std", "rms", "absmax", "mean_token_norm")
@@ -21,12 +20,11 @@ Arrays = tuple[list[tuple[int, str, str]], np.ndarray, np.ndarray]  # step, bloc
 
 @dataclass(frozen=True)
 class Pooled:
-    """Statistics of streams of one shape; the arrays are complete once the events have come."""
+    """Statistics of streams of one shape; complete once the copies to the host have come."""
 
     streams: list[tuple[int, str, str]]  # step, block and stream
     values: Tensor  # (streams, batch, 5) in host memory
     norms: Tensor  # (streams, batch, tokens)
-    events: tuple[Any, Any]
 
 
 def pool(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,22 +51,20 @@ def pool_streams(streams: Sequence[Stream], copies: Any = None) -> list[Pooled]:
         for group in (alike[i : i + size] for i in range(0, len(alike), size)):
             tokens = group[0][3] if len(group) == 1 else torch.cat([t for *_, t in group])
             values, norms = (t.unflatten(0, (len(group), batch)) for t in pool(tokens))
-            (values, first), (norms, second) = to_host(values, copies), to_host(norms, copies)
-            found.append(Pooled([stream[:3] for stream in group], values, norms, (first, second)))
+            found.append(Pooled([stream[:3] for stream in group], to_host(values, copies), to_host(norms, copies)))
     return found
 
 
 def arrays(pooled: Pooled, model: str) -> Arrays:
-    """Streams, values and norms, once they are there; stops the run where a block put out NaN or Inf."""
-    for event in pooled.events:
-        event.synchronize()
-    finite = pooled.values.isfinite().flatten(1).all(1)
-    if not finite.all():
-        step, block, _ = pooled.streams[int(finite.int().argmin())]
-        raise FloatingPointError(f"{model}: {block} put out NaN or Inf at step {step}")
+    """Streams, values and norms; stops the run where a block put out NaN or Inf."""
     # Copies: what stays is allocated on this thread, the one that writes. Small blocks that stay among the model's own
     # tensors would leave holes that nothing fits, and glibc's heap would grow from step to step.
-    return pooled.streams, pooled.values.numpy().copy(), pooled.norms.numpy().copy()
+    values, norms = pooled.values.numpy().copy(), pooled.norms.numpy().copy()
+    finite = np.isfinite(values).all(axis=(1, 2))
+    if not finite.all():
+        step, block, _ = pooled.streams[int(finite.argmin())]
+        raise FloatingPointError(f"{model}: {block} put out NaN or Inf at step {step}")
+    return pooled.streams, values, norms
 
 
 def statistics_table(
@@ -103,3 +99,19 @@ def statistics_table(
                 norms.append(length)
     table = pl.DataFrame(rows).with_columns(pl.Series("token_norms", norms, pl.List(pl.Float32)))
     return table.sort("step", "depth", "stream", "half")
+
+
+def to_host(tensor: Tensor, stream: Any = None) -> Tensor:
+    """A copy of a tensor in host memory.
+
+    From the GPU of `stream` it is made on that stream, into pinned memory, while the GPU goes on computing: it is whole
+    once the stream has come so far.
+    """
+    if stream is None or tensor.device != stream.device:
+        return tensor.to("cpu", copy=True)
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    stream.wait_stream(torch.cuda.current_stream(tensor.device))
+    with torch.cuda.stream(stream):
+        host.copy_(tensor, non_blocking=True)
+    tensor.record_stream(stream)
+    return host

@@ -13,7 +13,7 @@ from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
-from ditscope.embed.states import STATE, by_embedder, read_states, unit, vectors
+from ditscope.embed.files import STATE, by_embedder, read_states, unit, vectors
 
 log = logging.getLogger(__name__)
 SEED = 0

@@ -1,9 +1,13 @@
 """Atomic writes: a file is written beside its name and renamed, so that what has the name is whole."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+UMASK = os.umask(0)  # read once: reading sets it, for other threads too
+os.umask(UMASK)
 
 
 @contextmanager
@@ -11,6 +15,8 @@ def replacing(path: Path | str, shared: bool = False) -> Iterator[Path]:
     """A path beside `path` to write to; renamed to `path` where the block ends, removed where it raises.
 
     Makes the folder. A file that several processes may write at once is `shared`: each writes to a name of its own.
+    Raises OSError where the system refuses to write, also where a library written in Rust (safetensors, polars) has an
+    error of its own for that.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -18,9 +24,12 @@ def replacing(path: Path | str, shared: bool = False) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             partial.unlink()
+        refused = re.search(r"\(os error (\d+)\)", str(error))
+        if refused and not isinstance(error, OSError):
+            raise OSError(int(refused[1]), os.strerror(int(refused[1])), str(path)) from error
         raise
 
 
@@ -40,6 +49,4 @@ def make_folder(folder: Path) -> None:
 
 def give_usual_mode(path: Path) -> None:
     """Give a file the mode of a new one: safetensors lets only the owner read what it writes, groups share results."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    path.chmod(0o666 & ~UMASK)

@@ -11,11 +11,14 @@ from ditscope.core.errors import InputError
 
 
 def source_digest(path: Path | str, cache_dir: Path | None = None) -> str:
-    """Digest of a file, or of all files under a folder (names and bytes); cached by size and mtime."""
+    """Digest of a file, or of all files under a folder (names and bytes); cached by size and mtime.
+
+    Of a folder hidden files and Markdown are left out: nothing reads a model's README.
+    """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = sorted(filter(counts, path.rglob("*"))) if path.is_dir() else [path]
     stats = [(str(f), s.st_size, s.st_mtime_ns) for f in files for s in [f.stat()]]
 
     def compute() -> str:
@@ -27,6 +30,11 @@ def source_digest(path: Path | str, cache_dir: Path | None = None) -> str:
         return hashed.hexdigest()[:16]
 
     return cached(f"digest {path}", stats, compute, cache_dir)
+
+
+def counts(path: Path) -> bool:
+    """Whether a file of a folder can matter to what is made from it."""
+    return path.is_file() and path.suffix != ".md" and not path.name.startswith(".")
 
 
 def cached(name: str, key: Any, compute: Any, cache_dir: Path | None) -> Any:

@@ -1,6 +1,7 @@
 """Films: write frames as a GIF or an MP4, with equal bytes for equal frames."""
 
 import logging
+import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -46,3 +47,15 @@ def write_mp4(frames: Iterator[Image.Image], path: Path, fps: float) -> None:
             canvas.paste(frame)
             writer.send(np.ascontiguousarray(canvas))
         writer.close()
+
+
+def mp4_bytes(frames: np.ndarray, fps: float) -> bytes:
+    """Frames (frames, height, width, 3) uint8 as an MP4."""
+    from PIL import Image
+
+    from ditscope.core.films import write_film
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        write_film((Image.fromarray(frame) for frame in frames), path, fps)
+        return path.read_bytes()

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -28,6 +29,18 @@ def check_path(path: Path, kind: PathKind, where: str) -> None:
     """Refuse a path that is not of its kind, or cannot be read or written; `where` names the option. Makes nothing."""
     if reason := complaint(path, kind):
         raise InputError(f"{where}: {path}: {reason}")
+
+
+def check_apart(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
+    """Refuse a file to write that is one of the files to read, or is to be written twice; links are followed."""
+    read, written = {os.path.realpath(path) for path in inputs}, set()
+    for path in outputs:
+        place = os.path.realpath(path)
+        if place in read:
+            raise InputError(f"{path}: is read, so nothing is written over it; name another file to write")
+        if place in written:
+            raise InputError(f"{path}: would be written twice; name another file for one of the outputs")
+        written.add(place)
 
 
 def complaint(path: Path, kind: PathKind) -> str:
@@ -62,6 +75,8 @@ def output(path: Path, kind: PathKind) -> str:
     """What is wrong with a place to write to, which need not be there yet."""
     if kind is PathKind.OUTPUT_FILE and path.is_dir():
         return "a folder; name a file"
+    if kind is PathKind.OUTPUT_FILE and path.exists() and not path.is_file():
+        return "no plain file, and would be replaced by one; name another"
     folder = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p) and (p != path or path.is_dir()))
     if kind is PathKind.OUTPUT_FOLDER and os.path.lexists(path) and not path.is_dir():
         return "a file; name a folder"

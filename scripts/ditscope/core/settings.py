@@ -33,7 +33,7 @@ def decode(kind: Any, value: Any, path: str = "") -> Any:
         for f in fields(kind):
             choices, given = f.metadata.get("choices"), decoded.get(f.name, [])
             for item in given if isinstance(given, list) else [given]:
-                if choices and item not in choices:
+                if choices and item not in choices and not (f.metadata.get("importable") and "." in str(item)):
                     what = f"one of {', '.join(map(str, choices))}"
                     raise InputError(unknown(f"{path}.{f.name}" if path else f.name, item, choices, what))
         check_ranges(kind, decoded, lambda name: f"{where}.{name}")
@@ -105,15 +105,18 @@ def setting(
     filled: bool = False,
     config_only: bool = False,
     path: bool = False,
+    importable: bool = False,
 ) -> Any:
     """A documented dataclass field; `config_only` keeps it off the command line.
 
     `choices` are the values that are allowed, of a list its items. Numbers, also those in a list or map, are at least
     0, or -1 where `signed`, above 0 where `positive`, and at most `most` (integers 2^63 - 1). A `filled` list has at
-    least one item. In a `path`, or a map of them, `~` is the home folder.
+    least one item. In a `path`, or a map of them, `~` is the home folder. Where `importable`, a choice may also be the
+    dotted path of a module of the user's own.
     """
     allowed = {"positive": positive, "signed": signed, "most": most, "filled": filled}
     metadata = {"help": help, "choices": choices, "config_only": config_only, "allowed": allowed, "path": path}
+    metadata["importable"] = importable
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -3,7 +3,6 @@
 import io
 import json
 import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -99,18 +98,6 @@ def decode(extension: str, data: bytes) -> Any:
             raise ValueError("its header promises more than there is")
         return np.load(io.BytesIO(data), allow_pickle=False)
     return data
-
-
-def mp4_bytes(frames: np.ndarray, fps: float) -> bytes:
-    """Frames (frames, height, width, 3) uint8 as an MP4."""
-    from PIL import Image
-
-    from ditscope.core.films import write_film
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "video.mp4"
-        write_film((Image.fromarray(frame) for frame in frames), path, fps)
-        return path.read_bytes()
 
 
 def png_bytes(image: np.ndarray) -> bytes:

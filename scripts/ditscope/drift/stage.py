@@ -12,7 +12,7 @@ from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
 from ditscope.drift.series import autoregression, normality
 from ditscope.drift.settings import Drift
-from ditscope.embed.states import STATE, by_embedder, read_states, run_starts, unit, vectors
+from ditscope.embed.files import STATE, by_embedder, read_states, run_starts, unit, vectors
 
 log = logging.getLogger(__name__)
 CONTROL = pl.Enum(["observed", "shuffled"])

@@ -18,12 +18,12 @@ from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import read_table, write_table
 from ditscope.embed.settings import Embed
-from ditscope.models.random_walk import FAMILY as RANDOM_WALK
-from ditscope.models.random_walk import random_walk
+from ditscope.models.embedders.random_walk import FAMILY as RANDOM_WALK
+from ditscope.models.embedders.random_walk import random_walk
 from ditscope.models.settings import Embedder
 
 if TYPE_CHECKING:
-    from ditscope.models.embedders import EmbedBatch
+    from ditscope.models.embedders.registry import EmbedBatch
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def embed(
     if embedder.family == RANDOM_WALK:
         vectors = walk_vectors(rows, embedder.dimension)
     else:
-        from ditscope.models.embedders import load_embedder  # torch, which the control has no use for
+        from ditscope.models.embedders.registry import load_embedder  # torch, which the control has no use for
 
         states = text_states(rows) if embedder.modality == "text" else image_states(rows, images)
         vectors = state_vectors(rows, states, load_embedder(name, embedder), settings.batch_size, name)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ditscope.core.errors import InputError
-from ditscope.models.registry import config_at_hand, require_blocks, resolve_source
+from ditscope.models.folders import config_at_hand, resolve_source
+from ditscope.models.registry import require_blocks
 from ditscope.models.settings import Model
 
 # Settings of a transformer's config that say how many blocks of a type a family has, in network order.

@@ -9,12 +9,12 @@ from PIL import Image
 
 from ditscope.core.errors import InputError
 from ditscope.models.families.common import DTYPES
-from ditscope.models.registry import default_device, resolve_source
+from ditscope.models.folders import resolve_source
+from ditscope.models.loading import default_device
+from ditscope.models.registry import CAPTIONERS
 from ditscope.models.settings import Model
 
 log = logging.getLogger(__name__)
-
-FAMILIES = {"blip": "blip", "blip2": "blip-2", "florence2": "florence2"}  # and the `model_type` of their folders
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ def load_captioner(name: str, entry: Model, device: str | None = None) -> Captio
     """Load a captioner of the registry onto one device, in evaluation mode."""
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    if entry.family not in FAMILIES:
-        raise InputError(f"models.{name}.family: `{entry.family}` is not a captioner; valid: {', '.join(FAMILIES)}")
+    if entry.family not in CAPTIONERS:
+        raise InputError(f"models.{name}.family: `{entry.family}` is not a captioner; valid: {', '.join(CAPTIONERS)}")
     folder = str(resolve_source(name, entry))
     options = {"local_files_only": True, "trust_remote_code": entry.allow_remote_code}
-    kind, expected = AutoConfig.from_pretrained(folder, **options).model_type, FAMILIES[entry.family]
+    kind, expected = AutoConfig.from_pretrained(folder, **options).model_type, CAPTIONERS[entry.family]
     if kind != expected:
         raise InputError(
             f"{folder}: a model of type `{kind}`, but models.{name}.family is `{entry.family}` (`{expected}`)"

@@ -11,12 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from ditscope.workflow.slots import VISIBLE, gpus_to_choose_from, scheduled
-
 ON_CPU = "DITSCOPE_CPU"  # 1: the CPU may compute though GPUs are at hand
 # The first driver that runs builds of a CUDA release, by its major version (NVIDIA's CUDA compatibility guide).
 LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}
 PACKAGES = ("torch", "torchao", "diffusers", "transformers", "mlx")
+
+
+VISIBLE, ORDER, SHARE = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "DITSCOPE_JOBS_PER_GPU"
+SCHEDULERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "SGE_TASK_ID")
 
 
 def hardware_id() -> str:
@@ -164,3 +166,18 @@ def cpu_model() -> str:
 def host_memory_bytes() -> int:
     """Physical memory of the host."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def scheduled(environment: Mapping[str, str]) -> str:
+    """The id of the scheduler's job that this process is part of; empty outside of any."""
+    return next((environment[name] for name in SCHEDULERS if environment.get(name)), "")
+
+
+def gpus_to_choose_from(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
+    """The CUDA_VISIBLE_DEVICES that was set before, else every NVIDIA device; a scheduler that set none gave none."""
+    if VISIBLE in environment:
+        names = [name.strip() for name in environment[VISIBLE].split(",")]
+        return [name for name in names if name not in ("", "-1", "NoDevFiles")]
+    if scheduled(environment):
+        return []
+    return [str(i) for i in range(sum(path.name[6:].isdigit() for path in devices.glob("nvidia*")))]

@@ -5,7 +5,7 @@ from functools import cache
 from math import ceil, prod
 from pathlib import Path
 
-from ditscope.models.registry import download_mark
+from ditscope.models.folders import download_mark
 from ditscope.models.settings import Embedder, Model
 
 MB = 1_000_000

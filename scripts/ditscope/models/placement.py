@@ -14,15 +14,9 @@ from tqdm import tqdm
 
 from ditscope.core.errors import InputError
 from ditscope.models.families.common import DTYPES
-from ditscope.models.registry import (
-    Generator,
-    default_device,
-    family_of,
-    load_generator,
-    load_pipeline,
-    resolve_source,
-    settled,
-)
+from ditscope.models.folders import resolve_source
+from ditscope.models.loading import Generator, default_device, load_generator, load_pipeline, settled
+from ditscope.models.registry import family_of
 from ditscope.models.settings import Model
 
 log = logging.getLogger(__name__)

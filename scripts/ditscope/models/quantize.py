@@ -7,130 +7,54 @@ A scheme is data (`settings.Scheme`); its kind turns it into one config of torch
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.quantization import (
-    Float8DynamicActivationFloat8WeightConfig,
-    Float8WeightOnlyConfig,
     FqnToConfig,
     Int4WeightOnlyConfig,
-    Int8DynamicActivationInt8WeightConfig,
     Int8DynamicActivationIntxWeightConfig,
-    Int8WeightOnlyConfig,
     IntxWeightOnlyConfig,
     MappingType,
-    PerAxis,
     PerGroup,
-    PerRow,
     PerTensor,
     quantize_,
 )
-from torchao.quantization.quantize_.workflows import Float8PackingFormat, Int4PackingFormat
+from torchao.quantization.quantize_.workflows import Float8PackingFormat
 from torchao.sparsity.sparse_api import SemiSparseWeightConfig, apply_fake_sparsity
 
 from ditscope.core.errors import InputError
+from ditscope.core.plugins import load_plugin
+from ditscope.models.bit_plan import load_plan, to_fqn_config, to_mlx
 from ditscope.models.families.sd3 import FusedJointAttention
-from ditscope.models.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
+from ditscope.models.mlx.names import MlxConfig, row_lengths
 from ditscope.models.packed import SCALE_BITS, intx_bytes, mlx_bytes
-from ditscope.models.settings import Scheme, backends_of
-from ditscope.plan.stage import load_plan, to_fqn_config, to_mlx
+from ditscope.models.schemes.kind import Kind, LayerConfig
+from ditscope.models.settings import SCHEMES, Scheme, backends_of
 
-PURE: dict = {
-    "set_inductor_config": False
-}  # torchao would tune the compiler for quantized models only, not for the base
-SPARSE_FP8 = "torchao::rowwise_scaled_linear_sparse_cutlass_f8f8"
 INTX = (IntxWeightOnlyConfig, Int8DynamicActivationIntxWeightConfig)
-LayerConfig: TypeAlias = AOBaseConfig | MlxConfig
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What a kind of scheme does to a linear layer, and what it needs of the machine."""
-
-    config: Callable[[Scheme], LayerConfig | None]
-    capability: tuple[int, int] | None = None  # least CUDA compute capability; None: runs on a CPU as well
-    dtypes: tuple[str, ...] = ()  # weight types it starts from; (): any
-    multiple: int = 1  # layers whose sides this does not divide stay in full precision
-    never: str = ""  # why torchao cannot do it on any machine
+TILE = "with sides that the kernel's tile does not divide"
+GROUP = "with rows that group_size does not divide"
+NOT_PLANNED = "not in the plan, or with rows that its group_size does not divide"
+INDIVISIBLE = (TILE, GROUP, NOT_PLANNED)  # why a scheme leaves a layer that its filters do not name
 
 
-def intx(scheme: Scheme) -> torch.dtype:
-    """torch.int1 ... torch.int8 of a scheme's bits."""
-    if not 1 <= scheme.bits <= 8:
-        raise InputError(f"schemes: `{scheme.kind}` with bits: {scheme.bits}; 1 to 8 are possible")
-    return getattr(torch, f"int{scheme.bits}")
-
-
-def by_group(scheme: Scheme, row: PerRow | PerAxis) -> PerGroup | PerRow | PerAxis:
-    """One scale for each `group_size` inputs, or for each row."""
-    return PerGroup(scheme.group_size) if scheme.group_size else row
-
-
-def mlx_config(scheme: Scheme) -> MlxConfig:
-    """MLX's config of a scheme's bits and group size (64 where it names none)."""
-    group = scheme.group_size or 64
-    if scheme.bits != 16 and (scheme.bits not in MLX_BITS or group not in MLX_GROUPS):
-        raise InputError(
-            f"schemes: `{scheme.kind}` with bits: {scheme.bits}, group_size: {group}; "
-            f"MLX packs bits of {MLX_BITS} in groups of {MLX_GROUPS}, or 16 bits"
-        )
-    return MlxConfig(scheme.bits, 0 if scheme.bits == 16 else group)
-
-
-KINDS: dict[str, Kind] = {
-    "base": Kind(lambda s: None),
-    "int8-weight-only": Kind(lambda s: Int8WeightOnlyConfig(granularity=by_group(s, PerRow()), **PURE)),
-    "int8-dynamic": Kind(lambda s: Int8DynamicActivationInt8WeightConfig(**PURE)),
-    "fp8-weight-only": Kind(lambda s: Float8WeightOnlyConfig(**PURE)),
-    "intx-weight-only": Kind(lambda s: IntxWeightOnlyConfig(weight_dtype=intx(s), granularity=by_group(s, PerAxis(0)))),
-    "int8-dynamic-intx": Kind(
-        lambda s: Int8DynamicActivationIntxWeightConfig(
-            weight_dtype=intx(s), weight_granularity=by_group(s, PerAxis(0))
-        )
-    ),
-    "fp8-dynamic-row": Kind(
-        lambda s: Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), **PURE), (8, 9), ("bfloat16",), 16
-    ),
-    "fp8-dynamic-tensor": Kind(
-        lambda s: Float8DynamicActivationFloat8WeightConfig(granularity=PerTensor(), **PURE), (8, 9), multiple=16
-    ),
-    "int4-weight-only": Kind(
-        lambda s: Int4WeightOnlyConfig(
-            group_size=s.group_size or 128, int4_packing_format=Int4PackingFormat.TILE_PACKED_TO_4D, **PURE
-        ),
-        (8, 0),
-        ("bfloat16",),
-    ),
-    "sparse-2-4": Kind(lambda s: SemiSparseWeightConfig(), (8, 0), ("bfloat16", "float16"), 64),
-    "sparse-2-4-fp8": Kind(
-        lambda s: Float8DynamicActivationFloat8WeightConfig(
-            granularity=PerRow(), packing_format=Float8PackingFormat.SPARSE_2D_DATA_2D_METADATA, **PURE
-        ),
-        (9, 0),
-        ("bfloat16",),
-        64,
-    ),
-    "sparse-2-4-int8": Kind(
-        lambda s: None,
-        never="torchao has no int8 kernel for 2:4 sparse weights: only its fp8 config has a sparse layout",
-    ),
-    "mlx-weight-only": Kind(mlx_config),
-    "plan": Kind(lambda s: None),  # its configs are the plan file's: see `layer_configs`
-}
+def kind_of(scheme: Scheme) -> Kind:
+    """What a scheme's kind does: `KIND` of its module."""
+    return load_plugin(scheme.kind, SCHEMES, "schemes", "a kind of scheme").KIND
 
 
 def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
     """Why a scheme cannot run on `device` ("cpu", "cuda", "mps", "mlx") from weights of `dtype`; empty where it can."""
-    kind = KINDS[scheme.kind]
+    kind = kind_of(scheme)
     if kind.never:
         return kind.never
     backend = "mlx" if device == "mlx" else "torch"
@@ -147,7 +71,7 @@ def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
             return f"{need}; this GPU has {found[0]}.{found[1]}"
     if "fp8" in scheme.kind and device.startswith("mps"):
         return f"{scheme.kind} needs float8, which MPS has not"
-    if scheme.kind == "sparse-2-4-fp8" and not has_kernel(SPARSE_FP8):
+    if kind.operator and not has_kernel(kind.operator):
         cuda = f"torch {torch.__version__} is built for CUDA {torch.version.cuda}"
         return f"{scheme.kind} needs torchao's compiled kernels, which did not load: {cuda}, they may be for another"
     if kind.dtypes and dtype not in kind.dtypes:
@@ -168,7 +92,7 @@ def layer_configs(transformer: nn.Module, scheme: Scheme, plan: Path | None = No
     NotImplementedError where its kernel's tile divides no layer of this model.
     """
     configs, left = coverage(transformer, scheme, plan)
-    if configs or scheme.kind == "base" or KINDS[scheme.kind].never:
+    if configs or scheme.kind == "base" or kind_of(scheme).never:
         return configs
     counts = Counter(left.values())
     why = f"{', '.join(f'{count} {reason}' for reason, count in counts.items())} (as `{next(iter(left), '')}`)"
@@ -203,7 +127,7 @@ def coverage(
             {**to_mlx(loaded, transformer)} if on_mlx else {**to_fqn_config(loaded, transformer).fqn_to_config}
         )
     else:
-        config = KINDS[scheme.kind].config(scheme)
+        config = kind_of(scheme).config(scheme)
         found = {} if config is None else dict.fromkeys(linear, config)
     left = {name: reason for name, module in linear.items() if (reason := left_why(transformer, name, module, scheme))}
     if scheme.kind == "plan":
@@ -211,15 +135,9 @@ def coverage(
     return {name: config for name, config in found.items() if name not in left}, left
 
 
-TILE = "with sides that the kernel's tile does not divide"
-GROUP = "with rows that group_size does not divide"
-NOT_PLANNED = "not in the plan, or with rows that its group_size does not divide"
-INDIVISIBLE = (TILE, GROUP, NOT_PLANNED)  # why a scheme leaves a layer that its filters do not name
-
-
 def left_why(transformer: nn.Module, name: str, module: nn.Linear, scheme: Scheme) -> str:
     """Why a scheme leaves a layer in full precision, as a reason that many layers share; empty where it does not."""
-    kind = KINDS[scheme.kind]
+    kind = kind_of(scheme)
     config = kind.config(scheme)
     group = group_size(config) if config else 0
     if any(fnmatchcase(name, pattern) for pattern in scheme.skip_layers):
@@ -275,10 +193,10 @@ def apply_scheme(transformer: nn.Module, scheme: Scheme, plan: Path | None = Non
     if runs_on_mlx(transformer):
         import_module("ditscope.models.mlx.quantize").quantize(transformer, configs)
         return
-    if scheme.kind.startswith("sparse-2-4"):  # keep the two largest of every four weights
+    if kind_of(scheme).sparse:  # keep the two largest of every four weights
         apply_fake_sparsity(transformer, filter_fn=lambda module, name: name in configs)
     quantize_(transformer, FqnToConfig(OrderedDict(configs)), filter_fn=None)
-    if scheme.kind.startswith("sparse-2-4"):
+    if kind_of(scheme).sparse:
         for name in configs:
             take_rows(transformer.get_submodule(name))
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ditscope.core.errors import InputError
 from ditscope.models.families.common import Conditioning
-from ditscope.models.registry import Generator, text_length
+from ditscope.models.loading import Generator, text_length
 
 ENCODED_BYTES = 1_000_000_000  # of text encodings that a job keeps
 

@@ -8,6 +8,25 @@ from ditscope.core.settings import setting
 BACKENDS = ("torch", "mlx")
 
 
+# Kinds of quantization schemes, each with the module that does it.
+SCHEMES = {
+    "base": "ditscope.models.schemes.base",
+    "int8-weight-only": "ditscope.models.schemes.int8_weight_only",
+    "int8-dynamic": "ditscope.models.schemes.int8_dynamic",
+    "fp8-weight-only": "ditscope.models.schemes.fp8_weight_only",
+    "intx-weight-only": "ditscope.models.schemes.intx_weight_only",
+    "int8-dynamic-intx": "ditscope.models.schemes.int8_dynamic_intx",
+    "fp8-dynamic-row": "ditscope.models.schemes.fp8_dynamic_row",
+    "fp8-dynamic-tensor": "ditscope.models.schemes.fp8_dynamic_tensor",
+    "int4-weight-only": "ditscope.models.schemes.int4_weight_only",
+    "sparse-2-4": "ditscope.models.schemes.sparse_2_4",
+    "sparse-2-4-fp8": "ditscope.models.schemes.sparse_2_4_fp8",
+    "sparse-2-4-int8": "ditscope.models.schemes.sparse_2_4_int8",
+    "mlx-weight-only": "ditscope.models.schemes.mlx_weight_only",
+    "plan": "ditscope.models.schemes.plan",
+}
+
+
 @dataclass(frozen=True)
 class Model:
     """A generator (text to image) or a captioner (image to text): its weights and how it is run."""
@@ -43,13 +62,6 @@ class Model:
     )
 
 
-SCHEME_KINDS = (
-    "base", "int8-weight-only", "int8-dynamic", "fp8-weight-only", "intx-weight-only", "int8-dynamic-intx",
-    "fp8-dynamic-row", "fp8-dynamic-tensor", "int4-weight-only", "sparse-2-4", "sparse-2-4-fp8", "sparse-2-4-int8",
-    "mlx-weight-only", "plan",
-)  # fmt: skip
-
-
 def backends_of(kind: str) -> tuple[str, ...]:
     """The back ends that a kind of scheme runs on."""
     return BACKENDS if kind in ("base", "plan") else ("mlx",) if kind.startswith("mlx-") else ("torch",)
@@ -59,7 +71,7 @@ def backends_of(kind: str) -> tuple[str, ...]:
 class Scheme:
     """One way to quantize a generator's transformer."""
 
-    kind: str = setting(help="What is done to the linear layers", choices=SCHEME_KINDS)
+    kind: str = setting(help="What is done to the linear layers", choices=tuple(SCHEMES), importable=True)
     bits: int = setting(8, "Weight bits, where the scheme has a choice", positive=True, most=16)
     group_size: int = setting(0, "Weights that share one scale along the input dimension; 0: a whole row")
     plan: str = setting("", "kind: plan only: the budget whose bit plan is applied")
@@ -67,6 +79,17 @@ class Scheme:
     min_weights: int = setting(0, "Leave layers of fewer weights in full precision")
     fuse_qkv: bool = setting(False, "Join the query, key and value projections to one layer before quantizing")
     compile_vae: bool = setting(False, "Compile the VAE's decoder too, where the transformer is compiled")
+
+
+# Families of embedders, each with the module that loads it.
+EMBEDDER_FAMILIES = {
+    "sentence-transformers": "ditscope.models.embedders.sentence",
+    "minilm": "ditscope.models.embedders.sentence",
+    "clip": "ditscope.models.embedders.towers",
+    "siglip": "ditscope.models.embedders.towers",
+    "dinov2": "ditscope.models.embedders.towers",
+    "random-walk": "ditscope.models.embedders.random_walk",
+}
 
 
 @dataclass(frozen=True)

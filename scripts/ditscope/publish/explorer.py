@@ -5,9 +5,11 @@ from pathlib import Path
 import altair as alt
 import polars as pl
 
+from ditscope.benchmark.figures import benchmark_points
+from ditscope.cluster.figures import labelled_map
 from ditscope.core.atomic import write_text
-from ditscope.publish.figure_data import benchmark_points, drift_quantiles, labelled_map
-from ditscope.publish.figures import Files
+from ditscope.drift.figures import drift_quantiles
+from ditscope.style import Files
 
 WIDTH = 360
 

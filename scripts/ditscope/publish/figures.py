@@ -1,13 +1,17 @@
 """Figures and tables of the paper and the report: which there are, what they need, where they stand in the report.
 
-`ditscope.publish.draw` has the drawing function of each. Adding one: a line here, the function in the module of its
-topic, its name in `draw.FUNCTIONS`, and a caption report/<name>.rst.
+Adding a figure: a line here, a function of its name in `figures.py` of its first stage, a caption report/<name>.rst.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-Files = dict[str, list[Path]]  # what each stage left
+PAPER_TABLES = {  # the stage that each table of `ditscope.publish.paper_tables` sums up
+    "sensitivity-ranking": "sensitivity",
+    "bit-plans": "plan",
+    "benchmark": "benchmark",
+    "drift": "drift",
+    "clusters": "cluster",
+}
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,6 @@ FIGURES = {
         Figure("refiner-training", ("refine",), "Refiner"),
         Figure("refiner-diagnostics", ("refine",), "Refiner"),
     )
-}
-
-PAPER_TABLES = {  # the stage that each table of `ditscope.publish.paper_tables` sums up
-    "sensitivity-ranking": "sensitivity",
-    "bit-plans": "plan",
-    "benchmark": "benchmark",
-    "drift": "drift",
-    "clusters": "cluster",
 }
 
 

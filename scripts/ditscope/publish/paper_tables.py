@@ -8,13 +8,17 @@ import polars as pl
 
 from ditscope.core.atomic import write_text
 from ditscope.core.tables import concat_tables
-from ditscope.publish.figure_data import drift_quantiles, named
-from ditscope.publish.figures import PAPER_TABLES, Files
+from ditscope.drift.figures import drift_quantiles
+from ditscope.publish.figures import PAPER_TABLES
+from ditscope.style import Files, named
 
 LATEX = str.maketrans(
     {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
      "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}"}
 )  # fmt: skip
+
+
+MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", "|": r"\|"})
 
 
 def sensitivity_ranking(files: Files) -> pl.DataFrame:
@@ -85,9 +89,6 @@ def write_paper_tables(files: Files, out: Path) -> None:
             table = FUNCTIONS[name](files)
             for kind, text in (("csv", table.write_csv()), ("md", markdown(table)), ("tex", latex(table))):
                 write_text(out / f"{name}.{kind}", text)
-
-
-MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", "|": r"\|"})
 
 
 def cell(value: object) -> str:

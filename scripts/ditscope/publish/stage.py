@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from ditscope.core.paths import InputFolder
+from ditscope.core.study_plan import read_plan
 from ditscope.publish.catalog import table_files, write_catalog
 from ditscope.publish.draw import draw_figures
 from ditscope.publish.explorer import write_explorer
 from ditscope.publish.figures import available
 from ditscope.publish.paper_tables import write_paper_tables
 from ditscope.publish.settings import Publish
-from ditscope.workflow.progress import read_plan
 
 
 def publish(results: InputFolder, settings: Publish = Publish()) -> None:

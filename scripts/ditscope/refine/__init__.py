@@ -2,5 +2,6 @@
 
 `corruption` keeps a few patches and interpolates the rest; `codebook` quantizes prompt and kept patches to
 pseudo-classes; `networks` holds the latent masked autoencoder, whose frozen maps `features` turns into vectors, and the
-refiner; `drifting` is the loss; `optimize` the resumable loop; `train` and `diagnose` are the stages.
+refiner; `drifting` is the loss; `loop` the resumable training, by several `processes` under torchrun; `train` and
+`diagnose` are the stages.
 """

@@ -18,7 +18,9 @@ from ditscope.core.atomic import write_text
 from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import read_table, write_table
-from ditscope.models.registry import default_device, family_of, resolve_source
+from ditscope.models.folders import resolve_source
+from ditscope.models.loading import default_device
+from ditscope.models.registry import family_of
 from ditscope.models.settings import Model
 from ditscope.refine import diagnostics as metrics
 from ditscope.refine.batches import RefinerInput, TrainingSet, draw_batch, refiner_input, training_set

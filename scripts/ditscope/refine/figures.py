@@ -4,9 +4,7 @@ import polars as pl
 from matplotlib.figure import Figure as Canvas
 
 from ditscope.core.tables import read_table
-from ditscope.publish.figure_data import named
-from ditscope.publish.figures import Files
-from ditscope.style import COLOURS, grid, note
+from ditscope.style import COLOURS, Files, grid, named, note
 
 
 def refiner_training(files: Files) -> tuple[Canvas, pl.DataFrame]:

@@ -8,7 +8,7 @@ import polars as pl
 
 import ditscope
 from ditscope.refine.latents import LatentSet
-from ditscope.refine.optimize import world_size
+from ditscope.refine.processes import world_size
 from ditscope.refine.settings import Refine
 
 MOST_DOMINANT = 0.5  # share of the largest pseudo-class above which the codebook counts as collapsed

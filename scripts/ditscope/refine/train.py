@@ -19,6 +19,7 @@ from ditscope.refine.batches import Batch, RefinerInput, TrainingSet, draw_batch
 from ditscope.refine.drifting import Targets, drifting_loss, unconditional_weight
 from ditscope.refine.features import Features, check_features, extract
 from ditscope.refine.latents import LatentSet, read_latents
+from ditscope.refine.loop import LoopSettings, fit
 from ditscope.refine.networks import (
     LatentMAE,
     LatentMAEConfig,
@@ -28,10 +29,9 @@ from ditscope.refine.networks import (
     patch_mask,
     save_network,
 )
-from ditscope.refine.optimize import fit, process_group, rank, world_size
 from ditscope.refine.patches import unpatchify
+from ditscope.refine.processes import process_group, rank, world_size
 from ditscope.refine.settings import Refine
-from ditscope.training.loop import LoopSettings
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,8 @@ def train_latent_mae(
     network = LatentMAE(config).to(device)
     tokens = data.tokens.shape[1]
 
-    def loss(forward: nn.Module, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(forward: nn.Module, step: int, number: int) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng([settings.seed, step, number])
         rows = rng.integers(len(data.latents), size=settings.mae_batch)
         latents = torch.from_numpy(data.latents[rows]).to(device)
         scores = torch.from_numpy(rng.random((len(rows), tokens), dtype=np.float32)).to(device)
@@ -119,7 +120,8 @@ def train_refiner(
     shape = (settings.patch, settings.width, settings.depth, settings.heads, settings.codes, settings.levels)
     network = Refiner(RefinerConfig(channels, data.grid, *shape, settings.clamp_anchors)).to(device)
 
-    def loss(forward: nn.Module, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(forward: nn.Module, step: int, number: int) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng([settings.seed, step, number])
         batch = draw_batch(data, settings, rng)
         inputs = to_device(batch.inputs, device)
         refined = refine(forward, inputs)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ditscope.calibrate.files import CalibrationSet, Reference, check_fits, guidance_of, read_sample
 from ditscope.core.errors import InputError
 from ditscope.models.families.common import DTYPES, Conditioning
-from ditscope.models.registry import Generator
+from ditscope.models.loading import Generator
 from ditscope.models.sampling import predict
 
 

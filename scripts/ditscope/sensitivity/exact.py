@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ditscope.models.loading import Generator
 from ditscope.models.quantizers import QUANTIZERS, quantizable, shared_weights
-from ditscope.models.registry import Generator
 from ditscope.sensitivity.batches import Batch
 from ditscope.sensitivity.replay import dependencies, record, replaced, variants
 from ditscope.sensitivity.settings import Sensitivity

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ditscope.calibrate.files import Reference
+from ditscope.models.loading import Generator
 from ditscope.models.quantizers import QUANTIZERS
-from ditscope.models.registry import Generator
 from ditscope.sensitivity.batches import Batch
 from ditscope.sensitivity.exact import Layer, labelled, mlx_twin
 from ditscope.sensitivity.settings import Sensitivity

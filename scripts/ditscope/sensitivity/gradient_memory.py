@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ditscope.models.hardware import host_memory_bytes
-from ditscope.models.registry import Generator
+from ditscope.models.loading import Generator
 from ditscope.sensitivity.batches import Batch
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ditscope.calibrate.files import CalibrationSet, Reference
-from ditscope.models.registry import Generator
+from ditscope.models.loading import Generator
 from ditscope.models.sampling import pictures
 from ditscope.sensitivity.batches import Batch, batches
 from ditscope.sensitivity.exact import Layer

@@ -15,13 +15,13 @@ import torch
 from mlx.utils import tree_flatten
 from torch import Tensor, nn
 
+from ditscope.models.loading import Generator
 from ditscope.models.mlx.gradients import Weights
 from ditscope.models.mlx.names import mmdit_paths
 from ditscope.models.mlx.network import converted, read_weights
 from ditscope.models.mlx.tensors import to_mlx_array
 from ditscope.models.mlx.transformer import OnMlx, mx_dtype
 from ditscope.models.quantizers import QUANTIZERS, quantizable
-from ditscope.models.registry import Generator
 from ditscope.sensitivity.batches import Batch
 from ditscope.sensitivity.exact import Layer, Network, labelled, scores
 from ditscope.sensitivity.fast import Changes, refuse_infinite

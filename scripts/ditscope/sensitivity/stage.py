@@ -31,8 +31,10 @@ from ditscope.core.paths import InputFolder, OutputFile, OutputFolder
 from ditscope.core.scratch import publish, unfinished
 from ditscope.core.tables import concat_tables, write_table
 from ditscope.models.families.common import DTYPES
+from ditscope.models.folders import transformer_config
+from ditscope.models.loading import Generator, load_generator
 from ditscope.models.packed import packed_bytes
-from ditscope.models.registry import Generator, load_generator, require_blocks, transformer_config
+from ditscope.models.registry import require_blocks
 from ditscope.models.settings import Model
 from ditscope.sensitivity.batches import Batch, batches
 from ditscope.sensitivity.exact import Layer, Network, mlx_twin, network_of, score_layers

@@ -14,7 +14,7 @@ from scipy.spatial.distance import pdist, squareform
 from ditscope.core.counts import check_complete
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
-from ditscope.embed.states import RUN, by_embedder, read_states, run_starts, unit, vectors
+from ditscope.embed.files import RUN, by_embedder, read_states, run_starts, unit, vectors
 from ditscope.topology.settings import Topology
 
 log = logging.getLogger(__name__)

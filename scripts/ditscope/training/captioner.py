@@ -8,9 +8,10 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
 
+from ditscope.refine.loop import LoopSettings
 from ditscope.shapes.world import caption, train_scenes
 from ditscope.training.data import Readout, attribute_targets, base_folder, cached_pictures, to_tensor
-from ditscope.training.loop import LoopSettings, load_average, train
+from ditscope.training.loop import load_average, train
 from ditscope.training.text import vocabulary_texts
 from ditscope.training.vae import reconstruct
 

@@ -17,9 +17,10 @@ from transformers import (
 )
 
 from ditscope.core.tensor_files import save_tensors
+from ditscope.refine.loop import LoopSettings
 from ditscope.shapes.world import ATTRIBUTES, VALUES, Scene, train_scenes
 from ditscope.training.data import Readout, attribute_targets, cached_pictures, model_folder, to_tensor
-from ditscope.training.loop import LoopSettings, load_average, train
+from ditscope.training.loop import load_average, train
 from ditscope.training.text import MAX_TEXT, clip_tokenizer, free_text
 
 SETTINGS = {

@@ -15,10 +15,11 @@ from diffusers import (
 )
 from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
+from ditscope.refine.loop import LoopSettings
 from ditscope.shapes.world import TEMPLATES, caption, train_scenes
 from ditscope.training.clip import text_towers
 from ditscope.training.data import base_folder, cached_tensors
-from ditscope.training.loop import LoopSettings, load_average, train
+from ditscope.training.loop import load_average, train
 from ditscope.training.text import MAX_TEXT, free_text
 from ditscope.training.vae import cached_latents
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from ditscope.shapes.world import ATTRIBUTES, caption, held_out
+from ditscope.training.loop import summary
 
 ABOUT = {
     "shapes-flux": (
@@ -116,7 +117,7 @@ def training_records(out: Path) -> dict[str, dict]:
     shipped = Path("models") / RECORDS
     records = json.loads(shipped.read_text()) if shipped.exists() else {}
     for path in sorted((out / ".partial").glob("*/state.json")):
-        state = json.loads(path.read_text())
+        state = summary(json.loads(path.read_text()))
         records[path.parent.name] = {key: state[key] for key in ("step", "seconds", "settings")}
     return records
 

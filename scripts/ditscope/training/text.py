@@ -11,8 +11,9 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Tokenizer
 
+from ditscope.refine.loop import LoopSettings
 from ditscope.shapes.world import ATTRIBUTES, SYNONYMS, TEMPLATES, Scene, all_scenes, caption, describe, train_scenes
-from ditscope.training.loop import LoopSettings, load_average, train
+from ditscope.training.loop import load_average, train
 
 MAX_TEXT = 32
 WIDTH = 128

@@ -12,11 +12,12 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import BlipForConditionalGeneration
 
+from ditscope.refine.loop import LoopSettings
 from ditscope.shapes.world import ATTRIBUTES, describe, train_scenes
 from ditscope.training import captioner, generator
 from ditscope.training.acceptance import load_pipeline
 from ditscope.training.data import base_folder, cached_pictures, cached_tensors, model_folder, to_tensor
-from ditscope.training.loop import LoopSettings, load_average, train
+from ditscope.training.loop import load_average, train
 from ditscope.training.text import TASK_WORD, free_text
 from ditscope.training.vae import encode
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from ditscope.core.identity import BASE, digest, scheme_id, weights_id
 from ditscope.core.shards import Sample
-from ditscope.generate.stage import prompt_tokens, request_key, request_of
 from ditscope.models.captioners import caption, load_captioner
-from ditscope.models.registry import load_generator
+from ditscope.models.loading import load_generator
+from ditscope.models.requests import prompt_tokens, request_key, request_of
 from ditscope.models.sampling import decode, sample, still
 from ditscope.trajectories.networks import Entry
 

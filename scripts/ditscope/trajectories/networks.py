@@ -10,8 +10,8 @@ from ditscope.core.errors import InputError
 from ditscope.core.identity import digest
 from ditscope.models.registry import is_generator
 from ditscope.models.settings import Model, Scheme
+from ditscope.prompts.files import check_shards, least, read_prompts, runs_of
 from ditscope.prompts.settings import Prompts
-from ditscope.prompts.stage import check_shards, least, read_prompts, runs_of
 from ditscope.trajectories.settings import Trajectories
 
 

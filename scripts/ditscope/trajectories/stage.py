@@ -18,7 +18,7 @@ from ditscope.core.scratch import publish, unfinished
 from ditscope.core.shards import Sample, png_bytes, read_tar, write_tar
 from ditscope.core.tables import write_table
 from ditscope.models.settings import Model, Scheme
-from ditscope.prompts.stage import read_runs
+from ditscope.prompts.files import read_runs
 from ditscope.trajectories.invocations import Answer, Node, Request, State, node_of, state_key, state_of
 from ditscope.trajectories.networks import plan_file, resolve_network
 from ditscope.trajectories.settings import Trajectories

@@ -10,6 +10,7 @@ import polars as pl
 from PIL import Image, ImageDraw
 
 from ditscope.core.errors import InputError
+from ditscope.core.films import write_film
 from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.tables import concat_tables
 from ditscope.video.frames import (
@@ -24,7 +25,6 @@ from ditscope.video.frames import (
     text_width,
     tile,
     wrap,
-    write_film,
 )
 from ditscope.video.settings import Video
 

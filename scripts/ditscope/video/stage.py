@@ -9,22 +9,11 @@ from PIL import Image, ImageDraw
 from ditscope.capture.files import captures_in, decoded_file, picture_file, read_metadata
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
+from ditscope.core.films import write_film
 from ditscope.core.paths import InputFolder
 from ditscope.core.patterns import block_index, block_type
 from ditscope.video.capture_sheet import contact_sheet, write_sheet
-from ditscope.video.frames import (
-    BACKGROUND,
-    COLOURS,
-    INK,
-    PANEL,
-    draw_lines,
-    font,
-    line_height,
-    text_width,
-    tile,
-    wrap,
-    write_film,
-)
+from ditscope.video.frames import BACKGROUND, COLOURS, INK, PANEL, draw_lines, font, line_height, text_width, tile, wrap
 from ditscope.video.settings import Video
 
 GAP = 8

@@ -15,7 +15,7 @@ from ditscope.core.atomic import write_text
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFolder, OutputFile
 from ditscope.core.settings import decode
-from ditscope.workflow.progress import read_plan
+from ditscope.core.study_plan import read_plan
 
 JOB_LINE = re.compile(r"^(\w+)\s+(\d+)\s*$")
 

@@ -13,11 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ditscope.core.checksums import record_checksums
 from ditscope.core.errors import IncompleteError, InputError, machine_error
 from ditscope.core.identity import digest
 from ditscope.core.settings import decode
-from ditscope.models.settings import Embedder, Model
-from ditscope.workflow.checksums import record_checksums
+from ditscope.models.settings import Embedder, Model, Scheme
 from ditscope.workflow.orphans import end_with_workflow
 from ditscope.workflow.slots import gpu_slots
 from ditscope.workflow.warm import hand_over
@@ -136,6 +136,11 @@ def model_entry(params: dict[str, Any]) -> Model:
 def embedder_entry(params: dict[str, Any]) -> Embedder:
     """The registry entry in a rule's parameter for an embedder, less its digest."""
     return decode(Embedder, without_digest(params))
+
+
+def scheme_entry(params: dict[str, Any]) -> Scheme:
+    """The scheme in a rule's parameter, less the digest of its code."""
+    return decode(Scheme, without_digest(params))
 
 
 def without_digest(params: dict[str, Any]) -> dict[str, Any]:

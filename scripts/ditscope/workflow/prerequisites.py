@@ -13,9 +13,11 @@ import torch
 from ditscope.benchmark.settings import COMPILE_STATES
 from ditscope.benchmark.stage import uncompilable
 from ditscope.config import Config
+from ditscope.models.folders import source_folder
 from ditscope.models.hardware import PACKAGES, cpu_model, host_memory_bytes, installed, nvidia_gpus, unusable
+from ditscope.models.loading import device_at_hand
 from ditscope.models.quantize import unsupported
-from ditscope.models.registry import device_at_hand, is_generator, source_folder
+from ditscope.models.registry import is_generator
 from ditscope.models.settings import Model
 from ditscope.workflow.job import SECRETS
 

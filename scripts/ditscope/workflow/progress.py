@@ -3,17 +3,16 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ditscope.core.atomic import write_text
-from ditscope.core.errors import InputError, read_json
+from ditscope.core.checksums import record_checksums
+from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFolder
 from ditscope.core.scratch import require_writable
-from ditscope.workflow.checksums import record_checksums
-
-PLAN = "plan.json"
+from ditscope.core.study_plan import PLAN, read_plan
 
 
 @dataclass(frozen=True)
@@ -31,36 +30,31 @@ class Stage:
 
 
 def write_plan(
-    results: Path | str, targets: dict[str, list[str]], rules: dict[str, dict], config: dict, files: Sequence[Path] = ()
+    results: Path | str,
+    targets: dict[str, list[str]],
+    rules: dict[str, dict],
+    config: dict,
+    files: Sequence[Path] = (),
+    upstream: Mapping[str, list[str]] | None = None,
 ) -> None:
-    """Keep what a study will leave, by stage and by rule, its whole config and the config files it was run with."""
+    """Keep what a study will leave, by stage and by rule, its whole config and the config files it was run with.
+
+    `upstream` has files of stages that are not asked for, which are made on the way to the `targets`.
+    """
     path = Path(results) / PLAN
     require_writable(path)
-    plan = {"schema_version": "1", "targets": targets, "rules": rules, "config": config}
+    made = {stage: paths for stage, paths in (upstream or {}).items() if paths}
+    plan = {"schema_version": "1", "targets": targets, "upstream": made, "rules": rules, "config": config}
     text = json.dumps(plan | {"configfiles": [os.path.relpath(file) for file in files]}, indent=1)
     if not path.exists() or path.read_text() != text:
         write_text(path, text)
     record_checksums(path.parent, "plan", [path])
 
 
-def read_plan(results: Path | str) -> dict:
-    """The plan of a study. Raises InputError where it never ran."""
-    path = Path(results) / PLAN
-    remedy = "not a plan in JSON; run the study again, which writes it anew"
-    try:
-        plan = read_json(path, remedy)
-    except FileNotFoundError:
-        raise InputError(f"{path}: this study has not been run yet; start it with snakemake") from None
-    targets = plan.get("targets")
-    lists = list(targets.values()) if isinstance(targets, dict) else [None]
-    if not all(isinstance(files, list) and all(isinstance(file, str) for file in files) for files in lists):
-        raise InputError(f"{path}: {remedy}")
-    return plan
-
-
 def stages_of(results: Path | str) -> list[Stage]:
-    """Completion of each stage of a study."""
-    targets = read_plan(results)["targets"]
+    """Completion of each stage of a study, also of those that are only on the way to what it asks for."""
+    plan = read_plan(results)
+    targets = {name: [*files, *plan["upstream"].get(name, [])] for name, files in plan["targets"].items()}
     return [
         Stage(name, len(files), tuple(file for file in files if not os.path.exists(file)))
         for name, files in targets.items()

@@ -24,7 +24,11 @@ def _schema(kind: Any) -> dict[str, Any]:
             "properties": {
                 f.name: _schema(hints[f.name])
                 | ({"description": f.metadata["help"]} if f.metadata["help"] else {})
-                | _limits(hints[f.name], f.metadata["choices"], f.metadata["allowed"])
+                | (
+                    {"anyOf": [{"enum": list(f.metadata["choices"])}, {"pattern": r"\."}]}
+                    if f.metadata["importable"]
+                    else _limits(hints[f.name], f.metadata["choices"], f.metadata["allowed"])
+                )
                 for f in fields(kind)
             },
             "required": [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING],
@@ -61,7 +65,7 @@ def reference() -> str:
     lines = [
         "# Config reference",
         "",
-        "Made from `scripts/ditscope/settings.py` by `ditscope reference`; do not edit.",
+        "Made from the `settings.py` of each stage by `ditscope reference`; do not edit.",
         "Numbers are finite and not negative, those that mean nothing at 0 above it; -1 may be given only where it",
         "means something else. A list names nothing twice.",
         "",

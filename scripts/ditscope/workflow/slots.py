@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import IO
 
 from ditscope.core.errors import InputError
+from ditscope.models.hardware import ORDER, SHARE, VISIBLE, gpus_to_choose_from, scheduled
 
 log = logging.getLogger(__name__)
 
-VISIBLE, ORDER, SHARE = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "DITSCOPE_JOBS_PER_GPU"
-SCHEDULERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID", "SGE_TASK_ID")
 POLL_S = 0.2
 
 
@@ -51,21 +50,6 @@ def gpu_slots(count: int, folder: Path | None = None) -> Iterator[list[str]]:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
-
-
-def scheduled(environment: Mapping[str, str]) -> str:
-    """The id of the scheduler's job that this process is part of; empty outside of any."""
-    return next((environment[name] for name in SCHEDULERS if environment.get(name)), "")
-
-
-def gpus_to_choose_from(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
-    """The CUDA_VISIBLE_DEVICES that was set before, else every NVIDIA device; a scheduler that set none gave none."""
-    if VISIBLE in environment:
-        names = [name.strip() for name in environment[VISIBLE].split(",")]
-        return [name for name in names if name not in ("", "-1", "NoDevFiles")]
-    if scheduled(environment):
-        return []
-    return [str(i) for i in range(sum(path.name[6:].isdigit() for path in devices.glob("nvidia*")))]
 
 
 def jobs_per_gpu(environment: Mapping[str, str]) -> int:

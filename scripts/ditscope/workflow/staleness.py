@@ -1,83 +1,134 @@
-"""What makes a result stale: digests of library code and of source files, cheap enough for every parse.
+"""What makes a result stale: digests of the library's code, over its syntax trees, cheap enough for every parse.
 
 Light on purpose: every cluster job parses the Snakefile again, so nothing here imports the modules that it reads.
 """
 
 import ast
 import hashlib
+import json
 import os
+import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import ditscope
+from ditscope.core.digests import cached
 
-PACKAGE = Path(__file__).resolve().parents[1]
-# How a result is asked for, logged and shown in a terminal does not change what it is.
-IGNORED = {
-    "ditscope.cli",
-    "ditscope.workflow.job",
-    "ditscope.config",
-    "ditscope.workflow.staleness",
-    "ditscope.core.errors",
-}
+SCRIPTS = Path(__file__).resolve().parents[2]
+CACHE = Path("resources/.cache")
+# Modules that never count: how a result is asked for, checked, logged and said does not change what it is. Settings
+# reach a job as values, never as code.
+NEVER = (
+    "ditscope.cli", "ditscope.config", "ditscope.config_files", "ditscope.workflow", "ditscope.core.errors",
+    "ditscope.core.names", "ditscope.core.paths", "ditscope.core.ranges", "ditscope.core.settings",
+)  # fmt: skip
 
 
 def prefer_this_library() -> None:
     """Let jobs import the library that is digested here, also where another one is installed in their environment."""
-    paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(SCRIPTS), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, dict.fromkeys(paths)))
 
 
 def code_digest(module: str, staleness: str = "code") -> str:
-    """Digest of the source bytes of `module`, of every ditscope module it imports, directly or not, and of its scripts.
+    """Digest of the code of a module, of every module of its package and of ditscope that it imports, and its scripts.
 
-    With `staleness="release"` the package's version stands in, so that an update restarts no long study.
+    `module` is a dotted path of the library or of a package of the user's own. The digest is taken over syntax trees
+    without docstrings and comments. Imports are followed where they stand in import statements: a plug-in, which a
+    registry names, is digested by who chooses it. With `staleness="release"` the package's version stands in, so that
+    an update restarts no long study.
     """
     if staleness == "release":
         return f"ditscope {ditscope.__version__}"
     hashed = hashlib.sha256()
     for name in import_closure(module):
-        hashed.update(name.encode() + b"\0" + module_path(name).read_bytes())
+        hashed.update(f"{name} {facts_of(module_path(name))['tree']}\n".encode())
     for script in scripts_of(module):
-        hashed.update(script.name.encode() + b"\0" + script.read_bytes())
+        hashed.update(f"{script.name} {facts_of(script)['tree']}\n".encode())
     return hashed.hexdigest()[:16]
 
 
 def scripts_of(module: str) -> list[Path]:
     """The rules' scripts that import `module` by name."""
-    line = f"from {module} import "
-    return [script for script in sorted(PACKAGE.parent.glob("*.py")) if line in script.read_text()]
+    return [script for script in sorted(SCRIPTS.glob("*.py")) if module in facts_of(script)["imports"]]
 
 
 @cache
 def import_closure(module: str) -> tuple[str, ...]:
-    """Names of the ditscope modules that `module` reaches by import statements, itself included, sorted."""
-    found: set[str] = set()
+    """Names of the modules that `module` reaches by import statements, itself and packages included, sorted.
+
+    Modules of ditscope are followed, and those of the package that `module` itself is in.
+    """
+    packages = {"ditscope", module.partition(".")[0]}
+    reached: set[str] = set()
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in found or name in IGNORED:
+        if name in reached or never_counts(name):
             continue
-        found.add(name)
-        waiting += imported(name)
-        if "." in (package := name.rpartition(".")[0]):  # Python runs a package before its module
+        reached.add(name)
+        candidates = facts_of(module_path(name))["imports"]
+        waiting += [n for n in candidates if n.partition(".")[0] in packages and "." in n and module_path(n).exists()]
+        if (package := name.rpartition(".")[0]) not in ("", "ditscope"):  # Python runs a package before its modules
             waiting.append(package)
-    return tuple(sorted(found))
+    return tuple(sorted(reached))
+
+
+def never_counts(module: str) -> bool:
+    """Whether edits of a module make nothing stale."""
+    return module.endswith(".settings") or any(module == name or module.startswith(f"{name}.") for name in NEVER)
 
 
 @cache
-def imported(module: str) -> list[str]:
-    """The ditscope modules that the source of `module` names in import statements, anywhere in the file."""
-    names = []
-    for node in ast.walk(ast.parse(module_path(module).read_bytes())):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [n for n in names if n.startswith("ditscope.") and module_path(n).exists()]
-
-
 def module_path(module: str) -> Path:
-    """The source file of a ditscope module or package."""
-    path = PACKAGE.joinpath(*module.split(".")[1:])
+    """Where the source of a module or package is, whether it exists or not; the user's own is found as Python would."""
+    parts = module.split(".")
+    homes = [SCRIPTS] if parts[0] == "ditscope" else [Path.cwd(), *map(Path, sys.path)]
+    home = next((h for h in homes if (h / parts[0]).is_dir() or (h / f"{parts[0]}.py").exists()), homes[0])
+    path = home.joinpath(*parts)
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@cache
+def facts_of(file: Path) -> dict:
+    """The digest of a file's syntax tree (`tree`) and the modules that it may import (`imports`); cached by mtime."""
+    stat = file.stat()
+
+    def read() -> dict:
+        tree = ast.parse(file.read_bytes())
+        return {"tree": hashlib.sha256(b"".join(canonical(tree))).hexdigest()[:16], "imports": list(imported(tree))}
+
+    return cached(f"code {file}", [stat.st_mtime_ns, stat.st_size], read, CACHE if CACHE.parent.is_dir() else None)
+
+
+def canonical(node: ast.AST) -> Iterator[bytes]:
+    """A syntax tree as bytes, equal for every Python: no positions, docstrings, comments or empty fields."""
+    yield f"({type(node).__name__}".encode()
+    for name, value in ast.iter_fields(node):
+        if name == "body" and isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            value = value[1:] if ast.get_docstring(node, clean=False) is not None else value
+        if value is None or value == [] or name == "type_comment":
+            continue
+        yield f" {name}=".encode()
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, ast.AST):
+                yield from canonical(part)
+            else:
+                yield json.dumps(repr(part)).encode()
+    yield b")"
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Dotted names in import statements anywhere in a tree: modules, and what may be modules of packages.
+
+    Those that only a type checker follows are left out.
+    """
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield from imported(node)

@@ -5,8 +5,11 @@ The VAE makes 4 n + 1 frames of n + 1 latent ones. The makers load it in float32
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ditscope.core.films import mp4_bytes
 
 T5 = "tokenizer"
 FPS = 16  # of the videos that the model was trained on
@@ -23,6 +26,11 @@ def decode(pipe: Any, latents: Tensor) -> Tensor:
     scaled = latents.to(vae.dtype) / (1.0 / std) + mean  # rounded as the pipeline does
     frames = (vae.decode(scaled, return_dict=False)[0] * 0.5 + 0.5).clamp(0, 1)
     return frames.squeeze(2)
+
+
+def film(frames: np.ndarray) -> bytes:
+    """Frames (frames, height, width, 3) uint8 as an MP4 at the model's own rate."""
+    return mp4_bytes(frames, FPS)
 
 
 def blocks(transformer: nn.Module) -> dict[str, nn.Module]:

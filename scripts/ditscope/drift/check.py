@@ -1,0 +1,28 @@
+"""What `ditscope doctor` checks of the stage `drift`."""
+
+from collections.abc import Iterable
+from functools import partial
+
+import polars as pl
+
+from ditscope.core.study import Study
+from ditscope.embed.check import analysed, check_analysis
+
+TABLES = {
+    "drift/drift.parquet": "drift",
+    "drift/similarity.parquet": "drift.similarity",
+    "drift/autoregression.parquet": "drift.autoregression",
+    "drift/normality.parquet": "drift.normality",
+}
+
+
+def check_drift(study: Study) -> None:
+    """The tables of drift are what the embeddings and trajectories give."""
+    check_analysis(study, "drift", TABLES, drift_again, 1e-5)  # distances of states that differ by rounding
+
+
+def drift_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.DataFrame]:
+    """The tables of drift, computed again."""
+    from ditscope.drift.stage import drift
+
+    return analysed(study, partial(drift, settings=study.config.drift), trajectories)

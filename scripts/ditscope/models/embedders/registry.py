@@ -1,0 +1,30 @@
+"""Embedders: texts or images to vectors; a module of this package per family."""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from ditscope.core.errors import InputError
+from ditscope.core.plugins import load_plugin
+from ditscope.models.loading import default_device
+from ditscope.models.settings import EMBEDDER_FAMILIES, Embedder
+
+log = logging.getLogger(__name__)
+
+EmbedBatch = Callable[[list], np.ndarray]  # a batch of texts or of RGB images -> (batch, dimension) float32
+
+
+def load_embedder(name: str, entry: Embedder, device: str | None = None) -> EmbedBatch:
+    """Load an embedder of the registry onto one device; the function that it returns gives unit vectors.
+
+    `load` of the family's module does it; its `MODALITIES` are what it can embed.
+    """
+    family = load_plugin(entry.family, EMBEDDER_FAMILIES, f"embedders.{name}.family", "a family of embedders")
+    if entry.modality not in family.MODALITIES:
+        raise InputError(
+            f"embedders.{name}.modality: `{entry.family}` embeds {' or '.join(family.MODALITIES)}, not {entry.modality}"
+        )
+    embed = family.load(name, entry, device or default_device())
+    log.info("loaded %s (%s)", name, entry.family)
+    return embed

@@ -1,0 +1,124 @@
+"""What `ditscope doctor` checks of the stage `publish`."""
+
+import csv
+import tempfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+from ditscope.core.errors import InputError
+from ditscope.core.study import ROUNDED, Study, alike_text, check_picture
+from ditscope.publish.catalog import files_by_name, table_files
+
+
+def check_publish(study: Study) -> None:
+    """Figures and pages are whole; tables are what the stages left, and the catalog has every table of the study."""
+    for file in study.targets("publish"):
+        path = study.results / file
+        if not path.exists():
+            continue
+        with study.noting("publish", file):
+            if path.suffix in READABLE:
+                READABLE[path.suffix](path)
+            if file.startswith("tables/"):
+                check_paper_table(study, file)
+            elif path.suffix == ".duckdb":
+                check_catalog(study, path)
+
+
+def stage_files(study: Study) -> dict[str, list[Path]]:
+    """What each stage left, as figures and tables are given it; without stages that lack a file."""
+    files = {s: [study.results / file for file in study.asked(s)] for s in study.plan["targets"] if s != "publish"}
+    return {stage: paths for stage, paths in files.items() if paths and all(path.exists() for path in paths)}
+
+
+def check_paper_table(study: Study, file: str) -> None:
+    """A table for the paper is what its stage's tables give, in every format."""
+    from ditscope.publish.figures import PAPER_TABLES
+    from ditscope.publish.paper_tables import write_paper_tables
+
+    def again() -> dict[str, str]:
+        with tempfile.TemporaryDirectory() as folder:
+            write_paper_tables(stage_files(study), Path(folder))
+            return {path.name: path.read_text(encoding="utf-8") for path in Path(folder).iterdir()}
+
+    name = Path(file).name
+    wanted = study.once("paper tables", again)
+    found = (study.results / file).read_text(encoding="utf-8")
+    if name in wanted and not alike_text(found, wanted[name], 1e-6 if file.endswith(".csv") else ROUNDED):
+        raise InputError(f"is not what the stage `{PAPER_TABLES[Path(file).stem]}` left")
+
+
+def check_svg(path: Path) -> None:
+    """An SVG is well-formed XML with the right root."""
+    try:
+        root = ElementTree.parse(path).getroot()
+    except ElementTree.ParseError as error:
+        raise InputError(f"not well-formed XML ({error})") from None
+    if not root.tag.endswith("svg"):
+        raise InputError(f"not an SVG but <{root.tag}>")
+
+
+def check_csv(path: Path) -> None:
+    """A CSV has a header and as many fields in every row."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    if not rows or any(len(row) != len(rows[0]) for row in rows):
+        raise InputError("rows have different numbers of fields")
+
+
+def check_text(path: Path) -> None:
+    """A Markdown or LaTeX table is UTF-8 and ends with a whole line."""
+    if not path.read_text(encoding="utf-8").endswith("\n"):
+        raise InputError("does not end with a whole line")
+
+
+def check_html(path: Path) -> None:
+    """A page reaches its end."""
+    if not path.read_text(encoding="utf-8").rstrip().endswith("</html>"):
+        raise InputError("truncated: does not end with </html>")
+
+
+def check_pdf(path: Path) -> None:
+    """A PDF has head and tail."""
+    data = path.read_bytes()
+    if not data.startswith(b"%PDF-") or b"%%EOF" not in data[-64:]:
+        raise InputError("not a whole PDF")
+
+
+READABLE = {
+    ".svg": check_svg,
+    ".csv": check_csv,
+    ".md": check_text,
+    ".tex": check_text,
+    ".html": check_html,
+    ".pdf": check_pdf,
+    ".png": check_picture,
+}
+
+
+def check_catalog(study: Study, path: Path) -> None:
+    """The DuckDB file has every table of the study with all its rows, value by value."""
+    import duckdb
+
+    planned = table_files({stage: study.asked(stage) for stage in study.plan["targets"]})
+    files = files_by_name(study.results / file for file in planned if (study.results / file).exists())
+    try:
+        with duckdb.connect(str(path), read_only=True) as database:
+            names = {name for (name,) in database.execute("SHOW TABLES").fetchall()}
+            for name, paths in files.items():
+                if name not in names:
+                    raise InputError(f"table {name} has 0 rows of those in {paths[0]}")
+                given = "SELECT * FROM read_parquet($paths, union_by_name = true)"
+                counts = [
+                    database.execute(f"SELECT count(*) FROM ({query})", values).fetchone()[0]  # type: ignore[index]
+                    for query, values in ((f'SELECT * FROM "{name}"', {}), (given, {"paths": paths}))
+                ]
+                if counts[0] != counts[1]:
+                    raise InputError(f"table {name} has {counts[0]} rows of {counts[1]}")
+                other = f'SELECT count(*) FROM ({given} EXCEPT ALL SELECT * FROM "{name}")'
+                if count := database.execute(other, {"paths": paths}).fetchone()[0]:  # type: ignore[index]
+                    raise InputError(f"table {name} differs in {count} rows of {counts[1]} from the study's files")
+            if unknown := names - files.keys():
+                raise InputError(f"table {unknown.pop()} is none of the study")
+    except duckdb.Error as error:
+        raise InputError(f"not a readable DuckDB file ({error})") from None

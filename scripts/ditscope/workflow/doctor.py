@@ -1,0 +1,125 @@
+"""`ditscope doctor`: run every check over a study and say what to run again."""
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ditscope.config import STAGES, Config
+from ditscope.core.atomic import write_text
+from ditscope.core.errors import MALFORMED, InputError
+from ditscope.core.paths import InputFolder, OutputFile
+from ditscope.core.settings import decode
+from ditscope.core.study import Finding, Study
+from ditscope.core.study_plan import PLAN, read_plan
+from ditscope.workflow.inventory import MISSING, check_checksums, check_left_over, check_missing, check_tables
+
+PLAN_VERSION = "1"
+
+
+def check_of(stage: str) -> Callable[[Study], None]:
+    """The check of a stage: `check_<stage>` in its own `check.py`."""
+    return getattr(import_module(f"ditscope.{stage}.check"), f"check_{stage}")
+
+
+CHECKS: dict[str, Callable[[Study], None]] = {
+    "files": check_missing,
+    "tables": check_tables,
+    **{stage: check_of(stage) for stage in STAGES},
+    "checksums": check_checksums,
+    "leftovers": check_left_over,
+}
+
+
+def doctor(
+    results: InputFolder, report: OutputFile | None = None, checks: list[str] | None = None, profile: str = "local"
+) -> None:
+    """Verify everything that a study left, and say what to run again.
+
+    `results` is the study's folder, as results/demo. Reads every file there: expected ones exist, tables have their
+    columns and rows, digests are those that were recorded, stages agree on models and settings, nothing is left over.
+    `report` takes the findings as JSON, `checks` chooses some checks, `profile` is named in the commands that mend.
+    Raises InputError where anything was found.
+    """
+    chosen = checks or list(CHECKS)
+    if unknown := set(chosen) - set(CHECKS):
+        raise InputError(f"checks: `{unknown.pop()}` is not a check; valid: {', '.join(CHECKS)}")
+    study = examine(results, chosen)
+    mends = mending(study, profile)
+    if report:
+        write_text(report, json.dumps(document(study) | {"checks": chosen, "mend": mends}, indent=1) + "\n")
+    print(readable(study, chosen, mends), end="")
+    if study.findings:
+        raise InputError(f"{results}: {len(study.findings)} findings; the lines above say what to do")
+
+
+def examine(results: Path, checks: list[str]) -> Study:
+    """A study with what `checks` found in it."""
+    study = open_study(results)
+    for name in checks:
+        CHECKS[name](study)
+    return study
+
+
+def mending(study: Study, profile: str = "local") -> list[str]:
+    """The commands, to be run where the workflow runs, that mend every finding, in order."""
+    removed = sorted({study.prefix + f.remove for f in study.findings if f.remove})
+    commands = [shlex.join(["rm", "-r", *removed])] if removed else []
+    if any(f.rerun for f in study.findings):  # Snakemake makes what is missing by itself
+        forced = sorted(
+            {study.prefix + f.rerun for f in study.findings if f.rerun not in ("", PLAN) and f.problem != MISSING}
+        )
+        configs = study.plan.get("configfiles") or []
+        command = ["snakemake", "--profile", profile, *(["--configfile", *configs] if configs else [])]
+        commands.append(shlex.join([*command, *(["--forcerun", *forced] if forced else [])]))
+    return commands
+
+
+def readable(study: Study, checks: list[str], mends: list[str]) -> str:
+    """The findings as lines of text."""
+    if not study.findings:
+        return f"{study.results}: sound ({len(checks)} checks)\n"
+    lines = [line(finding) for finding in study.findings]
+    return "\n".join([*lines, "", "To mend:", *(f"  {command}" for command in mends), ""])
+
+
+def line(finding: Finding) -> str:
+    """One finding in one line, with what mends it where that is another file."""
+    if finding.remove:
+        mend = f" [remove {finding.remove}]"
+    elif finding.rerun != finding.file:
+        mend = f" [run again: {finding.rerun}]"
+    else:
+        mend = ""
+    return f"{finding.stage}: {finding.file}: {finding.problem}{mend}"
+
+
+def open_study(results: Path) -> Study:
+    """Read a study's plan and config. Raises InputError where there is none or another version wrote it."""
+    plan, path = read_plan(results), results / PLAN
+    try:
+        version, targets, rules, config = (plan[key] for key in ("schema_version", "targets", "rules", "config"))
+        complete = all(isinstance(f, str) for files in targets.values() for f in files)
+        complete = complete and all(isinstance(g, str) for rule in rules.values() for g in rule["outputs"])
+    except MALFORMED:
+        complete = False
+    if not complete:
+        raise InputError(f"{path}: not a plan of this ditscope; run the study again")
+    if version != PLAN_VERSION:
+        raise InputError(f"{path}: schema version {version}, this ditscope reads {PLAN_VERSION}; run the study again")
+    try:
+        return Study(results, plan, decode(Config, config))
+    except InputError as error:
+        raise InputError(f"{path}: its config is of another ditscope ({error}); run the study again") from None
+
+
+def document(study: Study) -> dict[str, Any]:
+    """The findings as plain data, in the order of the checks."""
+    return {
+        "schema_version": "1",
+        "experiment": study.config.experiment,
+        "findings": [asdict(finding) for finding in study.findings],
+    }

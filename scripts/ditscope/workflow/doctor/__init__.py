@@ -1,1 +1,0 @@
-"""Verification of a whole results tree: what is missing, damaged, left over, or made with other settings."""

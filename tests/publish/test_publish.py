@@ -1,0 +1,161 @@
+"""Figures, explorer and catalog: complete registries, hostile captions, readable files."""
+
+import re
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+from PIL import Image
+
+from ditscope.capture.figures import block_grid
+from ditscope.capture.files import write_metadata
+from ditscope.core.study_plan import read_plan
+from ditscope.core.tables import write_table
+from ditscope.publish import paper_tables
+from ditscope.publish.catalog import table_files, write_catalog
+from ditscope.publish.draw import function_of
+from ditscope.publish.explorer import write_explorer
+from ditscope.publish.figures import FIGURES, PAPER_TABLES, available
+from ditscope.style import grid, save
+from workflow import snakemake, workdir
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSTILE = '</script><img src=x onerror=alert(1)> & "quotes" <!-- $\\alpha$'
+
+
+def test_every_figure_has_a_function_and_a_caption():
+    assert all(callable(function_of(name)) for name in FIGURES)
+    for name in FIGURES:
+        caption = (ROOT / "report" / f"{name}.rst").read_text()
+        assert caption.strip().endswith(".")
+
+
+def test_every_paper_table_has_a_function():
+    assert list(paper_tables.FUNCTIONS) == list(PAPER_TABLES)
+
+
+def test_latex_and_markdown_escape():
+    table = pl.DataFrame({"a_b": [r"50 % & {x} \ $1 #2 ~ ^ | <i>"], "n": [0.123456]})
+    tex = paper_tables.latex(table)
+    assert r"50 \% \& \{x\} \textbackslash{} \$1 \#2 \textasciitilde{} \textasciicircum{} | \textless{}i" in tex
+    assert r"a\_b & n" in tex and "0.1235" in tex
+    assert r"\|" in paper_tables.markdown(table)
+
+
+def test_only_figures_of_finished_stages_are_asked_for():
+    assert [f.name for f in available({"generate"})] == ["image-grid"]
+    assert available(set()) == []
+
+
+def test_saved_figures_are_reproducible(tmp_path):
+    for copy in "ab":
+        figure, axes = grid(1, 1, width=2)
+        axes[0, 0].plot([1, 3, 2])
+        save(figure, pl.DataFrame({"y": [1, 3, 2]}), tmp_path / copy, ["svg", "png", "pdf"], 80)
+    for kind in ("svg", "png", "pdf", "csv"):
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes(), kind
+
+
+def captured(folder: Path, decoded: str, steps: int, doubles: int, singles: int) -> Path:
+    """A capture set of one generation as the grid reads it: metadata and, in the folder `decoded`, pictures."""
+    blocks = [f"double_block_{i}" for i in range(doubles)] + [f"single_block_{i}" for i in range(singles)]
+    intermediates = folder / "g" / "intermediates"
+    intermediates.mkdir(parents=True)
+    write_metadata({"captured_steps": list(range(steps)), "captured_blocks": blocks, "position": 0}, intermediates)
+    for step in range(steps if decoded else 0):
+        for block in blocks:
+            path = intermediates / decoded / f"step_{step}" / f"{block}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (24, 16), (step * 5, 0, 0)).save(path)
+    return folder
+
+
+def test_block_grid_takes_the_first_set_with_decoded_pictures(tmp_path):
+    """A set of statistics alone, which sorts first, would be a grid of empty cells."""
+    sets = [captured(tmp_path / "all", "", 50, 19, 38), captured(tmp_path / "landmarks", "decoded", 2, 1, 2)]
+    figure, data = block_grid({"capture": sets})
+    assert data["decoded"].to_list() == [True] * 6
+    assert figure.axes[0].get_images()[0].get_array().shape[:2] == (2 * 20, 3 * 28)
+    figure, data = block_grid({"capture": [sets[0]]})
+    assert data.is_empty() and "No capture set" in figure.texts[0].get_text()
+    _, data = block_grid({"capture": [captured(tmp_path / "other", "decoded_x_prev", 1, 1, 1)]})
+    assert data["decoded"].all()
+
+
+def test_block_grid_of_a_deep_network_is_one_picture_of_bounded_size(tmp_path):
+    """An axis a cell took minutes: 57 blocks and 4 steps are 228."""
+    figure, data = block_grid({"capture": [captured(tmp_path, "decoded", 4, 19, 38)]})
+    assert len(figure.axes) == 1 and len(data) == 4 * 57 and data["decoded"].all()
+    assert max(figure.get_size_inches()) <= 25
+    save(figure, data, tmp_path / "grid", ["svg"], 80)
+
+
+def test_only_the_formats_that_are_asked_for_are_planned(tmp_path):
+    overlay, tiny = tmp_path / "o.yaml", ROOT / "experiments" / "tiny.yaml"
+    overlay.write_text("publish: {formats: [pdf, png]}\n")
+    run = workdir(tmp_path / "run")
+    done = snakemake(run, "--cores", "1", "--dry-run", "--configfile", str(tiny), str(overlay), "--", "publish")
+    (outputs,) = re.findall(r"^(?:local)?rule figures:.*?output: (.*?)$", done.stdout, re.M | re.S)
+    kinds = {Path(name).suffix for name in outputs.split(", ")}
+    assert kinds == {".csv", ".pdf", ".png"} and outputs.count("/image-grid.") == 3
+
+
+def test_captions_cannot_break_out_of_the_explorer(tmp_path):
+    state = {"embedder": ["e"] * 2, "network": ["n"] * 2, "run_id": ["r"] * 2, "sequence_number": [0, 1]}
+    labels = pl.DataFrame(state | {"label": [0, 0], "text": [HOSTILE, "plain"]})
+    points = pl.DataFrame(state | {"x": [0.0, 1.0], "y": [1.0, 2.0]})
+    write_table(labels, tmp_path / "clusters.parquet", "clusters")
+    write_table(points, tmp_path / "map.parquet", "clusters.map")
+    write_explorer({"cluster": [tmp_path / "clusters.parquet", tmp_path / "map.parquet"]}, tmp_path / "e.html")
+    page = (tmp_path / "e.html").read_text()
+    assert "onerror=alert(1)" in page, "the caption is data of the page"
+    assert "</script><img" not in page
+    data = page.rpartition("const spec = ")[2].partition(";\n")[0]
+    assert "<" not in data
+
+
+def test_catalog_unites_tables_by_name(tmp_path):
+    write_table(pl.DataFrame({"a": [1]}), tmp_path / "1.parquet", "drift")
+    write_table(pl.DataFrame({"a": [2]}), tmp_path / "2.parquet", "drift")
+    write_table(pl.DataFrame({"b": ["x"]}), tmp_path / "3.parquet", "benchmark.timing")
+    write_catalog(sorted(tmp_path.glob("*.parquet")), tmp_path / "c.duckdb")
+    with duckdb.connect(tmp_path / "c.duckdb", read_only=True) as database:
+        assert database.execute("SELECT sum(a) FROM drift").fetchone() == (3,)
+        assert database.execute("SELECT b FROM benchmark_timing").fetchone() == ("x",)
+
+
+# Tables whose rows a later job joins into another one, which is in the catalog.
+JOINED = {
+    "benchmark.run": "benchmark",
+    "benchmark.run.timing": "benchmark.timing",
+    "benchmark.run.flat": "benchmark.flat_field",
+    "calibration.activations.part": "calibration.activations",
+}
+
+
+def test_the_catalog_has_every_table_of_a_finished_study(study, tmp_path):
+    results = study / "results" / "tiny"
+    plan = read_plan(results)["targets"]
+    left = {stage: [study / file for file in files] for stage, files in plan.items()}
+    write_catalog(table_files(left), tmp_path / "c.duckdb")
+    files = [p for p in results.rglob("*.parquet") if ".partial" not in p.relative_to(results).parts]
+    names = {pl.read_parquet_metadata(p)["table"] for p in files}
+    assert {"images", "capture_statistics"} < names
+    with duckdb.connect(tmp_path / "c.duckdb", read_only=True) as database:
+        catalog = {name for (name,) in database.execute("SHOW TABLES").fetchall()}
+        assert catalog == {JOINED.get(name, name).replace(".", "_") for name in names}
+        rows = {}
+        for file in results.glob("images/*/*.parquet"):
+            if ".timing" not in file.name:
+                rows[file] = len(pl.read_parquet(file))
+        assert database.execute("SELECT count(*) FROM images").fetchone() == (sum(rows.values()),)
+
+
+@pytest.mark.parametrize("text", [HOSTILE])
+def test_captions_are_drawn_as_plain_text(text, tmp_path):
+    """A caption with dollar signs is no formula: an unbalanced one must not stop the figure."""
+    figure, axes = grid(1, 1, width=2)
+    axes[0, 0].text(0, 0.5, text, parse_math=False)
+    save(figure, pl.DataFrame({"t": [text]}), tmp_path / "t", ["png"], 50)
+    assert (tmp_path / "t.png").stat().st_size > 0
