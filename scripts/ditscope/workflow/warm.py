@@ -45,7 +45,7 @@ def start_worker(workflow: Any, wanted: bool = True) -> None:
     here = workflow.local_exec and not workflow.remote_exec and not workflow.deployment_settings.deployment_method
     if not (wanted and here and sys.platform == "linux"):
         return
-    folder = Path(tempfile.mkdtemp(prefix="ditscope-warm-"))  # closed to other users
+    folder = Path(tempfile.mkdtemp(prefix="ditscope-warm-", dir="/tmp"))  # closed to others; a socket's path is short
     os.environ[WORKER] = f"{folder}/socket"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(os.environ[WORKER])
