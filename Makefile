@@ -63,21 +63,25 @@ dag: setup ## the rule graph as mermaid, on standard output
 
 # Proof ---------------------------------------------------------------------------------------------------------------
 
+# Processes that share out the tests, by file, each with one thread.
+WORKERS ?= $(shell echo $$(($(CORES) < 8 ? $(CORES) : 8)))
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations 20
+
 .PHONY: test
-test: setup ## functions, configs, the tiny study for real (about 15 minutes on two cores)
-	@time $(BIN)/pytest
+test: setup ## functions, configs, the tiny study for real (about 8 minutes on two cores)
+	@time $(PYTEST)
 
 .PHONY: test-system
 test-system: setup ## whole runs, SLURM, browser (about 30 minutes more)
-	@time $(BIN)/pytest -m "system and not long and not hardware"
+	@time $(BIN)/pytest -m "system and not long and not hardware" --durations 20
 
 .PHONY: test-envs
 test-envs: setup ## every environment of envs/ installed from the package index (nightly: gigabytes)
 	@time $(BIN)/pytest -m network
 
 .PHONY: test-all
-test-all: setup ## everything, hardware included where there is any
-	@time DITSCOPE_CHAOS_KILLS=$${DITSCOPE_CHAOS_KILLS:-100} $(BIN)/pytest -m "system or hardware or network or not system"
+test-all: test ## everything, hardware included where there is any
+	@time DITSCOPE_CHAOS_KILLS=$${DITSCOPE_CHAOS_KILLS:-100} $(BIN)/pytest -m "system or hardware or network" --durations 20
 
 .PHONY: lint
 lint: setup ## ruff, snakefmt, mypy

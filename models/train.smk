@@ -6,7 +6,7 @@ chain in minutes: add `--config steps=2`.
 
 import sys
 
-TRAIN = f"{sys.executable} scripts/train.py" + (f" --steps {config['steps']}" if "steps" in config else "")
+TRAIN = f"{sys.executable} tools/train.py" + (f" --steps {config['steps']}" if "steps" in config else "")
 
 OUT = "results/training"
 CLIP_TEXT = f"{OUT}/cliptext/model.safetensors"

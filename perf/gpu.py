@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ditscope.benchmark.latency import first_line, now
 from ditscope.benchmark.memory import peaks, reset_peaks
-from ditscope.benchmark.stage import prepare
+from ditscope.benchmark.prepare import prepare
 from ditscope.calibrate.files import Reference
 from ditscope.capture.recorder import Recorder
 from ditscope.capture.settings import CaptureSet

@@ -63,7 +63,7 @@ def seconds(folder: Path, arguments: tuple[str, ...], environment: dict[str, str
 
 
 def main(jobs: int = 40) -> None:
-    """Print jobs a minute for each way of running them."""
+    """Print jobs per minute for each way of running them."""
     if slurm_cluster.MISSING:
         raise SystemExit(f"no SLURM here: {', '.join(slurm_cluster.MISSING)} missing")
     with tempfile.TemporaryDirectory() as scratch:

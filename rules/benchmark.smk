@@ -47,7 +47,7 @@ rule benchmark_run:
         runtime=scaled(120),
         slurm_extra="--exclusive",
     params:
-        code=code("benchmark.stage"),
+        code=code("benchmark.run"),
         model=lambda w: model_params(w.model),
         scheme=lambda w: scheme_params(w.scheme),
         auto_hardware=CONFIG.benchmark.hardware == "auto",

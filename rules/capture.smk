@@ -1,7 +1,7 @@
 # Captures. Needs: the first runs and a generator with blocks. Leaves: one folder
 # <results>/captures/<model>/<capture>/ a capture set, in it <generation_id>/ a run: img_0.jpg, statistics.parquet
 # (table `capture_statistics`), intermediates/ (step_*.safetensors, metadata.json, decoded/step_*/<block>.jpg).
-# What blocks do: <results>/analysis/<model>/<capture>/*.parquet, a table a question; <results>/ablation/<model>.parquet
+# What blocks do: <results>/analysis/<model>/<capture>/*.parquet, a table per question; <results>/ablation/<model>.parquet
 # (table `ablation`) and .tar (pictures of the first run).
 
 

@@ -24,8 +24,9 @@ from ditscope.models.folders import download_mark, resolve_source, source_folder
 from ditscope.trajectories.networks import plan_file, resolve_network, trajectory_index
 from ditscope.prompts.files import first_runs, shard_index
 from ditscope.core.plugins import module_of
-from ditscope.models.registry import facts_of, is_generator
+from ditscope.models.registry import ON_MLX, facts_of, is_generator
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
+from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow.staleness import code_digest, prefer_this_library
 from ditscope.workflow.warm import start_worker
 from ditscope.core.digests import cached, source_digest
@@ -136,7 +137,7 @@ def model_params(name):
     entry = CONFIG.models[name]
     weights = entry.revision or digest_of(source_folder(entry))
     family = plugin(facts_of(entry.family).module) if is_generator(entry) else ""
-    mlx = code("models.mlx.transformer") + code("models.mlx.quantize") if entry.backend == "mlx" else ""
+    mlx = "".join(map(plugin, ON_MLX.values())) if entry.backend == "mlx" else ""
     return determining(entry) | {"digest": weights + family + mlx}
 
 
@@ -182,8 +183,8 @@ def own_calibration(model):
 
 
 def sensitivity_code(model):
-    """Digest of the library code that scores a model's layers: MLX has some of its own."""
-    return code("sensitivity.stage") + (code("sensitivity.mlx") if CONFIG.models[model].backend == "mlx" else "")
+    """Digest of the library code that scores a model's layers: each back end has some of its own."""
+    return code("sensitivity.stage") + plugin(BACK_ENDS[CONFIG.models[model].backend])
 
 
 def chosen(name):

@@ -1,5 +1,5 @@
 # Embeddings. Needs: trajectories and an embedder. Leaves: <results>/embeddings/<embedder>/<network>-<shard>.parquet
-# (table `embeddings`, one row a text or image).
+# (table `embeddings`, one row per text or image).
 
 
 rule embed:

@@ -1,5 +1,5 @@
 # Images. Needs: prompt shards and a generator. Leaves: <results>/images/<model>/shard-*: a WebDataset tar (png, json,
-# latent), the table `images` (one row a run) and the table `images.timing`.
+# latent), the table `images` (one row per run) and the table `images.timing`.
 
 
 rule generate:

@@ -1,4 +1,4 @@
-# Prompts. Needs: the prompt CSV. Leaves: <results>/prompts/shard-*.parquet (table `prompts`, one row a run), and
+# Prompts. Needs: the prompt CSV. Leaves: <results>/prompts/shard-*.parquet (table `prompts`, one row per run), and
 # runs-<start>-<count>.parquet, the same of the first runs, for stages that take no more of them.
 
 

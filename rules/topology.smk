@@ -1,5 +1,5 @@
 # Topology. Needs: all trajectories and their embeddings. Leaves: <results>/topology/: the tables `topology.diagrams` (a
-# row a bar), `topology.entropy` (a row a run and dimension) and `topology.distances` (pairs of runs).
+# row per bar), `topology.entropy` (a row per run and dimension) and `topology.distances` (pairs of runs).
 
 
 rule topology:

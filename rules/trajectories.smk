@@ -1,5 +1,5 @@
 # Trajectories. Needs: the first runs, the models of each network, bit plans where an entry is quantized by one.
-# Leaves: <results>/trajectories/<network>/shard-*: the table `trajectories` (one row a text or image), a tar of the
+# Leaves: <results>/trajectories/<network>/shard-*: the table `trajectories` (one row per text or image), a tar of the
 # images, and the table `trajectories.timing`.
 
 

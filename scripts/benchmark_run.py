@@ -10,7 +10,7 @@ from ditscope.models.hardware import hardware_id
 from ditscope.workflow.job import job, model_entry, scheme_entry
 
 with job(snakemake):  # not warm: it measures the memory of its process, libraries included
-    from ditscope.benchmark.stage import benchmark
+    from ditscope.benchmark.run import case_of, measure, wanted_runs
 
     wildcards, params = snakemake.wildcards, snakemake.params
     if params.auto_hardware and hardware_id() != wildcards.hardware:
@@ -18,15 +18,15 @@ with job(snakemake):  # not warm: it measures the memory of its process, librari
             f"benchmark.hardware: auto named this study's host `{wildcards.hardware}`, but the job runs on "
             f"`{hardware_id()}`; set benchmark.hardware to a name of your own"
         )
-    benchmark(
+    settings = replace(decode(Benchmark, params.settings), hardware=wildcards.hardware)
+    case = case_of(
         name=wildcards.model,
         model=model_entry(params.model),
         schemes={wildcards.scheme: scheme_entry(params.scheme)},
-        embedders={},
-        prompts=[Path(path) for path in snakemake.input.prompts],
-        output_dir=Path(snakemake.output.table).parent,
         config=wildcards.scheme,
         compile=wildcards.compile,
         plan=Path(snakemake.input.plan[0]) if snakemake.input.plan else None,
-        settings=replace(decode(Benchmark, params.settings), hardware=wildcards.hardware),
+        settings=settings,
     )
+    runs = wanted_runs([Path(path) for path in snakemake.input.prompts], settings)
+    measure(case, runs, Path(snakemake.output.table).parent)

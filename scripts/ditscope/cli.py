@@ -8,7 +8,7 @@ import argparse
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import UnionType
@@ -22,6 +22,7 @@ from ditscope.core.errors import IncompleteError, InputError, machine_error
 from ditscope.core.names import unknown
 from ditscope.core.paths import PathKind, check_apart, check_path
 from ditscope.core.ranges import check_ranges
+from ditscope.core.settings import default_of
 from ditscope.models.settings import Embedder, Model, Scheme
 from ditscope.plan.settings import Budget
 from ditscope.workflow.job import logged
@@ -64,6 +65,8 @@ COMMANDS = {
     "clean-caches": ("core.caches:clean_caches", "remove this project's caches and say how many bytes"),
     "publish": ("publish.stage:publish", "every figure and table that a study's finished stages allow"),
     "estimate": ("workflow.estimate:estimate", "jobs, hours and disk that a study will take"),
+    "new": ("workflow.new:new", "write a commented overlay for a study of your own model and prompts"),
+    "compare": ("workflow.compare:compare", "two experiments side by side: settings, tables and figures that differ"),
     "resume": ("workflow.resume:resume", "go on with a SLURM run whose main process was killed"),
     "progress": ("workflow.progress:progress", "how complete every study is"),
     "doctor": ("workflow.doctor:doctor", "verify everything that a study left, and say what to run again"),
@@ -199,7 +202,9 @@ def options_of(function: Callable[..., Any], command: str = "", config: Config |
             for f in fields(kind):
                 if not f.metadata["config_only"] and get_origin(types[f.name]) is not dict:
                     about = f.metadata["help"], () if f.metadata["importable"] else f.metadata["choices"]
-                    options.setdefault(f.name, option_of(f.name, types[f.name], default_of(f), *about))
+                    options.setdefault(
+                        f.name, option_of(f.name, types[f.name], default_of(f, inspect.Parameter.empty), *about)
+                    )
         elif not (name == "name" and any(k in REGISTRIES for k in hints.values())):
             found = option_of(name, extras[name], parameter.default)
             options[name] = replace(found, by_place=by_place(parameter))
@@ -231,13 +236,6 @@ def registry_of(kind: Any) -> str | None:
     if get_origin(kind) is dict and get_args(kind)[1] in REGISTRIES:
         return REGISTRIES[get_args(kind)[1]]
     return None
-
-
-def default_of(f: Field) -> Any:
-    """A field's default, or Parameter.empty where it has none."""
-    if f.default is not MISSING:
-        return f.default
-    return f.default_factory() if f.default_factory is not MISSING else inspect.Parameter.empty
 
 
 def add_option(parser: argparse.ArgumentParser, option: Option) -> None:

@@ -12,7 +12,7 @@ from ditscope.calibrate.settings import Calibrate
 from ditscope.capture.settings import Capture
 from ditscope.cluster.settings import Cluster
 from ditscope.core.errors import InputError
-from ditscope.core.names import check_name, unknown
+from ditscope.core.names import check_apart, check_name, unknown
 from ditscope.core.patterns import select_blocks, select_indices
 from ditscope.core.settings import decode, setting
 from ditscope.drift.settings import Drift
@@ -132,6 +132,18 @@ def load_config(data: Mapping[str, Any]) -> Config:
 
 def check(config: Config) -> None:
     """Check what types cannot: names that refer to registry entries, sizes, exclusive options."""
+    check_names(config)
+    check_models(config)
+    check_selections(config)
+    check_networks(config)
+    check_schemes(config)
+    check_benchmark(config)
+    check_captures(config)
+    check_patterns(config)
+
+
+def check_names(config: Config) -> None:
+    """Check names that become parts of paths."""
     check_name("experiment", config.experiment)
     registries: dict[str, Mapping[str, Any]] = {
         "models": config.models,
@@ -145,12 +157,17 @@ def check(config: Config) -> None:
     for registry, entries in registries.items():
         for name in entries:
             check_name(registry, name)
+        check_apart(registry, entries)
+    if config.benchmark.hardware:
+        check_name("benchmark.hardware", config.benchmark.hardware)
     if found := set(config.prompts.csv) & set("{}<>"):
         raise InputError(
             f"prompts.csv: `{config.prompts.csv}` has a {min(found)}, by which Snakemake marks wildcards; rename it"
         )
-    if config.benchmark.hardware:
-        check_name("benchmark.hardware", config.benchmark.hardware)
+
+
+def check_models(config: Config) -> None:
+    """Check the entries of the registries `models` and `embedders`."""
     for name, model in config.models.items():
         for side in ("width", "height"):
             if getattr(model, side) % 16:
@@ -160,73 +177,89 @@ def check(config: Config) -> None:
         check_revision(f"models.{name}", model.revision)
     for name, embedder in config.embedders.items():
         check_revision(f"embedders.{name}", embedder.revision)
-    for stage, registry, valid in (
-        ("generate", "models", config.models),
-        ("capture", "models", config.models),
-        ("ablate", "models", config.models),
-        ("calibrate", "models", config.models),
-        ("sensitivity", "models", config.models),
-        ("benchmark", "models", config.models),
-        ("refine", "models", config.models),
-        ("benchmark", "schemes", config.schemes),
-        ("trajectories", "networks", config.networks),
-        ("embed", "embedders", config.embedders),
+
+
+def check_selections(config: Config) -> None:
+    """Check what stages select of the registries, and that a stage can read the blocks of its models where it must."""
+    for stage, registry in (
+        ("generate", "models"),
+        ("capture", "models"),
+        ("ablate", "models"),
+        ("calibrate", "models"),
+        ("sensitivity", "models"),
+        ("benchmark", "models"),
+        ("refine", "models"),
+        ("benchmark", "schemes"),
+        ("trajectories", "networks"),
+        ("embed", "embedders"),
     ):
-        for name in getattr(getattr(config, stage), registry):
-            if name not in valid:
-                raise InputError(unknown(f"{stage}.{registry}", name, valid, f"in the config's `{registry}`"))
+        check_known(f"{stage}.{registry}", getattr(getattr(config, stage), registry), config, registry)
+    for section in ("blocks", "ablate"):
+        features = getattr(config, section).features
+        check_known(f"{section}.features", [features] if features else [], config, "embedders")
     for stage in ("capture", "ablate", "calibrate", "sensitivity"):
         for name in getattr(config, stage).models:
             backends = ("torch", "mlx") if stage in ("calibrate", "sensitivity") else ("torch",)
             require_blocks(f"{stage}.models", name, config.models[name], backends)
+
+
+def check_known(where: str, names: Collection[str], config: Config, registry: str) -> None:
+    """Refuse a name that is in no entry of a registry."""
+    entries = getattr(config, registry)
+    for name in names:
+        if name not in entries:
+            raise InputError(unknown(where, name, entries, f"in the config's `{registry}`"))
+
+
+def check_networks(config: Config) -> None:
+    """Check the networks that trajectories walk."""
     for name in config.trajectories.networks:
         for entry in config.networks[name]:
             label, _, variant = entry.partition(":")
-            if label not in config.models:
-                raise InputError(unknown(f"networks.{name}", label, config.models, "in the config's `models`"))
+            check_known(f"networks.{name}", [label], config, "models")
             if variant and variant not in config.schemes and variant not in config.plan.budgets:
                 variants = [*config.schemes, *config.plan.budgets]
                 raise InputError(unknown(f"networks.{name}", variant, variants, "a scheme or a plan's budget"))
         resolve_network(name, config.networks[name], config.models, config.schemes)
+
+
+def check_schemes(config: Config) -> None:
+    """Check the schemes that follow a plan."""
     for name, scheme in config.schemes.items():
         if scheme.kind == "plan" and scheme.plan not in config.plan.budgets:
             raise InputError(unknown(f"schemes.{name}.plan", scheme.plan, config.plan.budgets, "a plan's budget"))
         if scheme.kind == "plan" and scheme.fuse_qkv:
             raise InputError(f"schemes.{name}.fuse_qkv: a plan names the separate layers; set it to false")
-    for key in ("checkpoints", "compiled"):
-        for name in getattr(config.benchmark, key):
-            if name not in config.schemes:
-                raise InputError(unknown(f"benchmark.{key}", name, config.schemes, "in the config's `schemes`"))
+
+
+def check_benchmark(config: Config) -> None:
+    """Check that a benchmark has what its images are judged by."""
     bench = config.benchmark
-    if bench.models and not bench.skip_metrics:
-        chosen = [config.schemes[s] for s in bench.schemes]
-        if "eager" not in bench.compile or not any(s == Scheme("base") for s in chosen):
-            raise InputError(
-                "benchmark: quality is judged against a scheme of kind `base` in eager mode; "
-                "select both, or set skip_metrics: true"
-            )
-        for key, names in (("features", [bench.features]), ("cosines", bench.cosines)):
-            for name in names:
-                if name not in config.embedders:
-                    raise InputError(unknown(f"benchmark.{key}", name, config.embedders, "in the config's `embedders`"))
-        if bench.kid_subset_size > bench.num_images:
-            raise InputError(
-                f"benchmark.kid_subset_size: {bench.kid_subset_size} is more than benchmark.num_images, "
-                f"{bench.num_images}; make it smaller"
-            )
+    for key in ("checkpoints", "compiled"):
+        check_known(f"benchmark.{key}", getattr(bench, key), config, "schemes")
     for name, target in bench.targets.items():
-        if target.model not in config.models:
-            raise InputError(
-                unknown(f"benchmark.targets.{name}.model", target.model, config.models, "in the config's `models`")
-            )
-    for section in ("blocks", "ablate"):
-        features = getattr(config, section).features
-        if features and features not in config.embedders:
-            raise InputError(unknown(f"{section}.features", features, config.embedders, "in the config's `embedders`"))
+        check_known(f"benchmark.targets.{name}.model", [target.model], config, "models")
+    if not bench.models or bench.skip_metrics:
+        return
+    if "eager" not in bench.compile or not any(config.schemes[name] == Scheme("base") for name in bench.schemes):
+        raise InputError(
+            "benchmark: quality is judged against a scheme of kind `base` in eager mode; "
+            "select both, or set skip_metrics: true"
+        )
+    check_known("benchmark.features", [bench.features], config, "embedders")
+    check_known("benchmark.cosines", bench.cosines, config, "embedders")
+    if bench.kid_subset_size > bench.num_images:
+        raise InputError(
+            f"benchmark.kid_subset_size: {bench.kid_subset_size} is more than benchmark.num_images, "
+            f"{bench.num_images}; make it smaller"
+        )
+
+
+def check_captures(config: Config) -> None:
+    """Check options of captures that exclude each other."""
     for name, capture in config.capture.sets.items():
         if capture.offload and capture.multi_gpu:
             raise InputError(f"capture.sets.{name}: `offload` and `multi_gpu` exclude each other; set one to false")
-    check_patterns(config)
 
 
 def check_patterns(config: Config) -> None:

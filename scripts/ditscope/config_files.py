@@ -1,6 +1,6 @@
 """A study's config from its files: apart from ditscope.config, since jobs have neither YAML nor Snakemake."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,14 @@ from ditscope.core.yaml_file import read_yaml
 
 def read_config(overlays: Sequence[Path | str]) -> Config:
     """The project's config.yaml with overlays merged over it, key by key."""
+    return config_with(*map(read_yaml, overlays))
+
+
+def config_with(*overlays: Mapping[str, Any]) -> Config:
+    """The project's config.yaml with the plain data of overlays merged over it, key by key."""
     from snakemake.utils import update_config
 
     data: dict[str, Any] = {}
-    for path in [ROOT / "config.yaml", *overlays]:
-        update_config(data, read_yaml(path))
+    for overlay in (read_yaml(ROOT / "config.yaml"), *overlays):
+        update_config(data, overlay)
     return load_config(data)

@@ -1,6 +1,5 @@
 """One look for all figures, and their saving as reproducible files."""
 
-import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -73,11 +72,6 @@ def save(figure: Canvas, data: pl.DataFrame, stem: Path, formats: list[str], dpi
 def named(files: Files, stage: str, name: str) -> list[Path]:
     """The files of a stage whose name is `name`."""
     return [path for path in files[stage] if path.name == name]
-
-
-def picture(png: bytes) -> np.ndarray:
-    """A PNG as an array (height, width, 3) uint8."""
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
 def draw_tiles(axis: Axes, shape: tuple[int, int], cells: Iterable[tuple[tuple[int, int], np.ndarray]]) -> None:

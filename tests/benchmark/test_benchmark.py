@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -13,8 +14,10 @@ import scipy.stats
 import torch
 from PIL import Image
 
-from ditscope.benchmark import latency, memory, quality, quality_of_sets, stage
+from ditscope.benchmark import latency, memory, prepare, quality, quality_of_sets
+from ditscope.benchmark import run as run_module
 from ditscope.benchmark.cases import benchmark_cases
+from ditscope.benchmark.check import check_sizes
 from ditscope.benchmark.features import Extractor
 from ditscope.benchmark.images import read_images
 from ditscope.benchmark.join import benchmark_table, with_quality, with_size_ratios, with_speed_ratios
@@ -63,7 +66,7 @@ def tiny(monkeypatch, tmp_path):
     def letters(texts):
         return torch.stack([torch.rand(12, generator=torch.Generator().manual_seed(len(t))) for t in texts])
 
-    monkeypatch.setattr(stage, "load_generator", load)
+    monkeypatch.setattr(run_module, "load_generator", load)
     monkeypatch.setattr(requests, "prompt_tokens", lambda model, prompt: (3, False))
     for module in (quality, quality_of_sets):
         monkeypatch.setattr(module, "feature_extractor", lambda name, entry: Extractor("colours", colours, letters))
@@ -214,13 +217,13 @@ def test_quality_refuses_a_reference_made_with_other_settings(tiny, tmp_path):
 def test_quality_images_are_sampled_in_one_batch_under_every_scheme(tiny, monkeypatch, tmp_path):
     """Whatever batch sizes ran: else a difference between schemes would be the batch's as well."""
     sizes = []
-    make = stage.generate_slice
+    make = run_module.generate_slice
 
     def watched(generator, rows, *made_by):
         sizes.append(len(rows))
         return make(generator, rows, *made_by)
 
-    monkeypatch.setattr(stage, "generate_slice", watched)
+    monkeypatch.setattr(run_module, "generate_slice", watched)
     run_once = latency.run_once
 
     def limited(generator, rows):
@@ -238,7 +241,9 @@ def test_quality_images_are_sampled_in_one_batch_under_every_scheme(tiny, monkey
     assert sizes == [2, 2] and (run["quality_batch"], run["floor_batch"], run["images"]) == (2, None, 4)
     assert read_table(tiny("int3"), "benchmark.run")["quality_batch"][0] == 1, "the smallest that is timed"
 
-    monkeypatch.setattr(stage, "generate_slice", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("too much")))
+    monkeypatch.setattr(
+        run_module, "generate_slice", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("too much"))
+    )
     broken = tiny("fused", settings=settings)
     run = read_table(broken, "benchmark.run").row(0, named=True)
     assert run["reason"] == "" and run["images"] == 0 and run["stored_bytes"] > 0
@@ -252,7 +257,7 @@ def test_quality_images_are_sampled_in_one_batch_under_every_scheme(tiny, monkey
 
 
 def tiny_run(tiny, monkeypatch, make):
-    monkeypatch.setattr(stage, "generate_slice", make)
+    monkeypatch.setattr(run_module, "generate_slice", make)
     return tiny("int8", "other")
 
 
@@ -280,8 +285,8 @@ def test_the_base_in_another_batch_is_the_noise_floor(tiny, tmp_path):
 def test_reference_of_other_settings_is_refused_before_a_model_loads(tiny, tmp_path, monkeypatch):
     reference = tiny("base", "reference", replace(SETTINGS, num_steps=2)).parent
     loaded = []
-    load = stage.load_generator
-    monkeypatch.setattr(stage, "load_generator", lambda *a: loaded.append(a) or load(*a))
+    load = run_module.load_generator
+    monkeypatch.setattr(run_module, "load_generator", lambda *a: loaded.append(a) or load(*a))
     for key, settings in (
         ("steps 2, this run has 5", replace(SETTINGS, num_steps=5)),
         (r"guidance 0\.0, this run has 3\.0", replace(SETTINGS, num_steps=2, cfg_scale=3.0)),
@@ -337,6 +342,14 @@ def test_fused_and_filtered_schemes(tiny):
     assert 0 < partly["quantized_layers"] < whole["quantized_layers"]
     assert whole["stored_bytes"] < partly["stored_bytes"] < base["stored_bytes"]
     assert "no int8 kernel for 2:4" in read_table(tiny("sparse-int8"), "benchmark.run")["reason"][0]
+    noted: list[str] = []
+    doctor = SimpleNamespace(note=lambda stage, file, problem: noted.append(problem))
+    for run in (base, fused, whole, partly):
+        check_sizes(doctor, "file", run)
+    assert noted == []
+    check_sizes(doctor, "file", fused | {"quantized_layers": 3})
+    check_sizes(doctor, "file", whole | {"quantized_layers": 0})
+    assert ["base says" in problem for problem in noted] == [True, False]
 
 
 def test_noise_growth_has_a_row_for_each_step_count_and_seed(tiny):
@@ -382,9 +395,9 @@ def test_what_is_compiled(state, count, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(self))
     generator = tiny_generator("flux")
-    assert stage.prepare(generator, Scheme("base"), state, None) == "" and len(compiled) == count
+    assert prepare.prepare(generator, Scheme("base"), state, None) == "" and len(compiled) == count
     compiled.clear()
-    stage.prepare(generator, Scheme("base", compile_vae=True), state, None)
+    prepare.prepare(generator, Scheme("base", compile_vae=True), state, None)
     assert (generator.pipe.vae.decoder in compiled) == (state != "eager") and len(compiled) == count + (count > 0)
 
 
@@ -392,17 +405,17 @@ def test_modes_of_compilation_are_handed_on_or_a_reason(monkeypatch):
     modes = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: modes.append(options.get("mode")))
     for state, mode in (("full", None), ("max-autotune", "max-autotune")):
-        assert stage.prepare(tiny_generator("flux"), Scheme("base", compile_vae=True), state, None) == ""
+        assert prepare.prepare(tiny_generator("flux"), Scheme("base", compile_vae=True), state, None) == ""
         assert modes == [mode, mode], state
         modes.clear()
-    reason = stage.prepare(tiny_generator("flux"), Scheme("base"), "reduce-overhead", None)
+    reason = prepare.prepare(tiny_generator("flux"), Scheme("base"), "reduce-overhead", None)
     assert reason == "reduce-overhead is CUDA graphs, which cpu has not; take `compile: full`" and not modes
-    assert stage.uncompilable("full", "mlx") == "" != stage.uncompilable("max-autotune", "mlx")
+    assert prepare.uncompilable("full", "mlx") == "" != prepare.uncompilable("max-autotune", "mlx")
     small = type("Properties", (), {"multi_processor_count": 46})
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: small)
-    assert "this GPU has 46" in stage.uncompilable("max-autotune", "cuda")
-    assert stage.uncompilable("reduce-overhead", "cuda") == ""
+    assert "this GPU has 46" in prepare.uncompilable("max-autotune", "cuda")
+    assert prepare.uncompilable("reduce-overhead", "cuda") == ""
 
 
 def test_too_few_images_are_a_reason_and_too_large_a_subset_an_error(tiny, tmp_path):
@@ -471,14 +484,14 @@ def test_a_calibration_set_is_a_reference_as_a_set(tiny, tmp_path):
 )
 def test_a_calibration_set_of_other_settings_is_refused_before_loading(changes, named, tiny, tmp_path, monkeypatch):
     folder = calibration_set(tmp_path / "calibration", squares(4), **changes)
-    monkeypatch.setattr(stage, "load_generator", None)
+    monkeypatch.setattr(run_module, "load_generator", None)
     with pytest.raises(InputError, match=named):
         tiny("int8", "other", reference_dir=folder)
 
 
 def test_calibration_images_that_cannot_be_read_are_refused(tiny, tmp_path, monkeypatch):
     folder = calibration_set(tmp_path / "calibration", squares(4))
-    monkeypatch.setattr(stage, "load_generator", None)
+    monkeypatch.setattr(run_module, "load_generator", None)
     with pytest.raises(InputError, match="kid_subset_size: 5 is more than the 4 images"):
         tiny("int8", "other", replace(SETTINGS, kid_subset_size=5, num_images=5), reference_dir=folder)
     (folder / "images/1.png").write_bytes(b"no picture")
@@ -500,7 +513,7 @@ def test_a_damaged_reference_image_is_named(tiny, tmp_path, monkeypatch):
         ) as error:
             quality.quality([base, other], tmp_path / "q.parquet", EMBEDDERS, SETTINGS)
         assert "\n" not in str(error.value)
-    monkeypatch.setattr(stage, "load_generator", None)  # refused before anything loads
+    monkeypatch.setattr(run_module, "load_generator", None)  # refused before anything loads
     with pytest.raises(InputError, match="is damaged"):
         tiny("int8", "other", reference_dir=base.parent)
 
@@ -526,6 +539,8 @@ def test_the_recommendation_follows_from_the_data():
         ("base", "eager", 80, 80, False, 0.0, "within", ""), ("base", "full", 80, 80, False, 0.001, "within", ""),
         ("int8", "eager", 20, 20, False, 0.01, "within", ""), ("worse", "eager", 30, 30, False, 0.02, "within", ""),
         ("int3", "eager", 20, 8, True, 0.2, "beyond", ""), ("fp8", "eager", None, 20, False, None, None, "no GPU"),
+        ("base+fuse_qkv", "eager", 80, 80, False, 0.001, "within", ""),
+        ("big", "eager", 80, 80, False, 0.001, "within", ""),
     ]  # fmt: skip
     names = [
         "scheme",
@@ -564,6 +579,8 @@ def test_the_recommendation_follows_from_the_data():
     assert "| 1 | `base`, full | 6 (6 to 6) | 1.00 |" in text, "the fastest of those within the bound"
     assert "`int3`, eager: its quality loss, 20 % (20 % to 20 %), is beyond 5 %; torchao only simulates" in text
     assert "`worse`, eager: slower than the base at every batch size (speed-up 0.50 at batch 1)" in text
+    assert "`big`, eager: no smaller than the base in memory" in text
+    assert "`base+fuse_qkv`" not in text, "it was joined for speed"
     assert "`fp8`, eager: no GPU" in text and "`int8`, eager, batch 4: OOM" in text
     assert "Compilation alone, without quantization, loses 0.1 % (full)." in text and "are few" not in text
     slow = timed.with_columns(speedup=pl.when(scheme="int8").then(0.5).otherwise("speedup"))

@@ -12,6 +12,7 @@ from ditscope.core.errors import IncompleteError, InputError, again
 from ditscope.core.shards import read_tar, write_tar
 from ditscope.core.study_plan import read_plan
 from ditscope.core.tables import read_table, write_table
+from ditscope.video.mosaic import TarImages
 
 
 @pytest.fixture
@@ -130,3 +131,22 @@ def test_a_header_that_promises_too_much_is_damage_and_not_out_of_memory(tar):
 
 def test_a_readable_table_passes(table):
     assert read_table(table, "t")["a"].to_list() == [1]
+
+
+def test_a_sound_file_of_another_kind_is_never_to_be_deleted(tmp_path):
+    """A study's own table in the place of a shard, and the reverse: the advice would lose what is whole."""
+    (tmp_path / ".checksums").mkdir()
+    tar, table, plan = tmp_path / "a.tar", tmp_path / "a.parquet", tmp_path / "a.json"
+    write_tar([{"__key__": "x", "json": {}}], tar)
+    write_table(pl.DataFrame({"a": [1]}), table, "a")
+    plan.write_text("{}")
+    for wrong in (tar, plan):
+        with pytest.raises(InputError, match=r"; name a file \*\.parquet"):
+            read_table(wrong, "a")
+    for wrong in (table, plan):
+        with pytest.raises(InputError, match=r"; name a file \*\.tar"):
+            list(read_tar(wrong))
+        with pytest.raises(InputError, match=r"; name a file \*\.tar"):
+            TarImages([wrong])
+    with pytest.raises(InputError, match=r"no image y\.png in the shards"):
+        TarImages([tar])["y"]

@@ -266,3 +266,10 @@ def test_bad_embeddings_are_refused_by_name(tmp_path, change, message):
         drift([path], trajectories, tmp_path / "drift")
     assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
     assert not (tmp_path / "drift").exists()
+
+
+def test_trajectories_that_are_given_twice_are_named(tmp_path):
+    paths, trajectories = write_states(tmp_path, {("text-a", "net-a", "p0/0"): np.eye(4)}, MODALITY)
+    with pytest.raises(InputError, match=r"the row of network net-a, run_id .* is there more than once") as refusal:
+        drift(paths, trajectories * 2, tmp_path / "drift")
+    assert str(refusal.value).startswith(str(trajectories[0]))

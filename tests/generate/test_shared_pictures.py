@@ -11,7 +11,7 @@ import workflow
 from ditscope.ablate.settings import Ablate
 from ditscope.ablate.stage import ablate
 from ditscope.benchmark.images import read_images
-from ditscope.benchmark.stage import generate_images
+from ditscope.benchmark.run import generate_images
 from ditscope.blocks.stage import blocks
 from ditscope.capture.check import check_capture
 from ditscope.capture.files import captures_in, read_metadata

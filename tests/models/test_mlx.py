@@ -32,7 +32,7 @@ from ditscope.models.hardware import filed_under
 from ditscope.models.loading import load_generator
 from ditscope.models.mlx.names import MlxConfig, mmdit_paths
 from ditscope.models.mlx.network import converted, inexpressible
-from ditscope.models.mlx.observe import hooked
+from ditscope.models.mlx.observe import hooked, watched
 from ditscope.models.mlx.transformer import load_transformer
 from ditscope.models.packed import packed_bytes
 from ditscope.models.quantize import apply_scheme, layer_configs, mean_bits, nominal_bytes, stored_bytes, unsupported
@@ -45,7 +45,7 @@ from ditscope.plan.stage import plan
 from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.image import image_effects
-from ditscope.sensitivity.mlx import weight_of
+from ditscope.sensitivity.on_mlx import weight_of
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import score, sensitivity, start
 from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, assign_buckets, gather, layer_kind
@@ -412,7 +412,7 @@ def calibrated(models, tmp_path, monkeypatch):
     (tmp_path / "p.csv").write_text("prompt\na red ring\na blue star\n")
     found = {model.entry.backend: model for model in models}
     for module in ("calibrate", "sensitivity"):
-        monkeypatch.setattr(f"ditscope.{module}.load_generator", lambda name, entry: found[entry.backend])
+        monkeypatch.setattr(f"ditscope.{module}.stage.load_generator", lambda name, entry: found[entry.backend])
     config = dict(models[0].pipe.transformer.config)
     monkeypatch.setattr("ditscope.sensitivity.stage.transformer_config", lambda name, entry: config)
     for model in models:
@@ -502,6 +502,27 @@ def test_activation_statistics_are_those_of_torch(kind, tmp_path, monkeypatch):
     for column in ("channel_min", "channel_max", "channel_p99", "channel_shift"):
         for row, other in zip(a[column].to_list(), b[column].to_list(), strict=True):
             np.testing.assert_allclose(other, row, rtol=0, atol=2e-3 * np.abs(row).max() + 1e-6)
+
+
+def test_only_the_layers_with_hooks_are_watched_and_only_within_the_context(shapes):
+    """Another model that computes meanwhile, and the library's own classes, are as ever."""
+    transformer = shapes[1].pipe.transformer
+    modules = dict(transformer.mmdit.named_modules())
+    whole = (name for name in quantizable(transformer) if len(mmdit_paths(name)) == 1)
+    name, path = next((n, *mmdit_paths(n)) for n in whole if isinstance(modules[mmdit_paths(n)[0]], nn.Linear))
+    layer, kinds, calls = modules[path], {path: type(m) for path, m in modules.items()}, nn.Linear.__call__
+    other, x = nn.Linear(*layer.weight.shape[::-1]), mx.ones((1, layer.weight.shape[1]))
+    expected, seen = layer(x), []
+    handle = transformer.get_submodule(name).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with pytest.raises(ZeroDivisionError), watched(transformer, transformer.mmdit):
+        assert nn.Linear.__call__ is calls
+        assert {p: type(m) for p, m in modules.items() if p != path} == {p: k for p, k in kinds.items() if p != path}
+        other(x)
+        assert not seen and mx.array_equal(layer(x), expected)
+        assert torch.equal(seen[0], torch.ones(1, layer.weight.shape[1]))
+        raise ZeroDivisionError
+    handle.remove()
+    assert {path: type(m) for path, m in modules.items()} == kinds
 
 
 def test_weights_come_back_after_they_were_changed(shapes):

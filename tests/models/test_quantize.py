@@ -12,6 +12,8 @@ from torchao.quantization.granularity import PerRow
 from torchao.quantization.quantize_.workflows.float8 import float8_sparse_2x4_2d_data_2d_metadata_tensor as sparse_fp8
 from torchao.quantization.quantize_.workflows.float8.float8_tensor import QuantizeTensorToFloat8Kwargs
 
+from ditscope.benchmark.checkpoints import quantize as save_quantized
+from ditscope.benchmark.stage import benchmark
 from ditscope.core.errors import InputError
 from ditscope.models import quantize
 from ditscope.models.quantize import (
@@ -30,7 +32,7 @@ from ditscope.models.quantize import (
 from ditscope.models.schemes import kind as kinds
 from ditscope.models.schemes import sparse_2_4_fp8
 from ditscope.models.settings import SCHEMES, Scheme
-from tiny_models import tiny_generator
+from tiny_models import ENTRIES, tiny_generator
 
 ON_CPU = ["int8-weight-only", "int8-dynamic", "fp8-weight-only", "intx-weight-only", "int8-dynamic-intx"]
 BIASES = 32 * 4  # bytes of the first layer's bias, which no scheme touches
@@ -349,3 +351,12 @@ def test_sparse_layers_of_sd3_get_contiguous_rows_at_batch_two(monkeypatch):
         expected = transformer(**inputs, return_dict=False)[0]
         apply_scheme(transformer, Scheme("sparse-2-4"))
         torch.testing.assert_close(transformer(**inputs, return_dict=False)[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["base", "int8-weight-only"])
+def test_a_plan_is_refused_by_a_scheme_that_does_not_read_it(tmp_path, kind):
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(InputError, match=f"plan.json: a scheme of kind `{kind}` reads no plan"):
+        save_quantized("tiny", ENTRIES["sd3"], Scheme(kind), tmp_path / "q", tmp_path / "plan.json")
+    with pytest.raises(InputError, match=f"plan.json: a scheme of kind `{kind}` reads no plan"):
+        benchmark("tiny", ENTRIES["sd3"], {"s": Scheme(kind)}, {}, tmp_path, [], "s", plan=tmp_path / "plan.json")

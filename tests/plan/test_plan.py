@@ -295,6 +295,25 @@ def test_minimum_in_the_message_is_possible(table, tmp_path, transformer):
         budget_bytes(choices, Budget(bytes=least - 1), "b")
 
 
+def test_rows_that_would_count_twice_and_mixed_measurements_are_refused(table, tmp_path, transformer):
+    out, rows = tmp_path / "plan.json", sensitivity_rows(quantizable(transformer))
+    fast, other = tmp_path / "fast.parquet", tmp_path / "other.parquet"
+    write_table(rows.with_columns(value=2 * pl.col("value")), fast, "sensitivity")
+    for again in (table, fast):
+        with pytest.raises(InputError, match=r"sensitivity\.parquet.*: the row of model tiny, layer .*more than once"):
+            plan("tiny", [table, again], out, Budget(uniform_bits=4))
+    first = "proj_out"
+    write_table(rows.filter(pl.col("layer") != first), table, "sensitivity")
+    changes = {"group_size": pl.lit(7, pl.Int64), "quantizer": pl.lit("x"), "backend": pl.lit("mlx")}
+    for column, value in changes.items():
+        write_table(rows.filter(pl.col("layer") == first).with_columns(value.alias(column)), other, "sensitivity")
+        with pytest.raises(InputError, match=f"measured with {column} .* and .*; give tables of one"):
+            plan("tiny", [table, other], out, Budget(uniform_bits=4))
+    write_table(rows.filter(pl.col("layer") == first), other, "sensitivity")
+    plan("tiny", [table, other], out, Budget(uniform_bits=4))
+    assert "proj_out" in json.loads(out.read_text())["layers"]
+
+
 def test_unknown_model_and_incomplete_table(table, tmp_path, transformer):
     with pytest.raises(InputError, match="no rows of model `other`"):
         plan("other", [table], tmp_path / "plan.json", Budget(uniform_bits=4))

@@ -52,6 +52,11 @@ def undisturbed(shard, tmp_path_factory) -> dict[str, bytes]:
     return run(shard, tmp_path_factory.mktemp("undisturbed"))
 
 
+def test_a_shard_that_is_given_twice_is_refused(shard, tmp_path):
+    with pytest.raises(InputError, match=r"the run of prompt_id `p000`, seed 0, is there more than once"):
+        read_latents([shard, shard], 2)
+
+
 def test_the_same_settings_give_the_same_bytes(shard, undisturbed, tmp_path):
     assert run(shard, tmp_path) == undisturbed
 

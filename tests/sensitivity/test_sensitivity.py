@@ -21,7 +21,7 @@ from ditscope.core.tables import read_table
 from ditscope.models.families.common import Conditioning
 from ditscope.models.quantizers import QUANTIZERS, group_affine, palettize, quantizable, shared_weights
 from ditscope.models.sampling import predict
-from ditscope.sensitivity import stage
+from ditscope.sensitivity import on_torch, stage
 from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.exact import METRICS, network_of, score_layers
 from ditscope.sensitivity.replay import record, replaced
@@ -284,7 +284,7 @@ def test_interrupted_job_resumes_at_a_block(study, tmp_path, monkeypatch):
     model, folder = study("flux")
     whole = score(model, folder)
     scored = []
-    original = stage.score_layers
+    original = on_torch.score_layers
 
     def failing(*arguments):
         scored.append(arguments[1])
@@ -292,7 +292,7 @@ def test_interrupted_job_resumes_at_a_block(study, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(stage, "score_layers", failing)
+    monkeypatch.setattr(on_torch, "score_layers", failing)
     with pytest.raises(KeyboardInterrupt):
         score(model, folder, partial=tmp_path / "partial")
     resumed = score(model, folder, partial=tmp_path / "partial")

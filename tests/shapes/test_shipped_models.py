@@ -9,7 +9,7 @@ import torch
 
 from ditscope.shapes.oracle import oracle
 from ditscope.shapes.world import ATTRIBUTES, Scene, caption, held_out, is_description, parse_caption, render
-from ditscope.training import acceptance
+from training import acceptance
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 NAMES = ("shapes-flux", "shapes-sd3", "shapes-clip", "shapes-blip")

@@ -16,8 +16,8 @@ from ditscope.models.sampling import decode, sample
 from ditscope.models.settings import Model
 from ditscope.refine.loop import LoopSettings, learning_rate, load_checkpoint
 from ditscope.shapes.world import ATTRIBUTES, is_description, parse_caption, train_scenes
-from ditscope.training import acceptance, tune
-from ditscope.training.loop import load_average, train
+from training import acceptance, tune
+from training.loop import load_average, train
 from workflow import ROOT, checkout
 
 SETTINGS = LoopSettings(steps=12, batch=8, lr=1e-2, warmup=3, ema=0.9, checkpoint_every=5)

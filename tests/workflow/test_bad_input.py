@@ -1,4 +1,4 @@
-"""Bad files: each is refused with one line that names the file, the row or key, and the mend."""
+"""Bad files: each is refused with one line that names the file, the row or key, and the fix."""
 
 import csv
 import json
@@ -217,8 +217,8 @@ def test_pickled_weights_are_refused_by_name(tmp_path, name):
     write_safetensors(tmp_path / "model" / "w.safetensors")
     (tmp_path / "model" / name).write_bytes(b"\x80\x04.")
     text = refusal(check_model_folder, tmp_path / "model")
-    mend = "move it elsewhere, safetensors lie beside it"
-    assert text == f"{tmp_path / 'model' / name}: pickled weights are refused; {mend}"
+    fix = "move it elsewhere, safetensors lie beside it"
+    assert text == f"{tmp_path / 'model' / name}: pickled weights are refused; {fix}"
     (tmp_path / "model" / "w.safetensors").rename(tmp_path / "w.safetensors")
     assert refusal(check_model_folder, tmp_path / "model").endswith("are refused; convert the model to safetensors")
 

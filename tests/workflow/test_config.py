@@ -114,7 +114,9 @@ REGISTRIES = ("models", "schemes", "embedders", "networks", "plan.budgets", "cap
 
 
 @pytest.mark.parametrize("registry", REGISTRIES)
-@pytest.mark.parametrize("name", ["org/name", "../../evil", "flux (dev)", "a{b}", ".hidden", "a..b", "", "a\nb", "ä"])
+@pytest.mark.parametrize(
+    "name", ["org/name", "../../evil", "flux (dev)", "a{b}", ".hidden", "a..b", "", "a\nb", "ä", "-x"]
+)
 def test_names_that_are_no_file_names_are_refused_in_every_registry(data, registry, name):
     *folders, last = registry.split(".")
     section = data
@@ -126,6 +128,8 @@ def test_names_that_are_no_file_names_are_refused_in_every_registry(data, regist
         load_config(put(data, registry, (section.get(last) or {}) | {name: entry}))
     assert str(refused.value).startswith(f"{registry}: `{' '.join(name.split())}` is not a plain name; use letters")
     load_config(put(data, registry, (section.get(last) or {}) | {"flux+lora_v1.1-b": entry}))
+    with pytest.raises(InputError, match=f"{registry}: `One` and `onE` differ in case only"):
+        load_config(put(data, registry, (section.get(last) or {}) | {"One": entry, "onE": entry}))
 
 
 YAML_REFUSALS = {

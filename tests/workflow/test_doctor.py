@@ -1,4 +1,4 @@
-"""The doctor: a finished study is sound; every kind of damage is found, named and mended by the command it gives."""
+"""The doctor: a finished study is sound; every kind of damage is found, named and fixed by the command it gives."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from ditscope.core.scratch import unfinished
 from ditscope.core.shards import read_tar, write_tar
 from ditscope.core.study import Finding
 from ditscope.core.tables import write_table
-from ditscope.workflow.doctor import CHECKS, doctor, examine, mending
+from ditscope.workflow.doctor import CHECKS, doctor, examine, fixes
 from ditscope.workflow.estimate import parse_job_stats
 
 CONTENTS = [name for name in CHECKS if name != "checksums"]  # what is found without recorded digests
@@ -405,7 +405,7 @@ def test_finished_study_is_sound(results, tmp_path, capsys):
     doctor(results, tmp_path / "report.json")
     assert capsys.readouterr().out == f"{results}: sound ({len(CHECKS)} checks)\n"
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["findings"] == [] and report["mend"] == []
+    assert report["findings"] == [] and report["fix"] == []
 
 
 @pytest.mark.parametrize("case", DAMAGE)
@@ -503,7 +503,7 @@ def test_the_command_it_gives_mends_the_study(study, tmp_path, monkeypatch):
     truncate(results / "explorer.html")
     (results / "notes.txt").write_text("x")
     checks = ["files", "analyses", "publish", "leftovers", "checksums"]
-    remove, again = (shlex.split(command) for command in mending(examine(results, checks)))
+    remove, again = (shlex.split(command) for command in fixes(examine(results, checks)))
     assert remove == ["rm", "-r", "results/tiny/notes.txt"]
     Path(remove[2]).unlink()
     assert again[:5] == ["snakemake", "--profile", "local", "--configfile", "experiments/tiny.yaml"]

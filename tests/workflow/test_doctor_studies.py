@@ -19,7 +19,7 @@ from ditscope.generate.stage import generate
 from ditscope.models.settings import Model
 from ditscope.prompts.settings import Prompts
 from ditscope.prompts.stage import write_shard
-from ditscope.workflow.doctor import CHECKS, examine, mending, open_study
+from ditscope.workflow.doctor import CHECKS, examine, fixes, open_study
 from ditscope.workflow.progress import write_plan
 from tiny_pipelines import save_tiny_wan
 
@@ -112,7 +112,7 @@ def test_an_error_of_the_machine_is_no_damage_and_nothing_is_to_be_made_again(fi
     CHECKS["generate"](study)
     (finding,) = study.findings
     assert finding.problem.startswith("cannot be read: ") and not finding.rerun and not finding.remove
-    assert mending(study) == []
+    assert fixes(study) == []
 
 
 def test_an_output_without_a_record_and_a_falsified_plan_are_found(films):
@@ -124,7 +124,7 @@ def test_an_output_without_a_record_and_a_falsified_plan_are_found(films):
         assert ("plan.json", "its bytes changed since its job left it (sha256)") in [
             (finding.file, finding.problem) for finding in study.findings
         ]
-        assert mending(study)[0].startswith("snakemake ") and "plan.json" not in mending(study)[0]
+        assert fixes(study)[0].startswith("snakemake ") and "plan.json" not in fixes(study)[0]
     finally:
         plan.write_text(whole)
 

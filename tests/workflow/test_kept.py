@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from ditscope.calibrate import stage as calibration
@@ -15,6 +16,7 @@ from ditscope.capture.files import captures_in, generation_name, read_metadata
 from ditscope.capture.settings import CaptureSet
 from ditscope.capture.stage import capture
 from ditscope.core.errors import InputError
+from ditscope.core.tables import read_table
 from tiny_models import ENTRIES, tiny_generator
 
 FLUX = replace(ENTRIES["flux"], steps=2)
@@ -111,6 +113,28 @@ def test_a_new_prompt_among_captured_ones(made, tmp_path):
     assert first == generation_name(request, CaptureSet())
     capture("tiny", FLUX, tmp_path / "output", prompts=[csv], settings=CaptureSet())
     assert len(captures_in(tmp_path / "output")) == 2
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt"])
+def test_a_run_whose_picture_is_captured_is_named_there(form, made, tmp_path):
+    """The earlier capture stays, and the new run is not lost: metadata and statistics list both."""
+    settings = CaptureSet(format=form)
+    (first,) = made(settings=settings)
+    folder = tmp_path / "output" / first
+    before, table = contents(folder), read_table(folder / "statistics.parquet", "capture_statistics")
+    csv = tmp_path / "p.csv"
+    csv.write_text("prompt_id,prompt,seed\nb,a ring,1\nc,a ring,1\n")
+    for _ in range(2):  # the second time nothing is new
+        capture("tiny", FLUX, tmp_path / "output", prompts=[csv], settings=settings)
+        runs = read_metadata(folder)["runs"]
+        assert [(run["prompt_id"], run["seed"]) for run in runs] == [("prompt", 1), ("b", 1), ("c", 1)]
+        found = read_table(folder / "statistics.parquet", "capture_statistics")
+        for number, run in enumerate(runs):
+            part = found.slice(number * len(table), len(table))
+            assert part.equals(table.with_columns(prompt_id=pl.lit(run["prompt_id"])))
+        assert len(found) == 3 * len(table)
+    changed = {name for name, data in contents(folder).items() if data != before[name]}
+    assert {Path(name).suffix for name in changed} == {".json", ".parquet"} and len(changed) == 2
 
 
 # Calibration sets -----------------------------------------------------------------------------------------------------

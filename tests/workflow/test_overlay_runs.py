@@ -16,7 +16,7 @@ import yaml
 
 import stand_ins
 import workflow
-from ditscope.benchmark.stage import uncompilable
+from ditscope.benchmark.prepare import uncompilable
 from ditscope.config import Config
 from ditscope.config_files import read_config
 from ditscope.core.tables import read_table

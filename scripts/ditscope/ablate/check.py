@@ -87,7 +87,7 @@ def measures() -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
 
 def picture_of(sample: dict[str, Any]) -> np.ndarray:
     """The pixels of a sample (height, width, 3)."""
-    from ditscope.benchmark.quality import decoded
+    from ditscope.core.picture_file import pixels
 
     check_png(sample["png"], f"picture {sample['__key__']}")
-    return decoded(sample["png"])
+    return pixels(sample["png"])

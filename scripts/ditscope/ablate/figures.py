@@ -7,9 +7,10 @@ import polars as pl
 from matplotlib.figure import Figure as Canvas
 
 from ditscope.blocks.tables import BLOCK
+from ditscope.core.picture_file import pixels
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables
-from ditscope.style import COLOURS, Files, draw_tiles, picture
+from ditscope.style import COLOURS, Files, draw_tiles
 
 PICTURES_INCHES = 24  # width of all ablated pictures at most
 
@@ -22,7 +23,7 @@ def ablation_effects(files: Files) -> tuple[Canvas, pl.DataFrame]:
     means = data.group_by(keys).agg(*(pl.col(c).mean() for c in effects), pl.len().alias("runs")).sort(keys)
     models, kinds = means["model"].unique().sort().to_list(), means["kind"].unique().sort(descending=True).to_list()
     most = max(means.filter(model=model)["depth"].n_unique() for model in models)
-    inches = min(0.75, PICTURES_INCHES / (most + 1))  # of a picture: a column a block, of which FLUX has 57
+    inches = min(0.75, PICTURES_INCHES / (most + 1))  # of a picture: a column per block, of which FLUX has 57
     below = 0.3 + max(0.6, 1.2 * inches) * len(kinds)  # room to spare: pictures as wide as the bars stand under them
     figure = Canvas(figsize=(max(4.5, inches * (most + 1) + 0.8), len(models) * (1.7 + below)))
     layout = figure.add_gridspec(2 * len(models), 1 + most, height_ratios=[1.7, below] * len(models))
@@ -40,12 +41,12 @@ def ablation_effects(files: Files) -> tuple[Canvas, pl.DataFrame]:
         axis.legend()
         pictures = first_pictures(files["ablate"], model)
         first = figure.add_subplot(layout[2 * number + 1, 0])
-        unchanged = [picture(pictures[place]) for place in [("none", "none")] if place in pictures]
+        unchanged = [pixels(pictures[place]) for place in [("none", "none")] if place in pictures]
         draw_tiles(first, (len(kinds), 1), (((0, 0), image) for image in unchanged))
         first.set_title("unchanged", fontsize=6)
         first.set_yticks(range(len(kinds)), kinds)
         cells = (
-            ((row, column), picture(pictures[block, kind]))
+            ((row, column), pixels(pictures[block, kind]))
             for row, kind in enumerate(kinds)
             for column, (*_, block) in enumerate(names)
             if (block, kind) in pictures

@@ -170,8 +170,8 @@ def check_run(study: Study, stem: str) -> list[tuple[str, str, str, str]]:
 
 
 def check_sizes(study: Study, file: str, row: dict[str, Any]) -> None:
-    """Sizes fit each other: nothing is quantized in the base, and something in every other scheme that ran."""
-    base = row["kind"] == "base"
+    """Sizes fit each other: nothing is quantized in a base, fused or not, and something in every other that ran."""
+    base = row["kind"].split("+")[0] == "base"
     if base and (row["quantized_layers"] != 0 or row["mean_bits"] is not None or row["simulated"] is not False):
         study.note("benchmark", file, "the base says that it is quantized (quantized_layers, mean_bits or simulated)")
     if not base and not row["reason"] and not (row["quantized_layers"] and 0 < (row["mean_bits"] or 0) <= 16):

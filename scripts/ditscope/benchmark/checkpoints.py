@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Collection
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict, unflatten_tensor_state_dict
 
-from ditscope.core.errors import InputError
+from ditscope.core.errors import InputError, check_version
 from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.tensor_files import save_tensors
 from ditscope.models.folders import check_safetensors
 from ditscope.models.loading import load_generator
-from ditscope.models.quantize import apply_scheme, fuse_qkv, layer_configs, runs_on_mlx, unsupported
+from ditscope.models.quantize import apply_scheme, check_plan, fuse_qkv, layer_configs, runs_on_mlx, unsupported
+from ditscope.models.registry import on_mlx
 from ditscope.models.settings import Model, Scheme
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ RECORD = "ditscope"  # the one key of the file's metadata: safetensors writes se
 
 def quantize(name: str, model: Model, scheme: Scheme, out: OutputFile, plan: InputFile | None = None) -> None:
     """Quantize a model's transformer under a scheme and save it as one safetensors file, on the device at hand."""
+    check_plan(scheme, plan)
     generator = load_generator(name, model)
     if reason := unsupported(scheme, generator.computes_on, model.dtype):
         raise InputError(f"models.{name}: {reason}")
@@ -53,7 +54,7 @@ def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Pat
         configs = layer_configs(transformer, scheme, plan)
         left = left_layers(transformer, out, configs)
         made = {"schema_version": SCHEMA_VERSION, "scheme": asdict(scheme), "full_precision": left}
-        import_module("ditscope.models.mlx.quantize").save_checkpoint(transformer, configs, out, made)
+        on_mlx("quantize").save_checkpoint(transformer, configs, out, made)
         return
     state = {name: tensor.detach() for name, tensor in transformer.state_dict().items()}
     try:
@@ -92,7 +93,7 @@ def load_checkpoint(path: Path, device: str = "cpu") -> nn.Module:
     with safe_open(path, "pt", device=device) as file:
         record = record_of(path, file.metadata() or {})
         if record.get("backend") == "mlx":
-            return import_module("ditscope.models.mlx.quantize").load_checkpoint(path, record)
+            return on_mlx("quantize").load_checkpoint(path, record)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     state, left = unflatten_tensor_state_dict(tensors, record["tensors"])
     if left:
@@ -114,11 +115,7 @@ def record_of(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         record = json.loads(metadata[RECORD])
     except (KeyError, ValueError):
         raise InputError(f"{path}: no quantized checkpoint of ditscope; make it with `ditscope quantize`") from None
-    if record.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(
-            f"{path}: schema version {record.get('schema_version')}, this ditscope reads {SCHEMA_VERSION}; "
-            "make the checkpoint again"
-        )
+    check_version(path, record.get("schema_version"), SCHEMA_VERSION, "make the checkpoint again")
     if not record["class"].endswith("Transformer2DModel"):
         raise InputError(f"{path}: `{record['class']}` is no transformer of diffusers")
     return record

@@ -1,7 +1,6 @@
 """Features for the quality metrics, cached as safetensors under the digest of images or texts and of the model."""
 
 import hashlib
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from ditscope.core.atomic import replacing
 from ditscope.core.digests import source_digest
 from ditscope.core.errors import InputError
 from ditscope.core.identity import digest
+from ditscope.core.picture_file import rgb_image
 from ditscope.core.tensor_files import save_tensors
 from ditscope.models.embedders.towers import Towers, image_features, load_towers, text_features
 from ditscope.models.loading import default_device
@@ -67,7 +67,7 @@ def features_of(
     """Features (n, d) float64 of PNG images, in order; read from `cache` where the same images were seen before."""
 
     def compute() -> Tensor:
-        images = [Image.open(io.BytesIO(png)).convert("RGB") for png in pngs]
+        images = [rgb_image(png) for png in pngs]
         return torch.cat([extractor.images(images[i : i + batch_size]) for i in range(0, len(images), batch_size)])
 
     return cached([extractor.key, *(hashlib.sha256(png).hexdigest() for png in pngs)], compute, cache)

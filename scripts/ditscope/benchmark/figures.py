@@ -8,9 +8,10 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
+from ditscope.core.picture_file import pixels
 from ditscope.core.shards import samples_of_runs
 from ditscope.core.tables import concat_tables, read_table
-from ditscope.style import COLOURS, Files, draw_tiles, grid, named, note, picture
+from ditscope.style import COLOURS, Files, draw_tiles, grid, named, note
 
 # Marker, colour and line of each compile state.
 STATES = {
@@ -74,7 +75,7 @@ def labels_of(cases: list[tuple[str, str, str, str]]) -> list[str]:
 
 
 def benchmark_pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Quality loss against nominal size, stored size, peak memory and latency, each with its front; a row a model.
+    """Quality loss against nominal size, stored size, peak memory and latency, each with its front; a row per model.
 
     What torchao only simulates stands on the nominal axis alone: in memory it is not smaller. Noisy timings are left
     out of the latency panel, which says how many.
@@ -241,7 +242,7 @@ def benchmark_latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 
 def benchmark_batches(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Images a second (left) and steady peak memory (right) against the batch size, a line a scheme; a row a model.
+    """Images a second (left) and steady peak memory (right) against the batch size, a line per scheme; a row per model.
 
     Schemes that torchao only simulates have no line in the right panel: in memory they are not smaller. Noisy timings
     are left out of the left one, which says how many.
@@ -325,10 +326,10 @@ def benchmark_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 def strip_cell(png: bytes, reference: bytes, is_difference: bool) -> np.ndarray:
     """A picture, or GAIN times its absolute difference from the base's: (height, width, 3) uint8."""
-    mine = picture(png)
+    mine = pixels(png)
     if not is_difference:
         return mine
-    difference = np.abs(mine.astype(float) - picture(reference).astype(float))
+    difference = np.abs(mine.astype(float) - pixels(reference).astype(float))
     return np.clip(difference * GAIN, 0, 255).astype(np.uint8)
 
 
@@ -349,7 +350,7 @@ def image_runs(files: Files) -> list[tuple[str, str, str, dict[tuple[str, int], 
 
 
 def benchmark_flat_field(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Noise on a flat field against the number of steps, a line a run: mean and range over seeds."""
+    """Noise on a flat field against the number of steps, a line per run: mean and range over seeds."""
     table = concat_tables(named(files, "benchmark", "flat_field.parquet"), "benchmark.flat_field")
     if table.is_empty():
         return note("No noise-growth curve was asked for: see benchmark.flat_field_steps."), table

@@ -32,13 +32,13 @@ def read_images(table: Path) -> Images:
     return found
 
 
-def verified(png: bytes, where: str, mend: str) -> bytes:
+def verified(png: bytes, where: str, fix: str) -> bytes:
     """The bytes of a PNG whose checksums are right; raises InputError, with what to do, for a damaged one."""
     try:
         with Image.open(io.BytesIO(png)) as image:
             image.verify()  # checksums, without decoding
     except BROKEN as error:
-        raise InputError(f"{where} is damaged ({error}); {mend}") from None
+        raise InputError(f"{where} is damaged ({error}); {fix}") from None
     return png
 
 

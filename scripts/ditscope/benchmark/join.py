@@ -26,8 +26,8 @@ def benchmark_table(
 ) -> None:
     """Join the runs of every model, hardware, scheme and compile state, and recommend from them.
 
-    Leaves in `output_dir`: `benchmark.parquet` (table `benchmark`: size and quality, a row a run),
-    `benchmark.timing.parquet` (table `benchmark.timing`: latency and memory, a row a run and batch size),
+    Leaves in `output_dir`: `benchmark.parquet` (table `benchmark`: size and quality, a row per run),
+    `benchmark.timing.parquet` (table `benchmark.timing`: latency and memory, a row per run and batch size),
     `quality.parquet` (table `benchmark.quality`, long), `flat_field.parquet` (table `benchmark.flat_field`),
     `targets.parquet` (table `benchmark.targets`: published latencies) and `recommendation.md`.
     """
@@ -87,7 +87,7 @@ def with_speed_ratios(timings: pl.DataFrame) -> pl.DataFrame:
 
 
 def base_of(table: pl.DataFrame, case: list[str], columns: list[str]) -> pl.DataFrame:
-    """The base's `columns`, as `base_<column>`, one row a case."""
+    """The base's `columns`, as `base_<column>`, one row per case."""
     base = table.filter(pl.col("kind") == "base").unique(case, keep="first", maintain_order=True)
     return base.select(*case, *(pl.col(c).alias(f"base_{c}") for c in columns))
 

@@ -1,6 +1,5 @@
 """Quality of benchmarked images against the eager base: same prompts, seeds and starting noise, all schemes at once."""
 
-import io
 import logging
 import re
 from collections.abc import Sequence
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from PIL import Image
 
 from ditscope.benchmark.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits
 from ditscope.benchmark.images import FLOOR, MADE_WITH, Images, check_batch, check_kid_subset, read_images
@@ -32,14 +30,14 @@ from ditscope.core.metrics import (
     ssim,
 )
 from ditscope.core.names import unknown
+from ditscope.core.picture_file import pixels
 from ditscope.core.tables import read_table, write_table
 from ditscope.models.settings import Embedder
 
 log = logging.getLogger(__name__)
 
-PAIRED = (
-    "psnr_db", "ssim", "feature_cosine", "quality_loss", "prompt_alignment", "prompt_alignment_change", "lpips",
-)  # fmt: skip
+OF_TEXT = ("prompt_alignment", "prompt_alignment_change")
+PAIRED = ("psnr_db", "ssim", "feature_cosine", "quality_loss", *OF_TEXT, "lpips")
 OF_SETS = ("fid", "kid", "inception_score", "precision", "recall")
 LEAST_IMAGES = {"fid": 2, "kid": 2, "inception_score": 2, "precision": NEIGHBOURHOOD + 1, "recall": NEIGHBOURHOOD + 1}
 BIASED = ("fid", "inception_score", "precision", "recall")  # by the number of images
@@ -55,7 +53,7 @@ def quality(
     """Judge the images of benchmark runs against those of the base scheme in eager mode, which must be among them.
 
     `runs` are tables `benchmark.run` of one model, each with its images in a tar of the same name. Leaves the table
-    `benchmark.quality`, a row a run and metric. Raises InputError, before any model loads, where a run has other
+    `benchmark.quality`, a row per run and metric. Raises InputError, before any model loads, where a run has other
     settings than the base, or an image is damaged.
     """
     tables = [(path, read_table(path, "benchmark.run").row(0, named=True)) for path in runs]
@@ -174,7 +172,7 @@ def compare(reference: dict, mine: dict, kid_subset_size: int = 0) -> list[dict]
     if not missing:
         values["lpips"] = []
     for pair in zip(reference["pngs"], mine["pngs"], strict=True):
-        a, b = map(decoded, pair)
+        a, b = map(pixels, pair)
         for metric, function in (("psnr_db", psnr), ("ssim", ssim), ("lpips", lpips)):
             if metric in values:
                 values[metric].append(function(a, b))
@@ -183,7 +181,7 @@ def compare(reference: dict, mine: dict, kid_subset_size: int = 0) -> list[dict]
     paired["quality_loss"] = quality_losses(paired["feature_cosine"], paired["ssim"])
     reasons = {"lpips": missing}
     if mine["alignment"] is None:
-        reasons |= dict.fromkeys(PAIRED[4:6], "the embedder of benchmark.features has no text tower")
+        reasons |= dict.fromkeys(OF_TEXT, "the embedder of benchmark.features has no text tower")
     else:
         paired["prompt_alignment"] = mine["alignment"]
         paired["prompt_alignment_change"] = mine["alignment"] - reference["alignment"]
@@ -241,8 +239,3 @@ def log_metrics(run: str, rows: list[dict]) -> None:
     for reason in dict.fromkeys(r["reason"] for r in rows if r["value"] is None):
         missing = [r["metric"] for r in rows if r["value"] is None and r["reason"] == reason]
         log.info("%s: no %s: %s", run, ", ".join(missing), reason)
-
-
-def decoded(png: bytes) -> np.ndarray:
-    """A PNG as (height, width, 3) uint8."""
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ditscope.blocks.settings import Blocks
-from ditscope.capture.files import captures_in, decoded_file, picture_file, read_metadata, rows_of_runs
-from ditscope.capture.load import load_capture
+from ditscope.capture.files import EMBEDDING, captures_in, decoded_file, picture_file, read_metadata, rows_of_runs
+from ditscope.capture.load import load_capture, tokens
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.metrics import psnr
@@ -28,7 +28,6 @@ from ditscope.models.settings import Embedder
 log = logging.getLogger(__name__)
 
 EMBED_BATCH = 32
-EMBEDDING = "embedding"  # stands for what the first block is given, at depth -1
 HALVES = ("cond", "uncond")
 WHERE = {
     "generation_id": pl.String, "prompt_id": pl.String, "model": pl.String, "step": pl.Int64, "sigma": pl.Float64,
@@ -145,22 +144,6 @@ def where(metadata: dict, step: int, block: str, depth: int) -> dict[str, Any]:
         "block_index": block_index(block) if depth >= 0 else 0,
         "depth": depth,
     }
-
-
-def tokens(capture: dict, block: str, position: int) -> dict[str, Tensor]:
-    """Tokens (batch, n, d) of a block by stream at a captured step, by the step's position; none where not stored."""
-    if block == EMBEDDING:
-        stored = capture[EMBEDDING][position]
-    else:
-        of_kind = capture.get(f"{block_type(block)}_blocks", {})
-        name = f"block_{block_index(block)}"
-        if name not in of_kind:
-            return {}
-        stored = of_kind[name][position]
-    if isinstance(stored, Tensor):  # a single block: text first
-        length = capture["denoising_context"]["txt_seq_len"][position]
-        stored = stored[:, length:], stored[:, :length]
-    return {stream: tensor for stream, tensor in zip(("img", "txt"), stored, strict=True) if tensor is not None}
 
 
 def stream_rows(capture: dict, depths: dict[str, int], rows: dict[str, list[dict]]) -> None:

@@ -1,4 +1,4 @@
-"""Calibration sets on disk: one NPZ a sample (or packed, one an image) and a manifest; read, checked, gathered.
+"""Calibration sets on disk: one NPZ per sample (or packed, one an image) and a manifest; read, checked, gathered.
 
 Keys of a sample: `x` (1, H, W, C), `timestep` (sigma * 1000), `sigma`, `conditioning` (2, T, D) = [cond, uncond] under
 guidance, else (1, T, D), `pooled_conditioning` (likewise), `step_index`; optional `guidance`, `prompt_id`, `image_id`,
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ditscope.core.atomic import replacing, write_text
-from ditscope.core.errors import InputError, parsing, read_json
+from ditscope.core.errors import InputError, check_version, parsing, read_json
 from ditscope.core.npy import npy_bytes
 from ditscope.core.paths import InputFolder, is_inside
 from ditscope.prompts.files import Prompt, check_seed
@@ -230,8 +230,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         names = manifest.get("sample_files") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path}: {what}")
-    if (version := manifest.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema version {version}, this ditscope reads {SCHEMA_VERSION}; calibrate again")
+    check_version(path, manifest.get("schema_version", SCHEMA_VERSION), SCHEMA_VERSION, "calibrate again")
     return manifest
 
 

@@ -21,6 +21,6 @@ class Calibrate:
         4, "Images sampled together; also the unit that an interrupted job resumes at", positive=True
     )
     format: str = setting(
-        "samples", "One NPZ a step, or packed: one an image, conditioning once", choices=("samples", "packed")
+        "samples", "One NPZ per step, or packed: one per image, conditioning once", choices=("samples", "packed")
     )
     statistics: str = setting("*", "Steps whose activations are measured by channel, as `0,2,-1`; empty: none")

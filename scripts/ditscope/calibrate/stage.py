@@ -233,7 +233,7 @@ def record_slice(model: Generator, images: list[dict[str, Any]], settings: Calib
 def write_samples(
     out: Path, image: int, sigmas: np.ndarray, latents: list[np.ndarray], shared: dict[str, Any], settings: Calibrate
 ) -> None:
-    """Write one image's samples: an NPZ a step, or one packed NPZ."""
+    """Write one image's samples: an NPZ per step, or one packed NPZ."""
     if settings.format == "packed":
         steps = {"step_indices": np.arange(len(sigmas)), "timesteps": sigmas * 1000, "sigmas": sigmas}
         write_npz(out / f"{image:05d}.npz", {"xs": np.concatenate(latents)} | steps | shared)

@@ -199,8 +199,7 @@ def check_statistics(
 
 def stored_statistics(folder: Path) -> pl.DataFrame:
     """Statistics of a generation's stored tensors, in the order of its table."""
-    from ditscope.blocks.stage import tokens
-    from ditscope.capture.load import load_capture
+    from ditscope.capture.load import load_capture, tokens
     from ditscope.capture.statistics import HALVES, STATISTICS, pool
 
     capture = load_capture(folder)

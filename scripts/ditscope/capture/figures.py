@@ -7,7 +7,8 @@ import polars as pl
 from matplotlib.figure import Figure as Canvas
 
 from ditscope.capture.files import DECODED, captures_in, decoded_file, intermediates_of, read_metadata
-from ditscope.style import Files, draw_tiles, grid, note, picture
+from ditscope.core.picture_file import pixels
+from ditscope.style import Files, draw_tiles, grid, note
 
 GRID_INCHES = 24  # longest side of the grid of blocks
 BLOCK_GRID = {"generation_id": pl.String, "step": pl.Int64, "block": pl.String, "decoded": pl.Boolean}
@@ -27,7 +28,7 @@ def block_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
     inches = min(0.75, GRID_INCHES / max(len(steps), len(blocks)))
     figure, axes = grid(1, 1, width=inches * len(blocks) + 0.5, height=inches * len(steps) + 0.5)
     places = zip(np.ndindex(len(steps), len(blocks)), paths.values(), strict=True)
-    cells = ((place, picture(path.read_bytes())) for place, path in places if path.exists())
+    cells = ((place, pixels(path.read_bytes())) for place, path in places if path.exists())
     draw_tiles(axes[0, 0], (len(steps), len(blocks)), cells)
     names = [block.replace("_block_", " ") for block in blocks]
     axes[0, 0].set_xticks(range(len(blocks)), names, rotation=90 if inches < 0.75 else 0)

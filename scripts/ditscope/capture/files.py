@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ditscope.capture.settings import CaptureSet
 from ditscope.core.atomic import write_text
-from ditscope.core.errors import InputError, read_json
+from ditscope.core.errors import InputError, check_version, read_json
 from ditscope.core.identity import generation_id
 
 if TYPE_CHECKING:
@@ -38,15 +38,19 @@ def write_metadata(metadata: dict[str, Any], intermediates: Path, name: str = ME
 
 def read_metadata(path: Path | str) -> dict[str, Any]:
     """The metadata of a capture, given its generation folder or the `intermediates` folder in it."""
+    file = metadata_file(path)
+    metadata = read_json(file, "not JSON; capture it again")
+    check_version(file, metadata.get("schema_version"), SCHEMA_VERSION, "capture it again")
+    return metadata
+
+
+def metadata_file(path: Path | str) -> Path:
+    """The file of a capture's metadata. Raises InputError where there is none, as in an unfinished capture."""
     folder = intermediates_of(path)
     files = [folder / METADATA] if (folder / METADATA).exists() else sorted(folder.glob("metadata_*.json"))
     if len(files) != 1:
         raise InputError(f"{folder}: holds no finished capture (no {METADATA}); capture it again")
-    metadata = read_json(files[0], "not JSON; capture it again")
-    version = metadata.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise InputError(f"{files[0]}: schema version {version}, not {SCHEMA_VERSION}; capture it again")
-    return metadata
+    return files[0]
 
 
 def rows_of_runs(table: "pl.DataFrame", metadata: dict[str, Any]) -> "pl.DataFrame":
@@ -80,3 +84,6 @@ def picture_file(folder: Path | str) -> Path:
     if not found:
         raise InputError(f"{folder}: holds no generated image img_0.jpg or .png; capture it again")
     return found[0]
+
+
+EMBEDDING = "embedding"  # stands for what the first block is given, at depth -1

@@ -1,4 +1,4 @@
-"""The tensors of a capture: one safetensors file a step, written as the step ends and read lazily.
+"""The tensors of a capture: one safetensors file per step, written as the step ends and read lazily.
 
 A step file holds, each in the type that the model computes in:
   <block>.img, <block>.txt   tokens of a double or joint block (batch, tokens, width); a block without text has no .txt
@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ditscope.capture.files import intermediates_of, read_metadata
+from ditscope.capture.files import EMBEDDING, intermediates_of, read_metadata
 from ditscope.core.errors import InputError, parsing
 from ditscope.core.patterns import block_index, block_type
 from ditscope.models.folders import check_safetensors
@@ -165,3 +165,19 @@ def step_layout(
 def layout_bytes(layout: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> int:
     """Bytes of tensors of these shapes."""
     return sum(torch.Size(shape).numel() for shape in layout.values()) * dtype.itemsize
+
+
+def tokens(capture: dict, block: str, position: int) -> dict[str, Tensor]:
+    """Tokens (batch, n, d) of a block by stream at a captured step, by the step's position; none where not stored."""
+    if block == EMBEDDING:
+        stored = capture[EMBEDDING][position]
+    else:
+        of_kind = capture.get(f"{block_type(block)}_blocks", {})
+        name = f"block_{block_index(block)}"
+        if name not in of_kind:
+            return {}
+        stored = of_kind[name][position]
+    if isinstance(stored, Tensor):  # a single block: text first
+        length = capture["denoising_context"]["txt_seq_len"][position]
+        stored = stored[:, length:], stored[:, :length]
+    return {stream: tensor for stream, tensor in zip(("img", "txt"), stored, strict=True) if tensor is not None}

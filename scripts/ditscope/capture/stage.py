@@ -21,6 +21,7 @@ from ditscope.capture.files import (
     METADATA,
     decoded_file,
     generation_name,
+    metadata_file,
     read_metadata,
     rows_of_runs,
     write_metadata,
@@ -35,7 +36,7 @@ from ditscope.core.identity import derived_seed, file_digest
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.patterns import select_blocks, select_indices
 from ditscope.core.scratch import publish, unfinished
-from ditscope.core.tables import write_table
+from ditscope.core.tables import read_table, write_table
 from ditscope.models.block_names import block_names
 from ditscope.models.families.common import DTYPES
 from ditscope.models.loading import Generator
@@ -110,12 +111,13 @@ def capture(
             os.replace(folder, parts / gid)
         writable(output_dir)
         for gid in records:
-            if gid not in kept:
+            if gid in kept:
+                add_runs(output_dir / gid, records[gid]["runs"])
+            else:
                 shutil.move(parts / gid, output_dir / gid)
-        there = [
-            r for gid, r in records.items() if read_metadata(output_dir / gid)["request_hash"] == r["request_hash"]
-        ]
-        left = [(run["prompt_id"], run["seed"]) for record in there for run in record["runs"]]
+        asked = {(run["prompt_id"], run["seed"]) for run in runs}  # an earlier call may have captured it for others
+        there = [run for gid in records for run in read_metadata(output_dir / gid)["runs"]]
+        left = [key for run in there if (key := (run["prompt_id"], run["seed"])) in asked]
         check_complete(output_dir, "runs (prompt_id, seed)", [(run["prompt_id"], run["seed"]) for run in runs], left)
     finally:
         if not any(part.is_dir() and part.suffix != ".unfinished" for part in parts.iterdir()):  # nothing to resume at
@@ -123,6 +125,22 @@ def capture(
             if partial is None:
                 with suppress(OSError):  # unfinished runs of another call may be in it
                     root.rmdir()
+
+
+def add_runs(folder: Path, runs: list[dict[str, Any]]) -> None:
+    """Name further runs of its picture in a finished capture: in its metadata, and by rows in its statistics."""
+    metadata = read_metadata(folder)
+    known = {(run["prompt_id"], run["seed"]) for run in metadata["runs"]}
+    new = [run for run in runs if (run["prompt_id"], run["seed"]) not in known]
+    if not new:
+        return
+    first, metadata["runs"] = metadata["runs"][0], [*metadata["runs"], *new]
+    statistics = folder / "statistics.parquet"
+    table = read_table(statistics, "capture_statistics").filter(prompt_id=first["prompt_id"])
+    write_table(rows_of_runs(table, metadata), statistics, "capture_statistics")
+    file = metadata_file(folder)
+    write_metadata(metadata, file.parent, file.name)
+    log.info("%s: names %s as well", folder, ", ".join(f"prompt_id {run['prompt_id']}" for run in new))
 
 
 def is_captured(folder: Path, request: str) -> bool:
@@ -236,14 +254,14 @@ def capture_run(
 
 def check_room(folder: Path, expected: int, max_bytes: int) -> None:
     """Refuse a capture of `expected` bytes that the budget or the free disk space does not allow."""
-    mend = "choose fewer blocks, steps or generations, or set store to statistics"
+    fix = "choose fewer blocks, steps or generations, or set store to statistics"
     if expected > max_bytes:
         raise InputError(
-            f"capture would take {expected:,} bytes, more than max_bytes {max_bytes:,}; {mend}, or raise max_bytes"
+            f"capture would take {expected:,} bytes, more than max_bytes {max_bytes:,}; {fix}, or raise max_bytes"
         )
     disk = next(parent for parent in folder.absolute().parents if parent.exists())
     if expected > (free := shutil.disk_usage(disk).free):
-        raise InputError(f"capture would take {expected:,} bytes, and {disk} has {free:,} free; {mend}")
+        raise InputError(f"capture would take {expected:,} bytes, and {disk} has {free:,} free; {fix}")
 
 
 def read_out(kind: str, latents: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Tensor:

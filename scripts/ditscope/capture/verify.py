@@ -14,7 +14,7 @@ def verify(folder: Path | str) -> list[str]:
     """What is wrong with one capture (its generation folder), a line for each file; empty where it is whole.
 
     Every tensor file against its size and sha256, the pictures, the table of statistics, and no file that the
-    metadata does not know. Each line ends with the mend.
+    metadata does not know. Each line ends with the fix.
     """
     try:
         metadata = read_metadata(folder)

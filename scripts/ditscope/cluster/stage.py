@@ -144,7 +144,7 @@ def medoids(u: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def label_states(states: pl.DataFrame, u: np.ndarray, labels: np.ndarray, reason: str | None) -> pl.DataFrame:
-    """The table `clusters`: a row a state with its label, and its cluster's medoid; null labels with the reason."""
+    """The table `clusters`: a row per state with its label, and its cluster's medoid; null labels with the reason."""
     rows = pl.Series(medoids(u, labels))
     medoid = states[rows.clip(0).to_numpy()].select(
         pl.col("network", "run_id", "sequence_number", "text").name.prefix("medoid_")

@@ -88,11 +88,22 @@ def read_through(path: Path | str) -> None:
             pass
 
 
-def again(path: Path | str, step: str = "run again") -> str:
-    """What to do about a damaged file: one of a study is deleted and made again, any other is its owner's business."""
+def again(path: Path | str, step: str = "run again", ending: str = "") -> str:
+    """What to do about a damaged file: one of a study is deleted and made again, any other is its owner's business.
+
+    A study's file of another `ending` than what is read is whole, and the wrong one.
+    """
+    if ending and Path(path).suffix not in ("", ending):
+        return f"name a file *{ending}"
     if any((parent / ".checksums").is_dir() for parent in Path(path).absolute().parents):
         return f"delete it and {step}"
     return "make or copy it again"
+
+
+def check_version(path: Path | str, found: Any, expected: str, fix: str) -> None:
+    """Refuse a file of another schema version than this library reads; `fix` is how to make it anew."""
+    if found != expected:
+        raise InputError(f"{path}: schema version {found}, this ditscope reads {expected}; {fix}")
 
 
 def read_json(path: Path | str, damaged: str) -> dict[str, Any]:

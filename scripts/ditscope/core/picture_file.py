@@ -1,10 +1,21 @@
-"""Whether the bytes of a picture are whole."""
+"""Pictures as bytes: whether they are whole, and their pixels."""
 
 import io
 
+import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from ditscope.core.errors import InputError
+
+
+def rgb_image(data: bytes) -> Image.Image:
+    """The bytes of a picture as an RGB image."""
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def pixels(data: bytes) -> np.ndarray:
+    """The bytes of a picture as (height, width, 3) uint8."""
+    return np.asarray(rgb_image(data))
 
 
 def decode_picture(data: bytes) -> int:

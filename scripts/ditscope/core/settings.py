@@ -1,7 +1,7 @@
 """Settings as frozen dataclasses: documented fields, decoded from plain data with strict types."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, field, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, field, fields, is_dataclass
 from datetime import date, datetime
 from functools import cache
 from math import isfinite
@@ -14,6 +14,13 @@ from ditscope.core.names import unknown
 from ditscope.core.ranges import check_ranges
 
 type_hints = cache(get_type_hints)
+
+
+def default_of(f: Field, without: Any = MISSING) -> Any:
+    """A field's default; `without` where it has none."""
+    if f.default is not MISSING:
+        return f.default
+    return f.default_factory() if f.default_factory is not MISSING else without
 
 
 def decode(kind: Any, value: Any, path: str = "") -> Any:
@@ -73,9 +80,11 @@ def spelling(kind: type, value: Any) -> str:
             number = float(value)
         except ValueError:
             return ""
+        if not isfinite(number):
+            return "; write a finite number"
         if kind is int:
             return f"; write {int(number)}, without quotes" if number.is_integer() else ""
-        plain = f"{number:e}" if "e" in value.lower() and isfinite(number) else value
+        plain = f"{number:e}" if "e" in value.lower() else value
         return f"; write {plain}, without quotes"
     if kind is bool and isinstance(value, (str, int)):
         return "; write true or false, without quotes"

@@ -43,7 +43,7 @@ def encode(name: str, value: Any) -> Any:
 
 def read_tar(path: Path | str) -> Iterator[Sample]:
     """Samples of a shard in order. Refuses a cut shard, and members that are no plain files or would leave it."""
-    damaged = f"not a readable tar shard ({{}}); {again(path)}"
+    damaged = f"not a readable tar shard ({{}}); {again(path, ending='.tar')}"
     try:
         with parsing(path, damaged, (tarfile.TarError,)):
             check_end(Path(path))
@@ -86,7 +86,7 @@ def check_end(path: Path) -> None:
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - 1024))
         if file.read() != bytes(1024):
-            raise InputError(f"{path}: not a readable tar shard (cut before its end); {again(path)}")
+            raise InputError(f"{path}: not a readable tar shard (cut before its end); {again(path, ending='.tar')}")
 
 
 def decode(extension: str, data: bytes) -> Any:

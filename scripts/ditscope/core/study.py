@@ -38,7 +38,7 @@ NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?")
 
 @dataclass(frozen=True)
 class Finding:
-    """One defect: where, what, and what mends it."""
+    """One defect: where, what, and what fixes it."""
 
     stage: str
     file: str  # relative to the study's results
@@ -84,11 +84,11 @@ class Study:
 
     def targets(self, stage: str) -> list[str]:
         """What a stage leaves: what it is asked for, and what is made of it on the way to other stages."""
-        upstream = [made.removeprefix(self.prefix) for made in self.plan["upstream"].get(stage, [])]
+        upstream = [made.removeprefix(self.prefix) for made in self.plan.get("upstream", {}).get(stage, [])]
         return [*self.asked(stage), *upstream]
 
     def note(self, stage: str, file: str, problem: str, rerun: str = "") -> None:
-        """Take down a defect of `file`, once, that running the job of `rerun` (default: of `file`) again mends."""
+        """Take down a defect of `file`, once, that running the job of `rerun` (default: of `file`) again fixes."""
         finding = Finding(stage, file, " ".join(problem.split()), rerun or file)
         if finding not in self.findings:
             self.findings.append(finding)

@@ -1,12 +1,12 @@
 """Parquet tables that say what they are: name and schema version travel in the file's metadata."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from ditscope.core.atomic import replacing
-from ditscope.core.errors import InputError, again, parsing
+from ditscope.core.errors import InputError, again, check_version, parsing
 
 SCHEMA_VERSION = "2"
 POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)  # Polars panics on some files
@@ -21,19 +21,31 @@ def write_table(table: pl.DataFrame, path: Path | str, name: str) -> None:
 def read_table(path: Path | str, name: str) -> pl.DataFrame:
     """Read a table that `write_table` wrote under `name`; refuse another table or schema version."""
     try:
-        with parsing(path, f"not a readable Parquet file ({{}}); {again(path)}", POLARS):
+        with parsing(path, f"not a readable Parquet file ({{}}); {again(path, ending='.parquet')}", POLARS):
             metadata = pl.read_parquet_metadata(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such table; run the stage that writes `{name}` first") from None
     found, version = metadata.get("table"), metadata.get("schema_version")
     if found != name:
         raise InputError(f"{path}: holds the table `{found}`, not `{name}`")
-    if version != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema version {version}, this ditscope reads {SCHEMA_VERSION}; run the stage again")
-    with parsing(path, f"damaged Parquet file ({{}}); {again(path)}", POLARS):
+    check_version(path, version, SCHEMA_VERSION, "run the stage again")
+    with parsing(path, f"damaged Parquet file ({{}}); {again(path, ending='.parquet')}", POLARS):
         return pl.read_parquet(path)
 
 
-def concat_tables(paths: Iterable[Path | str], name: str) -> pl.DataFrame:
-    """The rows of several tables of the same name, in the order of `paths`."""
-    return pl.concat([read_table(path, name) for path in paths], how="vertical")
+def concat_tables(paths: Iterable[Path | str], name: str, key: Sequence[str] = ()) -> pl.DataFrame:
+    """The rows of several tables of the same name, in the order of `paths`.
+
+    Raises InputError where two rows have the same `key`: a row that counts twice weighs twice in every mean.
+    """
+    paths = list(paths)
+    tables = [read_table(path, name) for path in paths]
+    table = pl.concat(tables, how="vertical")
+    if key and (twice := table.select(pl.struct(key).is_duplicated()).to_series()).any():
+        row = table.select(key).filter(twice).row(0, named=True)
+        same = [pl.col(column).eq_missing(pl.lit(value)) for column, value in row.items()]
+        holders = [path for path, part in zip(paths, tables, strict=True) if not part.filter(*same).is_empty()]
+        what = ", ".join(f"{column} {value}" for column, value in row.items())
+        where = " and ".join(dict.fromkeys(map(str, holders)))
+        raise InputError(f"{where}: the row of {what} is there more than once; give each row once")
+    return table

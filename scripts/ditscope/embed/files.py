@@ -14,7 +14,7 @@ STATE = [*RUN, "sequence_number"]
 
 
 def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFrame:
-    """Join the tables `embeddings` and `trajectories`: one row a state of an embedder, sorted by `STATE`.
+    """Join the tables `embeddings` and `trajectories`: one row per state of an embedder, sorted by `STATE`.
 
     Columns: embedder, modality, network, run_id, prompt_id, seed, sequence_number (-1: the initial prompt), position
     (0, 1, ... among the run's generated states of the embedder's modality; -1: the initial prompt), text (of an image:
@@ -23,7 +23,7 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
     """
     if not embeddings or not trajectories:
         raise InputError("no embeddings or no trajectories given; name at least one table of each")
-    steps = concat_tables(trajectories, "trajectories").sort("network", "run_id", "sequence_number")
+    steps = concat_tables(trajectories, "trajectories", STATE[1:]).sort(STATE[1:])
     steps = steps.select(
         "network",
         "run_id",
@@ -32,18 +32,12 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
         pl.col("seed").first().over("network", "run_id"),  # with derived seeds every invocation has one of its own
         pl.col("output_text").backward_fill().over("network", "run_id").alias("text"),
     )
-    embedded = concat_tables(embeddings, "embeddings").select(*STATE, "modality", "vector")
+    embedded = concat_tables(embeddings, "embeddings", STATE).select(*STATE, "modality", "vector")
     states = embedded.join(steps, on=["network", "run_id", "sequence_number"], how="left").sort(STATE)
     if states.is_empty():
         raise InputError(f"{embeddings[0]}: no embeddings in it; check `embed.embedders` and run embed again")
     where = f"embeddings ({embeddings[0]}, ...)" if len(embeddings) > 1 else str(embeddings[0])
     refuse(states, pl.col("prompt_id").is_null(), where, "has no row in the trajectories; run embed again")
-    refuse(
-        states,
-        pl.struct(STATE).is_duplicated(),
-        where,
-        "is there more than once; delete the file and run embed again",
-    )
     length = pl.col("vector").list.len()
     refuse(states, (length != length.first().over("embedder")).fill_null(True), where,
            "differs in length from the embedder's others; run embed again")  # fmt: skip

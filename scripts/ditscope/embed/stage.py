@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFile
+from ditscope.core.picture_file import rgb_image
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import read_table, write_table
 from ditscope.embed.settings import Embed
@@ -49,7 +49,7 @@ def embed(
 ) -> None:
     """Embed the texts (the prompt among them) or the images of one shard of trajectories.
 
-    Leaves `out` (table `embeddings`, one row a state of the embedder's modality, in the order of the trajectories).
+    Leaves `out` (table `embeddings`, one row per state of the embedder's modality, in the order of the trajectories).
     Equal states are embedded once, so their vectors are equal to the last bit. `images` is read by image embedders
     only. Raises InputError on a missing image and on a vector that is zero, NaN or Inf.
     """
@@ -87,8 +87,7 @@ def image_states(rows: pl.DataFrame, images: Path) -> Iterator[tuple[str, Image.
     for sample in read_tar(images):
         if sample["__key__"] in missing:
             missing.remove(sample["__key__"])
-            with Image.open(BytesIO(sample["png"])) as image:
-                yield sample["__key__"], image.convert("RGB")
+            yield sample["__key__"], rgb_image(sample["png"])
     if missing:
         raise InputError(f"{images}: no image {min(missing)}.png, which the trajectories name; run trajectories again")
 

@@ -5,8 +5,9 @@ import textwrap
 import polars as pl
 from matplotlib.figure import Figure as Canvas
 
+from ditscope.core.picture_file import pixels
 from ditscope.core.shards import samples_of_runs
-from ditscope.style import Files, draw_tiles, grid, picture
+from ditscope.style import Files, draw_tiles, grid
 
 ROWS, SEEDS = 12, 4
 
@@ -22,7 +23,7 @@ def image_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
     figure, axes = grid(1, 1, width=2.2 + 0.95 * len(columns), height=0.3 + 0.95 * len(prompts))
     shown = records.filter(pl.col("prompt_id").is_in(prompts)).select("sample", "prompt_id", "model", "place")
     cells = (
-        ((prompts.index(prompt_id), columns.index((model, place))), picture(samples[sample]["png"]))
+        ((prompts.index(prompt_id), columns.index((model, place))), pixels(samples[sample]["png"]))
         for sample, prompt_id, model, place in shown.rows()
     )
     draw_tiles(axes[0, 0], (len(prompts), len(columns)), cells)

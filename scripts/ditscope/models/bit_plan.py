@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ditscope.core.errors import InputError, read_json
+from ditscope.core.errors import InputError, check_version, read_json
 from ditscope.models.mlx.names import MLX_BITS, MLX_GROUPS, MlxConfig, row_lengths
 from ditscope.models.packed import effective_group_size
 
@@ -24,11 +24,7 @@ def load_plan(path: Path | str, transformer: "nn.Module | None" = None) -> dict[
     layers = loaded.get("layers")
     if not isinstance(layers, dict) or not all(type(bits) is int for bits in layers.values()):
         raise InputError(f"{path}: {what}")
-    if loaded.get("schema_version") != SCHEMA_VERSION:
-        version = loaded.get("schema_version")
-        raise InputError(
-            f"{path}: schema version {version}, this ditscope reads {SCHEMA_VERSION}; run the plan stage again"
-        )
+    check_version(path, loaded.get("schema_version"), SCHEMA_VERSION, "run the plan stage again")
     for layer, bits in layers.items():
         if not 1 <= bits <= 8:
             raise InputError(f"{path}: layer `{layer}` has {bits} bits; 1 to 8 can be exported")

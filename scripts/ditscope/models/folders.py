@@ -97,8 +97,8 @@ def check_model_folder(folder: Path) -> None:
     for file in files:
         if file.suffix in PICKLES:
             beside = any(other.parent == file.parent for other in weights)
-            mend = "move it elsewhere, safetensors lie beside it" if beside else "convert the model to safetensors"
-            raise InputError(f"{file}: pickled weights are refused; {mend}")
+            fix = "move it elsewhere, safetensors lie beside it" if beside else "convert the model to safetensors"
+            raise InputError(f"{file}: pickled weights are refused; {fix}")
     for file in weights:
         check_safetensors(file)
         variant = VARIANT.search(file.name)
@@ -127,8 +127,8 @@ def check_pipeline(name: str, entry: Model) -> None:
     wanted, found = facts_of(entry.family).pipeline, index.get("_class_name")
     if found != wanted:
         fitting = [family for family, facts in FAMILIES.items() if facts.pipeline == found]
-        mend = f"set `family: {fitting[0]}`" if fitting else f"families: {', '.join(FAMILIES)}"
-        raise InputError(f"models.{name}.family: {folder} is a {found}, `{entry.family}` a {wanted}; {mend}")
+        fix = f"set `family: {fitting[0]}`" if fitting else f"families: {', '.join(FAMILIES)}"
+        raise InputError(f"models.{name}.family: {folder} is a {found}, `{entry.family}` a {wanted}; {fix}")
     check_size(name, entry)
 
 

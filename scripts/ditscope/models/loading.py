@@ -5,14 +5,13 @@ import inspect
 import logging
 import os
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ditscope.core.errors import InputError
 from ditscope.models.folders import config_at_hand, resolve_source
-from ditscope.models.registry import check_backend, check_frames, facts_of, family_of
+from ditscope.models.registry import check_backend, check_frames, facts_of, family_of, on_mlx
 from ditscope.models.settings import Model
 
 if TYPE_CHECKING:
@@ -78,9 +77,7 @@ def load_generator(name: str, entry: Model, device: str | None = None) -> Genera
     pipe = load_pipeline(name, entry, folder, **options)
     pipe.to(target)
     if entry.backend == "mlx":
-        # Imported by name: MLX is no part of the code whose edits make results of torch stale, nor of its environment.
-        on_mlx = import_module("ditscope.models.mlx.transformer")
-        pipe.transformer = on_mlx.load_transformer(folder, name, entry, target)
+        pipe.transformer = on_mlx("load").load_transformer(folder, name, entry, target)
     pipe.set_progress_bar_config(disable=True)
     loaded = Generator(name, entry, family, pipe, target)
     log.info("loaded %s (%s, %s) on %s", name, entry.family, entry.dtype, loaded.computes_on)

@@ -9,7 +9,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -35,6 +34,7 @@ from ditscope.models.bit_plan import load_plan, to_fqn_config, to_mlx
 from ditscope.models.families.sd3 import FusedJointAttention
 from ditscope.models.mlx.names import MlxConfig, row_lengths
 from ditscope.models.packed import SCALE_BITS, intx_bytes, mlx_bytes
+from ditscope.models.registry import on_mlx
 from ditscope.models.schemes.kind import Kind, LayerConfig
 from ditscope.models.settings import SCHEMES, Scheme, backends_of
 
@@ -118,9 +118,8 @@ def coverage(
                 f"schemes: skip_layers: `{pattern}` matches none of the {len(linear)} linear layers, which are named "
                 f"as {', '.join(f'`{name}`' for name in list(linear)[:: max(1, len(linear) // 3)][:3])}"
             )
-    if scheme.kind == "plan":
-        if plan is None:
-            raise InputError(f"scheme `plan` ({scheme.plan}): give the plan's file; the plan stage makes it")
+    check_plan(scheme, plan)
+    if plan:
         loaded = load_plan(plan, transformer)
         on_mlx = runs_on_mlx(transformer)
         found: dict[str, LayerConfig] = (
@@ -133,6 +132,14 @@ def coverage(
     if scheme.kind == "plan":
         left |= {name: NOT_PLANNED for name in linear if name not in found and name not in left}
     return {name: config for name, config in found.items() if name not in left}, left
+
+
+def check_plan(scheme: Scheme, plan: Path | None) -> None:
+    """Refuse a scheme of kind `plan` without a plan's file, and such a file with a scheme that would not read it."""
+    if scheme.kind == "plan" and not plan:
+        raise InputError(f"scheme `plan` ({scheme.plan}): give the plan's file; the plan stage makes it")
+    if plan and scheme.kind != "plan":
+        raise InputError(f"{plan}: a scheme of kind `{scheme.kind}` reads no plan; name a scheme of kind `plan`")
 
 
 def left_why(transformer: nn.Module, name: str, module: nn.Linear, scheme: Scheme) -> str:
@@ -191,7 +198,7 @@ def apply_scheme(transformer: nn.Module, scheme: Scheme, plan: Path | None = Non
     if not configs:
         return
     if runs_on_mlx(transformer):
-        import_module("ditscope.models.mlx.quantize").quantize(transformer, configs)
+        on_mlx("quantize").quantize(transformer, configs)
         return
     if kind_of(scheme).sparse:  # keep the two largest of every four weights
         apply_fake_sparsity(transformer, filter_fn=lambda module, name: name in configs)
@@ -293,7 +300,7 @@ def is_simulated(transformer: nn.Module, scheme: Scheme, plan: Path | None = Non
 def stored_bytes(module: nn.Module) -> int:
     """Bytes that the weights of a module really take: inside torchao's tensor subclasses, or in MLX."""
     if runs_on_mlx(module):
-        return int(import_module("ditscope.models.mlx.quantize").stored_bytes(module))
+        return int(on_mlx("quantize").stored_bytes(module))
     tensors = [*module.parameters(), *module.buffers()]
     return sum(tensor_bytes(t) for t in tensors)
 

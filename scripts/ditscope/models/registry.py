@@ -27,6 +27,8 @@ FAMILIES = {
     "sdxl": Family("ditscope.models.families.sdxl", "StableDiffusionXLPipeline", 5.0),
     "wan": Family("ditscope.models.families.wan", "WanPipeline", 5.0, video=True),
 }
+# What a transformer on MLX needs: named, not imported, since torch jobs neither have MLX nor depend on the code for it.
+ON_MLX = {"load": "ditscope.models.mlx.transformer", "quantize": "ditscope.models.mlx.quantize"}
 # Families of captioners, all of them behind `models.captioners`, with the `model_type` of their folders.
 CAPTIONERS = {"blip": "blip", "blip2": "blip-2", "florence2": "florence2"}
 
@@ -40,6 +42,11 @@ def facts_of(name: str, where: str = "models.<name>.family") -> Family:
     if not isinstance(facts := getattr(module, "FAMILY", None), Family):
         raise InputError(f"{where}: `{name}` has no FAMILY, a ditscope.models.registry.Family; define one")
     return facts
+
+
+def on_mlx(part: str) -> ModuleType:
+    """The module of a part of ON_MLX."""
+    return import_module(ON_MLX[part])
 
 
 def families_with(feature: str) -> str:

@@ -24,5 +24,5 @@ class Plan:
         "Sensitivity that is summed; auto: image_rms where it was measured, else relative_l2",
         choices=("auto", "image_rms", "relative_l2", "sqnr_db", "psnr_db"),
     )
-    min_bits: int = setting(2, "Fewest bits a layer may get", positive=True, most=16)
+    min_bits: int = setting(2, "Fewest bits that a layer may get", positive=True, most=16)
     floors: dict[str, int] = setting({}, "Fewest bits by kind of layer, as {modulation: 4}", positive=True, most=16)

@@ -21,7 +21,7 @@ from ditscope.core.tables import concat_tables
 from ditscope.models.bit_plan import SCHEMA_VERSION
 from ditscope.models.mlx.names import MLX_BITS, MLX_GROUPS
 from ditscope.plan.settings import Budget, Plan
-from ditscope.sensitivity.tables import IMAGE_METRIC, LAYER_KINDS, WHOLE
+from ditscope.sensitivity.tables import IMAGE_METRIC, KEY, LAYER_KINDS, WHOLE
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +75,16 @@ def plan(
     Sizes are those of the back end (`ditscope.models.packed`). Raises InputError where the budget is below the smallest
     size.
     """
-    table = concat_tables(sensitivity, "sensitivity").sort("depth", "layer", "bits", "bucket", "metric")
+    table = concat_tables(sensitivity, "sensitivity", KEY).sort("depth", "layer", "bits", "bucket", "metric")
     table = table.filter((pl.col("model") == model) & (pl.col("module") == "linear"))
     if table.is_empty():
         raise InputError(
             f"{', '.join(map(str, sensitivity))}: no rows of model `{model}`; add it to `sensitivity.models`"
         )
+    for constant in ("backend", "quantizer", "group_size"):
+        if len(values := table[constant].unique().sort()) > 1:
+            rest = " and ".join(map(str, values))
+            raise InputError(f"{', '.join(map(str, sensitivity))}: measured with {constant} {rest}; give tables of one")
     known = {kind for kind in settings.floors if kind in LAYER_KINDS}
     if none := sorted(known - set(table["kind"])):
         kinds = ", ".join(sorted(set(table["kind"])))

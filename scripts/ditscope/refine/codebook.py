@@ -40,7 +40,7 @@ def build_codebook(
 ) -> None:
     """Quantize prompts and anchor patches of generated images to pseudo-classes.
 
-    Leaves `codebook` (safetensors) and `assignments` (table `refine.assignments`, one row a sample, in shard order).
+    Leaves `codebook` (safetensors) and `assignments` (table `refine.assignments`, one row per sample, in shard order).
     """
     latents = read_latents(images, settings.patch)
     fitted = fit_codebook(latents, settings)

@@ -1,6 +1,5 @@
 """Judge a trained refiner: the diagnostics that every encoder, quantizer and refiner must come with, and the record."""
 
-import io
 import json
 import logging
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ditscope.core.atomic import write_text
 from ditscope.core.paths import InputFile, OutputFile
+from ditscope.core.picture_file import pixels
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import read_table, write_table
 from ditscope.models.folders import resolve_source
@@ -207,10 +206,10 @@ def decode_pictures(
         stored = values.numpy() * expand(latents.std, values.ndim) + expand(latents.mean, values.ndim)
         tensor = torch.from_numpy(stored).to(device)
         decoded = family.decode(SimpleNamespace(vae=vae), tensor)
-        pixels = (decoded * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
-        if pixels.ndim == 5:
-            pixels = pixels[0, np.linspace(0, pixels.shape[1] - 1, columns).astype(int)]
-        drawn.append((label, list(pixels)))
+        images = (decoded * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
+        if images.ndim == 5:
+            images = images[0, np.linspace(0, images.shape[1] - 1, columns).astype(int)]
+        drawn.append((label, list(images)))
     return drawn
 
 
@@ -222,6 +221,6 @@ def draw_exemplars(images: list[Path], assignments: pl.DataFrame, path: Path) ->
     rows = []
     for (code,), group in nearest.group_by("code", maintain_order=True):
         total = int((assignments["code"] == code).sum())
-        pixels = [np.asarray(Image.open(io.BytesIO(found[key])).convert("RGB")) for key in group["key"]]
-        rows.append((f"class {code}\n{total} samples", pixels))
+        samples = [pixels(found[key]) for key in group["key"]]
+        rows.append((f"class {code}\n{total} samples", samples))
     draw_grid(rows, path)

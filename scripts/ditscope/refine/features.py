@@ -85,7 +85,7 @@ def extract(encoder: LatentMAE, latents: Tensor, names: Sequence[str]) -> Featur
 
 @torch.no_grad()
 def pooled_embedding(encoder: LatentMAE, latents: Tensor, batch: int = 64) -> Tensor:
-    """One vector a sample for the diagnostics, (samples, channels) float64, on the CPU: mean and deviation of maps."""
+    """One vector per sample for diagnostics, (samples, channels) float64, on the CPU: mean and deviation of maps."""
     parts = []
     for chunk in latents.split(batch):
         features = global_statistics(chunk, encoder.maps(chunk))

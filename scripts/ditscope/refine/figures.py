@@ -8,7 +8,7 @@ from ditscope.style import COLOURS, Files, grid, named, note
 
 
 def refiner_training(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Training curves, one column a model: the autoencoder's loss, the refiner's error and its drifting field.
+    """Training curves, one column per model: the autoencoder's loss, the refiner's error and its drifting field.
 
     The drifting loss is a sum of normalized field strengths, which stays level by construction; what falls as the
     generated latents reach the data's is the field itself, at each radius.

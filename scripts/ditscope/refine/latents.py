@@ -38,6 +38,7 @@ def read_latents(images: list[Path], patch: int) -> LatentSet:
     """
     latents: list[np.ndarray] = []
     records: list[dict[str, Any]] = []
+    runs: set[tuple] = set()
     for path in images:
         for sample in samples_of_runs(path):
             if "latent.npy" not in sample:
@@ -48,6 +49,11 @@ def read_latents(images: list[Path], patch: int) -> LatentSet:
                 raise InputError(f"{path}: sample {sample['__key__']} has a latent {shapes}; refine one size at a time")
             if not np.isfinite(latent).all():
                 raise InputError(f"{path}: sample {sample['__key__']} has NaN or Inf in its latent; generate it again")
+            run = tuple(sample["json"].get(name) for name in ("request_hash", "prompt_id", "seed"))
+            if run in runs:
+                what = f"the run of prompt_id `{run[1]}`, seed {run[2]}"
+                raise InputError(f"{path}: {what}, is there more than once; give each shard once")
+            runs.add(run)
             latents.append(latent)
             records.append(sample["json"] | {"key": sample["__key__"]})
     if not latents:

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -130,11 +128,6 @@ def score_layers(
     return rows
 
 
-def mlx_twin() -> ModuleType:
-    """What scores layers on MLX; imported by name, since torch jobs neither have MLX nor depend on its code."""
-    return import_module("ditscope.sensitivity.mlx")
-
-
 def labelled(layer: str, bits: int, batch: Batch, values: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
     """Scores of a batch with what tells one from another."""
     return [
@@ -154,7 +147,7 @@ def quantized(module: nn.Module, settings: Sensitivity, bits: int) -> Tensor:
     return QUANTIZERS[settings.quantizer](module.weight.data, bits, settings.group_size)
 
 
-# Metrics: functions of (batch, values) float64 reference and output, one number a sample -----------------------------
+# Metrics: functions of (batch, values) float64 reference and output, one number per sample ----------------------------
 
 
 def psnr_db(reference: Tensor, output: Tensor) -> Tensor:

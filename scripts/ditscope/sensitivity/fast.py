@@ -7,10 +7,8 @@ layer's output with dW x. All bit widths of all layers share one backward pass; 
 """
 
 import math
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +17,9 @@ from torch import Tensor, nn
 from ditscope.calibrate.files import Reference
 from ditscope.models.loading import Generator
 from ditscope.models.quantizers import QUANTIZERS
+from ditscope.sensitivity.back_ends import back_end
 from ditscope.sensitivity.batches import Batch
-from ditscope.sensitivity.exact import Layer, labelled, mlx_twin
+from ditscope.sensitivity.exact import Layer, labelled
 from ditscope.sensitivity.settings import Sensitivity
 
 Changes = Callable[[nn.Module], list[Tensor]]  # dW of a module at each bit width
@@ -52,17 +51,6 @@ def estimate_layers(
                 for bits, values in zip(settings.bits, found.T, strict=True):
                     rows += labelled(modules[module], bits, batch, ratios(velocity, values.square()))
     return rows
-
-
-def back_end(model: Generator) -> Any:
-    """The module that has `own_weight` and `collected` for what the model computes on: this one, or its twin of MLX."""
-    return mlx_twin() if model.computes_on == "mlx" else sys.modules[__name__]
-
-
-def own_weight(model: Generator, layer: nn.Module) -> Tensor:
-    """A layer's weight as it was loaded."""
-    weight: Tensor = layer.weight.data
-    return weight
 
 
 def weight_changes(model: Generator, settings: Sensitivity) -> Changes:
@@ -104,57 +92,10 @@ def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
     return (torch.randint(0, 2, like.shape, generator=generator) * 2 - 1).to(like)
 
 
-@contextmanager
-def collected(
-    model: Generator, modules: Sequence[nn.Module], changes: Changes, count: int
-) -> Iterator[dict[nn.Module, Tensor]]:
-    """Within the context, a backward pass through a batch of `count` samples gathers <gradient, dW x> of each module.
-
-    After it the dictionary has (samples, changes) of every module, zeros of those that the gradient did not reach.
-    """
-    products: dict[nn.Module, Tensor] = {}
-
-    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not output.requires_grad:
-            output = output.detach().requires_grad_()
-        seen = inputs[0].detach()
-        output.register_hook(lambda gradient: gather(module, seen, gradient))
-        return output
-
-    def gather(module: nn.Module, seen: Tensor, gradient: Tensor) -> None:
-        found = inner_products(module, seen, gradient, changes(module))  # (halves x samples, changes)
-        found = found.unflatten(0, (-1, count)).sum(0)
-        products[module] = products[module] + found if module in products else found
-
-    handles = [module.register_forward_hook(watch) for module in modules]
-    try:
-        yield products
-    finally:
-        for handle in handles:
-            handle.remove()
-    idle = torch.zeros_like(next(iter(products.values())))
-    found = {module: products.get(module, idle) for module in modules}
-    products.clear()
-    products.update(found)
-    refuse_infinite(model, products)
-
-
 def refuse_infinite(model: Generator, products: dict[nn.Module, Tensor]) -> None:
     """Stop where a gradient was not finite."""
     if not all(product.isfinite().all() for product in products.values()):
         raise FloatingPointError(f"{model.name}: NaN or Inf in a gradient; use mode exact, or dtype float32")
-
-
-def inner_products(module: nn.Module, x: Tensor, gradient: Tensor, changes: Sequence[Tensor]) -> Tensor:
-    """<gradient, dW x> by rows of the batch, (rows, len(changes)) in float64 on the CPU, for each weight change dW."""
-    if isinstance(module, nn.Linear):
-        # <g, dW x> = <sum over tokens of g x', dW>: one product of matrices, shared by all bit widths.
-        outer = gradient.flatten(1, -2).mT @ x.flatten(1, -2) if x.ndim > 2 else gradient[:, :, None] * x[:, None]
-        precise = torch.promote_types(outer.dtype, torch.float32)
-        rows = outer.flatten(1).to(precise)
-        return torch.stack([rows @ change.flatten().to(precise) for change in changes], dim=1).cpu().double()
-    moved = [(module._conv_forward(x, change, None) * gradient).flatten(1) for change in changes]
-    return torch.stack([products.cpu().double().sum(1) for products in moved], dim=1)
 
 
 def ratios(velocity: Tensor, squared_error: Tensor) -> list[dict[str, float]]:

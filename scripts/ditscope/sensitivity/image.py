@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from ditscope.calibrate.files import CalibrationSet, Reference
 from ditscope.models.loading import Generator
 from ditscope.models.sampling import pictures
+from ditscope.sensitivity.back_ends import back_end
 from ditscope.sensitivity.batches import Batch, batches
 from ditscope.sensitivity.exact import Layer
-from ditscope.sensitivity.fast import Changes, back_end, random_signs, weight_changes
+from ditscope.sensitivity.fast import Changes, random_signs, weight_changes
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.tables import BUCKETS, IMAGE_METRIC, WHOLE
 

@@ -36,8 +36,9 @@ from ditscope.models.loading import Generator, load_generator
 from ditscope.models.packed import packed_bytes
 from ditscope.models.registry import require_blocks
 from ditscope.models.settings import Model
+from ditscope.sensitivity.back_ends import back_end
 from ditscope.sensitivity.batches import Batch, batches
-from ditscope.sensitivity.exact import Layer, Network, mlx_twin, network_of, score_layers
+from ditscope.sensitivity.exact import Layer, Network
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.gradient_memory import gradient_batch
 from ditscope.sensitivity.image import image_effects
@@ -128,7 +129,7 @@ def start(
 ) -> Work:
     """Look at the network and choose the depths of one job."""
     sample = next(batches(model, found, buckets, 1))
-    network = mlx_twin().network_of(model) if model.computes_on == "mlx" else network_of(model, sample)
+    network: Network = back_end(model).network_of(model, sample)
     depths = network.depths()[group::groups]
     if not depths:
         raise InputError(
@@ -140,8 +141,8 @@ def start(
 
 def score(work: Work, depth: int, samples: Iterable[Batch]) -> list[dict[str, Any]]:
     """Scores of the layers at one depth, on the model's back end."""
-    scorer = mlx_twin().score_layers if work.network.model.computes_on == "mlx" else score_layers
-    rows: list[dict[str, Any]] = scorer(work.network, depth, samples, work.settings)
+    score_layers = back_end(work.network.model).score_layers
+    rows: list[dict[str, Any]] = score_layers(work.network, depth, samples, work.settings)
     return rows
 
 

@@ -30,6 +30,7 @@ COLUMNS = (
     "bucket", "metric", "value", "value_std", "value_low", "value_high", "n_samples", "n_images", "parameters",
     "packed_bytes", "mode",
 )  # fmt: skip
+KEY = ("model", "layer", "bits", "bucket", "metric")
 METRICS = ("psnr_db", "sqnr_db", "relative_l2")  # of the velocity
 IMAGE_METRIC = "image_rms"
 SIZES = {"layer": pl.String, "bits": pl.Int64, "packed_bytes": pl.Int64}
@@ -131,10 +132,10 @@ def gather(tables: Iterable[Path], out: Path, fast: Iterable[Path] = (), agreeme
 
     `agreement` becomes the table `sensitivity.agreement` of these against the `fast` ones.
     """
-    table = concat_tables(tables, "sensitivity")
+    table = concat_tables(tables, "sensitivity", KEY)
     write_table(table.sort("model", "depth", "layer", "bits", "bucket", "metric"), out, "sensitivity")
     if agreement is not None:
-        compared = rank_agreement(table, concat_tables(fast, "sensitivity"))
+        compared = rank_agreement(table, concat_tables(fast, "sensitivity", KEY))
         write_table(compared, agreement, "sensitivity.agreement")
 
 

@@ -42,7 +42,7 @@ def topology(
 ) -> None:
     """Compute the persistent homology of every trajectory's states, and compare trajectories by it.
 
-    Leaves in `folder`: diagrams.parquet (a row a bar), entropy.parquet (persistent entropy and counts of each run and
+    Leaves in `folder`: diagrams.parquet (a row per bar), entropy.parquet (persistent entropy and counts of each run and
     dimension) and distances.parquet (Wasserstein and bottleneck distances between runs).
     """
     states = read_states(embeddings, trajectories)

@@ -6,9 +6,10 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure as Canvas
 
+from ditscope.core.picture_file import pixels
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables
-from ditscope.style import Files, grid, picture
+from ditscope.style import Files, grid
 
 STRIPS = 12  # runs drawn
 FRAMES = 8  # pictures of a run, evenly spaced
@@ -47,7 +48,7 @@ def trajectory_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
         )
         for axis, index in zip(row[1:-1], spaced(len(pictures), FRAMES), strict=False):
             shown = pictures.row(index, named=True)
-            axis.imshow(picture(images[shown["network"], shown["output_key"]]), interpolation="nearest")
+            axis.imshow(pixels(images[shown["network"], shown["output_key"]]), interpolation="nearest")
             axis.set_title(f"{shown['sequence_number']}", fontsize=5, pad=1)
     return figure, table
 

@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ditscope.core.identity import BASE, digest, scheme_id, weights_id
+from ditscope.core.picture_file import pixels
 from ditscope.core.shards import Sample
 from ditscope.models.captioners import caption, load_captioner
 from ditscope.models.loading import load_generator
@@ -126,5 +126,4 @@ def state_of(sample: Sample) -> State:
     """The text or the image of a kept answer."""
     if "txt" in sample:
         return sample["txt"].decode()
-    with Image.open(BytesIO(sample["png"])) as image:
-        return np.asarray(image.convert("RGB"))
+    return pixels(sample["png"])

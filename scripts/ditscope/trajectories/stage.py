@@ -64,7 +64,7 @@ def trajectories(
 
     `entries` is the cycle (`shapes-flux:int4 shapes-blip`); the rows of `prompt_tables` (tables `prompts` or CSVs) are
     the runs; `plans` holds <model>/<budget>.json for entries that are quantized by a plan. Leaves `table` (table
-    `trajectories`, one row a state, the prompt at -1), `images` (tar of png by output_key, each image once) and
+    `trajectories`, one row per state, the prompt at -1), `images` (tar of png by output_key, each image once) and
     `timing` (table `trajectories.timing`). Finished rounds in `partial` are reused.
     """
     if settings.max_length < 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 from PIL import Image, ImageDraw
 
-from ditscope.core.errors import InputError
+from ditscope.core.errors import InputError, again, parsing
 from ditscope.core.films import write_film
 from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.tables import concat_tables
@@ -41,12 +41,15 @@ class TarImages(Mapping):
     def __init__(self, shards: Sequence[Path]) -> None:
         self.places: dict[str, tuple[Path, int, int]] = {}
         for shard in shards:
-            with tarfile.open(shard, "r:") as tar:
+            damaged = f"not a readable tar shard ({{}}); {again(shard, ending='.tar')}"
+            with parsing(shard, damaged, (tarfile.TarError,)), tarfile.open(shard, "r:") as tar:
                 for member in tar:
                     if member.isfile() and member.name.endswith(".png"):
                         self.places[member.name.removesuffix(".png")] = shard, member.offset_data, member.size
 
     def __getitem__(self, key: str) -> Image.Image:
+        if key not in self.places:
+            raise InputError(f"no image {key}.png in the shards of `images`, which the trajectories name; give all")
         shard, offset, size = self.places[key]
         with open(shard, "rb") as file:
             file.seek(offset)
@@ -78,7 +81,9 @@ def trajectory_video(
     `tables` are the tables `trajectories` of the networks, in the order of the columns, `images` the tars beside them.
     A run that ended early stays on its last picture.
     """
-    grid = grid_of(concat_tables(tables, "trajectories"), settings.prompt_order)
+    grid = grid_of(
+        concat_tables(tables, "trajectories", ("network", "run_id", "sequence_number")), settings.prompt_order
+    )
     pictures, layout = TarImages(images), layout_of(grid, settings)
     write_film((frame(grid, pictures, number, layout) for number in range(-1, grid.length + 1)), out, settings.fps)
 

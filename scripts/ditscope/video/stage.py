@@ -121,8 +121,8 @@ def draw_sheet(folder: Path, out: Path, settings: Video) -> None:
 def decoded_picture(folder: Path, settings: Video, step: int, block: str) -> Path:
     """The picture of a block's read-out; refused where it was not decoded."""
     if not (file := decoded_file(folder, settings.decode, step, block)).exists():
-        mend = f"capture it with should_decode_intermediates and decode {settings.decode}"
-        raise InputError(f"{file}: no such picture; {mend}")
+        fix = f"capture it with should_decode_intermediates and decode {settings.decode}"
+        raise InputError(f"{file}: no such picture; {fix}")
     return file
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ditscope.config import STAGES, Config
 from ditscope.core.atomic import write_text
-from ditscope.core.errors import MALFORMED, InputError
+from ditscope.core.errors import MALFORMED, InputError, check_version
 from ditscope.core.paths import InputFolder, OutputFile
 from ditscope.core.settings import decode
 from ditscope.core.study import Finding, Study
@@ -41,17 +41,17 @@ def doctor(
 
     `results` is the study's folder, as results/demo. Reads every file there: expected ones exist, tables have their
     columns and rows, digests are those that were recorded, stages agree on models and settings, nothing is left over.
-    `report` takes the findings as JSON, `checks` chooses some checks, `profile` is named in the commands that mend.
+    `report` takes the findings as JSON, `checks` chooses some checks, `profile` is named in the commands that fix them.
     Raises InputError where anything was found.
     """
     chosen = checks or list(CHECKS)
     if unknown := set(chosen) - set(CHECKS):
         raise InputError(f"checks: `{unknown.pop()}` is not a check; valid: {', '.join(CHECKS)}")
     study = examine(results, chosen)
-    mends = mending(study, profile)
+    commands = fixes(study, profile)
     if report:
-        write_text(report, json.dumps(document(study) | {"checks": chosen, "mend": mends}, indent=1) + "\n")
-    print(readable(study, chosen, mends), end="")
+        write_text(report, json.dumps(document(study) | {"checks": chosen, "fix": commands}, indent=1) + "\n")
+    print(readable(study, chosen, commands), end="")
     if study.findings:
         raise InputError(f"{results}: {len(study.findings)} findings; the lines above say what to do")
 
@@ -64,8 +64,8 @@ def examine(results: Path, checks: list[str]) -> Study:
     return study
 
 
-def mending(study: Study, profile: str = "local") -> list[str]:
-    """The commands, to be run where the workflow runs, that mend every finding, in order."""
+def fixes(study: Study, profile: str = "local") -> list[str]:
+    """The commands, to be run where the workflow runs, that fix every finding, in order."""
     removed = sorted({study.prefix + f.remove for f in study.findings if f.remove})
     commands = [shlex.join(["rm", "-r", *removed])] if removed else []
     if any(f.rerun for f in study.findings):  # Snakemake makes what is missing by itself
@@ -78,23 +78,23 @@ def mending(study: Study, profile: str = "local") -> list[str]:
     return commands
 
 
-def readable(study: Study, checks: list[str], mends: list[str]) -> str:
+def readable(study: Study, checks: list[str], commands: list[str]) -> str:
     """The findings as lines of text."""
     if not study.findings:
         return f"{study.results}: sound ({len(checks)} checks)\n"
     lines = [line(finding) for finding in study.findings]
-    return "\n".join([*lines, "", "To mend:", *(f"  {command}" for command in mends), ""])
+    return "\n".join([*lines, "", "To fix:", *(f"  {command}" for command in commands), ""])
 
 
 def line(finding: Finding) -> str:
-    """One finding in one line, with what mends it where that is another file."""
+    """One finding in one line, with what fixes it where that is another file."""
     if finding.remove:
-        mend = f" [remove {finding.remove}]"
+        fix = f" [remove {finding.remove}]"
     elif finding.rerun != finding.file:
-        mend = f" [run again: {finding.rerun}]"
+        fix = f" [run again: {finding.rerun}]"
     else:
-        mend = ""
-    return f"{finding.stage}: {finding.file}: {finding.problem}{mend}"
+        fix = ""
+    return f"{finding.stage}: {finding.file}: {finding.problem}{fix}"
 
 
 def open_study(results: Path) -> Study:
@@ -108,8 +108,7 @@ def open_study(results: Path) -> Study:
         complete = False
     if not complete:
         raise InputError(f"{path}: not a plan of this ditscope; run the study again")
-    if version != PLAN_VERSION:
-        raise InputError(f"{path}: schema version {version}, this ditscope reads {PLAN_VERSION}; run the study again")
+    check_version(path, version, PLAN_VERSION, "run the study again")
     try:
         return Study(results, plan, decode(Config, config))
     except InputError as error:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from ditscope.benchmark.prepare import uncompilable
 from ditscope.benchmark.settings import COMPILE_STATES
-from ditscope.benchmark.stage import uncompilable
 from ditscope.config import Config
 from ditscope.models.folders import source_folder
 from ditscope.models.hardware import PACKAGES, cpu_model, host_memory_bytes, installed, nvidia_gpus, unusable

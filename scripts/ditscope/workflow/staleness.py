@@ -17,11 +17,12 @@ from ditscope.core.digests import cached
 
 SCRIPTS = Path(__file__).resolve().parents[2]
 CACHE = Path("resources/.cache")
-# Modules that never count: how a result is asked for, checked, logged and said does not change what it is. Settings
-# reach a job as values, never as code.
+# Modules that never count: how a result is asked for, checked, logged and said does not change what it is, nor does
+# how the device is told that computes it. Settings reach a job as values, never as code.
 NEVER = (
     "ditscope.cli", "ditscope.config", "ditscope.config_files", "ditscope.workflow", "ditscope.core.errors",
     "ditscope.core.names", "ditscope.core.paths", "ditscope.core.ranges", "ditscope.core.settings",
+    "ditscope.models.hardware",
 )  # fmt: skip
 
 

@@ -187,5 +187,5 @@ def velocity(
 
 
 def embed(mmdit: MMDiT, mlp: nn.Module, value: mx.array, dtype: mx.Dtype) -> mx.array:
-    """Sinusoids of a number a sample (batch,), through an MLP."""
+    """Sinusoids of a number per sample (batch,), through an MLP."""
     return mlp(mmdit.t_embedder.timestep_embedding(value).astype(dtype))

@@ -19,9 +19,9 @@ from transformers import (
 from ditscope.core.tensor_files import save_tensors
 from ditscope.refine.loop import LoopSettings
 from ditscope.shapes.world import ATTRIBUTES, VALUES, Scene, train_scenes
-from ditscope.training.data import Readout, attribute_targets, cached_pictures, model_folder, to_tensor
-from ditscope.training.loop import load_average, train
-from ditscope.training.text import MAX_TEXT, clip_tokenizer, free_text
+from training.data import Readout, attribute_targets, cached_pictures, model_folder, to_tensor
+from training.loop import load_average, train
+from training.text import MAX_TEXT, clip_tokenizer, free_text
 
 SETTINGS = {
     "cliptext": LoopSettings(steps=400, batch=128, lr=2e-3, warmup=40, decay=0.5, ema=0.98, seed=13),

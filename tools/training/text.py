@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer, T5Config, T5EncoderModel, T5ForCondition
 
 from ditscope.refine.loop import LoopSettings
 from ditscope.shapes.world import ATTRIBUTES, SYNONYMS, TEMPLATES, Scene, all_scenes, caption, describe, train_scenes
-from ditscope.training.loop import load_average, train
+from training.loop import load_average, train
 
 MAX_TEXT = 32
 WIDTH = 128

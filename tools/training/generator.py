@@ -17,11 +17,11 @@ from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from ditscope.refine.loop import LoopSettings
 from ditscope.shapes.world import TEMPLATES, caption, train_scenes
-from ditscope.training.clip import text_towers
-from ditscope.training.data import base_folder, cached_tensors
-from ditscope.training.loop import load_average, train
-from ditscope.training.text import MAX_TEXT, free_text
-from ditscope.training.vae import cached_latents
+from training.clip import text_towers
+from training.data import base_folder, cached_tensors
+from training.loop import load_average, train
+from training.text import MAX_TEXT, free_text
+from training.vae import cached_latents
 
 SETTINGS = {
     "flux": LoopSettings(steps=3600, batch=64, lr=1.5e-3, warmup=100, decay=0.35, ema=0.998, seed=15, muon=True),

@@ -14,12 +14,12 @@ from transformers import BlipForConditionalGeneration
 
 from ditscope.refine.loop import LoopSettings
 from ditscope.shapes.world import ATTRIBUTES, describe, train_scenes
-from ditscope.training import captioner, generator
-from ditscope.training.acceptance import load_pipeline
-from ditscope.training.data import base_folder, cached_pictures, cached_tensors, model_folder, to_tensor
-from ditscope.training.loop import load_average, train
-from ditscope.training.text import TASK_WORD, free_text
-from ditscope.training.vae import encode
+from training import captioner, generator
+from training.acceptance import load_pipeline
+from training.data import base_folder, cached_pictures, cached_tensors, model_folder, to_tensor
+from training.loop import load_average, train
+from training.text import TASK_WORD, free_text
+from training.vae import encode
 
 SETTINGS = {
     "tune-flux": LoopSettings(steps=3600, batch=48, lr=8e-4, warmup=60, decay=0.45, ema=0.998, seed=21, muon=True),

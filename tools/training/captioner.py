@@ -10,10 +10,10 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 
 from ditscope.refine.loop import LoopSettings
 from ditscope.shapes.world import caption, train_scenes
-from ditscope.training.data import Readout, attribute_targets, base_folder, cached_pictures, to_tensor
-from ditscope.training.loop import load_average, train
-from ditscope.training.text import vocabulary_texts
-from ditscope.training.vae import reconstruct
+from training.data import Readout, attribute_targets, base_folder, cached_pictures, to_tensor
+from training.loop import load_average, train
+from training.text import vocabulary_texts
+from training.vae import reconstruct
 
 SETTINGS = {"blip": LoopSettings(steps=1600, batch=48, lr=1.5e-3, warmup=60, decay=0.4, ema=0.99, seed=17, muon=True)}
 WIDTH, MAX_TEXT = 128, 32

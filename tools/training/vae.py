@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from ditscope.refine.loop import LoopSettings
-from ditscope.training.data import cached_pictures, cached_tensors, to_pictures, to_tensor
-from ditscope.training.loop import load_average, train
+from training.data import cached_pictures, cached_tensors, to_pictures, to_tensor
+from training.loop import load_average, train
 
 SETTINGS = {
     "vae": LoopSettings(steps=1100, batch=16, lr=2e-3, warmup=50, decay=0.4, ema=0.99, seed=11),

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from ditscope.shapes.world import ATTRIBUTES, caption, held_out
-from ditscope.training.loop import summary
+from training.loop import summary
 
 ABOUT = {
     "shapes-flux": (

@@ -25,9 +25,9 @@ from ditscope.shapes.world import (
     render,
     train_scenes,
 )
-from ditscope.training import readme
-from ditscope.training.clip import neighbours
-from ditscope.training.text import MAX_TEXT, TASK_WORD
+from training import readme
+from training.clip import neighbours
+from training.text import MAX_TEXT, TASK_WORD
 
 SEEDS = (0, 1, 2, 3)
 STEPS = 8

@@ -1,4 +1,4 @@
-"""Train one part of the shapes world, or measure what was trained: `python scripts/train.py STAGE`."""
+"""Train one part of the shapes world, or measure what was trained: `python tools/train.py STAGE`."""
 
 import argparse
 import importlib
@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 STAGES = {
     "vae": ("vae", "run"),
@@ -42,7 +42,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     stage, out = arguments.stage, arguments.out
     name, function = STAGES[stage]
-    module = importlib.import_module(f"ditscope.training.{name}")
+    module = importlib.import_module(f"training.{name}")
     if stage == "acceptance":
         summary = module.run(out)
     elif arguments.export:

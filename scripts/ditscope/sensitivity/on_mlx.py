@@ -1,4 +1,4 @@
-"""Sensitivity on MLX: what ditscope.sensitivity.exact and ditscope.sensitivity.fast have for torch.
+"""Sensitivity on MLX: what ditscope.sensitivity.on_torch has for torch.
 
 Exact scores come of the plain loop: change one layer's weights, run the whole transformer, put them back. Quantizers,
 metrics and names of layers are those of torch, so that tables of both back ends, and plans made from them, can be set
@@ -31,8 +31,8 @@ from ditscope.sensitivity.tables import layer_kind
 AFTER_BLOCKS = ("norm_out.", "proj_out")
 
 
-def network_of(model: Generator) -> Network:
-    """A model's quantizable layers and their places, told from their names."""
+def network_of(model: Generator, batch: Batch) -> Network:
+    """A model's quantizable layers and their places, told from their names (torch needs a pass over `batch` for it)."""
     transformer = model.pipe.transformer
     blocks = list(model.family.blocks(transformer).values())
     inside = {module: depth for depth, block in enumerate(blocks) for module in block.modules()}
@@ -88,7 +88,7 @@ def weight_of(transformer: OnMlx, layer: str, weight: Tensor) -> Iterator[None]:
 def collected(
     model: Generator, modules: Sequence[nn.Module], changes: Changes, count: int
 ) -> Iterator[dict[nn.Module, Tensor]]:
-    """As `ditscope.sensitivity.fast.collected`: the inner products <gradient of the weight, dW> of each module."""
+    """As `ditscope.sensitivity.on_torch.collected`: the inner products <gradient of the weight, dW> of each module."""
     transformer: OnMlx = model.pipe.transformer
     names = {module: name for name, module in quantizable(transformer).items()}
     width = transformer.mmdit.config.hidden_size

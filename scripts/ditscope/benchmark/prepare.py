@@ -1,0 +1,78 @@
+"""Quantize and compile a model for its benchmark, or say why that cannot be done here."""
+
+import logging
+import os
+from pathlib import Path
+
+import torch
+from torchao.quantization.utils import recommended_inductor_config_setter
+
+from ditscope.benchmark.latency import first_line
+from ditscope.models.loading import Generator
+from ditscope.models.quantize import apply_scheme, unsupported
+from ditscope.models.settings import Scheme
+
+log = logging.getLogger(__name__)
+
+MODES = ("reduce-overhead", "max-autotune")  # of torch.compile, over the whole transformer, with CUDA graphs
+AUTOTUNE_PROCESSORS = 68  # fewer: inductor times no matrix kernels of its own (torch._inductor.utils.is_big_gpu)
+
+
+def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | None) -> str:
+    """Quantize and compile the transformer in place; the reason if that is not possible here, else an empty string."""
+    transformer = generator.pipe.transformer
+    on_mlx = generator.computes_on == "mlx"
+    reason = unsupported(scheme, generator.computes_on, generator.entry.dtype)
+    if reason := reason or uncompilable(compile, generator.computes_on):
+        return reason
+    try:
+        apply_scheme(transformer, scheme, plan)
+    except (RuntimeError, NotImplementedError, ImportError, AssertionError) as error:  # a kernel that is not there
+        log.exception("%s cannot be quantized", generator.name)
+        return first_line(error)
+    if compile == "eager":
+        return ""
+    if on_mlx:
+        transformer.compile()
+        return ""
+    mode = {"mode": compile} if compile in MODES else {}
+    if scheme.compile_vae:
+        generator.pipe.vae.decoder.compile(dynamic=False, **mode)
+    recommended_inductor_config_setter()  # torchao's settings, for the base as well
+    # Static shapes: the batch sizes are few, and one graph for all of them would be slower than one for each.
+    if compile != "regional":
+        transformer.compile(dynamic=False, **mode)
+    else:
+        for block in generator.family.blocks(transformer).values():
+            block.compile(dynamic=False)
+    return ""
+
+
+def uncompilable(compile: str, computes_on: str) -> str:
+    """Why a compile state cannot run on cuda, mps, cpu or mlx here; empty where it can.
+
+    Sets torch.compile's caches inside the project.
+    """
+    if compile == "eager" or (computes_on == "mlx" and compile == "full"):
+        return ""
+    if computes_on == "mlx":
+        return "MLX compiles the whole transformer at once, in one way; take `compile: full`"
+    if compile == "reduce-overhead" and computes_on != "cuda":
+        return f"reduce-overhead is CUDA graphs, which {computes_on} has not; take `compile: full`"
+    if compile == "max-autotune" and computes_on == "mps":
+        return "inductor has no kernels to choose from on mps; take `compile: full`"
+    if compile == "max-autotune" and computes_on == "cuda":
+        processors = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+        if processors < AUTOTUNE_PROCESSORS:
+            least = f"{AUTOTUNE_PROCESSORS} multiprocessors, this GPU has {processors}"
+            return f"max-autotune chooses matrix kernels from {least}; take `compile: reduce-overhead`"
+    cache = Path("resources/.cache").absolute()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError:
+        return "torch.compile needs a C++ compiler (g++); install one or set CXX"
+    return ""

@@ -1,0 +1,66 @@
+"""Sensitivity on torch: what the back end of MLX has, too."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ditscope.models.loading import Generator
+from ditscope.sensitivity.exact import network_of, score_layers
+from ditscope.sensitivity.fast import Changes, refuse_infinite
+
+__all__ = ["collected", "network_of", "own_weight", "score_layers"]
+
+
+def own_weight(model: Generator, layer: nn.Module) -> Tensor:
+    """A layer's weight as it was loaded."""
+    weight: Tensor = layer.weight.data
+    return weight
+
+
+@contextmanager
+def collected(
+    model: Generator, modules: Sequence[nn.Module], changes: Changes, count: int
+) -> Iterator[dict[nn.Module, Tensor]]:
+    """Within the context, a backward pass through a batch of `count` samples gathers <gradient, dW x> of each module.
+
+    After it the dictionary has (samples, changes) of every module, zeros of those that the gradient did not reach.
+    """
+    products: dict[nn.Module, Tensor] = {}
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        seen = inputs[0].detach()
+        output.register_hook(lambda gradient: gather(module, seen, gradient))
+        return output
+
+    def gather(module: nn.Module, seen: Tensor, gradient: Tensor) -> None:
+        found = inner_products(module, seen, gradient, changes(module))  # (halves x samples, changes)
+        found = found.unflatten(0, (-1, count)).sum(0)
+        products[module] = products[module] + found if module in products else found
+
+    handles = [module.register_forward_hook(watch) for module in modules]
+    try:
+        yield products
+    finally:
+        for handle in handles:
+            handle.remove()
+    idle = torch.zeros_like(next(iter(products.values())))
+    found = {module: products.get(module, idle) for module in modules}
+    products.clear()
+    products.update(found)
+    refuse_infinite(model, products)
+
+
+def inner_products(module: nn.Module, x: Tensor, gradient: Tensor, changes: Sequence[Tensor]) -> Tensor:
+    """<gradient, dW x> by rows of the batch, (rows, len(changes)) in float64 on the CPU, for each weight change dW."""
+    if isinstance(module, nn.Linear):
+        # <g, dW x> = <sum over tokens of g x', dW>: one product of matrices, shared by all bit widths.
+        outer = gradient.flatten(1, -2).mT @ x.flatten(1, -2) if x.ndim > 2 else gradient[:, :, None] * x[:, None]
+        precise = torch.promote_types(outer.dtype, torch.float32)
+        rows = outer.flatten(1).to(precise)
+        return torch.stack([rows @ change.flatten().to(precise) for change in changes], dim=1).cpu().double()
+    moved = [(module._conv_forward(x, change, None) * gradient).flatten(1) for change in changes]
+    return torch.stack([products.cpu().double().sum(1) for products in moved], dim=1)
