@@ -112,7 +112,8 @@ def test_job_ends_and_says_the_same(both, name):
     assert both(script)[0] == code
 
 
-def test_job_sees_the_same_of_its_process(both):
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_job_sees_the_same_of_its_process(both, threads):
     script = """
 import json, os, pathlib, signal, sys, tempfile
 import torch
@@ -127,10 +128,10 @@ seen += [sys.stdout.line_buffering, sorted(pools), os.getpgrp(), os.getsid(0), o
 seen += [pathlib.Path(sys.modules["__main__"].__file__).name, torch.__config__.parallel_info().splitlines()[:2]]
 print(json.dumps(seen))
 """
-    code, output, *_ = both(script, MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", ANY="é")
+    code, output, *_ = both(script, **dict.fromkeys(warm.THREADS, threads), ANY="é")
     assert code == 0
     seen = json.loads(output)
-    assert seen[0] == "typed\n" and seen[1]["ANY"] == "é" and seen[9] == 1
+    assert seen[0] == "typed\n" and seen[1]["ANY"] == "é" and seen[9] == int(threads)
 
 
 def test_forks_draw_different_numbers(start):
@@ -199,10 +200,19 @@ def test_interrupt_of_the_waiting_process_leaves_the_fork_its_time(start):
     assert process.communicate(timeout=20)[0] == "done\n" and process.returncode == 0
 
 
-def test_jobs_of_several_threads_or_without_a_worker_do_their_own_work(start, address, tmp_path):
-    for worker, threads in ((str(tmp_path / "nothing"), "1"), (address, "2")):
-        process = start("import os; print(os.getpid())", worker, OMP_NUM_THREADS=threads)
-        assert int(process.communicate(timeout=60)[0]) == process.pid
+def test_without_a_worker_jobs_do_their_own_work(start, tmp_path):
+    process = start("import os; print(os.getpid())", str(tmp_path / "nothing"))
+    assert int(process.communicate(timeout=60)[0]) == process.pid
+
+
+def test_fork_has_the_resident_set_of_a_process_that_imported(start):
+    script = """
+from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionXLPipeline
+from pathlib import Path
+print(next(line for line in Path("/proc/self/status").read_text().splitlines() if "RssFile" in line).split()[1])
+"""
+    forked, cold = (int(start(script, *worker).communicate(timeout=200)[0]) for worker in ((), ("",)))
+    assert abs(forked - cold) < 0.1 * cold
 
 
 def test_sampled_images_are_the_same_bytes(start, address, tmp_path):
@@ -321,15 +331,9 @@ assert "diffusers" in sys.modules and "torchao" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
-COLD = {
-    "benchmark_run.py",  # measures its memory, libraries included, and a fork shares what it does not touch
-    "download_model.py",  # imports no torch
-}
-
-
 def test_scripts_that_import_their_stage_late_start_warm():
     for script in sorted((ROOT / "scripts").glob("*.py")):
         blocks = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.With)]
         late = any(isinstance(node, ast.ImportFrom) for block in blocks for node in ast.walk(block))
-        wanted = late and script.name not in COLD
+        wanted = late and script.name != "download_model.py"  # it waits for the network, and imports no torch
         assert wanted == ("job(snakemake, warm=True)" in script.read_text()), script.name

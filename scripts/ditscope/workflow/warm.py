@@ -6,10 +6,12 @@ Mac a process must not fork after the system's frameworks were loaded.
 """
 
 import atexit
+import ctypes
 import gc
 import importlib
 import json
 import os
+import runpy
 import select
 import shutil
 import signal
@@ -31,6 +33,7 @@ ASK_DRIVER = "PYTORCH_NVML_BASED_CUDA_CHECK"  # whether there is a GPU, so that 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # Snakemake sets them to a job's threads
 LIBRARIES = ("torch", "transformers", "diffusers")  # not polars, which starts threads
 PIPELINES = ("FluxPipeline", "StableDiffusion3Pipeline", "StableDiffusionXLPipeline")  # with torchao, scipy, sklearn
+POPULATE_READ = 22  # of madvise(2), since Linux 5.14
 
 
 # Snakemake's process
@@ -110,11 +113,10 @@ def measure_forks(folder: Path) -> None:
 def hand_over() -> None:
     """Have a fork of the worker run this process's script, and end as it ends; return where there is no worker.
 
-    So does a job of several threads, since the worker's libraries were loaded for one. An interrupt from the terminal
-    reaches the fork by itself.
+    An interrupt from the terminal reaches the fork by itself.
     """
     work = {"pids": [os.getpid(), os.getppid()], "argv": sys.argv, "cwd": os.getcwd(), "environ": dict(os.environ)}
-    if WORKER not in os.environ or os.environ.get(THREADS[0], "1") != "1":
+    if WORKER not in os.environ:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as worker:
         try:
@@ -142,8 +144,10 @@ def hand_over() -> None:
 # The worker
 
 
-def preload() -> None:
+def preload() -> list[tuple[int, int]]:
     """Import what jobs that load models import, without starting a thread or a device: a fork could use neither.
+
+    Returns what `libraries_in_memory` then gives.
 
     On a machine with NVIDIA GPUs only the libraries: torchao starts CUDA as it is imported.
     """
@@ -154,28 +158,51 @@ def preload() -> None:
     if len(os.listdir("/proc/self/task")) > 1 or sys.modules["torch"].cuda.is_initialized():
         raise SystemExit("no warm starts: a library started a thread or a device as it was imported")
     gc.freeze()  # garbage collection in the forks leaves these objects' pages alone
+    return libraries_in_memory()
+
+
+def libraries_in_memory() -> list[tuple[int, int]]:
+    """Address and bytes of each run of pages of files that this process has touched: fork leaves these out.
+
+    A fork that asks for them has the resident set of a process that imported for itself.
+    """
+    import numpy as np
+
+    runs: list[tuple[int, int]] = []
+    page = os.sysconf("SC_PAGE_SIZE")
+    with open("/proc/self/pagemap", "rb") as pages:  # proc(5): 8 bytes a page, the highest bit of those in memory
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            addresses, _, _, _, inode, *_ = line.split()
+            if inode != "0":
+                first, last = (int(address, 16) // page for address in addresses.split("-"))
+                pages.seek(8 * first)
+                present = np.frombuffer(pages.read(8 * (last - first)), np.int64) < 0
+                edges = np.flatnonzero(np.diff(present, prepend=False, append=False)).reshape(-1, 2)
+                runs += [((first + int(a)) * page, int(b - a) * page) for a, b in edges]
+    return runs
 
 
 def main() -> None:
     """Serve jobs until Snakemake ends; in the forks, do a job."""
     listener, folder, snakemake = socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]), os.getppid()
-    if connection := serve(listener):
-        run(supervise(connection, folder, snakemake))
+    if served := serve(listener):
+        connection, libraries = served
+        run(supervise(connection, folder, snakemake), libraries)
     else:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def serve(listener: socket.socket) -> socket.socket | None:
-    """Fork for each connection until standard input ends; returns in the forks, each with its connection."""
+def serve(listener: socket.socket) -> tuple[socket.socket, list[tuple[int, int]]] | None:
+    """Fork for each connection until standard input ends; returns in the forks: the connection, and `preload()`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from the terminal: the jobs' business
     sources: list[Any] = [0, listener]
+    libraries = None
     while 0 not in select.select(sources, [], [])[0]:
-        if LIBRARIES[0] not in sys.modules:
-            preload()
+        libraries = libraries or preload()
         connection = listener.accept()[0]
         if not os.fork():
             listener.close()
-            return connection
+            return connection, libraries
         connection.close()
         reap(os.WNOHANG)
     reap()
@@ -216,8 +243,11 @@ def end_with(connection: socket.socket, fork: int) -> None:
         os.kill(fork, signal.SIGKILL)
 
 
-def run(work: dict[str, Any]) -> None:
+def run(work: dict[str, Any], libraries: list[tuple[int, int]]) -> None:
     """Run a job's script in this fork as the process would that has handed it over."""
+    madvise = ctypes.CDLL(None).madvise
+    for address, size in libraries:
+        madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), POPULATE_READ)
     with work["connection"] as connection:
         try:
             connection.send(str(os.getpid()).encode())
@@ -236,6 +266,12 @@ def run(work: dict[str, Any]) -> None:
     sys.modules["numpy"].random.seed()  # unlike other forks
     sys.modules["torch"].default_generator.seed()
 
+    if (threads := int(os.environ.get(THREADS[0], "1"))) != 1:
+        from threadpoolctl import threadpool_limits
+
+        sys.modules["torch"].set_num_threads(threads)
+        threadpool_limits(threads)
+
     def own_traceback(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
         while trace and trace.tb_frame.f_code.co_filename != script:
             trace = trace.tb_next
@@ -243,7 +279,4 @@ def run(work: dict[str, Any]) -> None:
 
     sys.excepthook = own_traceback
     sys.argv, sys.path[0] = work["argv"], str(Path(script).absolute().parent)
-    main = types.ModuleType("__main__")
-    main.__file__ = os.path.abspath(script)
-    sys.modules["__main__"] = main
-    exec(compile(Path(script).read_bytes(), script, "exec"), main.__dict__)
+    runpy.run_path(script, run_name="__main__")
