@@ -115,9 +115,9 @@ def hand_over() -> None:
 
     An interrupt from the terminal reaches the fork by itself.
     """
-    work = {"pids": [os.getpid(), os.getppid()], "argv": sys.argv, "cwd": os.getcwd(), "environ": dict(os.environ)}
     if WORKER not in os.environ:
         return
+    work = {"pids": [os.getpid(), os.getppid()], "argv": sys.argv, "cwd": os.getcwd(), "environ": dict(os.environ)}
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as worker:
         try:
             worker.connect(os.environ[WORKER])
@@ -147,9 +147,8 @@ def hand_over() -> None:
 def preload() -> list[tuple[int, int]]:
     """Import what jobs that load models import, without starting a thread or a device: a fork could use neither.
 
-    Returns what `libraries_in_memory` then gives.
-
-    On a machine with NVIDIA GPUs only the libraries: torchao starts CUDA as it is imported.
+    On a machine with NVIDIA GPUs only the libraries: torchao starts CUDA as it is imported. Returns what
+    `libraries_in_memory` then gives.
     """
     for library in LIBRARIES:
         importlib.import_module(library)
@@ -222,6 +221,8 @@ def supervise(connection: socket.socket, folder: Path, snakemake: int) -> dict[s
     If that process ends first, so does the fork.
     """
     text, files, _, _ = socket.recv_fds(connection, 2**20, 3)
+    if not text:  # that process was killed
+        os._exit(0)
     work = json.loads(text)
     if not (fork := os.fork()):
         return work | {"files": files, "connection": connection}
@@ -230,8 +231,8 @@ def supervise(connection: socket.socket, folder: Path, snakemake: int) -> dict[s
     report.write_text(str(fork))
     Thread(target=end_with, args=(connection, fork), daemon=True).start()
     _, status, usage = os.wait4(fork, 0)
-    report.write_text(f"{fork} {usage.ru_maxrss} {usage.ru_utime + usage.ru_stime:.2f}")
-    with suppress(OSError):
+    with suppress(OSError):  # nobody is there any more
+        report.write_text(f"{fork} {usage.ru_maxrss} {usage.ru_utime + usage.ru_stime:.2f}")
         connection.send(str(status).encode())
     os._exit(0)
 
@@ -265,7 +266,6 @@ def run(work: dict[str, Any], libraries: list[tuple[int, int]]) -> None:
     tempfile.tempdir = None  # to be chosen anew, from this environment
     sys.modules["numpy"].random.seed()  # unlike other forks
     sys.modules["torch"].default_generator.seed()
-
     if (threads := int(os.environ.get(THREADS[0], "1"))) != 1:
         from threadpoolctl import threadpool_limits
 
