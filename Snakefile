@@ -39,6 +39,7 @@ include: "rules/cluster.smk"
 include: "rules/topology.smk"
 include: "rules/refine.smk"
 include: "rules/video.smk"
+include: "rules/analyse.smk"
 include: "rules/publish.smk"
 
 

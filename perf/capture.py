@@ -3,7 +3,7 @@
 python perf/capture.py [repeats]
 
 The plain way keeps every block's output in lists and calls `torch.save` once at the end. All ways sample the same
-picture in one process, in turn, each ending with its bytes on the disk (fsync). Decoding, of blocks and of the
+picture in one process, in turn, each ending with its files closed. Decoding, of blocks and of the
 image, is in none. Processor seconds are those of all threads, the work that is added whoever else is on the machine;
 read them with OMP_NUM_THREADS=1, since OpenMP's threads wait by spinning. Memory is the peak of the resident set in a
 process of its own, above what it was after one step of sampling without capture (Linux).
@@ -32,7 +32,7 @@ from ditscope.models.settings import Model
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "results"
-SHORT = 20  # turns on a shipped model for one on the wide model: a flush of a tenth of a second varies
+SHORT = 20  # turns on a shipped model for one on the wide model
 RECORD = {"generation_id": "perfperf", "prompt_id": "p", "model": "perf", "prompt": "a ring", "position": 0}
 Way = Callable[[Path, int], None]  # samples so many steps, leaving what it captures in a folder
 
@@ -56,10 +56,7 @@ class Plain(Observer):
     def stop(self):
         for handle in self.handles:
             handle.remove()
-        with open(self.folder / "capture.pt", "wb") as file:
-            torch.save(self.outputs, file)
-            file.flush()
-            os.fsync(file.fileno())
+        torch.save(self.outputs, self.folder / "capture.pt")
 
 
 def wide(width: int = 1024, doubles: int = 2, singles: int = 4) -> Generator:

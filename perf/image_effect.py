@@ -29,8 +29,9 @@ from ditscope.models.settings import Model
 from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.fast import weight_changes
 from ditscope.sensitivity.image import probe_image
+from ditscope.sensitivity.scores import assign_buckets
 from ditscope.sensitivity.settings import Sensitivity
-from ditscope.sensitivity.tables import BUCKETS, WHOLE, assign_buckets
+from ditscope.sensitivity.tables import BUCKETS, WHOLE
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, STEPS, PROBES, LAYERS = 8, 8, 16, 12  # probes of each image

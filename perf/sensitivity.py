@@ -37,9 +37,10 @@ from ditscope.plan.stage import budget_bytes, choices_of, solve
 from ditscope.sensitivity.batches import Batch
 from ditscope.sensitivity.exact import Network, network_of, score_layers, scores
 from ditscope.sensitivity.fast import estimate_layers
+from ditscope.sensitivity.scores import assign_buckets, rank_agreement
 from ditscope.sensitivity.settings import Sensitivity
-from ditscope.sensitivity.stage import MODES, SAMPLES, finished, start
-from ditscope.sensitivity.tables import assign_buckets, rank_agreement
+from ditscope.sensitivity.stage import MODES, finished, start
+from ditscope.sensitivity.tables import SAMPLES
 
 ROOT = Path(__file__).resolve().parents[1]
 TURNS = 3  # the fastest counts: one turn alone varies by a fifth

@@ -10,6 +10,29 @@ rule capture:
         capture_sets(*CONFIG.capture.models),
 
 
+# Captures that the user gives, in place of capture sets.
+rule import_captures:
+    input:
+        source=lambda w: ancient(CONFIG.capture.sources[w.model]),
+    output:
+        captures=directory(f"<results>/captures/{{model}}/{OWN_SET}"),
+    log:
+        f"<logs>/capture/{{model}}/{OWN_SET}.log",
+    wildcard_constraints:
+        model=any_of(CONFIG.capture.sources),
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        mem_mb=scaled(8000),
+        runtime=scaled(60),
+    params:
+        code=code("capture.source"),
+        model=lambda w: determining(CONFIG.models[w.model]),
+        source=lambda w: source_digest_of("capture", w.model),
+    script:
+        "../scripts/import_captures.py"
+
+
 rule capture_set:
     input:
         prompts=lambda w: run_slice(CAPTURE_RUNS[w.capture]),
@@ -20,6 +43,8 @@ rule capture_set:
         "<logs>/capture/{model}/{capture}.log",
     benchmark:
         "<benchmarks>/capture/{model}/{capture}.tsv"
+    wildcard_constraints:
+        model=any_of(set(CONFIG.models) - set(CONFIG.capture.sources)),
     conda:
         "../envs/torch.yaml"
     resources:
@@ -44,7 +69,7 @@ rule block_analysis:
         captures="<results>/captures/{model}/{capture}",
         weights=embedder_files(CONFIG.blocks.features) if CONFIG.blocks.features else [],
     output:
-        [f"<results>/analysis/{{model}}/{{capture}}/{name}.parquet" for name in BLOCK_TABLES],
+        [f"<results>/analysis/{{model}}/{{capture}}/{table.stem}.parquet" for table in tables_of("blocks")],
     log:
         "<logs>/blocks/{model}/{capture}.log",
     benchmark:

@@ -1,6 +1,6 @@
 # Clusters. Needs: all trajectories and their embeddings. Leaves: <results>/clusters/: the tables `clusters` (a label for
-# each state), `clusters.map` (t-SNE) and those of the label sequences: run_lengths, longest_runs, transitions,
-# label_phases, returns, outliers, agreement.
+# each state), `clusters.map` (t-SNE) and those of the label sequences: run_lengths, longest_runs, dwell_times,
+# transitions, label_phases, returns, outliers, agreement.
 
 
 rule cluster:
@@ -8,7 +8,7 @@ rule cluster:
         embeddings=embedding_shards(CONFIG.embed.embedders, CONFIG.trajectories.networks),
         trajectories=trajectory_shards(*CONFIG.trajectories.networks),
     output:
-        analysis_tables("clusters"),
+        analysis_tables("cluster"),
     log:
         "<logs>/cluster.log",
     benchmark:
@@ -21,5 +21,6 @@ rule cluster:
     params:
         code=code("cluster.stage"),
         settings=stage("cluster"),
+        max_length=CONFIG.trajectories.max_length,
     script:
         "../scripts/cluster.py"

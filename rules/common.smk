@@ -24,10 +24,11 @@ from ditscope.models.folders import download_mark, resolve_source, source_folder
 from ditscope.trajectories.networks import plan_file, resolve_network, trajectory_index
 from ditscope.prompts.files import first_runs, shard_index
 from ditscope.core.plugins import module_of
-from ditscope.models.registry import ON_MLX, facts_of, is_generator
+from ditscope.models.registry import ON_MLX, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
 from ditscope.sensitivity.back_ends import BACK_ENDS
-from ditscope.workflow.staleness import code_digest, prefer_this_library
+from ditscope.workflow.sources import check_sources
+from ditscope.workflow.staleness import code_digest, defines, prefer_this_library
 from ditscope.workflow.warm import start_worker
 from ditscope.core.digests import cached, source_digest
 from ditscope.core.yaml_file import read_yaml
@@ -81,8 +82,9 @@ try:
         for name in WHOLE.trajectories.networks
     }
     for name in CONFIG.selected_models():
-        if not CONFIG.models[name].revision:
+        if CONFIG.models[name].source and not CONFIG.models[name].revision:  # a dummy has none
             resolve_source(name, CONFIG.models[name])
+    check_sources(CONFIG)
 except InputError as error:
     raise WorkflowError(str(error)) from None
 
@@ -92,7 +94,7 @@ RUN_SLICES = {
     f"{part['start']}-{part['count']}": part["digest"]
     for part in [*TRAJECTORY_INDEX, *CAPTURE_RUNS.values(), ABLATED_RUNS]
 }
-BLOCK_TABLES = ("similarity", "residual", "text_drift", "decodability", "decodable")
+OWN_SET = "source"  # name of the capture set of captures that the user gives
 TRAJECTORY_SHARDS = [f"{i:05d}" for i in range(len(TRAJECTORY_INDEX))]
 
 
@@ -109,7 +111,7 @@ wildcard_constraints:
     embedder=any_of(CONFIG.embedders),
     scheme=any_of(CONFIG.schemes),
     budget=any_of(CONFIG.plan.budgets),
-    capture=any_of(CONFIG.capture.sets),
+    capture=any_of([*CONFIG.capture.sets, OWN_SET]),
 
 
 # Parameters ---------------------------------------------------------------------------------------------------------
@@ -135,8 +137,8 @@ def stage(name):
 def model_params(name):
     """A registry entry and the digest of its weights: what a job must know of a model, and what makes it stale."""
     entry = CONFIG.models[name]
-    weights = entry.revision or digest_of(source_folder(entry))
-    family = plugin(facts_of(entry.family).module) if is_generator(entry) else ""
+    weights = entry.revision or (digest_of(source_folder(entry)) if entry.source else "")
+    family = plugin(module) if (module := module_of_family(entry)) else ""
     mlx = "".join(map(plugin, ON_MLX.values())) if entry.backend == "mlx" else ""
     return determining(entry) | {"digest": weights + family + mlx}
 
@@ -176,10 +178,10 @@ def embedder_params(name):
     return determining(entry) | {"digest": weights + plugin(family)}
 
 
-def own_calibration(model):
-    """Digest of the calibration set of the user's own for a model, if there is one."""
-    folder = CONFIG.sensitivity.calibrations.get(model)
-    return digest_of(folder) if folder else ""
+def source_digest_of(stage, model):
+    """Digest of what the user gives of their own in place of a stage's product of a model; empty where nothing."""
+    source = getattr(CONFIG, stage).sources.get(model)
+    return digest_of(source) if source else ""
 
 
 def sensitivity_code(model):
@@ -198,14 +200,16 @@ def chosen_embedders(name):
 
 
 def embedder_files(name):
-    """Input of a job that loads an embedder: the download's mark for a hub model."""
+    """Input of a job that loads an embedder: the download's mark for a hub model, a table of the user's own vectors."""
     entry = CONFIG.embedders[name]
+    if entry.family == "vectors":
+        return [ancient(entry.source)]
     return [download_mark(entry)] if entry.revision else []
 
 
 def embedder_gpus(name):
-    """GPUs of a job that embeds: none for the control, which has no model."""
-    return 0 if CONFIG.embedders[name].family == "random-walk" else 1
+    """GPUs of a job that embeds: none for the control and for vectors that are there, which have no model."""
+    return 0 if CONFIG.embedders[name].family in ("random-walk", "vectors") else 1
 
 
 def network_params(network):

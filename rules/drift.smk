@@ -20,5 +20,6 @@ rule drift:
     params:
         code=code("drift.stage"),
         settings=stage("drift"),
+        max_length=CONFIG.trajectories.max_length,
     script:
         "../scripts/drift.py"

@@ -9,9 +9,11 @@ from snakemake.io import strip_wildcard_constraints
 from ditscope.publish.catalog import table_files
 from ditscope.config import STAGES, of_backends
 from ditscope.benchmark.cases import benchmark_cases
-from ditscope.publish.figures import PAPER_TABLES, available
+from ditscope.capture.files import decodes_of, generations_in
+from ditscope.publish.figures import PAPER_TABLES, available, own_figures
 from ditscope.models.hardware import filed_under, hardware_id
 from ditscope.core.identity import file_digest
+from ditscope.core.schema import tables_of
 from ditscope.prompts.files import least, read_prompts
 from ditscope.models.settings import backends_of
 
@@ -27,17 +29,24 @@ def prompt_shards():
 
 
 def image_shards(*models, suffix="tar"):
-    return expand(f"{RESULTS}/images/{{model}}/shard-{{shard}}.{suffix}", model=models, shard=SHARDS)
+    """Shards of each model's images: one a prompt shard, or a single one of pictures that the user gives."""
+    shards = {model: ["00000"] if model in CONFIG.generate.sources else SHARDS for model in models}
+    return [f"{RESULTS}/images/{model}/shard-{shard}.{suffix}" for model in models for shard in shards[model]]
+
+
+def sets_of(model):
+    """Names of a model's capture sets: the config's, or that of the captures that the user gives."""
+    return [OWN_SET] if model in CONFIG.capture.sources else list(CONFIG.capture.sets)
 
 
 def capture_sets(*models):
-    return expand(f"{RESULTS}/captures/{{model}}/{{capture}}", model=models, capture=CONFIG.capture.sets)
+    return [f"{RESULTS}/captures/{model}/{capture}" for model in models for capture in sets_of(model)]
 
 
 def block_tables(*models):
     """Tables of what the captured blocks do, one for each question."""
-    pattern = f"{RESULTS}/analysis/{{model}}/{{capture}}/{{name}}.parquet"
-    return expand(pattern, model=models, capture=CONFIG.capture.sets, name=BLOCK_TABLES)
+    folders = [f"{RESULTS}/analysis/{model}/{capture}" for model in models for capture in sets_of(model)]
+    return [f"{folder}/{table.stem}.parquet" for folder in folders for table in tables_of("blocks")]
 
 
 def ablations(*models, suffix="parquet"):
@@ -47,13 +56,21 @@ def ablations(*models, suffix="parquet"):
 def capture_videos(*models):
     """Films and contact sheets of the capture sets that have decoded pictures."""
     kind = CONFIG.video.output_format
-    decoded = [name for name, captured in CONFIG.capture.sets.items() if captured.should_decode_intermediates]
-    return expand(
-        f"{RESULTS}/videos/captures/{{model}}/{{capture}}{{suffix}}",
-        model=models,
-        capture=decoded,
-        suffix=[f".{kind}", f"-denoising.{kind}", "-sheets"],
-    )
+
+    def decoded(model, capture):
+        if model in CONFIG.capture.sources:
+            return all(
+                CONFIG.video.decode in decodes_of(path) for path in generations_in(CONFIG.capture.sources[model])
+            )
+        return CONFIG.capture.sets[capture].should_decode_intermediates
+
+    return [
+        f"{RESULTS}/videos/captures/{model}/{capture}{suffix}"
+        for model in models
+        for capture in sets_of(model)
+        if decoded(model, capture)
+        for suffix in (f".{kind}", f"-denoising.{kind}", "-sheets")
+    ]
 
 
 def trajectory_videos():
@@ -71,25 +88,22 @@ def embedding_shards(embedders, networks):
     return expand(pattern, embedder=embedders, network=networks, shard=TRAJECTORY_SHARDS)
 
 
-def analysis_tables(folder):
-    """Tables of drift/, clusters/ or topology/; none where nothing is embedded."""
-    tables = {
-        "drift": ["drift", "similarity", "autoregression", "normality"],
-        "clusters": [
-            "clusters",
-            "map",
-            "run_lengths",
-            "longest_runs",
-            "transitions",
-            "label_phases",
-            "returns",
-            "outliers",
-            "agreement",
-        ],
-        "topology": ["diagrams", "entropy", "distances"],
-    }
+def analysis_tables(stage):
+    """Tables of the stage drift, cluster or topology; none where nothing is embedded."""
     embedded = CONFIG.embed.embedders and CONFIG.trajectories.networks
-    return expand(f"{RESULTS}/{folder}/{{table}}.parquet", table=tables[folder]) if embedded else []
+    return [f"{RESULTS}/{table.file}" for table in tables_of(stage)] if embedded else []
+
+
+def analyses():
+    return expand(f"{RESULTS}/analysis/{{name}}.parquet", name=CONFIG.analyse.analyses)
+
+
+def analysis_inputs(name):
+    """The files of the stages that an analysis of the user's own reads, by stage."""
+    files = {stage: every_stage()[stage] for stage in CONFIG.analyse.analyses[name].stages}
+    if empty := [stage for stage, paths in files.items() if not paths]:
+        raise WorkflowError(f"analyse.analyses.{name}.stages: `{empty[0]}` has nothing to work on in this study")
+    return files
 
 
 @cache
@@ -100,9 +114,21 @@ def left_by_stages():
 
 def figure_inputs(w=None):
     """What the figures read, by stage."""
+    drawn = {stage for figure in figures() for stage in figure.stages}
+    return {name: files for name, files in left_by_stages().items() if name in drawn}
+
+
+@cache
+def figures():
+    """The figures of this study: the registry's as far as their stages go, and those of analyses of the user's own."""
     left = left_by_stages()
-    drawn = {name for figure in available(set(left)) for name in figure.stages}
-    return {name: files for name, files in left.items() if name in drawn}
+    return [*available(set(left)), *own_figures(own_drawings())]
+
+
+def own_drawings():
+    """The analyses of the user's own that have a figure, with their modules."""
+    named = CONFIG.analyse.analyses.items() if "analyse" in left_by_stages() else ()
+    return {name: analysis.module for name, analysis in named if defines(analysis.module, "figure")}
 
 
 def explorer_inputs(w=None):
@@ -128,8 +154,7 @@ def figure_rooms():
 def figure_files():
     """Every figure in the other formats than the report's, and its data."""
     kinds = [*(kind for kind in CONFIG.publish.formats if kind != report_format()), "csv"]
-    names = [figure.name for figure in available(set(figure_inputs()))]
-    return expand(f"{RESULTS}/figures/{{name}}.{{kind}}", name=names, kind=kinds)
+    return expand(f"{RESULTS}/figures/{{name}}.{{kind}}", name=[figure.name for figure in figures()], kind=kinds)
 
 
 def report_format():
@@ -138,7 +163,7 @@ def report_format():
 
 
 def publications():
-    shown = [f"{RESULTS}/figures/{figure.name}.{report_format()}" for figure in available(set(figure_inputs()))]
+    shown = [f"{RESULTS}/figures/{figure.name}.{report_format()}" for figure in figures()]
     pages = [f"{RESULTS}/explorer.html"] if explorer_inputs() else []
     return [*shown, *figure_files(), *paper_table_files(), f"{RESULTS}/catalog.duckdb", *pages]
 
@@ -167,19 +192,20 @@ def calibration_manifests(*models):
 
 
 def calibration_tables(*models):
-    """Of each calibration set its manifest and its activation statistics."""
+    """Of each calibration set that is made here its manifest and its activation statistics."""
     pattern = f"{RESULTS}/calibration/{{model}}/{{file}}"
-    return expand(pattern, model=models, file=["manifest.json", "activations.parquet"])
+    made = [model for model in models if model not in CONFIG.calibrate.sources]
+    return expand(pattern, model=made, file=["manifest.json", "activations.parquet"])
 
 
 def calibration_folder(model):
-    return CONFIG.sensitivity.calibrations.get(model, f"{RESULTS}/calibration/{model}")
+    return CONFIG.calibrate.sources.get(model, f"{RESULTS}/calibration/{model}")
 
 
 def calibration_inputs(model):
-    return (
-        [] if model in CONFIG.sensitivity.calibrations else [*calibration_manifests(model), *calibration_shards(model)]
-    )
+    if model in CONFIG.calibrate.sources:
+        return [ancient(CONFIG.calibrate.sources[model])]
+    return [*calibration_manifests(model), *calibration_shards(model)]
 
 
 def sensitivity_layers(*models, name="layers"):
@@ -267,7 +293,14 @@ def refinements(*models):
 @cache
 def targets(publish=True):
     """What each stage that this config asks for leaves, in pipeline order."""
-    left = {
+    left = every_stage() | ({"publish": publications()} if publish else {})
+    return {name: files if name in CONFIG.asked() else [] for name, files in left.items()}
+
+
+@cache
+def every_stage():
+    """What each stage but `publish` leaves of what this config lists, asked for or not, in pipeline order."""
+    return {
         "prompts": prompt_shards(),
         "generate": image_shards(*CONFIG.generate.models),
         "capture": capture_sets(*CONFIG.capture.models),
@@ -284,13 +317,12 @@ def targets(publish=True):
         ],
         "embed": embedding_shards(CONFIG.embed.embedders, CONFIG.trajectories.networks),
         "drift": analysis_tables("drift"),
-        "cluster": analysis_tables("clusters"),
+        "cluster": analysis_tables("cluster"),
         "topology": analysis_tables("topology"),
         "refine": refinements(*CONFIG.refine.models),
         "video": [*capture_videos(*CONFIG.capture.models), *trajectory_videos()],
+        "analyse": analyses(),
     }
-    left |= {"publish": publications()} if publish else {}
-    return {name: files if name in CONFIG.asked() else [] for name, files in left.items()}
 
 
 @cache
@@ -309,7 +341,7 @@ def upstream():
         "prompts": prompts,
         "generate": image_shards(*CONFIG.refine.models),
         "capture": capture_sets(*CONFIG.capture.models),
-        "calibrate": calibration_manifests(*(name for name in scored if name not in CONFIG.sensitivity.calibrations)),
+        "calibrate": calibration_manifests(*(name for name in scored if name not in CONFIG.calibrate.sources)),
         "sensitivity": [
             path
             for part in ("layers", "fast")
@@ -323,6 +355,10 @@ def upstream():
         ],
         "embed": embedding_shards(CONFIG.embed.embedders, CONFIG.trajectories.networks),
     }
+    if "analyse" in CONFIG.asked():
+        for name in CONFIG.analyse.analyses:
+            for stage, files in analysis_inputs(name).items():
+                made[stage] = [*made.get(stage, []), *files]
     return {name: sorted(set(files) - set(targets()[name])) for name, files in made.items()}
 
 

@@ -15,11 +15,11 @@ rule figures:
         [
             report(
                 f"<results>/figures/{figure.name}.{report_format()}",
-                caption=f"../report/{figure.name}.rst",
+                caption=f"../report/{figure.caption}.rst",
                 category=figure.category,
                 labels={"figure": figure.name},
             )
-            for figure in available(set(figure_inputs()))
+            for figure in figures()
         ],
         figure_files(),
     log:
@@ -29,9 +29,14 @@ rule figures:
     conda:
         "../envs/figures.yaml"
     params:
-        code=[code("publish.draw"), *(code(f"{name}.figures") for name in figure_rooms())],
+        code=[
+            code("publish.draw"),
+            *(code(f"{name}.figures") for name in figure_rooms()),
+            *map(plugin, own_drawings().values()),
+        ],
         settings=stage("publish"),
-        names=[figure.name for figure in available(set(figure_inputs()))],
+        names=[figure.name for figure in figures()],
+        own=own_drawings(),
         stages=figure_inputs(),
     script:
         "../scripts/figures.py"

@@ -34,7 +34,7 @@ rule sensitivity_layers:
         settings=stage("sensitivity"),
         groups=CONFIG.sensitivity.layer_groups,
         calibration=lambda w: calibration_folder(w.model),
-        own=lambda w: own_calibration(w.model),
+        own=lambda w: source_digest_of("calibrate", w.model),
     script:
         "../scripts/sensitivity_layers.py"
 
@@ -52,6 +52,6 @@ rule sensitivity_table:
     conda:
         "../envs/tables.yaml"
     params:
-        code=code("sensitivity.tables"),
+        code=code("sensitivity.scores"),
     script:
         "../scripts/sensitivity_table.py"

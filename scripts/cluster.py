@@ -13,4 +13,5 @@ with job(snakemake):
         trajectories=[Path(path) for path in snakemake.input.trajectories],
         folder=Path(snakemake.output[0]).parent,
         settings=decode(Cluster, snakemake.params.settings),
+        max_length=snakemake.params.max_length,
     )

@@ -13,4 +13,5 @@ with job(snakemake):
         files={stage: [Path(path) for path in paths] for stage, paths in snakemake.params.stages.items()},
         out=Path(snakemake.output[0]).parent,
         settings=decode(Publish, snakemake.params.settings),
+        own=snakemake.params.own,
     )

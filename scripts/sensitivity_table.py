@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ditscope.sensitivity.tables import gather
+from ditscope.sensitivity.scores import gather
 from ditscope.workflow.job import job
 
 with job(snakemake):

@@ -5,15 +5,23 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ditscope.core.tables import write_table
+from loose_tables import write_loosely
 
 Paths = tuple[list[Path], list[Path]]
 
 
-def write_states(folder: Path, vectors: dict[tuple[str, str, str], np.ndarray], modality: dict[str, str]) -> Paths:
+def write_states(
+    folder: Path,
+    vectors: dict[tuple[str, str, str], np.ndarray],
+    modality: dict[str, str],
+    loops: dict[tuple[str, str], int] | None = None,
+    without: set[tuple[str, str, str, int]] = frozenset(),
+) -> Paths:
     """Write the tables for `vectors` by (embedder, network, run as `prompt/seed`): arrays (states, d).
 
-    The states of a text embedder are the prompt (-1) and the captions (1, 3, ...), those of an image embedder 0, 2, ...
+    Runs (network, run) of `loops` ended by coming back to the state so many invocations before; the others were cut.
+    The trajectories have the states `without` (embedder, network, run, sequence number), the embeddings do not. The
+    states of a text embedder are the prompt (-1) and the captions (1, 3, ...), those of an image embedder 0, 2, ...
     """
     trajectories: dict[str, list[dict]] = {}
     embeddings: dict[tuple[str, str], list[dict]] = {}
@@ -30,18 +38,20 @@ def write_states(folder: Path, vectors: dict[tuple[str, str, str], np.ndarray], 
                 text = f"{prompt_id} {number}" if kind == "text" else None
                 # An invocation may have a seed of its own; the run's is that of the prompt's row.
                 row = {"prompt_id": prompt_id, "seed": int(seed) if i == 0 else 1000 + i, "output_text": text}
+                row |= {"loop_length": (loops or {}).get((network, run))}
                 trajectories.setdefault(network, []).append(key | row)
             record = {"embedder": embedder, "modality": kind, "vector": np.asarray(vector, np.float32).tolist()}
-            embeddings.setdefault((embedder, network), []).append(key | record)
+            if (embedder, network, run, number) not in without:
+                embeddings.setdefault((embedder, network), []).append(key | record)
     tables, embedded = [], []
     for network, rows in trajectories.items():
         tables.append(folder / f"trajectories/{network}/shard-00000.parquet")
-        types = {"sequence_number": pl.Int32, "output_text": pl.String}
-        write_table(pl.DataFrame(rows, schema_overrides=types), tables[-1], "trajectories")
+        types = {"sequence_number": pl.Int32, "output_text": pl.String, "loop_length": pl.Int32}
+        write_loosely(pl.DataFrame(rows, schema_overrides=types), tables[-1], "trajectories")
     for (embedder, network), rows in embeddings.items():
         embedded.append(folder / f"embeddings/{embedder}/{network}-00000.parquet")
         types = {"sequence_number": pl.Int32, "vector": pl.List(pl.Float32)}
-        write_table(pl.DataFrame(rows, schema_overrides=types), embedded[-1], "embeddings")
+        write_loosely(pl.DataFrame(rows, schema_overrides=types), embedded[-1], "embeddings")
     return embedded, tables
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
     AutoencoderKL,
     AutoencoderKLWan,
     EulerAncestralDiscreteScheduler,
@@ -140,6 +142,23 @@ def save_tiny_sdxl(folder: Path) -> Path:
     )
     encoders = CLIPTextModel(text), CLIPTextModelWithProjection(text)
     StableDiffusionXLPipeline(vae, *encoders, tokenizer, tokenizer, unet, scheduler).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_auraflow(folder: Path) -> Path:
+    """An AuraFlow pipeline; 32 x 32 pixels are latents of 16 x 16."""
+    torch.manual_seed(0)
+    tokenizer = clip_and_t5()[-1]
+    encoder = UMT5EncoderModel(
+        UMT5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    )
+    transformer = AuraFlowTransformer2DModel(
+        sample_size=32, patch_size=2, in_channels=4, out_channels=4, num_mmdit_layers=1, num_single_dit_layers=1,
+        attention_head_dim=8, num_attention_heads=4, joint_attention_dim=32, caption_projection_dim=32,
+        pos_embed_max_size=256,
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    AuraFlowPipeline(tokenizer, encoder, small_vae(scaling_factor=0.4), transformer, scheduler).save_pretrained(folder)
     return folder
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ditscope.ablate.settings import Ablate
+from ditscope.analyse.settings import Analyse
 from ditscope.benchmark.settings import Benchmark
 from ditscope.blocks.settings import Blocks
 from ditscope.calibrate.settings import Calibrate
@@ -20,7 +21,15 @@ from ditscope.embed.settings import Embed
 from ditscope.generate.settings import Generate
 from ditscope.models.block_names import known_blocks
 from ditscope.models.folders import check_revision
-from ditscope.models.registry import check_backend, check_frames, is_generator, require_blocks
+from ditscope.models.registry import (
+    check_backend,
+    check_captioning,
+    check_frames,
+    check_source,
+    is_generator,
+    require_blocks,
+    require_weights,
+)
 from ditscope.models.settings import BACKENDS, Embedder, Model, Scheme
 from ditscope.plan.settings import Plan
 from ditscope.prompts.settings import Prompts
@@ -50,12 +59,14 @@ WORKS_ON = {
     "cluster": STATES,
     "topology": STATES,
     "refine": ("refine.models",),
+    "analyse": ("analyse.analyses",),
 }
 
 
 STAGES = (
     "prompts", "generate", "capture", "blocks", "ablate", "calibrate", "sensitivity", "plan", "benchmark",
-    "trajectories", "embed", "drift", "cluster", "topology", "refine", "video", "publish",
+    "trajectories", "embed", "drift", "cluster", "topology", "refine", "video", "analyse",
+    "publish",
 )  # fmt: skip
 
 
@@ -103,6 +114,7 @@ class Config:
     topology: Topology = setting(Topology(), "")
     refine: Refine = setting(Refine(), "")
     video: Video = setting(Video(), "")
+    analyse: Analyse = setting(Analyse(), "")
     publish: Publish = setting(Publish(), "")
 
     def selected_models(self) -> list[str]:
@@ -135,6 +147,7 @@ def check(config: Config) -> None:
     check_names(config)
     check_models(config)
     check_selections(config)
+    check_analyses(config)
     check_networks(config)
     check_schemes(config)
     check_benchmark(config)
@@ -153,6 +166,7 @@ def check_names(config: Config) -> None:
         "capture.sets": config.capture.sets,
         "plan.budgets": config.plan.budgets,
         "benchmark.targets": config.benchmark.targets,
+        "analyse.analyses": config.analyse.analyses,
     }
     for registry, entries in registries.items():
         for name in entries:
@@ -174,6 +188,8 @@ def check_models(config: Config) -> None:
                 raise InputError(f"models.{name}.{side}: {getattr(model, side)} is not a multiple of 16")
         check_frames(name, model)
         check_backend(name, model)
+        check_source(name, model)
+        check_captioning(name, model)
         check_revision(f"models.{name}", model.revision)
     for name, embedder in config.embedders.items():
         check_revision(f"embedders.{name}", embedder.revision)
@@ -197,10 +213,15 @@ def check_selections(config: Config) -> None:
     for section in ("blocks", "ablate"):
         features = getattr(config, section).features
         check_known(f"{section}.features", [features] if features else [], config, "embedders")
+    for stage in ("generate", "capture", "calibrate"):
+        check_known(f"{stage}.sources", getattr(config, stage).sources, config, "models")
     for stage in ("capture", "ablate", "calibrate", "sensitivity"):
         for name in getattr(config, stage).models:
             backends = ("torch", "mlx") if stage in ("calibrate", "sensitivity") else ("torch",)
             require_blocks(f"{stage}.models", name, config.models[name], backends)
+    for stage in ("benchmark", "refine"):
+        for name in getattr(config, stage).models:
+            require_weights(f"{stage}.models", name, config.models[name])
 
 
 def check_known(where: str, names: Collection[str], config: Config, registry: str) -> None:
@@ -209,6 +230,17 @@ def check_known(where: str, names: Collection[str], config: Config, registry: st
     for name in names:
         if name not in entries:
             raise InputError(unknown(where, name, entries, f"in the config's `{registry}`"))
+
+
+def check_analyses(config: Config) -> None:
+    """Check the analyses of the user's own: a module of a package, and stages that come before."""
+    for name, analysis in config.analyse.analyses.items():
+        where = f"analyse.analyses.{name}"
+        if "." not in analysis.module:
+            raise InputError(f"{where}.module: `{analysis.module}` names no package; write package.module")
+        for stage in analysis.stages:
+            if stage not in STAGES[: STAGES.index("analyse")]:
+                raise InputError(unknown(f"{where}.stages", stage, STAGES, "a stage that comes before"))
 
 
 def check_networks(config: Config) -> None:
@@ -291,7 +323,8 @@ def of_stages(config: Config) -> Config:
     """
     if not config.stages:
         return config
-    kept = {where for name in config.stages for where in WORKS_ON.get(name, ())}
+    analysed = {stage for a in config.analyse.analyses.values() for stage in a.stages if "analyse" in config.stages}
+    kept = {where for name in {*config.stages, *analysed} for where in WORKS_ON.get(name, ())}
     for name in config.stages:
         if lacking := [where for where in WORKS_ON.get(name, ()) if not value_at(config, where)]:
             raise InputError(f"stages: `{name}` has nothing to work on; set {' and '.join(f'`{w}`' for w in lacking)}")

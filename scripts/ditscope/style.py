@@ -112,3 +112,13 @@ def facets(table: pl.DataFrame, width: float = 7.5, height: float = 1.7, **kwarg
     for (embedder, network), axis in cells.items():
         axis.set_title(f"{embedder} ~ {network}", fontsize=7)
     return figure, cells
+
+
+def write_counts(axis: Axes, x: Iterable[float], counts: Iterable[int]) -> None:
+    """Write on top of `axis` how many there are at each `x`: at the first one, and wherever the number changes."""
+    before = None
+    for place, count in zip(x, counts, strict=True):
+        if count != before:
+            text = f"n = {count}" if before is None else f"{count}"
+            axis.annotate(text, (place, 0.99), xycoords=("data", "axes fraction"), fontsize=5, va="top", ha="center")
+        before = count

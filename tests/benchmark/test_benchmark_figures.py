@@ -11,8 +11,8 @@ from matplotlib.text import Text
 
 from ditscope.benchmark import figures
 from ditscope.core.shards import png_bytes, write_tar
-from ditscope.core.tables import write_table
 from ditscope.style import draw_tiles, grid
+from loose_tables import write_loosely
 
 SCHEMES = ("base", "int8", "int3")
 
@@ -48,7 +48,7 @@ def files(tmp_path):
         ("targets", "benchmark.targets", [target]),
     ):  # fmt: skip
         frame = pl.DataFrame(rows, infer_schema_length=None)
-        write_table(frame, tmp_path / f"{name}.parquet", table)
+        write_loosely(frame, tmp_path / f"{name}.parquet", table)
     return {"benchmark": [*tmp_path.glob("*.parquet"), *tars]}
 
 
@@ -128,7 +128,7 @@ def test_memory_of_simulated_schemes_is_no_line_of_the_batch_figure(files):
 
 def rewrite_timing(files, verdict):
     (path,) = [path for path in files["benchmark"] if path.name == "benchmark.timing.parquet"]
-    write_table(pl.read_parquet(path).with_columns(verdict=verdict), path, "benchmark.timing")
+    write_loosely(pl.read_parquet(path).with_columns(verdict=verdict), path, "benchmark.timing")
 
 
 def test_noisy_timings_are_left_out_and_counted(files):
@@ -164,7 +164,7 @@ def test_nothing_measured_is_a_note_and_every_figure_can_be_drawn(files, draw):
         if path.suffix == ".parquet" and path.stem != "targets":
             table = pl.read_parquet(path).clear()
             name = pl.read_parquet_metadata(path)["table"]
-            write_table(table, path, name)
+            write_loosely(table, path, name)
         elif path.suffix == ".tar":
             write_tar([], path)
     figure, data = getattr(figures, f"benchmark_{draw}")(files)

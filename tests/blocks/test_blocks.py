@@ -33,11 +33,12 @@ from ditscope.capture.settings import CaptureSet
 from ditscope.capture.stage import capture
 from ditscope.core.errors import InputError
 from ditscope.core.shards import read_tar
-from ditscope.core.tables import read_table, write_table
+from ditscope.core.tables import read_table
 from ditscope.models.loading import load_generator
 from ditscope.models.sampling import sample
 from ditscope.models.settings import Embedder, Model
 from ditscope.style import GAP
+from loose_tables import write_loosely
 from tiny_models import tiny_generator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -312,7 +313,7 @@ def test_bad_ablations_are_refused_before_a_model_loads(tmp_path, monkeypatch):
 
 def made_table(folder: Path, name: str, rows: list[dict]) -> Path:
     path = folder / f"{name}.parquet"
-    write_table(pl.DataFrame(rows, schema=analysis.WHERE | analysis.TABLES[name]), path, f"blocks.{name}")
+    write_loosely(pl.DataFrame(rows, schema=analysis.TABLES[name].schema()), path, f"blocks.{name}")
     return path
 
 
@@ -328,7 +329,7 @@ def test_figures_draw_means_over_generations(tmp_path):
     names = {"similarity": rows, "decodability": decoded, "decodable": decoded[1:2], "residual": [], "text_drift": []}
     near = {"criterion": "psnr_db", "threshold": 20.0, "distance": 20.0, "first": True}
     names["decodable"] = [row | near for row in names["decodable"]]
-    columns = {name: set(analysis.WHERE | analysis.TABLES[name]) for name in names}
+    columns = {name: set(analysis.TABLES[name].columns) for name in names}
     files = {
         "blocks": [
             made_table(tmp_path, name, [{k: v for k, v in row.items() if k in columns[name]} for row in found])

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from ditscope.calibrate import stage
-from ditscope.calibrate.activation_table import CHANNELS, DECAY, NAME, PART_TYPES, activation_table
+from ditscope.calibrate.activation_table import DECAY, activation_table
 from ditscope.calibrate.activations import ActivationRecorder, channel_statistics, joined
 from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
+from ditscope.calibrate.tables import ACTIVATIONS, CHANNELS, PART
 from ditscope.core.errors import InputError
 from ditscope.core.tables import read_table
 from ditscope.models.quantizers import quantizable
@@ -52,7 +53,7 @@ def test_numbers_are_numpy_s_however_the_images_are_sliced(tokens, slices):
     for size in slices:
         parts.append(part(channel_statistics(torch.from_numpy(images[start : start + size]), size), size))
         start += size
-    (row,) = activation_table(pl.DataFrame(parts, schema=PART_TYPES)).to_dicts()
+    (row,) = activation_table(pl.DataFrame(parts, schema=PART.schema())).to_dicts()
     for name, expected in reference(images.astype(np.float64)).items():
         np.testing.assert_allclose(row[name], expected, rtol=1e-5, atol=1e-5, err_msg=name)
     size = abs(images).max((0, 1))
@@ -70,15 +71,15 @@ def test_halves_of_guidance_belong_to_their_image():
 def test_a_layer_called_twice_counts_its_images_twice():
     calls = torch.randn(2, 3, 8, 4)
     both = joined(channel_statistics(calls[0], 3), channel_statistics(calls[1], 3), 3)
-    table = activation_table(pl.DataFrame([part(both, 6)], schema=PART_TYPES))
+    table = activation_table(pl.DataFrame([part(both, 6)], schema=PART.schema()))
     for name, expected in reference(calls.flatten(0, 1).double().numpy()).items():
         np.testing.assert_allclose(table[name][0], expected, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_channels_that_are_always_zero_have_no_outliers():
-    (row,) = activation_table(pl.DataFrame([part(torch.zeros(5, 4), 1)], schema=PART_TYPES)).to_dicts()
+    (row,) = activation_table(pl.DataFrame([part(torch.zeros(5, 4), 1)], schema=PART.schema())).to_dicts()
     assert (row["absmax"], row["outliers"], row["outlier_ratio"]) == (0.0, 0, None)
-    assert activation_table(pl.DataFrame(schema=PART_TYPES)).is_empty()
+    assert activation_table(pl.DataFrame(schema=PART.schema())).is_empty()
 
 
 @pytest.mark.parametrize("kind", ["flux", "sd3"])
@@ -109,7 +110,7 @@ def test_recorder_sees_what_the_layers_are_given(kind):
             x = x.flatten(2).mT
         rows = x.unflatten(0, (-1, 2)).movedim(1, 0).reshape(2, -1, x.shape[-1]).numpy()
         assert n == 2
-        (row,) = activation_table(pl.DataFrame([part(values, n)], schema=PART_TYPES)).to_dicts()
+        (row,) = activation_table(pl.DataFrame([part(values, n)], schema=PART.schema())).to_dicts()
         for column, expected in reference(rows).items():
             np.testing.assert_allclose(row[column], expected, rtol=1e-4, atol=1e-5, err_msg=f"{name} {column}")
     assert not any(module._forward_pre_hooks for module in layers.values())
@@ -123,7 +124,7 @@ def test_stage_leaves_one_table_of_all_slices_and_shards(tmp_path: Path, monkeyp
     tables = []
     for folder, sizes in (("a", {"shard_size": 2, "slice_size": 1}), ("b", {"shard_size": 3, "slice_size": 3})):
         calibrate("tiny", ENTRIES["sd3"], csv, tmp_path / folder, Calibrate(**settings, **sizes))
-        tables.append(read_table(tmp_path / folder / "activations.parquet", NAME))
+        tables.append(read_table(tmp_path / folder / "activations.parquet", ACTIVATIONS.name))
     layers = list(quantizable(tiny_generator("sd3").pipe.transformer))
     assert tables[0].select("layer", "step_index").rows() == [(name, step) for name in layers for step in (0, 3)]
     assert tables[0]["n"].unique().to_list() == [3]
@@ -133,4 +134,4 @@ def test_stage_leaves_one_table_of_all_slices_and_shards(tmp_path: Path, monkeyp
     with pytest.raises(InputError, match=r"calibrate\.statistics `9`: `9` matches nothing; there are 0-3"):
         calibrate("tiny", ENTRIES["sd3"], csv, tmp_path / "c", Calibrate(num_steps=4, statistics="9"))
     calibrate("tiny", ENTRIES["sd3"], csv, tmp_path / "d", Calibrate(num_images=1, num_steps=4, statistics=""))
-    assert read_table(tmp_path / "d/activations.parquet", NAME).is_empty()
+    assert read_table(tmp_path / "d/activations.parquet", ACTIVATIONS.name).is_empty()

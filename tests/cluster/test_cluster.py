@@ -6,6 +6,7 @@ from itertools import groupby, pairwise
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, v_measure_score
 
 from ditscope.cluster import sequences
@@ -18,6 +19,7 @@ from state_tables import MODALITY, random_states, write_states
 TABLES = [
     "agreement",
     "clusters",
+    "dwell_times",
     "label_phases",
     "longest_runs",
     "map",
@@ -179,6 +181,75 @@ def test_longest_runs_from_start_and_anytime():
     }
 
 
+def with_gaps(clusters, *positions):
+    """A table `clusters` without the states at these positions."""
+    return clusters.filter(~pl.col("position").is_in(positions))
+
+
+def test_a_gap_cuts_stays_and_is_no_transition():
+    table = with_gaps(labelled([0, 0, 1, 1, 1, 1, 0, 0]), 3)
+    rows = sequences.run_lengths(table).select("label", "start_position", "length", "entry_seen", "exit_seen").rows()
+    assert rows == [(0, 0, 2, True, True), (1, 2, 1, True, False), (1, 4, 2, False, True), (0, 6, 2, True, False)]
+    counts = sequences.transitions(table).select("source", "target", "count").rows()
+    assert counts == [(0, 0, 2), (0, 1, 1), (1, 0, 1), (1, 1, 1)]
+    late = with_gaps(labelled([0, 0, 1, 0]), 0)
+    assert sequences.run_lengths(late)["entry_seen"].to_list() == [False, True, True]
+    assert sequences.returns(late)["reason"].to_list() == ["the first state has no usable embedding"]
+    assert sequences.returns(with_gaps(labelled([0, 1, 0, 0]), 1))["returns"].to_list() == [0]
+
+
+def test_outliers_that_are_dropped_are_no_gap():
+    rows = sequences.run_lengths(labelled([-1, 0, 0, -1, 0, 1]), drop_outliers=True)
+    assert rows.select("length", "entry_seen", "exit_seen").rows() == [(3, True, True), (1, True, False)]
+
+
+def test_dwell_times_are_those_of_kaplan_and_meier():
+    clusters = with_gaps(labelled(*random_labels(seed=8, runs=20)), 4, 11)
+    lengths = sequences.run_lengths(clusters)
+    stays = lengths.filter((pl.col("label") >= 0) & pl.col("entry_seen"))
+    cut = ~stays["exit_seen"].to_numpy()
+    followed = stays["length"].to_numpy() - cut
+    assert 0 < cut.sum() < len(cut) and (followed == 0).any()
+    sample = stats.CensoredData.right_censored(followed[followed > 0], cut[followed > 0])
+    table = sequences.dwell_times(lengths)
+    np.testing.assert_allclose(table["survival"], stats.ecdf(sample).sf.evaluate(table["duration"].to_numpy()))
+    for row in table.iter_rows(named=True):
+        there = followed >= row["duration"]
+        assert (row["at_risk"], row["runs"]) == (there.sum(), stays.filter(there)["run_id"].n_unique())
+        here = followed == row["duration"]
+        assert (row["exits"], row["censored"]) == ((here & ~cut).sum(), (here & cut).sum())
+
+
+def test_dwell_times_of_a_planted_chain_are_geometric_though_runs_are_short():
+    """A state is left with probability 0.1; runs of 12 states cut most stays. Those that ended are far too short."""
+    rng = np.random.default_rng(9)
+    labels = [(rng.random(12) < 0.1).cumsum() % 3 for _ in range(600)]
+    lengths = sequences.run_lengths(labelled(*(run.tolist() for run in labels)))
+    table = sequences.dwell_times(lengths)
+    expected = 0.9 ** table["duration"].to_numpy()
+    np.testing.assert_allclose(table["survival"], expected, atol=0.05)
+    assert lengths.filter("exit_seen")["length"].mean() < 5 < 10
+
+
+def test_a_run_that_settles_is_the_most_stable(tmp_path):
+    """It ends at once by coming back to a caption; the others wander until they are cut."""
+    u, _ = blobs([40], spread=0.01)
+    away = unit(np.eye(24)[1:4] + 0.01)
+    wander = np.concatenate([[u[0]], np.tile(np.stack([u[1], away[0], away[1], away[2]]), (3, 1))])
+    vectors = {("text-a", "net-a", f"p{i}/0"): wander for i in range(3)} | {("text-a", "net-a", "p3/0"): u[[5, 6, 6]]}
+    paths = write_states(tmp_path, vectors, MODALITY, loops={("net-a", "p3/0"): 2})
+    cluster(*paths, tmp_path / "clusters", Cluster(min_cluster_size=3), max_length=24)
+    tables = {name: pl.read_parquet(tmp_path / f"clusters/{name}.parquet") for name in TABLES}
+    settled = tables["longest_runs"].filter(prompt_id="p3")
+    assert settled.select("length", "rank", "exit_seen").rows() == [(12, 1, False)] * 2
+    assert tables["clusters"].filter(prompt_id="p3").height == 2, (
+        "states that follow from the loop are not computed ones"
+    )
+    (label,) = tables["clusters"].filter(prompt_id="p3")["label"].unique()
+    stays = tables["transitions"].filter(source=label, target=label)
+    assert stays.select("count", "runs").rows() == [(11, 1)]
+
+
 @pytest.mark.parametrize("drop", [False, True])
 def test_transitions_equal_a_count_and_rows_sum_to_one(drop):
     labels = random_labels(seed=1)
@@ -198,8 +269,13 @@ def test_facets_do_not_mix():
     alone = labelled(*random_labels(seed=2))
     other = pl.concat([labelled(*random_labels(seed=3), network="m"), labelled(*random_labels(seed=4), embedder="f")])
     both = pl.concat([other, alone])
+
+    def dwell(clusters):
+        return sequences.dwell_times(sequences.run_lengths(clusters))
+
     for function in (
-        sequences.run_lengths, sequences.transitions, sequences.label_phases, sequences.returns, sequences.outliers,
+        sequences.run_lengths, dwell, sequences.transitions, sequences.label_phases, sequences.returns,
+        sequences.outliers,
     ):  # fmt: skip
         assert function(both).filter(embedder="e", network="n").equals(function(alone))
     longest = sequences.longest_runs(sequences.run_lengths(both)).filter(embedder="e", network="n")

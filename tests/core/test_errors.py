@@ -11,14 +11,15 @@ from ditscope.core.checksums import read_record
 from ditscope.core.errors import IncompleteError, InputError, again
 from ditscope.core.shards import read_tar, write_tar
 from ditscope.core.study_plan import read_plan
-from ditscope.core.tables import read_table, write_table
+from ditscope.core.tables import read_table
 from ditscope.video.mosaic import TarImages
+from loose_tables import write_loosely
 
 
 @pytest.fixture
 def table(tmp_path):
     path = tmp_path / "t.parquet"
-    write_table(pl.DataFrame({"a": [1]}), path, "t")
+    write_loosely(pl.DataFrame({"a": [1]}), path, "t")
     return path
 
 
@@ -138,7 +139,7 @@ def test_a_sound_file_of_another_kind_is_never_to_be_deleted(tmp_path):
     (tmp_path / ".checksums").mkdir()
     tar, table, plan = tmp_path / "a.tar", tmp_path / "a.parquet", tmp_path / "a.json"
     write_tar([{"__key__": "x", "json": {}}], tar)
-    write_table(pl.DataFrame({"a": [1]}), table, "a")
+    write_loosely(pl.DataFrame({"a": [1]}), table, "a")
     plan.write_text("{}")
     for wrong in (tar, plan):
         with pytest.raises(InputError, match=r"; name a file \*\.parquet"):

@@ -1,21 +1,21 @@
-"""Drift against closed forms and brute force: distances, controls, similarity, autoregression, normality."""
+"""Drift against closed forms and brute force: distances, controls, gaps, loops, similarity."""
 
 from itertools import pairwise
 
 import numpy as np
 import polars as pl
 import pytest
-from scipy import stats
 from scipy.spatial import distance
 
 from ditscope.core.errors import InputError
-from ditscope.core.tables import read_table, write_table
-from ditscope.drift.series import autoregression, normality
+from ditscope.core.tables import read_table
+from ditscope.drift.figures import drift_quantiles
 from ditscope.drift.settings import Drift
-from ditscope.drift.stage import DISTANCES, STEPS, distances, drift
+from ditscope.drift.stage import STEPS, distances, drift
+from loose_tables import write_loosely
 from state_tables import MODALITY, random_states, write_states
 
-TABLES = ["drift", "similarity", "autoregression", "normality"]
+TABLES = ["drift", "nulls", "bands", "similarity", "autoregression", "normality"]
 
 
 def run_drift(tmp_path, vectors, modality, **settings):
@@ -69,15 +69,98 @@ def test_opposite_equal_and_zero_vectors():
     np.testing.assert_allclose(found["angle_rad"], [np.pi, 0, np.nan, np.nan, 0])
 
 
-def test_zero_vectors_are_null_and_do_not_spread(tmp_path):
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_a_vector_without_a_direction_is_named_and_leaves_a_gap(tmp_path, value, caplog):
     x = np.random.default_rng(0).normal(size=(6, 4))
-    x[3] = 0
-    tables = run_drift(tmp_path, {("text-a", "net-a", "p0/0"): x, ("text-a", "net-a", "p1/0"): x[[0, 1, 2]]}, MODALITY)
-    run = tables["drift"].filter(control="observed", prompt_id="p0")
-    assert run["cosine_distance"].is_null().to_list() == [False] * 3 + [True] + [False] * 2
-    assert run["step_angle_rad"].is_null().to_list() == [True, False, False, True, True, False]
-    assert run["euclidean"].null_count() == 0
-    assert tables["similarity"]["aligned_cosine"].null_count() == 0
+    whole = run_drift(tmp_path / "whole", {("text-a", "net-a", "p0/0"): x}, MODALITY)
+    x[3] = value
+    holed = run_drift(tmp_path / "holed", {("text-a", "net-a", "p0/0"): x}, MODALITY)
+    assert "1 zero, NaN or Inf vectors are left out" in caplog.text
+    assert "text-a, net-a, run net-a:p0/0, sequence number 5" in caplog.text
+    before, after = (tables["drift"].filter(control="observed") for tables in (whole, holed))
+    assert after["sequence_number"].to_list() == [-1, 1, 3, 7, 9]
+    steps = before.filter(pl.col("sequence_number") != 5).with_columns(
+        pl.when(pl.col("sequence_number") != 7).then(pl.col(STEPS))
+    )
+    assert after.equals(steps)
+    similar = holed["similarity"].row(0, named=True)
+    assert similar["shared_positions"] == 4 and similar["aligned_cosine"] == pytest.approx(1)
+
+
+def test_steps_and_pairs_do_not_cross_a_gap(tmp_path):
+    x = np.random.default_rng(1).normal(size=(12, 4)).cumsum(axis=0)
+    lost = {("image", "net-a", "p0/0", number) for number in range(9, 16)}
+    paths = write_states(tmp_path, {("image", "net-a", "p0/0"): x}, MODALITY, without=lost)
+    drift(*paths, tmp_path / "drift")
+    table = pl.read_parquet(tmp_path / "drift/drift.parquet").filter(control="observed")
+    assert table["sequence_number"].to_list() == [0, 2, 4, 6, 8, 16, 18, 20, 22]
+    assert table["step_euclidean"].is_null().to_list() == [True, *[False] * 4, True, *[False] * 3]
+    pairs = pl.read_parquet(tmp_path / "drift/autoregression.parquet").filter(control="observed")["pairs"]
+    assert pairs.to_list() == [3 + 2] * 3
+
+
+@pytest.mark.parametrize(("embedder", "number"), [("text-a", -1), ("image", 0)])
+@pytest.mark.parametrize("how", ["missing", "zero"])
+def test_a_run_without_its_first_state_is_refused(tmp_path, embedder, number, how):
+    x = np.eye(4)
+    lost = {(embedder, "net-a", "p0/0", number)} if how == "missing" else set()
+    x[0] *= how == "missing"
+    paths = write_states(tmp_path, {(embedder, "net-a", "p0/0"): x}, MODALITY, without=lost)
+    with pytest.raises(InputError, match=r"net-a, run net-a:p0/0, .* prompt's or first image's is missing or zero"):
+        drift(*paths, tmp_path / "drift")
+
+
+def test_loops_are_continued_to_the_end(tmp_path):
+    """A run whose captions go p a b c b, and so on b c b c; its images 0 1 2 1, and so on 2 1 2 1."""
+    rng = np.random.default_rng(2)
+    text, image = rng.normal(size=(4, 5)), rng.normal(size=(3, 5))
+    cut = rng.normal(size=(5, 5))
+    vectors = {
+        ("text-a", "net-a", "p0/0"): text[[0, 1, 2, 3, 2]],
+        ("image", "net-a", "p0/0"): image[[0, 1, 2, 1]],
+        ("text-a", "net-a", "p1/0"): cut,
+    }
+    paths = write_states(tmp_path, vectors, MODALITY, loops={("net-a", "p0/0"): 4})
+    drift(*paths, tmp_path / "drift", max_length=14)
+    table = pl.read_parquet(tmp_path / "drift/drift.parquet").filter(control="observed")
+    for embedder, order, states, first in (
+        ("text-a", [0, 1, 2, 3, 2, 3, 2, 3], text, -1),
+        ("image", [0, 1, 2, 1, 2, 1, 2], image, 0),
+    ):
+        mine = table.filter(embedder=embedder, prompt_id="p0")
+        x = states[order].astype(np.float32).astype(float)
+        assert mine["sequence_number"].to_list() == list(range(first, 14, 2))
+        assert mine["continued"].to_list() == [n > 7 for n in range(first, 14, 2)]
+        np.testing.assert_allclose(mine["euclidean"], np.linalg.norm(x - x[0], axis=1), rtol=1e-6)
+        np.testing.assert_allclose(mine["step_euclidean"][1:], np.linalg.norm(np.diff(x, axis=0), axis=1), rtol=1e-6)
+    cut_short = table.filter(prompt_id="p1")
+    assert cut_short["sequence_number"].to_list() == [-1, 1, 3, 5, 7] and not cut_short["continued"].any()
+    pairs = pl.read_parquet(tmp_path / "drift/autoregression.parquet")["pairs"]
+    assert pairs.max() == 3 + 3, "what follows for ever from a loop is no evidence of more"
+
+
+def test_a_walk_that_does_not_come_back_with_its_run_is_not_continued(tmp_path):
+    """The run comes back to its first caption; the control of no meaning is elsewhere by then."""
+    x = np.random.default_rng(4).normal(size=(4, 3))
+    vectors = {("text-a", "net-a", "p0/0"): x[[0, 1, 2, 1]], ("text-b", "net-a", "p0/0"): x.cumsum(axis=0)}
+    paths = write_states(tmp_path, vectors, MODALITY, loops={("net-a", "p0/0"): 4})
+    drift(*paths, tmp_path / "drift", max_length=20)
+    table = pl.read_parquet(tmp_path / "drift/drift.parquet").filter(control="observed")
+    assert dict(table.group_by("embedder").len().rows()) == {"text-a": 11, "text-b": 4}
+
+
+def test_runs_that_converge_stay_in_the_curves(tmp_path):
+    """Ten of 16 runs stop at their second caption: the median at the end is theirs, at every point of 16 runs."""
+    rng = np.random.default_rng(3)
+    walks = {("text-a", "net-a", f"p{i}/0"): 1 + rng.normal(size=(8, 6)).cumsum(axis=0) for i in range(16)}
+    for i in range(10):
+        walks["text-a", "net-a", f"p{i}/0"][1:3] = walks["text-a", "net-a", f"p{i}/0"][0] + 0.01
+        walks["text-a", "net-a", f"p{i}/0"] = walks["text-a", "net-a", f"p{i}/0"][:3]
+    paths = write_states(tmp_path, walks, MODALITY, loops={("net-a", f"p{i}/0"): 2 for i in range(10)})
+    drift(*paths, tmp_path / "drift")
+    curves = drift_quantiles({"drift": [tmp_path / "drift/drift.parquet"]}).filter(control="observed")
+    assert curves["runs"].to_list() == [16] * 8
+    assert curves["q50"][1:].max() < 1e-3 < curves["q75"][-1]
 
 
 def test_drift_equals_brute_force_within_each_run(tmp_path):
@@ -139,114 +222,19 @@ def test_similarity_equals_brute_force(tmp_path):
         assert row["centroid_cosine"] == pytest.approx(1 - distance.cosine(*centre), abs=1e-6)
 
 
-def drift_like(series, network=None):
-    """A drift table of one measure `x` from arrays by run; slot -1 is the first state, which measures nothing."""
-    rows = [
-        {"embedder": "e", "network": network(run) if network else "n", "run_id": run, "control": "observed",
-         "shuffle": 0, "sequence_number": t, "x": value}
-        for run, x in series.items() for t, value in enumerate([0.0, *x], start=-1)
-    ]  # fmt: skip
-    return pl.DataFrame(rows, schema_overrides={"x": pl.Float64})
-
-
-def test_autoregression_equals_regression_with_a_clustered_sandwich():
-    rng = np.random.default_rng(1)
-    series = {f"r{i}": i + rng.normal(size=5 + i).cumsum() for i in range(6)}
-    table = autoregression(drift_like(series), ["x"])
-    x, y = (np.concatenate([s[cut] for s in series.values()]) for cut in (slice(None, -1), slice(1, None)))
-    run = np.repeat(np.arange(6), [len(s) - 1 for s in series.values()])
-    for estimator, design in (
-        ("pooled", np.stack([x, np.ones_like(x)], axis=1)),
-        ("within", np.concatenate([x[:, None], np.eye(6)[run]], axis=1)),
-    ):
-        beta = np.linalg.lstsq(design, y)[0]
-        scores = design * (y - design @ beta)[:, None]
-        meat = sum(np.outer(s, s) for s in (scores[run == r].sum(axis=0) for r in range(6)))
-        bread = np.linalg.inv(design.T @ design)
-        error = np.sqrt((bread @ meat @ bread)[0, 0] * 6 / 5 * (len(x) - 1) / (len(x) - 2))
-        row = table.row(by_predicate=pl.col("estimator") == estimator, named=True)
-        assert (row["runs"], row["pairs"], row["reason"]) == (6, len(x), None)
-        assert row["coefficient"] == pytest.approx(beta[0])
-        assert row["standard_error"] == pytest.approx(error)
-        margin = stats.t.ppf(0.975, 5) * error
-        assert (row["low"], row["high"]) == (pytest.approx(beta[0] - margin), pytest.approx(beta[0] + margin))
-
-
-def test_the_interval_covers_the_coefficient_of_a_known_process():
-    rng = np.random.default_rng(2)
-    studies, runs, length, b = 150, 20, 40, 0.6
-    x = np.zeros((studies, runs, length))
-    x[..., 0] = rng.normal(size=(studies, runs)) / np.sqrt(1 - b**2)
-    for t in range(1, length):
-        x[..., t] = b * x[..., t - 1] + rng.normal(size=(studies, runs))
-    series = {f"{s}-{r}": x[s, r] for s in range(studies) for r in range(runs)}
-    table = autoregression(drift_like(series, lambda run: run.split("-")[0]), ["x"]).filter(estimator="pooled")
-    covered = ((table["low"] <= b) & (table["high"] >= b)).mean()
-    assert table.height == studies
-    assert abs(table["coefficient"].mean() - b) < 0.01
-    assert 0.9 <= covered <= 0.99  # 95 %, with three standard errors of 150 studies
-
-
-def test_autoregression_says_why_there_is_no_interval():
-    rng = np.random.default_rng(3)
-
-    def row(series):
-        return autoregression(drift_like(series), ["x"]).row(0, named=True)
-
-    single = row({"a": rng.normal(size=10)})
-    assert single["coefficient"] is not None and single["low"] is None and "one run" in single["reason"]
-    constant = row({"a": [0.1] * 7, "b": [0.1] * 7})
-    assert constant["coefficient"] is None and constant["low"] is None and "does not vary" in constant["reason"]
-    short = row({"a": [0.1], "b": [0.3]})
-    assert (short["pairs"], short["coefficient"]) == (0, None) and "consecutive" in short["reason"]
-
-
-def test_normality_is_scipys_and_tells_normal_from_exponential():
-    rng = np.random.default_rng(4)
-    normal, skewed = rng.normal(size=400), rng.exponential(size=400)
-    for values, rejected in ((normal, False), (skewed, True)):
-        table = normality(drift_like({"a": values[:150], "b": values[150:]}), ["x"])
-        for name, test in (("shapiro-wilk", stats.shapiro), ("dagostino-k2", stats.normaltest)):
-            row = table.row(by_predicate=pl.col("test") == name, named=True)
-            assert row["n"] == 400
-            assert (row["statistic"], row["p_value"]) == pytest.approx(tuple(test(values)))
-            assert (row["p_value"] < 1e-3) == rejected
-            assert row["standard_deviation"] == pytest.approx(np.std(values, ddof=1))
-            assert row["skewness"] == pytest.approx(stats.skew(values))
-
-
-@pytest.mark.parametrize(
-    ("values", "reasons"),
-    [
-        ([1.0, 2.0], ["needs 3", "needs 20"]),
-        ([0.1] * 30, ["equal", "equal"]),
-        (np.linspace(0, 1, 5001) ** 2, ["up to 5000", None]),
-        ([None] * 4, ["0 values", "0 values"]),
-    ],
-)
-def test_normality_says_why_there_is_no_test(values, reasons):
-    table = normality(drift_like({"a": values}), ["x"])
-    for row, reason in zip(table.sort("test", descending=True).iter_rows(named=True), reasons, strict=True):
-        assert (row["p_value"] is None) == bool(reason)
-        assert row["reason"] is None if reason is None else reason in row["reason"]
-
-
 def test_a_stage_is_the_same_in_any_order_of_its_inputs(tmp_path):
     embeddings, trajectories = write_states(tmp_path, random_states(), MODALITY)
     drift(embeddings, trajectories, tmp_path / "a")
     drift(embeddings[::-1], trajectories[::-1], tmp_path / "b")
     for name in TABLES:
         assert (tmp_path / f"a/{name}.parquet").read_bytes() == (tmp_path / f"b/{name}.parquet").read_bytes()
-    assert set(read_table(tmp_path / "a/autoregression.parquet", "drift.autoregression")["measure"]) == {
-        *DISTANCES,
-        *STEPS,
-    }
+    assert set(read_table(tmp_path / "a/autoregression.parquet", "drift.autoregression")["measure"]) == set(STEPS)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: e.with_columns(pl.lit([1.0, float("nan")], pl.List(pl.Float32)).alias("vector")), "NaN or Inf"),
+        (lambda e: e.with_columns(pl.lit([1.0, float("nan")], pl.List(pl.Float32)).alias("vector")), "no embeddings"),
         (lambda e: pl.concat([e, e.head(1)]), "more than once"),
         (lambda e: e.with_columns(pl.lit("other").alias("run_id")), "no row in the trajectories"),
         (
@@ -261,7 +249,7 @@ def test_a_stage_is_the_same_in_any_order_of_its_inputs(tmp_path):
 def test_bad_embeddings_are_refused_by_name(tmp_path, change, message):
     (path,), trajectories = write_states(tmp_path, {("text-a", "net-a", "p0/0"): np.eye(4)}, MODALITY)
     table = change(read_table(path, "embeddings")).cast({"vector": pl.List(pl.Float32)})
-    write_table(table, path, "embeddings")
+    write_loosely(table, path, "embeddings")
     with pytest.raises(InputError, match=message) as refusal:
         drift([path], trajectories, tmp_path / "drift")
     assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)

@@ -23,15 +23,17 @@ from transformers import (
 
 from ditscope.core.errors import InputError
 from ditscope.core.shards import png_bytes, write_tar
-from ditscope.core.tables import read_table, write_table
+from ditscope.core.tables import read_table
 from ditscope.embed.settings import Embed
-from ditscope.embed.stage import SCHEMA, embed
+from ditscope.embed.stage import embed
+from ditscope.embed.tables import EMBEDDINGS
 from ditscope.models.embedders.random_walk import random_walk
 from ditscope.models.embedders.registry import load_embedder
 from ditscope.models.embedders.towers import image_features, load_towers
 from ditscope.models.settings import Embedder
 from ditscope.trajectories.invocations import state_key
-from ditscope.trajectories.stage import SCHEMA as TRAJECTORIES
+from ditscope.trajectories.tables import TRAJECTORIES
+from loose_tables import write_loosely
 from tiny_captioners import WORDS
 
 SENTENCES = [
@@ -189,7 +191,7 @@ def test_a_walk_belongs_to_its_run_and_goes_on_where_a_shorter_one_ended():
 def state(run: str, number: int, content: str | np.ndarray) -> dict:
     """A row of the table `trajectories`."""
     text = isinstance(content, str)
-    row = dict.fromkeys(TRAJECTORIES) | {"network": "n", "run_id": run, "prompt_id": f"of {run}"}
+    row = dict.fromkeys(TRAJECTORIES.columns) | {"network": "n", "run_id": run, "prompt_id": f"of {run}"}
     row |= {"sequence_number": number, "type": "TEXT" if text else "IMAGE", "output_key": state_key(content)}
     return row | {"output_text": content if text else None}
 
@@ -203,7 +205,7 @@ def study(tmp_path) -> dict[str, Path]:
         state("b", -1, "a blue star"), state("b", 0, three), state("b", 1, "a red ring"), state("b", 2, one),
     ]  # fmt: skip
     paths = {"trajectories": tmp_path / "t.parquet", "images": tmp_path / "t.tar"}
-    write_table(pl.DataFrame(rows, schema=TRAJECTORIES), paths["trajectories"], "trajectories")
+    write_loosely(pl.DataFrame(rows, schema=TRAJECTORIES.schema()), paths["trajectories"], "trajectories")
     samples = [{"__key__": state_key(image), "png": png_bytes(image)} for image in (one, two, three)]
     write_tar(samples, paths["images"])
     return paths
@@ -218,7 +220,7 @@ def vectors_of(study: dict[str, Path], name: str, entry: Embedder, **settings: i
 
 def test_texts_get_vectors_and_equal_texts_equal_ones(study, minilm):
     table = vectors_of(study, "minilm", MINILM, batch_size=1)
-    assert table.schema == SCHEMA
+    assert table.schema == pl.Schema(EMBEDDINGS.schema())
     assert table.select("embedder", "network", "run_id", "sequence_number", "modality").rows() == [
         ("minilm", "n", run, number, "text") for run in ("a", "b") for number in (-1, 1)
     ]

@@ -33,6 +33,7 @@ from ditscope.prompts.check import check_prompts
 from ditscope.prompts.files import read_runs
 from ditscope.prompts.settings import Prompts
 from ditscope.prompts.stage import write_shard
+from ditscope.refine.check import image_keys
 from ditscope.refine.latents import read_latents
 
 NAME, ENTRY = "shapes-flux", Model(family="flux", source="models/shapes-flux", width=32, height=32, steps=1)
@@ -161,6 +162,7 @@ def test_the_doctor_finds_a_study_with_shared_pictures_sound_and_a_lost_run(prom
 
     assert findings() == []
     manifest = read_table(f"{images}.parquet", "images")
+    assert image_keys(Study(results, plan, config), NAME) == manifest["key"].to_list(), "as the refiner's tables"
     write_table(manifest.filter(pl.col("prompt_id") != "c"), f"{images}.parquet", "images")
     assert any("lacks 1 of 4 runs of the prompt shard" in found for found in findings())
     assert any("differs from its row of the manifest" in found for found in findings()), "the shard lists run c"

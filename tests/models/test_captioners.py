@@ -1,6 +1,7 @@
 """Captioners: every family through transformers' real classes, at small random weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ditscope.config import load_config
 from ditscope.core.errors import InputError
-from ditscope.models.captioners import caption, load_captioner
+from ditscope.models.captioners import caption, drawing, load_captioner
 from ditscope.models.settings import Model
 from tiny_captioners import WORDS, tiny_blip, tiny_blip2, tiny_florence2
 
@@ -70,3 +72,72 @@ def test_a_folder_of_another_family_is_refused(tmp_path):
         load_captioner("c", Model("blip", str(tmp_path / "missing")), "cpu")
     with pytest.raises(InputError, match=r"models\.c\.family: `flux` is not a captioner"):
         load_captioner("c", Model("flux", str(folder)), "cpu")
+
+
+# Drawn captions -------------------------------------------------------------------------------------------------------
+
+
+def test_a_drawn_caption_depends_on_its_image_and_seed_alone(entry, pictures):
+    captioner = load_captioner("c", replace(entry, temperature=1.0), "cpu")
+    seeds = [3, 1, 4, 1, 5]
+    together = caption(captioner, pictures, seeds)
+    assert [caption(captioner, [p], [s])[0] for p, s in zip(pictures, seeds, strict=True)] == together
+    assert caption(captioner, pictures[::-1], seeds[::-1]) == together[::-1]
+    assert len(set(caption(captioner, pictures[:1] * 8, range(8)))) > 1
+
+
+def test_seeds_leave_greedy_captions_as_they_are(entry, pictures):
+    captioner = load_captioner("c", entry, "cpu")
+    assert caption(captioner, pictures, [3, 1, 4, 1, 5]) == caption(captioner, pictures)
+
+
+def test_captions_are_drawn_by_their_probability(entry):
+    """Against the softmax computed in numpy, for 4000 seeds: every share is within 4 standard errors."""
+    logits = np.array([2.0, 1.0, 0.5, 0.0, -1.0])
+    probability = np.exp(logits / 0.7) / np.exp(logits / 0.7).sum()
+    for top_p, kept in ((1.0, 5), (0.9, int(np.searchsorted(probability.cumsum(), 0.9)) + 1)):
+        process = drawing(replace(entry, temperature=0.7, top_p=top_p), range(4000))
+        scores = torch.tensor(logits, dtype=torch.float32).repeat(4000, 1)
+        drawn = process(torch.zeros(4000, 1, dtype=torch.long), scores).argmax(-1)
+        wanted = np.where(np.arange(5) < kept, probability, 0) / probability[:kept].sum()
+        error = np.bincount(drawn, minlength=5) / 4000 - wanted
+        assert (np.abs(error) <= 4 * np.sqrt(wanted * (1 - wanted) / 4000)).all()
+    assert kept == 3
+
+
+def test_as_many_seeds_as_captions(entry, pictures):
+    captioner = load_captioner("c", replace(entry, temperature=1.0), "cpu")
+    with pytest.raises(ValueError, match="5 captions to draw, but 1 seeds"):
+        caption(captioner, pictures, [0])
+
+
+@pytest.mark.parametrize(("family", "save"), [("blip", tiny_blip), ("blip2", tiny_blip2)])
+def test_a_caption_goes_on_from_a_prompt_that_is_no_part_of_it(tmp_path, pictures, family, save):
+    entry = Model(family, str(save(tmp_path)), max_new_tokens=6)
+    captioner, prompted = (load_captioner("c", e, "cpu") for e in (entry, replace(entry, caption_prompt="the  small")))
+    texts = caption(prompted, pictures)
+    processor, model = captioner.processor, captioner.model
+    for picture, text in zip(pictures, texts, strict=True):
+        inputs = processor(images=picture, text="the small", return_tensors="pt")
+        whole = processor.batch_decode(model.generate(**inputs, max_new_tokens=6, num_beams=1, do_sample=False))[0]
+        words = [word for word in whole.split() if word in WORDS]
+        assert words[:2] == ["the", "small"] and text == " ".join(words[2:])
+    assert texts != caption(captioner, pictures)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"family": "flux", "source": "x", "temperature": 1.0}, r"temperature: `flux` makes images"),
+        ({"family": "sd3", "source": "x", "caption_prompt": "a"}, r"caption_prompt: `sd3` makes images"),
+        ({"family": "florence2", "source": "x", "caption_prompt": "a"}, r"caption_prompt: `florence2` does not read"),
+        ({"family": "blip", "source": "x", "top_p": 0.9}, r"top_p: nothing is drawn at temperature 0"),
+        ({"family": "blip", "source": "x", "temperature": 1.0, "num_beams": 3}, r"temperature: beams are not drawn"),
+        ({"family": "dummy-captioner", "temperature": 1.0, "top_p": 0.9}, r"top_p: `dummy-captioner` does not read"),
+        ({"family": "blip"}, r": the required key `source` is missing"),
+        ({"family": "dummy", "source": "x"}, r": `dummy` has no weights; leave out `source`"),
+    ],
+)
+def test_settings_without_effect_are_refused_when_the_config_is_read(settings, complaint):
+    with pytest.raises(InputError, match=rf"^models\.c\.?{complaint}"):
+        load_config({"experiment": "x", "models": {"c": settings}})

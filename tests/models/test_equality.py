@@ -204,6 +204,6 @@ def test_rows_with_and_without_a_negative_prompt_do_not_change_each_other(folder
 
 
 def test_default_guidance_is_that_of_the_pipelines():
-    for facts in FAMILIES.values():
+    for facts in (facts for facts in FAMILIES.values() if facts.pipeline):
         pipeline = getattr(diffusers, facts.pipeline)
         assert facts.guidance == inspect.signature(pipeline.__call__).parameters["guidance_scale"].default

@@ -25,7 +25,7 @@ from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.config import load_config
 from ditscope.core.errors import InputError
-from ditscope.core.tables import read_table, write_table
+from ditscope.core.tables import read_table
 from ditscope.models.bit_plan import load_plan, to_mlx
 from ditscope.models.families.common import Conditioning
 from ditscope.models.hardware import filed_under
@@ -46,9 +46,11 @@ from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.image import image_effects
 from ditscope.sensitivity.on_mlx import weight_of
+from ditscope.sensitivity.scores import assign_buckets, gather
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import score, sensitivity, start
-from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, assign_buckets, gather, layer_kind
+from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, layer_kind
+from loose_tables import write_loosely
 from tiny_models import tiny_generator
 from workflow import ROOT
 
@@ -334,7 +336,7 @@ def test_plan_keeps_its_budget_as_mlx_stores_it(tmp_path, quantizer):
         for i, (name, module) in enumerate(quantizable(transformer).items()) if module.weight.ndim == 2
         for bits in (2, 4, 8)
     ]  # fmt: skip
-    write_table(pl.DataFrame(rows), tmp_path / "t.parquet", "sensitivity")
+    write_loosely(pl.DataFrame(rows), tmp_path / "t.parquet", "sensitivity")
     plan("tiny", [tmp_path / "t.parquet"], tmp_path / "p.json", Budget(mean_bits=7.5))
     made, scheme = load_plan(tmp_path / "p.json", transformer), Scheme("plan", plan="b")
     assert set(made["full_precision"]) == {r["layer"] for r in rows} - set(made["layers"]) != set()

@@ -13,7 +13,7 @@ from torch import nn
 from torchao.quantization import quantize_
 
 from ditscope.core.errors import InputError
-from ditscope.core.tables import read_table, write_table
+from ditscope.core.tables import read_table
 from ditscope.models.bit_plan import load_plan, to_fqn_config
 from ditscope.models.packed import intx_bytes, packed_bytes
 from ditscope.models.quantize import apply_scheme
@@ -34,6 +34,7 @@ from ditscope.plan.stage import (
     solve,
 )
 from ditscope.sensitivity.tables import BUCKETS, layer_kind
+from loose_tables import write_loosely
 from tiny_models import tiny_generator
 
 
@@ -114,7 +115,7 @@ def test_floors_by_kind_and_the_minimum_they_make(table, tmp_path, transformer):
         plan("tiny", [table], tmp_path / "q.json", Budget(uniform_bits=4), Plan(floors={"norm": 8}))
     with pytest.raises(InputError, match=r"plan\.floors: `tiny` has no linear layer of kind `mlp_text`; it has att"):
         few = read_table(table, "sensitivity").filter(pl.col("kind") != "mlp_text")
-        write_table(few, tmp_path / "few.parquet", "sensitivity")
+        write_loosely(few, tmp_path / "few.parquet", "sensitivity")
         plan(
             "tiny",
             [tmp_path / "few.parquet"],
@@ -168,7 +169,7 @@ def transformer() -> nn.Module:
 
 @pytest.fixture
 def table(tmp_path: Path, transformer) -> Path:
-    write_table(sensitivity_rows(quantizable(transformer)), tmp_path / "sensitivity.parquet", "sensitivity")
+    write_loosely(sensitivity_rows(quantizable(transformer)), tmp_path / "sensitivity.parquet", "sensitivity")
     return tmp_path / "sensitivity.parquet"
 
 
@@ -232,7 +233,7 @@ def test_plan_keeps_its_budget_as_torch_stores_it(tmp_path, transformer, quantiz
     """Also where sensitivity was measured with one palette per tensor, which no back end stores."""
     rows = sensitivity_rows(quantizable(transformer), group_size).with_columns(pl.lit(quantizer).alias("quantizer"))
     rows = rows.with_columns(shared_weights=pl.col("parameters"))
-    write_table(rows, tmp_path / "t.parquet", "sensitivity")
+    write_loosely(rows, tmp_path / "t.parquet", "sensitivity")
     plan("tiny", [tmp_path / "t.parquet"], tmp_path / "p.json", Budget(mean_bits=6.5))
     made, scheme = load_plan(tmp_path / "p.json", transformer), Scheme("plan", plan="b")
     rest = sum(t.nbytes for t in transformer.parameters()) + sum(t.nbytes for t in transformer.buffers())
@@ -250,15 +251,15 @@ def test_plan_keeps_its_budget_as_torch_stores_it(tmp_path, transformer, quantiz
 
 def test_bits_that_cannot_be_stored_are_not_planned(tmp_path, transformer):
     rows = sensitivity_rows(quantizable(transformer), widths=(4, 16))
-    write_table(rows, tmp_path / "t.parquet", "sensitivity")
+    write_loosely(rows, tmp_path / "t.parquet", "sensitivity")
     plan("tiny", [tmp_path / "t.parquet"], tmp_path / "p.json", Budget(bytes=10**9))
     assert set(load_plan(tmp_path / "p.json", transformer)["layers"].values()) == {4}
-    write_table(rows.filter(bits=16), tmp_path / "t.parquet", "sensitivity")
+    write_loosely(rows.filter(bits=16), tmp_path / "t.parquet", "sensitivity")
     with pytest.raises(InputError, match=r"sensitivity.bits \[16\], .*no layer of `tiny` can be stored so"):
         plan("tiny", [tmp_path / "t.parquet"], tmp_path / "p.json", Budget(bytes=10**9))
     for group_size, bits in ((48, 4), (32, 7)):
         rows = sensitivity_rows(quantizable(transformer), group_size, "mlx", (bits,))
-        write_table(rows, tmp_path / "t.parquet", "sensitivity")
+        write_loosely(rows, tmp_path / "t.parquet", "sensitivity")
         with pytest.raises(InputError, match=r"can be stored so; mlx packs bits of \(2, 3, 4, 5, 6, 8\) in groups of"):
             plan("tiny", [tmp_path / "t.parquet"], tmp_path / "p.json", Budget(bytes=10**9))
 
@@ -298,18 +299,18 @@ def test_minimum_in_the_message_is_possible(table, tmp_path, transformer):
 def test_rows_that_would_count_twice_and_mixed_measurements_are_refused(table, tmp_path, transformer):
     out, rows = tmp_path / "plan.json", sensitivity_rows(quantizable(transformer))
     fast, other = tmp_path / "fast.parquet", tmp_path / "other.parquet"
-    write_table(rows.with_columns(value=2 * pl.col("value")), fast, "sensitivity")
+    write_loosely(rows.with_columns(value=2 * pl.col("value")), fast, "sensitivity")
     for again in (table, fast):
         with pytest.raises(InputError, match=r"sensitivity\.parquet.*: the row of model tiny, layer .*more than once"):
             plan("tiny", [table, again], out, Budget(uniform_bits=4))
     first = "proj_out"
-    write_table(rows.filter(pl.col("layer") != first), table, "sensitivity")
+    write_loosely(rows.filter(pl.col("layer") != first), table, "sensitivity")
     changes = {"group_size": pl.lit(7, pl.Int64), "quantizer": pl.lit("x"), "backend": pl.lit("mlx")}
     for column, value in changes.items():
-        write_table(rows.filter(pl.col("layer") == first).with_columns(value.alias(column)), other, "sensitivity")
+        write_loosely(rows.filter(pl.col("layer") == first).with_columns(value.alias(column)), other, "sensitivity")
         with pytest.raises(InputError, match=f"measured with {column} .* and .*; give tables of one"):
             plan("tiny", [table, other], out, Budget(uniform_bits=4))
-    write_table(rows.filter(pl.col("layer") == first), other, "sensitivity")
+    write_loosely(rows.filter(pl.col("layer") == first), other, "sensitivity")
     plan("tiny", [table, other], out, Budget(uniform_bits=4))
     assert "proj_out" in json.loads(out.read_text())["layers"]
 
@@ -318,7 +319,7 @@ def test_unknown_model_and_incomplete_table(table, tmp_path, transformer):
     with pytest.raises(InputError, match="no rows of model `other`"):
         plan("other", [table], tmp_path / "plan.json", Budget(uniform_bits=4))
     rows = sensitivity_rows(quantizable(transformer)).filter(~((pl.col("layer") == "proj_out") & (pl.col("bits") == 4)))
-    write_table(rows, table, "sensitivity")
+    write_loosely(rows, table, "sensitivity")
     with pytest.raises(InputError, match="lacks bit widths of some layers"):
         plan("tiny", [table], tmp_path / "plan.json", Budget(uniform_bits=4))
 

@@ -11,13 +11,13 @@ from PIL import Image
 from ditscope.capture.figures import block_grid
 from ditscope.capture.files import write_metadata
 from ditscope.core.study_plan import read_plan
-from ditscope.core.tables import write_table
 from ditscope.publish import paper_tables
 from ditscope.publish.catalog import table_files, write_catalog
 from ditscope.publish.draw import function_of
 from ditscope.publish.explorer import write_explorer
 from ditscope.publish.figures import FIGURES, PAPER_TABLES, available
 from ditscope.style import grid, save
+from loose_tables import write_loosely
 from workflow import snakemake, workdir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,8 +105,8 @@ def test_captions_cannot_break_out_of_the_explorer(tmp_path):
     state = {"embedder": ["e"] * 2, "network": ["n"] * 2, "run_id": ["r"] * 2, "sequence_number": [0, 1]}
     labels = pl.DataFrame(state | {"label": [0, 0], "text": [HOSTILE, "plain"]})
     points = pl.DataFrame(state | {"x": [0.0, 1.0], "y": [1.0, 2.0]})
-    write_table(labels, tmp_path / "clusters.parquet", "clusters")
-    write_table(points, tmp_path / "map.parquet", "clusters.map")
+    write_loosely(labels, tmp_path / "clusters.parquet", "clusters")
+    write_loosely(points, tmp_path / "map.parquet", "clusters.map")
     write_explorer({"cluster": [tmp_path / "clusters.parquet", tmp_path / "map.parquet"]}, tmp_path / "e.html")
     page = (tmp_path / "e.html").read_text()
     assert "onerror=alert(1)" in page, "the caption is data of the page"
@@ -116,9 +116,9 @@ def test_captions_cannot_break_out_of_the_explorer(tmp_path):
 
 
 def test_catalog_unites_tables_by_name(tmp_path):
-    write_table(pl.DataFrame({"a": [1]}), tmp_path / "1.parquet", "drift")
-    write_table(pl.DataFrame({"a": [2]}), tmp_path / "2.parquet", "drift")
-    write_table(pl.DataFrame({"b": ["x"]}), tmp_path / "3.parquet", "benchmark.timing")
+    write_loosely(pl.DataFrame({"a": [1]}), tmp_path / "1.parquet", "drift")
+    write_loosely(pl.DataFrame({"a": [2]}), tmp_path / "2.parquet", "drift")
+    write_loosely(pl.DataFrame({"b": ["x"]}), tmp_path / "3.parquet", "benchmark.timing")
     write_catalog(sorted(tmp_path.glob("*.parquet")), tmp_path / "c.duckdb")
     with duckdb.connect(tmp_path / "c.duckdb", read_only=True) as database:
         assert database.execute("SELECT sum(a) FROM drift").fetchone() == (3,)

@@ -25,9 +25,10 @@ from ditscope.sensitivity import on_torch, stage
 from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.exact import METRICS, network_of, score_layers
 from ditscope.sensitivity.replay import record, replaced
+from ditscope.sensitivity.scores import assign_buckets, gather, summary
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import sensitivity
-from ditscope.sensitivity.tables import BUCKETS, COLUMNS, assign_buckets, gather, layer_kind, summary
+from ditscope.sensitivity.tables import BUCKETS, SENSITIVITY, layer_kind
 from tiny_models import ENTRIES, tiny_generator
 
 SETTINGS = Sensitivity(bits=[2, 4, 8], group_size=8, max_images=0, batch_size=6)
@@ -195,7 +196,7 @@ def test_replay_gives_the_plain_loop_s_numbers(study, kind, quantizer):
     assert rows.keys() == expected.keys()
     for key, (row,) in rows.items():
         assert row["value"] == pytest.approx(expected[key], rel=2e-3, abs=2e-6)
-    assert table.columns == list(COLUMNS)
+    assert table.columns == list(SENSITIVITY.columns)
     layers = len(quantizable(model.pipe.transformer))
     # Of the velocity 3 metrics by 3 buckets; of the image one, by bucket and in all steps, from 32 probes.
     for cells, mode, samples in ((3 * 3, "exact", 2), (4, "fast", 32)):

@@ -20,8 +20,9 @@ from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.exact import Layer, network_of
 from ditscope.sensitivity.fast import estimate_layers, probe, ratios, weight_changes
 from ditscope.sensitivity.image import image_effects, probe_image
+from ditscope.sensitivity.scores import assign_buckets, rank_agreement, summary, tabulate
 from ditscope.sensitivity.settings import Sensitivity
-from ditscope.sensitivity.tables import BUCKETS, WHOLE, assign_buckets, rank_agreement, summary, tabulate
+from ditscope.sensitivity.tables import BUCKETS, WHOLE
 from tiny_models import ENTRIES, tiny_generator
 
 SETTINGS = Sensitivity(bits=[2, 4], group_size=0)

@@ -203,7 +203,7 @@ def test_the_stage_sees_the_loop_of_a_circular_trajectory(tmp_path):
     loop = 3 * circle(13)  # any length: states are compared by direction
     line = np.concatenate([np.ones((12, 1)), np.arange(12)[:, None]], axis=1)
     tables = run_topology(tmp_path, {("image", "net-a", "p0/0"): loop, ("image", "net-b", "p0/0"): line})
-    assert dict(tables["diagrams"].schema) == DIAGRAMS
+    assert dict(tables["diagrams"].schema) == DIAGRAMS.schema()
     loops = tables["diagrams"].filter(pl.col("dimension") == "H₁")
     assert loops["network"].to_list() == ["net-a"]
     length = 2 * np.sin(np.pi * 5 / 13) - 2 * np.sin(np.pi / 13)

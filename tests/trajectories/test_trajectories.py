@@ -1,5 +1,9 @@
 """Trajectories: networks, lockstep, cycles, resumption; pure functions stand in for models, and once the real thing."""
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -7,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+import workflow
 from ditscope.config import load_config
 from ditscope.core.errors import InputError
 from ditscope.core.identity import digest
@@ -18,10 +23,20 @@ from ditscope.models.settings import Model, Scheme
 from ditscope.prompts.files import Prompt, runs_of
 from ditscope.prompts.settings import Prompts
 from ditscope.prompts.stage import write_shard, write_slice
-from ditscope.trajectories.invocations import Answer, Node, Request, ask_captioner, ask_generator, state_key, state_of
+from ditscope.trajectories.invocations import (
+    Answer,
+    Node,
+    Request,
+    ask_captioner,
+    ask_generator,
+    node_of,
+    state_key,
+    state_of,
+)
 from ditscope.trajectories.networks import Entry, resolve_network, trajectory_index
 from ditscope.trajectories.settings import Trajectories
-from ditscope.trajectories.stage import SCHEMA, distinct_images, run_id, trajectories, walk
+from ditscope.trajectories.stage import distinct_images, run_id, trajectories, walk
+from ditscope.trajectories.tables import TRAJECTORIES
 from tiny_captioners import tiny_blip
 
 FLUX, SD3, BLIP = Model("flux", "a"), Model("sd3", "b"), Model("blip", "c")
@@ -75,7 +90,7 @@ def runs(*prompts: str, seeds: tuple[int, ...] = (0,)) -> list[dict]:
 
 def table(rows: list[dict]) -> pl.DataFrame:
     """Rows of `walk` as the table `trajectories`."""
-    return pl.DataFrame(rows, schema=SCHEMA)
+    return pl.DataFrame(rows, schema=TRAJECTORIES.schema())
 
 
 def texts(rows: list[dict]) -> dict[str, list[str]]:
@@ -269,6 +284,125 @@ def test_run_ids_tell_runs_and_networks_apart():
     assert len(ids) == 8
 
 
+# Dummies: a whole network without models -----------------------------------------------------------------------------
+
+DUMMIES = {
+    "drawer": Model("dummy", width=32, height=16),
+    "namer": Model("dummy-captioner"),
+    "sampler": Model("dummy-captioner", temperature=1.0),
+}
+
+
+DUMMY_STUDY = """
+experiment: dummies
+stages: [prompts, generate, trajectories]
+models:
+  drawer: {family: dummy, width: 32, height: 32}
+  namer: {family: dummy-captioner, temperature: 1.0}
+networks: {dummies: [drawer, namer]}
+prompts: {csv: prompts/tiny.csv, seeds: [0, -1]}
+generate: {models: [drawer]}
+trajectories: {networks: [dummies], max_length: 20}
+"""
+
+
+def dummy_nodes(*entries: str) -> list[Node]:
+    """The nodes of a network of dummies."""
+    return [node_of(entry, None) for entry in resolve_network("n", list(entries), DUMMIES, {})]
+
+
+def captions_of(rows: list[dict]) -> list[str]:
+    return [row["output_text"] for row in rows if row["type"] == "TEXT" and row["sequence_number"] >= 0]
+
+
+def test_a_network_of_dummies_walks_without_models(tmp_path):
+    settings = Trajectories(max_length=50)
+    rows, timing = walk("n", dummy_nodes("drawer", "sampler"), runs("a lighthouse", seeds=(-1,)), settings, tmp_path)
+    assert len(timing) == 50 and len(set(captions_of(rows))) > 8
+    assert len({row["seed"] for row in rows}) == 51 and len({row["request_hash"] for row in rows}) == 51
+    assert state_of(next(iter(read_tar(tmp_path / "00000.tar")))).shape == (16, 32, 3)
+    again, _ = walk("n", dummy_nodes("drawer", "sampler"), runs("a lighthouse", seeds=(-1,)), settings, tmp_path / "b")
+    assert rows == again
+
+
+@pytest.mark.parametrize("captioner", ["namer", "sampler"])
+def test_fixed_seeds_come_back_whether_captions_are_drawn_or_not(tmp_path, captioner):
+    """One seed for the whole run: 48 captions, so that a random map on them repeats itself within 50."""
+    rows, _ = walk(
+        "n", dummy_nodes("drawer", captioner), runs("a", "b", seeds=(0, 1)), Trajectories(max_length=100), tmp_path
+    )
+    assert {row["stop_reason"] for row in rows} == {"repeat"}
+    ends = (
+        pl.DataFrame(rows, schema=TRAJECTORIES.schema())
+        .group_by("run_id", maintain_order=True)
+        .agg("output_key", "loop_length")
+    )
+    for keys, loops in ends.select("output_key", "loop_length").iter_rows():
+        assert keys[-1] == keys[-1 - loops[0]] and len(set(keys)) == len(keys) - 1
+
+
+def test_runs_of_dummies_do_not_depend_on_the_batch(tmp_path):
+    some = runs("a", "b", "c", seeds=(0, -1))
+    rows = [
+        walk(
+            "n", dummy_nodes("drawer", "sampler"), part, Trajectories(max_length=9, batch_size=size), tmp_path / str(i)
+        )[0]
+        for i, (part, size) in enumerate([(some, 16), (some, 4), (some[3:4], 1)])
+    ]
+    assert rows[0] == rows[1] and rows[2] == [row for row in rows[0] if row["run_id"] == rows[2][0]["run_id"]]
+
+
+@pytest.mark.parametrize("change", [{"steps": 9}, {"guidance": 2.0}, {"width": 48}])
+def test_a_dummy_draws_by_all_that_it_is_asked(tmp_path, change):
+    changed = Entry("drawer", "drawer", replace(DUMMIES["drawer"], **change))
+    pictures = [load([Request("", text, seed, "")])[0].state
+                for load in (node_of(e, None).load() for e in (changed, Entry("drawer", "drawer", DUMMIES["drawer"])))
+                for text in ("a", "b") for seed in (0, 1)]  # fmt: skip
+    assert len({state_key(picture) for picture in pictures}) == 8
+
+
+def test_a_dummy_has_nothing_to_quantize():
+    with pytest.raises(InputError, match=r"networks\.n: `drawer:int4`: `drawer` has no weights to quantize"):
+        resolve_network("n", ["drawer:int4", "namer"], DUMMIES, {"int4": INT4})
+
+
+def test_the_workflow_runs_on_dummies(tmp_path):
+    """Prompts, images and trajectories; the doctor follows the runs again."""
+    folder = workflow.workdir(tmp_path)
+    (folder / "dummies.yaml").write_text(DUMMY_STUDY)
+    done = workflow.snakemake(folder, "--cores", "1", "--configfile", "dummies.yaml")
+    assert done.returncode == 0, done.stdout[-3000:]
+    command = [sys.executable, "-m", "ditscope.cli", "doctor", "--results", "results/dummies"]
+    report = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(workflow.ROOT / "scripts")},
+        capture_output=True,
+        text=True,
+    )
+    assert report.returncode == 0, report.stdout + report.stderr
+
+
+# Seeds of captions ----------------------------------------------------------------------------------------------------
+
+
+def test_the_seed_is_in_the_hash_of_a_drawn_caption_alone():
+    image = draw(7)
+    greedy, drawn = (Entry("c", "c", replace(BLIP, temperature=t)) for t in (0.0, 1.0))
+    assert ask_captioner(greedy, image, 0, "") == ask_captioner(greedy, image, 1, "")
+    hashes = [ask_captioner(drawn, image, seed, "") for seed in (0, 1)]
+    hashes += [ask_captioner(Entry("c", "c", replace(drawn.model, **{k: v})), image, 0, "")
+               for k, v in (("temperature", 0.5), ("top_p", 0.9), ("caption_prompt", "scene"))]  # fmt: skip
+    assert len({*hashes, ask_captioner(greedy, image, 0, "")}) == 6
+
+
+def test_the_hash_of_a_greedy_caption_is_what_it_was():
+    """Studies made before captions could be drawn keep their requests."""
+    request = {"model": "c", "revision": "", "backend": "torch", "dtype": "float32", "weights": ""}
+    request |= {"max_new_tokens": 50, "num_beams": 1, "caption_task": "<CAPTION>", "image": state_key(draw(7))}
+    assert ask_captioner(Entry("c", "c", BLIP), draw(7), 3, "") == digest(request)
+
+
 # The stage, with real models ------------------------------------------------------------------------------------------
 
 
@@ -309,7 +443,7 @@ def followed(study, tmp_path_factory) -> tuple[Path, pl.DataFrame, dict[str, byt
 
 def test_the_stage_leaves_a_whole_record(followed, study):
     folder, rows, images = followed
-    assert rows.schema == pl.Schema(SCHEMA)
+    assert rows.schema == pl.Schema(TRAJECTORIES.schema())
     assert rows["run_id"].n_unique() == 4
     assert rows.filter(pl.col("type") == "IMAGE")["output_key"].is_in(list(images)).all()
     assert set(images) == set(rows.filter(pl.col("type") == "IMAGE")["output_key"])

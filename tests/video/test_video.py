@@ -16,13 +16,13 @@ from ditscope.capture.files import decoded_file, write_metadata
 from ditscope.core.errors import InputError
 from ditscope.core.films import write_film
 from ditscope.core.shards import write_tar
-from ditscope.core.tables import write_table
 from ditscope.video import mosaic
 from ditscope.video.capture_sheet import contact_sheet
 from ditscope.video.frames import COLOURS, text_width, tile, wrap
 from ditscope.video.mosaic import TarImages, grid_of, layout_of, trajectory_video
 from ditscope.video.settings import Video
 from ditscope.video.stage import capture_video, create_visualization, order_of
+from loose_tables import write_loosely
 
 BLOCKS = ["double_block_0", *(f"single_block_{i}" for i in range(11))]
 
@@ -235,7 +235,7 @@ def fake_trajectories(folder: Path, network: str, length: dict[str, int], base: 
             )
     table, tar = folder / f"{network}.parquet", folder / f"{network}.tar"
     schema = {"entry": pl.String, "output_text": pl.String, "sequence_number": pl.Int32}
-    write_table(pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None), table, "trajectories")
+    write_loosely(pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None), table, "trajectories")
     write_tar(samples, tar)
     return table, tar
 

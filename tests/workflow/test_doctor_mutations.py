@@ -12,16 +12,17 @@ import polars as pl
 import pytest
 
 from ditscope.core.study import Finding, Study
-from ditscope.core.tables import read_table, write_table
+from ditscope.core.tables import read_table
 from ditscope.workflow.doctor import CHECKS, open_study
+from loose_tables import write_loosely
 from mutations import column_mutants, copy_over, empty, flip, other_number, row_mutants, truncate
 
 # The check of each folder of a study.
 CHECK_OF = {
     "prompts": "prompts", "images": "generate", "captures": "capture", "analysis": "blocks", "ablation": "ablate",
     "calibration": "calibrate", "sensitivity": "sensitivity", "plans": "plan", "benchmarks": "benchmark",
-    "trajectories": "trajectories", "embeddings": "embed", "drift": "analyses", "clusters": "analyses",
-    "topology": "analyses", "refine": "refine",
+    "trajectories": "trajectories", "embeddings": "embed", "drift": "drift", "clusters": "cluster",
+    "topology": "topology", "refine": "refine",
 }  # fmt: skip
 MEASURED = "a measured time: only that it is above 0 can be checked"
 PLACED = "t-SNE moves far with rounding: another machine's coordinates are others"
@@ -63,11 +64,8 @@ def role(path: Path) -> str:
 
 
 def narrowed(study: Study, path: Path) -> dict:
-    """The plan with the targets of the file's own model or analysis alone, where its check keeps them apart."""
+    """The plan with the targets of the file's own model alone, where its check keeps them apart."""
     top, targets = path.parts[0], study.plan["targets"]
-    if CHECK_OF.get(top) == "analyses":
-        others = {"drift": "drift", "clusters": "cluster", "topology": "topology"}.items()
-        return study.plan | {"targets": targets | {stage: [] for folder, stage in others if folder != top}}
     stages = {"images": "generate", "captures": "capture", "analysis": "blocks", "calibration": "calibrate"}
     if top not in stages:
         return study.plan
@@ -110,7 +108,7 @@ def test_every_falsified_column_is_found(results, computed):
         mutants = [(column, *mutant) for column in table.columns for mutant in column_mutants(table, column)]
         mutants += [("", *mutant) for mutant in row_mutants(table)]
         for column, what, mutant in mutants:
-            write_table(mutant, path, name)
+            write_loosely(mutant, path, name)
             findings = check(file)
             assert all("\n" not in finding.problem for finding in findings)
             if not findings:

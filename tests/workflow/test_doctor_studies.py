@@ -13,7 +13,7 @@ from ditscope.core.checksums import record_checksums
 from ditscope.core.settings import plain
 from ditscope.core.shards import read_tar, write_tar
 from ditscope.core.study import Study, alike, unlike_rows
-from ditscope.core.tables import read_table, write_table
+from ditscope.core.tables import read_table
 from ditscope.generate.settings import Generate
 from ditscope.generate.stage import generate
 from ditscope.models.settings import Model
@@ -21,6 +21,7 @@ from ditscope.prompts.settings import Prompts
 from ditscope.prompts.stage import write_shard
 from ditscope.workflow.doctor import CHECKS, examine, fixes, open_study
 from ditscope.workflow.progress import write_plan
+from loose_tables import write_loosely
 from tiny_pipelines import save_tiny_wan
 
 WAN = {"width": 32, "height": 32, "frames": 5, "steps": 2, "guidance": 4.0, "max_sequence_length": 16}
@@ -48,7 +49,7 @@ def test_a_study_of_numbered_seeds_is_sound(tmp_path, monkeypatch):
     table = results / "prompts/shard-00000.parquet"
     write_shard(csv, 0, table, config.prompts, "seeds")
     assert len(pl.read_parquet(table)) == 4 and problems(results, "files", "prompts") == []
-    write_table(pl.read_parquet(table).head(3), table, "prompts")
+    write_loosely(pl.read_parquet(table).head(3), table, "prompts")
     (found, *_) = problems(results, "prompts")
     assert "lacks 1 of 4 runs of the CSV" in found
 

@@ -36,7 +36,7 @@ MODULES = {
     "vl-convert-python": "vl_convert",
 }
 # Modules read by jobs without torch too; their functions that take a loaded model import what loading it needs.
-LAZY = {"ditscope/models/registry.py", "ditscope/plan/stage.py"}
+LAZY = {"ditscope/models/registry.py", "ditscope/models/bit_plan.py"}
 
 
 # What MODEL_ENVIRONMENT in rules/common.smk may be, by the back ends of a study's models.

@@ -114,6 +114,26 @@ def test_only_what_python_runs_is_digested(package, before, after, same):
     assert (digests_of[0] == digests_of[1]) == same
 
 
+@pytest.mark.parametrize(
+    ("after", "same"),
+    [
+        ('X = Table("x", "x.parquet", "a row, reworded", ("a",), {"a": Column("Int64", "steps")})\n', True),
+        ('X = Table("x", "x.parquet", "row", ("a",), {"a": Column("Int64", "steps,\\n" + "reworded")})\n', True),
+        ('X = Table("x", "x.parquet", "row", ("a",), {"a": Column("Int32", "steps")})\n', False),
+        ('X = Table("x", "x.parquet", "row", ("b",), {"b": Column("Int64", "steps")})\n', False),
+        ('X = Table("x", "x.parquet", "row", ("a",), {"a": Column("Int64", "steps", True)})\n', False),
+    ],
+)
+def test_words_of_a_table_s_declaration_are_documentation(package, after, same):
+    (package / "d.py").write_text("import ditscope.sub.tables\n")
+    digests_of = []
+    for text in ('X = Table("x", "x.parquet", "row", ("a",), {"a": Column("Int64", "steps")})\n', after):
+        (package / "sub" / "tables.py").write_text(text)
+        forget()
+        digests_of.append(staleness.code_digest("ditscope.a"))
+    assert (digests_of[0] == digests_of[1]) == same
+
+
 def test_equal_trees_of_other_pythons_have_equal_digests():
     """Newer Pythons add fields to nodes, empty where nothing is said: a function's `type_params`, from 3.12 on."""
     tree = ast.parse("def f(x): return x\nclass A: pass\n")

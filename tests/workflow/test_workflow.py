@@ -82,7 +82,7 @@ def test_appended_prompts_rerun_the_unfilled_shard_and_add_new_ones(edited):
     ],
 )
 def test_edited_stage_code_reruns_that_stage_and_its_downstream_only(edited, module, stale):
-    jobs = planned(edited(f"scripts/ditscope/{module}.py", lambda text: text + "\nEDITED = True\n"))
+    jobs = planned(edited(f"scripts/ditscope/{module}/stage.py", lambda text: text + "\nEDITED = True\n"))
     assert set(jobs) == stale
 
 

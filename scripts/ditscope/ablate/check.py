@@ -21,7 +21,7 @@ def check_ablate(study: Study) -> None:
         if not file.endswith(".parquet"):
             continue
         model, tar = Path(file).stem, f"{file.removesuffix('.parquet')}.tar"
-        table = study.table("ablate", file, "ablation", "request_hash block kind latent_relative_l2 psnr_db ssim")
+        table = study.table("ablate", file, "ablation")
         samples = study.tar("ablate", tar)
         if table is None:
             continue

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ditscope.ablate.settings import Ablate
+from ditscope.ablate.tables import ABLATION
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.metrics import psnr, ssim
@@ -33,14 +34,6 @@ from ditscope.prompts.files import read_runs
 log = logging.getLogger(__name__)
 
 NONE = "none"  # the kind of a picture that was made without ablation
-
-
-COLUMNS = {
-    "request_hash": pl.String, "model": pl.String, "prompt_id": pl.String, "seed": pl.Int64, "block": pl.String,
-    "block_type": pl.String, "block_index": pl.Int64, "depth": pl.Int64, "kind": pl.String, "ablated_steps": pl.String,
-    "latent_relative_l2": pl.Float64, "psnr_db": pl.Float64, "ssim": pl.Float64,
-    "feature_cosine_distance": pl.Float64,
-}  # fmt: skip
 
 
 def skip(given: Tensor, made: Tensor) -> Tensor:
@@ -139,7 +132,7 @@ def ablate(
         log.info("%s: %s ablated", name, block)
     asked = {record["request_hash"]: group for record, group in zip(records, groups, strict=True)}
     rows = [
-        {column: s["json"][column] for column in COLUMNS} | {key: run[key] for key in ("prompt_id", "seed")}
+        {column: s["json"][column] for column in ABLATION.columns} | {key: run[key] for key in ("prompt_id", "seed")}
         for s in samples
         if s["json"]["kind"] != NONE
         for run in asked[s["json"]["request_hash"]]
@@ -147,8 +140,8 @@ def ablate(
     wanted = product(((run["prompt_id"], run["seed"]) for run in runs), chosen, settings.kinds)
     left = (((row["prompt_id"], row["seed"]), row["block"], row["kind"]) for row in rows)
     check_complete(out, "runs, blocks and kinds", wanted, left)
-    table = pl.DataFrame(rows, schema=COLUMNS).sort("depth", "kind", "prompt_id", "seed")
-    write_table(table, out, "ablation")
+    table = pl.DataFrame(rows, schema=ABLATION.schema()).sort("depth", "kind", "prompt_id", "seed")
+    write_table(table, out, ABLATION)
     first = [s for s in samples if s["json"]["request_hash"] == records[0]["request_hash"]]
     write_tar(first, images)
     publish(parts)

@@ -13,39 +13,15 @@ import numpy as np
 import polars as pl
 
 from ditscope.benchmark.cases import benchmark_cases
-from ditscope.benchmark.tables import IDENTITY, NOISE_FLOOR
+from ditscope.benchmark.run_tables import CASE_KEY, IDENTITY
+from ditscope.benchmark.tables import NOISE_FLOOR, OF_SETS, PAIRED
 from ditscope.core.errors import InputError
 from ditscope.core.intervals import mean_interval, unit_means
+from ditscope.core.schema import tables_of
 from ditscope.core.study import Study, alike, alike_text, beside, check_png, positive
 from ditscope.generate.check import ENTRY
 from ditscope.models.folders import check_safetensors
 from ditscope.models.loading import settled
-
-RUN = "model hardware scheme kind compile dtype steps guidance width height quantized_layers mean_bits? nominal_bytes"
-RUN += " simulated stored_bytes? images images_sha256? quality_batch floor_batch? images_reason reason"
-TIMING = "model hardware scheme kind compile batch repeats? latency_median_ms? latencies_ms? reason"
-QUALITY = "model hardware scheme kind compile metric value? low? high? n n_prompts small_n reason"
-FLAT = "model hardware scheme kind compile steps seed noise"
-JOINED = {
-    "benchmark": ("benchmark", RUN),
-    "benchmark.timing": ("benchmark.timing", TIMING),
-    "quality": ("benchmark.quality", QUALITY),
-    "flat_field": ("benchmark.flat_field", FLAT),
-    "targets": ("benchmark.targets", "target model source batch latency_ms"),
-}
-CELL = ["model", "layer", "bits", "bucket", "metric"]
-LAYER = [
-    "model",
-    "backend",
-    "layer",
-    "kind",
-    "depth",
-    "module",
-    "quantizer",
-    "group_size",
-    "shared_weights",
-    "parameters",
-]
 
 
 def check_benchmark(study: Study) -> None:
@@ -66,17 +42,17 @@ def check_benchmark(study: Study) -> None:
     if not joined:
         return
     with study.noting("benchmark", joined[0]):
-        wanted = join_again(study, stems, folders)
+        wanted, names = join_again(study, stems, folders), {table.file: table.name for table in tables_of("benchmark")}
         for file in joined:
             name = Path(file).name.removesuffix(".parquet")
             path = study.results / file
-            if name in JOINED:
-                table = study.table("benchmark", file, *JOINED[name])
+            if file in names:
+                table = study.table("benchmark", file, names[file])
                 if table is None:
                     continue
                 if not (name in ("targets", "flat_field") or (name == "quality" and config.benchmark.skip_metrics)):
                     own = table.filter(pl.col("kind") != NOISE_FLOOR)  # of the base once more, no run of its own
-                    found = sorted(set(own.select("model", "hardware", "scheme", "compile").rows()))
+                    found = sorted(set(own.select(CASE_KEY).rows()))
                     study.same_rows("benchmark", file, found, sorted(runs), "runs")
                 if wanted and (gives := wanted[name]).columns:
                     keys = [key for key in (*IDENTITY, "batch", "metric", "steps", "seed", "target") if key in gives]
@@ -113,9 +89,9 @@ def check_run(study: Study, stem: str) -> list[tuple[str, str, str, str]]:
     _, model, hardware, case = stem.split("/")
     file, clock = beside(f"{stem}.tar")
     flat_file = f"{stem}.flat.parquet"
-    table = study.table("benchmark", file, "benchmark.run", RUN)
-    timing = study.table("benchmark", clock, "benchmark.run.timing", TIMING)
-    flat = study.table("benchmark", flat_file, "benchmark.run.flat", FLAT)
+    table = study.table("benchmark", file, "benchmark.run")
+    timing = study.table("benchmark", clock, "benchmark.run.timing")
+    flat = study.table("benchmark", flat_file, "benchmark.run.flat")
     samples = study.tar("benchmark", f"{stem}.tar")
     cases = {f"{scheme}-{compile}": (scheme, compile) for scheme, compile in benchmark_cases(settings)}
     scheme, compile = cases.get(case) or case.rpartition("-")[::2]
@@ -231,16 +207,16 @@ def check_quality(study: Study, folder: str, stems: list[str]) -> None:
     """Every run has every metric; those of pixels are what the images give."""
     settings = study.config.benchmark
     file = f"{folder}/quality.parquet"
-    table = study.table("benchmark", file, "benchmark.quality", QUALITY)
+    table = study.table("benchmark", file, "benchmark.quality")
     if settings.skip_metrics or table is None:
         return
-    from ditscope.benchmark.quality import BIASED, OF_SETS, PAIRED
+    from ditscope.benchmark.quality import BIASED
     from ditscope.core.metrics import FID_LEAST_IMAGES
 
     metrics = [*PAIRED, *(f"cosine_{name}" for name in settings.cosines), *OF_SETS]
     rows = []
     for stem in stems:
-        run = study.quiet().table("benchmark", f"{stem}.parquet", "benchmark.run", RUN)
+        run = study.quiet().table("benchmark", f"{stem}.parquet", "benchmark.run")
         if run is None or len(run) != 1:
             return
         rows.append(run.row(0, named=True))

@@ -6,8 +6,9 @@ from pathlib import Path
 import polars as pl
 
 from ditscope.benchmark.recommend import recommendation
+from ditscope.benchmark.run_tables import CASE_KEY, OF_RUN, RUN_FLAT, RUN_TIMING
 from ditscope.benchmark.settings import Benchmark
-from ditscope.benchmark.tables import QUALITY_TYPES, TARGET_TYPES
+from ditscope.benchmark.tables import BENCHMARK, FLAT_FIELD, OF_SETS, PAIRED, QUALITY, TARGETS, TIMING
 from ditscope.core.atomic import write_text
 from ditscope.core.counts import check_complete
 from ditscope.core.intervals import ratio_interval
@@ -31,20 +32,20 @@ def benchmark_table(
     `quality.parquet` (table `benchmark.quality`, long), `flat_field.parquet` (table `benchmark.flat_field`),
     `targets.parquet` (table `benchmark.targets`: published latencies) and `recommendation.md`.
     """
-    judged = concat_tables(qualities, "benchmark.quality") if qualities else pl.DataFrame(schema=QUALITY_TYPES)
-    sizes = with_quality(with_size_ratios(concat_tables(runs, "benchmark.run")), judged, settings.quality_bound)
-    speeds = with_speed_ratios(concat_tables(timings, "benchmark.run.timing"))
+    judged = concat_tables(qualities, QUALITY.name, QUALITY.key) if qualities else pl.DataFrame(schema=QUALITY.schema())
+    sizes = with_quality(with_size_ratios(concat_tables(runs, OF_RUN.name, OF_RUN.key)), judged, settings.quality_bound)
+    speeds = with_speed_ratios(concat_tables(timings, RUN_TIMING.name, RUN_TIMING.key))
     for table, files in ((sizes, runs), (speeds, timings)):
         key = [*CASE, "scheme", *(["batch"] if table is speeds else [])]
         asked = (row for file in files for row in pl.read_parquet(file, columns=key).select(key).iter_rows())
         check_complete(output_dir, "runs", asked, table.select(key).iter_rows())
     targets = [{"target": name} | asdict(target) for name, target in settings.targets.items()]
-    write_table(sizes, output_dir / "benchmark.parquet", "benchmark")
-    write_table(speeds, output_dir / "benchmark.timing.parquet", "benchmark.timing")
-    write_table(judged, output_dir / "quality.parquet", "benchmark.quality")
-    flat = concat_tables(flat_fields, "benchmark.run.flat")
-    write_table(flat, output_dir / "flat_field.parquet", "benchmark.flat_field")
-    write_table(pl.DataFrame(targets, schema=TARGET_TYPES), output_dir / "targets.parquet", "benchmark.targets")
+    write_table(sizes, output_dir / "benchmark.parquet", BENCHMARK)
+    write_table(speeds, output_dir / "benchmark.timing.parquet", TIMING)
+    write_table(judged, output_dir / "quality.parquet", QUALITY)
+    flat = concat_tables(flat_fields, RUN_FLAT.name, RUN_FLAT.key)
+    write_table(flat, output_dir / "flat_field.parquet", FLAT_FIELD)
+    write_table(pl.DataFrame(targets, schema=TARGETS.schema()), output_dir / "targets.parquet", TARGETS)
     write_text(output_dir / "recommendation.md", recommendation(sizes, speeds, settings.quality_bound, judged))
 
 
@@ -99,8 +100,8 @@ def with_quality(runs: pl.DataFrame, judged: pl.DataFrame, bound: float) -> pl.D
     else, and where there are too few prompts for an interval, `undecided`; null where quality was not judged. What the
     others are compared with, the base in eager mode, is `within` by definition.
     """
-    key = ["model", "hardware", "scheme", "compile"]
-    metrics = judged["metric"].unique(maintain_order=True).to_list() or ["quality_loss"]
+    key = list(CASE_KEY)
+    metrics = judged["metric"].unique(maintain_order=True).to_list() or [*PAIRED, *OF_SETS]
     wide = judged.pivot("metric", on_columns=metrics, index=key, values="value", maintain_order=True)
     loss = judged.filter(pl.col("metric") == "quality_loss").select(
         *key, pl.col("low").alias("quality_loss_low"), pl.col("high").alias("quality_loss_high"), "n", "n_prompts"

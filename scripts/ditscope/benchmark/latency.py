@@ -6,46 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 
 from ditscope.benchmark.memory import judged_peak, peaks, reset_peaks
 from ditscope.benchmark.quiet import noisiness, spread_of, verdict, visible_gpu, watching
+from ditscope.benchmark.run_tables import PARTS
 from ditscope.core.intervals import mean_interval
 from ditscope.models.loading import Generator
 from ditscope.models.requests import requests
 from ditscope.models.sampling import decode, patched, sample
 
 log = logging.getLogger(__name__)
-
-PARTS = ("encode", "denoise", "decode")
-MEMORY = ("rss_bytes", "allocated_bytes", "reserved_bytes", "mlx_bytes")
-TIMING_TYPES: dict[str, Any] = {
-    "batch": pl.Int64,
-    "repeats": pl.Int64,
-    "latency_median_ms": pl.Float64,
-    "latency_p10_ms": pl.Float64,
-    "latency_p90_ms": pl.Float64,
-    "latency_per_image_ms": pl.Float64,
-    **dict.fromkeys(("latency_mean_ms", "latency_mean_low_ms", "latency_mean_high_ms"), pl.Float64),
-    **{f"{part}_median_ms": pl.Float64 for part in PARTS},
-    "latencies_ms": pl.List(pl.Float64),
-    **dict.fromkeys(("latency_cv", "latency_relative_iqr", "others_share"), pl.Float64),
-    "load_reason": pl.String,
-    **dict.fromkeys(("cpu_mhz_low", "cpu_mhz_high", "gpu_mhz_low", "gpu_mhz_high"), pl.Float64),
-    "gpu_throttling": pl.String,
-    "verdict": pl.String,
-    "noisy_because": pl.String,
-    "measurements": pl.Int64,
-    "warmup_seconds": pl.Float64,
-    **{f"steady_peak_{key}": pl.Int64 for key in MEMORY},
-    "steady_peak_bytes": pl.Int64,
-    "peak_covers": pl.String,
-    "reason": pl.String,
-    "load_seconds": pl.Float64,
-    "prepare_seconds": pl.Float64,
-    **{f"load_peak_{key}": pl.Int64 for key in MEMORY},
-}
 
 
 def timed(generator: Generator, rows: list[dict], repeats: int, warmup: int, until_quiet: int = 0) -> dict[str, Any]:

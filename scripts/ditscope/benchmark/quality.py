@@ -11,8 +11,9 @@ import polars as pl
 
 from ditscope.benchmark.features import Extractor, feature_extractor, features_of, text_rows, zero_shot_logits
 from ditscope.benchmark.images import FLOOR, MADE_WITH, Images, check_batch, check_kid_subset, read_images
+from ditscope.benchmark.run_tables import IDENTITY
 from ditscope.benchmark.settings import Benchmark
-from ditscope.benchmark.tables import IDENTITY, NOISE_FLOOR, QUALITY_TYPES
+from ditscope.benchmark.tables import NOISE_FLOOR, OF_SETS, OF_TEXT, PAIRED, QUALITY
 from ditscope.core.errors import InputError
 from ditscope.core.intervals import mean_interval
 from ditscope.core.metrics import (
@@ -36,9 +37,6 @@ from ditscope.models.settings import Embedder
 
 log = logging.getLogger(__name__)
 
-OF_TEXT = ("prompt_alignment", "prompt_alignment_change")
-PAIRED = ("psnr_db", "ssim", "feature_cosine", "quality_loss", *OF_TEXT, "lpips")
-OF_SETS = ("fid", "kid", "inception_score", "precision", "recall")
 LEAST_IMAGES = {"fid": 2, "kid": 2, "inception_score": 2, "precision": NEIGHBOURHOOD + 1, "recall": NEIGHBOURHOOD + 1}
 BIASED = ("fid", "inception_score", "precision", "recall")  # by the number of images
 
@@ -97,7 +95,7 @@ def quality(
             rows += [identity | m for m in compare(theirs, floor, settings.kid_subset_size)]
     if reference and len(reference) < FID_LEAST_IMAGES:
         log.warning("%d images: fewer than %d, so no FID is a headline", len(reference), FID_LEAST_IMAGES)
-    write_table(pl.DataFrame(rows, schema=QUALITY_TYPES), out, "benchmark.quality")
+    write_table(pl.DataFrame(rows, schema=QUALITY.schema()), out, QUALITY)
 
 
 def missing_images(run: dict) -> str:

@@ -9,9 +9,10 @@ from PIL import Image
 
 from ditscope.benchmark.features import feature_extractor
 from ditscope.benchmark.images import Images, check_kid_subset, check_made_with, read_images, verified
-from ditscope.benchmark.quality import OF_SETS, PAIRED, judged, log_metrics, missing_images, row, set_metrics
+from ditscope.benchmark.quality import judged, log_metrics, missing_images, row, set_metrics
+from ditscope.benchmark.run_tables import IDENTITY
 from ditscope.benchmark.settings import Benchmark
-from ditscope.benchmark.tables import IDENTITY, QUALITY_TYPES
+from ditscope.benchmark.tables import OF_SETS, PAIRED, QUALITY
 from ditscope.calibrate.files import manifest_guidance, read_manifest
 from ditscope.core.errors import InputError
 from ditscope.core.intervals import mean_interval
@@ -104,5 +105,5 @@ def quality_of_sets(
         if mine["alignment"] is not None:
             own = mean_interval(mine["alignment"], mine["prompts"])
             rows[PAIRED.index("prompt_alignment")] = row("prompt_alignment", own.mean, own.low, own.high, n, prompts)
-    write_table(pl.DataFrame([identity | found for found in rows], schema=QUALITY_TYPES), out, "benchmark.quality")
+    write_table(pl.DataFrame([identity | found for found in rows], schema=QUALITY.schema()), out, QUALITY)
     log_metrics(run.stem, rows)

@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from ditscope.benchmark.flat_field import noise_growth
 from ditscope.benchmark.images import FLOOR, check_kid_subset
-from ditscope.benchmark.latency import TIMING_TYPES, first_line, timed
+from ditscope.benchmark.latency import first_line, timed
 from ditscope.benchmark.memory import peaks, reset_peaks
 from ditscope.benchmark.prepare import prepare
+from ditscope.benchmark.run_tables import OF_RUN, RUN_FLAT, RUN_TIMING
 from ditscope.benchmark.settings import COMPILE_STATES, Benchmark
-from ditscope.benchmark.tables import FLAT_TYPES
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.identity import scheme_id
@@ -50,13 +50,6 @@ from ditscope.prompts.files import read_runs
 log = logging.getLogger(__name__)
 
 BASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # the base in one type, as upstream names it
-RUN_TYPES = {
-    "mean_bits": pl.Float64,
-    "stored_bytes": pl.Int64,
-    "quality_batch": pl.Int64,
-    "floor_batch": pl.Int64,
-    **dict.fromkeys(("images_sha256", "images_reason"), pl.String),
-}
 
 
 @dataclass(frozen=True)
@@ -265,12 +258,12 @@ def write(case: Case, loaded: Loaded, timings: list[dict[str, Any]], sampled: Sa
         "reason": loaded.reason or none_ran,
     }
     host = {"device": loaded.generator.device.type, "threads": torch.get_num_threads()} | fingerprint()
-    rows = [identity | dict.fromkeys(TIMING_TYPES) | timing | loaded.loading | host for timing in timings]
+    rows = [identity | timing | loaded.loading | host for timing in timings]
     write_tar(images, f"{stem}.tar")
-    flat = pl.DataFrame([identity | row for row in sampled.flat], schema=FLAT_TYPES)
-    write_table(flat, f"{stem}.flat.parquet", "benchmark.run.flat")
-    write_table(pl.DataFrame([identity | about], schema_overrides=RUN_TYPES), f"{stem}.parquet", "benchmark.run")
-    write_table(pl.DataFrame(rows, schema_overrides=TIMING_TYPES), f"{stem}.timing.parquet", "benchmark.run.timing")
+    flat = pl.DataFrame([identity | row for row in sampled.flat], schema=RUN_FLAT.schema())
+    write_table(flat, f"{stem}.flat.parquet", RUN_FLAT)
+    write_table(pl.DataFrame([identity | about], schema=OF_RUN.schema()), f"{stem}.parquet", OF_RUN)
+    write_table(pl.DataFrame(rows, schema=RUN_TIMING.schema()), f"{stem}.timing.parquet", RUN_TIMING)
 
 
 def with_noise_floor(

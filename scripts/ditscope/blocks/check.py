@@ -4,7 +4,8 @@ from pathlib import Path
 
 import polars as pl
 
-from ditscope.capture.check import PLACE, STATISTIC, blocks_of
+from ditscope.blocks.tables import DECODABLE
+from ditscope.capture.check import STATISTIC, blocks_of
 from ditscope.core.errors import InputError
 from ditscope.core.study import Study
 
@@ -21,7 +22,7 @@ def check_blocks(study: Study) -> None:
             kind = Path(file).stem
             if file.rpartition("/")[0] != stem:
                 continue
-            table = study.table("blocks", file, f"blocks.{kind}", " ".join(PLACE))
+            table = study.table("blocks", file, f"blocks.{kind}")
             if table is None or kind not in wanted:
                 continue
             columns = wanted[kind]
@@ -35,35 +36,39 @@ def check_blocks(study: Study) -> None:
 
 def block_tables(study: Study, captures: Path) -> dict[str, pl.DataFrame]:
     """The tables of blocks from a capture set, without features of pictures."""
-    from ditscope.blocks.stage import TABLES, WHERE, decodability_rows, stream_rows
+    from ditscope.blocks.stage import TABLES, decodability_rows, stream_rows
     from ditscope.capture.files import captures_in, rows_of_runs
     from ditscope.capture.load import load_capture
 
-    tables: dict[str, list[pl.DataFrame]] = {name: [pl.DataFrame(schema=WHERE | c)] for name, c in TABLES.items()}
+    tables: dict[str, list[pl.DataFrame]] = {name: [pl.DataFrame(schema=t.schema())] for name, t in TABLES.items()}
     for folder in captures_in(captures):
         rows: dict[str, list[dict]] = {name: [] for name in TABLES}
         capture = load_capture(folder)
         metadata = capture["metadata"]
-        order = blocks_of(study, metadata["model"])
-        depths = {block: order.index(block) for block in metadata["captured_blocks"]}
+        if metadata["model"] in study.config.capture.sources:  # of a model that may not be here
+            known = study.read(folder / "statistics.parquet", "capture_statistics").select("block", "depth")
+            depths = dict(known.unique().rows())
+        else:
+            order = blocks_of(study, metadata["model"])
+            depths = {block: order.index(block) for block in metadata["captured_blocks"]}
         try:
             stream_rows(capture, depths, rows)
         except RuntimeError as error:  # of torch, whose shapes do not fit: the tensors of another capture
             raise InputError(f"{folder.name}: tensors that do not belong together ({error})") from None
         rows["decodability"] += decodability_rows(folder, metadata, depths)
-        for name, columns in TABLES.items():
-            tables[name].append(rows_of_runs(pl.DataFrame(rows[name], schema=WHERE | columns), metadata))
+        for name, declared in TABLES.items():
+            tables[name].append(rows_of_runs(pl.DataFrame(rows[name], schema=declared.schema()), metadata))
     return {name: pl.concat([t.select(parts[0].columns) for t in parts]) for name, parts in tables.items()}
 
 
 def decodable(study: Study, stem: str) -> pl.DataFrame:
     """The table `blocks.decodable` from the table `blocks.decodability` beside it, generation by generation."""
-    from ditscope.blocks.stage import TABLES, WHERE, decodable_rows
+    from ditscope.blocks.stage import decodable_rows
 
-    table = study.quiet().table("blocks", f"{stem}/decodability.parquet", "blocks.decodability", "")
+    table = study.quiet().table("blocks", f"{stem}/decodability.parquet", "blocks.decodability")
     parts = table.partition_by("generation_id", "prompt_id", maintain_order=True) if table is not None else []
     rows = [row for part in parts for row in decodable_rows(part.to_dicts(), study.config.blocks)]
-    return pl.DataFrame(rows, schema=WHERE | TABLES["decodable"])
+    return pl.DataFrame(rows, schema=DECODABLE.schema())
 
 
 def check_range(study: Study, stage: str, file: str, table: pl.DataFrame, column: str, low: float, high: float) -> None:

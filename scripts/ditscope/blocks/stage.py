@@ -13,8 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ditscope.blocks.settings import Blocks
+from ditscope.blocks.tables import DECODABILITY, DECODABLE, RESIDUAL, SIMILARITY, TEXT_DRIFT
 from ditscope.capture.files import EMBEDDING, captures_in, decoded_file, picture_file, read_metadata, rows_of_runs
 from ditscope.capture.load import load_capture, tokens
+from ditscope.capture.tables import PLACE
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.metrics import psnr
@@ -29,20 +31,7 @@ log = logging.getLogger(__name__)
 
 EMBED_BATCH = 32
 HALVES = ("cond", "uncond")
-WHERE = {
-    "generation_id": pl.String, "prompt_id": pl.String, "model": pl.String, "step": pl.Int64, "sigma": pl.Float64,
-    "block": pl.String, "block_type": pl.String, "block_index": pl.Int64, "depth": pl.Int64,
-}  # fmt: skip
-TABLES: dict[str, dict[str, Any]] = {
-    "similarity": {"stream": pl.String, "half": pl.String, "previous": pl.String}
-    | dict.fromkeys(("cosine", "linear_cka"), pl.Float64),
-    "residual": {"stream": pl.String, "half": pl.String, "previous": pl.String}
-    | dict.fromkeys(("relative_update", "update_cosine", "input_rms", "update_rms"), pl.Float64),
-    "text_drift": {"half": pl.String}
-    | dict.fromkeys(("cosine_distance", "relative_l2", "step_cosine_distance", "step_relative_l2"), pl.Float64),
-    "decodability": dict.fromkeys(("psnr_db", "feature_cosine_distance"), pl.Float64),
-    "decodable": {"criterion": pl.String, "threshold": pl.Float64, "distance": pl.Float64, "first": pl.Boolean},
-}
+TABLES = {table.stem: table for table in (SIMILARITY, RESIDUAL, TEXT_DRIFT, DECODABILITY, DECODABLE)}
 
 
 def blocks(
@@ -69,18 +58,18 @@ def blocks(
         stream_rows(capture, depths, rows)
         rows["decodability"] += (decodability := decodability_rows(folder, capture["metadata"], depths, embed))
         rows["decodable"] += decodable_rows(decodability, settings)
-        for name, columns in TABLES.items():
-            found = pl.DataFrame(rows[name], schema=WHERE | columns)
+        for name, declared in TABLES.items():
+            found = pl.DataFrame(rows[name], schema=declared.schema())
             tables[name].append(rows_of_runs(found, capture["metadata"]))
         log.info("%s: generation %s analysed", captures.name, folder.name)
     shared = [(data, run) for data in map(read_metadata, folders) for run in data.get("runs") or [data]]
     asked = [(data["generation_id"], run["prompt_id"]) for data, run in shared]
-    for name in TABLES:
+    for name, declared in TABLES.items():
         table = pl.concat(tables[name])
         if name in ("similarity", "residual") and len(table):  # none of captures without tensors
             left = table.select("generation_id", "prompt_id").unique(maintain_order=True).rows()
             check_complete(out / f"{name}.parquet", "generations and prompts", asked, left)
-        write_table(table, out / f"{name}.parquet", f"blocks.{name}")
+        write_table(table, out / f"{name}.parquet", declared)
 
 
 # Measures: pure functions of tokens ----------------------------------------------------------------------------------
@@ -231,7 +220,7 @@ def decodable_rows(rows: list[dict], settings: Blocks) -> Iterator[dict]:
         seen: set[int] = set()
         for row in rows:
             if row[criterion] is not None and near(row[criterion]) and row["step"] not in seen:
-                place = {key: row[key] for key in WHERE}
+                place = {key: row[key] for key in PLACE}
                 yield place | {
                     "criterion": criterion,
                     "threshold": threshold,

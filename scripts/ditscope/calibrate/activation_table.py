@@ -10,31 +10,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ditscope.calibrate.tables import ACTIVATIONS, CHANNELS, PART, PERCENTILES
 from ditscope.core.tables import concat_tables, write_table
 from ditscope.sensitivity.tables import layer_kind
 
-NAME = "calibration.activations"
-PART = f"{NAME}.part"
-PERCENTILES = {"channel_p99": 0.99, "channel_p999": 0.999}  # of the magnitude over tokens
 DECAY = 0.95  # of the moving average over images
 OUTLIER_RATIO = 10.0  # an outlier channel's largest magnitude is over so many times that of the median channel
-CHANNELS = ("channel_min", "channel_max", *PERCENTILES, "channel_shift")
-PART_TYPES = {
-    "model": pl.String, "layer": pl.String, "step_index": pl.Int64, "sigma": pl.Float64, "n": pl.Int64,
-    **dict.fromkeys(CHANNELS, pl.List(pl.Float32)),
-}  # fmt: skip
-TYPES = {
-    "model": pl.String, "layer": pl.String, "kind": pl.String, "step_index": pl.Int64, "sigma": pl.Float64,
-    "channels": pl.Int64, "n": pl.Int64, "absmax": pl.Float64, "outlier_ratio": pl.Float64, "outliers": pl.Int64,
-    "outlier_channels": pl.List(pl.Int64), **dict.fromkeys(CHANNELS, pl.List(pl.Float32)),
-}  # fmt: skip
 
 
 def gather_activations(shards: Iterable[Path], out: Path) -> None:
     """Merge the parts `activations/*.parquet` of finished shards, in their order, to the table of a whole set."""
     files = [file for shard in shards for file in sorted(shard.glob("activations/*.parquet"))]
-    parts = concat_tables(files, PART) if files else pl.DataFrame(schema=PART_TYPES)
-    write_table(activation_table(parts), out, NAME)
+    parts = concat_tables(files, PART.name) if files else pl.DataFrame(schema=PART.schema())
+    write_table(activation_table(parts), out, ACTIVATIONS)
 
 
 def activation_table(parts: pl.DataFrame) -> pl.DataFrame:
@@ -46,7 +34,7 @@ def activation_table(parts: pl.DataFrame) -> pl.DataFrame:
         merged[key] = merge(merged[key], part) if key in merged else part
     order = {layer: place for place, layer in enumerate(dict.fromkeys(layer for layer, _ in merged))}
     rows = [described(merged[key]) for key in sorted(merged, key=lambda key: (order[key[0]], key[1]))]
-    return pl.DataFrame(rows, schema=TYPES)
+    return pl.DataFrame(rows, schema=ACTIVATIONS.schema())
 
 
 def merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

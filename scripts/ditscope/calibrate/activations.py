@@ -9,7 +9,8 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from ditscope.calibrate.activation_table import CHANNELS, DECAY, PART, PART_TYPES, PERCENTILES
+from ditscope.calibrate.activation_table import DECAY
+from ditscope.calibrate.tables import CHANNELS, PART, PERCENTILES
 from ditscope.core.tables import write_table
 from ditscope.models.families.common import Conditioning
 from ditscope.models.loading import Generator
@@ -63,7 +64,7 @@ class ActivationRecorder(Observer):
         for (layer, step), (n, values) in sorted(self.found.items(), key=lambda f: (self.order[f[0][0]], f[0][1])):
             row = {"model": self.model, "layer": layer, "step_index": step, "sigma": self.sigmas[step], "n": n}
             rows.append(row | dict(zip(CHANNELS, values.cpu().numpy(), strict=True)))
-        write_table(pl.DataFrame(rows, schema=PART_TYPES), path, PART)
+        write_table(pl.DataFrame(rows, schema=PART.schema()), path, PART)
 
 
 def channel_statistics(x: Tensor, batch: int) -> Tensor:

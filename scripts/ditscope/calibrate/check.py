@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ditscope.calibrate.activation_table import CHANNELS, NAME, PART, PART_TYPES, activation_table
+from ditscope.calibrate.activation_table import activation_table
 from ditscope.calibrate.files import (
     CalibrationSet,
     calibration_images,
@@ -19,6 +19,7 @@ from ditscope.calibrate.files import (
     opened,
     read_sample,
 )
+from ditscope.calibrate.tables import ACTIVATIONS, CHANNELS, PART
 from ditscope.core.checksums import files_of
 from ditscope.core.errors import InputError
 from ditscope.core.identity import weights_id
@@ -158,13 +159,12 @@ def check_activations(
 ) -> None:
     """Every layer has statistics of every step that was asked for; the table is what its parts give."""
     settings = study.config.calibrate
-    columns = f"model layer step_index sigma n channels absmax outliers {' '.join(CHANNELS)}"
-    table = study.table("calibrate", file, NAME, columns)
+    table = study.table("calibrate", file, ACTIVATIONS.name)
     parts = []
     for shard in shards:
         for path in sorted(shard.glob("activations/*.parquet")):
             part_file, owner = path.relative_to(study.results).as_posix(), shard.relative_to(study.results).as_posix()
-            part = study.table("calibrate", part_file, PART, " ".join(PART_TYPES), owner)
+            part = study.table("calibrate", part_file, PART.name, owner)
             if part is not None:
                 check_part(study, part_file, owner, part, model, sigmas)
             parts.append(part)
@@ -197,8 +197,6 @@ def check_part(study: Study, file: str, owner: str, part: pl.DataFrame, model: s
             return study.note("calibrate", file, f"step {step} has sigma {sigma}, its samples {sigmas[step]:g}", owner)
     if part["n"].n_unique() > 1 or not (part["n"] > 0).all():
         study.note("calibrate", file, "its layers count different numbers of images (column `n`)", owner)
-    if part.select("layer", "step_index").is_duplicated().any():
-        study.note("calibrate", file, "has layers and steps twice", owner)
     if any((part[name].list.len() != part["channel_min"].list.len()).any() for name in CHANNELS):
         return study.note("calibrate", file, "has channels of different numbers", owner)
     arrays = {name: part[name].explode(empty_as_null=False).to_numpy() for name in CHANNELS}

@@ -10,6 +10,9 @@ class Calibrate:
     """Record the transformer's inputs along sampling trajectories, for calibration and sensitivity."""
 
     models: list[str] = setting([], "Models to calibrate", config_only=True)
+    sources: dict[str, str] = setting(
+        {}, "Calibration sets of your own by model, used instead of this stage's", config_only=True, path=True
+    )
     num_images: int = setting(
         10, "Images to sample, one a prompt; the prompts repeat with new seeds where there are fewer", positive=True
     )

@@ -19,7 +19,7 @@ from ditscope.calibrate.activation_table import gather_activations
 from ditscope.calibrate.activations import ActivationRecorder
 from ditscope.calibrate.files import SCHEMA_VERSION, calibration_images, index_file, write_manifest, write_npz
 from ditscope.calibrate.settings import Calibrate
-from ditscope.core.atomic import replacing, write_text
+from ditscope.core.atomic import link_or_copy, replacing, write_text
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.identity import weights_id
@@ -109,7 +109,7 @@ def gather_files(folder: Path) -> None:
         if not (target.exists() and target.samefile(folder / file)):
             with replacing(target) as partial:
                 partial.unlink(missing_ok=True)
-                link(str(folder / file), str(partial))
+                link_or_copy(folder / file, partial)
     manifest["sample_files"] = [names[file] for file in manifest["sample_files"]]
     for image in manifest["images"]:
         image["file"] = names[image["file"]]
@@ -147,7 +147,7 @@ def calibrate_shard(
         log.info("%s: calibration slice %d of %d done", name, number + 1, len(slices))
     shutil.rmtree(working := out.with_name(out.name + ".partial"), ignore_errors=True)
     for number in range(len(slices)):
-        shutil.copytree(parts / f"{number:05d}", working, copy_function=link, dirs_exist_ok=True)
+        shutil.copytree(parts / f"{number:05d}", working, copy_function=link_or_copy, dirs_exist_ok=True)
     found = [(image, step) for file in sorted(working.glob("*.npz")) for _, image, step, _ in index_file(file)]
     asked = product((image["image_id"] for image in images), range(record["num_steps"]))
     check_complete(out, "images and steps", asked, found)
@@ -241,11 +241,3 @@ def write_samples(
     for index, (sigma, x) in enumerate(zip(sigmas, latents, strict=True)):
         step = {"x": x, "timestep": np.float32(sigma * 1000), "sigma": sigma, "step_index": np.int64(index)}
         write_npz(out / f"{image:05d}_{index:03d}.npz", step | shared)
-
-
-def link(source: str, target: str) -> None:
-    """A hard link where the file system allows one, else a copy: shards of real models are gigabytes."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -18,11 +18,6 @@ from ditscope.models.folders import check_safetensors
 from ditscope.models.loading import settled
 from ditscope.prompts.check import prompt_tables
 
-STATISTICS = (
-    "generation_id prompt_id model step sigma block block_type block_index depth stream half tokens mean std rms"
-)
-STATISTICS += " absmax mean_token_norm token_norms"
-PLACE = ("generation_id", "prompt_id", "model", "step", "sigma", "block", "block_type", "block_index", "depth")
 STATISTIC = 1e-4  # float32 sums of a GPU against those of a CPU
 
 
@@ -48,6 +43,8 @@ def check_capture(study: Study) -> None:
         if not folder.is_dir():
             continue
         _, model, name = output.split("/")
+        if model in study.config.capture.sources:  # checked as they were brought in
+            continue
         settings = study.config.capture.sets[name]
         wanted = requests_of(study, model, settings.generations)
         found: list[str] = []
@@ -157,7 +154,7 @@ def check_generation(study: Study, folder: Path, metadata: dict[str, Any], model
     statistics = f"{base}/statistics.parquet"
     if not (study.results / statistics).exists():
         study.note("capture", statistics, "missing", output)
-    table = study.table("capture", statistics, "capture_statistics", STATISTICS, output)
+    table = study.table("capture", statistics, "capture_statistics", output)
     if table is not None:
         check_statistics(study, statistics, table, metadata, folder if whole else None, output)
 
@@ -171,7 +168,7 @@ def check_statistics(
     study.same_rows("capture", file, sorted(found), sorted(blocks), "steps and blocks", output)
     names, runs = blocks_of(study, metadata["model"]), metadata["runs"]
     places = table.select("step", "block").rows()
-    norms = table["token_norms"].cast(pl.List(pl.Float32))
+    norms = table["token_norms"]
     if len(table) % len(runs):
         study.note("capture", file, f"has not as many rows for each of its {len(runs)} runs", output)
     elif set(places) <= blocks:
@@ -189,8 +186,6 @@ def check_statistics(
             }
         )
         study.agree("capture", file, table, wanted, output, STATISTIC)
-    if table.select("prompt_id", "step", "block", "stream", "half").is_duplicated().any():
-        study.note("capture", file, "has rows (prompt_id, step, block, stream, half) twice", output)
     if metadata["store"] == "tensors" and folder is not None:
         wanted = study.once(f"statistics of {file}", lambda: stored_statistics(folder))
         with study.noting("capture", file, output):

@@ -17,6 +17,8 @@ SCHEMA_VERSION = "1"
 METADATA = "metadata.json"
 IMAGE_FORMATS = ("jpg", "png")
 ELSEWHERE = ("generations", "max_bytes", "offload", "multi_gpu")  # settings that leave a generation's files as they are
+EMBEDDING = "embedding"  # stands for what the first block is given, at depth -1
+ORIGINAL_DECODE = "x_prev"  # what the original program's folder `decoded` shows
 DECODED = {"x0": "decoded", "x_prev": "decoded_x_prev"}  # folder of each kind of decode
 
 
@@ -86,4 +88,31 @@ def picture_file(folder: Path | str) -> Path:
     return found[0]
 
 
-EMBEDDING = "embedding"  # stands for what the first block is given, at depth -1
+def generations_in(source: Path | str) -> list[Path]:
+    """The captures of a folder: generation folders and .pt files in it; the source itself, where it is one of these."""
+    source = Path(source)
+    if source.is_file() or (source / "intermediates").is_dir():
+        return [source]
+    return sorted(path for path in source.iterdir() if path.suffix == ".pt" or (path / "intermediates").is_dir())
+
+
+def decodes_of(generation: Path) -> list[str]:
+    """Which decodes a capture has pictures of: x0, x_prev."""
+    if generation.is_file():
+        return []
+    if is_original(generation):
+        return [ORIGINAL_DECODE] if (generation / "intermediates" / DECODED["x0"]).is_dir() else []
+    return [kind for kind, folder in DECODED.items() if (generation / "intermediates" / folder).is_dir()]
+
+
+def is_original(generation: Path) -> bool:
+    """Whether a capture is the original program's: a .pt file alone, or beside metadata without a schema version."""
+    try:
+        return generation.is_file() or not read_metadata(generation)
+    except InputError:
+        return bool(pt_files(generation))
+
+
+def pt_files(generation: Path) -> list[Path]:
+    """The .pt files of a generation folder."""
+    return sorted(intermediates_of(generation).glob("*.pt"))

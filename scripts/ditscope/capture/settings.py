@@ -32,6 +32,12 @@ class Capture:
     """Which models are captured, and how."""
 
     models: list[str] = setting([], "Models to capture", config_only=True)
+    sources: dict[str, str] = setting(
+        {},
+        "Captures of your own by model, instead of its capture sets: folders of generations, or single .pt files",
+        config_only=True,
+        path=True,
+    )
     sets: dict[str, CaptureSet] = setting(
         {}, "Capture sets by name; each model is captured under each", config_only=True
     )

@@ -29,6 +29,7 @@ from ditscope.capture.files import (
 from ditscope.capture.load import in_memory, load_capture
 from ditscope.capture.recorder import Recorder
 from ditscope.capture.settings import CaptureSet
+from ditscope.capture.tables import STATISTICS
 from ditscope.core.atomic import replacing
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
@@ -137,7 +138,7 @@ def add_runs(folder: Path, runs: list[dict[str, Any]]) -> None:
     first, metadata["runs"] = metadata["runs"][0], [*metadata["runs"], *new]
     statistics = folder / "statistics.parquet"
     table = read_table(statistics, "capture_statistics").filter(prompt_id=first["prompt_id"])
-    write_table(rows_of_runs(table, metadata), statistics, "capture_statistics")
+    write_table(rows_of_runs(table, metadata), statistics, STATISTICS)
     file = metadata_file(folder)
     write_metadata(metadata, file.parent, file.name)
     log.info("%s: names %s as well", folder, ", ".join(f"prompt_id {run['prompt_id']}" for run in new))
@@ -235,7 +236,7 @@ def capture_run(
         latents = sample(model, *requests([record]), [recorder])
         image = Image.fromarray(decode(model, latents)[0].numpy())
         save_image(image, folder / f"img_0.{settings.image_format}", record, settings.add_sampling_metadata)
-        write_table(rows_of_runs(recorder.table(), record), folder / "statistics.parquet", "capture_statistics")
+        write_table(rows_of_runs(recorder.table(), record), folder / "statistics.parquet", STATISTICS)
         write_metadata(recorder.metadata() | {"decoded": list(kinds)}, recorder.intermediates)
         if kinds:
             decode_blocks(model, recorder.intermediates, kinds)

@@ -97,7 +97,7 @@ def statistics_table(
                     | dict(zip(STATISTICS, numbers.tolist(), strict=True))
                 )
                 norms.append(length)
-    table = pl.DataFrame(rows).with_columns(pl.Series("token_norms", norms, pl.List(pl.Float32)))
+    table = pl.DataFrame(rows).with_columns(pl.Series("token_norms", norms).cast(pl.List(pl.Float32)))
     return table.sort("step", "depth", "stream", "half")
 
 

@@ -4,29 +4,19 @@ from collections.abc import Iterable
 
 import polars as pl
 
+from ditscope.cluster.tables import CLUSTERS, MAP
 from ditscope.core.study import Study
 from ditscope.embed.check import check_analysis, generated
 from ditscope.trajectories.check import states
 
-TABLES = {
-    "clusters/clusters.parquet": "clusters",
-    "clusters/map.parquet": "clusters.map",
-    "clusters/run_lengths.parquet": "clusters.run_lengths",
-    "clusters/longest_runs.parquet": "clusters.longest_runs",
-    "clusters/transitions.parquet": "clusters.transitions",
-    "clusters/label_phases.parquet": "clusters.label_phases",
-    "clusters/returns.parquet": "clusters.returns",
-    "clusters/outliers.parquet": "clusters.outliers",
-    "clusters/agreement.parquet": "clusters.agreement",
-}
-STATES = ("clusters/clusters.parquet", "clusters/map.parquet")  # a row per generated state
+STATES = (CLUSTERS.file, MAP.file)  # a row per generated state
 
 
 def check_cluster(study: Study) -> None:
     """The tables of clusters are what the embeddings and trajectories give, with a row per generated state."""
-    left = check_analysis(study, "cluster", TABLES, cluster_again, 1e-6)
+    left = check_analysis(study, "cluster", cluster_again, 1e-6)
     if left:
-        check_map(study, left.get("clusters/map.parquet"))
+        check_map(study, left.get(MAP.file))
         check_states(study, left, states(study))
 
 
@@ -34,24 +24,28 @@ def cluster_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.Dat
     """The tables of clusters, computed again; of the map all but its coordinates, which rounding moves far."""
     from ditscope.cluster import sequences
     from ditscope.cluster.stage import cluster_labels, label_states
-    from ditscope.embed.files import by_embedder, read_states, unit, vectors
+    from ditscope.embed.files import by_embedder, continue_loops, read_states, run_ends, unit, vectors
 
     embeddings = [study.results / file for file in study.targets("embed")]
+    followed = [study.results / file for file in trajectories]
     settings, labelled, maps = study.config.cluster, [], []
-    for _, part in by_embedder(read_states(embeddings, [study.results / file for file in trajectories])):
+    embedded = read_states(embeddings, followed)
+    for _, part in by_embedder(embedded):
         part = part.filter(pl.col("position") >= 0)
         u = unit(vectors(part))
         labels, reason = cluster_labels(u, settings)
         labelled.append(label_states(part, u, labels, reason))
         maps.append(part.drop("text", "vector", "seed"))
     clusters = pl.concat(labelled)
-    runs = sequences.run_lengths(clusters, settings.drop_outliers)
+    whole = continue_loops(clusters, run_ends(embedded, followed), study.config.trajectories.max_length)
+    runs = sequences.run_lengths(whole, settings.drop_outliers)
     return {
         "clusters": clusters,
         "map": pl.concat(maps),
         "run_lengths": runs,
         "longest_runs": sequences.longest_runs(runs),
-        "transitions": sequences.transitions(clusters, settings.drop_outliers),
+        "dwell_times": sequences.dwell_times(runs),
+        "transitions": sequences.transitions(whole, settings.drop_outliers),
         "label_phases": sequences.label_phases(clusters),
         "returns": sequences.returns(clusters),
         "outliers": sequences.outliers(clusters),
@@ -69,9 +63,9 @@ def check_map(study: Study, table: pl.DataFrame | None) -> None:
         few = len(part) < FEWEST
         reason = f"{len(part)} states, a map needs {FEWEST}" if few else None
         if part["reason"].to_list() != [reason] * len(part):
-            study.note("cluster", "clusters/map.parquet", f"{embedder}: column `reason` is not {reason!r}")
+            study.note("cluster", MAP.file, f"{embedder}: column `reason` is not {reason!r}")
         if any((part[axis].is_null() != few).any() for axis in "xy"):
-            study.note("cluster", "clusters/map.parquet", f"{embedder}: states without coordinates or with too few")
+            study.note("cluster", MAP.file, f"{embedder}: states without coordinates or with too few")
 
 
 def check_states(study: Study, found: dict[str, pl.DataFrame | None], tables: dict[str, pl.DataFrame]) -> None:

@@ -5,7 +5,7 @@ import polars as pl
 from matplotlib.figure import Figure as Canvas
 
 from ditscope.core.tables import concat_tables
-from ditscope.style import COLOURS, Files, facets, grid, named, note
+from ditscope.style import COLOURS, Files, facets, grid, named, note, write_counts
 
 OUTLIER = "#cccccc"
 
@@ -40,7 +40,10 @@ def cluster_map(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 
 def cluster_transitions(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Transition probabilities between clusters (-1: outlier), one matrix for each embedder and network."""
+    """Transition probabilities between clusters (-1: outlier), one matrix for each embedder and network.
+
+    In brackets: the number of transitions that leave each cluster.
+    """
     table = concat_tables(named(files, "cluster", "transitions.parquet"), "clusters.transitions")
     if table.is_empty():
         return note("No transitions: too few states were clustered."), table
@@ -54,7 +57,8 @@ def cluster_transitions(files: Files) -> tuple[Canvas, pl.DataFrame]:
         image = axis.imshow(matrix, vmin=0, vmax=1, aspect="equal")
         step = max(1, len(labels) // 8)
         axis.set_xticks(range(0, len(labels), step), labels[::step])
-        axis.set_yticks(range(0, len(labels), step), labels[::step])
+        leaving = dict(mine.group_by("source").agg(pl.col("count").sum()).rows())
+        axis.set_yticks(range(0, len(labels), step), [f"{x} ({leaving.get(x, 0)})" for x in labels[::step]])
         axis.set_xlabel("to")
         axis.set_ylabel("from")
     figure.colorbar(image, ax=list(cells.values()), label="probability", shrink=0.6)
@@ -78,6 +82,24 @@ def run_lengths(files: Files) -> tuple[Canvas, pl.DataFrame]:
         axis.set_xlabel("run length / states")
         axis.set_ylabel("runs")
     next(iter(cells.values())).legend()
+    return figure, table
+
+
+def dwell_times(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Share of stays in a cluster that last longer than so many states (Kaplan-Meier), and how many were followed."""
+    table = concat_tables(named(files, "cluster", "dwell_times.parquet"), "clusters.dwell_times")
+    if table.is_empty():
+        return note("No stay in a cluster was followed over a state."), table
+    figure, cells = facets(table, sharex=True, sharey=True)
+    for (embedder, network), axis in cells.items():
+        mine = table.filter(embedder=embedder, network=network)
+        axis.step([0, *mine["duration"]], [1, *mine["survival"]], where="post", color=COLOURS[0])
+        cut = mine.filter(pl.col("censored") > 0)
+        axis.plot(cut["duration"], cut["survival"], "|", color=COLOURS[0], markersize=4)
+        write_counts(axis, mine["duration"], mine["at_risk"])
+        axis.set_ylim(0, 1.15)
+        axis.set_xlabel("stay / states")
+        axis.set_ylabel("share that stays")
     return figure, table
 
 

@@ -9,11 +9,23 @@ from sklearn.cluster import HDBSCAN
 
 from ditscope.cluster import sequences
 from ditscope.cluster.settings import Cluster
+from ditscope.cluster.tables import (
+    AGREEMENT,
+    CLUSTERS,
+    DWELL_TIMES,
+    LABEL_PHASES,
+    LONGEST_RUNS,
+    MAP,
+    OUTLIERS,
+    RETURNS,
+    RUN_LENGTHS,
+    TRANSITIONS,
+)
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
-from ditscope.embed.files import STATE, by_embedder, read_states, unit, vectors
+from ditscope.embed.files import STATE, by_embedder, continue_loops, read_states, run_ends, unit, vectors
 
 log = logging.getLogger(__name__)
 SEED = 0
@@ -23,14 +35,19 @@ CHUNK = 4096  # rows whose distances to the fitted ones are held at once
 
 
 def cluster(
-    embeddings: list[InputFile], trajectories: list[InputFile], folder: OutputFolder, settings: Cluster = Cluster()
+    embeddings: list[InputFile],
+    trajectories: list[InputFile],
+    folder: OutputFolder,
+    settings: Cluster = Cluster(),
+    max_length: int = 0,
 ) -> None:
     """Cluster the states of each embedder over all networks, and describe how trajectories move between clusters.
 
     Leaves in `folder`: clusters.parquet (a label for each generated state, and its cluster's medoid), map.parquet
-    (t-SNE), and of the label sequences run_lengths, longest_runs, transitions, label_phases, returns, outliers and
-    agreement.parquet. Initial prompts are not clustered: every network and seed repeats them, so that each would
-    be a cluster.
+    (t-SNE), and of the label sequences run_lengths, longest_runs, dwell_times, transitions, label_phases, returns,
+    outliers and agreement.parquet. In the first four of these, runs that ended in a loop are continued to `max_length`
+    invocations (0: as far as the longest run goes). Initial prompts are not clustered: every network and seed repeats
+    them, so that each would be a cluster.
     """
     if settings.min_cluster_size == 1 or settings.min_cluster_size < 0:
         raise InputError(f"cluster.min_cluster_size: {settings.min_cluster_size} must be 0 (automatic) or at least 2")
@@ -48,19 +65,21 @@ def cluster(
     check_complete(folder / "clusters.parquet", "states", asked, clusters.select(STATE).rows())
     check_complete(folder / "map.parquet", "states", asked, pl.concat(maps).select(STATE).rows())
     drop = settings.drop_outliers
-    write_table(clusters, folder / "clusters.parquet", "clusters")
-    write_table(pl.concat(maps), folder / "map.parquet", "clusters.map")
-    runs = sequences.run_lengths(clusters, drop)
-    for name, table in {
-        "run_lengths": runs,
-        "longest_runs": sequences.longest_runs(runs),
-        "transitions": sequences.transitions(clusters, drop),
-        "label_phases": sequences.label_phases(clusters),
-        "returns": sequences.returns(clusters),
-        "outliers": sequences.outliers(clusters),
-        "agreement": sequences.agreement(clusters),
-    }.items():
-        write_table(table, folder / f"{name}.parquet", f"clusters.{name}")
+    write_table(clusters, folder / "clusters.parquet", CLUSTERS)
+    write_table(pl.concat(maps), folder / "map.parquet", MAP)
+    whole = continue_loops(clusters, run_ends(states, trajectories), max_length)
+    runs = sequences.run_lengths(whole, drop)
+    for frame, table in (
+        (runs, RUN_LENGTHS),
+        (sequences.longest_runs(runs), LONGEST_RUNS),
+        (sequences.dwell_times(runs), DWELL_TIMES),
+        (sequences.transitions(whole, drop), TRANSITIONS),
+        (sequences.label_phases(clusters), LABEL_PHASES),
+        (sequences.returns(clusters), RETURNS),
+        (sequences.outliers(clusters), OUTLIERS),
+        (sequences.agreement(clusters), AGREEMENT),
+    ):
+        write_table(frame, folder / f"{table.stem}.parquet", table)
 
 
 def cluster_labels(u: np.ndarray, settings: Cluster = Cluster()) -> tuple[np.ndarray, str | None]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +38,14 @@ def write_text(path: Path | str, text: str, shared: bool = False) -> None:
     """Write UTF-8 text by `replacing`."""
     with replacing(path, shared) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """A hard link where the file system allows one, else a copy: results of real models are gigabytes."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def make_folder(folder: Path) -> None:

@@ -41,6 +41,10 @@ class IncompleteError(RuntimeError):
     """A stage that would leave other rows than it was asked for: a fault of this library, found before it wrote."""
 
 
+class SchemaError(IncompleteError):
+    """A table that is not as it is declared: a fault of this library, found before it wrote."""
+
+
 def line(error: BaseException) -> str:
     """What an exception says, on one line."""
     return " ".join(str(error).split()) or type(error).__name__

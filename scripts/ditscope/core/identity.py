@@ -72,8 +72,8 @@ def weights_id(source: str, revision: str) -> str:
 
     The digest is remembered by size and time in the project's cache, as the workflow's. Empty where there is no folder.
     """
-    source = str(Path(source).expanduser())
-    if revision or not Path(source).exists():
+    source = source and str(Path(source).expanduser())
+    if revision or not source or not Path(source).exists():
         return revision
     from ditscope.core.digests import source_digest
 

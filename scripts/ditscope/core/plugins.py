@@ -30,5 +30,5 @@ def load_plugin(name: str, registry: Mapping[str, str], where: str, what: str) -
         sys.path.append(here)
     try:
         return import_module(path)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise InputError(f"{where}: `{name}` cannot be imported ({error}); name a module of a package here") from None

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from ditscope.core.errors import MALFORMED, InputError, machine_error, read_through
+from ditscope.core.errors import MALFORMED, IncompleteError, InputError, machine_error, read_through
 from ditscope.core.picture_file import decode_picture
+from ditscope.core.schema import table_named
 from ditscope.core.shards import Sample, read_tar
 from ditscope.core.tables import POLARS, read_table
 
@@ -28,7 +29,8 @@ DAMAGED: tuple[type[BaseException], ...] = (
 # How far a number may be from what its inputs give: another machine sums in another order. Anything that a reader
 # could notice is far more.
 RELATIVE, ABSOLUTE = 1e-5, 1e-7
-READING: tuple[type[BaseException], ...] = (*DAMAGED, OSError, MemoryError)
+# What is computed again from damaged parts may be refused by the check of its own tables.
+READING: tuple[type[BaseException], ...] = (*DAMAGED, OSError, MemoryError, IncompleteError)
 
 
 TAILS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82", ".gif": b";"}  # how whole pictures end
@@ -110,25 +112,15 @@ class Study:
             else:
                 self.note(stage, file, f"unreadable ({type(error).__name__}: {error})", rerun)
 
-    def table(self, stage: str, file: str, kind: str, columns: str, rerun: str = "") -> pl.DataFrame | None:
-        """A table with at least `columns` and no NaN or infinite number; None where it is missing or was noted.
-
-        A column whose name ends in `?` may hold nothing in places.
-        """
+    def table(self, stage: str, file: str, kind: str, rerun: str = "") -> pl.DataFrame | None:
+        """A table as it is declared, with no NaN or infinite number; None where it is missing or was noted."""
         path = self.results / file
         if not os.path.exists(path):
             return None
         with self.noting(stage, file, rerun):
             table = self.read(path, kind)
-            for column in columns.split():
-                name = column.removesuffix("?")
-                if name not in table.columns:
-                    raise InputError(f"lacks the column `{name}`")
-                if table[name].null_count() and name == column:
-                    row = table[name].is_null().arg_true()[0]
-                    raise InputError(
-                        f"column `{name}` holds nothing in {table[name].null_count()} rows, as row {row + 1}"
-                    )
+            if fault := next(table_named(kind).faults(table), ""):
+                raise InputError(fault)
             for column, dtype in table.schema.items():
                 if isinstance(dtype, pl.List | pl.Array):
                     lists = table[column].cast(pl.List(dtype.inner))

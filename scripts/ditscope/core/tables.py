@@ -6,16 +6,26 @@ from pathlib import Path
 import polars as pl
 
 from ditscope.core.atomic import replacing
-from ditscope.core.errors import InputError, again, check_version, parsing
+from ditscope.core.errors import InputError, SchemaError, again, check_version, parsing
+from ditscope.core.schema import Table, table_named
 
 SCHEMA_VERSION = "2"
 POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)  # Polars panics on some files
 
 
-def write_table(table: pl.DataFrame, path: Path | str, name: str) -> None:
-    """Write `table` to Parquet under `name`, by a temporary file and a rename."""
+def write_table(frame: pl.DataFrame, path: Path | str, table: Table | str) -> None:
+    """Write `frame` to Parquet as a table, given its declaration or its name, by a temporary file and a rename.
+
+    Raises SchemaError, before anything is written, where it is not as the table is declared.
+    """
+    declared = table_named(table) if isinstance(table, str) else table
+    if faults := list(declared.faults(frame)):
+        raise SchemaError(
+            f"{path}: the table `{declared.name}` {'; '.join(faults)}; this is a fault of ditscope, please report it "
+            "with this line; nothing was written"
+        )
     with replacing(path) as partial:
-        table.write_parquet(partial, metadata={"table": name, "schema_version": SCHEMA_VERSION})
+        frame.write_parquet(partial, metadata={"table": declared.name, "schema_version": SCHEMA_VERSION})
 
 
 def read_table(path: Path | str, name: str) -> pl.DataFrame:

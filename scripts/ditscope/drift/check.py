@@ -8,21 +8,15 @@ import polars as pl
 from ditscope.core.study import Study
 from ditscope.embed.check import analysed, check_analysis
 
-TABLES = {
-    "drift/drift.parquet": "drift",
-    "drift/similarity.parquet": "drift.similarity",
-    "drift/autoregression.parquet": "drift.autoregression",
-    "drift/normality.parquet": "drift.normality",
-}
-
 
 def check_drift(study: Study) -> None:
     """The tables of drift are what the embeddings and trajectories give."""
-    check_analysis(study, "drift", TABLES, drift_again, 1e-5)  # distances of states that differ by rounding
+    check_analysis(study, "drift", drift_again, 1e-5)  # distances of states that differ by rounding
 
 
 def drift_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.DataFrame]:
     """The tables of drift, computed again."""
     from ditscope.drift.stage import drift
 
-    return analysed(study, partial(drift, settings=study.config.drift), trajectories)
+    length = study.config.trajectories.max_length
+    return analysed(study, partial(drift, settings=study.config.drift, max_length=length), trajectories)

@@ -10,35 +10,57 @@ from ditscope.core.counts import check_complete
 from ditscope.core.identity import derived_seed
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
-from ditscope.drift.series import autoregression, normality
+from ditscope.drift.autoregression import autoregression
+from ditscope.drift.nulls import null_tests
+from ditscope.drift.series import normality
 from ditscope.drift.settings import Drift
-from ditscope.embed.files import STATE, by_embedder, read_states, run_starts, unit, vectors
+from ditscope.drift.tables import AUTOREGRESSION, BANDS, DISTANCES, DRIFT, NORMALITY, NULLS, SIMILARITY, STEPS
+from ditscope.embed.files import (
+    STATE,
+    by_embedder,
+    continue_loops,
+    read_states,
+    run_ends,
+    run_starts,
+    unit,
+    vectors,
+)
 
 log = logging.getLogger(__name__)
-CONTROL = pl.Enum(["observed", "shuffled"])
-DISTANCES = ["euclidean", "cosine_distance", "angle_rad"]
-STEPS = [f"step_{name}" for name in DISTANCES]
+CONTROL = DRIFT.schema()["control"]
 CHUNK = 8192  # rows whose distances are computed at once: bounds the float64 copies to CHUNK x d
 
 
 def drift(
-    embeddings: list[InputFile], trajectories: list[InputFile], folder: OutputFolder, settings: Drift = Drift()
+    embeddings: list[InputFile],
+    trajectories: list[InputFile],
+    folder: OutputFolder,
+    settings: Drift = Drift(),
+    max_length: int = 0,
 ) -> None:
     """Measure the drift of every trajectory from its first state, with shuffled controls.
 
-    Leaves in `folder`: drift.parquet (distances to the first state and to the previous one), similarity.parquet (every
-    pair of runs), autoregression.parquet (lag-1 coefficients) and normality.parquet (tests of the step sizes).
+    A run that ended in a loop is continued to `max_length` invocations (0: as far as the longest run goes): else the
+    runs that still move would be all that is left at later states. The first three tables hold these
+    states, the others computed ones alone. Leaves in `folder`: drift.parquet (distances to the first state and to the
+    previous one), nulls.parquet and bands.parquet (what drift comes out of nothing), similarity.parquet (every pair of
+    runs), autoregression.parquet (lag-1 coefficients) and normality.parquet (tests of the step sizes of each run).
     """
     states = read_states(embeddings, trajectories)
     log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)
-    table = drift_table(states, settings.shuffles)
-    asked = product(range(settings.shuffles + 1), states.select(STATE).rows())
+    whole = continue_loops(states, run_ends(states, trajectories), max_length)
+    table = drift_table(whole, settings.shuffles)
+    computed = table if whole.height == states.height else drift_table(states, settings.shuffles)
+    asked = product(range(settings.shuffles + 1), whole.select(STATE).rows())
     left = ((row[0], row[1:]) for row in table.select("shuffle", *STATE).iter_rows())
     check_complete(folder / "drift.parquet", "states (of each shuffle)", asked, left)
-    write_table(table, folder / "drift.parquet", "drift")
-    write_table(run_similarity(states), folder / "similarity.parquet", "drift.similarity")
-    write_table(autoregression(table, [*DISTANCES, *STEPS]), folder / "autoregression.parquet", "drift.autoregression")
-    write_table(normality(table, STEPS), folder / "normality.parquet", "drift.normality")
+    write_table(table, folder / "drift.parquet", DRIFT)
+    write_table(run_similarity(states), folder / "similarity.parquet", SIMILARITY)
+    tests, bands = null_tests(whole)
+    write_table(tests, folder / "nulls.parquet", NULLS)
+    write_table(bands, folder / "bands.parquet", BANDS)
+    write_table(autoregression(computed, STEPS), folder / "autoregression.parquet", AUTOREGRESSION)
+    write_table(normality(computed, STEPS), folder / "normality.parquet", NORMALITY)
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
@@ -63,8 +85,8 @@ def drift_table(states: pl.DataFrame, shuffles: int) -> pl.DataFrame:
 
     The first state of a text embedder is the initial prompt, that of an image embedder the first image. A shuffled
     control keeps the first state in place and permutes the later ones; its sequence number is that of the slot. The
-    permutation depends only on network, run and number of the shuffle, so all embedders of a modality share it.
-    Distances to or from a zero vector are null where they are undefined, steps are null at the first state.
+    permutation depends only on network, run and number of the shuffle, so all embedders of a modality share it. Steps
+    are null at the first state and after a gap.
     O((1 + shuffles) n d) time, O(n d) memory.
     """
     parts = []
@@ -72,11 +94,12 @@ def drift_table(states: pl.DataFrame, shuffles: int) -> pl.DataFrame:
         x, starts = vectors(part), run_starts(part)
         rows = np.arange(part.height)
         first = np.repeat(starts[:-1], np.diff(starts))
+        unknown = (rows == first) | (np.diff(part["position"], prepend=0) != 1)
         for number in range(shuffles + 1):
             order = shuffled_order(part, starts, number) if number else rows
             previous = np.where(rows == first, order, np.roll(order, 1))
             measured = row_distances(x, order, first)
-            measured |= {f"step_{k}": np.where(rows == first, np.nan, v)
+            measured |= {f"step_{k}": np.where(unknown, np.nan, v)
                          for k, v in row_distances(x, order, previous).items()}  # fmt: skip
             parts.append(
                 part.drop("vector", "text", "position").with_columns(

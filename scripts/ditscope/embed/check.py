@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ditscope.core.schema import tables_of
 from ditscope.core.study import Study
 from ditscope.models.embedders.random_walk import FAMILY as RANDOM_WALK
+from ditscope.models.embedders.vectors import FAMILY as VECTORS
 from ditscope.trajectories.check import states
 
-EMBEDDINGS = "embedder network run_id sequence_number modality vector"
 NORM = 1e-3  # how far the length of a vector that is stored at length 1 may be from it
 
 
@@ -20,7 +21,7 @@ def check_embed(study: Study) -> None:
     trajectories = states(study)
     dimensions: dict[str, int] = {}
     for file in study.targets("embed"):
-        table = study.table("embed", file, "embeddings", EMBEDDINGS)
+        table = study.table("embed", file, "embeddings")
         if table is None:
             continue
         _, embedder, shard = file.split("/")
@@ -56,7 +57,7 @@ def check_vectors(study: Study, file: str, x: np.ndarray, kept: pl.DataFrame | N
         study.note("embed", file, f"{(norms == 0).sum()} of {len(x)} vectors are zero")
     elif entry.family != RANDOM_WALK and (wrong := np.flatnonzero(abs(norms - 1) > NORM)).size:
         study.note("embed", file, f"{len(wrong)} of {len(x)} vectors are not of length 1, as row {wrong[0] + 1}")
-    if kept is None:
+    if kept is None or entry.family == VECTORS:
         return
     if entry.family == RANDOM_WALK:
         wanted = study.once(f"walk {file}", lambda: walk_vectors(kept, entry.dimension).astype(np.float64))
@@ -91,19 +92,19 @@ def analysed(study: Study, stage: Callable[..., None], trajectories: Iterable[st
 def check_analysis(
     study: Study,
     stage: str,
-    tables: dict[str, str],
     again: Callable[[Study, list[str]], dict[str, pl.DataFrame]],
     rounding: float,
 ) -> dict[str, pl.DataFrame | None]:
     """The tables of an analysis of the embedded states are what its inputs give, row by row; the tables, by file.
 
-    `tables` names the table of each file, `again` computes them anew, and `rounding` is how far numbers may be off.
+    `again` computes them anew by the name of their file, and `rounding` is how far numbers may be off.
     Nothing is compared, and the answer is empty, where inputs are missing: their own stage's check says so.
     """
     trajectories = states(study)
     inputs = [study.results / file for file in [*study.targets("embed"), *trajectories]]
     whole = len(trajectories) == sum(file.endswith(".parquet") for file in study.targets("trajectories"))
-    left = {file: study.table(stage, file, tables[file], "") for file in study.targets(stage) if file in tables}
+    names = {table.file: table.name for table in tables_of(stage)}
+    left = {file: study.table(stage, file, names[file]) for file in study.targets(stage)}
     if not (whole and all(path.exists() for path in inputs) and any(table is not None for table in left.values())):
         return {}
     wanted: dict[str, pl.DataFrame] = {}

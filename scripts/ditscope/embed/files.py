@@ -1,5 +1,6 @@
 """The embedded states of trajectories, as the analyses of drift, clusters and topology read them."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import polars as pl
 from ditscope.core.errors import InputError
 from ditscope.core.tables import concat_tables
 
+log = logging.getLogger(__name__)
 RUN = ["embedder", "network", "run_id"]
 STATE = [*RUN, "sequence_number"]
+CYCLE = 2  # text and images alternate, so the states of one modality are every second one
+NAMED = 10  # vectors that are left out, of which the log gives the names
 
 
 def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFrame:
@@ -18,8 +22,10 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
 
     Columns: embedder, modality, network, run_id, prompt_id, seed, sequence_number (-1: the initial prompt), position
     (0, 1, ... among the run's generated states of the embedder's modality; -1: the initial prompt), text (of an image:
-    the caption that followed it, if one did) and vector. Raises InputError on an embedding that has no trajectory, is
-    there twice, is not finite, or differs in length from the others of its embedder. O(n d) for n states of d numbers.
+    the caption that followed it, if one did) and vector. Positions count states that have no embedding too, so that a
+    gap shows. Vectors that are zero, NaN or Inf are left out and named in the log. Raises InputError on an embedding
+    that has no trajectory, is there twice, or differs in length from the others of its embedder, and on a run whose
+    first state (the prompt of a text embedder, the first image) has none. O(n d) for n states of d numbers.
     """
     if not embeddings or not trajectories:
         raise InputError("no embeddings or no trajectories given; name at least one table of each")
@@ -34,20 +40,80 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
     )
     embedded = concat_tables(embeddings, "embeddings", STATE).select(*STATE, "modality", "vector")
     states = embedded.join(steps, on=["network", "run_id", "sequence_number"], how="left").sort(STATE)
-    if states.is_empty():
-        raise InputError(f"{embeddings[0]}: no embeddings in it; check `embed.embedders` and run embed again")
     where = f"embeddings ({embeddings[0]}, ...)" if len(embeddings) > 1 else str(embeddings[0])
     refuse(states, pl.col("prompt_id").is_null(), where, "has no row in the trajectories; run embed again")
     length = pl.col("vector").list.len()
     refuse(states, (length != length.first().over("embedder")).fill_null(True), where,
            "differs in length from the embedder's others; run embed again")  # fmt: skip
-    finite = pl.col("vector").list.eval(pl.element().is_finite()).list.all()
-    refuse(states, ~finite.fill_null(False), where, "holds NaN or Inf; check the embedder and run embed again")
-    position = (pl.col("sequence_number") >= 0).cum_sum().over(RUN).cast(pl.Int64) - 1
+    states = usable(states, where)
+    if states.is_empty():
+        raise InputError(f"{where}: no embeddings in it that can be used; check `embed.embedders` and run embed again")
+    start = pl.when(pl.col("modality") == "text").then(-1).otherwise(0)
+    first = pl.col("sequence_number") == pl.col("sequence_number").min().over(RUN)
+    refuse(states, first & (pl.col("sequence_number") != start), where,
+           "is the first of its run: the prompt's or first image's is missing or zero; run embed again")  # fmt: skip
+    position = pl.col("sequence_number").cast(pl.Int64) // CYCLE
     return states.select(
         "embedder", "modality", "network", "run_id", "prompt_id", "seed", "sequence_number",
         position.alias("position"), "text", "vector",
     )  # fmt: skip
+
+
+def usable(states: pl.DataFrame, where: str) -> pl.DataFrame:
+    """The states whose vectors have a direction; the log names those that are zero or hold NaN or Inf."""
+    finite = pl.col("vector").list.eval(pl.element().is_finite()).list.all()
+    directed = pl.col("vector").list.eval(pl.element() != 0).list.any()
+    good = states.select((finite & directed).fill_null(False)).to_series()
+    bad = states.filter(~good).select(STATE).rows()
+    if bad:
+        names = "; ".join("{}, {}, run {}, sequence number {}".format(*row) for row in bad[:NAMED])
+        more = ", ..." if len(bad) > NAMED else ""
+        log.warning("%s: %d zero, NaN or Inf vectors are left out, as gaps: %s%s", where, len(bad), names, more)
+    return states.filter(good)
+
+
+def run_ends(states: pl.DataFrame, trajectories: list[Path]) -> pl.DataFrame:
+    """Of each run of an embedder (`RUN`): `last` sequence number, and `loop_length` if it ended in a loop of states.
+
+    The loop is counted in invocations, and null for a run that was cut. An embedder that gives equal states other
+    vectors, as the control `random-walk` does, has not come back: it has no loops.
+    """
+    table = concat_tables(trajectories, "trajectories")
+    ends = table.group_by("network", "run_id").agg(
+        pl.col("sequence_number").max().alias("last"), pl.col("loop_length").first()
+    )
+    closed = states.join(ends.filter(pl.col("loop_length") > 0), on=["network", "run_id"])
+    last, start = (
+        closed.filter(pl.col("sequence_number") == number).select(*RUN, "vector")
+        for number in (pl.col("last"), pl.col("last") - pl.col("loop_length"))
+    )
+    elsewhere = last.join(start, on=RUN, suffix="_before").filter(pl.col("vector") != pl.col("vector_before"))
+    back = ~pl.col("embedder").is_in(elsewhere["embedder"].unique().to_list())
+    runs = states.select(RUN).unique().join(ends, on=["network", "run_id"], how="left").sort(RUN)
+    return runs.with_columns(pl.when(back).then(pl.col("loop_length")))
+
+
+def continue_loops(states: pl.DataFrame, ends: pl.DataFrame, max_length: int = 0) -> pl.DataFrame:
+    """The states (any table of `STATE` and position) with those that follow in runs that ended in a loop.
+
+    Such a run repeats its loop for ever, so it is known up to the invocation `max_length`, or as far as the longest run
+    goes if that is further. The column `continued` says which states were not computed. What a gap of the loop left out
+    is left out of its repeats. O(runs x length) rows.
+    """
+    end = max(max_length, ends["last"].max() + 1 if ends.height else 0)
+    columns = [*states.columns, "continued"]
+    known = states.with_columns(pl.lit(False).alias("continued"))
+    number, last, loop = pl.col("number"), pl.col("last"), pl.col("loop_length")
+    looping = ends.filter(loop > 0).with_columns(pl.int_ranges(last + 1, end, dtype=pl.Int32).alias("number"))
+    places = looping.explode("number").drop_nulls("number").with_columns(
+        (last - loop + (number - last) % loop).cast(pl.Int32).alias("sequence_number")
+    )  # fmt: skip
+    again = states.join(places, on=STATE).with_columns(
+        number.alias("sequence_number"),
+        (number.cast(pl.Int64) // CYCLE).alias("position"),
+        pl.lit(True).alias("continued"),
+    )
+    return pl.concat([known, again.select(columns)]).sort(STATE)
 
 
 def refuse(states: pl.DataFrame, bad: pl.Expr, where: str, complaint: str) -> None:

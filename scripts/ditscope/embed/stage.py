@@ -18,25 +18,17 @@ from ditscope.core.picture_file import rgb_image
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import read_table, write_table
 from ditscope.embed.settings import Embed
+from ditscope.embed.tables import EMBEDDINGS
 from ditscope.models.embedders.random_walk import FAMILY as RANDOM_WALK
 from ditscope.models.embedders.random_walk import random_walk
+from ditscope.models.embedders.vectors import FAMILY as VECTORS
+from ditscope.models.embedders.vectors import vectors_of
 from ditscope.models.settings import Embedder
 
 if TYPE_CHECKING:
     from ditscope.models.embedders.registry import EmbedBatch
 
 log = logging.getLogger(__name__)
-
-SCHEMA = pl.Schema(
-    {
-        "embedder": pl.String,
-        "network": pl.String,
-        "run_id": pl.String,
-        "sequence_number": pl.Int32,
-        "modality": pl.String,
-        "vector": pl.List(pl.Float32),
-    }
-)
 
 
 def embed(
@@ -56,8 +48,10 @@ def embed(
     rows = read_table(trajectories, "trajectories").filter(pl.col("type") == embedder.modality.upper())
     if embedder.family == RANDOM_WALK:
         vectors = walk_vectors(rows, embedder.dimension)
+    elif embedder.family == VECTORS:
+        vectors = vectors_of(rows, Path(embedder.source))
     else:
-        from ditscope.models.embedders.registry import load_embedder  # torch, which the control has no use for
+        from ditscope.models.embedders.registry import load_embedder  # torch, which the others have no use for
 
         states = text_states(rows) if embedder.modality == "text" else image_states(rows, images)
         vectors = state_vectors(rows, states, load_embedder(name, embedder), settings.batch_size, name)
@@ -72,7 +66,7 @@ def embed(
     )
     key = ("network", "run_id", "sequence_number")
     check_complete(out, "states", rows.select(key).rows(), table.select(key).rows())
-    write_table(table.cast(SCHEMA), out, "embeddings")
+    write_table(table.cast(EMBEDDINGS.schema()), out, EMBEDDINGS)
     log.info("%s: %d states, %d numbers each", name, *vectors.shape)
 
 

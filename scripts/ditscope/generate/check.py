@@ -12,12 +12,7 @@ from ditscope.core.identity import BASE, request_hash, weights_id
 from ditscope.core.study import Study, alike, beside, check_png, check_timing
 from ditscope.models.loading import reads_negative, settled
 from ditscope.models.settings import Model
-from ditscope.prompts.check import PROMPTS
 
-IMAGES = (
-    "request_hash model revision weights scheme backend dtype prompt_id prompt negative_prompt seed derived_seed steps"
-)
-IMAGES += " guidance width height prompt_tokens prompt_truncated key png_sha256"
 ENTRY = (
     "revision",
     "backend",
@@ -36,16 +31,20 @@ def check_generate(study: Study) -> None:
         _, model, shard = tar.split("/")
         manifest, clock = beside(tar)
         name = f"prompts/{shard.removesuffix('.tar')}.parquet"
-        table = study.table("generate", manifest, "images", IMAGES, tar)
-        timing = study.table("generate", clock, "images.timing", "model slice images seconds", tar)
+        table = study.table("generate", manifest, "images", tar)
+        timing = study.table("generate", clock, "images.timing", tar)
         samples = study.tar("generate", tar)
         if table is None:
             continue
         rows = table.to_dicts()
+        if model in study.config.generate.sources:  # the user's own, made of no request
+            if samples is not None:
+                check_samples(study, tar, samples, rows, study.config.models[model].frames)
+            continue
         check_requests(study, "generate", manifest, rows, model, tar)
         if unlike := [row["prompt_id"] for row in rows if row["key"] != row["request_hash"]]:
             study.note("generate", manifest, f"prompt {unlike[0]}: the key is not the request hash", tar)
-        runs = study.quiet().table("prompts", name, "prompts", PROMPTS)
+        runs = study.quiet().table("prompts", name, "prompts")
         if runs is not None:
             wanted = runs.select("prompt_id", "seed", "prompt").rows()
             found = table.select("prompt_id", "seed", "prompt").rows()
@@ -163,7 +162,7 @@ def image_rows(study: Study) -> dict[str, dict[str, dict[str, Any]]]:
     quiet = study.quiet()
     found: dict[str, list[pl.DataFrame | None]] = {}
     for tar in study.targets("generate"):
-        found.setdefault(tar.split("/")[1], []).append(quiet.table("generate", beside(tar)[0], "images", IMAGES))
+        found.setdefault(tar.split("/")[1], []).append(quiet.table("generate", beside(tar)[0], "images"))
     return {
         model: {row["request_hash"]: row for table in tables if table is not None for row in table.to_dicts()}
         for model, tables in found.items()

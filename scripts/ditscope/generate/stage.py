@@ -14,18 +14,13 @@ from ditscope.core.scratch import publish, unfinished
 from ditscope.core.shards import read_tar, write_tar
 from ditscope.core.tables import write_table
 from ditscope.generate.settings import Generate
+from ditscope.generate.tables import IMAGES, TIMING
 from ditscope.models.loading import Generator, load_generator
 from ditscope.models.requests import generate_slice, runs_by_picture, with_runs
 from ditscope.models.settings import Model
 from ditscope.prompts.files import read_runs
 
 log = logging.getLogger(__name__)
-
-COLUMNS = (
-    "request_hash", "model", "revision", "weights", "scheme", "backend", "dtype", "prompt_id", "prompt",
-    "negative_prompt", "seed", "derived_seed", "steps", "guidance", "width", "height", "prompt_tokens",
-    "prompt_truncated", "key", "png_sha256",
-)  # fmt: skip
 
 
 def generate(
@@ -71,9 +66,8 @@ def generate(
     asked = [(run["prompt_id"], run["seed"]) for run in runs]
     check_complete(images, "runs (prompt_id, seed)", asked, records)
     write_tar(samples, images)
-    table = pl.DataFrame([records[run] for run in asked]).select(COLUMNS)
-    write_table(table, manifest, "images")
-    write_table(pl.DataFrame(seconds), timing, "images.timing")
+    write_table(pl.DataFrame([records[run] for run in asked], schema=IMAGES.schema()), manifest, IMAGES)
+    write_table(pl.DataFrame(seconds, schema=TIMING.schema()), timing, TIMING)
     publish(parts)
 
 

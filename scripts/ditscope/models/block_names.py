@@ -5,14 +5,9 @@ from typing import Any
 
 from ditscope.core.errors import InputError
 from ditscope.models.folders import config_at_hand, resolve_source
-from ditscope.models.registry import require_blocks
+from ditscope.models.registry import facts_of, require_blocks
 from ditscope.models.settings import Model
 
-# Settings of a transformer's config that say how many blocks of a type a family has, in network order.
-COUNTS = {
-    "flux": {"double": "num_layers", "single": "num_single_layers"},
-    "sd3": {"joint": "num_layers"},
-}
 FLUX = {"num_layers": 19, "num_single_layers": 38}
 HUB = {  # the depth of checkpoints that may not be here yet
     "black-forest-labs/FLUX.1-dev": FLUX,
@@ -42,6 +37,6 @@ def known_blocks(entry: Model) -> list[str]:
 
 def named(entry: Model, config: Mapping[str, Any]) -> list[str]:
     """Block names of a transformer's config; none where it lacks a number."""
-    counts = {kind: config.get(key) for kind, key in COUNTS.get(entry.family, {}).items()}
+    counts = {kind: config.get(key) for kind, key in facts_of(entry.family).blocks.items()}
     known = {kind: count for kind, count in counts.items() if isinstance(count, int)}
     return [f"{kind}_block_{i}" for kind, count in known.items() for i in range(count)] if known == counts else []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ditscope.core.errors import InputError
 from ditscope.models.folders import config_at_hand, resolve_source
-from ditscope.models.registry import check_backend, check_frames, facts_of, family_of, on_mlx
+from ditscope.models.registry import check_backend, check_frames, check_source, facts_of, family_of, has_weights, on_mlx
 from ditscope.models.settings import Model
 
 if TYPE_CHECKING:
@@ -66,6 +66,9 @@ def load_generator(name: str, entry: Model, device: str | None = None) -> Genera
     family = family_of(name, entry)
     check_frames(name, entry)
     check_backend(name, entry)
+    check_source(name, entry)
+    if not has_weights(entry):
+        return dummy_generator(name, entry)
     folder = resolve_source(name, entry)
     if entry.guidance > 0 and not settled(entry).guidance:
         log.warning("%s: reads no guidance; %g is left out, and recorded as 0", name, entry.guidance)
@@ -82,6 +85,14 @@ def load_generator(name: str, entry: Model, device: str | None = None) -> Genera
     loaded = Generator(name, entry, family, pipe, target)
     log.info("loaded %s (%s, %s) on %s", name, entry.family, entry.dtype, loaded.computes_on)
     return loaded
+
+
+def dummy_generator(name: str, entry: Model) -> Generator:
+    """A generator whose family has a pipeline of its own (`Pipeline`) and nothing to read."""
+    import torch
+
+    family = family_of(name, entry)
+    return Generator(name, settled(entry), family, family.Pipeline(), torch.device("cpu"))
 
 
 def available(device: str) -> "torch.device":

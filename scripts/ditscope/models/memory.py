@@ -23,7 +23,11 @@ def host_memory_mb(entry: Model | Embedder, dtype: str = "") -> int:
     itemsize = BYTES[dtype or own]
     if entry.memory_mb or not entry.source:
         return entry.memory_mb * itemsize // BYTES[own]
-    return ceil(weight_bytes(download_mark(entry), itemsize, getattr(entry, "use_t5", True)) / MB)
+    index, source = download_mark(entry), Path(entry.source)
+    if not entry.revision and not index.is_file():  # of a family of the user's own: what its files take
+        files = source.rglob("*") if source.is_dir() else [source]
+        return ceil(sum(file.stat().st_size for file in files if file.is_file()) / MB)
+    return ceil(weight_bytes(index, itemsize, getattr(entry, "use_t5", True)) / MB)
 
 
 @cache

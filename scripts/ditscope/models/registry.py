@@ -1,6 +1,7 @@
 """Load generators: check the folder first, then hand over the family's pipeline on one device."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 
@@ -14,33 +15,56 @@ class Family:
     """What is known of a family of generators without loading it; its module has the rest."""
 
     module: str
-    pipeline: str  # the class of diffusers that loads and samples it
+    pipeline: str  # the class of diffusers that loads and samples it; empty: its module's own, without weights
     guidance: float  # the default of that pipeline's call
-    blocks: bool = False  # its blocks can be read one by one: captured, calibrated, scored, ablated
+    # Settings of its transformer's config that count blocks, by type, in network order: such blocks can be read one by
+    # one, and are captured, calibrated, scored and ablated.
+    blocks: Mapping[str, str] = field(default_factory=dict)
     mlx: bool = False  # DiffusionKit has its transformer
     video: bool = False
 
 
+FLUX_BLOCKS = {"double": "num_layers", "single": "num_single_layers"}
 FAMILIES = {
-    "flux": Family("ditscope.models.families.flux", "FluxPipeline", 3.5, blocks=True, mlx=True),
-    "sd3": Family("ditscope.models.families.sd3", "StableDiffusion3Pipeline", 7.0, blocks=True, mlx=True),
+    "flux": Family("ditscope.models.families.flux", "FluxPipeline", 3.5, FLUX_BLOCKS, mlx=True),
+    "sd3": Family("ditscope.models.families.sd3", "StableDiffusion3Pipeline", 7.0, {"joint": "num_layers"}, mlx=True),
     "sdxl": Family("ditscope.models.families.sdxl", "StableDiffusionXLPipeline", 5.0),
     "wan": Family("ditscope.models.families.wan", "WanPipeline", 5.0, video=True),
+    "dummy": Family("ditscope.models.families.dummy", "", 0.0),
 }
 # What a transformer on MLX needs: named, not imported, since torch jobs neither have MLX nor depend on the code for it.
 ON_MLX = {"load": "ditscope.models.mlx.transformer", "quantize": "ditscope.models.mlx.quantize"}
-# Families of captioners, all of them behind `models.captioners`, with the `model_type` of their folders.
-CAPTIONERS = {"blip": "blip", "blip2": "blip-2", "florence2": "florence2"}
+
+
+@dataclass(frozen=True)
+class CaptionerFamily:
+    """What is known of a family of captioners."""
+
+    model_type: str  # in the config of its folders; empty: it has no weights
+    module: str = ""  # has `load`, as one of the user's own; empty: a class of transformers, by `models.captioners`
+    prompt: bool = False  # it can go on from a text (`caption_prompt`)
+    top_p: bool = True  # it can draw from the most probable tokens alone
+
+
+CAPTIONERS = {
+    "blip": CaptionerFamily("blip", prompt=True),
+    "blip2": CaptionerFamily("blip-2", prompt=True),
+    "florence2": CaptionerFamily("florence2"),
+    "dummy-captioner": CaptionerFamily("", "ditscope.models.dummy_captioner", top_p=False),
+}
 
 
 def facts_of(name: str, where: str = "models.<name>.family") -> Family:
     """What is known of a family of generators: a line of the registry, or `FAMILY` of a module of the user's own."""
     if name in FAMILIES:
         return FAMILIES[name]
-    known = {key: value.module for key, value in FAMILIES.items()}
-    module = load_plugin(name, known, where, "a family of generators")
+    known = {key: value.module for key, value in (FAMILIES | CAPTIONERS).items()}
+    module = load_plugin(name, known, where, "a family of models")
     if not isinstance(facts := getattr(module, "FAMILY", None), Family):
-        raise InputError(f"{where}: `{name}` has no FAMILY, a ditscope.models.registry.Family; define one")
+        raise InputError(
+            f"{where}: `{name}` has neither FAMILY, a ditscope.models.registry.Family, as generators have, nor "
+            "`load`, as captioners"
+        )
     return facts
 
 
@@ -55,8 +79,33 @@ def families_with(feature: str) -> str:
 
 
 def is_generator(entry: Model) -> bool:
-    """Whether the model makes images from text (and not text from images)."""
-    return entry.family not in CAPTIONERS
+    """Whether the model makes images from text, not text from images: captioners of the user's own have a `load`."""
+    return entry.family not in CAPTIONERS and not ("." in entry.family and hasattr(own_family(entry.family), "load"))
+
+
+def own_family(name: str) -> ModuleType:
+    """The module of a family of the user's own, given its dotted path."""
+    return load_plugin(name, {}, "models.<name>.family", "a family of models")
+
+
+def has_weights(entry: Model) -> bool:
+    """Whether the model is read from files: a dummy has none."""
+    if entry.family in CAPTIONERS:
+        return bool(CAPTIONERS[entry.family].model_type)
+    return entry.family not in FAMILIES or bool(FAMILIES[entry.family].pipeline)
+
+
+def module_of_family(entry: Model) -> str:
+    """The module of the entry's family; empty for captioners of transformers."""
+    if is_generator(entry):
+        return facts_of(entry.family).module
+    return CAPTIONERS[entry.family].module if entry.family in CAPTIONERS else entry.family
+
+
+def require_weights(stage: str, name: str, entry: Model) -> None:
+    """Refuse a dummy for a stage that works on a network's weights."""
+    if not has_weights(entry):
+        raise InputError(f"{stage}: `{name}` is a dummy without weights; take a model that has some")
 
 
 def require_blocks(stage: str, name: str, entry: Model, backends: tuple[str, ...] = ("torch",)) -> None:
@@ -85,6 +134,30 @@ def check_frames(name: str, entry: Model) -> None:
     if entry.frames < 1 or entry.frames % 4 != 1:
         near = max(round((entry.frames - 1) / 4), 0) * 4 + 1
         raise InputError(f"models.{name}.frames: {entry.frames} is not 4 n + 1, as the VAE decodes; take {near}")
+
+
+def check_source(name: str, entry: Model) -> None:
+    """Refuse a model without weights to read, and weights for a dummy."""
+    if has_weights(entry) and not entry.source:
+        raise InputError(f"models.{name}: the required key `source` is missing: a folder, or a hub id")
+    if not has_weights(entry) and (entry.source or entry.revision):
+        raise InputError(f"models.{name}: `{entry.family}` has no weights; leave out `source` and `revision`")
+
+
+def check_captioning(name: str, entry: Model) -> None:
+    """Refuse settings of captions that a model does not read, and beams of which tokens are drawn."""
+    given = {"temperature": entry.temperature > 0, "top_p": entry.top_p < 1, "caption_prompt": entry.caption_prompt}
+    for setting in (setting for setting, value in given.items() if value):
+        where = f"models.{name}.{setting}"
+        if is_generator(entry):
+            raise InputError(f"{where}: `{entry.family}` makes images; only captioners read it")
+        facts = CAPTIONERS.get(entry.family)  # what one of the user's own reads it knows itself
+        if facts and ((setting == "caption_prompt" and not facts.prompt) or (setting == "top_p" and not facts.top_p)):
+            raise InputError(f"{where}: `{entry.family}` does not read it; leave it out")
+        if setting == "top_p" and not entry.temperature:
+            raise InputError(f"{where}: nothing is drawn at temperature 0; set `temperature`, or leave `top_p` out")
+        if setting == "temperature" and entry.num_beams > 1:
+            raise InputError(f"{where}: beams are not drawn; set `num_beams: 1`, or leave `temperature` out")
 
 
 def family_of(name: str, entry: Model) -> ModuleType:

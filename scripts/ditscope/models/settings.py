@@ -31,8 +31,11 @@ SCHEMES = {
 class Model:
     """A generator (text to image) or a captioner (image to text): its weights and how it is run."""
 
-    family: str = setting(help="flux, sd3, sdxl or wan (generators); blip, blip2 or florence2 (captioners)")
-    source: str = setting(help="A diffusers / transformers folder, or a hub id", path=True)
+    family: str = setting(
+        help="flux, sd3, sdxl, wan or dummy (generators); blip, blip2, florence2 or dummy-captioner (captioners); or a "
+        "module of your own"
+    )
+    source: str = setting("", "A diffusers / transformers folder, or a hub id; empty for a dummy alone", path=True)
     revision: str = setting("", "Commit of a hub id; required for one, so that results stay reproducible")
     backend: str = setting(
         "torch", "What computes the transformer of flux and sd3; the rest is torch", choices=BACKENDS
@@ -56,6 +59,11 @@ class Model:
     max_new_tokens: int = setting(50, "Captioner: longest caption in tokens", positive=True)
     num_beams: int = setting(1, "Captioner: beams", positive=True)
     caption_task: str = setting("<CAPTION>", "florence2: its task, as <DETAILED_CAPTION>")
+    caption_prompt: str = setting("", "blip, blip2: the text that the caption goes on from; no part of the caption")
+    temperature: float = setting(0.0, "Captioner: tokens are drawn at this temperature; 0: greedy or beam search")
+    top_p: float = setting(
+        1.0, "Captioner, temperature > 0: draw from the fewest tokens of this probability", positive=True, most=1
+    )
     allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
     memory_mb: int = setting(
         0, "Host memory that its weights take, in MB, which its jobs ask for; 0: as its files, once they are there"
@@ -89,6 +97,7 @@ EMBEDDER_FAMILIES = {
     "siglip": "ditscope.models.embedders.towers",
     "dinov2": "ditscope.models.embedders.towers",
     "random-walk": "ditscope.models.embedders.random_walk",
+    "vectors": "ditscope.models.embedders.vectors",
 }
 
 
@@ -96,7 +105,10 @@ EMBEDDER_FAMILIES = {
 class Embedder:
     """A model that maps a text or an image of a trajectory to a vector."""
 
-    family: str = setting(help="sentence-transformers, minilm, clip, siglip, dinov2 or random-walk (the control)")
+    family: str = setting(
+        help="sentence-transformers, minilm, clip, siglip, dinov2, random-walk (the control), vectors (a table of your "
+        "own), or a module of your own"
+    )
     source: str = setting("", "Folder, hub id, or empty where the package carries its weights", path=True)
     revision: str = setting("", "Commit of a hub id")
     modality: str = setting("text", "What is embedded", choices=("text", "image"))

@@ -21,7 +21,7 @@ from ditscope.core.tables import concat_tables
 from ditscope.models.bit_plan import SCHEMA_VERSION
 from ditscope.models.mlx.names import MLX_BITS, MLX_GROUPS
 from ditscope.plan.settings import Budget, Plan
-from ditscope.sensitivity.tables import IMAGE_METRIC, KEY, LAYER_KINDS, WHOLE
+from ditscope.sensitivity.tables import IMAGE_METRIC, LAYER_KINDS, SENSITIVITY, WHOLE
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,8 @@ def plan(
     Sizes are those of the back end (`ditscope.models.packed`). Raises InputError where the budget is below the smallest
     size.
     """
-    table = concat_tables(sensitivity, "sensitivity", KEY).sort("depth", "layer", "bits", "bucket", "metric")
+    table = concat_tables(sensitivity, SENSITIVITY.name, SENSITIVITY.key)
+    table = table.sort("depth", "layer", "bits", "bucket", "metric")
     table = table.filter((pl.col("model") == model) & (pl.col("module") == "linear"))
     if table.is_empty():
         raise InputError(

@@ -8,12 +8,10 @@ import polars as pl
 from ditscope.core.study import Study
 from ditscope.prompts.files import read_prompts, runs_of, runs_table, shards_of
 
-PROMPTS = "prompt_id prompt negative_prompt family seed derived_seed"
-
 
 def check_prompts(study: Study) -> None:
     """Prompt shards hold the runs of the CSV, where the CSV is at hand; slices hold runs of the shards."""
-    tables = {file: study.table("prompts", file, "prompts", PROMPTS) for file in study.targets("prompts")}
+    tables = {file: study.table("prompts", file, "prompts") for file in study.targets("prompts")}
     for file, table in tables.items():
         shards = csv_shards(study) if table is not None else None
         if table is not None and shards is not None:
@@ -29,7 +27,7 @@ def check_prompts(study: Study) -> None:
     runs = pl.concat(whole)
     for path in sorted((study.results / "prompts").glob("runs-*-*.parquet")):
         file = path.relative_to(study.results).as_posix()
-        part = study.table("prompts", file, "prompts", PROMPTS)
+        part = study.table("prompts", file, "prompts")
         with study.noting("prompts", file):
             start, count = map(int, path.stem.split("-")[1:])
             if part is not None:
@@ -60,5 +58,5 @@ def prompt_tables(study: Study) -> list[pl.DataFrame]:
     if not study.asked("prompts"):
         return [runs_table(runs) for runs in csv_shards(study) or []]
     quiet = study.quiet()
-    tables = [quiet.table("prompts", file, "prompts", PROMPTS) for file in study.asked("prompts")]
+    tables = [quiet.table("prompts", file, "prompts") for file in study.asked("prompts")]
     return [table for table in tables if table is not None]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ditscope.core.errors import InputError
 from ditscope.core.identity import derived_seed, digest
 from ditscope.prompts.settings import Prompts
+from ditscope.prompts.tables import PROMPTS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -269,19 +270,11 @@ def write_runs(runs: list[dict], out: Path | str) -> None:
     """Write runs as the table `prompts`."""
     from ditscope.core.tables import write_table
 
-    write_table(runs_table(runs), out, "prompts")
+    write_table(runs_table(runs), out, PROMPTS)
 
 
 def runs_table(runs: list[dict]) -> "pl.DataFrame":
     """Runs as the rows of the table `prompts`."""
     import polars as pl
 
-    schema = {
-        "prompt_id": pl.String,
-        "prompt": pl.String,
-        "negative_prompt": pl.String,
-        "family": pl.String,
-        "seed": pl.Int64,
-        "derived_seed": pl.Boolean,
-    }
-    return pl.DataFrame(runs, schema=schema)
+    return pl.DataFrame(runs, schema=PROMPTS.schema())

@@ -3,6 +3,7 @@
 Adding a figure: a line here, a function of its name in `figures.py` of its first stage, a caption report/<name>.rst.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 PAPER_TABLES = {  # the stage that each table of `ditscope.publish.paper_tables` sums up
@@ -21,6 +22,12 @@ class Figure:
     name: str
     stages: tuple[str, ...]
     category: str
+    shared_caption: str = ""
+
+    @property
+    def caption(self) -> str:
+        """Name of the file below report/ that explains it."""
+        return self.shared_caption or self.name
 
 
 FIGURES = {
@@ -46,9 +53,11 @@ FIGURES = {
         Figure("benchmark-flat-field", ("benchmark",), "Quantization"),
         Figure("trajectory-strips", ("trajectories",), "Trajectories"),
         Figure("drift-curves", ("drift",), "Trajectories"),
+        Figure("drift-walks", ("drift",), "Trajectories"),
         Figure("cluster-map", ("cluster",), "Trajectories"),
         Figure("cluster-transitions", ("cluster",), "Trajectories"),
         Figure("run-lengths", ("cluster",), "Trajectories"),
+        Figure("dwell-times", ("cluster",), "Trajectories"),
         Figure("persistence-diagrams", ("topology",), "Trajectories"),
         Figure("persistence-entropy", ("topology",), "Trajectories"),
         Figure("refiner-training", ("refine",), "Refiner"),
@@ -60,3 +69,8 @@ FIGURES = {
 def available(stages: set[str]) -> list[Figure]:
     """The figures whose stages are all among `stages`, in order."""
     return [figure for figure in FIGURES.values() if set(figure.stages) <= stages]
+
+
+def own_figures(analyses: Iterable[str]) -> list[Figure]:
+    """The figures of analyses of the user's own: named as these, one caption for all."""
+    return [Figure(name, ("analyse",), "Analyses", "analysis") for name in analyses]

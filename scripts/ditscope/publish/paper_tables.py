@@ -45,7 +45,7 @@ def plans(files: Files) -> pl.DataFrame:
 def benchmark(files: Files) -> pl.DataFrame:
     """Size and quality of each scheme."""
     table = concat_tables(named(files, "benchmark", "benchmark.parquet"), "benchmark")
-    metrics = [m for m in ("psnr_db", "ssim", "feature_cosine", "quality_loss", "kid", "fid") if m in table.columns]
+    metrics = [m for m in ("psnr_db", "ssim", "feature_cosine", "quality_loss", "kid", "fid") if table[m].count()]
     keys = ["model", "hardware", "scheme", "compile"]
     return table.select(*keys, "nominal_bytes", "stored_bytes", "simulated", *metrics, "reason").sort(keys)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ditscope.core.paths import InputFolder
+from ditscope.core.plugins import load_plugin
 from ditscope.core.study_plan import read_plan
 from ditscope.publish.catalog import table_files, write_catalog
 from ditscope.publish.draw import draw_figures
@@ -14,10 +15,15 @@ from ditscope.publish.settings import Publish
 
 def publish(results: InputFolder, settings: Publish = Publish()) -> None:
     """Draw every figure and write every table that the finished stages of a study allow, below `results`."""
-    targets = read_plan(results)["targets"]
+    plan = read_plan(results)
+    targets = plan["targets"]
     files = {stage: [Path(p) for p in paths] for stage, paths in targets.items() if paths and stage != "publish"}
     complete = {stage: paths for stage, paths in files.items() if all(path.exists() for path in paths)}
-    draw_figures([f.name for f in available(set(complete))], complete, results / "figures", settings)
+    analyses = plan["config"].get("analyse", {}).get("analyses", {}) if "analyse" in complete else {}
+    modules = {name: (a["module"], load_plugin(a["module"], {}, name, "an analysis")) for name, a in analyses.items()}
+    own = {name: path for name, (path, module) in modules.items() if hasattr(module, "figure")}
+    names = [figure.name for figure in available(set(complete))]
+    draw_figures([*names, *own], complete, results / "figures", settings, own)
     write_catalog(table_files(complete), results / "catalog.duckdb")
     write_paper_tables(complete, results / "tables")
     write_explorer(complete, results / "explorer.html")

@@ -7,16 +7,8 @@ import polars as pl
 
 from ditscope.core.settings import plain
 from ditscope.core.study import Study, alike, beside, check_picture, positive
-from ditscope.generate.check import IMAGES
 from ditscope.models.folders import check_safetensors
 
-REFINE = {
-    "assignments": "key prompt_id prompt seed code distance",
-    "training": "network step metric value",
-    "diagnostics": "group metric value?",
-    "neighbours": "key rank neighbour_key distance code neighbour_code same_code text_cosine keyframe_cosine",
-    "tsne": "key prompt_id code x y",
-}
 TRAINED = 1e-2  # of what networks give: another device adds up in another order, and the refiner's kernel is steep
 
 
@@ -42,8 +34,8 @@ def check_refine(study: Study) -> None:
             elif name.endswith(".png"):
                 with study.noting("refine", file):
                     check_picture(path)
-            elif stem in REFINE:
-                tables[stem] = study.table("refine", file, f"refine.{stem}", REFINE[stem])
+            elif name.endswith(".parquet"):
+                tables[stem] = study.table("refine", file, f"refine.{stem}")
         check_training(study, folder, tables.get("training"))
         keys = image_keys(study, model)
         for stem in ("assignments", "tsne"):
@@ -62,7 +54,7 @@ def check_training(study: Study, folder: str, table: pl.DataFrame | None) -> Non
     """Both networks have every step with the same metrics, and a time for each step."""
     settings, file = study.config.refine, f"{folder}/training.parquet"
     clock = f"{folder}/training.timing.parquet"
-    timing = study.table("refine", clock, "refine.training.timing", "network step seconds world_size", file)
+    timing = study.table("refine", clock, "refine.training.timing", file)
     wanted = {"latent_mae": settings.mae_steps, "refiner": settings.steps}
     steps = [(network, step) for network, count in wanted.items() for step in range(1, count + 1)]
     if table is not None:
@@ -156,16 +148,16 @@ def recorded(study: Study, folder: str, model: str, tables: dict[str, pl.DataFra
     rows = tables["diagnostics"].rows()
     record = experiment_record(model, paths, latents, settings, rows, tables["training"])
     clock = f"{folder}/training.timing.parquet"
-    timing = study.quiet().table("refine", clock, "refine.training.timing", "world_size")
+    timing = study.quiet().table("refine", clock, "refine.training.timing")
     processes = 1 if timing is None or not len(timing) else timing["world_size"][0]
     return record | {"runtime": record["runtime"] | {"batch": record["runtime"]["batch"] * processes}}
 
 
 def image_keys(study: Study, model: str) -> list[str] | None:
-    """Keys of a model's images; None where a manifest cannot be read."""
+    """The key of each run's image of a model; None where a manifest cannot be read."""
     quiet = study.quiet()
     shards = [tar for tar in study.targets("generate") if tar.split("/")[1] == model]
-    tables = [quiet.table("generate", beside(tar)[0], "images", IMAGES) for tar in shards]
+    tables = [quiet.table("generate", beside(tar)[0], "images") for tar in shards]
     if not tables or any(table is None for table in tables):
         return None
-    return list(dict.fromkeys(key for table in tables if table is not None for key in table["key"]))
+    return [key for table in tables if table is not None for key in table["key"]]

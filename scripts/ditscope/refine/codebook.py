@@ -23,6 +23,7 @@ from ditscope.refine.files import describe, read_described
 from ditscope.refine.latents import LatentSet, read_latents
 from ditscope.refine.patches import patchify, token_grid
 from ditscope.refine.settings import Refine
+from ditscope.refine.tables import ASSIGNMENTS
 
 MAX_WORDS = 512  # most frequent words that the vocabulary keeps
 
@@ -47,7 +48,7 @@ def build_codebook(
     codes, distances = assign(fitted, embed_set(fitted, latents, settings))
     save_codebook(fitted, codebook)
     columns = {name: [r[name] for r in latents.records] for name in ("key", "prompt_id", "prompt", "seed")}
-    write_table(pl.DataFrame(columns | {"code": codes, "distance": distances}), assignments, "refine.assignments")
+    write_table(pl.DataFrame(columns | {"code": codes, "distance": distances}), assignments, ASSIGNMENTS)
 
 
 def fit_codebook(latents: LatentSet, settings: Refine) -> Codebook:
@@ -56,6 +57,8 @@ def fit_codebook(latents: LatentSet, settings: Refine) -> Codebook:
         raise InputError("refine: a single sample has no neighbours; generate at least 2 images")
     if not 1 <= settings.codes <= len(latents):
         raise InputError(f"refine.codes: {settings.codes} pseudo-classes from {len(latents)} samples; lower it")
+    if not any(record["prompt"].split() for record in latents.records):
+        raise InputError("refine: no image has a prompt, which its pseudo-classes are made of; give pictures captions")
     vectorizer = TfidfVectorizer(max_features=MAX_WORDS, token_pattern=r"\S+")
     text = vectorizer.fit_transform([r["prompt"] for r in latents.records]).toarray()
     grid = token_grid(latents.space, settings.patch)

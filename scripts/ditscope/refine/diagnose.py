@@ -32,6 +32,7 @@ from ditscope.refine.networks import LatentMAE, Refiner, load_network
 from ditscope.refine.patches import unpatchify
 from ditscope.refine.record import experiment_record
 from ditscope.refine.settings import Refine as Settings
+from ditscope.refine.tables import DIAGNOSTICS, NEIGHBOURS, TSNE
 from ditscope.refine.train import by_class, read_codes, real_targets, refine, to_device
 
 log = logging.getLogger(__name__)
@@ -68,11 +69,11 @@ def diagnose(
     latents = read_latents(images, settings.patch)
     codes = read_codes(assignments, latents)
     found = measure(latents, codes, codebook, latent_mae, refiner, settings)
-    write_table(found.diagnostics, diagnostics, "refine.diagnostics")
-    write_table(found.neighbours, neighbours, "refine.neighbours")
+    write_table(found.diagnostics, diagnostics, DIAGNOSTICS)
+    write_table(found.neighbours, neighbours, NEIGHBOURS)
     points = metrics.tsne(found.pooled, settings.seed)
     who = pl.DataFrame({column: [r[column] for r in latents.records] for column in ("key", "prompt_id")})
-    write_table(who.with_columns(code=codes, x=points[:, 0], y=points[:, 1]), tsne, "refine.tsne")
+    write_table(who.with_columns(code=codes, x=points[:, 0], y=points[:, 1]), tsne, TSNE)
 
     rows, device = found.diagnostics.rows(), torch.device(default_device())
     summary = experiment_record(name, images, latents, settings, rows, read_table(training, "refine.training"))
@@ -123,8 +124,8 @@ def measure(
     rows += [(f"code {code}", "samples", float(count)) for code, count in enumerate(counts)]
     errors, pictures = evaluate_levels(data, network, settings, device)
     rows += errors + kernel_rows(data, encoder, network, settings, device)
-    schema = {"group": pl.String, "metric": pl.String, "value": pl.Float64}
-    return Measured(pl.DataFrame(rows, schema=schema, orient="row"), table, pooled, pictures)
+    found = pl.DataFrame(rows, schema=DIAGNOSTICS.schema(), orient="row")
+    return Measured(found, table, pooled, pictures)
 
 
 def as_rows(group: str, values: dict[str, Any]) -> list[Row]:

@@ -32,6 +32,7 @@ from ditscope.refine.networks import (
 from ditscope.refine.patches import unpatchify
 from ditscope.refine.processes import process_group, rank, world_size
 from ditscope.refine.settings import Refine
+from ditscope.refine.tables import TIMING, TRAINING
 
 log = logging.getLogger(__name__)
 
@@ -212,11 +213,10 @@ def write_histories(histories: dict[str, list[dict[str, float]]], training: Path
         for metric, value in record.items()
         if metric not in ("step", "seconds")
     ]
-    schema = {"network": pl.String, "step": pl.Int64, "metric": pl.String, "value": pl.Float64}
-    write_table(pl.DataFrame(rows, schema=schema), training, "refine.training")
+    write_table(pl.DataFrame(rows, schema=TRAINING.schema()), training, TRAINING)
     seconds = [
         {"network": network, "step": record["step"], "seconds": record["seconds"], "world_size": world_size()}
         for network, history in histories.items()
         for record in history
     ]
-    write_table(pl.DataFrame(seconds), timing, "refine.training.timing")
+    write_table(pl.DataFrame(seconds, schema=TIMING.schema()), timing, TIMING)

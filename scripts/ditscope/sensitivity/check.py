@@ -4,15 +4,16 @@ from pathlib import Path
 
 import polars as pl
 
-from ditscope.benchmark.check import CELL, LAYER
 from ditscope.core.intervals import LEAST_UNITS
 from ditscope.core.study import Study
 from ditscope.models.packed import INTX_BITS, intx_bytes
+from ditscope.sensitivity.tables import AGREEMENT, SENSITIVITY
 
-SENSITIVITY = (
-    "model backend layer kind depth module bits quantizer group_size shared_weights bucket metric value value_std?"
-)
-SENSITIVITY += " value_low? value_high? n_samples n_images parameters packed_bytes? mode"
+CELL = list(SENSITIVITY.key)
+# What is said of a layer, whatever its scores.
+LAYER = [
+    "model", "backend", "layer", "kind", "depth", "module", "quantizer", "group_size", "shared_weights", "parameters",
+]  # fmt: skip
 
 
 def part_files(study: Study, name: str) -> list[str]:
@@ -26,13 +27,13 @@ def part_files(study: Study, name: str) -> list[str]:
 
 def check_sensitivity(study: Study) -> None:
     """Every layer has every bit width, bucket and metric; the table and its agreement are what their parts give."""
-    from ditscope.sensitivity.tables import rank_agreement
+    from ditscope.sensitivity.scores import rank_agreement
 
     settings = study.config.sensitivity
     if not study.targets("sensitivity"):
         return
     parts = {
-        name: {file: study.table("sensitivity", file, "sensitivity", SENSITIVITY) for file in part_files(study, name)}
+        name: {file: study.table("sensitivity", file, "sensitivity") for file in part_files(study, name)}
         for name in ("layers", "fast")
     }
     for name, tables in parts.items():
@@ -42,18 +43,14 @@ def check_sensitivity(study: Study) -> None:
                 check_part(study, file, part, beside_it.get(other_part(file)), name)
     if not study.asked("sensitivity"):
         return
-    file, agreement = "sensitivity/sensitivity.parquet", "sensitivity/agreement.parquet"
-    table = study.table("sensitivity", file, "sensitivity", SENSITIVITY)
-    compared = study.table(
-        "sensitivity", agreement, "sensitivity.agreement", "model bucket bits metric spearman? layers"
-    )
+    file, agreement = SENSITIVITY.file, AGREEMENT.file
+    table = study.table("sensitivity", file, "sensitivity")
+    compared = study.table("sensitivity", agreement, "sensitivity.agreement")
     if table is not None:
         study.same_rows("sensitivity", file, sorted(table["model"].unique()), sorted(settings.models), "models")
         study.same_rows("sensitivity", file, sorted(table["bits"].unique()), sorted(settings.bits), "bit widths")
         if wrong := set(table["quantizer"]) - {settings.quantizer}:
             study.note("sensitivity", file, f"quantizer {wrong.pop()}; the config says {settings.quantizer}")
-        if table.select(CELL).is_duplicated().any():
-            study.note("sensitivity", file, "has cells (model, layer, bits, bucket, metric) twice")
         for model, rows in table.partition_by("model", as_dict=True).items():
             expected = rows["layer"].n_unique() * rows["bits"].n_unique() * rows.select("bucket", "metric").n_unique()
             if len(rows) != expected:
@@ -139,6 +136,6 @@ def check_part(study: Study, file: str, part: pl.DataFrame, other: pl.DataFrame 
 def sensitivity_quietly(study: Study) -> pl.DataFrame | None:
     """The rows of the parts `layers` that can be read; their defects are noted by `check_sensitivity`."""
     quiet = study.quiet()
-    tables = [quiet.table("sensitivity", file, "sensitivity", SENSITIVITY) for file in part_files(study, "layers")]
+    tables = [quiet.table("sensitivity", file, "sensitivity") for file in part_files(study, "layers")]
     whole = [table for table in tables if table is not None]
     return pl.concat(whole) if whole else None

@@ -10,12 +10,6 @@ class Sensitivity:
     """Quantize one layer at a time and measure the change of the predicted velocity."""
 
     models: list[str] = setting([], "Models to analyse", config_only=True)
-    calibrations: dict[str, str] = setting(
-        {},
-        "Folders of calibration sets of your own by model, used instead of the calibrate stage's",
-        config_only=True,
-        path=True,
-    )
     bits: list[int] = setting([2, 3, 4, 6, 8], "Bit widths", positive=True, most=16, filled=True)
     quantizer: str = setting("group", "Weight quantizer", choices=("palettize", "group"))
     group_size: int = setting(32, "Weights that share one scale and zero point (quantizer: group)")

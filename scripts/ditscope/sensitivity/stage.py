@@ -42,11 +42,11 @@ from ditscope.sensitivity.exact import Layer, Network
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.gradient_memory import gradient_batch
 from ditscope.sensitivity.image import image_effects
+from ditscope.sensitivity.scores import assign_buckets, tabulate
 from ditscope.sensitivity.settings import Sensitivity
-from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, assign_buckets, tabulate
+from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, SAMPLES, SENSITIVITY
 
 log = logging.getLogger(__name__)
-SAMPLES = "sensitivity.samples"  # the unfinished parts: a row for each layer, bit width and sample or probe
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ def sensitivity(
         scored = finished(work, MODES[settings.mode](work), settings.mode)
         parts_of_image = image(work, whole, assign_buckets(whole, settings.buckets, calibration))
         effects = finished(work, parts_of_image, "fast", [IMAGE_METRIC])
-        write_table(pl.concat([scored, effects]), out, "sensitivity")
+        write_table(pl.concat([scored, effects]), out, SENSITIVITY)
         if fast is not None:
-            write_table(finished(work, MODES["fast"](work), "fast"), fast, "sensitivity")
+            write_table(finished(work, MODES["fast"](work), "fast"), fast, SENSITIVITY)
     publish(parts)
 
 
@@ -163,7 +163,7 @@ def finished(work: Work, parts: list[Path], mode: str, metrics: Sequence[str] = 
         "group_size": settings.group_size,
         "mode": mode,
     }
-    table = tabulate(concat_tables(parts, SAMPLES), layers, constants, metrics, sizes)
+    table = tabulate(concat_tables(parts, SAMPLES.name), layers, constants, metrics, sizes)
     asked = product((layer["layer"] for layer in layers), settings.bits)
     left = table.select("layer", "bits").unique(maintain_order=True).rows()
     check_complete(f"sensitivity of {work.network.model.name}", "layers and bits", asked, left)

@@ -8,16 +8,10 @@ import polars as pl
 from ditscope.core.study import Study
 from ditscope.embed.check import analysed, check_analysis
 
-TABLES = {
-    "topology/diagrams.parquet": "topology.diagrams",
-    "topology/entropy.parquet": "topology.entropy",
-    "topology/distances.parquet": "topology.distances",
-}
-
 
 def check_topology(study: Study) -> None:
     """The tables of topology are what the embeddings and trajectories give."""
-    check_analysis(study, "topology", TABLES, topology_again, 1e-5)
+    check_analysis(study, "topology", topology_again, 1e-5)
 
 
 def topology_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.DataFrame]:

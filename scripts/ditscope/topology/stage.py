@@ -3,7 +3,6 @@
 import logging
 from itertools import pairwise, product
 from math import e
-from typing import Any
 
 import numpy as np
 import persim
@@ -16,9 +15,10 @@ from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
 from ditscope.embed.files import RUN, by_embedder, read_states, run_starts, unit, vectors
 from ditscope.topology.settings import Topology
+from ditscope.topology.tables import DIAGRAMS, DISTANCES, ENTROPY
 
 log = logging.getLogger(__name__)
-DIMENSION = pl.Enum(["H₀", "H₁", "H₂"])
+DIMENSION = DIAGRAMS.schema()["dimension"]
 # What two compared runs have in common, and what must differ; runs of one network and prompt differ in their seed.
 RELATIONS: dict[str, tuple[list[str], str]] = {
     "other_seed": (["embedder", "network", "prompt_id"], ""),
@@ -26,14 +26,9 @@ RELATIONS: dict[str, tuple[list[str], str]] = {
     "other_prompt": (["embedder", "network"], "prompt_id"),
     "other_embedder": (["network", "run_id"], "embedder"),
 }
-RELATION = pl.Enum(list(RELATIONS))
+RELATION = DISTANCES.schema()["relation"]
 SEED = 0
 SAME = 1e-5  # states of unit length closer than this are one state: float32 embeddings vary so much with the batch
-DIAGRAMS: dict[str, Any] = dict.fromkeys(RUN, pl.String) | {
-    "dimension": DIMENSION,
-    "birth": pl.Float64,
-    "death": pl.Float64,
-}
 VALUES = dict.fromkeys(["wasserstein", "bottleneck", "sorted_length_l1"], pl.Float64)
 
 
@@ -60,17 +55,17 @@ def topology(
             for key, p in zip(runs.rows(), points, strict=True)
         ]
         log.info("%s: diagrams of %d runs", embedder, len(points))
-    diagrams = pl.concat([pl.DataFrame(schema=DIAGRAMS), *bars])
+    diagrams = pl.concat([pl.DataFrame(schema=DIAGRAMS.schema()), *bars])
     dimensions = DIMENSION.categories[: settings.max_dimension + 1].cast(DIMENSION).rename("dimension").to_frame()
     runs = pl.concat(clouds)
     measured = entropy(runs.join(dimensions, how="cross"), diagrams)
     asked = states.filter(pl.col("position") >= 0).select(RUN).unique().rows()
     left = ((row[:-1], row[-1]) for row in measured.select(*RUN, "dimension").rows())
     check_complete(folder / "entropy.parquet", "runs and dimensions", product(asked, dimensions["dimension"]), left)
-    write_table(diagrams, folder / "diagrams.parquet", "topology.diagrams")
-    write_table(measured, folder / "entropy.parquet", "topology.entropy")
+    write_table(diagrams, folder / "diagrams.parquet", DIAGRAMS)
+    write_table(measured, folder / "entropy.parquet", ENTROPY)
     distances = diagram_distances(related_runs(runs, settings.max_pairs), dimensions["dimension"], diagrams)
-    write_table(distances, folder / "distances.parquet", "topology.distances")
+    write_table(distances, folder / "distances.parquet", DISTANCES)
 
 
 def persistence(x: np.ndarray, max_dimension: int) -> list[np.ndarray]:
@@ -103,7 +98,7 @@ def diagram_table(key: tuple[str, ...], diagrams: list[np.ndarray]) -> pl.DataFr
             "birth": bars[:, 0],
             "death": pl.Series(bars[:, 1]).replace(np.inf, None),
         },
-        schema=DIAGRAMS,
+        schema=DIAGRAMS.schema(),
     )
 
 

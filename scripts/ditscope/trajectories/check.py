@@ -10,10 +10,7 @@ from ditscope.core.picture_file import decode_picture
 from ditscope.core.study import Study, beside, positive
 from ditscope.generate.check import image_rows
 from ditscope.prompts.check import prompt_tables
-
-TRAJECTORIES = "network run_id prompt_id prompt seed derived_seed sequence_number entry? model? scheme? type input_key?"
-TRAJECTORIES += " output_key output_text? input_truncated? request_hash? stop_reason loop_length?"
-TIMING = "network run_id sequence_number entry model scheme type seconds batch_size shared"
+from ditscope.trajectories.tables import TIMING, TRAJECTORIES
 
 
 def check_trajectories(study: Study) -> None:
@@ -35,8 +32,8 @@ def check_shard(study: Study, network: str, file: str, runs: list[dict[str, Any]
     """One shard of trajectories: its runs, its images, its timing."""
     tar = file.removesuffix(".parquet") + ".tar"
     clock = beside(tar)[1]
-    table = study.table("trajectories", file, "trajectories", TRAJECTORIES)
-    timing = study.table("trajectories", clock, "trajectories.timing", TIMING, file)
+    table = study.table("trajectories", file, "trajectories")
+    timing = study.table("trajectories", clock, "trajectories.timing", file)
     samples = study.tar("trajectories", tar)
     if table is None:
         return
@@ -94,7 +91,7 @@ def walk_again(
     """Follow the runs again with the answers that the table holds: asked, named, ended and shared as they must be."""
     from ditscope.trajectories.invocations import node_of
     from ditscope.trajectories.networks import plan_file, resolve_network
-    from ditscope.trajectories.stage import SCHEMA, Walker
+    from ditscope.trajectories.stage import Walker
 
     config, settings = study.config, study.config.trajectories
     entries = resolve_network(network, config.networks[network], config.models, config.schemes)
@@ -124,11 +121,11 @@ def walk_again(
                 request.hash in asked,
             )
             asked.add(request.hash)
-    wanted = pl.DataFrame([row for w in walkers for row in w.finished()], schema=SCHEMA)
+    wanted = pl.DataFrame([row for w in walkers for row in w.finished()], schema=TRAJECTORIES.schema())
     study.agree("trajectories", file, table, wanted)
     check_truncated(study, file, table)
     if timing is not None:
-        schema = {name: timing.schema[name] for name in TIMING.split() if name not in ("seconds", "batch_size")}
+        schema = {name: timing.schema[name] for name in TIMING.columns if name not in ("seconds", "batch_size")}
         kept = [{name: row[name] for name in schema} for w in walkers for row in w.timing]
         study.agree("trajectories", clock, timing, pl.DataFrame(kept, schema=schema), file)
         sizes = {(row["run_id"], row["sequence_number"]): row["batch_size"] for row in batches}
@@ -185,5 +182,5 @@ def states(study: Study) -> dict[str, pl.DataFrame]:
     """The tables `trajectories` that can be read; their defects are noted by `check_trajectories`."""
     files = [file for file in study.targets("trajectories") if file.endswith(".parquet")]
     quiet = study.quiet()
-    tables = {file: quiet.table("trajectories", file, "trajectories", TRAJECTORIES) for file in files}
+    tables = {file: quiet.table("trajectories", file, "trajectories") for file in files}
     return {file: table for file, table in tables.items() if table is not None}

@@ -78,11 +78,14 @@ def ask_generator(entry: Entry, text: State, seed: int, negative_prompt: str, sc
 
 
 def ask_captioner(entry: Entry, image: State, seed: int, negative_prompt: str) -> str:
-    """The request hash of one caption; captioning draws nothing at random, so the seed is no part of it."""
+    """The request hash of one caption; the seed is part of it where tokens are drawn, at a temperature above 0."""
     model = entry.model
     request = {"model": entry.name, "revision": model.revision, "backend": "torch", "dtype": model.dtype}
     request["weights"] = weights_id(model.source, model.revision)
     search = {k: getattr(model, k) for k in ("max_new_tokens", "num_beams", "caption_task")}
+    search |= {"caption_prompt": model.caption_prompt} if model.caption_prompt else {}
+    if model.temperature:
+        search |= {"temperature": model.temperature, "top_p": model.top_p, "seed": seed}
     return digest(request | search | {"image": state_key(image)})
 
 
@@ -109,7 +112,8 @@ def answer_by_captioner(entry: Entry, plan: Path | None) -> Callable[[list[Reque
 
     def answer(requests: list[Request]) -> list[Answer]:
         images = [Image.fromarray(np.asarray(request.state)) for request in requests]
-        return [Answer(text) for text in caption(captioner, images)]
+        seeds = [request.seed for request in requests]
+        return [Answer(text) for text in caption(captioner, images, seeds)]
 
     return answer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ditscope.core.errors import InputError
 from ditscope.core.identity import digest
-from ditscope.models.registry import is_generator
+from ditscope.models.registry import has_weights, is_generator
 from ditscope.models.settings import Model, Scheme
 from ditscope.prompts.files import check_shards, least, read_prompts, runs_of
 from ditscope.prompts.settings import Prompts
@@ -49,6 +49,8 @@ def resolve_network(
             raise InputError(
                 f"{where}: `{label}`: `{name}` is a captioner and only generators are quantized; write `{name}`"
             )
+        if variant and not has_weights(model):
+            raise InputError(f"{where}: `{label}`: `{name}` has no weights to quantize; write `{name}`")
         scheme = schemes.get(variant, Scheme(kind="plan", plan=variant)) if variant else None
         entries.append(Entry(label, name, model, variant or "base", scheme))
     kinds = [entry.makes for entry in entries]

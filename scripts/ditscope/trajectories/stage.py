@@ -22,29 +22,9 @@ from ditscope.prompts.files import read_runs
 from ditscope.trajectories.invocations import Answer, Node, Request, State, node_of, state_key, state_of
 from ditscope.trajectories.networks import plan_file, resolve_network
 from ditscope.trajectories.settings import Trajectories
+from ditscope.trajectories.tables import TIMING, TRAJECTORIES
 
 log = logging.getLogger(__name__)
-
-SCHEMA = {
-    "network": pl.String,
-    "run_id": pl.String,
-    "prompt_id": pl.String,
-    "prompt": pl.String,
-    "seed": pl.Int64,
-    "derived_seed": pl.Boolean,
-    "sequence_number": pl.Int32,
-    "entry": pl.String,
-    "model": pl.String,
-    "scheme": pl.String,
-    "type": pl.String,
-    "input_key": pl.String,
-    "output_key": pl.String,
-    "output_text": pl.String,
-    "input_truncated": pl.Boolean,
-    "request_hash": pl.String,
-    "stop_reason": pl.String,
-    "loop_length": pl.Int32,
-}
 
 
 def trajectories(
@@ -88,8 +68,8 @@ def trajectories(
     asked = [(run_id(network, run), number) for run in runs for number in range(-1, lengths[run_id(network, run)])]
     check_complete(table, "runs and invocations", asked, [(row["run_id"], row["sequence_number"]) for row in rows])
     write_tar(distinct_images(parts), images)
-    write_table(pl.DataFrame(rows, schema=SCHEMA), table, "trajectories")
-    write_table(pl.DataFrame(seconds), timing, "trajectories.timing")
+    write_table(pl.DataFrame(rows, schema=TRAJECTORIES.schema()), table, TRAJECTORIES)
+    write_table(pl.DataFrame(seconds, schema=TIMING.schema()), timing, TIMING)
     publish(parts)
 
 
@@ -138,7 +118,7 @@ class Walker:
         self.common = {"network": network, "run_id": self.run_id}
         self.common |= {k: run[k] for k in ("prompt_id", "prompt", "seed", "derived_seed")}
         start = {"sequence_number": -1, "type": "TEXT", "output_key": self.key, "output_text": self.state}
-        self.rows: list[dict] = [dict.fromkeys(SCHEMA) | self.common | start]
+        self.rows: list[dict] = [dict.fromkeys(TRAJECTORIES.columns) | self.common | start]
         self.timing: list[dict] = []
         self.visits = {(0, self.key): -1}  # (place of the cycle, state): sequence number
         self.stop_reason = "length"

@@ -74,7 +74,8 @@ def prompt_slices(study: Study) -> list[str]:
         with study.quiet().noting("prompts", prompts.csv):
             if study.targets("trajectories"):
                 parts += trajectory_index(prompts, config.trajectories, config.experiment)
-            sets = {target.split("/")[2] for target in study.targets("capture")}
+            captured = [target.split("/")[1:] for target in study.targets("capture")]
+            sets = {name for model, name in captured if model not in config.capture.sources}
             counts = [config.capture.sets[name].generations for name in sorted(sets)]
             counts += [config.ablate.generations] if study.targets("ablate") else []
             parts += [first_runs(prompts, config.experiment, count) for count in counts]
@@ -102,7 +103,7 @@ def check_tables(study: Study) -> None:
                 name = pl.read_parquet_metadata(path).get("table")
                 if not name:
                     raise InputError("a Parquet file, but no table of ditscope (its metadata names none)")
-                study.table(stage, file, name, "")
+                study.table(stage, file, name)
 
 
 def check_checksums(study: Study) -> None:

@@ -41,6 +41,7 @@ INSTEAD: dict[str, Any] = {
     "calibrate.num_steps": 0,
     "benchmark.features": "dinov2",
     "embed.embedders": ["minilm", "siglip2", "random-walk"],
+    "analyse.analyses": {"mine": {"module": "my_package.my_analysis", "stages": ["prompts"]}},
 }
 LISTS = {where for places in WORKS_ON.values() for where in places}  # what the stages work on
 KEPT = ("plan.budgets", "benchmark.schemes")  # of config.yaml: they suit any model

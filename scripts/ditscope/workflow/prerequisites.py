@@ -17,7 +17,7 @@ from ditscope.models.folders import source_folder
 from ditscope.models.hardware import PACKAGES, cpu_model, host_memory_bytes, installed, nvidia_gpus, unusable
 from ditscope.models.loading import device_at_hand
 from ditscope.models.quantize import unsupported
-from ditscope.models.registry import is_generator
+from ditscope.models.registry import has_weights, is_generator
 from ditscope.models.settings import Model
 from ditscope.workflow.job import SECRETS
 
@@ -105,6 +105,9 @@ def models(config: Config) -> list[Finding]:
     found = []
     for name in config.selected_models():
         entry = config.models[name]
+        if not has_weights(entry):
+            found.append(Finding("Models", name, True, f"{entry.family}, without weights"))
+            continue
         folder = source_folder(entry)
         size = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) if folder.is_dir() else 0
         kind = "generator" if is_generator(entry) else "captioner"

@@ -1,13 +1,21 @@
-"""The closed JSON Schema of config.yaml, and the config reference in Markdown."""
+"""The closed JSON Schema of config.yaml, and references in Markdown: of the config, and of each table in its page."""
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from itertools import groupby
+from pathlib import Path
 from types import GenericAlias
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ditscope.config import STAGES, Config
+from ditscope.core.atomic import write_text
 from ditscope.core.ranges import INT64
+from ditscope.core.schema import Table, table_named
+
+# Where a page of docs/outputs shows a table: what is between these lines is made from its declaration.
+TABLE = re.compile(r"<!-- table ([\w.]+) -->\n.*?<!-- end -->", re.S)
 
 
 def json_schema() -> dict[str, Any]:
@@ -105,3 +113,28 @@ def reference() -> str:
             lines.append(f"| `{f.name}` | {name} | {default} | {f.metadata['help']}.{choices} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def table_reference(table: Table) -> str:
+    """A table's declaration in Markdown; neighbouring columns of one type and meaning share a line."""
+    key = f" Primary key: {listed(table.key)}." if table.key else ""
+    lines = [f"One row per {table.row}.{key}", "", "| column | type | meaning |", "|---|---|---|"]
+    for column, names in groupby(table.columns, key=lambda name: table.columns[name]):
+        kind = re.sub(r"Enum\((.*)\)", r"one of \1", column.type) + (" or null" if column.nullable else "")
+        lines.append(f"| {listed(names)} | {kind} | {column.meaning} |")
+    return "\n".join(lines)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as code, with commas between them."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def page_with_tables(page: str) -> str:
+    """A page of docs/outputs with each table between its marks as it is declared."""
+    return TABLE.sub(lambda m: f"<!-- table {m[1]} -->\n{table_reference(table_named(m[1]))}\n<!-- end -->", page)
+
+
+if __name__ == "__main__":  # the pages that are given, in place
+    for name in sys.argv[1:]:
+        write_text(name, page_with_tables(Path(name).read_text(encoding="utf-8")))

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import resolve_name
 from pathlib import Path
 
 import ditscope
@@ -21,9 +22,11 @@ CACHE = Path("resources/.cache")
 # how the device is told that computes it. Settings reach a job as values, never as code.
 NEVER = (
     "ditscope.cli", "ditscope.config", "ditscope.config_files", "ditscope.workflow", "ditscope.core.errors",
-    "ditscope.core.names", "ditscope.core.paths", "ditscope.core.ranges", "ditscope.core.settings",
-    "ditscope.models.hardware",
+    "ditscope.core.names", "ditscope.core.paths", "ditscope.core.ranges", "ditscope.core.schema",
+    "ditscope.core.settings", "ditscope.models.hardware",
 )  # fmt: skip
+# What declarations of tables say in words, by its place among the arguments: documentation, as a docstring is.
+WORDS = {"Column": 1, "Table": 2}
 
 
 def prefer_this_library() -> None:
@@ -38,16 +41,24 @@ def code_digest(module: str, staleness: str = "code") -> str:
     `module` is a dotted path of the library or of a package of the user's own. The digest is taken over syntax trees
     without docstrings and comments. Imports are followed where they stand in import statements: a plug-in, which a
     registry names, is digested by who chooses it. With `staleness="release"` the package's version stands in, so that
-    an update restarts no long study.
+    an update restarts no long study; a package of the user's own, which has no release here, is digested all the same.
     """
+    names = import_closure(module)
     if staleness == "release":
-        return f"ditscope {ditscope.__version__}"
+        names = tuple(name for name in names if name.partition(".")[0] != "ditscope")
+        if not names:
+            return f"ditscope {ditscope.__version__}"
     hashed = hashlib.sha256()
-    for name in import_closure(module):
+    for name in names:
         hashed.update(f"{name} {facts_of(module_path(name))['tree']}\n".encode())
     for script in scripts_of(module):
         hashed.update(f"{script.name} {facts_of(script)['tree']}\n".encode())
     return hashed.hexdigest()[:16]
+
+
+def defines(module: str, function: str) -> bool:
+    """Whether a module has a function of that name, as its source says; it is not imported."""
+    return function in facts_of(module_path(module))["functions"]
 
 
 def scripts_of(module: str) -> list[Path]:
@@ -69,10 +80,12 @@ def import_closure(module: str) -> tuple[str, ...]:
         if name in reached or never_counts(name):
             continue
         reached.add(name)
-        candidates = facts_of(module_path(name))["imports"]
+        package = name if module_path(name).name == "__init__.py" else name.rpartition(".")[0]
+        candidates = [resolve_name(n, package) for n in facts_of(module_path(name))["imports"]]
         waiting += [n for n in candidates if n.partition(".")[0] in packages and "." in n and module_path(n).exists()]
-        if (package := name.rpartition(".")[0]) not in ("", "ditscope"):  # Python runs a package before its modules
-            waiting.append(package)
+        parent = name.rpartition(".")[0]  # Python runs a package before its modules
+        if parent not in ("", "ditscope") and module_path(parent).exists():
+            waiting.append(parent)
     return tuple(sorted(reached))
 
 
@@ -93,14 +106,29 @@ def module_path(module: str) -> Path:
 
 @cache
 def facts_of(file: Path) -> dict:
-    """The digest of a file's syntax tree (`tree`) and the modules that it may import (`imports`); cached by mtime."""
+    """A file's digest of its syntax tree (`tree`), modules that it may import (`imports`) and `functions` by name.
+
+    Cached by mtime.
+    """
     stat = file.stat()
 
     def read() -> dict:
         tree = ast.parse(file.read_bytes())
-        return {"tree": hashlib.sha256(b"".join(canonical(tree))).hexdigest()[:16], "imports": list(imported(tree))}
+        if file.stem.endswith("tables"):
+            remove_words(tree)
+        functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+        digest = hashlib.sha256(b"".join(canonical(tree))).hexdigest()[:16]
+        return {"tree": digest, "imports": list(imported(tree)), "functions": functions}
 
-    return cached(f"code {file}", [stat.st_mtime_ns, stat.st_size], read, CACHE if CACHE.parent.is_dir() else None)
+    return cached(f"source {file}", [stat.st_mtime_ns, stat.st_size], read, CACHE if CACHE.parent.is_dir() else None)
+
+
+def remove_words(tree: ast.AST) -> None:
+    """Take out of a module's declarations of tables what they say in words."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in WORDS:
+            place = WORDS[node.func.id]
+            del node.args[place : place + 1]
 
 
 def canonical(node: ast.AST) -> Iterator[bytes]:
@@ -123,13 +151,15 @@ def canonical(node: ast.AST) -> Iterator[bytes]:
 def imported(tree: ast.AST) -> Iterator[str]:
     """Dotted names in import statements anywhere in a tree: modules, and what may be modules of packages.
 
-    Those that only a type checker follows are left out.
+    Relative ones keep their dots. Those that only a type checker follows are left out.
     """
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            dots, module = "." * node.level, node.module or ""
+            if module:
+                yield dots + module
+            yield from (f"{dots}{module}.{alias.name}" if module else dots + alias.name for alias in node.names)
         elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
             yield from imported(node)

@@ -21,6 +21,10 @@ def load_embedder(name: str, entry: Embedder, device: str | None = None) -> Embe
     `load` of the family's module does it; its `MODALITIES` are what it can embed.
     """
     family = load_plugin(entry.family, EMBEDDER_FAMILIES, f"embedders.{name}.family", "a family of embedders")
+    if not hasattr(family, "load"):
+        raise InputError(
+            f"embedders.{name}.family: `{entry.family}` is of states of trajectories alone, or has no `load`"
+        )
     if entry.modality not in family.MODALITIES:
         raise InputError(
             f"embedders.{name}.modality: `{entry.family}` embeds {' or '.join(family.MODALITIES)}, not {entry.modality}"

@@ -37,6 +37,13 @@ def combine(out: Tensor, batch: int, guidance: float) -> Tensor:
     return uncond + guidance * (cond - uncond)
 
 
+def vae_encode(pipe: Any, pictures: Tensor) -> Tensor:
+    """Latents of pictures (batch, 3, height, width) in [0, 1], the mean of what the VAE gives: `vae_decode` undone."""
+    vae = pipe.vae
+    latents: Tensor = vae.encode(pictures.to(vae.dtype) * 2 - 1).latent_dist.mode()
+    return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+
 def vae_decode(pipe: Any, latents: Tensor) -> Tensor:
     """Images (batch, 3, height, width) in [0, 1] from latents by a VAE that is loaded alone, as the pipeline's own."""
     vae = pipe.vae

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from ditscope.models.families.common import vae_decode
+from ditscope.models.families.common import vae_decode, vae_encode
 
 T5 = "tokenizer_2"
-decode = vae_decode
+decode, encode = vae_decode, vae_encode
 
 
 def pack(x: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditscope.models.families.common import vae_decode
+from ditscope.models.families.common import vae_decode, vae_encode
 
 T5 = "tokenizer_3"
-decode = vae_decode
+decode, encode = vae_decode, vae_encode
 
 
 def blocks(transformer: nn.Module) -> dict[str, nn.Module]:

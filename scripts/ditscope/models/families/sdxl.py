@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from ditscope.models.families.common import vae_decode
+from ditscope.models.families.common import vae_decode, vae_encode
 
 T5 = ""
-decode = vae_decode
+decode, encode = vae_decode, vae_encode
 
 
 def blocks(unet: nn.Module) -> dict[str, nn.Module]:

@@ -1,0 +1,189 @@
+"""Tables of the stage `cluster`."""
+
+from ditscope.core.schema import Column, Table, one_of
+from ditscope.embed.tables import EMBEDDER, MODALITY, NETWORK, POSITION, RUN, RUN_KEY, SEQUENCE_NUMBER, START
+
+PHASES = ("beginning", "middle", "end")
+SCOPES = ("from_start", "anytime")
+REASON = Column("String", "why there is no label", nullable=True)
+
+CLUSTERS = Table(
+    "clusters",
+    "clusters/clusters.parquet",
+    "generated state",
+    key=(*RUN_KEY, "sequence_number"),
+    columns={
+        "embedder": EMBEDDER,
+        "modality": MODALITY,
+        "network": NETWORK,
+        "run_id": RUN["run_id"],
+        **START,
+        "sequence_number": SEQUENCE_NUMBER,
+        "position": POSITION,
+        "text": Column("String", "the state's text; of an image, the caption that followed it, if any", nullable=True),
+        "medoid_network": Column("String", "network of its cluster's medoid; null for outliers", nullable=True),
+        "medoid_run_id": Column("String", "run of its cluster's medoid; null for outliers", nullable=True),
+        "medoid_sequence_number": Column("Int32", "place of its cluster's medoid; null for outliers", nullable=True),
+        "medoid_text": Column("String", "text of its cluster's medoid; null for outliers", nullable=True),
+        "label": Column("Int64", "its cluster: 0 the largest, -1 an outlier; null without a clustering", nullable=True),
+        "is_medoid": Column(
+            "Boolean",
+            "whether it is its cluster's medoid: the member with the least sum of cosine distances to the others",
+        ),
+        "reason": REASON,
+    },
+)
+MAP = Table(
+    "clusters.map",
+    "clusters/map.parquet",
+    "generated state",
+    key=(*RUN_KEY, "sequence_number"),
+    columns={
+        "embedder": EMBEDDER,
+        "modality": MODALITY,
+        "network": NETWORK,
+        "run_id": RUN["run_id"],
+        "prompt_id": START["prompt_id"],
+        "sequence_number": SEQUENCE_NUMBER,
+        "position": POSITION,
+        **dict.fromkeys(
+            "xy",
+            Column(
+                "Float64",
+                "t-SNE coordinate, without a unit: neighbours are kept, distances between groups mean little",
+                nullable=True,
+            ),
+        ),
+        "reason": Column("String", "why there is none", nullable=True),
+    },
+)
+RUN_LENGTHS = Table(
+    "clusters.run_lengths",
+    "clusters/run_lengths.parquet",
+    "stretch of equal labels in a run; outliers are stretches too, unless `cluster.drop_outliers` takes them out first",
+    key=(*RUN_KEY, "stretch"),
+    columns={
+        **RUN,
+        "stretch": Column("Int64", "number of the stretch in its run, from 0"),
+        **START,
+        "label": Column("Int64", "its cluster; -1: outliers"),
+        "start_sequence_number": Column("Int32", "`sequence_number` of its first state"),
+        "start_position": Column("Int64", "`position` of its first state"),
+        "length": Column("Int64", "states; runs that ended in a loop are continued"),
+        "entry_seen": Column("Boolean", "whether it begins here as far as is known, or a gap is before it"),
+        "exit_seen": Column("Boolean", "whether it ends here as far as is known, or the run's end or a gap cuts it"),
+    },
+)
+DWELL_TIMES = Table(
+    "clusters.dwell_times",
+    "clusters/dwell_times.parquet",
+    "embedder, network and duration: how long stays in a cluster last (Kaplan-Meier)",
+    key=("embedder", "network", "duration"),
+    columns={
+        "embedder": EMBEDDER,
+        "network": NETWORK,
+        "duration": Column("Int64", "states to which stays were followed"),
+        "at_risk": Column("Int64", "stays that were followed so far"),
+        "runs": Column("Int64", "runs that they are of"),
+        "exits": Column("Int64", "stays that ended after so many states"),
+        "censored": Column("Int64", "stays that were not followed further: the run's end or a gap cut them"),
+        "survival": Column("Float64", "share of stays that last longer"),
+    },
+)
+LONGEST_RUNS = Table(
+    "clusters.longest_runs",
+    "clusters/longest_runs.parquet",
+    "run and scope: the longest stay in one cluster",
+    key=(*RUN_KEY, "scope"),
+    columns={
+        **RUN,
+        **START,
+        "scope": Column(one_of(SCOPES), "the first stretch, or any"),
+        "label": Column("Int64", "the cluster; null where length is 0", nullable=True),
+        "start_sequence_number": Column("Int32", "where it begins; null where length is 0", nullable=True),
+        "length": Column("Int64", "states; 0: starts as, or is all, outliers"),
+        "exit_seen": Column("Boolean", "whether the stay ended, or was cut; null where length is 0", nullable=True),
+        "rank": Column("Int64", "by length among the runs of the embedder and network, from 1"),
+    },
+)
+TRANSITIONS = Table(
+    "clusters.transitions",
+    "clusters/transitions.parquet",
+    "embedder, network and pair of labels that follow each other",
+    key=("embedder", "network", "source", "target"),
+    columns={
+        "embedder": EMBEDDER,
+        "network": NETWORK,
+        **dict.fromkeys(("source", "target"), Column("Int64", "label; -1 is one like any other")),
+        "count": Column("Int64", "how often; runs that ended in a loop are continued"),
+        "runs": Column("Int64", "in how many runs"),
+        "probability": Column("Float64", "share of all that leave `source`"),
+    },
+)
+LABEL_PHASES = Table(
+    "clusters.label_phases",
+    "clusters/label_phases.parquet",
+    "embedder, network, third of the runs and label",
+    key=("embedder", "network", "phase", "label"),
+    columns={
+        "embedder": EMBEDDER,
+        "network": NETWORK,
+        "phase": Column(one_of(PHASES), "third of the run, by position"),
+        "label": Column("Int64", "the cluster; -1: outliers"),
+        "states": Column("Int64", "states of the phase with the label"),
+        "share": Column("Float64", "of the phase's states"),
+    },
+)
+RETURNS = Table(
+    "clusters.returns",
+    "clusters/returns.parquet",
+    "run",
+    key=RUN_KEY,
+    columns={
+        **RUN,
+        **START,
+        "initial_label": Column("Int64", "cluster of the first generated state; null after an outlier", nullable=True),
+        "states": Column("Int64", "states of the run"),
+        "states_inside": Column("Int64", "states in the initial cluster; null after an outlier", nullable=True),
+        "left": Column("Boolean", "whether it ever left it; null after an outlier", nullable=True),
+        "returns": Column("Int64", "arrivals there from another label; null after an outlier", nullable=True),
+        "first_return": Column("Int64", "position of the first arrival; null: never", nullable=True),
+        "reason": Column("String", "why there is none: the first state is an outlier or missing", nullable=True),
+    },
+)
+OUTLIERS = Table(
+    "clusters.outliers",
+    "clusters/outliers.parquet",
+    "embedder and network",
+    key=("embedder", "network"),
+    columns={
+        "embedder": EMBEDDER,
+        "network": NETWORK,
+        "states": Column("Int64", "generated states"),
+        "clustered": Column("Int64", "those in a cluster"),
+        "outliers": Column("Int64", "those in none"),
+        "clusters": Column("Int64", "clusters visited"),
+        **dict.fromkeys(("clustered_share", "outliers_share"), Column("Float64", "share of the states", nullable=True)),
+        "reason": REASON,
+    },
+)
+AGREEMENT = Table(
+    "clusters.agreement",
+    "clusters/agreement.parquet",
+    "pair of labellings, with and without outliers",
+    key=("between", "embedder_a", "embedder_b", "network_a", "network_b", "outliers"),
+    columns={
+        "between": Column(
+            "String",
+            "`embedders`: two embedders of the same states of one network. `networks`: two networks under one "
+            "embedder, matched by prompt, seed and position",
+        ),
+        **dict.fromkeys(("embedder_a", "embedder_b", "network_a", "network_b"), Column("String", "which")),
+        "outliers": Column("String", "`kept` as a cluster of their own, or `excluded` where either labelling has one"),
+        "states": Column("Int64", "how many were compared"),
+        "ari": Column("Float64", "adjusted Rand index: 0 for chance, 1 for equal", nullable=True),
+        "ami": Column("Float64", "adjusted mutual information: 0 for chance, 1 for equal", nullable=True),
+        "v_measure": Column("Float64", "V-measure: 1 for equal, not adjusted for chance", nullable=True),
+        "reason": Column("String", "why there is no score", nullable=True),
+    },
+)

@@ -1,0 +1,90 @@
+"""Tables of the stage `refine`."""
+
+from ditscope.core.schema import Column, Table
+
+KEY = Column("String", "the image: its request hash")
+PROMPT_ID = Column("String", "the run's prompt, as in the table `prompts`")
+CODE = Column("Int64", "its pseudo-class, from 0")
+NETWORK = Column("String", "`latent_mae` or `refiner`")
+STEP = Column("Int64", "optimizer step, from 1")
+
+ASSIGNMENTS = Table(
+    "refine.assignments",
+    "refine/*/assignments.parquet",
+    "sample",
+    key=("key", "prompt_id"),
+    columns={
+        "key": KEY,
+        "prompt_id": PROMPT_ID,
+        "prompt": Column("String", "the run's prompt"),
+        "seed": Column("Int64", "the run's seed"),
+        "code": CODE,
+        "distance": Column("Float64", "Euclidean distance of its condition embedding to the centroid"),
+    },
+)
+TRAINING = Table(
+    "refine.training",
+    "refine/*/training.parquet",
+    "network, step and metric",
+    key=("network", "step", "metric"),
+    columns={
+        "network": NETWORK,
+        "step": STEP,
+        "metric": Column("String", "see below"),
+        "value": Column("Float64", "its value"),
+    },
+)
+TIMING = Table(
+    "refine.training.timing",
+    "refine/*/training.timing.parquet",
+    "network and step",
+    key=("network", "step"),
+    columns={
+        "network": NETWORK,
+        "step": STEP,
+        "seconds": Column("Float64", "seconds of the step"),
+        "world_size": Column("Int64", "processes"),
+    },
+)
+DIAGNOSTICS = Table(
+    "refine.diagnostics",
+    "refine/*/diagnostics.parquet",
+    "group and metric",
+    key=("group", "metric"),
+    columns={
+        "group": Column("String", "see below"),
+        "metric": Column("String", "see below"),
+        "value": Column(
+            "Float64", "null where the metric is not defined (no class with two samples, say)", nullable=True
+        ),
+    },
+)
+NEIGHBOURS = Table(
+    "refine.neighbours",
+    "refine/*/neighbours.parquet",
+    "sample and rank; runs that share a picture are samples of one key",
+    key=(),
+    columns={
+        "key": KEY,
+        "rank": Column("Int64", "1: the nearest other sample"),
+        "neighbour_key": Column("String", "the image of that rank"),
+        "distance": Column("Float64", "Euclidean, in pooled `latent_mae` features"),
+        "code": CODE,
+        "neighbour_code": Column("Int64", "the neighbour's pseudo-class"),
+        "same_code": Column("Boolean", "whether both are the same"),
+        "text_cosine": Column("Float64", "cosine of the prompts' TF-IDF vectors"),
+        "keyframe_cosine": Column("Float64", "cosine of the centred mean anchor patches"),
+    },
+)
+TSNE = Table(
+    "refine.tsne",
+    "refine/*/tsne.parquet",
+    "sample",
+    key=("key", "prompt_id"),
+    columns={
+        "key": KEY,
+        "prompt_id": PROMPT_ID,
+        "code": CODE,
+        **dict.fromkeys("xy", Column("Float64", "openTSNE coordinate of the pooled `latent_mae` features, no unit")),
+    },
+)

@@ -1,0 +1,62 @@
+"""What users bring of their own, looked at before work starts: products of stages, and modules by path."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ditscope.config import Config
+from ditscope.core.errors import InputError
+from ditscope.publish.figures import FIGURES
+from ditscope.workflow.staleness import module_path
+
+# What the `sources` of a stage hold, and how such files end.
+HOLDS = {
+    "generate": ("picture or shard", (".png", ".jpg", ".jpeg", ".webp", ".tar")),
+    "capture": ("capture", (".safetensors", ".pt")),
+    "calibrate": ("calibration sample", (".npz",)),
+}
+
+
+def check_sources(config: Config) -> None:
+    """Refuse, by its key, a path that holds nothing of what it is given for, and a module that is not here."""
+    for stage, (what, endings) in HOLDS.items():
+        for name, path in getattr(config, stage).sources.items():
+            check_source(f"{stage}.sources.{name}", Path(path), what, endings)
+    for name in config.embed.embedders:
+        if config.embedders[name].family == "vectors":
+            check_source(f"embedders.{name}.source", Path(config.embedders[name].source), "table", (".parquet",))
+    for name in config.analyse.analyses:
+        if name in FIGURES:
+            raise InputError(f"analyse.analyses.{name}: a figure of the library has this name; choose another")
+    for where, module in own_modules(config):
+        if not module_path(module).exists():
+            raise InputError(
+                f"{where}: no module `{module}` here; put its package into the working folder, or install it"
+            )
+
+
+def check_source(where: str, path: Path, what: str, endings: tuple[str, ...]) -> None:
+    """Refuse a path that is not there, or leads to no file with one of these endings."""
+    if not path.exists():
+        raise InputError(f"{where}: no such file or folder: {path}")
+    files = path.rglob("*") if path.is_dir() else [path]
+    if not any(file.suffix.lower() in endings for file in files):
+        raise InputError(f"{where}: {path} holds no {what} (a file that ends in {', '.join(endings)})")
+
+
+def own_modules(config: Config) -> Iterator[tuple[str, str]]:
+    """Where the config names a module of the user's own that this study uses, and its dotted path."""
+    schemes = {*config.benchmark.schemes, *config.benchmark.checkpoints}
+    schemes |= {entry.partition(":")[2] for name in config.trajectories.networks for entry in config.networks[name]}
+    embedders = {*config.embed.embedders, config.blocks.features, config.ablate.features}
+    named = [
+        *((f"models.{name}.family", config.models[name].family) for name in config.selected_models()),
+        *((f"schemes.{name}.kind", config.schemes[name].kind) for name in config.schemes if name in schemes),
+        *(
+            (f"embedders.{name}.family", config.embedders[name].family)
+            for name in config.embedders
+            if name in embedders
+        ),
+    ]
+    yield from ((where, path) for where, path in named if "." in path)
+    if "analyse" in config.asked():
+        yield from ((f"analyse.analyses.{name}.module", a.module) for name, a in config.analyse.analyses.items())
