@@ -102,6 +102,11 @@ REFUSALS = {
         "models: YAML reads 1.1 as a number, not a name; write it in quotes",
     ),
     "name that is a truth value": ("schemes", {False: {}}, "schemes: YAML reads false (or no, off) as a truth value"),
+    "steps that leave a third without a sample": (
+        "sensitivity.step_stride",
+        25,
+        "every 25th of 8 steps (model `shapes-flux`) leaves a third of them without a sample; set it lower",
+    ),
     "offload with multi_gpu": (
         "capture.sets.all",
         {"offload": True, "multi_gpu": True},
