@@ -74,6 +74,7 @@ REFUSALS = {
     "zero in a list": ("sensitivity.bits", [0, 4], "sensitivity.bits: 0 is not above 0"),
     "too many bits": ("sensitivity.bits", [4, 33], "sensitivity.bits: 33 is more than 16"),
     "the same twice": ("sensitivity.bits", [4, 3, 4], "sensitivity.bits: 4 is named twice"),
+    "a seed twice": ("prompts.seeds", [-1, 0, -1, 0], "prompts.seeds: 0 is named twice"),
     "a model twice": ("generate.models", ["shapes-flux"] * 2, "generate.models: shapes-flux is named twice"),
     "empty list": ("sensitivity.bits", [], "sensitivity.bits: the list is empty; name at least one"),
     "number in a map": ("plan.floors", {"modulation": 40}, "plan.floors: 40 is more than 16"),
