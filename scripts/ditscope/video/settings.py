@@ -17,7 +17,9 @@ class Video:
         choices=tuple(FORMATS),
     )
     fps: float = setting(2.0, "Frames per second", positive=True)
-    hold_seconds: float = setting(1.0, "How much longer the first and the last frame of a page of trajectories stay", most=60)
+    hold_seconds: float = setting(
+        1.0, "How much longer the first and the last frame of a page of trajectories stay", most=60
+    )
     resolution: str = setting(
         "4k",
         "Frames and sheets are at most 1920 x 1080 (hd) or 3840 x 2160 pixels (4k)",
