@@ -25,7 +25,6 @@ from ditscope.workflow.doctor import CHECKS, doctor, examine, fixes
 from ditscope.workflow.estimate import parse_job_stats
 
 CONTENTS = [name for name in CHECKS if name != "checksums"]  # what is found without recorded digests
-ANALYSES = dict.fromkeys(("drift", "cluster", "topology"), "analyses")
 MODEL = "shapes-flux"
 
 
@@ -412,7 +411,7 @@ def test_finished_study_is_sound(results, tmp_path, capsys):
 def test_damage_is_found_by_contents_alone(results, case):
     glob, damage, stage, words = DAMAGE[case]
     damage(one(results, glob))
-    checks = {"files", "leftovers", ANALYSES.get(stage, stage)}
+    checks = {"files", "leftovers", stage}
     hits = [f for f in found(results, sorted(checks)) if f.stage == stage and words in f"{f.file}: {f.problem}"]
     assert hits, f"not found, but {found(results)}"
     assert all("\n" not in finding.problem for finding in hits)
@@ -502,7 +501,7 @@ def test_the_command_it_gives_mends_the_study(study, tmp_path, monkeypatch):
     flip(results / "topology/entropy.parquet")
     truncate(results / "explorer.html")
     (results / "notes.txt").write_text("x")
-    checks = ["files", "analyses", "publish", "leftovers", "checksums"]
+    checks = ["files", "topology", "publish", "leftovers", "checksums"]
     remove, again = (shlex.split(command) for command in fixes(examine(results, checks)))
     assert remove == ["rm", "-r", "results/tiny/notes.txt"]
     Path(remove[2]).unlink()

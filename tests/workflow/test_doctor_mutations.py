@@ -20,8 +20,8 @@ from mutations import column_mutants, copy_over, empty, flip, other_number, row_
 CHECK_OF = {
     "prompts": "prompts", "images": "generate", "captures": "capture", "analysis": "blocks", "ablation": "ablate",
     "calibration": "calibrate", "sensitivity": "sensitivity", "plans": "plan", "benchmarks": "benchmark",
-    "trajectories": "trajectories", "embeddings": "embed", "drift": "analyses", "clusters": "analyses",
-    "topology": "analyses", "refine": "refine",
+    "trajectories": "trajectories", "embeddings": "embed", "drift": "drift", "clusters": "cluster",
+    "topology": "topology", "refine": "refine",
 }  # fmt: skip
 MEASURED = "a measured time: only that it is above 0 can be checked"
 PLACED = "t-SNE moves far with rounding: another machine's coordinates are others"
@@ -65,8 +65,8 @@ def role(path: Path) -> str:
 def narrowed(study: Study, path: Path) -> dict:
     """The plan with the targets of the file's own model or analysis alone, where its check keeps them apart."""
     top, targets = path.parts[0], study.plan["targets"]
-    if CHECK_OF.get(top) == "analyses":
-        others = {"drift": "drift", "clusters": "cluster", "topology": "topology"}.items()
+    others = {"drift": "drift", "clusters": "cluster", "topology": "topology"}.items()
+    if top in dict(others):
         return study.plan | {"targets": targets | {stage: [] for folder, stage in others if folder != top}}
     stages = {"images": "generate", "captures": "capture", "analysis": "blocks", "calibration": "calibrate"}
     if top not in stages:
