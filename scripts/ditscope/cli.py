@@ -67,7 +67,10 @@ COMMANDS = {
     "publish": ("publish.stage:publish", "every figure and table that a study's finished stages allow"),
     "estimate": ("workflow.estimate:estimate", "jobs, hours and disk that a study will take"),
     "new": ("workflow.new:new", "write a commented overlay for a study of your own model and prompts"),
-    "compare": ("workflow.compare:compare", "two experiments side by side: settings, tables and figures that differ"),
+    "compare": (
+        "workflow.compare.command:compare",
+        "two experiments side by side: settings, tables and figures that differ",
+    ),
     "resume": ("workflow.resume:resume", "go on with a SLURM run whose main process was killed"),
     "progress": ("workflow.progress:progress", "how complete every study is"),
     "doctor": ("workflow.doctor:doctor", "verify everything that a study left, and say what to run again"),

@@ -14,7 +14,10 @@ import pytest
 from ditscope.cli import main
 from ditscope.core.errors import InputError
 from ditscope.core.tables import write_table
-from ditscope.workflow.compare import as_html, as_text, compare_tables, comparison, is_timing, keys_of, study_folder
+from ditscope.workflow.compare.experiments import comparison, is_timing, study_folder
+from ditscope.workflow.compare.page import as_html
+from ditscope.workflow.compare.tables import compare_tables, keys_of
+from ditscope.workflow.compare.text import as_text
 from workflow import ROOT
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\"'&"
@@ -205,6 +208,6 @@ def test_command(pair, tmp_path, monkeypatch, capsys):
 
 
 def test_comparing_imports_nothing_heavy():
-    code = "import sys, ditscope.workflow.compare; print(*sys.modules)"
+    code = "import sys, ditscope.workflow.compare.command; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT / "scripts").split()
     assert not {"torch", "matplotlib", "diffusers", "sklearn", "duckdb", "snakemake"} & set(loaded)
