@@ -25,7 +25,7 @@ from ditscope.core.errors import InputError
 from ditscope.core.identity import weights_id
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.patterns import select_indices
-from ditscope.core.scratch import publish, unfinished
+from ditscope.core.scratch import discard, unfinished
 from ditscope.core.shards import png_bytes
 from ditscope.models.families.common import Conditioning
 from ditscope.models.loading import Generator, load_generator, settled
@@ -157,7 +157,7 @@ def calibrate_shard(
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, target)  # one by one, the record last: what else is in the folder stays
     shutil.rmtree(working)
-    publish(parts)
+    discard(parts)
 
 
 def provenance(name: str, model: Model, images: list[dict[str, Any]], settings: Calibrate) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ditscope.core.determinism import deterministic
 from ditscope.core.errors import InputError
 from ditscope.core.identity import file_digest
 from ditscope.core.paths import InputFolder, OutputFile, OutputFolder
-from ditscope.core.scratch import publish, unfinished
+from ditscope.core.scratch import discard, unfinished
 from ditscope.core.tables import concat_tables, write_table
 from ditscope.models.families.common import DTYPES
 from ditscope.models.folders import transformer_config
@@ -114,7 +114,7 @@ def sensitivity(
         write_table(pl.concat([scored, effects]), out, SENSITIVITY)
         if fast is not None:
             write_table(finished(work, MODES["fast"](work), "fast"), fast, SENSITIVITY)
-    publish(parts)
+    discard(parts)
 
 
 def start(
