@@ -5,7 +5,7 @@
 
 rule calibrate:
     input:
-        calibration_tables(*CONFIG.calibrate.models),
+        lambda w: calibration_tables(*CONFIG.calibrate.models),
 
 
 rule calibration_shard:

@@ -152,7 +152,7 @@ def test_the_doctor_finds_a_study_with_shared_pictures_sound_and_a_lost_run(prom
         capture=Capture(models=[NAME], sets={"all": settings}),
     )  # fmt: skip
     targets = {"prompts": tables, "generate": f"{images}.tar", "capture": results / f"captures/{NAME}/all"}
-    plan = {"targets": {stage: [str(file)] for stage, file in targets.items()}}
+    plan = {"targets": {stage: [str(file)] for stage, file in targets.items()}, "upstream": {}}
 
     def findings() -> list[str]:
         study = Study(results, plan, config)

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,11 @@ def calibration_images(prompts: list[Prompt], num_images: int, seed: int) -> lis
         for i in range(num_images)
         for p in [prompts[i % len(prompts)]]
     ]
+
+
+def by_shard(images: Sequence[Any], size: int) -> dict[str, Sequence[Any]]:
+    """The images of each shard of a set by the shard's name, `size` of them in each but the last."""
+    return {f"{i // size:05d}": images[i : i + size] for i in range(0, len(images), size)}
 
 
 def write_npz(path: Path, arrays: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -17,7 +16,14 @@ from tqdm import tqdm
 
 from ditscope.calibrate.activation_table import gather_activations
 from ditscope.calibrate.activations import ActivationRecorder
-from ditscope.calibrate.files import SCHEMA_VERSION, calibration_images, index_file, write_manifest, write_npz
+from ditscope.calibrate.files import (
+    SCHEMA_VERSION,
+    by_shard,
+    calibration_images,
+    index_file,
+    write_manifest,
+    write_npz,
+)
 from ditscope.calibrate.settings import Calibrate
 from ditscope.core.atomic import link_or_copy, replacing, write_text
 from ditscope.core.counts import check_complete
@@ -67,11 +73,10 @@ def calibrate(
     require_blocks("calibrate", name, model, ("torch", "mlx"))
     measured_steps(settings, model)
     load = cache(lambda: load_generator(name, model))
-    shards = [calib_dir / "shards" / f"{i:05d}" for i in range(math.ceil(settings.num_images / settings.shard_size))]
     images = calibration_images(read_prompts(prompt_csv), settings.num_images, settings.seed)
-    check_own(calib_dir, shards)
-    for number, shard in enumerate(shards):
-        rows = images[number * settings.shard_size : (number + 1) * settings.shard_size]
+    shards = {calib_dir / "shards" / name: rows for name, rows in by_shard(images, settings.shard_size).items()}
+    check_own(calib_dir, list(shards))
+    for shard, rows in shards.items():
         wanted = provenance(name, model, rows, settings)
         found = json.loads((shard / "shard.json").read_text()) if shard.exists() else wanted | {"images": []}
         if found | {"images": []} != wanted | {"images": []}:
@@ -81,9 +86,9 @@ def calibrate(
             raise InputError(f"{shard}: holds other prompts or seeds, or more images; choose another --calib-dir")
         if found != wanted:
             calibrate_shard(name, model, rows, shard, settings, calib_dir / ".partial", load)
-    write_manifest(shards, calib_dir / "manifest.json")
+    write_manifest(list(shards), calib_dir / "manifest.json")
     gather_files(calib_dir)
-    gather_activations(shards, calib_dir / "activations.parquet")
+    gather_activations(list(shards), calib_dir / "activations.parquet")
     shutil.rmtree(calib_dir / ".partial", ignore_errors=True)
 
 

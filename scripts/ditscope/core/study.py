@@ -17,6 +17,7 @@ from ditscope.core.errors import MALFORMED, IncompleteError, InputError, machine
 from ditscope.core.picture_file import decode_picture
 from ditscope.core.schema import table_named
 from ditscope.core.shards import Sample, read_tar
+from ditscope.core.study_plan import files_of_stage
 from ditscope.core.tables import POLARS, read_table
 
 if TYPE_CHECKING:
@@ -86,8 +87,7 @@ class Study:
 
     def targets(self, stage: str) -> list[str]:
         """What a stage leaves: what it is asked for, and what is made of it on the way to other stages."""
-        upstream = [made.removeprefix(self.prefix) for made in self.plan.get("upstream", {}).get(stage, [])]
-        return [*self.asked(stage), *upstream]
+        return [file.removeprefix(self.prefix) for file in files_of_stage(self.plan, stage)]
 
     def note(self, stage: str, file: str, problem: str, rerun: str = "") -> None:
         """Take down a defect of `file`, once, that running the job of `rerun` (default: of `file`) again fixes."""
