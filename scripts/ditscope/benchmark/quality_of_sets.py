@@ -91,19 +91,19 @@ def quality_of_sets(
     if reason := missing_images(table):
         rows = [row(metric, reason=reason) for metric in metrics]
     else:
-        theirs, mine = (
+        reference, made = (
             judged(images, images, extractors, replace(settings, cosines=[]), cache)
             for images in (reference_images(calibration), read_images(run))
         )
-        values, reasons = set_metrics(theirs, mine, settings.kid_subset_size)
+        values, reasons = set_metrics(reference, made, settings.kid_subset_size)
         reasons |= dict.fromkeys(PAIRED, f"{calibration} has other prompts and seeds: no pairs to compare")
-        n, prompts = len(mine["pngs"]), len(set(mine["prompts"]))
+        n, prompts = len(made["pngs"]), len(set(made["prompts"]))
         rows = [
             row(metric, values.get(metric), n=n, n_prompts=prompts, reason=reasons.get(metric, ""))
             for metric in metrics
         ]
-        if mine["alignment"] is not None:
-            own = mean_interval(mine["alignment"], mine["prompts"])
+        if made["alignment"] is not None:
+            own = mean_interval(made["alignment"], made["prompts"])
             rows[PAIRED.index("prompt_alignment")] = row("prompt_alignment", own.mean, own.low, own.high, n, prompts)
     write_table(pl.DataFrame([identity | found for found in rows], schema=QUALITY.schema()), out, QUALITY)
     log_metrics(run.stem, rows)

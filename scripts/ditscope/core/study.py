@@ -154,10 +154,10 @@ class Study:
         if len(found) != len(wanted):
             return self.note(stage, file, f"has {len(found)} rows, its inputs give {len(wanted)}", rerun)
         for name in wanted.columns:
-            mine, theirs = found[name], wanted[name]
-            wrong = unlike_rows(mine, theirs, tolerance, least)
+            given, theirs = found[name], wanted[name]
+            wrong = unlike_rows(given, theirs, tolerance, least)
             if wrong:
-                example = f"as row {wrong[0] + 1}: {short(mine[wrong[0]])} instead of {short(theirs[wrong[0]])}"
+                example = f"as row {wrong[0] + 1}: {short(given[wrong[0]])} instead of {short(theirs[wrong[0]])}"
                 problem = (
                     f"column `{name}`: {len(wrong)} of {len(found)} values are not what its inputs give, {example}"
                 )

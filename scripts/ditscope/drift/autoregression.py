@@ -49,10 +49,10 @@ def autoregression(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame
     records = []
     parts = runs.partition_by(GROUP, as_dict=True)
     for group in groups.rows():
-        mine = parts.get(group, runs.clear())
-        patterns = Counter(tuple(places) for places in mine["places"].to_list() if len(places) > 1)
-        fixed = mine.select(pl.col("sxy", "sxx", "size").sum()).row(0)
-        records.append((*group, mine.height, sum(map(len, mine["places"])), *invert(patterns, *fixed)))
+        of_group = parts.get(group, runs.clear())
+        patterns = Counter(tuple(places) for places in of_group["places"].to_list() if len(places) > 1)
+        fixed = of_group.select(pl.col("sxy", "sxx", "size").sum()).row(0)
+        records.append((*group, of_group.height, sum(map(len, of_group["places"])), *invert(patterns, *fixed)))
     return pl.DataFrame(records, schema=AUTOREGRESSION.schema() | {"measure": groups.schema["measure"]}, orient="row")
 
 

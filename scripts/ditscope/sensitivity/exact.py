@@ -87,17 +87,17 @@ def score_layers(
     A row has layer, bits, bucket, image, step_index and one column for each metric.
     """
     model, blocks = network.model, network.blocks
-    mine = network.at(depth)
+    layers = network.at(depth)
     outside = [layer.module for layer in network.layers if layer.depth in (-1, len(blocks))]
     inside = [m for m in blocks[depth].modules() if m is not blocks[depth]] if 0 <= depth < len(blocks) else []
     # Later blocks: what depends on none of the layers here, such as the modulation of the time embedding.
-    here = {layer.module for layer in mine}
+    here = {layer.module for layer in layers}
     later = [m for block in blocks[max(depth + 1, 0) :] for m in block.modules()]
     apart = [m for m in later if m in network.depends and not network.depends[m] & here]
     keep = [*outside, *inside, *apart, *blocks[max(depth - 1, 0) : max(depth, 0)]]
     untouched = {
         layer.module: [m for m in keep if m in network.depends and layer.module not in network.depends[m]]
-        for layer in mine
+        for layer in layers
     }
     changed: dict[tuple[str, int], Tensor] = {}  # kept from one batch to the next, as far as the room reaches
     room = sum(p.nbytes for p in model.pipe.transformer.parameters()) * CACHED_SHARE
@@ -116,7 +116,7 @@ def score_layers(
     for batch in samples:
         run = batch.velocity
         reference, recording = record([*blocks, *keep], keep, len(batch.x), lambda: run(model))  # noqa: B023
-        for layer in mine:
+        for layer in layers:
             for bits in chunks(settings.bits, settings.batch_size // len(batch.x)):
                 weights = [weight_of(layer, width) for width in bits]
                 forwards = recording.replay(layer.module, blocks, len(bits), untouched[layer.module])

@@ -36,10 +36,10 @@ def heatmap(files: Files, metric: str, label: str) -> tuple[Canvas, pl.DataFrame
     norm = LogNorm(positive.min(), positive.max()) if len(positive) else None
     colours = matplotlib.colormaps["magma_r"].with_extremes(bad="#dddddd")  # exactly zero: the layer has no effect
     for row, model in zip(axes, models, strict=True):
-        mine = table.filter(model=model)
-        layers = mine.select("depth", "layer").unique(maintain_order=True).sort("depth", maintain_order=True)["layer"]
+        scores = table.filter(model=model)
+        layers = scores.select("depth", "layer").unique(maintain_order=True).sort("depth", maintain_order=True)["layer"]
         for axis, bucket in zip(row, BUCKETS, strict=True):
-            cells = mine.filter(bucket=bucket).pivot("bits", index="layer", values="value", sort_columns=True)
+            cells = scores.filter(bucket=bucket).pivot("bits", index="layer", values="value", sort_columns=True)
             cells = layers.to_frame().join(cells, on="layer", how="left")
             bits = cells.columns[1:]
             image = axis.imshow(cells.select(bits).to_numpy(), aspect="auto", norm=norm, cmap=colours)
@@ -60,11 +60,11 @@ def sensitivity_ranking(files: Files) -> tuple[Canvas, pl.DataFrame]:
     figure, axes = grid(len(models), 1, width=6, height=3.2 * len(models))
     drawn = []
     for axis, model in zip(axes[:, 0], models, strict=True):
-        mine = table.filter(model=model)
-        order = mine.group_by("layer").agg(pl.col("value").mean()).sort("value", "layer", descending=True)
+        scores = table.filter(model=model)
+        order = scores.group_by("layer").agg(pl.col("value").mean()).sort("value", "layer", descending=True)
         top = order["layer"].head(RANKED).to_list()
         for number, bucket in enumerate(BUCKETS):
-            rows = mine.filter(pl.col("layer").is_in(top), bucket=bucket).to_dicts()
+            rows = scores.filter(pl.col("layer").is_in(top), bucket=bucket).to_dicts()
             drawn += rows
             for row in rows:
                 y = top.index(row["layer"]) + 0.2 * (number - 1)
@@ -74,13 +74,13 @@ def sensitivity_ranking(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 axis.plot(row["value"], y, "o", color=COLOURS[number], markersize=3, label=label)
         found = agreement.filter(model=model, metric="relative_l2")["spearman"].drop_nulls()
         ranks = f" (Spearman of fast mode {found.min():.3f} to {found.max():.3f})" if len(found) else ""
-        axis.set_title(f"{model}, n = {mine['n_images'].max()} images{ranks}")
+        axis.set_title(f"{model}, n = {scores['n_images'].max()} images{ranks}")
         axis.set_yticks(range(len(top)), top, fontsize=5)
         axis.invert_yaxis()
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter("")
-        axis.set_xlabel(f"relative L2 error of the velocity at {mine['bits'][0]} bits")
+        axis.set_xlabel(f"relative L2 error of the velocity at {scores['bits'][0]} bits")
         axis.legend()
     return figure, pl.DataFrame(drawn, infer_schema_length=None)
