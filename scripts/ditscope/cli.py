@@ -210,8 +210,8 @@ def options_of(function: Callable[..., Any], command: str = "", config: Config |
                         f.name, option_of(f.name, types[f.name], default_of(f, inspect.Parameter.empty), *about)
                     )
         elif not (name == "name" and any(k in REGISTRIES for k in hints.values())):
-            found = option_of(name, extras[name], parameter.default)
-            options[name] = replace(found, by_place=by_place(parameter))
+            simple = option_of(name, extras[name], parameter.default)
+            options[name] = replace(simple, by_place=by_place(parameter))
     return list(options.values())
 
 
@@ -388,8 +388,8 @@ def check_paths(options: Sequence[Option], given: Mapping[str, Any]) -> None:
     files: dict[PathKind, list[Path]] = {PathKind.INPUT_FILE: [], PathKind.OUTPUT_FILE: []}
     for option in options:
         if option.path and (option.name in given or option.path is PathKind.INPUT_FILE):
-            found = given.get(option.name, option.default)
-            for item in found if isinstance(found, (list, tuple)) else [found]:
+            value = given.get(option.name, option.default)
+            for item in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(item, Path):
                     check_path(item, option.path, option.spellings[0])
                     files.get(option.path, []).append(item)

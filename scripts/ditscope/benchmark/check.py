@@ -54,8 +54,8 @@ def check_benchmark(study: Study) -> None:
                     continue
                 if not (name in ("targets", "flat_field") or (name == "quality" and config.benchmark.skip_metrics)):
                     own = table.filter(pl.col("kind") != NOISE_FLOOR)  # of the base once more, no run of its own
-                    found = sorted(set(own.select(CASE_KEY).rows()))
-                    study.same_rows("benchmark", file, found, sorted(runs), "runs")
+                    measured = sorted(set(own.select(CASE_KEY).rows()))
+                    study.same_rows("benchmark", file, measured, sorted(runs), "runs")
                 if wanted and (gives := wanted[name]).columns:
                     keys = [key for key in (*IDENTITY, "batch", "metric", "steps", "seed", "target") if key in gives]
                     study.agree("benchmark", file, table.sort(keys), gives.sort(keys))
@@ -210,14 +210,14 @@ def timing_summaries(lists: list[list[float]], ran: pl.DataFrame) -> dict[str, l
     spreads = [spread_of(values) for values in lists]
     rows = zip(spreads, ran.select("others_share", "gpu_throttling").rows(), strict=True)
     verdicts = [verdict(spread["latency_relative_iqr"], *load) for spread, load in rows]
-    found: dict[str, list] = {
+    summaries: dict[str, list] = {
         "latency_mean_ms": [mean.mean for mean in means],
         "latency_mean_low_ms": [mean.low for mean in means],
         "latency_mean_high_ms": [mean.high for mean in means],
         "verdict": [noise for noise, _ in verdicts],
         "noisy_because": [why for _, why in verdicts],
     }
-    return found | {name: [spread[name] for spread in spreads] for name in (spreads[0] if spreads else {})}
+    return summaries | {name: [spread[name] for spread in spreads] for name in (spreads[0] if spreads else {})}
 
 
 def check_quality(study: Study, folder: str, stems: list[str]) -> None:
@@ -246,23 +246,23 @@ def check_quality(study: Study, folder: str, stems: list[str]) -> None:
             images[tuple(names[-1].values())] = row["images"]
     identity = [name | {"metric": m} for name in names for m in metrics]
     keys = [*IDENTITY, "metric"]
-    found = table.sort(keys)
+    cells = table.sort(keys)
     if sorted(map(str, table.select(keys).rows())) != sorted(str(tuple(row.values())) for row in identity):
         return study.note("benchmark", file, "has not each metric of each run once")
     base = any(row["kind"] == "base" and row["compile"] == "eager" and row["images"] for row in rows)
-    counts = [images[tuple(row[:-1])] if base else 0 for row in found.select(keys).rows()]
-    small = [m in BIASED and n < FID_LEAST_IMAGES for m, n in zip(found["metric"], counts, strict=True)]
-    study.agree("benchmark", file, found, pl.DataFrame({"n": counts, "small_n": small}))
+    counts = [images[tuple(row[:-1])] if base else 0 for row in cells.select(keys).rows()]
+    small = [m in BIASED and n < FID_LEAST_IMAGES for m, n in zip(cells["metric"], counts, strict=True)]
+    study.agree("benchmark", file, cells, pl.DataFrame({"n": counts, "small_n": small}))
     prompts = study.once(f"prompts of {folder}", lambda: prompts_of(study, stems))
-    study.agree("benchmark", file, found, pl.DataFrame({"n_prompts": [prompts if n else 0 for n in counts]}))
-    if (found["value"].is_null() != (found["reason"] != "")).any():
+    study.agree("benchmark", file, cells, pl.DataFrame({"n_prompts": [prompts if n else 0 for n in counts]}))
+    if (cells["value"].is_null() != (cells["reason"] != "")).any():
         study.note("benchmark", file, "has rows with neither a value nor a reason, or with both")
     value, slack = pl.col("value"), 1e-9 + pl.col("value").abs() * 1e-9
-    outside = found.filter((value < pl.col("low") - slack) | (value > pl.col("high") + slack))
+    outside = cells.filter((value < pl.col("low") - slack) | (value > pl.col("high") + slack))
     if len(outside):
         study.note("benchmark", file, f"{outside['metric'][0]}: a value outside of its own interval")
     wanted = study.once(f"pixels {folder}", lambda: pixel_metrics(study, stems, rows))
-    for scheme, compile, metric, number in found.select("scheme", "compile", "metric", "value").rows():
+    for scheme, compile, metric, number in cells.select("scheme", "compile", "metric", "value").rows():
         gives = wanted.get((scheme, compile, metric))
         if gives is not None and not (number is not None and math.isclose(number, gives, rel_tol=1e-6)):
             study.note("benchmark", file, f"{scheme}-{compile}: {metric} is {number}, its images give {gives}")
@@ -271,7 +271,7 @@ def check_quality(study: Study, folder: str, stems: list[str]) -> None:
 def prompts_of(study: Study, stems: list[str]) -> int:
     """How many different prompts the images of a host's runs have."""
     quiet = study.quiet()
-    samples = next((found for stem in stems if (found := quiet.tar("benchmark", f"{stem}.tar"))), [])
+    samples = next((read for stem in stems if (read := quiet.tar("benchmark", f"{stem}.tar"))), [])
     return len({sample["json"]["prompt"] for sample in samples})
 
 
@@ -295,13 +295,13 @@ def pixel_metrics(study: Study, stems: list[str], rows: list[dict[str, Any]]) ->
     if not base:
         return {}
 
-    def measured(measure: Callable, base: dict, found: dict) -> tuple[np.ndarray, list[str]]:
-        return np.array([measure(base[key], found[key]) for key in base]), [prompts[key] for key in base]
+    def measured(measure: Callable, base: dict, images: dict) -> tuple[np.ndarray, list[str]]:
+        return np.array([measure(base[key], images[key]) for key in base]), [prompts[key] for key in base]
 
     return {
-        (scheme, compile, metric): float(unit_means(*measured(measure, base, found)).mean())
-        for (scheme, compile), found in pictures.items()
-        if found.keys() == base.keys()
+        (scheme, compile, metric): float(unit_means(*measured(measure, base, images)).mean())
+        for (scheme, compile), images in pictures.items()
+        if images.keys() == base.keys()
         for metric, measure in measures().items()
     }
 

@@ -19,12 +19,12 @@ MADE_WITH = ("steps", "guidance", "width", "height")  # the same, and of one mod
 
 def read_images(table: Path) -> Images:
     """The WebDataset samples beside a run's table by (prompt_id, seed). Raises InputError where one is damaged."""
-    found: Images = {}
+    images: Images = {}
     for sample in samples_of_runs(table.with_suffix(".tar")):
         where = f"{table.with_suffix('.tar')}: the image `{sample['__key__']}`"
         verified(sample["png"], where, again(table, "run the benchmark again"))
-        found[sample["json"]["prompt_id"], sample["json"]["seed"]] = sample
-    return found
+        images[sample["json"]["prompt_id"], sample["json"]["seed"]] = sample
+    return images
 
 
 def verified(png: bytes, where: str, fix: str) -> bytes:

@@ -103,18 +103,18 @@ def missing_images(run: dict) -> str:
     return run["reason"] or run.get("images_reason") or ""
 
 
-def check_match(path: Path, found: Images, base: Path, reference: Images) -> None:
+def check_match(path: Path, made: Images, base: Path, reference: Images) -> None:
     """Refuse images that differ from the reference in more than the scheme: metrics would measure that instead."""
     for key in (*MADE_WITH, "model"):
-        values, theirs = ({s["json"][key] for s in images.values()} for images in (found, reference))
+        values, theirs = ({s["json"][key] for s in images.values()} for images in (made, reference))
         if values != theirs:
             raise InputError(
                 f"{path.with_suffix('.tar')}: {key} {listed(values)}, but the reference {base.with_suffix('.tar')} "
                 f"has {listed(theirs)}; make both with the same settings"
             )
-    if found.keys() != reference.keys():
+    if made.keys() != reference.keys():
         raise InputError(
-            f"{path.with_suffix('.tar')}: its {len(found)} (prompt, seed) pairs are not the {len(reference)} of the "
+            f"{path.with_suffix('.tar')}: its {len(made)} (prompt, seed) pairs are not the {len(reference)} of the "
             f"reference {base.with_suffix('.tar')}; make both from the same prompts"
         )
 
@@ -146,8 +146,8 @@ def judged(
         alignment = cosines(rows[[distinct.index(prompt) for prompt in prompts]], features)
         if classes := class_texts(settings.classes):
             logits = zero_shot_logits(features, text_rows(classes, extractor, cache))
-    found = {"pngs": pngs, "prompts": prompts, "features": features, "more": more}
-    return found | {"alignment": alignment, "logits": logits}
+    seen = {"pngs": pngs, "prompts": prompts, "features": features, "more": more}
+    return seen | {"alignment": alignment, "logits": logits}
 
 
 def class_texts(patterns: Sequence[str]) -> list[str]:
@@ -174,7 +174,7 @@ def compare(reference: dict, images: dict, kid_subset_size: int = 0) -> list[dic
         for metric, function in (("psnr_db", psnr), ("ssim", ssim), ("lpips", lpips)):
             if metric in values:
                 values[metric].append(function(a, b))
-    paired = {metric: np.array(found) for metric, found in values.items()}
+    paired = {metric: np.array(numbers) for metric, numbers in values.items()}
     paired["feature_cosine"] = cosines(reference["features"], images["features"])
     paired["quality_loss"] = quality_losses(paired["feature_cosine"], paired["ssim"])
     reasons = {"lpips": missing}
@@ -183,14 +183,14 @@ def compare(reference: dict, images: dict, kid_subset_size: int = 0) -> list[dic
     else:
         paired["prompt_alignment"] = images["alignment"]
         paired["prompt_alignment_change"] = images["alignment"] - reference["alignment"]
-    more = {f"cosine_{name}": cosines(reference["more"][name], found) for name, found in images["more"].items()}
+    more = {f"cosine_{name}": cosines(reference["more"][name], seen) for name, seen in images["more"].items()}
     paired |= more
     n, prompts = len(images["pngs"]), len(set(images["prompts"]))
     rows = []
     for m in (*PAIRED, *more):
         if m in paired:
-            found = mean_interval(paired[m], images["prompts"])
-            rows.append(row(m, found.mean, found.low, found.high, n, prompts))
+            interval = mean_interval(paired[m], images["prompts"])
+            rows.append(row(m, interval.mean, interval.low, interval.high, n, prompts))
         else:
             rows.append(row(m, n=n, n_prompts=prompts, reason=reasons[m]))
     sets, few = set_metrics(reference, images, kid_subset_size)
@@ -203,16 +203,16 @@ def set_metrics(reference: dict, images: dict, kid_subset_size: int) -> tuple[di
     few = {m: f"{m} needs at least {least} images, there are {n}" for m, least in LEAST_IMAGES.items() if n < least}
     if images["logits"] is None:
         few.setdefault("inception_score", "benchmark.classes names no classes, or the embedder has no text tower")
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     pair = reference["features"], images["features"]
     if "fid" not in few:
-        found["fid"] = fid(*pair)
-        found["kid"] = kid(*pair, subset_size=kid_subset_size)
+        metrics["fid"] = fid(*pair)
+        metrics["kid"] = kid(*pair, subset_size=kid_subset_size)
     if "inception_score" not in few:
-        found["inception_score"] = inception_score(images["logits"])
+        metrics["inception_score"] = inception_score(images["logits"])
     if "precision" not in few:
-        found["precision"], found["recall"] = precision_recall(*pair)
-    return found, few
+        metrics["precision"], metrics["recall"] = precision_recall(*pair)
+    return metrics, few
 
 
 def row(
@@ -226,8 +226,8 @@ def row(
 ) -> dict:
     """One row of the table `benchmark.quality`, less the run's identity; `small_n` marks what is no headline."""
     small = metric in BIASED and n < FID_LEAST_IMAGES
-    found = {"metric": metric, "value": value, "low": low, "high": high, "n": n, "n_prompts": n_prompts}
-    return found | {"small_n": small, "reason": reason}
+    cells = {"metric": metric, "value": value, "low": low, "high": high, "n": n, "n_prompts": n_prompts}
+    return cells | {"small_n": small, "reason": reason}
 
 
 def log_metrics(run: str, rows: list[dict]) -> None:

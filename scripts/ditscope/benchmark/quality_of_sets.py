@@ -29,7 +29,7 @@ def reference_images(folder: Path) -> Images:
     Raises InputError for a set without images, and for an image that is missing, damaged or outside the folder.
     """
     root = set_of(folder)
-    manifest, found = read_manifest(root), {}
+    manifest, images = read_manifest(root), {}
     names = {"model": "model", "steps": "num_steps", "width": "width", "height": "height"}
     made_with = {key: manifest.get(name) for key, name in names.items()}
     made_with["guidance"] = manifest_guidance(manifest, root)
@@ -38,10 +38,10 @@ def reference_images(folder: Path) -> Images:
         if not is_inside(image["file"]) or not path.is_file():
             raise InputError(f"{root / 'manifest.json'}: images: no file `{image['file']}` in the folder")
         png = verified(path.read_bytes(), str(path), "calibrate again")
-        found[image["prompt_id"], image["seed"]] = {"png": png, "json": image | made_with}
-    if not found:
+        images[image["prompt_id"], image["seed"]] = {"png": png, "json": image | made_with}
+    if not images:
         raise InputError(f"{root / 'manifest.json'}: lists no images to compare with; calibrate again")
-    return found
+    return images
 
 
 def set_of(folder: Path) -> Path:
@@ -105,5 +105,5 @@ def quality_of_sets(
         if made["alignment"] is not None:
             own = mean_interval(made["alignment"], made["prompts"])
             rows[PAIRED.index("prompt_alignment")] = row("prompt_alignment", own.mean, own.low, own.high, n, prompts)
-    write_table(pl.DataFrame([identity | found for found in rows], schema=QUALITY.schema()), out, QUALITY)
+    write_table(pl.DataFrame([identity | measured for measured in rows], schema=QUALITY.schema()), out, QUALITY)
     log_metrics(run.stem, rows)

@@ -51,12 +51,12 @@ def basis(runs: pl.DataFrame, bound: float) -> list[str]:
 def noise_floor(judged: pl.DataFrame) -> list[str]:
     """What the base loses against itself in another batch: a scheme's difference below that is none."""
     rows = judged.filter(kind=NOISE_FLOOR).drop_nulls("value")
-    found = {row["metric"]: row["value"] for row in rows.iter_rows(named=True)}
-    if "quality_loss" not in found:
+    floor = {row["metric"]: row["value"] for row in rows.iter_rows(named=True)}
+    if "quality_loss" not in floor:
         return []
     return [
-        f"Noise floor (`{rows['scheme'][0]}` against the base): quality loss {percent(found['quality_loss'])}, PSNR "
-        f"{found['psnr_db']:.1f} dB; a difference of that size is the batch's, not the scheme's."
+        f"Noise floor (`{rows['scheme'][0]}` against the base): quality loss {percent(floor['quality_loss'])}, PSNR "
+        f"{floor['psnr_db']:.1f} dB; a difference of that size is the batch's, not the scheme's."
     ]
 
 
@@ -104,11 +104,11 @@ def fastest(runs: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
     """For each batch size the fastest quiet run within the bound, beside the base of its compile state."""
     judged = runs.filter(pl.col("quality_verdict") == "within") if runs["quality_verdict"].count() else runs
     keys = ["scheme", "compile"]
-    found = timed.drop_nulls("latency_median_ms").join(judged.select(keys), on=keys, how="semi")
-    if found.is_empty():
+    allowed = timed.drop_nulls("latency_median_ms").join(judged.select(keys), on=keys, how="semi")
+    if allowed.is_empty():
         return ["No timed run is within the bound."]
-    noisy = found.filter(pl.col("verdict") == "noisy")
-    best = found.filter(pl.col("verdict") == "quiet").sort("batch", "latency_median_ms").unique("batch", keep="first")
+    noisy = allowed.filter(pl.col("verdict") == "noisy")
+    best = allowed.filter(pl.col("verdict") == "quiet").sort("batch", "latency_median_ms").unique("batch", keep="first")
     lines = []
     if len(best):
         lines = ["| batch | use | ms a batch (p10 to p90) | speed-up over the base in the same compile state |"]
@@ -119,11 +119,11 @@ def fastest(runs: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
         speedup = "noisy base" if row["speedup_verdict"] == "noisy" else speedup
         use = f"`{row['scheme']}`, {row['compile']}"
         lines.append(f"| {row['batch']} | {use} | {row['latency_median_ms']:.4g} ({spread}) | {speedup} |")
-    withheld = sorted(set(found["batch"]) - set(best["batch"]))
+    withheld = sorted(set(allowed["batch"]) - set(best["batch"]))
     if withheld:
         lines += ["", f"Batch {', '.join(map(str, withheld))}: {WITHHELD}"]
     if len(noisy):
-        lines += ["", f"Left out as noisy ({len(noisy)} of {len(found)} timings within the bound):", ""]
+        lines += ["", f"Left out as noisy ({len(noisy)} of {len(allowed)} timings within the bound):", ""]
         lines += [
             f"- `{row['scheme']}`, {row['compile']}, batch {row['batch']}: {row['noisy_because']}"
             for row in noisy.iter_rows(named=True)

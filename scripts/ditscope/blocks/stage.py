@@ -59,8 +59,8 @@ def blocks(
         rows["decodability"] += (decodability := decodability_rows(folder, capture["metadata"], depths, embed))
         rows["decodable"] += decodable_rows(decodability, settings)
         for name, declared in TABLES.items():
-            found = pl.DataFrame(rows[name], schema=declared.schema())
-            tables[name].append(rows_of_runs(found, capture["metadata"]))
+            frame = pl.DataFrame(rows[name], schema=declared.schema())
+            tables[name].append(rows_of_runs(frame, capture["metadata"]))
         log.info("%s: generation %s analysed", captures.name, folder.name)
     shared = [(data, run) for data in map(read_metadata, folders) for run in data.get("runs") or [data]]
     asked = [(data["generation_id"], run["prompt_id"]) for data, run in shared]

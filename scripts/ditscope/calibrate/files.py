@@ -295,10 +295,10 @@ def check_counts(folder: Path, manifest: dict[str, Any], samples: list[Reference
     for sample in samples:
         steps.setdefault(sample.image, []).append(sample.step_index)
     num_steps = int(manifest.get("num_steps", max(s.step_index for s in samples) + 1))
-    for image, found in steps.items():
-        if sorted(found) != list(range(num_steps)):
+    for image, numbers in steps.items():
+        if sorted(numbers) != list(range(num_steps)):
             raise InputError(
-                f"{folder}: image {image} has {len(found)} samples, not steps 0 to {num_steps - 1}; calibrate again"
+                f"{folder}: image {image} has {len(numbers)} samples, not steps 0 to {num_steps - 1}; calibrate again"
             )
     if manifest and manifest["n_completed"] != len(steps):
         path = folder / "manifest.json"
@@ -353,7 +353,7 @@ def check_scale(where: str, guidance: float) -> float:
     return guidance
 
 
-def guidance_of(found: CalibrationSet, sample: dict[str, Any], file: Path, embedded: bool = False) -> float:
+def guidance_of(calibration: CalibrationSet, sample: dict[str, Any], file: Path, embedded: bool = False) -> float:
     """The guidance that a sample was made with: its own, else the manifest's; 0 where it plays no part.
 
     It plays one where the conditioning has an unconditional half, or the model takes guidance as an input (`embedded`).
@@ -361,13 +361,13 @@ def guidance_of(found: CalibrationSet, sample: dict[str, Any], file: Path, embed
     """
     if sample["guidance"] is not None:
         return check_scale(f"{file}: key `guidance`", float(sample["guidance"]))
-    given = manifest_guidance(found.manifest, file)
+    given = manifest_guidance(calibration.manifest, file)
     if given is not None:
         return given
     if len(sample["conditioning"]) == 2 or embedded:
         line = '"cfg_scale": 7.5'
-        if not found.manifest:
-            line = f'{{"n_completed": {len(found.images())}, "num_steps": {found.num_steps}, {line}}}'
+        if not calibration.manifest:
+            line = f'{{"n_completed": {len(calibration.images())}, "num_steps": {calibration.num_steps}, {line}}}'
         raise InputError(
             f"{file}: made under guidance, but without key `guidance`, and no manifest.json says which; write "
             f"`{line}` there, with your value in place of 7.5"
@@ -401,22 +401,22 @@ def check_fits(sample: dict[str, Any], file: Path, name: str, config: dict[str, 
 
 def validate_calibration(folder: InputFolder, model: str = "", num_steps: int = 0) -> CalibrationSet:
     """Read every sample of a set; refuse what is broken, or made with another model or step count than given."""
-    found = load_calibration(folder)
-    check_made_with(folder, found, model, num_steps)
-    for reference in found.samples:
-        guidance_of(found, read_sample(reference), reference.file)
-    log.info("%s: %d images of %d steps, nothing wrong", folder, len(found.images()), found.num_steps)
-    return found
+    calibration = load_calibration(folder)
+    check_made_with(folder, calibration, model, num_steps)
+    for reference in calibration.samples:
+        guidance_of(calibration, read_sample(reference), reference.file)
+    log.info("%s: %d images of %d steps, nothing wrong", folder, len(calibration.images()), calibration.num_steps)
+    return calibration
 
 
-def check_made_with(folder: Path, found: CalibrationSet, model: str = "", num_steps: int = 0) -> None:
+def check_made_with(folder: Path, calibration: CalibrationSet, model: str = "", num_steps: int = 0) -> None:
     """Refuse a set that its manifest says was made with another model, or that has another number of steps."""
-    made_with = found.manifest.get("model", model)
+    made_with = calibration.manifest.get("model", model)
     if model and made_with != model:
         raise InputError(f"{folder}: made with model `{made_with}`, not `{model}`; calibrate `{model}`")
-    if num_steps and found.num_steps != num_steps:
+    if num_steps and calibration.num_steps != num_steps:
         raise InputError(
-            f"{folder}: made with {found.num_steps} steps, not {num_steps}; calibrate with {num_steps} steps"
+            f"{folder}: made with {calibration.num_steps} steps, not {num_steps}; calibrate with {num_steps} steps"
         )
 
 

@@ -78,13 +78,15 @@ def calibrate(
     check_own(calib_dir, list(shards))
     for shard, rows in shards.items():
         wanted = provenance(name, model, rows, settings)
-        found = json.loads((shard / "shard.json").read_text()) if shard.exists() else wanted | {"images": []}
-        if found | {"images": []} != wanted | {"images": []}:
-            other = next((key for key in wanted if key != "images" and found.get(key) != wanted[key]), "schema_version")
+        record = json.loads((shard / "shard.json").read_text()) if shard.exists() else wanted | {"images": []}
+        if record | {"images": []} != wanted | {"images": []}:
+            other = next(
+                (key for key in wanted if key != "images" and record.get(key) != wanted[key]), "schema_version"
+            )
             raise InputError(f"{shard}: made with other settings ({other}); choose another --calib-dir")
-        if found["images"] != wanted["images"][: len(found["images"])]:
+        if record["images"] != wanted["images"][: len(record["images"])]:
             raise InputError(f"{shard}: holds other prompts or seeds, or more images; choose another --calib-dir")
-        if found != wanted:
+        if record != wanted:
             calibrate_shard(name, model, rows, shard, settings, calib_dir / ".partial", load)
     write_manifest(list(shards), calib_dir / "manifest.json")
     gather_files(calib_dir)
@@ -153,9 +155,9 @@ def calibrate_shard(
     shutil.rmtree(working := out.with_name(out.name + ".partial"), ignore_errors=True)
     for number in range(len(slices)):
         shutil.copytree(parts / f"{number:05d}", working, copy_function=link_or_copy, dirs_exist_ok=True)
-    found = [(image, step) for file in sorted(working.glob("*.npz")) for _, image, step, _ in index_file(file)]
+    left = [(image, step) for file in sorted(working.glob("*.npz")) for _, image, step, _ in index_file(file)]
     asked = product((image["image_id"] for image in images), range(record["num_steps"]))
-    check_complete(out, "images and steps", asked, found)
+    check_complete(out, "images and steps", asked, left)
     write_text(working / "shard.json", json.dumps(record, indent=1) + "\n")
     for file in sorted((p for p in working.rglob("*") if p.is_file()), key=lambda p: p.name == "shard.json"):
         target = out / file.relative_to(working)

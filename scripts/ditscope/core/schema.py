@@ -110,8 +110,8 @@ def polars_type(text: str) -> Any:
 
 def tables_of(stage: str) -> list[Table]:
     """The tables that a stage declares, in order."""
-    found = vars(import_module(f"ditscope.{stage}.tables")).values()
-    return [table for table in found if isinstance(table, Table)]
+    members = vars(import_module(f"ditscope.{stage}.tables")).values()
+    return [table for table in members if isinstance(table, Table)]
 
 
 def tables_with(stage: str, file: str, joined: bool = True) -> list[str]:
@@ -134,7 +134,7 @@ def table_named(name: str) -> Table:
     """The declaration of a table. Raises InputError where no stage declares it."""
     first = name.partition(".")[0]
     declared = tables_of(STAGE_OF[first]) if first in STAGE_OF else []
-    found = next((table for table in declared if fnmatchcase(name, table.name)), None)
-    if found is None:
+    declaration = next((table for table in declared if fnmatchcase(name, table.name)), None)
+    if declaration is None:
         raise InputError(f"no stage declares a table `{name}`; add it to the module `tables` of the one that writes it")
-    return found if found.name == name else replace(found, name=name)
+    return declaration if declaration.name == name else replace(declaration, name=name)

@@ -66,7 +66,7 @@ class Study:
 
         Where it is given the stage's own parts, `files`, it is remembered until one of them is written again.
         """
-        written = [(found.st_mtime_ns, found.st_ino, found.st_size) for found in map(Path.stat, files)]
+        written = [(status.st_mtime_ns, status.st_ino, status.st_size) for status in map(Path.stat, files)]
         name = f"{name}, {written}" if written else name
         if name not in self.computed:
             self.computed[name] = compute()
@@ -138,7 +138,7 @@ class Study:
         self,
         stage: str,
         file: str,
-        found: pl.DataFrame,
+        table: pl.DataFrame,
         wanted: pl.DataFrame,
         rerun: str = "",
         tolerance: float = RELATIVE,
@@ -149,17 +149,17 @@ class Study:
         Numbers may differ by the part `tolerance`, or by `least`; everything else is to be equal, nulls and the order
         of rows among it.
         """
-        if lacking := [name for name in wanted.columns if name not in found.columns]:
+        if lacking := [name for name in wanted.columns if name not in table.columns]:
             return self.note(stage, file, f"lacks the column `{lacking[0]}`", rerun)
-        if len(found) != len(wanted):
-            return self.note(stage, file, f"has {len(found)} rows, its inputs give {len(wanted)}", rerun)
+        if len(table) != len(wanted):
+            return self.note(stage, file, f"has {len(table)} rows, its inputs give {len(wanted)}", rerun)
         for name in wanted.columns:
-            given, theirs = found[name], wanted[name]
-            wrong = unlike_rows(given, theirs, tolerance, least)
+            given, expected = table[name], wanted[name]
+            wrong = unlike_rows(given, expected, tolerance, least)
             if wrong:
-                example = f"as row {wrong[0] + 1}: {short(given[wrong[0]])} instead of {short(theirs[wrong[0]])}"
+                example = f"as row {wrong[0] + 1}: {short(given[wrong[0]])} instead of {short(expected[wrong[0]])}"
                 problem = (
-                    f"column `{name}`: {len(wrong)} of {len(found)} values are not what its inputs give, {example}"
+                    f"column `{name}`: {len(wrong)} of {len(table)} values are not what its inputs give, {example}"
                 )
                 self.note(stage, file, problem, rerun)
 
@@ -183,18 +183,18 @@ class Study:
             return list(read_tar(self.results / file))
         return None
 
-    def same(self, stage: str, file: str, found: dict[str, Any], wanted: dict[str, Any], rerun: str = "") -> None:
-        """Take down every key of `wanted` that `found` has another value of."""
+    def same(self, stage: str, file: str, record: dict[str, Any], wanted: dict[str, Any], rerun: str = "") -> None:
+        """Take down every key of `wanted` that `record` has another value of."""
         for key, value in wanted.items():
-            if found.get(key) != value:
-                problem = f"made with {key} {found.get(key)!r}, the config says {value!r}"
+            if record.get(key) != value:
+                problem = f"made with {key} {record.get(key)!r}, the config says {value!r}"
                 self.note(stage, file, problem, rerun)
 
-    def same_rows(self, stage: str, file: str, found: list, wanted: list, what: str, rerun: str = "") -> None:
+    def same_rows(self, stage: str, file: str, rows: list, wanted: list, what: str, rerun: str = "") -> None:
         """Take down missing, unknown, doubled and misplaced keys of rows."""
-        if found == wanted:
+        if rows == wanted:
             return
-        missing, unknown = set(wanted) - set(found), set(found) - set(wanted)
+        missing, unknown = set(wanted) - set(rows), set(rows) - set(wanted)
         if missing:
             example = sorted(missing, key=str)[0]
             self.note(stage, file, f"lacks {len(missing)} of {len(set(wanted))} {what}, as {example}", rerun)
@@ -202,7 +202,7 @@ class Study:
             example = sorted(unknown, key=str)[0]
             self.note(stage, file, f"has {len(unknown)} {what} that nothing asked for, as {example}", rerun)
         if not missing and not unknown:
-            problem = "in another order" if len(found) == len(wanted) else f"{len(found)} instead of {len(wanted)}"
+            problem = "in another order" if len(rows) == len(wanted) else f"{len(rows)} instead of {len(wanted)}"
             self.note(stage, file, f"its {what} are {problem}", rerun)
 
 

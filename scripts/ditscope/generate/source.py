@@ -74,8 +74,8 @@ def shard_samples(name: str, shard: Path) -> list[Sample]:
             raise InputError(f"{shard}: made by `{made['json']['model']}`, not `{name}`; give it under its own name")
     if (table := beside(shard, ".parquet")).exists():
         told = dict(read_table(table, "images").select("key", "png_sha256").rows())
-        found = {made["__key__"]: hashlib.sha256(made["png"]).hexdigest() for made in samples}
-        if wrong := sorted({key for key in told.keys() | found.keys() if told.get(key) != found.get(key)}):
+        digests = {made["__key__"]: hashlib.sha256(made["png"]).hexdigest() for made in samples}
+        if wrong := sorted({key for key in told.keys() | digests.keys() if told.get(key) != digests.get(key)}):
             raise InputError(f"{shard}: picture {wrong[0]} is not the one that {table.name} tells of; copy both again")
     return samples
 

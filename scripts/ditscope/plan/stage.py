@@ -145,8 +145,8 @@ def can_be_stored(table: pl.DataFrame) -> pl.DataFrame:
 
     Raises InputError where there are none: a plan of them would quantize nothing.
     """
-    found = table.drop_nulls("packed_bytes")
-    if found.is_empty():
+    storable = table.drop_nulls("packed_bytes")
+    if storable.is_empty():
         row = table.row(0, named=True)
         bits = sorted(table["bits"].unique())
         can = f"bits of {MLX_BITS} in groups of {MLX_GROUPS}" if row["backend"] == "mlx" else "1 to 8 bits"
@@ -154,7 +154,7 @@ def can_be_stored(table: pl.DataFrame) -> pl.DataFrame:
             f"sensitivity.bits {bits}, sensitivity.group_size {row['group_size']}: no layer of `{row['model']}` can be "
             f"stored so; {row['backend']} packs {can}, of rows that the group size divides"
         )
-    return found
+    return storable
 
 
 def chosen_metric(table: pl.DataFrame, metric: str) -> str:

@@ -41,9 +41,9 @@ def files_by_name(tables: Iterable[Path | str]) -> dict[str, list[str]]:
     """The Parquet files of each table of the catalog, by the table's name there (dots become underscores)."""
     import polars as pl
 
-    found = [file for path in map(Path, tables) for file in (path.rglob("*.parquet") if path.is_dir() else [path])]
+    files = [file for path in map(Path, tables) for file in (path.rglob("*.parquet") if path.is_dir() else [path])]
     named: dict[str, list[str]] = {}
-    for file in sorted(found):
+    for file in sorted(files):
         if name := pl.read_parquet_metadata(file).get("table"):
             named.setdefault(name.replace(".", "_"), []).append(str(file))
     return named

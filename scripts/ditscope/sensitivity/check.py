@@ -97,8 +97,8 @@ def check_part(study: Study, file: str, part: pl.DataFrame, other: pl.DataFrame 
     metrics = [m for m in (*METRICS, IMAGE_METRIC) if m in set(part["metric"])]
     kinds_of_cells = [(bu, m) for m in metrics for bu in ((*BUCKETS, WHOLE) if m == IMAGE_METRIC else BUCKETS)]
     cells = [(layer, bits, *cell) for layer in layers for bits in settings.bits for cell in kinds_of_cells]
-    found = part.select("layer", "bits", pl.col("bucket").cast(pl.String), "metric").rows()
-    study.same_rows("sensitivity", file, sorted(found, key=str), sorted(cells, key=str), "cells")
+    rows = part.select("layer", "bits", pl.col("bucket").cast(pl.String), "metric").rows()
+    study.same_rows("sensitivity", file, sorted(rows, key=str), sorted(cells, key=str), "cells")
     described = part.select(LAYER).unique().sort(LAYER)
     if described["layer"].n_unique() != len(described):
         study.note("sensitivity", file, "tells one layer (kind, depth, module, size) in several ways")

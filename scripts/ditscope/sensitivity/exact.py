@@ -65,14 +65,14 @@ def network_of(model: Generator, batch: Batch) -> Network:
     layers = quantizable(transformer)
     _, order = record([*blocks, *layers.values()], [], len(batch.x), lambda: batch.velocity(model))
     inside = {module: depth for depth, block in enumerate(blocks) for module in block.modules()}
-    found = []
+    linear = []
     for name, module in layers.items():
         after = order.began.get(module, -1) > order.ended[blocks[-1]]
         depth = inside.get(module, len(blocks) if after else -1)
-        found.append(Layer(name, module, layer_kind(name), depth))
+        linear.append(Layer(name, module, layer_kind(name), depth))
     modules = [m for m in transformer.modules() if m is not transformer]
     depends = dependencies(layers.values(), modules, lambda: batch.velocity(model))
-    return Network(model, sorted(found, key=lambda layer: layer.depth), blocks, depends)
+    return Network(model, sorted(linear, key=lambda layer: layer.depth), blocks, depends)
 
 
 @torch.no_grad()
@@ -104,13 +104,13 @@ def score_layers(
 
     def weight_of(layer: Layer, width: int) -> Tensor:
         nonlocal room
-        found = changed.get((layer.name, width))
-        if found is None:
-            found = quantized(layer.module, settings, width)
-            if found.nbytes <= room:
-                room -= found.nbytes
-                changed[layer.name, width] = found
-        return found
+        weight = changed.get((layer.name, width))
+        if weight is None:
+            weight = quantized(layer.module, settings, width)
+            if weight.nbytes <= room:
+                room -= weight.nbytes
+                changed[layer.name, width] = weight
+        return weight
 
     rows = []
     for batch in samples:
@@ -122,9 +122,9 @@ def score_layers(
                 forwards = recording.replay(layer.module, blocks, len(bits), untouched[layer.module])
                 with replaced(forwards | {layer.module: variants(layer.module, weights, len(batch.x))}):
                     outputs = batch.velocity(model, len(bits))
-                found = scores(torch.cat([reference] * len(bits)), outputs)
+                errors = scores(torch.cat([reference] * len(bits)), outputs)
                 for i, width in enumerate(bits):
-                    rows += labelled(layer.name, width, batch, found[i * len(batch.x) : (i + 1) * len(batch.x)])
+                    rows += labelled(layer.name, width, batch, errors[i * len(batch.x) : (i + 1) * len(batch.x)])
     return rows
 
 

@@ -72,8 +72,8 @@ def sensitivity_ranking(files: Files) -> tuple[Canvas, pl.DataFrame]:
                     axis.plot([row["value_low"], row["value_high"]], [y, y], color=COLOURS[number], linewidth=1)
                 label = bucket if row is rows[0] else None
                 axis.plot(row["value"], y, "o", color=COLOURS[number], markersize=3, label=label)
-        found = agreement.filter(model=model, metric="relative_l2")["spearman"].drop_nulls()
-        ranks = f" (Spearman of fast mode {found.min():.3f} to {found.max():.3f})" if len(found) else ""
+        spearman = agreement.filter(model=model, metric="relative_l2")["spearman"].drop_nulls()
+        ranks = f" (Spearman of fast mode {spearman.min():.3f} to {spearman.max():.3f})" if len(spearman) else ""
         axis.set_title(f"{model}, n = {scores['n_images'].max()} images{ranks}")
         axis.set_yticks(range(len(top)), top, fontsize=5)
         axis.invert_yaxis()

@@ -20,7 +20,7 @@ SUMMARY = {
 }
 
 
-def assign_buckets(found: CalibrationSet, rule: str, where: Path) -> dict[Reference, str]:
+def assign_buckets(calibration: CalibrationSet, rule: str, where: Path) -> dict[Reference, str]:
     """The timestep bucket of each sample: thirds of the steps, or sigma > 0.7 / 0.3 to 0.7 / < 0.3.
 
     Raises InputError where a bucket stays empty.
@@ -28,10 +28,10 @@ def assign_buckets(found: CalibrationSet, rule: str, where: Path) -> dict[Refere
 
     def bucket(sample: Reference) -> int:
         if rule == "thirds":
-            return sample.step_index * 3 // found.num_steps
+            return sample.step_index * 3 // calibration.num_steps
         return 0 if sample.sigma > 0.7 else 1 if sample.sigma >= 0.3 else 2
 
-    assigned = {sample: BUCKETS[bucket(sample)] for sample in found.samples}
+    assigned = {sample: BUCKETS[bucket(sample)] for sample in calibration.samples}
     for name in BUCKETS:
         if name not in assigned.values():
             raise InputError(
@@ -58,9 +58,9 @@ def tabulate(
     cells = rows.unpivot(metrics, index=[*keys[:-1], "image"], variable_name="metric")
     lists = cells.group_by(*keys, maintain_order=True).agg("value", "image")
     squared = constants["mode"] == "fast"
-    found = [summary(np.array(row["value"]), row["image"], row["metric"], squared) for row in lists.to_dicts()]
+    summaries = [summary(np.array(row["value"]), row["image"], row["metric"], squared) for row in lists.to_dicts()]
     return (
-        pl.concat([lists.drop("value", "image"), pl.DataFrame(found, schema=SUMMARY)], how="horizontal")
+        pl.concat([lists.drop("value", "image"), pl.DataFrame(summaries, schema=SUMMARY)], how="horizontal")
         .join(pl.DataFrame(layers), on="layer", how="left", maintain_order="left")
         .join(pl.DataFrame(sizes, schema=SIZES), on=["layer", "bits"], how="left", maintain_order="left")
         .with_columns(pl.lit(value).alias(name) for name, value in constants.items())

@@ -122,8 +122,8 @@ def check_checksums(study: Study) -> None:
         if recorded - {PLAN} and path.exists() and output not in recorded | folders | made_elsewhere(study):
             study.note(stage, output, "no digest of it is recorded: its record is gone, or no job left it")
         if path.is_dir() and output in folders:
-            for found in files_of(path):
-                name = found.relative_to(study.results).as_posix()
+            for inside in files_of(path):
+                name = inside.relative_to(study.results).as_posix()
                 if name not in recorded:
                     problem = "no job left this file"
                     study.findings.append(Finding(stage, name, problem, remove=name))
