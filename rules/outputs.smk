@@ -35,7 +35,7 @@ def prompt_shards():
 
 
 def image_shards(*models, suffix="tar"):
-    """Shards of each model's images: one a prompt shard, or a single one of pictures that the user gives."""
+    """Shards of each model's images: one per prompt shard, or a single one of pictures that the user gives."""
     shards = {model: ["00000"] if model in CONFIG.generate.sources else SHARDS for model in models}
     return [f"{RESULTS}/images/{model}/shard-{shard}.{suffix}" for model in models for shard in shards[model]]
 

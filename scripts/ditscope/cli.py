@@ -76,7 +76,7 @@ COMMANDS = {
     "doctor": ("workflow.doctor:doctor", "verify everything that a study left, and say what to run again"),
 }
 REGISTRIES = {Model: "models", Scheme: "schemes", Embedder: "embedders"}
-# The models that the seeds' own programs work on, and `generate` and its like with them.
+# The models that the seeds' own programs work on, and `generate`, which is no seed's, with them.
 MODELS = {
     **dict.fromkeys(("generate", "capture", "ablate"), "flux-schnell"),
     **dict.fromkeys(("calibrate", "sensitivity", "benchmark"), "sd3-medium"),

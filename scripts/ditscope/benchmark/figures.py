@@ -242,7 +242,7 @@ def benchmark_latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 
 def benchmark_batches(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Images a second (left) and steady peak memory (right) against the batch size, a line per scheme; a row per model.
+    """Images per second (left) and steady peak memory (right) against the batch size, a line per scheme; a row per model.
 
     Schemes that torchao only simulates have no line in the right panel: in memory they are not smaller. Noisy timings
     are left out of the left one, which says how many.
@@ -260,7 +260,7 @@ def benchmark_batches(files: Files) -> tuple[Canvas, pl.DataFrame]:
         timings = table.filter(model=model, hardware=hardware)
         schemes = timings["scheme"].unique(maintain_order=True).to_list()
         for axis, column, title in zip(
-            row, ("images_per_second", "peak_mb"), ("images a second", "steady peak memory / MB"), strict=True
+            row, ("images_per_second", "peak_mb"), ("images per second", "steady peak memory / MB"), strict=True
         ):
             for scheme, state in timings.select("scheme", "compile").unique(maintain_order=True).rows():
                 line = timings.filter(scheme=scheme, compile=state).sort("batch")

@@ -1,4 +1,4 @@
-"""Calibration sets on disk: one NPZ per sample (or packed, one an image) and a manifest; read, checked, gathered.
+"""Calibration sets on disk: one NPZ per sample (or packed, one per image) and a manifest; read, checked, gathered.
 
 Keys of a sample: `x` (1, H, W, C), `timestep` (sigma * 1000), `sigma`, `conditioning` (2, T, D) = [cond, uncond] under
 guidance, else (1, T, D), `pooled_conditioning` (likewise), `step_index`; optional `guidance`, `prompt_id`, `image_id`,

@@ -94,7 +94,7 @@ def check_metadata(
     study.same("capture", file, metadata, wanted, output)
     falling = all(after < before for before, after in pairwise(sigmas))
     if len(sigmas) != entry.steps + 1 or sigmas[-1] != 0 or not falling:
-        study.note("capture", file, "its sigmas are not one a step, falling to 0", output)
+        study.note("capture", file, "its sigmas are not one per step, falling to 0", output)
     if not alike(metadata["timesteps"], [1000 * sigma for sigma in sigmas[:-1]]):
         study.note("capture", file, "its timesteps are not 1000 sigma", output)
     positions = study.once(f"positions {output}", lambda: positions_of(study, output))

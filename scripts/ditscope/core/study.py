@@ -1,4 +1,4 @@
-"""A study under examination: its files, its plan, readers that take down defects, and the findings."""
+"""A study under examination: its files, its plan, readers that record defects, and the findings."""
 
 import json
 import math
@@ -90,14 +90,14 @@ class Study:
         return [file.removeprefix(self.prefix) for file in files_of_stage(self.plan, stage)]
 
     def note(self, stage: str, file: str, problem: str, rerun: str = "") -> None:
-        """Take down a defect of `file`, once, that running the job of `rerun` (default: of `file`) again fixes."""
+        """Record a defect of `file`, once, that running the job of `rerun` (default: of `file`) again fixes."""
         finding = Finding(stage, file, " ".join(problem.split()), rerun or file)
         if finding not in self.findings:
             self.findings.append(finding)
 
     @contextmanager
     def noting(self, stage: str, file: str, rerun: str = "") -> Iterator[None]:
-        """Take down a refusal or an unreadable value as a defect of `file`, and go on.
+        """Record a refusal or an unreadable value as a defect of `file`, and go on.
 
         A file that the machine does not let us read (its rights, its disk) is no damaged one: nothing is to be made
         again.
@@ -144,7 +144,7 @@ class Study:
         tolerance: float = RELATIVE,
         least: float = ABSOLUTE,
     ) -> None:
-        """Take down every column of a table that is not what its inputs give, `wanted`, row by row.
+        """Record every column of a table that is not what its inputs give, `wanted`, row by row.
 
         Numbers may differ by the part `tolerance`, or by `least`; everything else is to be equal, nulls and the order
         of rows among it.
@@ -184,14 +184,14 @@ class Study:
         return None
 
     def same(self, stage: str, file: str, record: dict[str, Any], wanted: dict[str, Any], rerun: str = "") -> None:
-        """Take down every key of `wanted` that `record` has another value of."""
+        """Record every key of `wanted` that `record` has another value of."""
         for key, value in wanted.items():
             if record.get(key) != value:
                 problem = f"made with {key} {record.get(key)!r}, the config says {value!r}"
                 self.note(stage, file, problem, rerun)
 
     def same_rows(self, stage: str, file: str, rows: list, wanted: list, what: str, rerun: str = "") -> None:
-        """Take down missing, unknown, doubled and misplaced keys of rows."""
+        """Record missing, unknown, doubled and misplaced keys of rows."""
         if rows == wanted:
             return
         missing, unknown = set(wanted) - set(rows), set(rows) - set(wanted)
@@ -288,7 +288,7 @@ def check_timing(study: Study, file: str, timing: pl.DataFrame, table: pl.DataFr
 
 
 def positive(study: Study, stage: str, file: str, table: pl.DataFrame, columns: list[str], rerun: str = "") -> None:
-    """Take down columns of measured times and sizes that hold nothing, or what is not above 0."""
+    """Record columns of measured times and sizes that hold nothing, or what is not above 0."""
     for name in columns:
         if not (table[name].fill_null(-1) > 0).all():
             study.note(stage, file, f"column `{name}` has values that are not above 0", rerun)

@@ -101,8 +101,8 @@ def assigned(study: Study, folder: str, model: str) -> pl.DataFrame:
     from ditscope.refine.latents import read_latents
 
     latents = read_latents(shard_paths(study, model), study.config.refine.patch)
-    book = load_codebook(study.results / folder / "codebook.safetensors")
-    codes, distances = assign(book, embed_set(book, latents, study.config.refine))
+    codebook = load_codebook(study.results / folder / "codebook.safetensors")
+    codes, distances = assign(codebook, embed_set(codebook, latents, study.config.refine))
     columns = {name: [r[name] for r in latents.records] for name in ("key", "prompt_id", "prompt", "seed")}
     return pl.DataFrame(columns | {"code": codes, "distance": distances})
 

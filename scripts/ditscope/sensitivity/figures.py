@@ -24,7 +24,7 @@ def image_sensitivity(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 
 def heatmap(files: Files, metric: str, label: str) -> tuple[Canvas, pl.DataFrame]:
-    """One metric of the table `sensitivity`: a row of panels, one a bucket, for each model that has it."""
+    """One metric of the table `sensitivity`: a row of panels, one per bucket, for each model that has it."""
     table = concat_tables(named(files, "sensitivity", "sensitivity.parquet"), "sensitivity").filter(metric=metric)
     models = table["model"].unique(maintain_order=True).to_list()
     rows = [table.filter(model=model)["layer"].n_unique() for model in models]
