@@ -242,7 +242,7 @@ def benchmark_latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 
 def benchmark_batches(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Images per second (left) and steady peak memory (right) against the batch size, a line per scheme; a row per model.
+    """Images per second (left) and steady peak memory (right) against the batch size, a line per scheme.
 
     Schemes that torchao only simulates have no line in the right panel: in memory they are not smaller. Noisy timings
     are left out of the left one, which says how many.
