@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from ditscope.core.paths import InputFolder, is_inside
 from ditscope.prompts.files import Prompt, check_seed
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SCHEMA_VERSION = "1"
 # Every key with the names that it is accepted under; arr_0 ... arr_5 come from np.savez with positional arguments.
@@ -86,9 +87,9 @@ def calibration_images(prompts: list[Prompt], num_images: int, seed: int) -> lis
     ]
 
 
-def by_shard(images: Sequence[Any], size: int) -> dict[str, Sequence[Any]]:
+def by_shard(images: Sequence[T], size: int) -> dict[str, list[T]]:
     """The images of each shard of a set by the shard's name, `size` of them in each but the last."""
-    return {f"{i // size:05d}": images[i : i + size] for i in range(0, len(images), size)}
+    return {f"{i // size:05d}": list(images[i : i + size]) for i in range(0, len(images), size)}
 
 
 def write_npz(path: Path, arrays: dict[str, Any]) -> None:

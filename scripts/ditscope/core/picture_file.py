@@ -9,6 +9,9 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from ditscope.core.errors import UNREADABLE, InputError
 
+# What Pillow raises on bytes in memory, where an OSError is none of the machine's.
+BROKEN: tuple[type[Exception], ...] = (*UNREADABLE, OSError, Image.DecompressionBombError)
+
 
 def rgb_image(data: bytes) -> Image.Image:
     """The bytes of a picture as an RGB image."""
@@ -27,7 +30,7 @@ def whole() -> Iterator[None]:
         yield
     except UnidentifiedImageError:
         raise InputError("not a readable picture (of no known format)") from None
-    except (*UNREADABLE, OSError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise InputError(f"not a readable picture ({error})") from None
 
 
