@@ -23,7 +23,7 @@ from ditscope.core.scratch import discard, unfinished
 from ditscope.core.shards import Sample, png_bytes, read_tar, write_tar
 from ditscope.core.tables import write_table
 from ditscope.models.block_names import block_names
-from ditscope.models.embedders.registry import EmbedBatch, load_embedder
+from ditscope.models.embedders.registry import EmbedBatch, embedder_named, load_embedder
 from ditscope.models.families.common import Conditioning
 from ditscope.models.loading import Generator, load_generator
 from ditscope.models.requests import describe, requests, runs_by_picture
@@ -140,8 +140,8 @@ def check_settings(settings: Ablate, model: Model, embedders: dict[str, Embedder
     for kind in settings.kinds:
         if kind not in KINDS:
             raise InputError(unknown("ablate.kinds", kind, KINDS, "a kind of ablation"))
-    if settings.features and settings.features not in embedders:
-        raise InputError(unknown("ablate.features", settings.features, embedders, "in the config's `embedders`"))
+    if settings.features:
+        embedder_named(settings.features, embedders, "ablate.features")
     return select_indices(settings.steps, model.steps, "ablate.steps")
 
 

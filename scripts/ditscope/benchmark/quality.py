@@ -30,9 +30,9 @@ from ditscope.core.metrics import (
     quality_losses,
     ssim,
 )
-from ditscope.core.names import unknown
 from ditscope.core.picture_file import pixels
 from ditscope.core.tables import read_table, write_table
+from ditscope.models.embedders.registry import embedder_named
 from ditscope.models.settings import Embedder
 
 log = logging.getLogger(__name__)
@@ -63,9 +63,7 @@ def quality(
     extractors = {}
     for key, names in (("features", [settings.features]), ("cosines", settings.cosines)):
         for name in names:
-            if name not in embedders:
-                raise InputError(unknown(f"benchmark.{key}", name, embedders, "in the config's `embedders`"))
-            extractors[name] = feature_extractor(name, embedders[name])
+            extractors[name] = feature_extractor(name, embedder_named(name, embedders, f"benchmark.{key}"))
     reference = read_images(base)
     if reference:
         check_kid_subset(settings, len(reference), base.with_suffix(".tar"))

@@ -16,9 +16,9 @@ from ditscope.benchmark.tables import OF_SETS, PAIRED, QUALITY
 from ditscope.calibrate.files import manifest_guidance, read_manifest
 from ditscope.core.errors import InputError
 from ditscope.core.intervals import mean_interval
-from ditscope.core.names import unknown
 from ditscope.core.paths import is_inside
 from ditscope.core.tables import read_table, write_table
+from ditscope.models.embedders.registry import embedder_named
 from ditscope.models.settings import Embedder, Model
 
 
@@ -82,9 +82,8 @@ def quality_of_sets(
 
     Metrics of image pairs are rows with the reason: the sets have other prompts and seeds.
     """
-    if settings.features not in embedders:
-        raise InputError(unknown("benchmark.features", settings.features, embedders, "in the config's `embedders`"))
-    extractors = {settings.features: feature_extractor(settings.features, embedders[settings.features])}
+    entry = embedder_named(settings.features, embedders, "benchmark.features")
+    extractors = {settings.features: feature_extractor(settings.features, entry)}
     table = read_table(run, "benchmark.run").row(0, named=True)
     identity = {name: table[name] for name in IDENTITY}
     metrics = (*PAIRED, *OF_SETS)

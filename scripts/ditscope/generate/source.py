@@ -4,7 +4,6 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image, ImageOps
 
 from ditscope.core.errors import InputError, parsing
 from ditscope.core.paths import OutputFile
+from ditscope.core.picture_file import pixels
 from ditscope.core.shards import Sample, png_bytes, read_tar, write_tar
 from ditscope.core.tables import read_table, write_table
 from ditscope.generate.stage import beside
@@ -116,6 +116,6 @@ def encoded(name: str, model: Model, pngs: list[bytes]) -> list[np.ndarray]:
     pipe = SimpleNamespace(vae=AutoModel.from_pretrained(str(folder), subfolder="vae", dtype=torch.float32).to(device))
     latents = []
     for png in pngs:
-        pixels = torch.from_numpy(np.asarray(Image.open(BytesIO(png)).convert("RGB")).copy()).to(device)
-        latents.append(family.encode(pipe, pixels.movedim(-1, 0)[None] / 255)[0].cpu().numpy())
+        picture = torch.from_numpy(pixels(png).copy()).to(device)
+        latents.append(family.encode(pipe, picture.movedim(-1, 0)[None] / 255)[0].cpu().numpy())
     return latents

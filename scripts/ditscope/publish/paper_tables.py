@@ -1,6 +1,5 @@
 """Tables for a paper: small summaries of the study's long tables, as CSV, Markdown and LaTeX."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import polars as pl
 from ditscope.core.atomic import write_text
 from ditscope.core.tables import concat_tables
 from ditscope.drift.figures import drift_quantiles
+from ditscope.models.bit_plan import load_plan
 from ditscope.publish.figures import PAPER_TABLES
 from ditscope.style import Files, named
 
@@ -35,7 +35,7 @@ def plans(files: Files) -> pl.DataFrame:
     """Each bit plan beside uniform bits that fit the same budget."""
     rows = []
     for path in files["plan"]:
-        plan = json.loads(path.read_text())
+        plan = load_plan(path)
         uniform = plan["uniform"] or {"bits": None, "predicted": None}
         kept = {key: plan[key] for key in ("model", "budget", "mean_bits", "nominal_bytes", "predicted")}
         rows.append(kept | {"uniform_bits": uniform["bits"], "uniform_predicted": uniform["predicted"]})
