@@ -1,6 +1,7 @@
 """The command line: every command helps, both spellings, one-line refusals."""
 
 import hashlib
+import inspect
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,10 +147,12 @@ def test_request_hash_is_sha256_of_the_named_fields_in_order():
     assert request_hash(**REQUEST, frames=1) == request_hash(**REQUEST), "an image is a video of one frame"
 
 
-@pytest.mark.parametrize("key", [*REQUEST, "frames"])
+@pytest.mark.parametrize("key", inspect.signature(request_hash).parameters)
 def test_request_hash_depends_on_every_field(key):
     value = REQUEST.get(key, 1)
     other = not value if isinstance(value, bool) else value + "x" if isinstance(value, str) else value + 4
+    if key == "call":
+        other = {"true_cfg_scale": 4.0}
     assert request_hash(**REQUEST) != request_hash(**REQUEST | {key: other})
 
 
