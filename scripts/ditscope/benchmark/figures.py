@@ -403,3 +403,11 @@ def benchmark_points(files: Files) -> pl.DataFrame:
         *CASE, "nominal_bytes", "stored_bytes", "simulated", "quality_bound", "quality_verdict"
     ).unique(CASE, maintain_order=True)
     return sizes.join(quality, on=CASE, how="inner", maintain_order="left").drop_nulls("value")
+
+
+def paper_table(files: Files) -> pl.DataFrame:
+    """Size and quality of each scheme."""
+    table = concat_tables(named(files, "benchmark", "benchmark.parquet"), "benchmark")
+    metrics = [m for m in ("psnr_db", "ssim", "feature_cosine", "quality_loss", "kid", "fid") if table[m].count()]
+    keys = ["model", "hardware", "scheme", "compile"]
+    return table.select(*keys, "nominal_bytes", "stored_bytes", "simulated", *metrics, "reason").sort(keys)

@@ -109,3 +109,19 @@ def labelled_map(files: Files) -> pl.DataFrame:
     labels = concat_tables(named(files, "cluster", "clusters.parquet"), "clusters")
     joined = points.join(labels.select(*STATE, "label", "text"), on=STATE, how="left", maintain_order="left")
     return joined.drop_nulls(["x", "y"])
+
+
+def paper_table(files: Files) -> pl.DataFrame:
+    """Clusters, outliers, longest stays and returns by embedder and network."""
+    keys = ["embedder", "network"]
+    shares = concat_tables(named(files, "cluster", "outliers.parquet"), "clusters.outliers")
+    stays = concat_tables(named(files, "cluster", "longest_runs.parquet"), "clusters.longest_runs")
+    returns = concat_tables(named(files, "cluster", "returns.parquet"), "clusters.returns")
+    longest = stays.filter(pl.col("scope").cast(pl.String) == "anytime").group_by(keys)
+    came_back = (pl.col("returns") > 0).mean().alias("share_of_runs_that_return")
+    return (
+        shares.select(*keys, "states", "clusters", "outliers_share")
+        .join(longest.agg(pl.col("length").median().alias("median_longest_stay")), on=keys, how="left")
+        .join(returns.group_by(keys).agg(came_back), on=keys, how="left")
+        .sort(keys)
+    )

@@ -70,3 +70,10 @@ def drift_quantiles(files: Files) -> pl.DataFrame:
     keys = ["embedder", "network", "control", "sequence_number"]
     quantiles = [pl.col("cosine_distance").quantile(q / 100, "linear").alias(f"q{q}") for q in (25, 50, 75)]
     return table.group_by(keys).agg(*quantiles, pl.len().alias("runs")).sort(keys)
+
+
+def paper_table(files: Files) -> pl.DataFrame:
+    """Cosine distance of the last states to the first, observed and shuffled: median and quartiles over runs."""
+    keys = ["embedder", "network", "control"]
+    quantiles = drift_quantiles(files).with_columns(pl.col("control").cast(pl.String))
+    return quantiles.group_by(keys, maintain_order=True).last().sort(keys)

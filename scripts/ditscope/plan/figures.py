@@ -34,3 +34,14 @@ def bit_plan(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for layer, width in plan["layers"].items():
             records.append({"model": plan["model"], "budget": plan["budget"], "layer": layer, "bits": width})
     return figure, pl.DataFrame(records)
+
+
+def paper_table(files: Files) -> pl.DataFrame:
+    """Each bit plan beside uniform bits that fit the same budget."""
+    rows = []
+    for path in files["plan"]:
+        plan = load_plan(path)
+        uniform = plan["uniform"] or {"bits": None, "predicted": None}
+        kept = {key: plan[key] for key in ("model", "budget", "mean_bits", "nominal_bytes", "predicted")}
+        rows.append(kept | {"uniform_bits": uniform["bits"], "uniform_predicted": uniform["predicted"]})
+    return pl.DataFrame(rows).sort("model", "budget")

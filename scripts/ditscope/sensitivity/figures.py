@@ -7,9 +7,9 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator
 
 from ditscope.core.tables import concat_tables
+from ditscope.sensitivity.tables import BUCKETS
 from ditscope.style import COLOURS, Files, grid, named
 
-BUCKETS = ("early", "mid", "late")
 RANKED = 20  # layers in the ranking
 
 
@@ -84,3 +84,13 @@ def sensitivity_ranking(files: Files) -> tuple[Canvas, pl.DataFrame]:
         axis.set_xlabel(f"relative L2 error of the velocity at {scores['bits'][0]} bits")
         axis.legend()
     return figure, pl.DataFrame(drawn, infer_schema_length=None)
+
+
+def paper_table(files: Files) -> pl.DataFrame:
+    """The ten most sensitive layers of each model at its fewest bits: relative L2 error, mean over buckets."""
+    table = concat_tables(named(files, "sensitivity", "sensitivity.parquet"), "sensitivity")
+    table = table.filter(pl.col("metric") == "relative_l2")
+    mean = table.group_by("model", "layer", "kind", "bits").agg(pl.col("value").mean().alias("relative_l2"))
+    least = mean.filter(pl.col("bits") == pl.col("bits").min().over("model"))
+    ranked = least.sort("model", "relative_l2", "layer", descending=[False, True, False])
+    return ranked.group_by("model", maintain_order=True).head(10)
