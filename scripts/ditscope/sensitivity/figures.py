@@ -7,7 +7,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator
 
 from ditscope.core.tables import concat_tables
-from ditscope.sensitivity.tables import BUCKETS
+from ditscope.sensitivity.buckets import BUCKETS
 from ditscope.style import COLOURS, Files, grid, named
 
 RANKED = 20  # layers in the ranking
