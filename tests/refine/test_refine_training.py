@@ -348,8 +348,8 @@ def test_anchors_of_a_codebook_of_videos_are_all_patches_of_the_same_frames(vide
 def test_features_of_a_video_are_windows_of_one_frame():
     torch.manual_seed(0)
     encoder, x = LatentMAE(LatentMAEConfig(4, 3, 2, 8, 2)), torch.randn(2, 4, 5, 8, 8)
-    found = extract(encoder, x, list(FEATURES))
-    assert found["map0.patch4.mean"].shape == (2, 5 * 2 * 2, 8)
+    features = extract(encoder, x, list(FEATURES))
+    assert features["map0.patch4.mean"].shape == (2, 5 * 2 * 2, 8)
     maps = encoder.maps(x)
-    torch.testing.assert_close(found["map0.patch4.mean"][:, 7], maps[0][:, :, 1, 4:, 4:].flatten(2).mean(-1))
-    assert found["map0.location"].shape == (2, 320, 8)
+    torch.testing.assert_close(features["map0.patch4.mean"][:, 7], maps[0][:, :, 1, 4:, 4:].flatten(2).mean(-1))
+    assert features["map0.location"].shape == (2, 320, 8)

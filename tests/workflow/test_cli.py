@@ -162,7 +162,7 @@ def test_a_scheme_is_known_by_its_settings_and_its_plan_and_not_by_its_name(tmp_
     other.write_text("{} ")
     settings = {"kind": "plan", "bits": 8, "plan": "4bit"}
     assert scheme_id(None) == scheme_id({"kind": "base", "bits": 8}) == "base"
-    found = [
+    ids = [
         scheme_id(settings, plan),
         scheme_id(settings, other),
         scheme_id(settings | {"group_size": 32}, plan),
@@ -170,8 +170,8 @@ def test_a_scheme_is_known_by_its_settings_and_its_plan_and_not_by_its_name(tmp_
         scheme_id({"kind": "base", "bits": 8}, None, "full"),
         "base",
     ]
-    assert len(set(found)) == len(found)
-    assert scheme_id(settings | {"plan": "renamed"}, plan) == found[0]
+    assert len(set(ids)) == len(ids)
+    assert scheme_id(settings | {"plan": "renamed"}, plan) == ids[0]
 
 
 def test_weights_are_known_by_their_bytes_or_their_revision(tmp_path):

@@ -42,7 +42,7 @@ def digested() -> dict[str, set[str]]:
     for file in sorted((ROOT / "rules").glob("*.smk")):
         for block in re.split(r"^rule ", file.read_text(), flags=re.M)[1:]:
             modules = {f"ditscope.{name}" for name in re.findall(r'code\("([\w.]+)"\)', block)}
-            modules |= {module for helper, found in by_helper.items() if helper in block for module in found}
+            modules |= {module for helper, used in by_helper.items() if helper in block for module in used}
             if modules:
                 rules[block[: block.index(":")]] = modules
     return rules
