@@ -49,10 +49,10 @@ def autoregression(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame
     records = []
     parts = runs.partition_by(GROUP, as_dict=True)
     for group in groups.rows():
-        mine = parts.get(group, runs.clear())
-        patterns = Counter(tuple(places) for places in mine["places"].to_list() if len(places) > 1)
-        fixed = mine.select(pl.col("sxy", "sxx", "size").sum()).row(0)
-        records.append((*group, mine.height, sum(map(len, mine["places"])), *invert(patterns, *fixed)))
+        of_group = parts.get(group, runs.clear())
+        patterns = Counter(tuple(places) for places in of_group["places"].to_list() if len(places) > 1)
+        fixed = of_group.select(pl.col("sxy", "sxx", "size").sum()).row(0)
+        records.append((*group, of_group.height, sum(map(len, of_group["places"])), *invert(patterns, *fixed)))
     return pl.DataFrame(records, schema=AUTOREGRESSION.schema() | {"measure": groups.schema["measure"]}, orient="row")
 
 
@@ -62,12 +62,12 @@ def invert(patterns: Counter[Places], sxy: float, sxx: float, size: float) -> tu
         return (*[None] * 5, REASONS[0])
     if sxx <= 1e-24 * size:  # series of one value repeated leave rounding errors for a variance
         return (*[None] * 5, REASONS[1])
-    found = sxy / sxx
+    least_squares = sxy / sxx
     high, middle, low = (
-        float(np.interp(found, curve, COEFFICIENTS, left=-1, right=1))
+        float(np.interp(least_squares, curve, COEFFICIENTS, left=-1, right=1))
         for curve in quantiles(tuple(sorted(patterns.items())))
     )
-    return found, middle, low, high, high - low, None
+    return least_squares, middle, low, high, high - low, None
 
 
 @cache
