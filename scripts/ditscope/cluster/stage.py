@@ -21,7 +21,7 @@ from ditscope.cluster.tables import (
     RUN_LENGTHS,
     TRANSITIONS,
 )
-from ditscope.core.counts import check_complete
+from ditscope.core.counts import check_rows
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
@@ -61,9 +61,9 @@ def cluster(
         maps.append(map_states(part, u))
         log.info("%s: %d states, %d clusters", embedder, len(u), len(np.unique(labels[labels != OUTLIER])))
     clusters = pl.concat(labelled)
-    asked = states.filter(pl.col("position") >= 0).select(STATE).rows()
-    check_complete(folder / "clusters.parquet", "states", asked, clusters.select(STATE).rows())
-    check_complete(folder / "map.parquet", "states", asked, pl.concat(maps).select(STATE).rows())
+    asked = states.filter(pl.col("position") >= 0).select(STATE)
+    check_rows(folder / "clusters.parquet", "states", asked, clusters.select(STATE))
+    check_rows(folder / "map.parquet", "states", asked, pl.concat(maps).select(STATE))
     drop = settings.drop_outliers
     write_table(clusters, folder / "clusters.parquet", CLUSTERS)
     write_table(pl.concat(maps), folder / "map.parquet", MAP)

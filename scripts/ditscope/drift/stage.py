@@ -1,12 +1,11 @@
 """Drift: how far each state of a trajectory is from its first one, how far it steps, and how alike runs are."""
 
 import logging
-from itertools import product
 
 import numpy as np
 import polars as pl
 
-from ditscope.core.counts import check_complete
+from ditscope.core.counts import check_rows
 from ditscope.core.identity import derived_seed
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
@@ -28,7 +27,8 @@ from ditscope.embed.files import (
 
 log = logging.getLogger(__name__)
 CONTROL = DRIFT.schema()["control"]
-CHUNK = 8192  # rows whose distances are computed at once: bounds the float64 copies to CHUNK x d
+CHUNK = 256  # rows whose distances are computed at once: their float64 copies stay in the processor's cache
+FAR = 3.5  # |u - v|^2 of unit vectors from which on |u + v| is too small to follow from it
 
 
 def drift(
@@ -48,14 +48,17 @@ def drift(
     """
     states = read_states(embeddings, trajectories)
     log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)
+    similarity, computed = run_similarity(states), drift_table(states, settings.shuffles)
     whole = continue_loops(states, run_ends(states, trajectories), max_length)
-    table = drift_table(whole, settings.shuffles)
-    computed = table if whole.height == states.height else drift_table(states, settings.shuffles)
-    asked = product(range(settings.shuffles + 1), whole.select(STATE).rows())
-    left = ((row[0], row[1:]) for row in table.select("shuffle", *STATE).iter_rows())
-    check_complete(folder / "drift.parquet", "states (of each shuffle)", asked, left)
+    looped = whole.height > states.height
+    del states  # large
+    table = drift_table(whole, settings.shuffles) if looped else computed.with_columns(continued=False)
+    table = table.select(list(DRIFT.columns))
+    for number in range(settings.shuffles + 1):
+        left = table.filter(shuffle=number).select(STATE)
+        check_rows(folder / "drift.parquet", "states (of each shuffle)", whole.select(STATE), left)
     write_table(table, folder / "drift.parquet", DRIFT)
-    write_table(run_similarity(states), folder / "similarity.parquet", SIMILARITY)
+    write_table(similarity, folder / "similarity.parquet", SIMILARITY)
     tests, bands = null_tests(whole)
     write_table(tests, folder / "nulls.parquet", NULLS)
     write_table(bands, folder / "bands.parquet", BANDS)
@@ -70,14 +73,26 @@ def distances(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
     mindless assessments of roundoff", 2006), both exact to rounding also for nearly equal rows, where arccos loses
     half of the digits. A zero row has no direction: its cosine distance and angle are NaN.
     """
-    u, v = unit(a), unit(b)
-    chord = np.linalg.norm(u - v, axis=1)
-    undefined = ~(u.any(axis=1) & v.any(axis=1))
+    u, v = a.astype(np.float64), b.astype(np.float64)
+    euclidean = np.sqrt(squares(u - v))
+    lengths = np.sqrt(squares(u)), np.sqrt(squares(v))
+    undefined = (lengths[0] == 0) | (lengths[1] == 0)
+    for x, length in zip((u, v), lengths, strict=True):
+        x /= np.where(length > 0, length, 1)[:, None]
+    chord = squares(u - v)
+    around = 4 - chord  # |u + v|^2
+    far = np.flatnonzero(chord > FAR)
+    around[far] = squares(u[far] + v[far])
     return {
-        "euclidean": np.linalg.norm(a.astype(np.float64) - b.astype(np.float64), axis=1),
-        "cosine_distance": np.where(undefined, np.nan, chord**2 / 2),
-        "angle_rad": np.where(undefined, np.nan, 2 * np.arctan2(chord, np.linalg.norm(u + v, axis=1))),
+        "euclidean": euclidean,
+        "cosine_distance": np.where(undefined, np.nan, chord / 2),
+        "angle_rad": np.where(undefined, np.nan, 2 * np.arctan2(np.sqrt(chord), np.sqrt(around))),
     }
+
+
+def squares(x: np.ndarray) -> np.ndarray:
+    """Sum of squares of each row of `x` (n, d)."""
+    return np.einsum("ij,ij->i", x, x)
 
 
 def drift_table(states: pl.DataFrame, shuffles: int) -> pl.DataFrame:
@@ -92,23 +107,28 @@ def drift_table(states: pl.DataFrame, shuffles: int) -> pl.DataFrame:
     parts = []
     for _, part in by_embedder(states):
         x, starts = vectors(part), run_starts(part)
-        rows = np.arange(part.height)
-        first = np.repeat(starts[:-1], np.diff(starts))
+        rows, lengths = np.arange(part.height), np.diff(starts)
+        first, length = np.repeat(starts[:-1], lengths), np.repeat(lengths, lengths)
         unknown = (rows == first) | (np.diff(part["position"], prepend=0) != 1)
+        to_first = row_distances(x, rows, first)
+        measured = {name: np.empty((shuffles + 1) * part.height) for name in (*DISTANCES, *STEPS)}
+        source, shuffle = np.empty((2, (shuffles + 1) * part.height), np.int64)
         for number in range(shuffles + 1):
             order = shuffled_order(part, starts, number) if number else rows
-            previous = np.where(rows == first, order, np.roll(order, 1))
-            measured = row_distances(x, order, first)
-            measured |= {f"step_{k}": np.where(unknown, np.nan, v)
-                         for k, v in row_distances(x, order, previous).items()}  # fmt: skip
-            parts.append(
-                part.drop("vector", "text", "position").with_columns(
-                    pl.lit("shuffled" if number else "observed", CONTROL).alias("control"),
-                    pl.lit(number, pl.Int64).alias("shuffle"),
-                    *(pl.Series(k, v).fill_nan(None) for k, v in measured.items()),
-                )
-            )
-    return pl.concat(parts).sort(*STATE[:3], "control", "shuffle", "sequence_number")
+            place = shuffles * first + number * length + rows  # a run's shuffles follow each other
+            source[place], shuffle[place] = rows, number
+            steps = row_distances(x, order, np.where(rows == first, order, np.roll(order, 1)))
+            for name in DISTANCES:
+                measured[name][place] = to_first[name][order]
+                measured[f"step_{name}"][place] = np.where(unknown, np.nan, steps[name])
+        control = (
+            pl.when(pl.col("shuffle") > 0).then(pl.lit("shuffled", CONTROL)).otherwise(pl.lit("observed", CONTROL))
+        )
+        columns = [pl.Series("shuffle", shuffle), *(pl.Series(k, v).fill_nan(None) for k, v in measured.items())]
+        table = part.drop("vector", "text", "position")[source].with_columns(columns)
+        table = table.with_columns(control.alias("control"))
+        parts.append(table.select(name for name in DRIFT.columns if name in table.columns))
+    return pl.concat(parts)
 
 
 def shuffled_order(states: pl.DataFrame, starts: np.ndarray, number: int) -> np.ndarray:
