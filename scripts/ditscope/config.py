@@ -88,6 +88,10 @@ class Config:
     staleness: str = setting(
         "code", "What makes results stale: the library's code, or only a new release", choices=("code", "release")
     )
+    warm_starts: bool = setting(
+        True,
+        "Jobs that load models start from one process that has imported their libraries; only where jobs run locally",
+    )
     models: dict[str, Model] = setting({}, "Generators and captioners by name")
     schemes: dict[str, Scheme] = setting({}, "Quantization schemes by name")
     embedders: dict[str, Embedder] = setting({}, "Embedders by name")
