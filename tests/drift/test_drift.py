@@ -249,6 +249,20 @@ def test_similarity_equals_brute_force(tmp_path):
         assert row["centroid_cosine"] == pytest.approx(1 - distance.cosine(*centre), abs=1e-6)
 
 
+def test_of_many_runs_those_of_some_prompts_are_compared(tmp_path):
+    vectors = random_states(length=3)  # three prompts of two networks and two seeds
+    whole = run_drift(tmp_path / "whole", vectors, MODALITY)["similarity"]
+    some = run_drift(tmp_path / "some", vectors, MODALITY, max_runs=6)["similarity"]
+    assert some.height == 3 * 6 * 7 // 2
+    runs = some.filter(run_id_a=pl.col("run_id_b")).group_by("embedder").agg(pl.col("prompt_id_a", "run_id_a").sort())
+    assert runs["run_id_a"].n_unique() == 1, "the same runs of every embedder"
+    counts = runs["prompt_id_a"][0].value_counts()["count"]
+    assert sorted(counts) == [2, 4], "one prompt with all of its runs, of another as many as there is room for"
+    chosen = some["run_id_a"].unique()
+    kept = whole.filter(pl.col("run_id_a").is_in(chosen.to_list()) & pl.col("run_id_b").is_in(chosen.to_list()))
+    assert some.equals(kept)
+
+
 def test_a_stage_is_the_same_in_any_order_of_its_inputs(tmp_path):
     embeddings, trajectories = write_states(tmp_path, random_states(), MODALITY)
     drift(embeddings, trajectories, tmp_path / "a")

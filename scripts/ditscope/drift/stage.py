@@ -21,6 +21,7 @@ from ditscope.embed.files import (
     read_states,
     run_ends,
     run_starts,
+    sample_runs,
     unit,
     vectors,
 )
@@ -48,7 +49,7 @@ def drift(
     """
     states = read_states(embeddings, trajectories)
     log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)
-    similarity, computed = run_similarity(states), drift_table(states, settings.shuffles)
+    similarity, computed = run_similarity(states, settings.max_runs), drift_table(states, settings.shuffles)
     whole = continue_loops(states, run_ends(states, trajectories), max_length)
     looped = whole.height > states.height
     del states  # large
@@ -147,16 +148,17 @@ def row_distances(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, np.n
     return {name: np.concatenate([part[name] for part in parts]) for name in DISTANCES}
 
 
-def run_similarity(states: pl.DataFrame) -> pl.DataFrame:
+def run_similarity(states: pl.DataFrame, most: int = 0) -> pl.DataFrame:
     """Similarity of every pair of runs under each embedder, from the directions of their generated states.
 
     `mean_cosine` is the mean over all pairs of states (the product of the mean unit vectors), `centroid_cosine` the
-    cosine of the mean unit vectors, `aligned_cosine` the mean over states at the same position. The initial prompt,
+    cosine of the mean unit vectors, `aligned_cosine` the mean over states at the same position. Of more than `most`
+    runs (0: of none) a sample is compared. The initial prompt,
     which runs share by design, is left out, and so are zero vectors. The upper triangle with the diagonal is stored:
     R (R + 1) / 2 rows for R runs of an embedder; O(R^2 (d + T d)) time for T states a run, O(R^2) memory.
     """
     parts = []
-    for embedder, part in by_embedder(states):
+    for embedder, part in by_embedder(sample_runs(states, most)):
         part = part.filter(pl.col("position") >= 0)
         u = unit(vectors(part))
         keep = np.flatnonzero(u.any(axis=1))

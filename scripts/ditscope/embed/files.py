@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 RUN = ["embedder", "network", "run_id"]
 STATE = [*RUN, "sequence_number"]
 CYCLE = 2  # text and images alternate, so the states of one modality are every second one
+SEED = 0  # of samples
 NAMED = 10  # vectors that are left out, of which the log gives the names
 
 
@@ -177,6 +178,22 @@ def parts_of(states: pl.DataFrame, *keys: str) -> Iterator[pl.DataFrame]:
     for count in states.select(pl.struct(keys).rle().struct.field("len")).to_series():
         yield states[start : start + count]
         start += count
+
+
+def sample_runs(states: pl.DataFrame, most: int) -> pl.DataFrame:
+    """The states of at most `most` runs (0: of all): those of prompts drawn at random, the same for every embedder.
+
+    A run is a network's, so that the networks, seeds and embedders of a prompt that was drawn are there to be compared;
+    of the last prompt only as many as there is room for.
+    """
+    runs = states.select("prompt_id", "network", "run_id").unique().sort("prompt_id", "network", "run_id")
+    if not most or runs.height <= most:
+        return states
+    prompts = runs.select("prompt_id").unique(maintain_order=True)
+    lots = prompts.with_columns(pl.Series("lot", np.random.default_rng(SEED).permutation(prompts.height)))
+    chosen = runs.join(lots, on="prompt_id", maintain_order="left").sort("lot", maintain_order=True).head(most)
+    log.info("%d of %d runs are looked at", most, runs.height)
+    return states.join(chosen, on=["network", "run_id"], how="semi", maintain_order="left")
 
 
 def vectors(states: pl.DataFrame) -> np.ndarray:
