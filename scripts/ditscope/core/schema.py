@@ -55,6 +55,8 @@ class Table:
     key: tuple[str, ...]
     columns: Mapping[str, Column]
     parts: str = ""  # other files of the same table: parts that a later job joins, or slices
+    # What each `*` of `file` is, where no column says it and files of all together would have one key; else empty.
+    places: tuple[str, ...] = ()
 
     @property
     def stem(self) -> str:
