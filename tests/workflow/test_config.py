@@ -74,6 +74,7 @@ REFUSALS = {
     "zero in a list": ("sensitivity.bits", [0, 4], "sensitivity.bits: 0 is not above 0"),
     "too many bits": ("sensitivity.bits", [4, 33], "sensitivity.bits: 33 is more than 16"),
     "the same twice": ("sensitivity.bits", [4, 3, 4], "sensitivity.bits: 4 is named twice"),
+    "a seed twice": ("prompts.seeds", [-1, 0, -1, 0], "prompts.seeds: 0 is named twice"),
     "a model twice": ("generate.models", ["shapes-flux"] * 2, "generate.models: shapes-flux is named twice"),
     "empty list": ("sensitivity.bits", [], "sensitivity.bits: the list is empty; name at least one"),
     "number in a map": ("plan.floors", {"modulation": 40}, "plan.floors: 40 is more than 16"),
@@ -102,6 +103,11 @@ REFUSALS = {
         "models: YAML reads 1.1 as a number, not a name; write it in quotes",
     ),
     "name that is a truth value": ("schemes", {False: {}}, "schemes: YAML reads false (or no, off) as a truth value"),
+    "steps that leave a third without a sample": (
+        "sensitivity.step_stride",
+        25,
+        "every 25th of 8 steps (model `shapes-flux`) leaves a third of them without a sample; set it lower",
+    ),
     "offload with multi_gpu": (
         "capture.sets.all",
         {"offload": True, "multi_gpu": True},

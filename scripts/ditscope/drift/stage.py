@@ -1,6 +1,7 @@
 """Drift: how far each state of a trajectory is from its first one, how far it steps, and how alike runs are."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -10,10 +11,31 @@ from ditscope.core.identity import derived_seed
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
 from ditscope.drift.autoregression import autoregression
+from ditscope.drift.claims import Claim, claims_table
+from ditscope.drift.displacement import displacement_tables
+from ditscope.drift.divergence import divergence_tables
+from ditscope.drift.groups import KIND, draws_for, with_kind_of_seeds
+from ditscope.drift.jumps import jumps
+from ditscope.drift.memory import memory_tables
 from ditscope.drift.nulls import null_tests
 from ditscope.drift.series import normality
 from ditscope.drift.settings import Drift
-from ditscope.drift.tables import AUTOREGRESSION, BANDS, DISTANCES, DRIFT, NORMALITY, NULLS, SIMILARITY, STEPS
+from ditscope.drift.tables import (
+    AUTOREGRESSION,
+    BANDS,
+    CLAIMS_TABLE,
+    DISPLACEMENT,
+    DISTANCES,
+    DIVERGENCE,
+    DRIFT,
+    GROUP_CLAIMS,
+    JUMPS,
+    MEMORY,
+    NORMALITY,
+    NULLS,
+    SIMILARITY,
+    STEPS,
+)
 from ditscope.embed.files import (
     STATE,
     by_embedder,
@@ -45,11 +67,14 @@ def drift(
     runs that still move would be all that is left at later states. The first three tables hold these
     states, the others computed ones alone. Leaves in `folder`: drift.parquet (distances to the first state and to the
     previous one), nulls.parquet and bands.parquet (what drift comes out of nothing), similarity.parquet (every pair of
-    runs), autoregression.parquet (lag-1 coefficients) and normality.parquet (tests of the step sizes of each run).
+    runs), autoregression.parquet (lag-1 coefficients), normality.parquet (tests of the step sizes of each run),
+    jumps.parquet, memory.parquet (of the prompt), displacement.parquet (by lag), divergence.parquet (of runs of one
+    prompt), and claims.parquet, which has what the last three say beside their nulls.
     """
     states = read_states(embeddings, trajectories)
     log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)
     similarity, computed = run_similarity(states, settings.max_runs), drift_table(states, settings.shuffles)
+    leaps = jumps(states, settings)
     whole = continue_loops(states, run_ends(states, trajectories), max_length)
     looped = whole.height > states.height
     del states  # large
@@ -65,6 +90,23 @@ def drift(
     write_table(bands, folder / "bands.parquet", BANDS)
     write_table(autoregression(computed, STEPS), folder / "autoregression.parquet", AUTOREGRESSION)
     write_table(normality(computed, STEPS), folder / "normality.parquet", NORMALITY)
+    write_table(leaps, folder / "jumps.parquet", JUMPS)
+    write_claims(with_kind_of_seeds(whole, trajectories), folder)
+
+
+def write_claims(states: pl.DataFrame, folder: Path) -> None:
+    """The tables of claims about groups of runs, and `drift.claims`, which has them beside their nulls."""
+    draws = draws_for(states.select(KIND).n_unique() * len(GROUP_CLAIMS))
+    claims: list[Claim] = []
+    for made, table in (
+        (memory_tables, MEMORY),
+        (displacement_tables, DISPLACEMENT),
+        (divergence_tables, DIVERGENCE),
+    ):
+        frame, found = made(states, draws)
+        write_table(frame, folder / f"{table.stem}.parquet", table)
+        claims += found
+    write_table(claims_table(claims), folder / f"{CLAIMS_TABLE.stem}.parquet", CLAIMS_TABLE)
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
