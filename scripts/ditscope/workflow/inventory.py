@@ -109,23 +109,19 @@ def check_tables(study: Study) -> None:
 def check_checksums(study: Study) -> None:
     """Files are byte for byte what their job left; every output has a record, and directories hold no other file."""
     expected = expected_files(study) | {PLAN: "files"}
-    recorded: set[str] = set()
-    for path in sorted((study.results / FOLDER).rglob("*.json")):
-        name = path.relative_to(study.results).as_posix()
-        with study.noting("checksums", name):
-            record = read_record(path)
-            for file, entry in record["files"].items():
-                recorded.add(file)
-                output = output_of(file, expected)
-                if not output or not (study.results / output).exists():
-                    continue
-                problem = damage(study.results / file, entry)
-                if problem:
-                    study.note(expected[output], file, problem, output)
+    recorded: dict[str, dict[str, Any]] = {}
+    for path in sorted((study.results / FOLDER).rglob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path)):
+        with study.noting("checksums", path.relative_to(study.results).as_posix()):
+            recorded |= read_record(path)["files"]  # of two jobs that left a file, under other settings, the later one
+    for file, entry in sorted(recorded.items()):
+        output = output_of(file, expected)
+        if output and (study.results / output).exists() and (problem := damage(study.results / file, entry)):
+            study.note(expected[output], file, problem, output)
     folders = {"/".join(Path(file).parts[:count]) for file in recorded for count in range(1, len(Path(file).parts))}
+    known = recorded.keys() | folders | made_elsewhere(study)
     for output, stage in sorted(expected.items()):
         path = study.results / output
-        if recorded - {PLAN} and path.exists() and output not in recorded | folders | made_elsewhere(study):
+        if recorded.keys() - {PLAN} and path.exists() and output not in known:
             study.note(stage, output, "no digest of it is recorded: its record is gone, or no job left it")
         if path.is_dir() and output in folders:
             for found in files_of(path):
