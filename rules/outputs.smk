@@ -81,6 +81,12 @@ def trajectory_videos():
     return [f"{RESULTS}/videos/{name}" for name in names]
 
 
+def jump_tables():
+    """The table of semantic jumps, where the study has it."""
+    asked = "drift" in CONFIG.asked()
+    return [path for path in analysis_tables("drift") if asked and path.endswith("/drift/jumps.parquet")]
+
+
 def trajectory_shards(*networks, suffix="parquet"):
     return expand(
         f"{RESULTS}/trajectories/{{network}}/shard-{{shard}}.{suffix}", network=networks, shard=TRAJECTORY_SHARDS

@@ -14,7 +14,7 @@ import scipy.stats
 import torch
 from PIL import Image
 
-from ditscope.benchmark import latency, memory, prepare, quality, quality_of_sets
+from ditscope.benchmark import latency, memory, quality, quality_of_sets
 from ditscope.benchmark import run as run_module
 from ditscope.benchmark.cases import benchmark_cases
 from ditscope.benchmark.check import check_sizes
@@ -29,7 +29,7 @@ from ditscope.core.errors import InputError
 from ditscope.core.settings import decode
 from ditscope.core.shards import write_tar
 from ditscope.core.tables import read_table
-from ditscope.models import hardware, loading, requests
+from ditscope.models import hardware, loading, prepare, requests
 from ditscope.models.settings import Embedder, Scheme
 from ditscope.prompts.files import read_runs, write_runs
 from tiny_models import tiny_generator

@@ -11,6 +11,7 @@ import torch
 from ditscope.benchmark.memory import judged_peak, peaks, reset_peaks
 from ditscope.benchmark.quiet import noisiness, spread_of, verdict, visible_gpu, watching
 from ditscope.benchmark.run_tables import PARTS
+from ditscope.core.errors import first_line
 from ditscope.core.intervals import mean_interval
 from ditscope.models.loading import Generator
 from ditscope.models.requests import requests
@@ -94,9 +95,3 @@ def now(device: torch.device) -> float:
     if device.type != "cpu":
         torch.get_device_module(device).synchronize()
     return time.perf_counter()
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, in one line of at most 300 characters."""
-    text = str(error).strip() or "no message"
-    return f"{type(error).__name__}: {text.splitlines()[0][:300]}"

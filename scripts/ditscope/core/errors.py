@@ -50,6 +50,12 @@ def line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def first_line(error: Exception) -> str:
+    """What went wrong, in one line of at most 300 characters."""
+    text = str(error).strip() or "no message"
+    return f"{type(error).__name__}: {text.splitlines()[0][:300]}"
+
+
 def machine_error(error: BaseException) -> str:
     """What the machine lacked, on one line; empty where the error is not the machine's."""
     if isinstance(error, MemoryError):

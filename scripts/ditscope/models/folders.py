@@ -24,7 +24,7 @@ def config_at_hand(entry: Model, part: str = "transformer/config.json") -> dict[
     try:
         found = json.loads(file.read_text()) if file.is_file() else {}
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not a config of diffusers ({error}); fetch or copy it again") from None
+        raise InputError(f"{file}: not a config in JSON ({error}); fetch or copy it again") from None
     return found if isinstance(found, dict) else {}
 
 
@@ -72,10 +72,13 @@ def download_mark(entry: Model | Embedder) -> Path:
 
 
 def check_revision(where: str, revision: str) -> None:
-    """Refuse a branch or a tag as the revision of a hub id: it moves, and results could not be made again."""
+    """Refuse a branch or a tag as the revision of a hub id: it moves, and results could not be made again.
+
+    `where` names the key. An empty revision is left to whoever wants one.
+    """
     if revision and not COMMIT.fullmatch(revision):
         raise InputError(
-            f"{where}.revision: `{revision}` is no commit, and may move; give the 40 hex digits of one, which the "
+            f"{where}: `{revision}` is no commit, and may move; give the 40 hex digits of one, which the "
             "repository's page on the hub lists under `History`"
         )
 

@@ -152,6 +152,19 @@ def nvidia_gpus() -> list[dict[str, str]]:
 
 
 @cache
+def gpu_memory_mb() -> dict[str, int]:
+    """Megabytes of each NVIDIA GPU, by its index and by its UUID; empty where nvidia-smi is not there."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    rows = [[word.strip() for word in line.split(",")] for line in done.stdout.splitlines() if done.returncode == 0]
+    sizes = [(names, int(size) * 1024**2 // 1_000_000) for *names, size in rows if size.isdigit()]
+    return {name: size for names, size in sizes for name in names}
+
+
+@cache
 def cpu_model() -> str:
     """The processor's name as the system tells it."""
     if platform.system() == "Linux":

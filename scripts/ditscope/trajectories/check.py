@@ -95,7 +95,7 @@ def walk_again(
 
     config, settings = study.config, study.config.trajectories
     entries = resolve_network(network, config.networks[network], config.models, config.schemes)
-    nodes = [node_of(entry, plan_file(study.results / "plans", entry)) for entry in entries]
+    nodes = [node_of(entry, plan_file(study.results / "plans", entry), settings) for entry in entries]
     walkers = [Walker(network, run) for run in runs]
     rows = {(row["run_id"], row["sequence_number"]): row for row in table.to_dicts()}
     batches: list[dict[str, Any]] = []

@@ -60,9 +60,10 @@ def trajectories(
         "plans": [file and file_digest(file) for file in files],
         "runs": runs,
         "max_length": settings.max_length,
+        "compile": settings.compile,
     }
     parts = unfinished(partial, table, key)
-    nodes = [node_of(entry, file) for entry, file in zip(cycle, files, strict=True)]
+    nodes = [node_of(entry, file, settings) for entry, file in zip(cycle, files, strict=True)]
     rows, seconds = walk(network, nodes, runs, settings, parts)
     lengths = Counter(row["run_id"] for row in seconds)  # invocations that were timed
     asked = [(run_id(network, run), number) for run in runs for number in range(-1, lengths[run_id(network, run)])]

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import torch
 
-from ditscope.benchmark.prepare import uncompilable
-from ditscope.benchmark.settings import COMPILE_STATES
 from ditscope.config import Config
 from ditscope.models.folders import source_folder
 from ditscope.models.hardware import PACKAGES, cpu_model, host_memory_bytes, installed, nvidia_gpus, unusable
 from ditscope.models.loading import device_at_hand
+from ditscope.models.prepare import uncompilable
 from ditscope.models.quantize import unsupported
 from ditscope.models.registry import has_weights, is_generator
-from ditscope.models.settings import Model
+from ditscope.models.settings import COMPILE_STATES, Model
 from ditscope.workflow.job import SECRETS
 
 GB = 1e9

@@ -8,6 +8,7 @@ import numpy as np
 from ditscope.core.errors import InputError
 from ditscope.core.plugins import load_plugin
 from ditscope.models.loading import default_device
+from ditscope.models.registry import check_remote_code
 from ditscope.models.settings import EMBEDDER_FAMILIES, Embedder
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def load_embedder(name: str, entry: Embedder, device: str | None = None) -> Embe
         raise InputError(
             f"embedders.{name}.modality: `{entry.family}` embeds {' or '.join(family.MODALITIES)}, not {entry.modality}"
         )
+    check_remote_code(f"embedders.{name}", entry)
     embed = family.load(name, entry, device or default_device())
     log.info("loaded %s (%s)", name, entry.family)
     return embed
