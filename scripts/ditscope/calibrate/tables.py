@@ -55,6 +55,7 @@ PART = Table(
     "calibration/*/shards/*/activations/*.parquet",
     "layer and step, of one slice of images",
     key=("model", "layer", "step_index"),
+    joined="calibration.activations",
     columns={
         **LAYER,
         **STEP,

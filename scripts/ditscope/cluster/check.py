@@ -74,11 +74,11 @@ def check_map(study: Study, table: pl.DataFrame | None) -> None:
             study.note("cluster", MAP.file, f"{embedder}: states without coordinates or with too few")
 
 
-def check_states(study: Study, found: dict[str, pl.DataFrame | None], tables: dict[str, pl.DataFrame]) -> None:
+def check_states(study: Study, given: dict[str, pl.DataFrame | None], tables: dict[str, pl.DataFrame]) -> None:
     """Labels and coordinates are there of every generated state of an embedder's modality."""
     keys = ["network", "run_id", "sequence_number"]
     for file in STATES:
-        table = found.get(file)
+        table = given.get(file)
         if table is not None:
             wanted = generated(study, tables, keys)
             study.same_rows(

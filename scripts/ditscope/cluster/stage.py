@@ -105,10 +105,10 @@ def cluster_labels(u: np.ndarray, settings: Cluster = Cluster()) -> tuple[np.nda
         copy=True,
     ).fit(u[rows])
     # scikit-learn 1.9's own `cluster_selection_epsilon` fails under NumPy 2.4 as soon as it has something to merge.
-    found = fitted.labels_
+    fitted_labels = fitted.labels_
     if settings.epsilon > 0:
-        found = merge_close(found, fitted.dbscan_clustering(settings.epsilon, min_cluster_size=size))
-    labels = found[nearest(u, u[rows])] if len(rows) < n else found
+        fitted_labels = merge_close(fitted_labels, fitted.dbscan_clustering(settings.epsilon, min_cluster_size=size))
+    labels = fitted_labels[nearest(u, u[rows])] if len(rows) < n else fitted_labels
     return by_size(labels), None
 
 

@@ -16,8 +16,8 @@ def check_complete(where: Path | str, what: str, asked: Iterable[Hashable], left
 
     `where` is what would be written, `what` the kind of thing that is counted. O(n).
     """
-    wanted, found = Counter(iter(asked)), Counter(iter(left))  # of a map: its keys, not its values
-    for verb, difference in (("lacks", wanted - found), ("has more than was asked for:", found - wanted)):
+    wanted, made = Counter(iter(asked)), Counter(iter(left))  # of a map: its keys, not its values
+    for verb, difference in (("lacks", wanted - made), ("has more than was asked for:", made - wanted)):
         if difference:
             count, total = difference.total(), wanted.total()
             example = next(iter(difference))

@@ -35,9 +35,9 @@ def read_table(path: Path | str, name: str, columns: Sequence[str] | None = None
             metadata = pl.read_parquet_metadata(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such table; run the stage that writes `{name}` first") from None
-    found, version = metadata.get("table"), metadata.get("schema_version")
-    if found != name:
-        raise InputError(f"{path}: holds the table `{found}`, not `{name}`")
+    table, version = metadata.get("table"), metadata.get("schema_version")
+    if table != name:
+        raise InputError(f"{path}: holds the table `{table}`, not `{name}`")
     check_version(path, version, SCHEMA_VERSION, "run the stage again")
     with parsing(path, f"damaged Parquet file ({{}}); {again(path, ending='.parquet')}", POLARS):
         return pl.read_parquet(path, columns=columns)

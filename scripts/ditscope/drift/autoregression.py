@@ -77,12 +77,12 @@ def invert(patterns: Counter[Places], sxy: float, sxx: float, size: float) -> tu
         return (*[None] * 5, REASONS[0])
     if sxx <= 1e-24 * size:  # series of one value repeated leave rounding errors for a variance
         return (*[None] * 5, REASONS[1])
-    found = sxy / sxx
+    least_squares = sxy / sxx
     high, middle, low = (
-        float(np.interp(found, curve, COEFFICIENTS, left=-1, right=1))
+        float(np.interp(least_squares, curve, COEFFICIENTS, left=-1, right=1))
         for curve in quantiles(tuple(sorted(patterns.items())))
     )
-    return found, middle, low, high, high - low, None
+    return least_squares, middle, low, high, high - low, None
 
 
 @cache

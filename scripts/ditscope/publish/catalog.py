@@ -8,18 +8,12 @@ from typing import TYPE_CHECKING
 
 from ditscope.core.atomic import replacing
 from ditscope.core.errors import InputError
-from ditscope.core.schema import Table, table_named
+from ditscope.core.schema import Table, table_named, tables_with
 from ditscope.publish.views import VIEWS, View
 
 if TYPE_CHECKING:
     import duckdb
 
-# Tables that lie beside what the workflow names of a stage: the stage, the ending of what is named, their own endings.
-BESIDE = (
-    ("generate", ".tar", (".parquet", ".timing.parquet")),
-    ("trajectories", ".parquet", (".timing.parquet",)),
-    ("refine", "/training.parquet", ("/training.timing.parquet",)),
-)
 ROW = "row"  # primary key of a table that has none: the number of the row in its files, from 0
 FILES = "read_parquet($paths, union_by_name = true, filename = 'file')"
 
@@ -29,15 +23,13 @@ def table_files(left: Mapping[str, Iterable[Path | str]]) -> list[str]:
 
     A table that a later job joins (layers of a sensitivity table, runs of a benchmark) is left out: its rows are in it.
     """
-    found: dict[str, None] = {}
+    tables: dict[str, None] = {}
     for stage, paths in left.items():
         for path in map(str, paths):
             if path.endswith(".parquet") or stage == "capture":
-                found[path] = None
-            for named, ending, endings in BESIDE:
-                if stage == named and path.endswith(ending):
-                    found |= dict.fromkeys(path.removesuffix(ending) + other for other in endings)
-    return list(found)
+                tables[path] = None
+            tables |= dict.fromkeys(tables_with(stage, path, joined=False))
+    return list(tables)
 
 
 def write_catalog(tables: Iterable[Path | str], out: Path) -> None:
@@ -115,9 +107,9 @@ def files_by_name(tables: Iterable[Path | str]) -> dict[str, list[str]]:
     """The Parquet files of each table, by the table's name."""
     import polars as pl
 
-    found = [file for path in map(Path, tables) for file in (path.rglob("*.parquet") if path.is_dir() else [path])]
+    files = [file for path in map(Path, tables) for file in (path.rglob("*.parquet") if path.is_dir() else [path])]
     named: dict[str, list[str]] = {}
-    for file in sorted(found):
+    for file in sorted(files):
         if name := pl.read_parquet_metadata(file).get("table"):
             named.setdefault(name, []).append(str(file))
     return named

@@ -49,8 +49,8 @@ def check_paper_table(study: Study, file: str) -> None:
 
     name = Path(file).name
     wanted = study.once("paper tables", again)
-    found = (study.results / file).read_text(encoding="utf-8")
-    if name in wanted and not alike_text(found, wanted[name], 1e-6 if file.endswith(".csv") else ROUNDED):
+    text = (study.results / file).read_text(encoding="utf-8")
+    if name in wanted and not alike_text(text, wanted[name], 1e-6 if file.endswith(".csv") else ROUNDED):
         raise InputError(f"is not what the stage `{PAPER_TABLES[Path(file).stem]}` left")
 
 
