@@ -13,7 +13,7 @@ from ditscope.capture.files import decodes_of, generations_in
 from ditscope.publish.figures import PAPER_TABLES, available, own_figures
 from ditscope.models.hardware import filed_under, hardware_id
 from ditscope.core.identity import file_digest
-from ditscope.core.schema import tables_of
+from ditscope.core.schema import STAGE_OF, tables_of
 from ditscope.prompts.files import least, read_prompts
 from ditscope.sensitivity.files import PARTS, part_files
 from ditscope.models.settings import backends_of
@@ -156,6 +156,11 @@ def explorer_inputs(w=None):
 def paper_table_inputs(w=None):
     """What the paper tables read, by stage."""
     return {name: files for name, files in figure_inputs().items() if name in PAPER_TABLES.values()}
+
+
+def declarations():
+    """Digests of the modules that declare the tables of all stages: keys of the catalog, and what columns mean."""
+    return [code(f"{name}.tables") for name in dict.fromkeys(STAGE_OF.values())]
 
 
 def paper_table_files():

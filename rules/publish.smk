@@ -68,7 +68,7 @@ rule catalog:
     conda:
         "../envs/figures.yaml"
     params:
-        code=code("publish.catalog"),
+        code=[code("publish.catalog"), *declarations()],
     script:
         "../scripts/catalog.py"
 

@@ -28,7 +28,7 @@ def test_every_figure_has_a_function_and_a_caption():
     assert all(callable(function_of(name)) for name in FIGURES)
     for name in FIGURES:
         caption = (ROOT / "report" / f"{name}.rst").read_text()
-        assert caption.strip().endswith(".")
+        assert caption.strip().endswith((".", "?"))
 
 
 def test_every_paper_table_has_a_function():
@@ -115,16 +115,6 @@ def test_captions_cannot_break_out_of_the_explorer(tmp_path):
     assert "<" not in data
 
 
-def test_catalog_unites_tables_by_name(tmp_path):
-    write_loosely(pl.DataFrame({"a": [1]}), tmp_path / "1.parquet", "drift")
-    write_loosely(pl.DataFrame({"a": [2]}), tmp_path / "2.parquet", "drift")
-    write_loosely(pl.DataFrame({"b": ["x"]}), tmp_path / "3.parquet", "benchmark.timing")
-    write_catalog(sorted(tmp_path.glob("*.parquet")), tmp_path / "c.duckdb")
-    with duckdb.connect(tmp_path / "c.duckdb", read_only=True) as database:
-        assert database.execute("SELECT sum(a) FROM drift").fetchone() == (3,)
-        assert database.execute("SELECT b FROM benchmark_timing").fetchone() == ("x",)
-
-
 # Tables whose rows a later job joins into another one, which is in the catalog.
 JOINED = {
     "benchmark.run": "benchmark",
@@ -143,7 +133,7 @@ def test_the_catalog_has_every_table_of_a_finished_study(study, tmp_path):
     names = {pl.read_parquet_metadata(p)["table"] for p in files}
     assert {"images", "capture_statistics"} < names
     with duckdb.connect(tmp_path / "c.duckdb", read_only=True) as database:
-        catalog = {name for (name,) in database.execute("SHOW TABLES").fetchall()}
+        catalog = {name for (name,) in database.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
         assert catalog == {JOINED.get(name, name).replace(".", "_") for name in names}
         rows = {}
         for file in results.glob("images/*/*.parquet"):

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from ditscope.config_files import read_config
+from ditscope.core.schema import STAGE_OF
 from ditscope.models.registry import is_generator, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
 from ditscope.publish.figures import FIGURES, PAPER_TABLES
@@ -35,6 +36,7 @@ def digested() -> dict[str, set[str]]:
         "embedder_params(": embedders,
         "chosen_embedders(": embedders,
         "sensitivity_code(": {"ditscope.sensitivity.stage", BACK_ENDS["torch"]},
+        "declarations(": {f"ditscope.{stage}.tables" for stage in STAGE_OF.values()},
         "figure_rooms(": {f"ditscope.{figure.stages[0]}.figures" for figure in FIGURES.values()},
         "in paper_table_inputs(": {f"ditscope.{stage}.figures" for stage in PAPER_TABLES.values()},
     }
@@ -97,7 +99,7 @@ EDITS = [
     ("embed/files.py", CODE, {"drift", "cluster", "topology"}),
     ("drift/series.py", CODE, {"drift"}),
     ("drift/figures.py", CODE, {"figures", "paper_tables", "explorer"}),
-    ("cluster/__init__.py", CODE, {"cluster", "figures", "paper_tables", "explorer"}),
+    ("cluster/__init__.py", CODE, {"cluster", "figures", "paper_tables", "explorer", "catalog"}),
     ("benchmark/recommend.py", CODE, {"benchmark_table"}),
     ("benchmark/quiet.py", CODE, {"benchmark_run"}),
     ("refine/drifting.py", CODE, {"refine_train", "refine_diagnose"}),

@@ -3,9 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ditscope.core.errors import IncompleteError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 def check_complete(where: Path | str, what: str, asked: Iterable[Hashable], left: Iterable[Hashable]) -> None:
@@ -22,6 +25,12 @@ def check_complete(where: Path | str, what: str, asked: Iterable[Hashable], left
                 f"{where}: {verb} {count} of {total} {what}, as {example}; this is a fault of ditscope, please report "
                 "it with this line; nothing was written"
             )
+
+
+def check_rows(where: Path | str, what: str, asked: "pl.DataFrame", left: "pl.DataFrame") -> None:
+    """`check_complete` for the rows of frames; cheap where they are equal, in order."""
+    if not asked.equals(left):
+        check_complete(where, what, asked.iter_rows(), left.iter_rows())
 
 
 def grouped(runs: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], Hashable]) -> list[list[dict[str, Any]]]:

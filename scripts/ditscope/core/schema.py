@@ -56,6 +56,8 @@ class Table:
     key: tuple[str, ...]
     columns: Mapping[str, Column]
     parts: str = ""  # other files of the same table: parts that a later job joins, or slices
+    # What each `*` of `file` is, where no column says it and files of all together would have one key; else empty.
+    places: tuple[str, ...] = ()
     joined: str = ""  # the table that a later job joins its rows into
 
     @property

@@ -10,7 +10,7 @@ from scipy import stats
 from ditscope.core.identity import derived_seed
 from ditscope.drift.series import holm
 from ditscope.drift.tables import BANDS, CLAIMS, NULLS
-from ditscope.embed.files import run_starts, unit, vectors
+from ditscope.embed.files import parts_of, run_starts, unit, vectors
 
 DRAWS = 999
 CONFIDENCE = 0.95
@@ -31,7 +31,7 @@ def null_tests(states: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     999, or 20 for each test if that is more. Runs with gaps are left out, and so are all but 100 at random. Loops are
     as in `states`. O(draws x runs x states x min(states, d)).
     """
-    groups = states.partition_by("embedder", "network", maintain_order=True)
+    groups = list(parts_of(states, "embedder", "network"))
     draws = max(DRAWS, 20 * len(groups) * len(CLAIMS))
     tests, bands = [], []
     for part, claim in product(groups, CLAIMS):
