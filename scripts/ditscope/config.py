@@ -177,9 +177,9 @@ def check_names(config: Config) -> None:
         check_apart(registry, entries)
     if config.benchmark.hardware:
         check_name("benchmark.hardware", config.benchmark.hardware)
-    if found := set(config.prompts.csv) & set("{}<>"):
+    if braces := set(config.prompts.csv) & set("{}<>"):
         raise InputError(
-            f"prompts.csv: `{config.prompts.csv}` has a {min(found)}, by which Snakemake marks wildcards; rename it"
+            f"prompts.csv: `{config.prompts.csv}` has a {min(braces)}, by which Snakemake marks wildcards; rename it"
         )
 
 

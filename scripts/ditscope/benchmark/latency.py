@@ -30,14 +30,14 @@ def timed(generator: Generator, rows: list[dict], repeats: int, warmup: int, unt
         for _ in range(warmup):
             run_once(generator, rows)
         warmed = time.perf_counter() - began
-        found = [measured(generator, rows, repeats)]
-        while found[-1]["verdict"] == "noisy" and len(found) <= until_quiet:
-            log.info("batch %d: noisy (%s), measured again", len(rows), found[-1]["noisy_because"])
-            found.append(measured(generator, rows, repeats))
+        attempts = [measured(generator, rows, repeats)]
+        while attempts[-1]["verdict"] == "noisy" and len(attempts) <= until_quiet:
+            log.info("batch %d: noisy (%s), measured again", len(rows), attempts[-1]["noisy_because"])
+            attempts.append(measured(generator, rows, repeats))
     except Exception as error:  # out of memory, a missing kernel, a failed compilation: the other batches go on
         log.exception("batch %d failed", len(rows))
         return {"reason": first_line(error)}
-    return min(found, key=noisiness) | {"warmup_seconds": warmed, "measurements": len(found), "reason": ""}
+    return min(attempts, key=noisiness) | {"warmup_seconds": warmed, "measurements": len(attempts), "reason": ""}
 
 
 def measured(generator: Generator, rows: list[dict], repeats: int) -> dict[str, Any]:

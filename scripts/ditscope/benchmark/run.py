@@ -208,11 +208,13 @@ def time_batches(case: Case, loaded: Loaded, runs: list[dict]) -> list[dict[str,
         if case.compile != "eager":
             torch._dynamo.reset()  # graphs of the batch size before neither help nor hold memory
         if loaded.reason:
-            found = {"reason": loaded.reason}
+            timing = {"reason": loaded.reason}
         else:
-            found = timed(loaded.generator, rows, settings.repeats, settings.warmup, settings.until_quiet)
-        timings.append({"batch": batch} | found)
-        outcome = found["reason"] or f"{found['latency_median_ms']:.1f} ms, {found['verdict']} {found['noisy_because']}"
+            timing = timed(loaded.generator, rows, settings.repeats, settings.warmup, settings.until_quiet)
+        timings.append({"batch": batch} | timing)
+        outcome = (
+            timing["reason"] or f"{timing['latency_median_ms']:.1f} ms, {timing['verdict']} {timing['noisy_because']}"
+        )
         log.info("%s %s %s: batch %d: %s", case.name, case.config, case.compile, batch, outcome)
     return timings
 

@@ -33,8 +33,8 @@ def record_checksums(results: Path, rule: str, outputs: Iterable[Path | str]) ->
 
 def files_of(path: Path) -> list[Path]:
     """`path` itself, or the files below it; less the marks that Snakemake puts into directories."""
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [file for file in found if file.is_file() and file.name != ".snakemake_timestamp"]
+    paths = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [file for file in paths if file.is_file() and file.name != ".snakemake_timestamp"]
 
 
 def read_record(file: Path) -> dict[str, Any]:

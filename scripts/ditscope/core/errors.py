@@ -110,10 +110,10 @@ def again(path: Path | str, step: str = "run again", ending: str = "") -> str:
     return "make or copy it again"
 
 
-def check_version(path: Path | str, found: Any, expected: str, fix: str) -> None:
+def check_version(path: Path | str, version: Any, expected: str, fix: str) -> None:
     """Refuse a file of another schema version than this library reads; `fix` is how to make it anew."""
-    if found != expected:
-        raise InputError(f"{path}: schema version {found}, this ditscope reads {expected}; {fix}")
+    if version != expected:
+        raise InputError(f"{path}: schema version {version}, this ditscope reads {expected}; {fix}")
 
 
 def read_json(path: Path | str, damaged: str) -> dict[str, Any]:

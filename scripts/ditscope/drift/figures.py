@@ -56,9 +56,9 @@ def drift_walks(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 def draw_null(files: Files, claim: str, axis: Axes, embedder: str, network: str) -> None:
     """The null's band and median in grey; the p-value of the claim in the axis's title."""
-    mine = [pl.col("claim").cast(pl.String) == claim, pl.col("embedder") == embedder, pl.col("network") == network]
-    band = concat_tables(named(files, "drift", "bands.parquet"), "drift.bands").filter(mine)
-    test = concat_tables(named(files, "drift", "nulls.parquet"), "drift.nulls").filter(mine)
+    panel = [pl.col("claim").cast(pl.String) == claim, pl.col("embedder") == embedder, pl.col("network") == network]
+    band = concat_tables(named(files, "drift", "bands.parquet"), "drift.bands").filter(panel)
+    test = concat_tables(named(files, "drift", "nulls.parquet"), "drift.nulls").filter(panel)
     x, low, median, high = band.select("sequence_number", "low", "median", "high")
     axis.fill_between(x, low, high, color=NULL, alpha=0.25, linewidth=0)
     axis.plot(x, median, color=NULL, linestyle="--", label="shuffled" if claim == "ordered" else "walk")
@@ -72,6 +72,13 @@ def drift_quantiles(files: Files) -> pl.DataFrame:
     keys = ["embedder", "network", "control", "sequence_number"]
     quantiles = [pl.col("cosine_distance").quantile(q / 100, "linear").alias(f"q{q}") for q in (25, 50, 75)]
     return table.group_by(keys).agg(*quantiles, pl.len().alias("runs")).sort(keys)
+
+
+def paper_table(files: Files) -> pl.DataFrame:
+    """Cosine distance of the last states to the first, observed and shuffled: median and quartiles over runs."""
+    keys = ["embedder", "network", "control"]
+    quantiles = drift_quantiles(files).with_columns(pl.col("control").cast(pl.String))
+    return quantiles.group_by(keys, maintain_order=True).last().sort(keys)
 
 
 # Claims about groups of runs ------------------------------------------------------------------------------------------
@@ -143,7 +150,7 @@ def drift_jumps(files: Files) -> tuple[Canvas, pl.DataFrame]:
         ), table
     figure, cells = facets(shown, sharex=True, sharey=True)
     for (embedder, network), axis in cells.items():
-        mine = shown.filter(embedder=embedder, network=network)
+        of_network = shown.filter(embedder=embedder, network=network)
         axis.axhline(1, color=NULL, linestyle="--")
         sudden = pl.col("jump") & (pl.col("p_walk") <= 0.05)
         for kind, colour, label in (
@@ -151,11 +158,11 @@ def drift_jumps(files: Files) -> tuple[Canvas, pl.DataFrame]:
             (pl.col("jump") & ~sudden, COLOURS[4], "jump, as in a walk"),
             (~pl.col("jump"), NULL, "largest step of a run without"),
         ):
-            points = mine.filter(kind)
+            points = of_network.filter(kind)
             axis.scatter(
                 points["sequence_number"], points["size"] / points["threshold"], s=6, color=colour, label=label
             )
-        runs, with_jump = mine["run_id"].n_unique(), mine.filter(sudden)["run_id"].n_unique()
+        runs, with_jump = of_network["run_id"].n_unique(), of_network.filter(sudden)["run_id"].n_unique()
         axis.set_title(f"{axis.get_title()}: {with_jump} of {runs} runs", fontsize=7)
         axis.set_ylabel("size / threshold")
         axis.set_xlabel("sequence number")
@@ -188,8 +195,8 @@ def finish(files: Files, cells: dict, claims: list[str], y: str, x: str) -> None
     """Labels, a legend without doubled entries, and the p-values of the claims in the titles."""
     tests = texts(concat_tables(named(files, "drift", "claims.parquet"), "drift.claims"), "claim", "seeds")
     for (embedder, network), axis in cells.items():
-        mine = tests.filter(pl.col("claim").is_in(claims), embedder=embedder, network=network).drop_nulls("p_holm")
-        said = [f"{claim} p = {p:.2g}" for claim, p in mine.select("claim", "p_holm").rows()]
+        of_panel = tests.filter(pl.col("claim").is_in(claims), embedder=embedder, network=network).drop_nulls("p_holm")
+        said = [f"{claim} p = {p:.2g}" for claim, p in of_panel.select("claim", "p_holm").rows()]
         axis.set_title("\n".join([axis.get_title(), *said]), fontsize=6)
         axis.set(xlabel=x, ylabel=y)
     drawn = {

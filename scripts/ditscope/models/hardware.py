@@ -93,8 +93,8 @@ def torch_build() -> tuple[str, str]:
     if spec is None or not spec.origin:
         return "", ""
     text = (Path(spec.origin).parent / "version.py").read_text()
-    found = {name: re.search(rf"^{name}\b.*?= '([^']*)'", text, re.M) for name in ("__version__", "cuda", "hip")}
-    version, cuda, hip = (match[1] if match else "" for match in found.values())
+    matches = {name: re.search(rf"^{name}\b.*?= '([^']*)'", text, re.M) for name in ("__version__", "cuda", "hip")}
+    version, cuda, hip = (match[1] if match else "" for match in matches.values())
     return ("", "") if hip else (version, cuda)
 
 
@@ -104,9 +104,9 @@ def filed_under(folder: Path, own: str, backend: str) -> list[str]:
     A model whose back end is another machine's (MLX beside a Mac, torch on one) is not measured again here where that
     machine's results came with the other half of the study.
     """
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    ids = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     native = "mlx" if sys.platform == "darwin" else "torch"
-    return [own] if own in found or not found or backend == native else found
+    return [own] if own in ids or not ids or backend == native else ids
 
 
 def slug(text: str) -> str:

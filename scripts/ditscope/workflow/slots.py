@@ -24,7 +24,7 @@ POLL_S = 0.2
 
 @contextmanager
 def gpu_slots(count: int, folder: Path | None = None, memory_mb: int = 0) -> Iterator[list[str]]:
-    """Show this process and its children `count` GPUs that no other job holds, waiting until so many are free.
+    """Show this process and its children `count` GPUs that no other job holds, waiting until they are free.
 
     Yields the GPUs as written to CUDA_VISIBLE_DEVICES; none, and the environment untouched, where no GPU is asked for,
     where there is none, or where a scheduler has given just as many. A list that the user or a scheduler set is chosen
