@@ -146,6 +146,9 @@ def test_sheet_of_a_deep_network_stays_within_what_viewers_take(tmp_path):
     cells = [[folder / "img_0.jpg"] * len(blocks)] * 50
     sheet = contact_sheet(folder, metadata, cells, blocks, 256)
     assert max(sheet.size) <= 3840 and min(sheet.size) > 1500
+    many = {**metadata, "captured_steps": list(range(300)), "sigmas": [0.5] * 301}
+    sheet = contact_sheet(folder, many, [[folder / "img_0.jpg"] * len(blocks)] * 300, blocks, 256)
+    assert max(sheet.size) <= 3840, "of more steps than fit, evenly spaced ones"
 
 
 def test_many_generations_and_large_pictures_stay_within_a_frame(tmp_path):
