@@ -14,3 +14,6 @@ class Drift:
     jump_false_alarms: float = setting(
         0.05, "Share of runs whose states are in random order that have a jump all the same", positive=True, most=0.5
     )
+    oracle: list[str] = setting(
+        [], "Networks of the shapes world, whose pictures its oracle reads: how long does what a prompt named last?"
+    )
