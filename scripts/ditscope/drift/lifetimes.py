@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from ditscope.core.errors import InputError
+from ditscope.core.identity import derived_seed
 from ditscope.core.picture_file import rgb_image
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables
@@ -19,6 +20,7 @@ from ditscope.embed.files import CYCLE, by_embedder, continue_loops, unit, vecto
 from ditscope.shapes.world import ATTRIBUTES, parse_caption
 
 CAPTION = "caption"
+MOST_PROMPTS = 1000  # first states whose distances give the threshold, drawn at random where there are more
 UNNAMED = "the prompt does not name it"
 ONE_PROMPT = "one prompt: no distance between prompts to compare with"
 RUN_COLUMNS = ("network", "run_id", "prompt_id", "prompt", "seed", "seeds")
@@ -161,8 +163,12 @@ def embedder_readings(embedder: str, states: pl.DataFrame) -> Readings:
         prompts.setdefault((run["network"][0], run["prompt_id"][0]), u[0])
         mine = run["position"].to_numpy()
         values[run["run_id"][0]] = u[mine == np.arange(len(mine)) + mine[0]][int(mine[0] < 0) :]
-    names = [prompt_id for _, prompt_id in prompts]
-    first = np.array(list(prompts.values()))
+    kept = list(prompts)
+    if len(kept) > MOST_PROMPTS:
+        rng = np.random.default_rng(derived_seed("first states", embedder))
+        kept = [kept[i] for i in np.sort(rng.choice(len(kept), MOST_PROMPTS, replace=False))]
+    names = [prompt_id for _, prompt_id in kept]
+    first = np.array([prompts[key] for key in kept])
     other = np.array([[a != b for b in names] for a in names], bool)
     apart = (1 - first @ first.T)[other]
     return Readings("embedding", embedder, values, starts, float(np.median(apart)) / 2 if apart.size else None)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ditscope.core.identity import derived_seed
 from ditscope.core.intervals import jackknife_error, mean_interval, share_interval, unit_means
 from ditscope.drift.groups import draws_for, rng_of
 from ditscope.drift.lifetimes import Lasted, Readings, Trajectories
@@ -15,6 +16,7 @@ from ditscope.drift.series import holm
 from ditscope.drift.tables import PROMPT, QUANTIZED, SURVIVAL
 
 GROUP = ["network", "seeds", "against", "by", "what"]
+MOST_COMPARED = 10_000  # pairs of runs and starts in a reference
 UNCLEAR = "unclear"  # what the oracle says of an attribute that it cannot read
 ALIKE = "degenerate: no pair differs"
 UNPAIRED = "no run of the quantized network has one of its base with the same prompt and seed that tells this"
@@ -63,10 +65,9 @@ def kaplan_meier(lasted: np.ndarray, changed: np.ndarray, prompts: np.ndarray) -
     changed before.
     """
     position = np.arange((lasted + changed).max())
-    risk, ends = (
-        np.stack([rows[prompts == p].sum(axis=0) for p in range(prompts.max() + 1)])
-        for rows in ((lasted + changed)[:, None] > position, changed[:, None] & (lasted[:, None] == position))
-    )
+    risk, ends = np.zeros((2, prompts.max() + 1, len(position)), int)
+    np.add.at(risk, prompts, (lasted + changed)[:, None] > position)
+    np.add.at(ends, prompts, changed[:, None] & (lasted[:, None] == position))
     share = survivors(risk.sum(axis=0), ends.sum(axis=0))
     without = survivors(risk.sum(axis=0) - risk, ends.sum(axis=0) - ends)
     units = (risk > 0).sum(axis=0)
@@ -85,25 +86,27 @@ def survivors(risk: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 
 def strangers(reader: Readings, runs: list[dict]) -> list[Lasted]:
-    """How long each run is as the runs of each other prompt began."""
+    """How long each run is as the runs of each other prompt began; of many, as some drawn at random."""
     starts: dict[str, Any] = {}
     for run in runs:
         if (start := reader.starts.get(run["run_id"])) is not None:
             starts.setdefault(run["prompt_id"], start)
-    return [
-        reader.lasted(run["run_id"], start)
-        for run in runs if run["prompt_id"] in starts and run["run_id"] in reader.states
-        for prompt_id, start in starts.items() if prompt_id != run["prompt_id"]
-    ]  # fmt: skip
+    told = [run for run in runs if run["prompt_id"] in starts and run["run_id"] in reader.states]
+    count, prompts = len(told) * len(starts), list(starts)
+    rng = np.random.default_rng(derived_seed("strangers", reader.by, reader.what))
+    chosen = np.arange(count) if count <= MOST_COMPARED else np.sort(rng.choice(count, MOST_COMPARED, replace=False))
+    pairs = ((told[i // len(starts)], prompts[i % len(starts)]) for i in chosen)
+    return [reader.lasted(run["run_id"], starts[other]) for run, other in pairs if other != run["prompt_id"]]
 
 
 def twins(reader: Readings, runs: list[dict]) -> list[Lasted]:
-    """How long runs of one prompt and different seeds are alike."""
-    return [
-        reader.together(a["run_id"], b["run_id"])
-        for a, b in combinations(runs, 2)
-        if a["prompt_id"] == b["prompt_id"] and {a["run_id"], b["run_id"]} <= reader.states.keys()
-    ]
+    """How long runs of one prompt and different seeds are alike; of many, the first ones of each prompt."""
+    of: dict[str, list[str]] = {}
+    for run in runs:
+        if run["run_id"] in reader.states:
+            of.setdefault(run["prompt_id"], []).append(run["run_id"])
+    most = max(2, int(np.sqrt(2 * MOST_COMPARED / max(1, len(of)))))
+    return [reader.together(a, b) for ids in of.values() for a, b in combinations(ids[:most], 2)]
 
 
 def reference(found: list[Lasted], positions: int) -> np.ndarray:
