@@ -249,8 +249,8 @@ def test_the_stage_is_byte_identical_on_a_second_run(study, tmp_path):
 def test_the_control_walks_along_the_rows_of_its_modality(study, modality):
     table = vectors_of(study, "walk", Embedder("random-walk", modality=modality, dimension=8))
     for run in ("a", "b"):
-        found = np.array(table.filter(run_id=run)["vector"].to_list(), np.float32)
-        np.testing.assert_array_equal(found, random_walk(run, 2, 8))
+        vectors = np.array(table.filter(run_id=run)["vector"].to_list(), np.float32)
+        np.testing.assert_array_equal(vectors, random_walk(run, 2, 8))
 
 
 def test_a_missing_image_is_named(study, towers):

@@ -94,8 +94,8 @@ def test_a_scheme_changes_the_output_a_little_and_the_stored_size_a_lot(kind):
     exact, quantized = two_layers(), two_layers()
     apply_scheme(quantized, Scheme(kind, group_size=0))
     x = torch.randn(20, 64, generator=torch.Generator().manual_seed(1))
-    expected, found = exact(x), quantized(x)
-    relative = ((found - expected).norm() / expected.norm()).item()
+    expected, output = exact(x), quantized(x)
+    relative = ((output - expected).norm() / expected.norm()).item()
     assert 0 < relative < 0.05
     assert stored_bytes(quantized) < 0.4 * stored_bytes(exact)
 

@@ -55,9 +55,9 @@ def test_models_of_other_stages_are_left_out():
     ],
 )
 def test_stages_that_cannot_be_are_refused_in_one_line(config, refusal):
-    with pytest.raises(InputError, match=refusal) as found:
+    with pytest.raises(InputError, match=refusal) as refused:
         load_config(config)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_what_other_stages_would_refuse_does_not_matter():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import polars as pl
 
 from ditscope.cluster.tables import CLUSTERS, MAP
@@ -55,24 +56,29 @@ def cluster_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.Dat
 
 def check_map(study: Study, table: pl.DataFrame | None) -> None:
     """A state has both coordinates, or a reason for having none, and so have all states of its embedder."""
-    from ditscope.cluster.stage import FEWEST
+    from ditscope.cluster.stage import FEWEST, sampled
 
     if table is None:
         return
+    most = study.config.cluster.max_map_points
     for (embedder,), part in table.partition_by("embedder", as_dict=True).items():
         few = len(part) < FEWEST
         reason = f"{len(part)} states, a map needs {FEWEST}" if few else None
-        if part["reason"].to_list() != [reason] * len(part):
+        shown = np.zeros(len(part), bool)
+        if not few:
+            shown[sampled(len(part), most)] = True
+            reason = f"not in the sample of {most} states that the map is of"
+        if part["reason"].to_list() != [None if is_shown else reason for is_shown in shown]:
             study.note("cluster", MAP.file, f"{embedder}: column `reason` is not {reason!r}")
-        if any((part[axis].is_null() != few).any() for axis in "xy"):
+        if any((part[axis].is_null().to_numpy() == shown).any() for axis in "xy"):
             study.note("cluster", MAP.file, f"{embedder}: states without coordinates or with too few")
 
 
-def check_states(study: Study, found: dict[str, pl.DataFrame | None], tables: dict[str, pl.DataFrame]) -> None:
+def check_states(study: Study, given: dict[str, pl.DataFrame | None], tables: dict[str, pl.DataFrame]) -> None:
     """Labels and coordinates are there of every generated state of an embedder's modality."""
     keys = ["network", "run_id", "sequence_number"]
     for file in STATES:
-        table = found.get(file)
+        table = given.get(file)
         if table is not None:
             wanted = generated(study, tables, keys)
             study.same_rows(

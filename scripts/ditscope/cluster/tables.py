@@ -85,7 +85,7 @@ DWELL_TIMES = Table(
         "duration": Column("Int64", "states to which stays were followed"),
         "at_risk": Column("Int64", "stays that were followed so far"),
         "runs": Column("Int64", "runs that they are of"),
-        "exits": Column("Int64", "stays that ended after so many states"),
+        "exits": Column("Int64", "stays that ended after `duration` states"),
         "censored": Column("Int64", "stays that were not followed further: the run's end or a gap cut them"),
         "survival": Column("Float64", "share of stays that last longer"),
     },

@@ -77,8 +77,6 @@ def write_film(frames: Frames, path: Path, fps: float, codec: str = "h264") -> N
     """
     if path.suffix not in (".gif", ".mp4"):
         raise InputError(f"{path}: films are .gif or .mp4; name one of these")
-    if not len(frames):
-        raise InputError(f"{path}: a film without frames; give it at least one picture")
     if path.suffix == ".gif":
         write_gif(frames, path, fps)
     else:
@@ -87,7 +85,7 @@ def write_film(frames: Frames, path: Path, fps: float, codec: str = "h264") -> N
 
 
 def of_one_size(frames: Frames, path: Path) -> Iterator[Image.Image]:
-    """The frames in RGB, as long as they have the size of the first."""
+    """The frames in RGB. Raises InputError where there is none, or one has another size than the first."""
     size = None
     for number, frame in enumerate(frames):
         size = size or frame.size
@@ -95,6 +93,8 @@ def of_one_size(frames: Frames, path: Path) -> Iterator[Image.Image]:
             here, first = (f"{width} x {height}" for width, height in (frame.size, size))
             raise InputError(f"{path}: frame {number} has {here} pixels and the first {first}; scale them to one size")
         yield frame.convert("RGB")
+    if size is None:
+        raise InputError(f"{path}: a film without frames; give it at least one picture")
 
 
 # GIF ------------------------------------------------------------------------------------------------------------------
@@ -203,5 +203,5 @@ def mp4_bytes(frames: Frames, fps: float) -> bytes:
     """Frames as an MP4 in H.264."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
-        write_film(frames, path, fps)
+        write_mp4(frames, path, fps)
         return path.read_bytes()

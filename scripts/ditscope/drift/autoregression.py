@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
-from ditscope.drift.series import GROUP, SERIES, long_series
 from ditscope.drift.tables import AUTOREGRESSION
 from ditscope.embed.files import CYCLE
 
@@ -21,6 +21,7 @@ SEED = 0
 CHUNK = 4096  # runs simulated at once: their sums stay in the processor's cache
 REASONS = ("no run has two pairs of consecutive steps", "the steps do not vary")
 
+CELL = ["embedder", "network", "control"]
 Places = tuple[int, ...]  # of a run's pairs (x[t], x[t+1]): t, from 0 at its first one
 
 
@@ -31,29 +32,43 @@ def autoregression(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame
     (1 + b) / T (Nickell 1981). `coefficient` is the b for which such estimates have their median there, `low` to `high`
     those for which it is within the central 95 % (Andrews 1993, by simulation): of as many normal series, as long, with
     the same gaps, equal variances, and begun in their stationary state. A bound of -1 or 1 is where stationary series
-    end. Pairs across gaps are none. O(n log n), and some seconds for each distinct set of run lengths.
+    end. Pairs across gaps are none. The table is sorted by its key. O(n), and some seconds for each distinct set of run
+    lengths.
     """
-    value, number = pl.col("value"), pl.col("sequence_number")
-    after = (number.shift(-1) - number == CYCLE) & value.shift(-1).is_not_null()
-    rows = long_series(table, measures).drop_nulls("value").with_columns(
-        pl.when(after).then(value.shift(-1)).over(SERIES).alias("next")
-    )  # fmt: skip
-    groups = long_series(table, measures).select(GROUP).unique(maintain_order=True)
-    x, y = value - value.mean(), pl.col("next") - pl.col("next").mean()
-    runs = rows.drop_nulls("next").group_by(SERIES, maintain_order=True).agg(
-        places=(number - number.first()) // CYCLE,
-        sxy=(x * y).sum(),
-        sxx=(x * x).sum(),
-        size=(value**2).sum(),
-    )  # fmt: skip
+    series = pl.struct("embedder", "network", "run_id", "control", "shuffle").rle_id().alias("series")
+    rows = table.select(*CELL, series, "sequence_number", *measures)
+    rows = rows.filter((pl.col("series") == pl.col("series").shift()).fill_null(False))  # first states measure nothing
+    cells = rows.select(CELL).unique(maintain_order=True).sort(CELL).rows()
+    found = {measure: run_sums(rows, measure).partition_by(CELL, as_dict=True) for measure in measures}
     records = []
-    parts = runs.partition_by(GROUP, as_dict=True)
-    for group in groups.rows():
-        mine = parts.get(group, runs.clear())
-        patterns = Counter(tuple(places) for places in mine["places"].to_list() if len(places) > 1)
-        fixed = mine.select(pl.col("sxy", "sxx", "size").sum()).row(0)
-        records.append((*group, mine.height, sum(map(len, mine["places"])), *invert(patterns, *fixed)))
-    return pl.DataFrame(records, schema=AUTOREGRESSION.schema() | {"measure": groups.schema["measure"]}, orient="row")
+    for cell, measure in product(cells, measures):
+        if (runs := found[measure].get(cell)) is None:
+            records.append((*cell, measure, 0, 0, *invert(Counter(), 0, 0, 0)))
+            continue
+        patterns = Counter(tuple(places) for places in runs["places"].to_list() if len(places) > 1)
+        fixed = runs.select(pl.col("sxy", "sxx", "size").sum()).row(0)
+        pairs = int(runs["places"].list.len().sum())
+        records.append((*cell, measure, runs.height, pairs, *invert(patterns, *fixed)))
+    return pl.DataFrame(records, schema=AUTOREGRESSION.schema() | {"measure": pl.Enum(measures)}, orient="row")
+
+
+def run_sums(rows: pl.DataFrame, measure: str) -> pl.DataFrame:
+    """Of each series that has pairs: places of the pairs (x, y), and sums of xy and xx about its means and of squares.
+
+    `rows` have CELL, series, sequence_number and the measure, series by series.
+    """
+    x, y, number, series = pl.col("x"), pl.col("y"), pl.col("sequence_number"), pl.col("series")
+    rows = rows.select(*CELL, "series", "sequence_number", pl.col(measure).alias("x")).drop_nulls("x")
+    follows = (series == series.shift(-1)) & (number.shift(-1) - number == CYCLE)
+    pairs = rows.with_columns(pl.when(follows).then(x.shift(-1)).alias("y")).drop_nulls("y")
+    about_x, about_y = x - x.mean(), y - y.mean()
+    return pairs.group_by("series", maintain_order=True).agg(
+        pl.col(CELL).first(),
+        places=(number - number.first()) // CYCLE,
+        sxy=(about_x * about_y).sum(),
+        sxx=(about_x * about_x).sum(),
+        size=(x * x).sum(),
+    )
 
 
 def invert(patterns: Counter[Places], sxy: float, sxx: float, size: float) -> tuple:
@@ -62,12 +77,12 @@ def invert(patterns: Counter[Places], sxy: float, sxx: float, size: float) -> tu
         return (*[None] * 5, REASONS[0])
     if sxx <= 1e-24 * size:  # series of one value repeated leave rounding errors for a variance
         return (*[None] * 5, REASONS[1])
-    found = sxy / sxx
+    least_squares = sxy / sxx
     high, middle, low = (
-        float(np.interp(found, curve, COEFFICIENTS, left=-1, right=1))
+        float(np.interp(least_squares, curve, COEFFICIENTS, left=-1, right=1))
         for curve in quantiles(tuple(sorted(patterns.items())))
     )
-    return found, middle, low, high, high - low, None
+    return least_squares, middle, low, high, high - low, None
 
 
 @cache

@@ -58,9 +58,9 @@ def drift_walks(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 def draw_null(files: Files, claim: str, axis: Axes, embedder: str, network: str) -> None:
     """The null's band and median in grey; the p-value of the claim in the axis's title."""
-    mine = [pl.col("claim").cast(pl.String) == claim, pl.col("embedder") == embedder, pl.col("network") == network]
-    band = concat_tables(named(files, "drift", "bands.parquet"), "drift.bands").filter(mine)
-    test = concat_tables(named(files, "drift", "nulls.parquet"), "drift.nulls").filter(mine)
+    panel = [pl.col("claim").cast(pl.String) == claim, pl.col("embedder") == embedder, pl.col("network") == network]
+    band = concat_tables(named(files, "drift", "bands.parquet"), "drift.bands").filter(panel)
+    test = concat_tables(named(files, "drift", "nulls.parquet"), "drift.nulls").filter(panel)
     x, low, median, high = band.select("sequence_number", "low", "median", "high")
     axis.fill_between(x, low, high, color=NULL, alpha=0.25, linewidth=0)
     axis.plot(x, median, color=NULL, linestyle="--", label="shuffled" if claim == "ordered" else "walk")
@@ -74,6 +74,13 @@ def drift_quantiles(files: Files) -> pl.DataFrame:
     keys = ["embedder", "network", "control", "sequence_number"]
     quantiles = [pl.col("cosine_distance").quantile(q / 100, "linear").alias(f"q{q}") for q in (25, 50, 75)]
     return table.group_by(keys).agg(*quantiles, pl.len().alias("runs")).sort(keys)
+
+
+def paper_table(files: Files) -> pl.DataFrame:
+    """Cosine distance of the last states to the first, observed and shuffled: median and quartiles over runs."""
+    keys = ["embedder", "network", "control"]
+    quantiles = drift_quantiles(files).with_columns(pl.col("control").cast(pl.String))
+    return quantiles.group_by(keys, maintain_order=True).last().sort(keys)
 
 
 # Claims about groups of runs ------------------------------------------------------------------------------------------

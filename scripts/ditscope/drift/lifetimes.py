@@ -1,6 +1,6 @@
 """How long what a run began with lasts, and how long a quantized network does as its base does: first changes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -16,13 +16,15 @@ from ditscope.core.picture_file import rgb_image
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables
 from ditscope.drift.tables import LIFETIMES, PROMPT, SEEDS_KINDS
-from ditscope.embed.files import CYCLE, by_embedder, continue_loops, unit, vectors
+from ditscope.embed.files import CYCLE, by_embedder, continue_loops, parts_of, unit, vectors
 from ditscope.shapes.world import ATTRIBUTES, parse_caption
 
 CAPTION = "caption"
 MOST_PROMPTS = 1000  # first states whose distances give the threshold, drawn at random where there are more
 UNNAMED = "the prompt does not name it"
 ONE_PROMPT = "one prompt: no distance between prompts to compare with"
+COLUMNS = ("network", "run_id", "prompt_id", "prompt", "seed", "derived_seed", "sequence_number", "entry", "model",
+           "scheme", "type", "output_key", "output_text", "loop_length")  # fmt: skip
 RUN_COLUMNS = ("network", "run_id", "prompt_id", "prompt", "seed", "seeds")
 Lasted = tuple[int, bool]  # states before the first that differs, and whether there is one
 
@@ -66,8 +68,13 @@ def first_change(differs: np.ndarray) -> Lasted:
 class Trajectories:
     """The tables of trajectories as runs, and their states with loops continued."""
 
-    def __init__(self, paths: Sequence[Path], max_length: int) -> None:
-        self.table = concat_tables(paths, "trajectories")
+    def __init__(self, paths: Sequence[Path], max_length: int, run_ids: Collection[str] = ()) -> None:
+        """The runs `run_ids` of the tables, or all of them."""
+
+        def part(table: pl.DataFrame) -> pl.DataFrame:
+            return table.select(COLUMNS).filter(pl.col("run_id").is_in(list(run_ids)) if run_ids else pl.lit(True))
+
+        self.table = concat_tables(paths, "trajectories", part=part)
         self.max_length = max_length
         fixed, derived = SEEDS_KINDS
         first = ("prompt_id", "prompt", "seed", "derived_seed")
@@ -157,7 +164,7 @@ def embedder_readings(embedder: str, states: pl.DataFrame) -> Readings:
     values: dict[str, np.ndarray] = {}
     starts: dict[str, np.ndarray] = {}
     prompts: dict[tuple[str, str], np.ndarray] = {}
-    for run in states.partition_by("network", "run_id", maintain_order=True):
+    for run in parts_of(states, "network", "run_id"):
         u = unit(vectors(run))
         starts[run["run_id"][0]] = u[0]
         prompts.setdefault((run["network"][0], run["prompt_id"][0]), u[0])

@@ -10,7 +10,7 @@ from scipy import stats
 from ditscope.core.identity import derived_seed
 from ditscope.drift.series import holm
 from ditscope.drift.tables import BANDS, CLAIMS, NULLS
-from ditscope.embed.files import run_starts, unit, vectors
+from ditscope.embed.files import parts_of, run_starts, unit, vectors
 
 DRAWS = 999
 CONFIDENCE = 0.95
@@ -31,7 +31,7 @@ def null_tests(states: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     999, or 20 for each test if that is more. Runs with gaps are left out, and so are all but 100 at random. Loops are
     as in `states`. O(draws x runs x states x min(states, d)).
     """
-    groups = states.partition_by("embedder", "network", maintain_order=True)
+    groups = list(parts_of(states, "embedder", "network"))
     draws = max(DRAWS, 20 * len(groups) * len(CLAIMS))
     tests, bands = [], []
     for part, claim in product(groups, CLAIMS):
@@ -45,9 +45,9 @@ def null_tests(states: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         observed, draw, statistic = ordered(runs, rng) if claim == "ordered" else walked(runs, rng)
         drawn = [(statistic(curves), middle(curves)) for curves in (draw() for _ in range(draws))]
         null, curves = (np.array(values) for values in zip(*drawn, strict=True))
-        found = statistic(observed)
+        measured = statistic(observed)
         ends = np.quantile(null, [(1 - CONFIDENCE) / 2, 0.5, (1 + CONFIDENCE) / 2])
-        record |= {"draws": draws, "statistic": found, "p_value": two_sided(found, null)}
+        record |= {"draws": draws, "statistic": measured, "p_value": two_sided(measured, null)}
         tests.append(record | dict(zip(("null_low", "null_median", "null_high"), map(float, ends), strict=True)))
         low, median, high = np.quantile(curves, [(1 - CONFIDENCE) / 2, 0.5, (1 + CONFIDENCE) / 2], axis=0)
         bands.append(
@@ -142,9 +142,9 @@ def middle(curves: Curves) -> np.ndarray:
     return (values[(n - 1) // 2, column] + values[n // 2, column]) / 2
 
 
-def two_sided(found: float, null: np.ndarray) -> float:
+def two_sided(observed: float, null: np.ndarray) -> float:
     """Twice the smaller share of draws that are as far out, the observed one among them (Phipson & Smyth 2010)."""
     # Equal distances differ by the roundings of the ways in which they are computed.
-    slack = 1e-7 * max(1.0, abs(found))
-    above, below = (null >= found - slack).sum(), (null <= found + slack).sum()
+    slack = 1e-7 * max(1.0, abs(observed))
+    above, below = (null >= observed - slack).sum(), (null <= observed + slack).sum()
     return float(min(1.0, 2 * (min(above, below) + 1) / (len(null) + 1)))

@@ -8,12 +8,13 @@ import numpy as np
 import polars as pl
 
 from ditscope.core.errors import InputError
-from ditscope.core.tables import concat_tables
+from ditscope.core.tables import concat_tables, read_table
 
 log = logging.getLogger(__name__)
 RUN = ["embedder", "network", "run_id"]
 STATE = [*RUN, "sequence_number"]
 CYCLE = 2  # text and images alternate, so the states of one modality are every second one
+SEED = 0  # of samples
 NAMED = 10  # vectors that are left out, of which the log gives the names
 
 
@@ -29,7 +30,8 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
     """
     if not embeddings or not trajectories:
         raise InputError("no embeddings or no trajectories given; name at least one table of each")
-    steps = concat_tables(trajectories, "trajectories", STATE[1:]).sort(STATE[1:])
+    columns = [*STATE[1:], "prompt_id", "seed", "output_text"]
+    steps = concat_tables(trajectories, "trajectories", STATE[1:], lambda table: table.select(columns)).sort(STATE[1:])
     steps = steps.select(
         "network",
         "run_id",
@@ -38,11 +40,11 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
         pl.col("seed").first().over("network", "run_id"),  # with derived seeds every invocation has one of its own
         pl.col("output_text").backward_fill().over("network", "run_id").alias("text"),
     )
-    embedded = concat_tables(embeddings, "embeddings", STATE).select(*STATE, "modality", "vector")
-    states = embedded.join(steps, on=["network", "run_id", "sequence_number"], how="left").sort(STATE)
+    rows = concat_tables(embeddings, "embeddings", STATE, vector_facts).with_row_index("row")
+    states = rows.join(steps, on=["network", "run_id", "sequence_number"], how="left").sort(STATE)
     where = f"embeddings ({embeddings[0]}, ...)" if len(embeddings) > 1 else str(embeddings[0])
     refuse(states, pl.col("prompt_id").is_null(), where, "has no row in the trajectories; run embed again")
-    length = pl.col("vector").list.len()
+    length = pl.col("length")
     refuse(states, (length != length.first().over("embedder")).fill_null(True), where,
            "differs in length from the embedder's others; run embed again")  # fmt: skip
     states = usable(states, where)
@@ -55,21 +57,52 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
     position = pl.col("sequence_number").cast(pl.Int64) // CYCLE
     return states.select(
         "embedder", "modality", "network", "run_id", "prompt_id", "seed", "sequence_number",
-        position.alias("position"), "text", "vector",
+        position.alias("position"), "text", read_vectors(embeddings, states, rows.height),
     )  # fmt: skip
+
+
+def vector_facts(table: pl.DataFrame) -> pl.DataFrame:
+    """The table `embeddings` with, in the place of each vector, its length and whether it is finite and not zero."""
+    finite = pl.col("vector").list.eval(pl.element().is_finite()).list.all()
+    directed = pl.col("vector").list.eval(pl.element() != 0).list.any()
+    return table.select(
+        *STATE,
+        "modality",
+        pl.col("vector").list.len().alias("length"),
+        (finite & directed).fill_null(False).alias("usable"),
+    )
+
+
+def read_vectors(embeddings: list[Path], states: pl.DataFrame, rows: int) -> pl.Series:
+    """The vectors of `states`, which are the rows numbered `row` of all `rows` of the tables, one after the other.
+
+    Vectors are many times as large as all else, so they are read once more, one table at a time, to their places:
+    O(n d) memory, once.
+    """
+    place = np.full(rows, -1)
+    place[states["row"]] = np.arange(states.height)
+    parts = [np.empty((part.height, part["length"][0]), np.float32) for _, part in by_embedder(states)]
+    first = 0
+    for path in embeddings:
+        vector = read_table(path, "embeddings", ["vector"])["vector"]
+        here, start = place[first : first + len(vector)], 0
+        for part in parts:
+            mine = (here >= start) & (here < start + len(part))
+            if mine.any():
+                part[here[mine] - start] = vector.filter(mine).explode().to_numpy().reshape(-1, part.shape[1])
+            start += len(part)
+        first += len(vector)
+    return pl.concat([pl.Series("vector", part).cast(pl.List(pl.Float32)) for part in parts])
 
 
 def usable(states: pl.DataFrame, where: str) -> pl.DataFrame:
     """The states whose vectors have a direction; the log names those that are zero or hold NaN or Inf."""
-    finite = pl.col("vector").list.eval(pl.element().is_finite()).list.all()
-    directed = pl.col("vector").list.eval(pl.element() != 0).list.any()
-    good = states.select((finite & directed).fill_null(False)).to_series()
-    bad = states.filter(~good).select(STATE).rows()
+    bad = states.filter(~pl.col("usable")).select(STATE).rows()
     if bad:
         names = "; ".join("{}, {}, run {}, sequence number {}".format(*row) for row in bad[:NAMED])
         more = ", ..." if len(bad) > NAMED else ""
         log.warning("%s: %d zero, NaN or Inf vectors are left out, as gaps: %s%s", where, len(bad), names, more)
-    return states.filter(good)
+    return states.filter("usable")
 
 
 def run_ends(states: pl.DataFrame, trajectories: list[Path]) -> pl.DataFrame:
@@ -78,19 +111,24 @@ def run_ends(states: pl.DataFrame, trajectories: list[Path]) -> pl.DataFrame:
     The loop is counted in invocations, and null for a run that was cut. An embedder that gives equal states other
     vectors, as the control `random-walk` does, has not come back: it has no loops.
     """
-    table = concat_tables(trajectories, "trajectories")
+    table = concat_tables(trajectories, "trajectories", part=lambda rows: rows.select(*STATE[1:], "loop_length"))
     ends = table.group_by("network", "run_id").agg(
         pl.col("sequence_number").max().alias("last"), pl.col("loop_length").first()
     )
-    closed = states.join(ends.filter(pl.col("loop_length") > 0), on=["network", "run_id"])
-    last, start = (
-        closed.filter(pl.col("sequence_number") == number).select(*RUN, "vector")
-        for number in (pl.col("last"), pl.col("last") - pl.col("loop_length"))
-    )
-    elsewhere = last.join(start, on=RUN, suffix="_before").filter(pl.col("vector") != pl.col("vector_before"))
-    back = ~pl.col("embedder").is_in(elsewhere["embedder"].unique().to_list())
+    closed = ends.filter(pl.col("loop_length") > 0)
+    back = [embedder for embedder, part in by_embedder(states) if comes_back(part, closed)]
     runs = states.select(RUN).unique().join(ends, on=["network", "run_id"], how="left").sort(RUN)
-    return runs.with_columns(pl.when(back).then(pl.col("loop_length")))
+    return runs.with_columns(pl.when(pl.col("embedder").is_in(back)).then(pl.col("loop_length")))
+
+
+def comes_back(states: pl.DataFrame, closed: pl.DataFrame) -> bool:
+    """Whether the vectors of one embedder are where they were, as the states of the `closed` runs are."""
+    rows = states.select(STATE).with_row_index("row").join(closed, on=["network", "run_id"])
+    places = (pl.col("last"), pl.col("last") - pl.col("loop_length"))
+    last, start = (rows.filter(pl.col("sequence_number") == place).select(*RUN, "row") for place in places)
+    both = last.join(start, on=RUN, suffix="_before")
+    moved = [states["vector"].gather(both[name]).alias(name) for name in ("row", "row_before")]
+    return pl.DataFrame(moved).filter(pl.col("row") != pl.col("row_before")).is_empty()
 
 
 def continue_loops(states: pl.DataFrame, ends: pl.DataFrame, max_length: int = 0) -> pl.DataFrame:
@@ -101,19 +139,24 @@ def continue_loops(states: pl.DataFrame, ends: pl.DataFrame, max_length: int = 0
     is left out of its repeats. O(runs x length) rows.
     """
     end = max(max_length, ends["last"].max() + 1 if ends.height else 0)
-    columns = [*states.columns, "continued"]
-    known = states.with_columns(pl.lit(False).alias("continued"))
     number, last, loop = pl.col("number"), pl.col("last"), pl.col("loop_length")
     looping = ends.filter(loop > 0).with_columns(pl.int_ranges(last + 1, end, dtype=pl.Int32).alias("number"))
     places = looping.explode("number").drop_nulls("number").with_columns(
         (last - loop + (number - last) % loop).cast(pl.Int32).alias("sequence_number")
     )  # fmt: skip
-    again = states.join(places, on=STATE).with_columns(
-        number.alias("sequence_number"),
-        (number.cast(pl.Int64) // CYCLE).alias("position"),
-        pl.lit(True).alias("continued"),
-    )
-    return pl.concat([known, again.select(columns)]).sort(STATE)
+    if places.is_empty() or states.is_empty():
+        return states.with_columns(pl.lit(False).alias("continued"))
+    return pl.concat([continued(part, places) for _, part in by_embedder(states)])
+
+
+def continued(states: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
+    """States of one embedder with those of `places`: copies of states (`STATE`) that come again as the `number`-th."""
+    known = states.select(STATE).with_row_index("row")
+    again = known.join(places, on=STATE).with_columns(pl.col("number").alias("sequence_number")).select(known.columns)
+    order = pl.concat([known.with_columns(continued=False), again.with_columns(continued=True)]).sort(STATE)
+    position = pl.when("continued").then(pl.col("sequence_number").cast(pl.Int64) // CYCLE).otherwise("position")
+    whole = states[order["row"]].with_columns(order["sequence_number"], order["continued"])
+    return whole.with_columns(position.alias("position"))
 
 
 def refuse(states: pl.DataFrame, bad: pl.Expr, where: str, complaint: str) -> None:
@@ -125,8 +168,32 @@ def refuse(states: pl.DataFrame, bad: pl.Expr, where: str, complaint: str) -> No
 
 def by_embedder(states: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
     """The states of each embedder, in order of their names; vectors of one embedder have one length."""
-    for part in states.partition_by("embedder", maintain_order=True):
+    for part in parts_of(states, "embedder"):
         yield part["embedder"][0], part
+
+
+def parts_of(states: pl.DataFrame, *keys: str) -> Iterator[pl.DataFrame]:
+    """Stretches of rows with equal `keys`, by which the rows are sorted: views, where `partition_by` copies vectors."""
+    start = 0
+    for count in states.select(pl.struct(keys).rle().struct.field("len")).to_series():
+        yield states[start : start + count]
+        start += count
+
+
+def sample_runs(states: pl.DataFrame, most: int) -> pl.DataFrame:
+    """The states of at most `most` runs (0: of all): those of prompts drawn at random, the same for every embedder.
+
+    A run is a network's, so that the networks, seeds and embedders of a prompt that was drawn are there to be compared;
+    of the last prompt only as many as there is room for.
+    """
+    runs = states.select("prompt_id", "network", "run_id").unique().sort("prompt_id", "network", "run_id")
+    if not most or runs.height <= most:
+        return states
+    prompts = runs.select("prompt_id").unique(maintain_order=True)
+    lots = prompts.with_columns(pl.Series("lot", np.random.default_rng(SEED).permutation(prompts.height)))
+    chosen = runs.join(lots, on="prompt_id", maintain_order="left").sort("lot", maintain_order=True).head(most)
+    log.info("%d of %d runs are looked at", most, runs.height)
+    return states.join(chosen, on=["network", "run_id"], how="semi", maintain_order="left")
 
 
 def vectors(states: pl.DataFrame) -> np.ndarray:

@@ -90,12 +90,12 @@ def state_vectors(
     rows: pl.DataFrame, states: Iterator[tuple[str, str | Image.Image]], embed: "EmbedBatch", batch_size: int, name: str
 ) -> np.ndarray:
     """The vector of each row (rows, dimension) float32, with every distinct state embedded once, in batches."""
-    found: dict[str, np.ndarray] = {}
+    vectors: dict[str, np.ndarray] = {}
     states = iter(tqdm(states, desc=name, unit="state", disable=None))
     while batch := list(islice(states, batch_size)):
         keys, items = zip(*batch, strict=True)
-        found |= zip(keys, embed(list(items)), strict=True)
-    return np.stack([found[key] for key in rows["output_key"]]).astype(np.float32)
+        vectors |= zip(keys, embed(list(items)), strict=True)
+    return np.stack([vectors[key] for key in rows["output_key"]]).astype(np.float32)
 
 
 def walk_vectors(rows: pl.DataFrame, dimension: int) -> np.ndarray:

@@ -16,11 +16,11 @@ def persistence_diagrams(files: Files) -> tuple[Canvas, pl.DataFrame]:
         return note("No finite bars."), table
     figure, cells = facets(finite, height=2.2)
     for (embedder, network), axis in cells.items():
-        mine = finite.filter(embedder=embedder, network=network)
-        top = mine["death"].max() or 1.0
+        diagram = finite.filter(embedder=embedder, network=network)
+        top = diagram["death"].max() or 1.0
         axis.plot([0, top], [0, top], color=COLOURS[7], linewidth=0.8)
         for colour, dimension in zip(COLOURS, ("H₀", "H₁", "H₂"), strict=False):
-            bars = mine.filter(pl.col("dimension").cast(pl.String) == dimension)
+            bars = diagram.filter(pl.col("dimension").cast(pl.String) == dimension)
             axis.scatter(bars["birth"], bars["death"], s=5, color=colour, label=dimension, linewidth=0)
         axis.set_xlabel("birth")
         axis.set_ylabel("death")

@@ -13,7 +13,7 @@ from scipy.spatial.distance import pdist, squareform
 from ditscope.core.counts import check_complete
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
-from ditscope.embed.files import RUN, by_embedder, read_states, run_starts, unit, vectors
+from ditscope.embed.files import RUN, by_embedder, read_states, run_starts, sample_runs, unit, vectors
 from ditscope.topology.settings import Topology
 from ditscope.topology.tables import DIAGRAMS, DISTANCES, ENTROPY
 
@@ -40,13 +40,13 @@ def topology(
     Leaves in `folder`: diagrams.parquet (a row per bar), entropy.parquet (persistent entropy and counts of each run and
     dimension) and distances.parquet (Wasserstein and bottleneck distances between runs).
     """
-    states = read_states(embeddings, trajectories)
+    states = sample_runs(read_states(embeddings, trajectories), settings.max_runs)
     clouds, bars = [], []
     for embedder, part in by_embedder(states):
         part = part.filter(pl.col("position") >= 0)
         u, starts = unit(vectors(part)), run_starts(part)
         runs = part[starts[:-1]].select(*RUN, "prompt_id", "seed")
-        points = [u[a:b] for a, b in pairwise(starts)]
+        points = [some(u[a:b], settings.max_points) for a, b in pairwise(starts)]
         counts = [(len(p), duplicates(p)) for p in points]
         counted = pl.DataFrame(counts, {"states": pl.Int64, "duplicate_states": pl.Int64}, orient="row")
         clouds.append(pl.concat([runs, counted], how="horizontal"))
@@ -66,6 +66,13 @@ def topology(
     write_table(measured, folder / "entropy.parquet", ENTROPY)
     distances = diagram_distances(related_runs(runs, settings.max_pairs), dimensions["dimension"], diagrams)
     write_table(distances, folder / "distances.parquet", DISTANCES)
+
+
+def some(x: np.ndarray, most: int) -> np.ndarray:
+    """The rows of `x` (n, d), or a fixed random sample of `most` of them in order (0: all)."""
+    if not most or len(x) <= most:
+        return x
+    return x[np.sort(np.random.default_rng(SEED).choice(len(x), most, replace=False))]
 
 
 def persistence(x: np.ndarray, max_dimension: int) -> list[np.ndarray]:
