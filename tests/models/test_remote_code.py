@@ -5,7 +5,9 @@ import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import jinja2
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,7 @@ from ditscope.trajectories.invocations import ask_captioner
 from ditscope.trajectories.networks import Entry
 from remote_models import COMMITS
 from tiny_captioners import WORDS
+from workflow import ROOT
 
 WORDS_PIN = {"owner/words": COMMITS["owner/words"]}
 TOWERS_PIN = {"owner/towers": COMMITS["owner/towers"]}
@@ -117,6 +120,21 @@ def test_jina_gives_unit_vectors_whatever_the_batch(jina, modality):
     np.testing.assert_allclose(np.concatenate([embed([item]) for item in items]), vectors, atol=1e-6)
     assert len(np.unique(vectors.round(4), axis=0)) == 5
     np.testing.assert_array_equal(load_embedder("j", replace(jina, modality=modality), "cpu")(items), vectors)
+
+
+def test_the_report_says_whose_code_ran():
+    config = plain(read_config([]))
+    config["networks"]["n"], config["trajectories"]["networks"] = ["drawer", "moondream"], ["n"]
+    config["models"]["drawer"] = {"family": "dummy"}
+    config["embed"]["embedders"] = ["minilm", "jina-clip"]
+    page = jinja2.Template((ROOT / "report/workflow.rst").read_text())
+    calm = page.render(snakemake=SimpleNamespace(config=config))
+    assert "* ``drawer``: family dummy" in calm and "* ``minilm``: family minilm" in calm and "runs code" not in calm
+    for entry in (config["models"]["moondream"], config["embedders"]["jina-clip"]):
+        entry["allow_remote_code"] = True
+    said = page.render(snakemake=SimpleNamespace(config=config))
+    assert said.count("(runs code of its hub repository, with") == 2
+    assert "with moondream/starmie-v1 35192e10" in said and "jina-clip-implementation 39e6a55a" in said
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

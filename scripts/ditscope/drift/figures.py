@@ -152,7 +152,7 @@ def drift_jumps(files: Files) -> tuple[Canvas, pl.DataFrame]:
         ), table
     figure, cells = facets(shown, sharex=True, sharey=True)
     for (embedder, network), axis in cells.items():
-        mine = shown.filter(embedder=embedder, network=network)
+        of_network = shown.filter(embedder=embedder, network=network)
         axis.axhline(1, color=NULL, linestyle="--")
         sudden = pl.col("jump") & (pl.col("p_walk") <= 0.05)
         for kind, colour, label in (
@@ -160,11 +160,11 @@ def drift_jumps(files: Files) -> tuple[Canvas, pl.DataFrame]:
             (pl.col("jump") & ~sudden, COLOURS[4], "jump, as in a walk"),
             (~pl.col("jump"), NULL, "largest step of a run without"),
         ):
-            points = mine.filter(kind)
+            points = of_network.filter(kind)
             axis.scatter(
                 points["sequence_number"], points["size"] / points["threshold"], s=6, color=colour, label=label
             )
-        runs, with_jump = mine["run_id"].n_unique(), mine.filter(sudden)["run_id"].n_unique()
+        runs, with_jump = of_network["run_id"].n_unique(), of_network.filter(sudden)["run_id"].n_unique()
         axis.set_title(f"{axis.get_title()}: {with_jump} of {runs} runs", fontsize=7)
         axis.set_ylabel("size / threshold")
         axis.set_xlabel("sequence number")
@@ -197,8 +197,8 @@ def finish(files: Files, cells: dict, claims: list[str], y: str, x: str) -> None
     """Labels, a legend without doubled entries, and the p-values of the claims in the titles."""
     tests = texts(concat_tables(named(files, "drift", "claims.parquet"), "drift.claims"), "claim", "seeds")
     for (embedder, network), axis in cells.items():
-        mine = tests.filter(pl.col("claim").is_in(claims), embedder=embedder, network=network).drop_nulls("p_holm")
-        said = [f"{claim} p = {p:.2g}" for claim, p in mine.select("claim", "p_holm").rows()]
+        of_panel = tests.filter(pl.col("claim").is_in(claims), embedder=embedder, network=network).drop_nulls("p_holm")
+        said = [f"{claim} p = {p:.2g}" for claim, p in of_panel.select("claim", "p_holm").rows()]
         axis.set_title("\n".join([axis.get_title(), *said]), fontsize=6)
         axis.set(xlabel=x, ylabel=y)
     drawn = {

@@ -65,9 +65,9 @@ def jumps_of(x: np.ndarray, settings: Drift, rng: np.random.Generator) -> list[d
     rank = int(np.ceil((1 - settings.jump_false_alarms) * (DRAWS + 1)))
     threshold = float(np.sort(null)[min(rank, DRAWS) - 1])
     slack = 1e-9 * sizes.max()  # equal sizes differ by rounding
-    found = peaks(sizes, k)
-    kept = [i for i in found if sizes[i] > threshold + slack]
-    chosen = sorted(kept or found[:1])
+    places = peaks(sizes, k)
+    kept = [i for i in places if sizes[i] > threshold + slack]
+    chosen = sorted(kept or places[:1])
     others = np.delete(np.diff(x, axis=0), [i + k - 1 for i in chosen], axis=0)
     length = np.linalg.norm(others, axis=1).mean()
     walks = length * np.concatenate([

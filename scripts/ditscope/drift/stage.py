@@ -123,9 +123,9 @@ def write_claims(states: pl.DataFrame, folder: Path) -> None:
         (displacement_tables, DISPLACEMENT),
         (divergence_tables, DIVERGENCE),
     ):
-        frame, found = made(states, draws)
+        frame, of_table = made(states, draws)
         write_table(frame, folder / f"{table.stem}.parquet", table)
-        claims += found
+        claims += of_table
     write_table(claims_table(claims), folder / f"{CLAIMS_TABLE.stem}.parquet", CLAIMS_TABLE)
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ditscope.core.atomic import write_text
 from ditscope.core.errors import InputError, line
 from ditscope.models.registry import check_remote_code
 from ditscope.models.settings import Embedder, Model
@@ -29,9 +30,7 @@ def cached_copy(repository: str, commit: str) -> Path:
 
 def pin(repository: str, commit: str) -> None:
     """Make `main` of a cached repository this commit."""
-    main = cached_copy(repository, commit).parents[1] / "refs" / "main"
-    main.parent.mkdir(parents=True, exist_ok=True)
-    main.write_text(commit)
+    write_text(cached_copy(repository, commit).parents[1] / "refs" / "main", commit, shared=True)
 
 
 def missing_code(revisions: Mapping[str, str]) -> list[str]:

@@ -116,8 +116,8 @@ def read_jumps(table: Path, embedder: str = "") -> Jumps:
             f"video.jump_embedder: no jumps of `{embedder}` in {table}; it has {', '.join(there) or 'none'}"
         )
     chosen = embedder or next(iter(there), "")
-    found = rows.filter(pl.col("embedder") == chosen, pl.col("jump"))
-    return Jumps(chosen, frozenset(found.select("run_id", "sequence_number").iter_rows()))
+    of_embedder = rows.filter(pl.col("embedder") == chosen, pl.col("jump"))
+    return Jumps(chosen, frozenset(of_embedder.select("run_id", "sequence_number").iter_rows()))
 
 
 def in_order(prompts: Mapping[str, str], prompt_order: Sequence[str]) -> list[str]:

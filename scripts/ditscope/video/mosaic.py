@@ -96,8 +96,8 @@ def trajectory_video(
     an HTML page that plays the film in H.264; `jumps` the table `drift.jumps`, of which one embedder's are marked.
     """
     grid = grid_of(read_trajectories(tables), settings.prompt_order)
-    found = read_jumps(jumps, settings.jump_embedder) if jumps is not None else Jumps()
-    film = film_of(mosaic_of(grid, TarImages(images), settings, found), settings)
+    marked = read_jumps(jumps, settings.jump_embedder) if jumps is not None else Jumps()
+    film = film_of(mosaic_of(grid, TarImages(images), settings, marked), settings)
     write_films(film, out, page, settings, "Trajectories")
 
 

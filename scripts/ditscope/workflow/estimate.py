@@ -64,11 +64,11 @@ def estimate(
 
 def with_trajectories(table: pl.DataFrame, config: Config, measured: Path, costs: pl.DataFrame) -> pl.DataFrame:
     """The table with hours of trajectories by their invocations, where each of the networks' models was measured."""
-    found = table.filter(rule=TRAJECTORIES)
-    seconds = trajectory_seconds(planned_invocations(config), costs) if len(found) else None
+    planned = table.filter(rule=TRAJECTORIES)
+    seconds = trajectory_seconds(planned_invocations(config), costs) if len(planned) else None
     if seconds is None:
         return table
-    jobs, hours = found.select("jobs", "hours").row(0)
+    jobs, hours = planned.select("jobs", "hours").row(0)
     beside = jobs * seconds_beside(measured, hours * 3600 / jobs) if hours is not None else 0.0
     new = pl.when(rule=TRAJECTORIES).then((seconds + beside) / 3600).otherwise("hours")
     return table.with_columns(new.alias("hours"))

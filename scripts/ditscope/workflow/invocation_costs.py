@@ -88,8 +88,8 @@ def same_entries(config: Config, wanted: dict[str, Entry], results: Path) -> lis
         other = decode(Config, read_plan(results)["config"])
         if other.trajectories.compile != config.trajectories.compile:
             return []
-        found = entries_of(other)
-        return [label for label, entry in wanted.items() if label in found and alike(entry, found[label])]
+        entries = entries_of(other)
+        return [label for label, entry in wanted.items() if label in entries and alike(entry, entries[label])]
     return []
 
 
