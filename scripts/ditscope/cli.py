@@ -73,6 +73,7 @@ COMMANDS = {
         "two experiments side by side: settings, tables and figures that differ",
     ),
     "resume": ("workflow.resume:resume", "go on with a SLURM run whose main process was killed"),
+    "experiment": ("workflow.experiment:experiment", "list experiments, say how far one is, delete one"),
     "progress": ("workflow.progress:progress", "how complete every study is"),
     "doctor": ("workflow.doctor:doctor", "verify everything that a study left, and say what to run again"),
 }
@@ -249,6 +250,8 @@ def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
     help = option.help + ("" if required else f" (default: {shown(option)})")
     extra: dict[str, Any] = {"help": help.replace("%", "%%").strip()}
     extra |= {} if option.by_place else {"dest": option.name, "required": required}
+    if option.by_place and not required:
+        extra["nargs"] = "?"
     if option.choices:
         extra["choices"] = option.choices
     kind = {bool: boolean, Path: path}.get(option.kind, option.kind)
@@ -362,7 +365,8 @@ def call(function: Callable[..., Any], typed: dict[str, Any], command: str = "")
             arguments[name] = kind(**given) if base is None else replace(base, **given)
         elif name in values:
             arguments[name] = values[name]
-    positional = [arguments.pop(p.name) for p in inspect.signature(function).parameters.values() if by_place(p)]
+    places = [p for p in inspect.signature(function).parameters.values() if by_place(p)]
+    positional = [arguments.pop(p.name, p.default) for p in places]
     function(*positional, **arguments)
 
 

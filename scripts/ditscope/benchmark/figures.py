@@ -213,7 +213,7 @@ def benchmark_latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
     )
     for axis, batch in zip(axes[0], batches, strict=True):
         axis.set_title(f"batch {batch}")
-        axis.set_xlabel("ms a batch")
+        axis.set_xlabel("ms per batch")
         axis.set_yticks(range(len(cases)), labels_of(cases), fontsize=6)
         axis.set_ylim(len(cases) - 0.5, -0.5)
         for y, case in enumerate(cases):

@@ -70,7 +70,7 @@ def capture(
     settings: CaptureSet = CaptureSet(),
     partial: OutputFolder | None = None,
 ) -> None:
-    """Sample with a model while recording what its blocks put out; one folder `output_dir`/<generation id> a picture.
+    """Sample with a model while recording what its blocks put out; one folder `output_dir`/<generation id> per picture.
 
     Runs are `prompt` with `seed` (-1: one derived from the prompt, and recorded) or the first `settings.generations`
     of the tables (or prompt CSVs) `prompts`. num_steps, guidance, width and height replace the model entry's where

@@ -217,7 +217,7 @@ def run_similarity(states: pl.DataFrame, most: int = 0) -> pl.DataFrame:
     cosine of the mean unit vectors, `aligned_cosine` the mean over states at the same position. Of more than `most`
     runs (0: of none) a sample is compared. The initial prompt,
     which runs share by design, is left out, and so are zero vectors. The upper triangle with the diagonal is stored:
-    R (R + 1) / 2 rows for R runs of an embedder; O(R^2 (d + T d)) time for T states a run, O(R^2) memory.
+    R (R + 1) / 2 rows for R runs of an embedder; O(R^2 (d + T d)) time for T states per run, O(R^2) memory.
     """
     parts = []
     for embedder, part in by_embedder(sample_runs(states, most)):

@@ -53,10 +53,10 @@ def write_plan(
 
 def stages_of(results: Path | str) -> list[Stage]:
     """Completion of each stage of a study, also of those that are only on the way to what it asks for."""
-    plan = read_plan(results)
+    plan, project = read_plan(results), Path(results).parent.parent
     targets = {name: files_of_stage(plan, name) for name in plan["targets"]}
     return [
-        Stage(name, len(files), tuple(file for file in files if not os.path.exists(file)))
+        Stage(name, len(files), tuple(file for file in files if not (project / file).exists()))
         for name, files in targets.items()
         if files
     ]
