@@ -159,7 +159,7 @@ def on_mlx(*names):
     return int(any(CONFIG.models[name].backend == "mlx" for name in names))
 
 
-# The conda environment of jobs that load a model: one a study, which Snakemake must know without wildcards to put it into
+# The conda environment of jobs that load a model: one per study, which Snakemake must know without wildcards to put it into
 # a container image.
 MODEL_ENVIRONMENT = "../envs/mlx.yaml" if on_mlx(*WHOLE.selected_models()) else "../envs/torch.yaml"
 

@@ -90,8 +90,8 @@ def trajectory_videos():
 
 def jump_tables():
     """The table of semantic jumps, where the study has it."""
-    asked = "drift" in CONFIG.asked()
-    return [path for path in analysis_tables("drift") if asked and path.endswith("/drift/jumps.parquet")]
+    tables = analysis_tables("drift") if "drift" in CONFIG.asked() else []
+    return [path for path in tables if Path(path).name == "jumps.parquet"]
 
 
 def trajectory_shards(*networks, suffix="parquet"):

@@ -234,6 +234,7 @@ def check_selections(config: Config) -> None:
     for section in ("blocks", "ablate"):
         features = getattr(config, section).features
         check_known(f"{section}.features", [features] if features else [], config, "embedders")
+    check_known("drift.oracle", config.drift.oracle, config, "networks")
     for stage in ("generate", "capture", "calibrate"):
         check_known(f"{stage}.sources", getattr(config, stage).sources, config, "models")
     for stage in ("capture", "ablate", "calibrate", "sensitivity"):

@@ -361,7 +361,7 @@ def test_figure_of_ablation_shows_every_effect(tmp_path):
     table = read_table(tmp_path / "shapes-flux.parquet", "ablation")
     assert sorted(heights) == pytest.approx(sorted(table["latent_relative_l2"])) and data["runs"].to_list() == [1] * 4
     _, unchanged, ablated = figure.axes
-    assert [len(axis.images) for axis in (unchanged, ablated)] == [1, 1], "an axis a picture takes minutes"
+    assert [len(axis.images) for axis in (unchanged, ablated)] == [1, 1], "an axis per picture takes minutes"
     side = FLUX.width + GAP
     assert ablated.images[0].get_array().shape == (2 * side, 2 * side, 3), "two kinds by two blocks"
     assert [label.get_text() for label in unchanged.get_yticklabels()] == ["skip", "mean"]

@@ -466,7 +466,7 @@ def test_single_file_holds_the_same_nested_structure(folder):
 
 
 def test_single_file_of_the_original_program_and_damaged_ones(tmp_path):
-    """The published structure: lists of (img, txt) and of joined tokens, one entry a step."""
+    """The published structure: lists of (img, txt) and of joined tokens, one entry per step."""
     image, text, joined = torch.randn(1, 4, 8), torch.randn(1, 3, 8), torch.randn(1, 7, 8)
     context = {"y": [torch.randn(1, 5)], "img_state": [image], "timestep_pairs": [(1.0, 0.0)], "txt_seq_len": [3]}
     data = {"double_blocks": {"block_0": [(image, text)]}, "single_blocks": {"block_0": [joined]}}

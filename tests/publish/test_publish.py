@@ -32,7 +32,7 @@ def test_every_figure_has_a_function_and_a_caption():
 
 
 def test_every_paper_table_has_a_function():
-    assert all(callable(paper_tables.function_of(stage)) for stage in PAPER_TABLES.values())
+    assert all(callable(paper_tables.function_of(name)) for name in PAPER_TABLES)
 
 
 def test_latex_and_markdown_escape():
@@ -84,7 +84,7 @@ def test_block_grid_takes_the_first_set_with_decoded_pictures(tmp_path):
 
 
 def test_block_grid_of_a_deep_network_is_one_picture_of_bounded_size(tmp_path):
-    """An axis a cell took minutes: 57 blocks and 4 steps are 228."""
+    """An axis per cell took minutes: 57 blocks and 4 steps are 228."""
     figure, data = block_grid({"capture": [captured(tmp_path, "decoded", 4, 19, 38)]})
     assert len(figure.axes) == 1 and len(data) == 4 * 57 and data["decoded"].all()
     assert max(figure.get_size_inches()) <= 25

@@ -276,7 +276,7 @@ def test_bad_input_is_one_line_before_anything_trains(shard, tmp_path):
 
 @pytest.mark.system
 def test_two_processes_share_out_the_batches_of_one(shard, tmp_path):
-    """Two gloo processes under torchrun against one process that accumulates the same two batches a step."""
+    """Two gloo processes under torchrun against one process that accumulates the same two batches per step."""
     import os
     import subprocess
     import sys

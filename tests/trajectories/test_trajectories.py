@@ -141,6 +141,15 @@ def test_an_equal_image_of_another_size_is_another_state():
     assert state_key("a") != state_key("b")
 
 
+def test_derived_seeds_of_invocations_are_alike_in_all_networks_and_differ_between_runs(tmp_path):
+    """Else a quantized network would be compared with its base under other noise."""
+    found = {}
+    for name in ("a", "b"):
+        rows, _ = walk(name, network(), runs("1", "2", seeds=(-1, -1)), Trajectories(max_length=3), tmp_path / name)
+        found[name] = [row["seed"] for row in rows if row["sequence_number"] >= 0]
+    assert found["a"] == found["b"] and len(set(found["a"])) == 2 * 2 * 3
+
+
 def test_a_derived_seed_draws_anew_and_never_stops_on_a_repeat(tmp_path):
     settings = Trajectories(max_length=7)
     rows, _ = walk("n", network(modulus=1), runs("0", seeds=(-1,)), settings, tmp_path / "a")

@@ -110,7 +110,7 @@ def test_generations_stand_side_by_side_in_prompt_order(tmp_path):
     capture_video(tmp_path / "set", tmp_path / "one.gif", page=tmp_path / "one.html", settings=alone, **others)
     check_page((tmp_path / "one.html").read_bytes())
     assert gif_frames(tmp_path / "one.gif")[0].shape[1] < frame.shape[1]
-    assert {p.name for p in (tmp_path / "sheets").iterdir()} == {"genera0.png", "genera1.png"}, "one a generation"
+    assert {p.name for p in (tmp_path / "sheets").iterdir()} == {"genera0.png", "genera1.png"}, "one per generation"
 
 
 def test_denoising_film_shows_the_last_block_of_every_step(tmp_path):

@@ -35,7 +35,7 @@ def test_models_of_other_stages_are_left_out():
     assert config.trajectories == DEMO.trajectories and config.embed == DEMO.embed
     lists = [config.generate.models, config.capture.models, config.sensitivity.models, config.benchmark.models]
     assert lists == [[], [], [], []] and config.capture.sets == DEMO.capture.sets
-    assert config.selected_models() == ["shapes-flux", "shapes-sd3", "shapes-blip"]
+    assert config.selected_models() == ["shapes-flux", "shapes-blip", "shapes-scene"]
     assert selected("refine").selected_models() == ["shapes-flux"]
     assert of_stages(config) == config
 

@@ -111,7 +111,7 @@ def fastest(runs: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
     best = allowed.filter(pl.col("verdict") == "quiet").sort("batch", "latency_median_ms").unique("batch", keep="first")
     lines = []
     if len(best):
-        lines = ["| batch | use | ms a batch (p10 to p90) | speed-up over the base in the same compile state |"]
+        lines = ["| batch | use | ms per batch (p10 to p90) | speed-up over the base in the same compile state |"]
         lines.append("|---|---|---|---|")
     for row in best.sort("batch").iter_rows(named=True):
         spread = f"{row['latency_p10_ms']:.4g} to {row['latency_p90_ms']:.4g}"

@@ -11,9 +11,9 @@ import polars as pl
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, v_measure_score
 
 from ditscope.cluster.tables import AGREEMENT, LABEL_PHASES, LONGEST_RUNS
+from ditscope.embed.files import RUN
 
 OUTLIER = -1
-RUN = ["embedder", "network", "run_id"]
 PHASE = LABEL_PHASES.schema()["phase"]
 SCOPE = LONGEST_RUNS.schema()["scope"]
 # By what the states of two labellings are matched; run ids name one network's runs.

@@ -39,10 +39,10 @@ def autoregression(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame
     rows = table.select(*CELL, series, "sequence_number", *measures)
     rows = rows.filter((pl.col("series") == pl.col("series").shift()).fill_null(False))  # first states measure nothing
     cells = rows.select(CELL).unique(maintain_order=True).sort(CELL).rows()
-    found = {measure: run_sums(rows, measure).partition_by(CELL, as_dict=True) for measure in measures}
+    sums = {measure: run_sums(rows, measure).partition_by(CELL, as_dict=True) for measure in measures}
     records = []
     for cell, measure in product(cells, measures):
-        if (runs := found[measure].get(cell)) is None:
+        if (runs := sums[measure].get(cell)) is None:
             records.append((*cell, measure, 0, 0, *invert(Counter(), 0, 0, 0)))
             continue
         patterns = Counter(tuple(places) for places in runs["places"].to_list() if len(places) > 1)

@@ -1,13 +1,15 @@
 """Figures of the stage `drift`."""
 
 from collections.abc import Iterator
+from itertools import cycle
 
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from ditscope.core.tables import concat_tables
-from ditscope.style import COLOURS, Files, facets, named, note, write_counts
+from ditscope.drift.tables import PROMPT
+from ditscope.style import COLOURS, Files, facets, grid, named, note, write_counts
 
 NULL = "#666666"
 FEWEST = 8  # runs below which quartiles are not drawn
@@ -209,3 +211,99 @@ def reasons(files: Files, claim: str) -> str:
     """Why a claim is not made of any group."""
     tests = texts(concat_tables(named(files, "drift", "claims.parquet"), "drift.claims"), "claim").filter(claim=claim)
     return f"Nothing to show: {'; '.join(tests['reason'].drop_nulls().unique().sort()) or 'there are no runs'}."
+
+
+# How long things last -------------------------------------------------------------------------------------------------
+
+
+def attribute_survival(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Share of runs that are still as their prompt said, by the oracle (attributes) and the embedders.
+
+    Dotted: the same of runs held against other prompts.
+    """
+    table = survival_table(files).filter(pl.col("against") == PROMPT)
+    if table.is_empty():
+        return note("No run can be held against its prompt: a single prompt, and no attributes are read."), table
+    return draw_survival(table, "share as the prompt said"), table
+
+
+def quantized_survival(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Share of runs of a quantized network that are still alike with their base's; dotted: runs of other seeds."""
+    table = survival_table(files).filter(pl.col("against") != PROMPT)
+    if table.is_empty():
+        return note("No quantized network stands beside its base."), table
+    return draw_survival(table, "share alike with base"), table
+
+
+def quantized_difference(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """How much longer what runs began with lasts under quantization than in the base, with intervals over prompts.
+
+    Grey: 95 % of what comes out with the signs of the prompts at random.
+    """
+    table = texts(concat_tables(named(files, "drift", "quantized.parquet"), "drift.quantized"), "by", "seeds")
+    shown = table.drop_nulls("difference")
+    if shown.is_empty():
+        why = "; ".join(table["reason"].drop_nulls().unique().sort()) or "no quantized network stands beside its base"
+        return note(f"Nothing to compare: {why}."), table
+    pairs = shown.select("network", "base", "seeds").unique(maintain_order=True).rows()
+    most = max(len(shown.filter(network=n, base=b, seeds=s)) for n, b, s in pairs)
+    figure, axes = grid(1, len(pairs), width=max(4, 3.2 * len(pairs)), height=0.8 + 0.22 * most, sharex=True)
+    for axis, (network, base, kind) in zip(axes[0], pairs, strict=True):
+        mine = shown.filter(network=network, base=base, seeds=kind)
+        place, (low, high) = range(len(mine)), (mine[end].to_numpy() for end in ("null_low", "null_high"))
+        axis.barh(place, high - low, left=low, color=NULL, alpha=0.3)
+        axis.hlines(place, mine["low"], mine["high"], color=KINDS[kind])
+        axis.plot(mine["difference"], place, "o", color=KINDS[kind], markersize=3)
+        axis.axvline(0, color=NULL, linewidth=0.6)
+        axis.set_yticks(
+            place, [f"{what} ({by}), n = {n}" for by, what, n in mine.select("by", "what", "prompts").rows()]
+        )
+        axis.set(title=f"{network} - {base}, {kind} seeds", xlabel="difference / states")
+    return figure, table
+
+
+def survival_table(files: Files) -> pl.DataFrame:
+    """The table `drift.survival` as facets: `embedder` is the reader, `network` has what is compared."""
+    table = texts(concat_tables(named(files, "drift", "survival.parquet"), "drift.survival"), "by", "seeds")
+    alone = pl.col("against") == PROMPT
+    what = pl.when(alone).then(pl.col("network")).otherwise(pl.format("{} beside {}", "network", "against"))
+    return table.with_columns(pl.col("by").alias("embedder"), pl.format("{}, {} seeds", what, "seeds").alias("network"))
+
+
+def draw_survival(table: pl.DataFrame, y: str) -> Canvas:
+    """Curves of survival with their intervals; rows are readers, columns networks, lines what is read."""
+    figure, cells = facets(table, sharex=True, sharey=True)
+    for (reader, network), axis in cells.items():
+        mine = table.filter(embedder=reader, network=network)
+        for colour, line in zip(cycle(COLOURS), mine.partition_by("what", maintain_order=True), strict=False):
+            low, high = (line[end].cast(pl.Float64).fill_null(float("nan")) for end in ("low", "high"))
+            style = {"color": colour, "drawstyle": "steps-post"}
+            axis.plot(line["position"], line["survival"], label=line["what"][0], **style)
+            axis.fill_between(line["position"], low, high, color=colour, alpha=0.12, linewidth=0, step="post")
+            axis.plot(line["position"], line["reference"], linestyle=":", linewidth=0.8, **style)
+            cut = line.filter(pl.col("censored") > 0)
+            axis.plot(cut["position"], cut["survival"], "|", color=colour, markersize=4)
+        if len(mine):
+            counts = mine.group_by("position").agg(pl.col("at_risk").max()).sort("position")
+            write_counts(axis, counts["position"], counts["at_risk"])
+            axis.legend(fontsize=5)
+        axis.set(xlabel="position", ylabel=y, ylim=(0, 1.15))
+    return figure
+
+
+def lifetimes_table(files: Files) -> pl.DataFrame:
+    """How long what prompts named lasts: share of runs in which nothing changed, and difference of quantized and base.
+
+    `median` is the first position by which half of the runs have changed, null where fewer have.
+    """
+    keys = ["network", "seeds", "by", "what"]
+    curves = texts(concat_tables(named(files, "drift", "survival.parquet"), "drift.survival"), "by", "seeds")
+    pairs = texts(concat_tables(named(files, "drift", "quantized.parquet"), "drift.quantized"), "by", "seeds")
+    ends = curves.filter(pl.col("against") == PROMPT).group_by(keys, maintain_order=True).agg(
+        pl.col("runs", "left_out").first(),
+        pl.col("position").filter(pl.col("survival") <= 0.5).min().alias("median"),
+        pl.col("position", "survival", "low", "high").last(),
+    )  # fmt: skip
+    numbers = {name: f"difference_{name}" for name in ("low", "high", "p_holm")}
+    compared = pairs.select(*keys, "base", "difference", *numbers).rename(numbers)
+    return ends.join(compared, on=keys, how="left").sort(*keys, "base")

@@ -1,6 +1,7 @@
 """Drift: how far each state of a trajectory is from its first one, how far it steps, and how alike runs are."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from ditscope.drift.displacement import displacement_tables
 from ditscope.drift.divergence import divergence_tables
 from ditscope.drift.groups import KIND, draws_for, with_kind_of_seeds
 from ditscope.drift.jumps import jumps
+from ditscope.drift.lifetimes import Readings, Trajectories, lifetimes, readings
 from ditscope.drift.memory import memory_tables
 from ditscope.drift.nulls import null_tests
 from ditscope.drift.series import normality
 from ditscope.drift.settings import Drift
+from ditscope.drift.survival import quantized, survival
 from ditscope.drift.tables import (
     AUTOREGRESSION,
     BANDS,
@@ -30,11 +33,14 @@ from ditscope.drift.tables import (
     DRIFT,
     GROUP_CLAIMS,
     JUMPS,
+    LIFETIMES,
     MEMORY,
     NORMALITY,
     NULLS,
+    QUANTIZED,
     SIMILARITY,
     STEPS,
+    SURVIVAL,
 )
 from ditscope.embed.files import (
     STATE,
@@ -60,6 +66,7 @@ def drift(
     folder: OutputFolder,
     settings: Drift = Drift(),
     max_length: int = 0,
+    images: Sequence[InputFile] = (),
 ) -> None:
     """Measure the drift of every trajectory from its first state, with shuffled controls.
 
@@ -69,7 +76,9 @@ def drift(
     previous one), nulls.parquet and bands.parquet (what drift comes out of nothing), similarity.parquet (every pair of
     runs), autoregression.parquet (lag-1 coefficients), normality.parquet (tests of the step sizes of each run),
     jumps.parquet, memory.parquet (of the prompt), displacement.parquet (by lag), divergence.parquet (of runs of one
-    prompt), and claims.parquet, which has what the last three say beside their nulls.
+    prompt), and claims.parquet, which has what the last three say beside their nulls; lifetimes.parquet,
+    survival.parquet and quantized.parquet (how long what runs began with lasts). The last three have what the oracle
+    reads in the pictures of the networks `settings.oracle`, which are in `images` (the tars of their trajectories).
     """
     states = read_states(embeddings, trajectories)
     log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)
@@ -92,6 +101,17 @@ def drift(
     write_table(normality(computed, STEPS), folder / "normality.parquet", NORMALITY)
     write_table(leaps, folder / "jumps.parquet", JUMPS)
     write_claims(with_kind_of_seeds(whole, trajectories), folder)
+    some = sample_runs(whole, settings.max_runs)
+    runs = Trajectories(trajectories, max_length, set(some["run_id"]))
+    write_lifetimes(runs, list(readings(runs, some, settings.oracle, images)), folder)
+
+
+def write_lifetimes(runs: Trajectories, read: list[Readings], folder: Path) -> None:
+    """The tables of how long what runs began with lasts."""
+    lasting = lifetimes(runs, read)
+    write_table(lasting, folder / "lifetimes.parquet", LIFETIMES)
+    write_table(survival(lasting, runs, read), folder / "survival.parquet", SURVIVAL)
+    write_table(quantized(lasting, runs), folder / "quantized.parquet", QUANTIZED)
 
 
 def write_claims(states: pl.DataFrame, folder: Path) -> None:
@@ -197,7 +217,7 @@ def run_similarity(states: pl.DataFrame, most: int = 0) -> pl.DataFrame:
     cosine of the mean unit vectors, `aligned_cosine` the mean over states at the same position. Of more than `most`
     runs (0: of none) a sample is compared. The initial prompt,
     which runs share by design, is left out, and so are zero vectors. The upper triangle with the diagonal is stored:
-    R (R + 1) / 2 rows for R runs of an embedder; O(R^2 (d + T d)) time for T states a run, O(R^2) memory.
+    R (R + 1) / 2 rows for R runs of an embedder; O(R^2 (d + T d)) time for T states per run, O(R^2) memory.
     """
     parts = []
     for embedder, part in by_embedder(sample_runs(states, most)):

@@ -87,9 +87,9 @@ def read_vectors(embeddings: list[Path], states: pl.DataFrame, rows: int) -> pl.
         vector = read_table(path, "embeddings", ["vector"])["vector"]
         here, start = place[first : first + len(vector)], 0
         for part in parts:
-            mine = (here >= start) & (here < start + len(part))
-            if mine.any():
-                part[here[mine] - start] = vector.filter(mine).explode().to_numpy().reshape(-1, part.shape[1])
+            in_part = (here >= start) & (here < start + len(part))
+            if in_part.any():
+                part[here[in_part] - start] = vector.filter(in_part).explode().to_numpy().reshape(-1, part.shape[1])
             start += len(part)
         first += len(vector)
     return pl.concat([pl.Series("vector", part).cast(pl.List(pl.Float32)) for part in parts])

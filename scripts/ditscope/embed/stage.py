@@ -99,7 +99,7 @@ def state_vectors(
 
 
 def walk_vectors(rows: pl.DataFrame, dimension: int) -> np.ndarray:
-    """The random-walk control: each run's walk (see `random_walk`), one state a row in order of sequence number."""
+    """The random-walk control: each run's walk (see `random_walk`), one state per row in order of sequence number."""
     vectors = np.empty((rows.height, dimension), np.float32)
     for (run_id,), part in rows.with_row_index("row").group_by("run_id", maintain_order=True):
         order = part.sort("sequence_number")["row"].to_numpy()

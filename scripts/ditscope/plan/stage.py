@@ -51,7 +51,7 @@ class Choices:
         return int(np.where(self.permitted(), self.bytes, np.iinfo(np.int64).max).min(axis=1).sum())
 
     def totals(self, chosen: np.ndarray) -> dict[str, Any]:
-        """Size and predicted error of one column index a layer."""
+        """Size and predicted error of one column index per layer."""
         rows = np.arange(len(self.layers))
         size = int(self.bytes[rows, chosen].sum())
         return {

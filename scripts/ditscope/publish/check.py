@@ -148,10 +148,10 @@ def check_rows_of(database: "duckdb.DuckDBPyConnection", table: Table, paths: li
 def check_views(database: "duckdb.DuckDBPyConnection", wanted: list[View]) -> None:
     """The catalog has the views whose tables are there, and each gives what its query gives."""
     there = "SELECT view_name FROM duckdb_views() WHERE NOT internal"
-    found = {name for (name,) in database.execute(there).fetchall()}
-    if unlike := found ^ {view.name for view in wanted}:
+    views = {name for (name,) in database.execute(there).fetchall()}
+    if unlike := views ^ {view.name for view in wanted}:
         name = sorted(unlike)[0]
-        raise InputError(f"view {name} is {'none of the catalog' if name in found else 'missing'}")
+        raise InputError(f"view {name} is {'none of the catalog' if name in views else 'missing'}")
     for view in wanted:
         queries = [view.query, f'SELECT * FROM "{view.name}"']
         columns = [database.execute(f"DESCRIBE {query}").fetchall() for query in queries]

@@ -80,7 +80,7 @@ def probe(
     changes: Changes,
     generator: torch.Generator,
 ) -> tuple[Tensor, dict[nn.Module, Tensor]]:
-    """The velocity of a batch, and <u, J dW> of each module, (samples, changes), for one random probe a sample."""
+    """The velocity of a batch, and <u, J dW> of each module, (samples, changes), for one random probe per sample."""
     with back_end(model).collected(model, modules, changes, len(batch.x)) as products, torch.enable_grad():
         velocity = batch.velocity(model)
         velocity.backward(random_signs(velocity, generator))

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure as Canvas
 
 from ditscope.core.tables import concat_tables
 from ditscope.style import COLOURS, Files, facets, named, note
+from ditscope.topology.tables import HOMOLOGY
 
 
 def persistence_diagrams(files: Files) -> tuple[Canvas, pl.DataFrame]:
@@ -19,7 +20,7 @@ def persistence_diagrams(files: Files) -> tuple[Canvas, pl.DataFrame]:
         diagram = finite.filter(embedder=embedder, network=network)
         top = diagram["death"].max() or 1.0
         axis.plot([0, top], [0, top], color=COLOURS[7], linewidth=0.8)
-        for colour, dimension in zip(COLOURS, ("H₀", "H₁", "H₂"), strict=False):
+        for colour, dimension in zip(COLOURS, HOMOLOGY, strict=False):
             bars = diagram.filter(pl.col("dimension").cast(pl.String) == dimension)
             axis.scatter(bars["birth"], bars["death"], s=5, color=colour, label=dimension, linewidth=0)
         axis.set_xlabel("birth")
@@ -37,13 +38,13 @@ def persistence_entropy(files: Files) -> tuple[Canvas, pl.DataFrame]:
     figure, cells = facets(shown, sharey="row")
     rng = np.random.default_rng(0)
     for (embedder, network), axis in cells.items():
-        for x, dimension in enumerate(("H₀", "H₁", "H₂")):
+        for x, dimension in enumerate(HOMOLOGY):
             values = shown.filter(pl.col("dimension").cast(pl.String) == dimension, embedder=embedder, network=network)[
                 "entropy"
             ]
             axis.scatter(x + rng.uniform(-0.15, 0.15, len(values)), values, s=5, color=COLOURS[x], linewidth=0)
             if len(values):
                 axis.plot([x - 0.25, x + 0.25], [values.median()] * 2, color="black", linewidth=1)
-        axis.set_xticks(range(3), ["H₀", "H₁", "H₂"])
+        axis.set_xticks(range(3), HOMOLOGY)
         axis.set_ylabel("entropy / nat")
     return figure, table

@@ -32,7 +32,7 @@ def estimate(
 ) -> None:
     """Print jobs, hours and bytes of a study, stage by stage, before it is submitted.
 
-    Jobs come from a dry run with the overlays `configfile`; hours and bytes a job are medians over the study
+    Jobs come from a dry run with the overlays `configfile`; hours and bytes per job are medians over the study
     `measured`: run a few prompts of the same models first (`prompts: {limit: 8}`) and give its results folder. A rule
     that was never measured says so instead of a number. Hours of trajectories are those of their invocations, by the
     seconds that each model took in `measured`, or in the studies beside it.
@@ -99,7 +99,7 @@ def parse_job_stats(text: str) -> dict[str, int]:
 
 
 def measured_costs(results: Path) -> dict[str, dict]:
-    """Median seconds, peak memory and bytes a job of each rule of a finished study."""
+    """Median seconds, peak memory and bytes per job of each rule of a finished study."""
     plan = read_plan(results)
     costs: dict[str, dict] = {}
     for rule, patterns in plan["rules"].items():
@@ -132,7 +132,7 @@ def size_of(path: Path) -> int:
 
 
 def estimate_table(jobs: dict[str, int], costs: dict[str, dict]) -> pl.DataFrame:
-    """One row a rule: jobs, gpu, hours, bytes, peak_memory_mib; null where nothing was measured."""
+    """One row per rule: jobs, gpu, hours, bytes, peak_memory_mib; null where nothing was measured."""
     rows = [
         {
             "rule": rule,

@@ -53,7 +53,7 @@ def machine() -> list[Finding]:
     rows = [
         ("Python", sys.version_info >= LEAST_PYTHON, platform.python_version()),
         ("processor", True, f"{cpu_model()}, {os.cpu_count()} cores, {host_memory_bytes() / GB:.1f} GB memory"),
-        ("GPU", bool(gpus), ", ".join(gpu["name"] for gpu in gpus) or "none: real models take minutes an image"),
+        ("GPU", bool(gpus), ", ".join(gpu["name"] for gpu in gpus) or "none: real models take minutes per image"),
         driver(gpus),
     ]
     rows += cuda()
