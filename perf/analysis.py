@@ -383,8 +383,8 @@ def topology() -> tuple[str, Callable[[], object]]:
 
 
 BOUNDED = {
-    "similarity": similarity, "clustering": clustering, "labelling": labelling, "mapping": mapping, "comparing": comparing,
-    "topology": topology,
+    "similarity": similarity, "clustering": clustering, "labelling": labelling, "mapping": mapping,
+    "comparing": comparing, "topology": topology,
 }  # fmt: skip
 
 
