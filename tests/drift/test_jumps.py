@@ -67,7 +67,7 @@ def test_the_table_has_the_jumps_of_each_run_in_order():
     assert two["number"].to_list() == [0, 1] and two["jump"].all()
     assert (two["size"] > two["threshold"]).all() and two["states"].to_list() == [30, 30]
     (same, short) = table.filter(pl.col("run_id") != "n:p000/000").to_dicts()
-    assert same["reason"] == "all states are equal" and not same["jump"] and same["size"] is None
+    assert same["reason"] == "degenerate: all states are equal" and not same["jump"] and same["size"] is None
     assert short["reason"] == "8 states, jumps of 3 before and after need 9"
     wide = jumps(states, Drift(jump_states=2)).filter(run_id="n:p000/002")
     assert wide["reason"].to_list() == [None]
