@@ -14,10 +14,10 @@ from state_tables import grouped_states
 def test_states_in_random_order_have_jumps_at_the_stated_rate(rate, states):
     rng = np.random.default_rng(0)
     settings = Drift(jump_false_alarms=rate)
-    found = [jumps_of(rng.normal(size=(states, 6)), settings, rng)[0] for _ in range(120)]
-    error = 3 * np.sqrt(rate * (1 - rate) / len(found))
-    assert np.mean([jump["jump"] for jump in found]) == pytest.approx(rate, abs=error)
-    assert np.mean([jump["p_value"] <= 0.5 for jump in found]) == pytest.approx(0.5, abs=0.11)
+    jumps = [jumps_of(rng.normal(size=(states, 6)), settings, rng)[0] for _ in range(120)]
+    error = 3 * np.sqrt(rate * (1 - rate) / len(jumps))
+    assert np.mean([jump["jump"] for jump in jumps]) == pytest.approx(rate, abs=error)
+    assert np.mean([jump["p_value"] <= 0.5 for jump in jumps]) == pytest.approx(0.5, abs=0.11)
 
 
 @pytest.mark.parametrize("states", [10, 20, 50])
@@ -30,17 +30,17 @@ def test_planted_jumps_are_hit(states, size, hits):
         at = int(rng.integers(states // 4, states - states // 4 + 1))
         x = rng.normal(size=(states, 8))
         x[at:, 0] += size
-        found = jumps_of(x, Drift(), rng)
-        hit += any(jump["jump"] and abs(jump["place"] - at) <= 1 for jump in found)
+        jumps = jumps_of(x, Drift(), rng)
+        hit += any(jump["jump"] and abs(jump["place"] - at) <= 1 for jump in jumps)
     assert hit / 60 >= hits
 
 
 def test_a_walk_has_jumps_by_shuffles_but_none_beyond_a_walk():
     rng = np.random.default_rng(5)
-    found = [jumps_of(rng.normal(size=(25, 6)).cumsum(axis=0), Drift(), rng) for _ in range(100)]
-    assert np.mean([run[0]["jump"] for run in found]) > 0.9
-    beyond = np.mean([min(jump["p_walk"] for jump in run) <= 0.05 for run in found])
-    assert beyond < 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(found))
+    jumps = [jumps_of(rng.normal(size=(25, 6)).cumsum(axis=0), Drift(), rng) for _ in range(100)]
+    assert np.mean([run[0]["jump"] for run in jumps]) > 0.9
+    beyond = np.mean([min(jump["p_walk"] for jump in run) <= 0.05 for run in jumps])
+    assert beyond < 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(jumps))
     x = rng.normal(size=(25, 6))
     x[12:, 0] += 30
     (jump,) = jumps_of(x, Drift(), rng)
