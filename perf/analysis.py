@@ -361,6 +361,16 @@ def mapping() -> tuple[str, Callable[[], object]]:
     return f"{n:,} of {len(u):,} states", lambda: map_states(states, u, n)
 
 
+def comparing() -> tuple[str, Callable[[], object]]:
+    """Adjusted mutual information of two labellings of many clusters."""
+    from ditscope.cluster.sequences import scores
+    from ditscope.cluster.settings import Cluster
+
+    rng, n = np.random.default_rng(0), Cluster().max_compared
+    labels = pl.DataFrame({"label": rng.integers(1000, size=5 * n), "label_b": rng.integers(1000, size=5 * n)})
+    return f"{n:,} of {5 * n:,} states, 1,000 clusters each", lambda: scores(labels, n)
+
+
 def topology() -> tuple[str, Callable[[], object]]:
     """Diagrams up to H2 of as many runs, each with as many points."""
     from ditscope.embed.files import unit
@@ -373,7 +383,7 @@ def topology() -> tuple[str, Callable[[], object]]:
 
 
 BOUNDED = {
-    "similarity": similarity, "clustering": clustering, "labelling": labelling, "mapping": mapping,
+    "similarity": similarity, "clustering": clustering, "labelling": labelling, "mapping": mapping, "comparing": comparing,
     "topology": topology,
 }  # fmt: skip
 

@@ -50,13 +50,14 @@ def cluster_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.Dat
         "label_phases": sequences.label_phases(clusters),
         "returns": sequences.returns(clusters),
         "outliers": sequences.outliers(clusters),
-        "agreement": sequences.agreement(clusters),
+        "agreement": sequences.agreement(clusters, settings.max_compared),
     }
 
 
 def check_map(study: Study, table: pl.DataFrame | None) -> None:
     """A state has both coordinates, or a reason for having none, and so have all states of its embedder."""
-    from ditscope.cluster.stage import FEWEST, sampled
+    from ditscope.cluster.stage import FEWEST
+    from ditscope.embed.files import sampled
 
     if table is None:
         return

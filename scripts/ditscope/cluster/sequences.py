@@ -11,7 +11,7 @@ import polars as pl
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, v_measure_score
 
 from ditscope.cluster.tables import AGREEMENT, LABEL_PHASES, LONGEST_RUNS
-from ditscope.embed.files import RUN
+from ditscope.embed.files import RUN, sampled
 
 OUTLIER = -1
 PHASE = LABEL_PHASES.schema()["phase"]
@@ -194,7 +194,7 @@ def outliers(clusters: pl.DataFrame) -> pl.DataFrame:
     ).sort("embedder", "network")  # fmt: skip
 
 
-def agreement(clusters: pl.DataFrame) -> pl.DataFrame:
+def agreement(clusters: pl.DataFrame, most: int = 0) -> pl.DataFrame:
     """Agreement of two labellings of the same states: adjusted Rand, adjusted mutual information, V-measure.
 
     `between` embedders: each pair within a network, matched by position along the run (of a text and an image embedder:
@@ -202,6 +202,8 @@ def agreement(clusters: pl.DataFrame) -> pl.DataFrame:
     seed and position: do networks that start alike go to the same clusters? Outliers count as a cluster of their own
     (`outliers` = kept) or are left out where either labelling has one (excluded). Two labellings of a single label each
     agree by convention, which says nothing: null, with the `reason`, as where fewer than two states can be compared.
+    The adjusted mutual information is of a sample of `most` states (0: of all): what chance gives takes time that grows
+    with states times clusters.
     """
     rows = clusters.select(*RUN, "prompt_id", "seed", "position", "label").drop_nulls("label")
     parts = rows.partition_by("embedder", "network", as_dict=True)
@@ -213,18 +215,19 @@ def agreement(clusters: pl.DataFrame) -> pl.DataFrame:
         left, right = (parts.get(key, rows.clear()) for key in (a, b))
         shared = left.join(right, on=MATCHED[between], suffix="_b").select("label", "label_b")
         inside = shared.filter((pl.col("label") != OUTLIER) & (pl.col("label_b") != OUTLIER))
-        records += [(between, a[0], b[0], a[1], b[1], "kept", *scores(shared))]
-        records += [(between, a[0], b[0], a[1], b[1], "excluded", *scores(inside))]
+        records += [(between, a[0], b[0], a[1], b[1], "kept", *scores(shared, most))]
+        records += [(between, a[0], b[0], a[1], b[1], "excluded", *scores(inside, most))]
     names = ["between", "embedder_a", "embedder_b", "network_a", "network_b", "outliers"]
     return pl.DataFrame(records, schema=AGREEMENT.schema(), orient="row").sort(names)
 
 
-def scores(pairs: pl.DataFrame) -> tuple:
+def scores(pairs: pl.DataFrame, most: int = 0) -> tuple:
     """Number of pairs of labels, their scores in the order of `SCORES`, and the reason where there are none."""
     reason = None
     if pairs.height < 2:
         reason = "fewer than two states that both label"
     elif pairs["label"].n_unique() == pairs["label_b"].n_unique() == 1:
         reason = "both have a single label"
-    values = [None if reason else float(score(*pairs.get_columns())) for score in SCORES.values()]
+    of = {"ami": pairs[sampled(pairs.height, most)]}
+    values = [None if reason else float(score(*of.get(name, pairs).get_columns())) for name, score in SCORES.items()]
     return pairs.height, *values, reason

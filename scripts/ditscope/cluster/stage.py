@@ -25,7 +25,7 @@ from ditscope.core.counts import check_rows
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
-from ditscope.embed.files import STATE, by_embedder, continue_loops, read_states, run_ends, unit, vectors
+from ditscope.embed.files import STATE, by_embedder, continue_loops, read_states, run_ends, sampled, unit, vectors
 
 log = logging.getLogger(__name__)
 SEED = 0
@@ -77,7 +77,7 @@ def cluster(
         (sequences.label_phases(clusters), LABEL_PHASES),
         (sequences.returns(clusters), RETURNS),
         (sequences.outliers(clusters), OUTLIERS),
-        (sequences.agreement(clusters), AGREEMENT),
+        (sequences.agreement(clusters, settings.max_compared), AGREEMENT),
     ):
         write_table(frame, folder / f"{table.stem}.parquet", table)
 
@@ -198,10 +198,3 @@ def map_states(states: pl.DataFrame, u: np.ndarray, most: int = 0) -> pl.DataFra
         xy[rows] = np.asarray(tsne.fit(u[rows]))
     x, y = (pl.Series(name, xy[:, i]).fill_nan(None) for i, name in enumerate("xy"))
     return states.select(*columns, x, y, pl.when(x.is_null()).then(pl.lit(reason)).alias("reason"))
-
-
-def sampled(n: int, most: int) -> np.ndarray:
-    """Numbers of the rows, of n, that an analysis looks at: all, or a fixed random sample of `most` (0: all)."""
-    if not most or n <= most:
-        return np.arange(n)
-    return np.sort(np.random.default_rng(SEED).choice(n, most, replace=False))

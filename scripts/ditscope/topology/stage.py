@@ -13,7 +13,7 @@ from scipy.spatial.distance import pdist, squareform
 from ditscope.core.counts import check_complete
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
-from ditscope.embed.files import RUN, by_embedder, read_states, run_starts, sample_runs, unit, vectors
+from ditscope.embed.files import RUN, by_embedder, read_states, run_starts, sample_runs, sampled, unit, vectors
 from ditscope.topology.settings import Topology
 from ditscope.topology.tables import DIAGRAMS, DISTANCES, ENTROPY
 
@@ -70,9 +70,7 @@ def topology(
 
 def some(x: np.ndarray, most: int) -> np.ndarray:
     """The rows of `x` (n, d), or a fixed random sample of `most` of them in order (0: all)."""
-    if not most or len(x) <= most:
-        return x
-    return x[np.sort(np.random.default_rng(SEED).choice(len(x), most, replace=False))]
+    return x[sampled(len(x), most)]
 
 
 def persistence(x: np.ndarray, max_dimension: int) -> list[np.ndarray]:
