@@ -16,11 +16,12 @@ def write_states(
     modality: dict[str, str],
     loops: dict[tuple[str, str], int] | None = None,
     without: set[tuple[str, str, str, int]] = frozenset(),
+    derived: set[str] = frozenset(),
 ) -> Paths:
     """Write the tables for `vectors` by (embedder, network, run as `prompt/seed`): arrays (states, d).
 
     Runs (network, run) of `loops` ended by coming back to the state so many invocations before; the others were cut.
-    The trajectories have the states `without` (embedder, network, run, sequence number), the embeddings do not. The
+    Runs `derived` (as `prompt/seed`) have derived seeds. The trajectories have the states `without` (embedder, network, run, sequence number), the embeddings do not. The
     states of a text embedder are the prompt (-1) and the captions (1, 3, ...), those of an image embedder 0, 2, ...
     """
     trajectories: dict[str, list[dict]] = {}
@@ -38,7 +39,7 @@ def write_states(
                 text = f"{prompt_id} {number}" if kind == "text" else None
                 # An invocation may have a seed of its own; the run's is that of the prompt's row.
                 row = {"prompt_id": prompt_id, "seed": int(seed) if i == 0 else 1000 + i, "output_text": text}
-                row |= {"loop_length": (loops or {}).get((network, run))}
+                row |= {"loop_length": (loops or {}).get((network, run)), "derived_seed": run in derived}
                 trajectories.setdefault(network, []).append(key | row)
             record = {"embedder": embedder, "modality": kind, "vector": np.asarray(vector, np.float32).tolist()}
             if (embedder, network, run, number) not in without:

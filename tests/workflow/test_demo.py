@@ -83,7 +83,9 @@ def test_report_opens_with_its_categories(demo):
         assert f">{category}<" in text
     captioners = {entry for name in config.trajectories.networks for entry in config.networks[name] if ":" not in entry}
     used = {*config.generate.models, *captioners}
-    assert {name for name in config.models if f">{name}<" in text} == used, "models listed, of those that config.yaml has"
+    assert {name for name in config.models if f">{name}<" in text} == used, (
+        "models listed, of those that config.yaml has"
+    )
 
 
 @needs_browser

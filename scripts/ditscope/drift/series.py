@@ -6,7 +6,9 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
+from ditscope.core.nulls import holm
 from ditscope.drift.tables import NORMALITY
+from ditscope.embed.degenerate import unmarked
 
 GROUP = ["embedder", "network", "control", "measure"]
 SERIES = [*GROUP, "run_id", "shuffle"]
@@ -57,17 +59,10 @@ def normality(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
             statistic, p_value = (None, None) if reason else map(float, test(x))
             found = {"test": name} | summary | {"statistic": statistic, "p_value": p_value, "reason": reason}
             records.append(dict(zip(RUN_SERIES, group, strict=True)) | found)
-    schema = NORMALITY.schema() | {"measure": pl.Enum(measures)}
+    schema = unmarked(NORMALITY) | {"measure": pl.Enum(measures)}
     family = ["embedder", "network", "measure", "test"]
     found = pl.DataFrame([{"p_holm": None} | record for record in records], schema=schema)
     return found.with_columns(holm(pl.col("p_value")).over(family).alias("p_holm"))
-
-
-def holm(p: pl.Expr) -> pl.Expr:
-    """p-values corrected for their number by the step-down procedure of Holm 1979; nulls are no tests."""
-    tests, order = p.count(), p.rank("ordinal")
-    stepped = ((tests - order + 1) * p).clip(upper_bound=1)
-    return stepped.sort_by(p, nulls_last=True).cum_max().gather(p.arg_sort(nulls_last=True).arg_sort())
 
 
 def anderson_darling(x: np.ndarray) -> tuple[float, float]:

@@ -10,11 +10,22 @@ from ditscope.core.counts import check_complete
 from ditscope.core.identity import derived_seed
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
-from ditscope.drift.autoregression import autoregression
+from ditscope.drift.autoregression import autoregression, autoregression_runs
 from ditscope.drift.nulls import null_tests
 from ditscope.drift.series import normality
 from ditscope.drift.settings import Drift
-from ditscope.drift.tables import AUTOREGRESSION, BANDS, DISTANCES, DRIFT, NORMALITY, NULLS, SIMILARITY, STEPS
+from ditscope.drift.tables import (
+    AUTOREGRESSION,
+    AUTOREGRESSION_RUNS,
+    BANDS,
+    DISTANCES,
+    DRIFT,
+    NORMALITY,
+    NULLS,
+    SIMILARITY,
+    STEPS,
+)
+from ditscope.embed.degenerate import degenerate_networks, marked
 from ditscope.embed.files import (
     STATE,
     by_embedder,
@@ -44,7 +55,8 @@ def drift(
     runs that still move would be all that is left at later states. The first three tables hold these
     states, the others computed ones alone. Leaves in `folder`: drift.parquet (distances to the first state and to the
     previous one), nulls.parquet and bands.parquet (what drift comes out of nothing), similarity.parquet (every pair of
-    runs), autoregression.parquet (lag-1 coefficients) and normality.parquet (tests of the step sizes of each run).
+    runs), autoregression.parquet and autoregression_runs.parquet (lag-1 coefficients of networks, of long runs) and
+    normality.parquet (tests of the step sizes of each run).
     """
     states = read_states(embeddings, trajectories)
     log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)
@@ -54,13 +66,18 @@ def drift(
     asked = product(range(settings.shuffles + 1), whole.select(STATE).rows())
     left = ((row[0], row[1:]) for row in table.select("shuffle", *STATE).iter_rows())
     check_complete(folder / "drift.parquet", "states (of each shuffle)", asked, left)
-    write_table(table, folder / "drift.parquet", DRIFT)
-    write_table(run_similarity(states), folder / "similarity.parquet", SIMILARITY)
     tests, bands = null_tests(whole)
-    write_table(tests, folder / "nulls.parquet", NULLS)
-    write_table(bands, folder / "bands.parquet", BANDS)
-    write_table(autoregression(computed, STEPS), folder / "autoregression.parquet", AUTOREGRESSION)
-    write_table(normality(computed, STEPS), folder / "normality.parquet", NORMALITY)
+    poor = degenerate_networks(states)
+    for frame, declared in (
+        (table, DRIFT),
+        (run_similarity(states), SIMILARITY),
+        (tests, NULLS),
+        (bands, BANDS),
+        (autoregression(computed, STEPS), AUTOREGRESSION),
+        (autoregression_runs(computed, STEPS), AUTOREGRESSION_RUNS),
+        (normality(computed, STEPS), NORMALITY),
+    ):
+        write_table(marked(frame, poor), folder / f"{declared.stem}.parquet", declared)
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:

@@ -25,13 +25,15 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
     the caption that followed it, if one did) and vector. Positions count states that have no embedding too, so that a
     gap shows. Vectors that are zero, NaN or Inf are left out and named in the log. Raises InputError on an embedding
     that has no trajectory, is there twice, or differs in length from the others of its embedder, and on a run whose
-    first state (the prompt of a text embedder, the first image) has none. O(n d) for n states of d numbers.
+    first state (the prompt of a text embedder, the first image) has none. A network whose runs are part of fixed and
+    part of derived seeds is two (`apart_by_seeds`). O(n d) for n states of d numbers.
     """
     if not embeddings or not trajectories:
         raise InputError("no embeddings or no trajectories given; name at least one table of each")
     steps = concat_tables(trajectories, "trajectories", STATE[1:]).sort(STATE[1:])
     steps = steps.select(
         "network",
+        apart_by_seeds(steps).get_column("network").alias("part"),
         "run_id",
         "sequence_number",
         "prompt_id",
@@ -54,9 +56,21 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
            "is the first of its run: the prompt's or first image's is missing or zero; run embed again")  # fmt: skip
     position = pl.col("sequence_number").cast(pl.Int64) // CYCLE
     return states.select(
-        "embedder", "modality", "network", "run_id", "prompt_id", "seed", "sequence_number",
+        "embedder", "modality", pl.col("part").alias("network"), "run_id", "prompt_id", "seed", "sequence_number",
         position.alias("position"), "text", "vector",
-    )  # fmt: skip
+    ).sort(STATE)  # fmt: skip
+
+
+def apart_by_seeds(steps: pl.DataFrame) -> pl.DataFrame:
+    """The rows of `trajectories`, with networks whose runs have both kinds of seeds as two networks.
+
+    Under a derived seed each invocation has a seed of its own, and a run never ends by coming back to a state: its
+    statistics are not those of a run of one fixed seed, and the two are never pooled.
+    """
+    derived = pl.col("derived_seed")
+    both = derived.any().over("network") & ~derived.all().over("network")
+    kind = pl.when(derived).then(pl.lit(" (derived seeds)")).otherwise(pl.lit(" (fixed seeds)"))
+    return steps.with_columns(pl.when(both).then(pl.col("network") + kind).otherwise("network").alias("network"))
 
 
 def usable(states: pl.DataFrame, where: str) -> pl.DataFrame:
@@ -78,7 +92,7 @@ def run_ends(states: pl.DataFrame, trajectories: list[Path]) -> pl.DataFrame:
     The loop is counted in invocations, and null for a run that was cut. An embedder that gives equal states other
     vectors, as the control `random-walk` does, has not come back: it has no loops.
     """
-    table = concat_tables(trajectories, "trajectories")
+    table = apart_by_seeds(concat_tables(trajectories, "trajectories"))
     ends = table.group_by("network", "run_id").agg(
         pl.col("sequence_number").max().alias("last"), pl.col("loop_length").first()
     )
