@@ -66,6 +66,7 @@ rule mlx:
 
 onstart:
     write_plan(RESULTS, targets(), rule_patterns(), plain(CONFIG), workflow.overwrite_configfiles, upstream())
+    start_worker(workflow, CONFIG.warm_starts)
 
 
 onsuccess:

@@ -27,11 +27,12 @@ from ditscope.models.requests import requests
 from ditscope.models.sampling import Observer, pictures, sample
 from ditscope.models.settings import Model
 from ditscope.sensitivity.batches import batches
+from ditscope.sensitivity.buckets import BUCKETS
 from ditscope.sensitivity.fast import weight_changes
 from ditscope.sensitivity.image import probe_image
 from ditscope.sensitivity.scores import assign_buckets
 from ditscope.sensitivity.settings import Sensitivity
-from ditscope.sensitivity.tables import BUCKETS, WHOLE
+from ditscope.sensitivity.tables import WHOLE
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, STEPS, PROBES, LAYERS = 8, 8, 16, 12  # probes of each image

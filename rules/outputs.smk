@@ -16,6 +16,9 @@ from ditscope.core.identity import file_digest
 from ditscope.core.schema import tables_of
 from ditscope.prompts.files import least, read_prompts
 from ditscope.models.settings import backends_of
+from ditscope.video.settings import FORMATS
+
+FILM = FORMATS[CONFIG.video.output_format]  # suffix of films
 
 
 def run_slice(part):
@@ -55,7 +58,6 @@ def ablations(*models, suffix="parquet"):
 
 def capture_videos(*models):
     """Films and contact sheets of the capture sets that have decoded pictures."""
-    kind = CONFIG.video.output_format
 
     def decoded(model, capture):
         if model in CONFIG.capture.sources:
@@ -69,12 +71,14 @@ def capture_videos(*models):
         for model in models
         for capture in sets_of(model)
         if decoded(model, capture)
-        for suffix in (f".{kind}", f"-denoising.{kind}", "-sheets")
+        for suffix in (FILM, ".html", f"-denoising{FILM}", "-sheets")
     ]
 
 
 def trajectory_videos():
-    return [f"{RESULTS}/videos/trajectories.{CONFIG.video.output_format}"] if CONFIG.trajectories.networks else []
+    """The film of all networks, and folders of a sheet for each."""
+    names = [f"trajectories{FILM}", "trajectories.html", "timelines", "strips"] if CONFIG.trajectories.networks else []
+    return [f"{RESULTS}/videos/{name}" for name in names]
 
 
 def trajectory_shards(*networks, suffix="parquet"):

@@ -1,7 +1,8 @@
 # Films. Needs: capture sets with decoded pictures; the trajectories of every network. Leaves:
-# <results>/videos/captures/<model>/<capture>.gif|mp4 (every block of every step), <capture>-denoising.gif|mp4 (the
-# model's own estimate at every step), <capture>-sheets/<generation_id>.png (steps down, blocks across) and
-# <results>/videos/trajectories.gif|mp4 (prompts down, networks across, a frame an invocation).
+# <results>/videos/captures/<model>/<capture>.gif|mp4 (every block of every step), .html (the same in H.264, for the
+# report), -denoising.gif|mp4 (the model's own estimate at every step), -sheets/<generation_id>.png (steps down, blocks
+# across); <results>/videos/trajectories.gif|mp4 (prompts down, networks across, a frame per invocation) and .html;
+# <results>/videos/timelines/<network>.png|jpg (a row per run), <results>/videos/strips/<network>.png|jpg (the first run).
 
 
 rule video:
@@ -14,13 +15,14 @@ rule capture_video:
     input:
         captures="<results>/captures/{model}/{capture}",
     output:
-        video=report(
-            f"<results>/videos/captures/{{model}}/{{capture}}.{CONFIG.video.output_format}",
+        video=f"<results>/videos/captures/{{model}}/{{capture}}{FILM}",
+        page=report(
+            "<results>/videos/captures/{model}/{capture}.html",
             caption="../report/capture-video.rst",
             category="Films",
             labels={"film": "{model}: {capture}"},
         ),
-        denoising=f"<results>/videos/captures/{{model}}/{{capture}}-denoising.{CONFIG.video.output_format}",
+        denoising=f"<results>/videos/captures/{{model}}/{{capture}}-denoising{FILM}",
         sheets=directory("<results>/videos/captures/{model}/{capture}-sheets"),
     log:
         "<logs>/video/{model}-{capture}.log",
@@ -38,8 +40,9 @@ rule trajectory_video:
         tables=trajectory_shards(*CONFIG.trajectories.networks),
         images=trajectory_shards(*CONFIG.trajectories.networks, suffix="tar"),
     output:
-        video=report(
-            f"<results>/videos/trajectories.{CONFIG.video.output_format}",
+        video=f"<results>/videos/trajectories{FILM}",
+        page=report(
+            "<results>/videos/trajectories.html",
             caption="../report/trajectory-video.rst",
             category="Films",
             labels={"film": "trajectories"},
@@ -53,3 +56,27 @@ rule trajectory_video:
         settings=stage("video"),
     script:
         "../scripts/trajectory_video.py"
+
+
+rule timelines:
+    input:
+        tables=trajectory_shards(*CONFIG.trajectories.networks),
+        images=trajectory_shards(*CONFIG.trajectories.networks, suffix="tar"),
+    output:
+        sheets=report(
+            directory("<results>/videos/timelines"),
+            patterns=[f"{{network}}.{CONFIG.video.sheet_format}"],
+            caption="../report/timelines.rst",
+            category="Films",
+            labels={"film": "{network}: timeline"},
+        ),
+        strips=directory("<results>/videos/strips"),
+    log:
+        "<logs>/video/timelines.log",
+    conda:
+        "../envs/figures.yaml"
+    params:
+        code=code("video.timeline"),
+        settings=stage("video"),
+    script:
+        "../scripts/timelines.py"

@@ -6,7 +6,7 @@ from ditscope.ablate.settings import Ablate
 from ditscope.core.settings import decode
 from ditscope.workflow.job import embedder_entry, job, model_entry, partial_root
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.ablate.stage import ablate
 
     ablate(

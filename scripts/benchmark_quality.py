@@ -6,7 +6,7 @@ from ditscope.benchmark.settings import Benchmark
 from ditscope.core.settings import decode
 from ditscope.workflow.job import embedder_entry, job
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.benchmark.quality import quality
 
     quality(

@@ -9,7 +9,7 @@ from ditscope.core.settings import decode
 from ditscope.models.hardware import hardware_id
 from ditscope.workflow.job import job, model_entry, scheme_entry
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.benchmark.run import case_of, measure, wanted_runs
 
     wildcards, params = snakemake.wildcards, snakemake.params

@@ -6,7 +6,7 @@ from ditscope.calibrate.settings import Calibrate
 from ditscope.core.settings import decode
 from ditscope.workflow.job import job, model_entry, partial_root
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.calibrate.stage import calibrate_shard
 
     calibrate_shard(

@@ -6,7 +6,7 @@ from ditscope.capture.settings import CaptureSet
 from ditscope.core.settings import decode
 from ditscope.workflow.job import job, model_entry, partial_root
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.capture.stage import capture
 
     capture(

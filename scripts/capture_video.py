@@ -13,5 +13,6 @@ with job(snakemake):
         out=Path(snakemake.output.video),
         denoising=Path(snakemake.output.denoising),
         sheets=Path(snakemake.output.sheets),
+        page=Path(snakemake.output.page),
         settings=decode(Video, snakemake.params.settings),
     )

@@ -6,7 +6,7 @@ from ditscope.core.settings import decode
 from ditscope.embed.settings import Embed
 from ditscope.workflow.job import embedder_entry, job
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.embed.stage import embed
 
     embed(

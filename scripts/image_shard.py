@@ -6,7 +6,7 @@ from ditscope.core.settings import decode
 from ditscope.generate.settings import Generate
 from ditscope.workflow.job import job, model_entry, partial_root
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.generate.stage import generate
 
     generate(

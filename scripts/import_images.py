@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ditscope.workflow.job import job, model_entry
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.generate.source import import_images
 
     import_images(

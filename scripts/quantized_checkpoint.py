@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ditscope.workflow.job import job, model_entry, scheme_entry
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.benchmark.checkpoints import quantize
 
     quantize(

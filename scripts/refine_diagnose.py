@@ -6,7 +6,7 @@ from ditscope.core.settings import decode
 from ditscope.refine.settings import Refine
 from ditscope.workflow.job import job, model_entry
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.refine.diagnose import diagnose
 
     files = [*snakemake.input.items(), *snakemake.output.items()]

@@ -7,7 +7,7 @@ from ditscope.refine.settings import Refine
 from ditscope.workflow.job import job, partial_root
 from ditscope.workflow.launch import torchrun
 
-with job(snakemake) as gpus:
+with job(snakemake, warm=True) as gpus:
     arguments = {
         "images": [Path(path) for path in snakemake.input.images],
         "assignments": Path(snakemake.input.assignments),

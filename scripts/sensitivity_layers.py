@@ -6,7 +6,7 @@ from ditscope.core.settings import decode
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.workflow.job import job, model_entry, partial_root
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.sensitivity.stage import sensitivity
 
     sensitivity(

@@ -6,7 +6,7 @@ from ditscope.core.settings import decode
 from ditscope.trajectories.settings import Trajectories
 from ditscope.workflow.job import job, model_entry, partial_root, scheme_entry
 
-with job(snakemake):
+with job(snakemake, warm=True):
     from ditscope.trajectories.stage import trajectories
 
     network = snakemake.params.network

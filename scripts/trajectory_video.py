@@ -12,5 +12,6 @@ with job(snakemake):
         tables=[Path(path) for path in snakemake.input.tables],
         images=[Path(path) for path in snakemake.input.images],
         out=Path(snakemake.output.video),
+        page=Path(snakemake.output.page),
         settings=decode(Video, snakemake.params.settings),
     )

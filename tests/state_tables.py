@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from ditscope.drift.tables import SEEDS
 from loose_tables import write_loosely
 
+DERIVED = 1000  # seeds of runs from here on are derived ones
 Paths = tuple[list[Path], list[Path]]
 
 
@@ -16,12 +18,11 @@ def write_states(
     modality: dict[str, str],
     loops: dict[tuple[str, str], int] | None = None,
     without: set[tuple[str, str, str, int]] = frozenset(),
-    derived: set[str] = frozenset(),
 ) -> Paths:
     """Write the tables for `vectors` by (embedder, network, run as `prompt/seed`): arrays (states, d).
 
     Runs (network, run) of `loops` ended by coming back to the state so many invocations before; the others were cut.
-    Runs `derived` (as `prompt/seed`) have derived seeds. The trajectories have the states `without` (embedder, network, run, sequence number), the embeddings do not. The
+    The trajectories have the states `without` (embedder, network, run, sequence number), the embeddings do not. The
     states of a text embedder are the prompt (-1) and the captions (1, 3, ...), those of an image embedder 0, 2, ...
     """
     trajectories: dict[str, list[dict]] = {}
@@ -39,7 +40,7 @@ def write_states(
                 text = f"{prompt_id} {number}" if kind == "text" else None
                 # An invocation may have a seed of its own; the run's is that of the prompt's row.
                 row = {"prompt_id": prompt_id, "seed": int(seed) if i == 0 else 1000 + i, "output_text": text}
-                row |= {"loop_length": (loops or {}).get((network, run)), "derived_seed": run in derived}
+                row |= {"loop_length": (loops or {}).get((network, run)), "derived_seed": int(seed) >= DERIVED}
                 trajectories.setdefault(network, []).append(key | row)
             record = {"embedder": embedder, "modality": kind, "vector": np.asarray(vector, np.float32).tolist()}
             if (embedder, network, run, number) not in without:
@@ -69,3 +70,27 @@ def random_states(seed: int = 0, length: int = 8, d: int = 6) -> dict[tuple[str,
 
 
 MODALITY = {"text-a": "text", "text-b": "text", "image": "image"}
+
+
+def grouped_states(x: np.ndarray, network: str = "n", kind: str = "fixed", embedder: str = "e") -> pl.DataFrame:
+    """Generated states of runs (prompts, seeds, states, d), as the claims about groups of runs take them."""
+    prompts, seeds, length, _ = x.shape
+    places = [(p, s, t) for p in range(prompts) for s in range(seeds) for t in range(length)]
+    p, s, t = np.array(places).T
+    return pl.DataFrame(
+        {
+            "embedder": embedder, "network": network, "seeds": pl.Series([kind] * len(t), dtype=SEEDS.dtype()),
+            "run_id": [f"{network}:p{a:03d}/{b:03d}" for a, b in zip(p, s, strict=True)],
+            "prompt_id": [f"p{a:03d}" for a in p], "seed": s, "sequence_number": pl.Series(2 * t + 1, dtype=pl.Int32),
+            "position": t, "vector": x.reshape(len(t), -1).astype(np.float32).tolist(),
+        },
+        schema_overrides={"vector": pl.List(pl.Float32)},
+    )  # fmt: skip
+
+
+def autoregressive(rng: np.random.Generator, *shape: int, phi: float = 0.7) -> np.ndarray:
+    """Stationary series (..., states, d) of variance 1 and coefficient `phi`."""
+    x = rng.normal(size=shape)
+    for t in range(1, shape[-2]):
+        x[..., t, :] = phi * x[..., t - 1, :] + np.sqrt(1 - phi**2) * x[..., t, :]
+    return x

@@ -35,6 +35,7 @@ from ditscope.plan.settings import Plan
 from ditscope.prompts.settings import Prompts
 from ditscope.publish.settings import Publish
 from ditscope.refine.settings import Refine
+from ditscope.sensitivity.buckets import bucket_of_step
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.topology.settings import Topology
 from ditscope.trajectories.networks import resolve_network
@@ -87,6 +88,10 @@ class Config:
     )
     staleness: str = setting(
         "code", "What makes results stale: the library's code, or only a new release", choices=("code", "release")
+    )
+    warm_starts: bool = setting(
+        True,
+        "Jobs that load models start from one process that has imported their libraries; only where jobs run locally",
     )
     models: dict[str, Model] = setting({}, "Generators and captioners by name")
     schemes: dict[str, Scheme] = setting({}, "Quantization schemes by name")
@@ -304,6 +309,18 @@ def check_patterns(config: Config) -> None:
         steps = config.calibrate.num_steps or config.models[name].steps
         if config.calibrate.statistics:
             select_indices(config.calibrate.statistics, steps, f"calibrate.statistics (model `{name}`)")
+    for name in set(config.sensitivity.models) - set(config.calibrate.sources):
+        check_buckets(config, name, config.calibrate.num_steps or config.models[name].steps)
+
+
+def check_buckets(config: Config, name: str, steps: int) -> None:
+    """Refuse to look at so few of a model's calibration steps that a third of them has none."""
+    stride = config.sensitivity.step_stride
+    if config.sensitivity.buckets == "thirds" and len({bucket_of_step(i, steps) for i in range(0, steps, stride)}) < 3:
+        raise InputError(
+            f"sensitivity.step_stride: every {stride}th of {steps} steps (model `{name}`) leaves a third of them"
+            " without a sample; set it lower, or `calibrate.num_steps` higher"
+        )
 
 
 def check_blocks(where: str, pattern: str, name: str, entry: Model) -> None:

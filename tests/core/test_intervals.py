@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ditscope.core.intervals import LEAST_UNITS, mean_interval, unit_means
+from ditscope.core.intervals import LEAST_UNITS, jackknife_interval, mean_interval, share_interval, unit_means
 
 SETS = 4000
 
@@ -64,3 +64,43 @@ def test_units_are_averaged_in_order_of_appearance():
 
 def test_interval_of_zeros_is_zero():
     assert mean_interval(np.zeros(9), positive=True)[:4] == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("n", [8, 16, 64])
+def test_jackknife_covers_a_ratio_of_means(n):
+    draws = np.random.default_rng(n).gamma(4, 1, (SETS, 2, n))
+    above, below = draws[:, 0] + 2, draws[:, 1] + draws[:, 0]  # means 6 and 8
+    whole = above.sum(axis=1) / below.sum(axis=1)
+    without = (above.sum(axis=1, keepdims=True) - above) / (below.sum(axis=1, keepdims=True) - below)
+    low, high = jackknife_interval(whole, without.T)
+    assert np.mean((low <= 0.75) & (high >= 0.75)) == pytest.approx(0.95, abs=0.015)
+
+
+def test_jackknife_of_a_mean_is_students_interval():
+    x = np.random.default_rng(2).normal(size=12)
+    found = mean_interval(x)
+    assert jackknife_interval(x.mean(), (x.sum() - x) / 11) == pytest.approx((found.low, found.high))
+    assert np.isnan(jackknife_interval(0.0, np.zeros(LEAST_UNITS - 1))).all()
+
+
+@pytest.mark.parametrize("n", [8, 16, 64])
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("alike", [0.0, 0.5])
+def test_interval_of_shares_covers_at_least_at_its_rate(n, share, alike):
+    """Units of three values; in a part `alike` of the units all three are one."""
+    rng = np.random.default_rng(3)
+    values = rng.random((SETS, n, 3)) < share
+    one = (rng.random((SETS, n)) < alike)[..., None]
+    means = np.where(one, values[..., :1], values).mean(axis=2)
+    low, high = share_interval(means.mean(axis=1), means.std(axis=1, ddof=1) / np.sqrt(n), n)
+    least = 0.93 if share < 0.1 and alike else 0.95
+    assert np.mean((low <= share) & (share <= high)) > least - 3 * np.sqrt(0.95 * 0.05 / SETS)
+
+
+def test_interval_of_a_share_of_single_values_is_close_to_clopper_and_pearsons():
+    x, n = 90, 300
+    error = np.sqrt(x / n * (1 - x / n) / n)
+    exact = scipy.stats.binomtest(x, n).proportion_ci(0.95, "exact")
+    assert share_interval(x / n, error, n) == pytest.approx((exact.low, exact.high), abs=2e-3)
+    assert share_interval(0.0, 0.0, 8)[1] == pytest.approx(0.45, abs=0.1) and share_interval(1.0, 0.0, 8)[1] == 1
+    assert np.isnan(share_interval(0.5, 0.1, LEAST_UNITS - 1)).all()

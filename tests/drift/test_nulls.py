@@ -10,8 +10,7 @@ from ditscope.drift.nulls import FEWEST_STATES, null_tests
 
 
 def states(*runs, network="n", embedder="e", seeds=1):
-    """The states of runs (states, d), the first of each at sequence number -1; so many runs after another have one
-    prompt."""
+    """The states of runs (states, d), the first of each at sequence number -1; a prompt has `seeds` of them."""
     return pl.concat(
         pl.DataFrame(
             {

@@ -33,7 +33,8 @@ from ditscope.plan.stage import (
     random_plans,
     solve,
 )
-from ditscope.sensitivity.tables import BUCKETS, layer_kind
+from ditscope.sensitivity.buckets import BUCKETS
+from ditscope.sensitivity.tables import layer_kind
 from loose_tables import write_loosely
 from tiny_models import tiny_generator
 

@@ -1,6 +1,5 @@
-"""Films: order and number of frames, what stands where, containers that players read, equal bytes, refusals."""
+"""Films and sheets of captures: order and number of frames, what stands where, refusals."""
 
-import io
 import os
 import subprocess
 import sys
@@ -8,21 +7,16 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
-import polars as pl
 import pytest
 from PIL import Image
 
 from ditscope.capture.files import decoded_file, write_metadata
 from ditscope.core.errors import InputError
-from ditscope.core.films import write_film
-from ditscope.core.shards import write_tar
-from ditscope.video import mosaic
 from ditscope.video.capture_sheet import contact_sheet
-from ditscope.video.frames import COLOURS, text_width, tile, wrap
-from ditscope.video.mosaic import TarImages, grid_of, layout_of, trajectory_video
+from ditscope.video.check import check_page
+from ditscope.video.frames import RESOLUTIONS, text_width, tile, wrap
 from ditscope.video.settings import Video
-from ditscope.video.stage import capture_video, create_visualization, order_of
-from loose_tables import write_loosely
+from ditscope.video.stage import Shot, capture_video, create_visualization, film_of, layout_of, order_of
 
 BLOCKS = ["double_block_0", *(f"single_block_{i}" for i in range(11))]
 
@@ -96,16 +90,6 @@ def test_mp4_has_every_frame_and_the_asked_rate(tmp_path):
     assert data.index(b"moov") < data.index(b"mdat")  # the index comes first, so that playing starts at once
 
 
-@pytest.mark.parametrize("kind", ("gif", "mp4"))
-def test_equal_frames_give_equal_bytes(kind, tmp_path):
-    rng = np.random.default_rng(0)
-    frames = [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(4)]
-    for name in "ab":
-        write_film(frames, tmp_path / f"{name}.{kind}", 2.0)
-    assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
-    assert {p.name for p in tmp_path.iterdir()} == {f"a.{kind}", f"b.{kind}"}
-
-
 def test_gif_lasts_as_long_as_asked(tmp_path):
     fake_capture(tmp_path)
     create_visualization("genera0", tmp_path, Video(fps=5.0, max_blocks=2))
@@ -123,7 +107,8 @@ def test_generations_stand_side_by_side_in_prompt_order(tmp_path):
     np.testing.assert_allclose(frame[150, 100], shade(0, BLOCKS[0], 0), atol=6)
     np.testing.assert_allclose(frame[150, 320], shade(0, BLOCKS[0], 1), atol=6)
     alone = Video(max_blocks=2, tile_size=200, max_generations=1)
-    capture_video(tmp_path / "set", tmp_path / "one.gif", settings=alone, **others)
+    capture_video(tmp_path / "set", tmp_path / "one.gif", page=tmp_path / "one.html", settings=alone, **others)
+    check_page((tmp_path / "one.html").read_bytes())
     assert gif_frames(tmp_path / "one.gif")[0].shape[1] < frame.shape[1]
     assert {p.name for p in (tmp_path / "sheets").iterdir()} == {"genera0.png", "genera1.png"}, "one a generation"
 
@@ -161,6 +146,20 @@ def test_sheet_of_a_deep_network_stays_within_what_viewers_take(tmp_path):
     cells = [[folder / "img_0.jpg"] * len(blocks)] * 50
     sheet = contact_sheet(folder, metadata, cells, blocks, 256)
     assert max(sheet.size) <= 3840 and min(sheet.size) > 1500
+
+
+def test_many_generations_and_large_pictures_stay_within_a_frame(tmp_path):
+    folders = [fake_capture(tmp_path, i, "a ring " * 9, size=(300, 700)) for i in range(23)]
+    shots = [Shot([folder / "img_0.jpg" for folder in folders], "step 1", "tiny")]
+    for resolution, (width, height) in RESOLUTIONS.items():
+        for shown in (1, 2, 23):
+            few = [Shot(shots[0].images[:shown], "step 1", "tiny")]
+            (frame, *_) = film_of(few, ["a ring"] * shown, Video(resolution=resolution))
+            assert frame.width <= width and frame.height <= height
+            yellow = (np.abs(np.asarray(frame, int) - (255, 255, 0)).max(-1) < 9).sum()
+            assert yellow > 0.97 * shown * layout_of(few, shown, Video(resolution=resolution)).side ** 2 * 3 / 7
+    with pytest.raises(InputError, match=r"max_generations: 23 .* lower font_size"):
+        film_of(shots, ["a ring"] * 23, Video(resolution="hd", font_size=500))
 
 
 def test_the_overlay_changes_with_block_and_step_only_where_it_should(tmp_path):
@@ -202,99 +201,12 @@ def test_tiles_keep_shape_and_pixels():
     grown = np.asarray(tile(image, 16))
     assert grown.shape == (8, 16, 3)
     np.testing.assert_array_equal(grown[::4, ::4], np.asarray(image))
-
-
-# Trajectories ---------------------------------------------------------------------------------------------------------
-
-
-def fake_trajectories(folder: Path, network: str, length: dict[str, int], base: int = 0) -> tuple[Path, Path]:
-    """A shard of a network of one generator and one captioner; image k of run r is of one grey (base + 10 k + 50 r)."""
-    rows, samples = [], []
-    for r, (prompt, count) in enumerate(length.items()):
-        for number in range(-1, count):
-            kind = "IMAGE" if number % 2 == 0 else "TEXT"
-            key = f"{network}-{prompt}-{number}"
-            if kind == "IMAGE":
-                buffer = io.BytesIO()
-                Image.new("RGB", (64, 64), (base + 10 * number + 50 * r,) * 3).save(buffer, "PNG")
-                samples.append({"__key__": key, "png": buffer.getvalue()})
-            entry = None if number < 0 else "painter" if kind == "IMAGE" else f"teller-{network}"
-            rows.append(
-                {
-                    "network": network,
-                    "run_id": f"{network}-{prompt}",
-                    "prompt_id": prompt,
-                    "prompt": f"prompt of {prompt}",
-                    "sequence_number": number,
-                    "entry": entry,
-                    "type": kind,
-                    "output_key": key,
-                    "output_text": f"text {number} of {prompt}" if kind == "TEXT" else None,
-                    "stop_reason": "repeat" if count < 4 else "length",
-                }
-            )
-    table, tar = folder / f"{network}.parquet", folder / f"{network}.tar"
-    schema = {"entry": pl.String, "output_text": pl.String, "sequence_number": pl.Int32}
-    write_loosely(pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None), table, "trajectories")
-    write_tar(samples, tar)
-    return table, tar
-
-
-@pytest.fixture
-def shards(tmp_path):
-    pairs = [
-        fake_trajectories(tmp_path, "north", {"p10": 4, "p2": 2}),
-        fake_trajectories(tmp_path, "south", {"p10": 4, "p2": 4}, base=120),
-    ]
-    return [table for table, _ in pairs], [tar for _, tar in pairs]
-
-
-def test_grid_of_prompts_and_networks(shards):
-    rows = pl.concat([pl.read_parquet(table) for table in shards[0]])
-    grid = grid_of(rows)
-    assert grid.prompts == ["prompt of p10", "prompt of p2"]  # as in the table, not by name
-    assert grid.columns == [("north", 0), ("south", 0)] and grid.length == 3
-    assert grid.cycles == {"north": ["painter", "teller-north"], "south": ["painter", "teller-south"]}
-    assert grid_of(rows, ["p2"]).prompts == ["prompt of p2", "prompt of p10"]
-    with pytest.raises(InputError, match="prompt_order: no trajectory starts from `p3`; there are p10, p2"):
-        grid_of(rows, ["p3"])
-
-
-def test_every_place_has_a_frame_and_ended_runs_stay(shards, tmp_path):
-    trajectory_video(*shards, tmp_path / "out.gif", Video(tile_size=100))
-    frames = gif_frames(tmp_path / "out.gif")
-    assert len(frames) == 5
-    grid = grid_of(pl.concat([pl.read_parquet(table) for table in shards[0]]))
-    pictures, layout = TarImages(shards[1]), layout_of(grid, Video(tile_size=100))
-    greys = {0: (0, 120, 50, 170), 1: (0, 120, 50, 170), 2: (20, 140, 50, 190), 3: (20, 140, 50, 190)}
-    for number, expected in greys.items():
-        image = np.asarray(mosaic.frame(grid, pictures, number, layout), int)
-        for cell, grey in enumerate(expected):
-            x = 120 + cell % 2 * layout.cell[0] + layout.cell[0] // 2
-            y = layout.head + cell // 2 * layout.cell[1] + 53
-            assert tuple(image[y, x]) == (grey,) * 3, (number, cell)
-
-
-def test_colours_say_which_model_made_what_is_new(shards):
-    grid = grid_of(pl.concat([pl.read_parquet(table) for table in shards[0]]))
-    painter, north, south = (tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in COLOURS[:3])
-    pictures, layout = TarImages(shards[1]), layout_of(grid, Video(tile_size=100))
-    frames = (np.asarray(mosaic.frame(grid, pictures, number, layout))[layout.head :] for number in (-1, 0, 1))
-    before, image, text = ({tuple(pixel) for pixel in rows.reshape(-1, 3)} for rows in frames)
-    assert not before & {painter, north, south}
-    assert painter in image and not image & {north, south}
-    assert {north, south} <= text and painter not in text
-
-
-def test_large_studies_shrink_to_a_frame_that_players_take(tmp_path):
-    table, _ = fake_trajectories(tmp_path, "tall", {f"p{i}": 1 for i in range(30)})
-    grid = grid_of(pl.read_parquet(table))
-    large, small = layout_of(grid, Video(tile_size=512)), layout_of(grid, Video(tile_size=33))
-    assert max(large.size) <= 3840 and 33 < large.side < 512 and small.side == 33
+    assert tile(Image.new("RGB", (1000, 1)), 100).size == (100, 1)
 
 
 def test_library_without_torch():
     """Films are drawn in an environment without torch."""
-    code = "import sys, ditscope.video.stage, ditscope.video.mosaic; sys.exit('torch' in sys.modules)"
+    rooms = "ditscope.video.stage, ditscope.video.mosaic, ditscope.video.timeline"
+    code = f"import sys, {rooms}; sys.exit('torch' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / "scripts")}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0

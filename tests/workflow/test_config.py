@@ -54,7 +54,7 @@ REFUSALS = {
     "no format of figures": ("publish.formats", [], "the list is empty"),
     "a decode": ("capture.sets.x.decode", ["x1"], "`x1` is not one of x0, x_prev"),
     "a compile state": ("benchmark.compile", ["ful"], "did you mean `full`?"),
-    "misspelt choice": ("video.output_format", "gfi", "`gfi` is not one of gif, mp4; did you mean `gif`?"),
+    "misspelt choice": ("video.output_format", "gfi", "`gfi` is not one of gif, mp4, mp4-h265; did you mean `gif`?"),
     "misspelt scheme kind": ("schemes.int4.kind", "int8-weight-onli", "did you mean `int8-weight-only`?"),
     "unknown model": ("generate.models", ["shape-flux"], "did you mean `shapes-flux`?"),
     "unknown scheme": ("benchmark.schemes", ["int-8"], "is not in the config's `schemes`"),
@@ -74,6 +74,7 @@ REFUSALS = {
     "zero in a list": ("sensitivity.bits", [0, 4], "sensitivity.bits: 0 is not above 0"),
     "too many bits": ("sensitivity.bits", [4, 33], "sensitivity.bits: 33 is more than 16"),
     "the same twice": ("sensitivity.bits", [4, 3, 4], "sensitivity.bits: 4 is named twice"),
+    "a seed twice": ("prompts.seeds", [-1, 0, -1, 0], "prompts.seeds: 0 is named twice"),
     "a model twice": ("generate.models", ["shapes-flux"] * 2, "generate.models: shapes-flux is named twice"),
     "empty list": ("sensitivity.bits", [], "sensitivity.bits: the list is empty; name at least one"),
     "number in a map": ("plan.floors", {"modulation": 40}, "plan.floors: 40 is more than 16"),
@@ -102,6 +103,11 @@ REFUSALS = {
         "models: YAML reads 1.1 as a number, not a name; write it in quotes",
     ),
     "name that is a truth value": ("schemes", {False: {}}, "schemes: YAML reads false (or no, off) as a truth value"),
+    "steps that leave a third without a sample": (
+        "sensitivity.step_stride",
+        25,
+        "every 25th of 8 steps (model `shapes-flux`) leaves a third of them without a sample; set it lower",
+    ),
     "offload with multi_gpu": (
         "capture.sets.all",
         {"offload": True, "multi_gpu": True},

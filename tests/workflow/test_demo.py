@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from ditscope.core.tables import concat_tables
 from ditscope.publish.figures import FIGURES
 from ditscope.shapes.oracle import oracle
 from ditscope.shapes.world import parse_caption
+from ditscope.video.check import check_page
 from ditscope.workflow.estimate import parse_job_stats
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(2700)]
@@ -64,9 +66,13 @@ def test_pictures_show_what_the_prompts_ask_for(demo):
 
 @needs_browser
 def test_every_figure_and_film_of_the_report_is_a_picture(demo, tmp_path):
-    pictures = embedded(demo / "report.html")
-    names = {Path(path).stem for path in pictures}
+    results = embedded(demo / "report.html")
+    names = {Path(path).stem for path in results}
     assert names >= set(FIGURES) | {"trajectories", "all"}
+    films = {path: uri for path, uri in results.items() if path.endswith(".html")}
+    for uri in films.values():
+        check_page(b64decode(uri.partition("base64,")[2]))
+    pictures = {path: uri for path, uri in results.items() if path not in films}
     page = tmp_path / "pictures.html"
     images = "".join(f'<img id="{path}" src="{uri}">' for path, uri in pictures.items())
     script = "onload=()=>document.title=JSON.stringify([...document.images].map(i=>[i.id,i.naturalWidth]))"
@@ -83,9 +89,7 @@ def test_report_opens_with_its_categories(demo):
         assert f">{category}<" in text
     captioners = {entry for name in config.trajectories.networks for entry in config.networks[name] if ":" not in entry}
     used = {*config.generate.models, *captioners}
-    assert {name for name in config.models if f">{name}<" in text} == used, (
-        "models listed, of those that config.yaml has"
-    )
+    assert {name for name in config.models if f">{name}<" in text} == used
 
 
 @needs_browser

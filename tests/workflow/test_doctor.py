@@ -382,6 +382,8 @@ DAMAGE = {
         "networks with all their steps",
     ),
     "video truncated": ("videos/trajectories.gif", truncate, "video", "trajectories.gif"),
+    "page of a video truncated": ("videos/trajectories.html", truncate, "video", "does not end with </html>"),
+    "timeline truncated": ("videos/timelines/*.png", truncate, "video", "not a readable picture"),
     "figure truncated": ("figures/drift-curves.svg", truncate, "publish", "not well-formed XML"),
     "figure's data ragged": (
         "figures/drift-curves.csv",

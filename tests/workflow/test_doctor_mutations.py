@@ -144,7 +144,11 @@ FILES: dict[str, set[str]] = {
     "refine/*/*.png": {"another"},
     "videos/captures/*/*.gif": {"flip", "another"},
     "videos/captures/*/*/*.png": {"another", "removed"},  # a folder of sheets, whose number its digests alone tell
+    "videos/captures/*/*.html": {"flip", "number", "another"},
     "videos/trajectories.gif": {"flip"},
+    "videos/trajectories.html": {"flip", "number"},
+    "videos/timelines/*.png": {"another"},
+    "videos/strips/*.png": {"another"},
     "figures/*.svg": {"flip", "another", "number"},
     "figures/*.csv": {"flip", "another", "number"},
     "tables/*.csv": {"number"},  # the last of sixteen digits is rounding

@@ -91,6 +91,8 @@ EDITS = [
     ("core/films.py", CODE, {"capture_video", "trajectory_video"}),
     ("video/stage.py", CODE, {"capture_video"}),
     ("video/mosaic.py", CODE, {"trajectory_video"}),
+    ("video/grid.py", CODE, {"trajectory_video", "timelines"}),
+    ("video/timeline.py", CODE, {"timelines"}),
     ("embed/files.py", CODE, {"drift", "cluster", "topology"}),
     ("drift/series.py", CODE, {"drift"}),
     ("drift/figures.py", CODE, {"figures", "paper_tables", "explorer"}),

@@ -11,7 +11,7 @@ from ditscope.cluster.sequences import OUTLIER, RUN
 from ditscope.cluster.tables import AGREEMENT
 from ditscope.core.identity import derived_seed
 from ditscope.core.nulls import as_large, draws_for, holm
-from ditscope.embed.degenerate import unmarked
+from ditscope.embed.files import unmarked
 
 # By what the states of two labellings are matched; run ids name one network's runs.
 MATCHED = {"embedders": ["run_id", "position"], "networks": ["prompt_id", "seed", "position"]}

@@ -23,8 +23,7 @@ def check_cluster(study: Study) -> None:
 def cluster_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.DataFrame]:
     """The tables of clusters, computed again; of the map all but its coordinates, which rounding moves far."""
     from ditscope.cluster.stage import describe, no_map
-    from ditscope.embed.degenerate import degenerate_networks, marked
-    from ditscope.embed.files import by_embedder, read_states, unit, vectors
+    from ditscope.embed.files import by_embedder, degenerate_networks, marked, read_states, unit, vectors
 
     followed = [study.results / file for file in trajectories]
     states = read_states([study.results / file for file in study.targets("embed")], followed)

@@ -7,7 +7,7 @@ from scipy import stats
 from ditscope.cluster.sequences import OUTLIER
 from ditscope.cluster.tables import DWELL_TIMES
 from ditscope.core.intervals import LEAST_UNITS
-from ditscope.embed.degenerate import unmarked
+from ditscope.embed.files import unmarked
 
 CONFIDENCE = 0.95
 

@@ -66,7 +66,7 @@ def cluster_rows(u: np.ndarray, labels: np.ndarray, drawn: list[Labelled], medoi
     for label in np.unique(labels[labels != OUTLIER]):
         pairs = [again_of(u, labels == label, medoid_of[labels == label][0], *draw) for draw in drawn]
         likeness = np.array([pair for pair in pairs if pair is not None]).reshape(-1, 2)
-        row = {"label": int(label), "states": int((labels == label).sum()), "draws": len(likeness)}
+        row: dict[str, object] = {"label": int(label), "states": int((labels == label).sum()), "draws": len(likeness)}
         if len(likeness):
             low, middle, high = map(float, np.quantile(likeness[:, 0], [TAILS[0], 0.5, TAILS[1]]))
             cosines = likeness[~np.isnan(likeness[:, 1]), 1]

@@ -21,8 +21,18 @@ from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.schema import tables_of
 from ditscope.core.tables import write_table
-from ditscope.embed.degenerate import degenerate_networks, marked, unmarked
-from ditscope.embed.files import STATE, by_embedder, continue_loops, read_states, run_ends, unit, vectors
+from ditscope.embed.files import (
+    STATE,
+    by_embedder,
+    continue_loops,
+    degenerate_networks,
+    marked,
+    read_states,
+    run_ends,
+    unit,
+    unmarked,
+    vectors,
+)
 
 log = logging.getLogger(__name__)
 SEED = 0
@@ -97,9 +107,8 @@ def describe(
 
 def labels_of_part(settings: Cluster, u: np.ndarray, share: float) -> np.ndarray:
     """Labels of a part of the states: clusters may be smaller in the same proportion."""
-    sizes = {name: max(2, round(share * getattr(settings, name))) if getattr(settings, name) else 0
-             for name in ("min_cluster_size", "min_samples")}  # fmt: skip
-    return cluster_labels(u, replace(settings, **sizes))[0]
+    size, samples = (max(2, round(share * n)) if n else 0 for n in (settings.min_cluster_size, settings.min_samples))
+    return cluster_labels(u, replace(settings, min_cluster_size=size, min_samples=samples))[0]
 
 
 def cluster_labels(u: np.ndarray, settings: Cluster = Cluster()) -> tuple[np.ndarray, str | None]:

@@ -24,7 +24,7 @@ def complaint(value: Any, allowed: Mapping[str, Any]) -> str:
     if isinstance(value, list):
         if allowed["filled"] and not value:
             return "the list is empty; name at least one"
-        if twice := [v for i, v in enumerate(value) if v in value[:i]]:
+        if twice := [v for i, v in enumerate(value) if v in value[:i] and v not in allowed["again"]]:
             return f"{twice[0]} is named twice"
         return next(filter(None, (complaint(v, allowed) for v in value)), "")
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -112,6 +112,7 @@ def setting(
     signed: bool = False,
     most: float | None = None,
     filled: bool = False,
+    again: tuple = (),
     config_only: bool = False,
     path: bool = False,
     importable: bool = False,
@@ -120,10 +121,10 @@ def setting(
 
     `choices` are the values that are allowed, of a list its items. Numbers, also those in a list or map, are at least
     0, or -1 where `signed`, above 0 where `positive`, and at most `most` (integers 2^63 - 1). A `filled` list has at
-    least one item. In a `path`, or a map of them, `~` is the home folder. Where `importable`, a choice may also be the
-    dotted path of a module of the user's own.
+    least one item, and only what is in `again` may be in a list more than once. In a `path`, or a map of them, `~` is
+    the home folder. Where `importable`, a choice may also be the dotted path of a module of the user's own.
     """
-    allowed = {"positive": positive, "signed": signed, "most": most, "filled": filled}
+    allowed = {"positive": positive, "signed": signed, "most": most, "filled": filled, "again": again}
     metadata = {"help": help, "choices": choices, "config_only": config_only, "allowed": allowed, "path": path}
     metadata["importable"] = importable
     if isinstance(default, (list, dict)):

@@ -10,8 +10,7 @@ from scipy import stats
 
 from ditscope.drift.series import GROUP, RUN_SERIES, SERIES, long_series
 from ditscope.drift.tables import AUTOREGRESSION, AUTOREGRESSION_RUNS
-from ditscope.embed.degenerate import unmarked
-from ditscope.embed.files import CYCLE
+from ditscope.embed.files import CYCLE, unmarked
 
 CONFIDENCE = 0.95
 DRAWS = 1999  # simulated studies per coefficient

@@ -1,5 +1,7 @@
 """Figures of the stage `drift`."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
@@ -215,3 +217,127 @@ def mark_blocks(axis: Axes, names: list[str]) -> None:
     shown = list(zip(middles, (names[start] for start in starts), strict=True))[:MATRIX_NAMES]
     axis.set_yticks([y for y, _ in shown], [short(name, 18) for _, name in shown], fontsize=6)
     axis.set_xticks([])
+
+
+# Claims about groups of runs ------------------------------------------------------------------------------------------
+
+KINDS = {"fixed": COLOURS[0], "derived": COLOURS[1]}  # of seeds: never pooled
+
+
+def drift_memory(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Memory of the prompt by position; grey: 95 % of it with prompts permuted among runs."""
+    table = texts(concat_tables(named(files, "drift", "memory.parquet"), "drift.memory"), "seeds")
+    if table.is_empty():
+        return note(reasons(files, "memory")), table
+    figure, cells = facets(table, xlabel="sequence number", ylabel="memory of the prompt", sharex=True, sharey="all")
+    for axis, kind, line in lines(table, cells):
+        x = line["sequence_number"]
+        axis.fill_between(x, line["null_low"], line["null_high"], color=GREY, alpha=0.25, linewidth=0)
+        draw_interval(axis, x, line["memory"], line["low"], line["high"], kind)
+        write_counts(axis, x, line["prompts"])
+    finish(files, cells, ["memory"])
+    return figure, table
+
+
+def drift_displacement(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Mean squared displacement by lag, beside walks of the observed increments and shuffled states."""
+    table = texts(concat_tables(named(files, "drift", "displacement.parquet"), "drift.displacement"), "seeds")
+    if table.is_empty():
+        return note(reasons(files, "walk")), table
+    figure, cells = facets(table, xlabel="lag / states", ylabel="squared displacement", sharex=True)
+    for axis, kind, line in lines(table, cells):
+        for null, colour in (("walk", GREY), ("plateau", COLOURS[5])):
+            x, low, middle, high = line.select("lag", f"{null}_low", f"{null}_median", f"{null}_high")
+            axis.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
+            axis.plot(x, middle, color=colour, linestyle="--", label="walk" if null == "walk" else "shuffled")
+        draw_interval(axis, line["lag"], line["displacement"], line["low"], line["high"], kind)
+        axis.set_ylim(0, 2.5 * max(line["displacement"].max(), line["plateau_high"].max()) or 1)
+        write_counts(axis, line["lag"], line["prompts"])
+    finish(files, cells, ["walk", "plateau"])
+    return figure, table
+
+
+def drift_divergence(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Distance of twins by position, on a logarithmic axis, up to where it saturates; dashed: strangers."""
+    table = texts(concat_tables(named(files, "drift", "divergence.parquet"), "drift.divergence"), "seeds")
+    if table.is_empty() or not (table["distance"] > 0).any():
+        return note(reasons(files, "rate")), table
+    figure, cells = facets(table, xlabel="sequence number", ylabel="distance of twins", sharex=True)
+    for axis, kind, line in lines(table.filter(pl.col("distance") > 0), cells):
+        x = line["sequence_number"]
+        axis.plot(x, line["stranger"], color=GREY, linestyle="--", label="strangers")
+        draw_interval(axis, x, line["distance"], line["low"].clip(1e-6), line["high"], kind)
+        for place in x.filter(line["saturated"])[:1]:
+            axis.axvline(place, color=KINDS[kind], linestyle=":", label="saturated")
+        axis.set_yscale("log")
+        write_counts(axis, x, line["prompts"])
+    finish(files, cells, ["rate"])
+    return figure, table
+
+
+def drift_jumps(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Size over threshold of the jumps of each run, and of the largest step of runs without, by place.
+
+    Title: runs with jumps that are more than a walk makes (p_walk up to 0.05).
+    """
+    table = concat_tables(named(files, "drift", "jumps.parquet"), "drift.jumps")
+    shown = table.drop_nulls("size")
+    if shown.is_empty():
+        return note(
+            f"No run has steps to test: {', '.join(table['reason'].unique().sort()) or 'all have gaps'}."
+        ), table
+    figure, cells = facets(shown, xlabel="sequence number", ylabel="size / threshold", sharex=True, sharey="all")
+    for (embedder, network), axis in cells.items():
+        mine = shown.filter(embedder=embedder, network=network)
+        axis.axhline(1, color=GREY, linestyle="--")
+        sudden = pl.col("jump") & (pl.col("p_walk") <= 0.05)
+        for kind, colour, label in (
+            (sudden, COLOURS[1], "jump, and more than a walk"),
+            (pl.col("jump") & ~sudden, COLOURS[4], "jump, as in a walk"),
+            (~pl.col("jump"), GREY, "largest step of a run without"),
+        ):
+            points = mine.filter(kind)
+            axis.scatter(
+                points["sequence_number"], points["size"] / points["threshold"], s=6, color=colour, label=label
+            )
+        runs, with_jump = mine["run_id"].n_unique(), mine.filter(sudden)["run_id"].n_unique()
+        tell(axis, f"more than a walk: {with_jump} of {runs} runs")
+    legend(cells)
+    return figure, table
+
+
+def texts(table: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    """A table with Enum columns as plain text."""
+    return table.with_columns(pl.col(columns).cast(pl.String))
+
+
+def lines(table: pl.DataFrame, cells: dict) -> Iterator[tuple[Axes, str, pl.DataFrame]]:
+    """The axis, the kind of seeds, and the rows of each line of a figure of groups."""
+    for (embedder, network), axis in cells.items():
+        for kind in KINDS:
+            line = table.filter(embedder=embedder, network=network, seeds=kind)
+            if not line.is_empty():
+                yield axis, kind, line
+
+
+def draw_interval(axis: Axes, x: pl.Series, y: pl.Series, low: pl.Series, high: pl.Series, kind: str) -> None:
+    """A line, with its interval where there is one, in the colour of a kind of seeds."""
+    axis.plot(x, y, color=KINDS[kind], label=f"{kind} seeds", marker="." if len(y) < 3 else "")
+    low, high = (end.cast(pl.Float64).fill_null(float("nan")) for end in (low, high))
+    axis.fill_between(x, low, high, color=KINDS[kind], alpha=0.2, linewidth=0)
+
+
+def finish(files: Files, cells: dict, claims: list[str]) -> None:
+    """A legend, and the p-values of the claims in the titles."""
+    tests = texts(concat_tables(named(files, "drift", "claims.parquet"), "drift.claims"), "claim", "seeds")
+    for (embedder, network), axis in cells.items():
+        mine = tests.filter(pl.col("claim").is_in(claims), embedder=embedder, network=network)
+        for claim, p, runs, reason in mine.select("claim", "p_holm", "runs", "reason").rows():
+            tell(axis, f"{claim}: p = {p:.2g}, n = {runs} runs" if p is not None else f"{claim}: {reason}")
+    legend(cells)
+
+
+def reasons(files: Files, claim: str) -> str:
+    """Why a claim is not made of any group."""
+    tests = texts(concat_tables(named(files, "drift", "claims.parquet"), "drift.claims"), "claim").filter(claim=claim)
+    return f"Nothing to show: {'; '.join(tests['reason'].drop_nulls().unique().sort()) or 'there are no runs'}."

@@ -10,8 +10,7 @@ from scipy import stats
 from ditscope.core.identity import derived_seed
 from ditscope.core.nulls import draws_for, holm, two_sided
 from ditscope.drift.tables import BANDS, CLAIMS, NULLS
-from ditscope.embed.degenerate import unmarked
-from ditscope.embed.files import run_starts, unit, vectors
+from ditscope.embed.files import run_starts, unit, unmarked, vectors
 
 CONFIDENCE = 0.95
 MOST_RUNS = 100  # of an embedder and network, sampled where there are more: draws cost runs x states x numbers

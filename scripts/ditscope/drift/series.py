@@ -8,7 +8,7 @@ from scipy import stats
 
 from ditscope.core.nulls import holm
 from ditscope.drift.tables import NORMALITY
-from ditscope.embed.degenerate import unmarked
+from ditscope.embed.files import unmarked
 
 GROUP = ["embedder", "network", "control", "measure"]
 SERIES = [*GROUP, "run_id", "shuffle"]

@@ -8,9 +8,17 @@ import polars as pl
 
 from ditscope.core.counts import check_complete
 from ditscope.core.identity import derived_seed
+from ditscope.core.nulls import draws_for
 from ditscope.core.paths import InputFile, OutputFolder
+from ditscope.core.schema import Table
 from ditscope.core.tables import write_table
 from ditscope.drift.autoregression import autoregression, autoregression_runs
+from ditscope.drift.claims import claims_table
+from ditscope.drift.displacement import displacement_tables
+from ditscope.drift.divergence import divergence_tables
+from ditscope.drift.groups import KIND, generated, with_kind_of_seeds
+from ditscope.drift.jumps import jumps
+from ditscope.drift.memory import memory_tables
 from ditscope.drift.nulls import null_tests
 from ditscope.drift.series import normality
 from ditscope.drift.settings import Drift
@@ -18,18 +26,25 @@ from ditscope.drift.tables import (
     AUTOREGRESSION,
     AUTOREGRESSION_RUNS,
     BANDS,
+    CLAIMS_TABLE,
+    DISPLACEMENT,
     DISTANCES,
+    DIVERGENCE,
     DRIFT,
+    GROUP_CLAIMS,
+    JUMPS,
+    MEMORY,
     NORMALITY,
     NULLS,
     SIMILARITY,
     STEPS,
 )
-from ditscope.embed.degenerate import degenerate_networks, marked
 from ditscope.embed.files import (
     STATE,
     by_embedder,
     continue_loops,
+    degenerate_networks,
+    marked,
     read_states,
     run_ends,
     run_starts,
@@ -55,8 +70,10 @@ def drift(
     runs that still move would be all that is left at later states. The first three tables hold these
     states, the others computed ones alone. Leaves in `folder`: drift.parquet (distances to the first state and to the
     previous one), nulls.parquet and bands.parquet (what drift comes out of nothing), similarity.parquet (every pair of
-    runs), autoregression.parquet and autoregression_runs.parquet (lag-1 coefficients of networks, of long runs) and
-    normality.parquet (tests of the step sizes of each run).
+    runs), autoregression.parquet and autoregression_runs.parquet (lag-1 coefficients of networks, of long runs),
+    normality.parquet (tests of the step sizes of each run), jumps.parquet, memory.parquet (of the prompt),
+    displacement.parquet (by lag), divergence.parquet (of runs of one prompt), and claims.parquet, which has what the
+    last three say beside their nulls.
     """
     states = read_states(embeddings, trajectories)
     log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)
@@ -76,8 +93,19 @@ def drift(
         (autoregression(computed, STEPS), AUTOREGRESSION),
         (autoregression_runs(computed, STEPS), AUTOREGRESSION_RUNS),
         (normality(computed, STEPS), NORMALITY),
+        (jumps(generated(states), settings), JUMPS),
+        *claims(generated(with_kind_of_seeds(whole, trajectories))),
     ):
         write_table(marked(frame, poor), folder / f"{declared.stem}.parquet", declared)
+
+
+def claims(states: pl.DataFrame) -> list[tuple[pl.DataFrame, Table]]:
+    """The tables of claims about groups of runs, and `drift.claims`, which has them beside their nulls."""
+    draws = draws_for(states.select(KIND).n_unique() * len(GROUP_CLAIMS))
+    made = (memory_tables(states, draws), MEMORY), (displacement_tables(states, draws), DISPLACEMENT), (
+        divergence_tables(states, draws), DIVERGENCE)  # fmt: skip
+    whole = claims_table([claim for (_, found), _ in made for claim in found])
+    return [*((frame, table) for (frame, _), table in made), (whole, CLAIMS_TABLE)]
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:

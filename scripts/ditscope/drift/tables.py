@@ -1,7 +1,18 @@
 """Tables of the stage `drift`."""
 
 from ditscope.core.schema import Column, Table, one_of
-from ditscope.embed.tables import DEGENERATE, EMBEDDER, MODALITY, NETWORK, RUN, RUN_KEY, SEQUENCE_NUMBER, SIDES, START
+from ditscope.embed.tables import (
+    DEGENERATE,
+    EMBEDDER,
+    MODALITY,
+    NETWORK,
+    POSITION,
+    RUN,
+    RUN_KEY,
+    SEQUENCE_NUMBER,
+    SIDES,
+    START,
+)
 
 DISTANCES = ("euclidean", "cosine_distance", "angle_rad")
 STEPS = tuple(f"step_{name}" for name in DISTANCES)
@@ -162,6 +173,155 @@ NORMALITY = Table(
             "Float64", "corrected for the runs of the embedder and network, in each measure and test", nullable=True
         ),
         "reason": Column("String", "why there is no test", nullable=True),
+        "degenerate": DEGENERATE,
+    },
+)
+
+# Claims about groups of runs, of which fixed and derived seeds are never pooled --------------------------------------
+
+SEEDS_KINDS = ("fixed", "derived")
+SEEDS = Column(
+    one_of(SEEDS_KINDS), "`fixed`: a run has one seed for all invocations; `derived`: one of its own for each"
+)
+GROUP = {"embedder": EMBEDDER, "network": NETWORK, "seeds": SEEDS}
+RUNS = Column("Int64", "how many runs went in: without gaps and of full length, at most 100 (drawn by prompts)")
+PROMPTS = Column("Int64", "how many prompts they are of")
+BOUNDS = dict.fromkeys(("low", "high"), Column("Float64", "95 % interval over prompts; null below 8", nullable=True))
+
+GROUP_CLAIMS = ("memory", "walk", "plateau", "divergence", "rate")
+CLAIMS_TABLE = Table(
+    "drift.claims",
+    "drift/claims.parquet",
+    "embedder, network, kind of seeds and claim, beside what comes out of nothing",
+    key=(*GROUP, "claim"),
+    columns={
+        **GROUP,
+        "claim": Column(
+            one_of(GROUP_CLAIMS),
+            "`memory`: of the prompt, in the last third of positions; null: prompts permuted among runs. `walk`, "
+            "`plateau`: growth of the displacement; nulls: walks of the observed increments; states of each run "
+            "shuffled. `divergence`, `rate`: how far and how fast twins part before their distance saturates; null: "
+            "positions shuffled",
+        ),
+        "runs": RUNS,
+        "prompts": PROMPTS,
+        "statistic": Column(
+            "Float64",
+            "`memory`: as in `drift.memory`. `walk`, `plateau`: mean squared displacement at the last third of lags "
+            "over the middle third; 1 is a plateau. `rate`: slope of the logarithm of the distance, per state; "
+            "`divergence`: that times the states up to saturation",
+            nullable=True,
+        ),
+        **BOUNDS,
+        "draws": Column("Int64", "draws from the null: 999, or 20 for each test if that is more", nullable=True),
+        **dict.fromkeys(
+            ("null_low", "null_median", "null_high"),
+            Column("Float64", "2.5, 50 and 97.5 % quantile of the statistic under the null", nullable=True),
+        ),
+        "p_value": Column("Float64", "two-sided", nullable=True),
+        "p_holm": Column("Float64", "corrected for all tests of the table (Holm 1979)", nullable=True),
+        "reason": Column("String", "why there is none", nullable=True),
+        "degenerate": DEGENERATE,
+    },
+)
+MEMORY = Table(
+    "drift.memory",
+    "drift/memory.parquet",
+    "embedder, network, kind of seeds and position of generated states",
+    key=(*GROUP, "position"),
+    columns={
+        **GROUP,
+        "position": POSITION,
+        "sequence_number": SEQUENCE_NUMBER,
+        "runs": RUNS,
+        "prompts": PROMPTS,
+        "twin": Column("Float64", "cosine distance of runs of one prompt and different seeds, mean over prompts"),
+        "stranger": Column("Float64", "the same of runs of different prompts and seeds, mean over pairs of prompts"),
+        "floor": Column(
+            "Float64", "cosine distance by noise alone: 2 D(1) - D(2) of the mean distances D at lags 1 and 2 of runs"
+        ),
+        "memory": Column(
+            "Float64", "(stranger - twin) / (stranger - floor): 1 is all, 0 nothing of the prompt", nullable=True
+        ),
+        **BOUNDS,
+        **dict.fromkeys(
+            ("null_low", "null_high"),
+            Column("Float64", "2.5 and 97.5 % quantile of memory with prompts permuted among runs", nullable=True),
+        ),
+        "reason": Column("String", "why there is no memory", nullable=True),
+        "degenerate": DEGENERATE,
+    },
+)
+DIVERGENCE = Table(
+    "drift.divergence",
+    "drift/divergence.parquet",
+    "embedder, network, kind of seeds and position of generated states",
+    key=(*GROUP, "position"),
+    columns={
+        **GROUP,
+        "position": POSITION,
+        "sequence_number": SEQUENCE_NUMBER,
+        "runs": RUNS,
+        "prompts": PROMPTS,
+        "distance": Column(
+            "Float64", "of runs of one prompt and different seeds, vectors at length 1: 0 to 2, mean over prompts"
+        ),
+        **BOUNDS,
+        "equal": Column("Float64", "share of these pairs that are in one state"),
+        "stranger": Column("Float64", "the same distance of runs of different prompts and seeds"),
+        "saturated": Column("Boolean", "whether the distance has been as large as its mean over the last third"),
+        "degenerate": DEGENERATE,
+    },
+)
+DISPLACEMENT = Table(
+    "drift.displacement",
+    "drift/displacement.parquet",
+    "embedder, network, kind of seeds and lag",
+    key=(*GROUP, "lag"),
+    columns={
+        **GROUP,
+        "lag": Column("Int64", "how many generated states of the embedder's modality two states are apart"),
+        "runs": RUNS,
+        "prompts": PROMPTS,
+        "displacement": Column("Float64", "squared Euclidean distance of states so far apart, mean over prompts"),
+        **BOUNDS,
+        **dict.fromkeys(
+            ("walk_low", "walk_median", "walk_high"),
+            Column("Float64", "2.5, 50 and 97.5 % quantile of the same of walks of the observed increments"),
+        ),
+        **dict.fromkeys(
+            ("plateau_low", "plateau_median", "plateau_high"),
+            Column("Float64", "the same with the states of each run shuffled"),
+        ),
+        "degenerate": DEGENERATE,
+    },
+)
+JUMPS = Table(
+    "drift.jumps",
+    "drift/jumps.parquet",
+    "jump of a run without gaps; of a run without jumps its largest step",
+    key=(*RUN_KEY, "number"),
+    columns={
+        **RUN,
+        **START,
+        "number": Column("Int64", "number of the jump in its run, from 0"),
+        "states": Column("Int64", "generated states of the run that were computed"),
+        "position": Column("Int64", "`position` of the first state after the step", nullable=True),
+        "sequence_number": Column("Int32", "its place in the trajectory", nullable=True),
+        "size": Column(
+            "Float64", "distance of the means of `drift.jump_states` states before and after the step", nullable=True
+        ),
+        "threshold": Column(
+            "Float64", "size that a share `drift.jump_false_alarms` of shuffles of the run exceeds", nullable=True
+        ),
+        "p_value": Column("Float64", "share of shuffles that have a step as large anywhere", nullable=True),
+        "p_walk": Column(
+            "Float64",
+            "share of walks of the run's increments, less those of the jumps, that come as far",
+            nullable=True,
+        ),
+        "jump": Column("Boolean", "whether the size is above the threshold"),
+        "reason": Column("String", "why there is no step to test", nullable=True),
         "degenerate": DEGENERATE,
     },
 )

@@ -3,8 +3,7 @@
 import polars as pl
 from matplotlib.figure import Figure as Canvas
 
-from ditscope.embed.degenerate import FEWEST_DISTINCT, degenerate_networks, distinct_of_runs
-from ditscope.embed.files import by_embedder, read_states
+from ditscope.embed.files import FEWEST_DISTINCT, by_embedder, degenerate_networks, distinct_of_runs, read_states
 from ditscope.style import COLOURS, GREY, Files, facets, legend, tell
 
 

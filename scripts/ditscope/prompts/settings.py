@@ -20,9 +20,10 @@ class Prompts:
     )
     seeds: list[int] = setting(
         [0],
-        "Seeds of each prompt, 0 to 2^63 - 1; a `seed` in the CSV wins; -1 derives a recorded one",
+        "Seeds of each prompt, 0 to 2^63 - 1; a `seed` in the CSV wins; each -1 derives another one, which is recorded",
         signed=True,
         filled=True,
+        again=(-1,),
     )
     num_seeds: int = setting(0, "Where above 0: seeds 0 to N - 1 in place of `seeds`", most=1_000_000)
     limit: int = setting(0, "Use only the first N prompts; 0: all")

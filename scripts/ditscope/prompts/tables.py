@@ -14,7 +14,8 @@ PROMPTS = Table(
         **dict.fromkeys(("prompt", "negative_prompt", "family"), AS_IN_THE_CSV),
         "seed": Column(
             "Int64",
-            "the CSV's seed, else each seed of `prompts.seeds`; for -1 a seed derived from experiment and prompt",
+            "the CSV's seed, else each seed of `prompts.seeds`; for -1 a seed derived from experiment, prompt and "
+            "place in that list",
         ),
         "derived_seed": Column("Boolean", "whether it was"),
     },

@@ -81,7 +81,8 @@ def other_part(file: str) -> str:
 
 def check_part(study: Study, file: str, part: pl.DataFrame, other: pl.DataFrame | None, name: str) -> None:
     """A part has whole cells, layers as the other mode tells them, and values within their own intervals."""
-    from ditscope.sensitivity.tables import BUCKETS, IMAGE_METRIC, METRICS, WHOLE, layer_kind
+    from ditscope.sensitivity.buckets import BUCKETS
+    from ditscope.sensitivity.tables import IMAGE_METRIC, METRICS, WHOLE, layer_kind
 
     settings, model = study.config.sensitivity, file.split("/")[1]
     constant = {"model": model, "quantizer": settings.quantizer, "group_size": settings.group_size}

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator
 
 from ditscope.core.tables import concat_tables
+from ditscope.sensitivity.buckets import BUCKETS
 from ditscope.style import COLOURS, Files, grid, named
 
-BUCKETS = ("early", "mid", "late")
 RANKED = 20  # layers in the ranking
 
 

@@ -22,10 +22,11 @@ from ditscope.models.loading import Generator
 from ditscope.models.sampling import pictures
 from ditscope.sensitivity.back_ends import back_end
 from ditscope.sensitivity.batches import Batch, batches
+from ditscope.sensitivity.buckets import BUCKETS
 from ditscope.sensitivity.exact import Layer
 from ditscope.sensitivity.fast import Changes, random_signs, weight_changes
 from ditscope.sensitivity.settings import Sensitivity
-from ditscope.sensitivity.tables import BUCKETS, IMAGE_METRIC, WHOLE
+from ditscope.sensitivity.tables import IMAGE_METRIC, WHOLE
 
 
 def image_effects(

@@ -11,7 +11,8 @@ from ditscope.calibrate.files import CalibrationSet, Reference
 from ditscope.core.errors import InputError
 from ditscope.core.intervals import mean_interval
 from ditscope.core.tables import concat_tables, write_table
-from ditscope.sensitivity.tables import AGREEMENT, BUCKETS, IMAGE_METRIC, METRICS, SENSITIVITY
+from ditscope.sensitivity.buckets import BUCKETS, bucket_of_sigma, bucket_of_step
+from ditscope.sensitivity.tables import AGREEMENT, IMAGE_METRIC, METRICS, SENSITIVITY
 
 SIZES = {"layer": pl.String, "bits": pl.Int64, "packed_bytes": pl.Int64}
 SUMMARY = {
@@ -21,17 +22,12 @@ SUMMARY = {
 
 
 def assign_buckets(found: CalibrationSet, rule: str, where: Path) -> dict[Reference, str]:
-    """The timestep bucket of each sample: thirds of the steps, or sigma > 0.7 / 0.3 to 0.7 / < 0.3.
+    """The timestep bucket of each sample by the rule `thirds` or `sigma`; raises InputError where one stays empty."""
 
-    Raises InputError where a bucket stays empty.
-    """
+    def bucket(sample: Reference) -> str:
+        return bucket_of_step(sample.step_index, found.num_steps) if rule == "thirds" else bucket_of_sigma(sample.sigma)
 
-    def bucket(sample: Reference) -> int:
-        if rule == "thirds":
-            return sample.step_index * 3 // found.num_steps
-        return 0 if sample.sigma > 0.7 else 1 if sample.sigma >= 0.3 else 2
-
-    assigned = {sample: BUCKETS[bucket(sample)] for sample in found.samples}
+    assigned = {sample: bucket(sample) for sample in found.samples}
     for name in BUCKETS:
         if name not in assigned.values():
             raise InputError(

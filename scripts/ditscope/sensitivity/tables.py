@@ -1,8 +1,8 @@
 """Tables of the stage `sensitivity`, and what some of their columns may hold."""
 
 from ditscope.core.schema import Column, Table, one_of
+from ditscope.sensitivity.buckets import BUCKETS
 
-BUCKETS = ("early", "mid", "late")
 WHOLE = "all"  # in place of a bucket: the layer is quantized in every step
 METRICS = ("psnr_db", "sqnr_db", "relative_l2")  # of the velocity
 IMAGE_METRIC = "image_rms"

@@ -10,8 +10,7 @@ from scipy import stats
 
 from ditscope.core.identity import derived_seed
 from ditscope.core.nulls import draws_for, holm, two_sided
-from ditscope.embed.degenerate import unmarked
-from ditscope.embed.files import by_embedder, run_starts, unit, vectors
+from ditscope.embed.files import by_embedder, run_starts, unit, unmarked, vectors
 from ditscope.topology.diagrams import SAME, persistence, repeated
 from ditscope.topology.tables import DIMENSION, NULLS, SURROGATES, VERDICTS
 

@@ -11,8 +11,17 @@ import polars as pl
 from ditscope.core.counts import check_complete
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
-from ditscope.embed.degenerate import degenerate_networks, marked, unmarked
-from ditscope.embed.files import RUN, by_embedder, read_states, run_starts, unit, vectors
+from ditscope.embed.files import (
+    RUN,
+    by_embedder,
+    degenerate_networks,
+    marked,
+    read_states,
+    run_starts,
+    unit,
+    unmarked,
+    vectors,
+)
 from ditscope.topology.diagrams import duplicates, persistence
 from ditscope.topology.nulls import shape_tests
 from ditscope.topology.settings import Topology

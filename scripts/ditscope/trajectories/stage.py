@@ -126,7 +126,8 @@ class Walker:
 
     def ask(self, node: Node, number: int) -> Request:
         """What the run asks of a node as its invocation `number`."""
-        seed = derived_seed(self.run_id, number) if self.run["derived_seed"] else self.run["seed"]
+        # Of the run and not of the network: a quantized generator and its base are asked under the same seeds.
+        seed = derived_seed(*identity(self.run), number) if self.run["derived_seed"] else self.run["seed"]
         negative = self.run["negative_prompt"]
         return Request(node.ask(self.state, seed, negative), self.state, seed, negative)
 
@@ -181,7 +182,12 @@ class Models:
 
 def run_id(network: str, run: dict) -> str:
     """64-bit hex id of a run by its network, prompt and seed."""
-    return digest([network, *(run[k] for k in ("prompt_id", "prompt", "negative_prompt", "seed", "derived_seed"))], 64)
+    return digest([network, *identity(run)], 64)
+
+
+def identity(run: dict) -> list:
+    """What tells a run from the others of its network."""
+    return [run[key] for key in ("prompt_id", "prompt", "negative_prompt", "seed", "derived_seed")]
 
 
 def distinct_images(parts: Path) -> Iterator[Sample]:

@@ -16,7 +16,7 @@ TRAJECTORIES = Table(
         **dict.fromkeys(("prompt_id", "prompt"), Column("String", "where the run started")),
         "seed": Column(
             "Int64",
-            "seed of the invocation: the run's own, or a new one for each invocation under a derived seed",
+            "seed of the invocation: the run's own, or under a derived seed one for each invocation, in all networks",
         ),
         "derived_seed": Column("Boolean", "whether the run was asked for with seed -1"),
         "sequence_number": Column("Int32", "-1 for the prompt, then 0, 1, ..."),

@@ -7,9 +7,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from ditscope.capture.files import picture_file
-from ditscope.core.atomic import replacing
 from ditscope.core.patterns import block_index, block_type
-from ditscope.video.frames import BACKGROUND, COLOURS, FAINT, INK, font, line_height, text_width, tile, wrap
+from ditscope.video.frames import BACKGROUND, FAINT, INK, colours_of, font, line_height, text_width, tile, wrap
 
 GAP = 4
 MIN_TILE = 24
@@ -53,9 +52,10 @@ def contact_sheet(
 def draw_heads(draw: ImageDraw.ImageDraw, xy: tuple[int, int], blocks: Sequence[str], side: int, size: int) -> None:
     """The kinds of blocks as bars over their columns, the blocks' numbers below them."""
     x, y = xy
-    for number, (kind, group) in enumerate(groupby(blocks, block_type)):
+    colours = colours_of(map(block_type, blocks))
+    for kind, group in groupby(blocks, block_type):
         count = len(list(group))
-        draw.rectangle((x, y, x + count * (side + GAP) - GAP - 1, y + line_height(size)), fill=COLOURS[number])
+        draw.rectangle((x, y, x + count * (side + GAP) - GAP - 1, y + line_height(size)), fill=colours[kind])
         (name,) = wrap(kind, size, max(side, count * (side + GAP) - 2 * GAP), 1)
         draw.text((x + GAP, y), name, font=font(size), fill=BACKGROUND)
         x += count * (side + GAP)
@@ -64,9 +64,3 @@ def draw_heads(draw: ImageDraw.ImageDraw, xy: tuple[int, int], blocks: Sequence[
         centre = xy[0] + column * (side + GAP) + side / 2
         text = str(block_index(block))
         draw.text((centre - text_width(text, size) / 2, y + line_height(size) + 2), text, font=font(size), fill=INK)
-
-
-def write_sheet(sheet: Image.Image, path: Path) -> None:
-    """Write a sheet as PNG, by `replacing`."""
-    with replacing(path) as partial:
-        sheet.save(partial, "PNG")

@@ -1,21 +1,66 @@
 """What `ditscope doctor` checks of the stage `video`."""
 
+import binascii
+from base64 import b64decode
+from pathlib import Path
+
 from ditscope.core.checksums import files_of
 from ditscope.core.errors import InputError
 from ditscope.core.study import Study, check_picture
 
+SOURCE = b'src="data:video/mp4;base64,'
+END = b"</html>\n"
+
 
 def check_video(study: Study) -> None:
-    """Videos can be decoded to their last frame (GIF), or are of their kind (MP4); contact sheets are pictures."""
+    """GIFs, sheets and strips can be decoded to their last frame; MP4 films, also those in pages, are whole."""
     for file in study.targets("video"):
         path = study.results / file
         if not path.exists():
             continue
         with study.noting("video", file):
-            if path.is_dir():  # contact sheets
+            if path.is_dir():  # of sheets
                 for sheet in files_of(path):
                     check_picture(sheet)
-            elif path.suffix == ".gif":
+                if path.name in ("timelines", "strips"):
+                    check_names(study, path)
+            elif path.suffix == ".mp4":
+                check_mp4(path.read_bytes())
+            elif path.suffix == ".html":
+                check_page(path.read_bytes())
+            else:
                 check_picture(path)
-            elif b"ftyp" not in path.read_bytes()[:16]:
-                raise InputError("not an MP4 file")
+
+
+def check_names(study: Study, folder: Path) -> None:
+    """Refuse a folder that has not one sheet per network."""
+    found = {path.name for path in files_of(folder)}
+    wanted = {f"{name}.{study.config.video.sheet_format}" for name in study.config.trajectories.networks}
+    if found != wanted:
+        raise InputError(f"holds {', '.join(sorted(found)) or 'nothing'}, not {', '.join(sorted(wanted))}")
+
+
+def check_mp4(data: bytes) -> None:
+    """Refuse what is not an MP4 whose boxes fill it to its end, index and frames among them (ISO/IEC 14496-12, 4.2)."""
+    place, kinds = 0, []
+    while place < len(data):
+        size, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        if size == 1:
+            size = int.from_bytes(data[place + 8 : place + 16], "big")
+        if size < 8 or place + size > len(data):
+            raise InputError("not an MP4 file, or truncated")
+        kinds.append(kind)
+        place += size
+    if kinds[:1] != [b"ftyp"] or not {b"moov", b"mdat"} <= {*kinds}:
+        raise InputError("not an MP4 file with index and frames")
+
+
+def check_page(data: bytes) -> None:
+    """Refuse a page that does not end, or holds no whole film."""
+    if not data.endswith(END):
+        raise InputError("does not end with </html>")
+    _, _, film = data.partition(SOURCE)
+    try:
+        check_mp4(b64decode(film.partition(b'"')[0], validate=True))
+    except binascii.Error:
+        raise InputError("holds no film in base64") from None

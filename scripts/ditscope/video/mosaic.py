@@ -1,176 +1,119 @@
-"""Films of trajectories: prompts as rows, networks as columns, one frame for each place in the sequence."""
+"""Films of trajectories: prompts as rows, networks and seeds as columns, one frame for each place in the sequence."""
 
-import io
-import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
+from itertools import groupby, product
+from math import ceil
 
-import polars as pl
 from PIL import Image, ImageDraw
 
-from ditscope.core.errors import InputError, again, parsing
-from ditscope.core.films import write_film
+from ditscope.core.errors import InputError
+from ditscope.core.films import Film
 from ditscope.core.paths import InputFile, OutputFile
-from ditscope.core.tables import concat_tables
 from ditscope.video.frames import (
     BACKGROUND,
     COLOURS,
     FAINT,
     INK,
+    MARK,
     PANEL,
+    RESOLUTIONS,
+    chips,
+    colours_of,
+    draw_chip,
     draw_lines,
     font,
+    held,
     line_height,
+    paste_in,
     text_width,
     tile,
+    tint,
     wrap,
 )
+from ditscope.video.grid import Grid, Run, TarImages, grid_of, read_trajectories
+from ditscope.video.page import write_films
 from ditscope.video.settings import Video
 
 GAP = 10
-BORDER = 3
+BORDER = 4
 CAPTION_LINES = 3
-MIN_TILE = 32
-MAX_SIDE = 3840  # longest side of a frame in pixels; tiles of large studies shrink to it
+MIN_TEXT = 10
+LABEL = 12  # width of the labels of rows at least, in heights of their text
 
-
-class TarImages(Mapping):
-    """Pictures of WebDataset shards by key, read from their place in the tar when they are asked for."""
-
-    def __init__(self, shards: Sequence[Path]) -> None:
-        self.places: dict[str, tuple[Path, int, int]] = {}
-        for shard in shards:
-            damaged = f"not a readable tar shard ({{}}); {again(shard, ending='.tar')}"
-            with parsing(shard, damaged, (tarfile.TarError,)), tarfile.open(shard, "r:") as tar:
-                for member in tar:
-                    if member.isfile() and member.name.endswith(".png"):
-                        self.places[member.name.removesuffix(".png")] = shard, member.offset_data, member.size
-
-    def __getitem__(self, key: str) -> Image.Image:
-        if key not in self.places:
-            raise InputError(f"no image {key}.png in the shards of `images`, which the trajectories name; give all")
-        shard, offset, size = self.places[key]
-        with open(shard, "rb") as file:
-            file.seek(offset)
-            return Image.open(io.BytesIO(file.read(size)))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Who stands where: runs[row][column] is the states of one run, by sequence number; None where there is none."""
-
-    prompts: list[str]
-    columns: list[tuple[str, int]]  # (network, seed's place among the network's seeds)
-    runs: list[list[list[dict] | None]]
-    cycles: dict[str, list[str]]  # entries of each network, in the order of their first turn
-    length: int  # last sequence number of any run
-
-
-def trajectory_video(
-    tables: list[InputFile], images: list[InputFile], out: OutputFile, settings: Video = Video()
-) -> None:
-    """Draw trajectories side by side in one film: prompts down, networks (and seeds) across, a frame a place.
-
-    `tables` are the tables `trajectories` of the networks, in the order of the columns, `images` the tars beside them.
-    A run that ended early stays on its last picture.
-    """
-    grid = grid_of(
-        concat_tables(tables, "trajectories", ("network", "run_id", "sequence_number")), settings.prompt_order
-    )
-    pictures, layout = TarImages(images), layout_of(grid, settings)
-    write_film((frame(grid, pictures, number, layout) for number in range(-1, grid.length + 1)), out, settings.fps)
-
-
-def grid_of(rows: pl.DataFrame, prompt_order: Sequence[str] = ()) -> Grid:
-    """Sort runs into a grid; prompts come in `prompt_order` first, then in the table's order, and so do networks."""
-    prompts = dict(rows.select("prompt_id", "prompt").unique(maintain_order=True).rows())
-    if unknown := [p for p in prompt_order if p not in prompts]:
-        raise InputError(
-            f"video.prompt_order: no trajectory starts from `{unknown[0]}`; there are {', '.join(prompts)}"
-        )
-    order = [*prompt_order, *(p for p in prompts if p not in prompt_order)]
-    runs: dict[tuple[str, str], list[list[dict]]] = {}
-    for (network, prompt, _), run in rows.group_by("network", "prompt_id", "run_id", maintain_order=True):
-        runs.setdefault((str(network), str(prompt)), []).append(run.sort("sequence_number").to_dicts())
-    networks = rows["network"].unique(maintain_order=True).to_list()
-    columns = [(n, i) for n in networks for i in range(max(len(runs.get((n, p), [])) for p in order))]
-    cells = [[dict(enumerate(runs.get((network, p), []))).get(i) for network, i in columns] for p in order]
-    cycles = {
-        network: rows.filter(network=network)
-        .filter(pl.col("sequence_number") >= 0)
-        .sort("sequence_number")["entry"]
-        .unique(maintain_order=True)
-        .to_list()
-        for network in networks
-    }
-    return Grid([prompts[p] for p in order], columns, cells, cycles, rows["sequence_number"].max() or 0)
+Jumps = Set[tuple[str, int]]  # (run, sequence number)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes of a frame in pixels."""
+    """Sizes of a frame in pixels, and how many of the grid's rows and columns it shows."""
 
     side: int  # of a picture
     title: int  # font of the title bar
     text: int  # font of everything else
     caption: int  # height of the text below a picture
+    label: int  # width of the labels of the rows
     bar: int  # height of the title bar
     head: int  # where the rows begin
     cell: tuple[int, int]  # a picture with border, caption and gap
+    rows: int  # below each other
+    columns: int
+    stripes: int  # of rows, side by side, each with its labels
     size: tuple[int, int]  # of the frame
 
 
-def layout_of(grid: Grid, settings: Video) -> Layout:
-    """The layout with the largest tiles, up to the size that is asked for, that keeps a frame within MAX_SIDE."""
-    longest = max(len(cycle) for cycle in grid.cycles.values())
-    for side in range(max(settings.tile_size, MIN_TILE), MIN_TILE - 1, -1):
-        text = max(9, side // 14)
-        caption = CAPTION_LINES * line_height(text) + 8
-        bar = line_height(settings.font_size) + 2 * GAP
-        head = bar + (1 + longest) * (line_height(text) + 4) + GAP
-        cell = side + 2 * BORDER + GAP, side + 2 * BORDER + caption + GAP
-        size = side + 2 * GAP + len(grid.columns) * cell[0], head + len(grid.prompts) * cell[1]
-        layout = Layout(side, settings.font_size, text, caption, bar, head, cell, size)
-        if max(size) <= MAX_SIDE:
-            break
-    return layout
+@dataclass(frozen=True)
+class Mosaic:
+    """What frames of a film are drawn from."""
+
+    grid: Grid
+    layout: Layout
+    colours: Mapping[str, str]  # of each entry
+    picture: Callable[[str], Image.Image]  # by key, as a tile
+    jumps: Jumps
 
 
-def frame(grid: Grid, pictures: Mapping[str, Image.Image], number: int, layout: Layout) -> Image.Image:
-    """All runs as they are once the invocation with sequence number `number` is done; -1: the prompts alone."""
-    colours = {entry: COLOURS[i % len(COLOURS)] for i, entry in enumerate(entries_of(grid))}
-    side, text, (width, _) = layout.side, layout.text, layout.size
-    canvas = Image.new("RGB", layout.size, BACKGROUND)
-    draw = ImageDraw.Draw(canvas)
-    draw.rectangle((0, 0, width, layout.bar - 1), fill=INK)
-    done = round(width * (number + 1) / (grid.length + 1))
-    draw.rectangle((0, layout.bar - 5, done, layout.bar - 1), fill=COLOURS[1])
-    title = f"invocation {number + 1} of {grid.length + 1}" if number >= 0 else "prompts"
-    draw.text((GAP, GAP // 2), title, font=font(layout.title), fill=BACKGROUND)
-    for column, (network, seed) in enumerate(grid.columns):
-        if seed == 0:
-            x, y = side + 2 * GAP + column * layout.cell[0], layout.bar + 4
-            draw.text((x, y), network, font=font(text), fill=INK)
-            for place, entry in enumerate(grid.cycles[network], start=1):
-                chip = (x, y + place * (line_height(text) + 4))
-                draw_chip(draw, chip, entry, colours[entry], text, side)
-    for row, prompt in enumerate(grid.prompts):
-        y = layout.head + row * layout.cell[1]
-        draw.rectangle((GAP, y, GAP + side - 1, y + layout.cell[1] - GAP - 1), fill=PANEL)
-        lines = (layout.cell[1] - GAP - 12) // line_height(text)
-        draw_lines(draw, (GAP + 6, y + 6), wrap(prompt, text, side - 12, lines), text)
-        for column, run in enumerate(grid.runs[row]):
-            if run is not None:
-                x = side + 2 * GAP + column * layout.cell[0]
-                draw_cell(canvas, (x, y), run, number, pictures, colours, layout)
-    return canvas
+@dataclass(frozen=True)
+class Shot:
+    """One frame: a page of the grid once an invocation is done; -1: the prompts alone."""
+
+    rows: range
+    columns: range
+    number: int
+
+
+def trajectory_video(
+    tables: list[InputFile],
+    images: list[InputFile],
+    out: OutputFile,
+    page: OutputFile | None = None,
+    settings: Video = Video(),
+) -> None:
+    """Draw trajectories side by side in one film: prompts down, networks and seeds across, a frame per invocation.
+
+    `tables` are the tables `trajectories` of the networks, in the order of the columns, `images` the tars beside them.
+    A run that ended early stays on its last picture. What does not fit into a frame plays on further pages. `page` is
+    an HTML page that plays the film in H.264.
+    """
+    grid = grid_of(read_trajectories(tables), settings.prompt_order)
+    film = film_of(mosaic_of(grid, TarImages(images), settings), settings)
+    write_films(film, out, page, settings, "Trajectories")
+
+
+def mosaic_of(grid: Grid, pictures: Mapping[str, Image.Image], settings: Video, jumps: Jumps = frozenset()) -> Mosaic:
+    """The mosaic of a grid; tiles of two frames are kept in memory."""
+    layout = layout_of(grid, settings)
+    kept = lru_cache(maxsize=2 * layout.rows * layout.stripes * layout.columns)
+    return Mosaic(grid, layout, colours_of(entries_of(grid)), kept(lambda k: tile(pictures[k], layout.side)), jumps)
+
+
+def film_of(mosaic: Mosaic, settings: Video) -> Film:
+    """All invocations of each page of the grid."""
+    pages = pages_of(mosaic.grid, mosaic.layout)
+    places = range(-1, mosaic.grid.length + 1)
+    shots = [shot for page in pages for shot in held([Shot(*page, number) for number in places], settings)]
+    return Film(shots, lambda shot: draw_frame(mosaic, shot))
 
 
 def entries_of(grid: Grid) -> list[str]:
@@ -178,43 +121,170 @@ def entries_of(grid: Grid) -> list[str]:
     return list(dict.fromkeys(entry for cycle in grid.cycles.values() for entry in cycle))
 
 
-def draw_chip(draw: ImageDraw.ImageDraw, xy: tuple[int, int], name: str, colour: str, size: int, width: int) -> None:
-    """The name of a model on its colour."""
-    (name,) = wrap(name, size, width - 8, 1)
-    draw.rectangle((*xy, xy[0] + text_width(name, size) + 8, xy[1] + line_height(size)), fill=colour)
-    draw.text((xy[0] + 4, xy[1]), name, font=font(size), fill=BACKGROUND)
+# Layout ---------------------------------------------------------------------------------------------------------------
 
 
-def draw_cell(
-    canvas: Image.Image,
-    xy: tuple[int, int],
-    run: Sequence[dict],
-    number: int,
-    pictures: Mapping[str, Image.Image],
-    colours: Mapping[str, str],
-    layout: Layout,
-) -> None:
-    """One run at one place: its newest picture above its newest text; what was just made has its model's colour."""
+def layout_of(grid: Grid, settings: Video) -> Layout:
+    """The layout with the fewest pages, then the largest tiles up to the size that is asked for."""
+    smallest = min(settings.min_tile_size, settings.tile_size)
+    layouts = [layout_at(side, grid, settings) for side in range(settings.tile_size, smallest - 1, -1)]
+    fitting = [layout for layout in layouts if min(layout.rows, layout.columns) > 0]
+    if not fitting:
+        raise InputError(
+            f"video: a frame of resolution {settings.resolution} has no room for a tile of {smallest} pixels below a "
+            f"title of {settings.font_size}; lower min_tile_size or font_size"
+        )
+    return min(fitting, key=lambda layout: len(pages_of(grid, layout)))
+
+
+def layout_at(side: int, grid: Grid, settings: Video) -> Layout:
+    """The layout whose pictures have a side; its rows are spread evenly over pages."""
+    limit = RESOLUTIONS[settings.resolution]
+    text = max(MIN_TEXT, side // 14)
+    caption, label = CAPTION_LINES * line_height(text) + 8, max(side, LABEL * text)
+    cell = side + 2 * BORDER + GAP, side + 2 * BORDER + caption + GAP
+    columns = min(len(grid.columns), (limit[0] - label - 2 * GAP) // cell[0])
+    stripe = label + 2 * GAP + columns * cell[0]
+    key = chips(entries_of(grid), text, min(limit[0], stripe) - 2 * GAP)
+    title = line_height(settings.font_size) + 2 * GAP
+    head = title + (key[-1][1] + 1 if key else 0) * (line_height(text) + 4) + 4 * line_height(text) + GAP
+    rows, stripes = (limit[1] - head) // cell[1], 1
+    if min(rows, columns) > 0:
+        rows, stripes = spread(len(grid.prompts), rows, limit[0] // stripe if columns == len(grid.columns) else 1)
+    size = max(stripes * stripe, min(limit[0], 24 * settings.font_size)), head + rows * cell[1]
+    return Layout(side, settings.font_size, text, caption, label, title, head, cell, rows, columns, stripes, size)
+
+
+def spread(count: int, rows: int, stripes: int) -> tuple[int, int]:
+    """Rows and stripes of each page, where at most that many fit, so that all pages are about equally full."""
+    pages = ceil(count / (rows * stripes))
+    stripes = ceil(ceil(count / pages) / rows)
+    return ceil(ceil(count / pages) / stripes), stripes
+
+
+def pages_of(grid: Grid, layout: Layout) -> list[tuple[range, range]]:
+    """The rows and columns of each page."""
+    rows = parts_of(len(grid.prompts), layout.rows * layout.stripes)
+    return list(product(rows, parts_of(len(grid.columns), layout.columns)))
+
+
+def parts_of(count: int, size: int) -> list[range]:
+    """The numbers below `count` in parts of a size; the last may be smaller."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+# Drawing --------------------------------------------------------------------------------------------------------------
+
+
+def draw_frame(mosaic: Mosaic, shot: Shot) -> Image.Image:
+    """All runs of a page as they are once an invocation is done."""
+    grid, layout = mosaic.grid, mosaic.layout
+    canvas = Image.new("RGB", layout.size, BACKGROUND)
     draw = ImageDraw.Draw(canvas)
+    draw_title(draw, mosaic, shot)
+    draw_key(draw, mosaic)
+    wide = layout.label + 2 * GAP + layout.columns * layout.cell[0]
+    for place, row in enumerate(shot.rows):
+        stripe, down = divmod(place, layout.rows)
+        x, y = GAP + stripe * wide, layout.head + down * layout.cell[1]
+        if down == 0:
+            draw_heads(draw, x + layout.label + GAP, mosaic, shot)
+        draw_prompt(draw, (x, y), grid.prompts[row], layout)
+        for across, column in enumerate(shot.columns):
+            if run := grid.runs[row][column]:
+                draw_cell(canvas, (x + layout.label + GAP + across * layout.cell[0], y), run, shot.number, mosaic)
+    return canvas
+
+
+def draw_title(draw: ImageDraw.ImageDraw, mosaic: Mosaic, shot: Shot) -> None:
+    """Which invocation it is, how far the film is, and what of the grid is seen."""
+    grid, layout, width = mosaic.grid, mosaic.layout, mosaic.layout.size[0]
+    draw.rectangle((0, 0, width, layout.bar - 1), fill=INK)
+    done = round(width * (shot.number + 1) / max(1, grid.length + 1))
+    if done:
+        draw.rectangle((0, layout.bar - 5, done, layout.bar - 1), fill=COLOURS[1])
+    title = f"invocation {shot.number + 1} of {grid.length + 1}" if shot.number >= 0 else "prompts"
+    for what, seen, all_of in (("prompts", shot.rows, grid.prompts), ("columns", shot.columns, grid.columns)):
+        if len(seen) < len(all_of):
+            title += f" | {what} {seen[0] + 1}-{seen[-1] + 1} of {len(all_of)}"
+    (shown,) = wrap(title, layout.title, width - 2 * GAP, 1)
+    draw.text((GAP, GAP // 2), shown, font=font(layout.title), fill=BACKGROUND)
+
+
+def draw_key(draw: ImageDraw.ImageDraw, mosaic: Mosaic) -> None:
+    """The names of all models on their colours."""
+    layout, entries = mosaic.layout, entries_of(mosaic.grid)
+    for entry, (x, line, name) in zip(entries, chips(entries, layout.text, layout.size[0] - 2 * GAP), strict=True):
+        place = GAP + x, layout.bar + GAP // 2 + line * (line_height(layout.text) + 4)
+        draw_chip(draw, place, name, mosaic.colours[entry], layout.text)
+
+
+def draw_heads(draw: ImageDraw.ImageDraw, left: int, mosaic: Mosaic, shot: Shot) -> None:
+    """A label for each column: the network and the colours of its models over its columns, below it each one's seed."""
+    grid, layout = mosaic.grid, mosaic.layout
+    step, across = line_height(layout.text), 0
+    for network, group in groupby(shot.columns, lambda column: grid.columns[column][0]):
+        columns = list(group)
+        x, y = left + across * layout.cell[0], layout.head - 4 * step
+        draw_lines(draw, (x, y), wrap(network, layout.text, len(columns) * layout.cell[0] - GAP, 2), layout.text)
+        for place, entry in enumerate(grid.cycles[network]):
+            square = x + place * step, y + 2 * step + 3
+            draw.rectangle((*square, square[0] + step - 4, square[1] + step - 6), fill=mosaic.colours[entry])
+        for place, column in enumerate(columns):
+            (seed,) = wrap(grid.columns[column][1], layout.text, layout.cell[0] - GAP, 1)
+            draw.text((x + place * layout.cell[0], y + 3 * step), seed, font=font(layout.text), fill=INK)
+        across += len(columns)
+
+
+def draw_prompt(draw: ImageDraw.ImageDraw, xy: tuple[int, int], prompt: tuple[str, str, str], layout: Layout) -> None:
+    """The label of a row: the prompt, above it its id and the seed that the whole row has."""
+    (x, y), (name, text, seed) = xy, prompt
+    height = layout.cell[1] - GAP
+    draw.rectangle((x, y, x + layout.label - 1, y + height - 1), fill=PANEL)
+    room = layout.label - 12
+    above = wrap(f"{name} {seed}".strip(), layout.text, room, 1)
+    draw_lines(draw, (x + 6, y + 6), above, layout.text, FAINT)
+    lines = (height - 12) // line_height(layout.text) - 1
+    draw_lines(draw, (x + 6, y + 6 + line_height(layout.text)), wrap(text, layout.text, room, lines), layout.text)
+
+
+def draw_cell(canvas: Image.Image, xy: tuple[int, int], run: Run, number: int, mosaic: Mosaic) -> None:
+    """One run at one place: its newest picture above its newest text, in the colours of the models that made them.
+
+    What was just made has the full colour, what was there before its tint; a run that ended has none.
+    """
+    draw, layout = ImageDraw.Draw(canvas), mosaic.layout
     (x, y), side, size = xy, layout.side, layout.text
-    past = [state for state in run if state["sequence_number"] <= number]
-    image = next((s for s in reversed(past) if s["type"] == "IMAGE"), None)
-    text = next(s for s in reversed(past) if s["type"] == "TEXT")
-    ended = run[-1]["sequence_number"] < number
-    newest = None if ended else past[-1]
-    made = colours.get(newest["entry"]) if newest else None  # nothing made the prompt
-    outer = side + 2 * BORDER
-    draw.rectangle((x, y, x + outer - 1, y + outer - 1), fill=(made if newest is image else None) or PANEL)
+    outer, ended = side + 2 * BORDER, run.last < number
+    image, text = run.until(number, "IMAGE"), run.until(number, "TEXT")
+    draw.rectangle((x, y, x + outer - 1, y + outer - 1), fill=ground(image, run, number, mosaic.colours))
     draw.rectangle((x + BORDER, y + BORDER, x + BORDER + side - 1, y + BORDER + side - 1), fill=PANEL)
     if image:
-        picture = tile(pictures[image["output_key"]], side)
-        canvas.paste(picture, (x + BORDER + (side - picture.width) // 2, y + BORDER + (side - picture.height) // 2))
-    fresh = made if newest is text else None
-    if fresh:
-        draw.rectangle((x, y + outer, x + outer - 1, y + outer + layout.caption - 1), fill=fresh)
-    lines = wrap(text["output_text"], size, outer - 8, CAPTION_LINES - ended)
-    draw_lines(draw, (x + 4, y + outer + 3), lines, size, BACKGROUND if fresh else FAINT if ended else INK)
+        paste_in(canvas, mosaic.picture(image["output_key"]), (x + BORDER, y + BORDER), side)
+    fresh = text is not None and text["sequence_number"] == number and text["entry"] is not None
+    right, bottom = x + (outer if fresh else BORDER) - 1, y + outer + layout.caption - 1
+    draw.rectangle((x, y + outer, right, bottom), fill=ground(text, run, number, mosaic.colours))
+    left, top, room = x + BORDER + 4, y + outer + 3, outer - BORDER - 8
+    if text:
+        lines = wrap(text["output_text"], size, room, CAPTION_LINES - ended)
+        draw_lines(draw, (left, top), lines, size, BACKGROUND if fresh else FAINT if ended else INK)
     if ended:
-        stopped = f"ended after {run[-1]['sequence_number'] + 1}: {run[-1]['stop_reason']}"
-        place = x + 4, y + outer + 3 + (CAPTION_LINES - 1) * line_height(size)
-        draw_lines(draw, place, wrap(stopped, size, outer - 8, 1), size)
+        last = top + (CAPTION_LINES - 1) * line_height(size)
+        draw_lines(draw, (left, last), wrap(run.ending, size, room, 1), size)
+    elif any(state and (run.run_id, state["sequence_number"]) in mosaic.jumps for state in (image, text)):
+        draw_mark(draw, (x + outer, y), size)
+
+
+def ground(state: dict | None, run: Run, number: int, colours: Mapping[str, str]) -> str:
+    """The colour of a state's model once an invocation is done; grey for a prompt, and where the run has ended."""
+    if state is None or state["entry"] is None or run.last < number:
+        return PANEL
+    colour = colours[state["entry"]]
+    return colour if state["sequence_number"] == number else tint(colour)
+
+
+def draw_mark(draw: ImageDraw.ImageDraw, corner: tuple[int, int], size: int) -> None:
+    """The mark of a semantic jump, its top right at `corner`."""
+    left = corner[0] - text_width("jump", size) - 8
+    draw.rectangle((left, corner[1], corner[0] - 1, corner[1] + line_height(size)), fill=MARK, outline=INK)
+    draw.text((left + 4, corner[1]), "jump", font=font(size), fill=INK)

@@ -1,6 +1,6 @@
 """Films of captures: what each block's output would draw, block by block and step by step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +9,32 @@ from PIL import Image, ImageDraw
 from ditscope.capture.files import captures_in, decoded_file, picture_file, read_metadata
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
-from ditscope.core.films import write_film
+from ditscope.core.films import Film
 from ditscope.core.paths import InputFolder
 from ditscope.core.patterns import block_index, block_type
-from ditscope.video.capture_sheet import contact_sheet, write_sheet
-from ditscope.video.frames import BACKGROUND, COLOURS, INK, PANEL, draw_lines, font, line_height, text_width, tile, wrap
-from ditscope.video.settings import Video
+from ditscope.video.capture_sheet import contact_sheet
+from ditscope.video.frames import (
+    BACKGROUND,
+    COLOURS,
+    INK,
+    PANEL,
+    RESOLUTIONS,
+    draw_lines,
+    fitting,
+    font,
+    line_height,
+    paste_in,
+    text_width,
+    tile,
+    wrap,
+    write_sheet,
+)
+from ditscope.video.page import write_films
+from ditscope.video.settings import FORMATS, Video
 
 GAP = 8
 CAPTION_LINES = 3
+MIN_TILE = 16
 READ_OUTS = {"x0": "clean estimate x0", "x_prev": "next state x_prev"}
 
 
@@ -41,21 +58,24 @@ def create_visualization(
     if not folder.is_dir():
         there = ", ".join(path.name for path in captures_in(output_dir)) or "none"
         raise InputError(f"{folder}: no such generation; in {output_dir}: {there}")
-    film([folder], folder / f"visualization_{generation_id}.{settings.output_format}", settings)
-    denoising_film([folder], folder / f"denoising_{generation_id}.{settings.output_format}", settings)
+    suffix = FORMATS[settings.output_format]
+    film([folder], folder / f"visualization_{generation_id}{suffix}", settings)
+    denoising_film([folder], folder / f"denoising_{generation_id}{suffix}", settings)
     draw_sheet(folder, folder / f"contact_sheet_{generation_id}.png", settings)
 
 
-def capture_video(captures: Path, out: Path, denoising: Path, sheets: Path, settings: Video = Video()) -> None:
+def capture_video(
+    captures: Path, out: Path, denoising: Path, sheets: Path, page: Path | None = None, settings: Video = Video()
+) -> None:
     """Draw the first generations of a capture set side by side in two films, and a contact sheet of every generation.
 
     `out` shows every block of every step, `denoising` the model's own estimate at every step; `sheets` is a folder of
-    <generation id>.png.
+    <generation id>.png. `page` plays `out` in H.264.
     """
     folders = captures_in(captures)
     if not folders:
         raise InputError(f"{captures}: holds no finished capture; run the stage `capture` first")
-    film(folders[: settings.max_generations], out, settings)
+    film(folders[: settings.max_generations], out, settings, page)
     denoising_film(folders[: settings.max_generations], denoising, settings)
     for folder in folders:
         draw_sheet(folder, sheets / f"{folder.name}.png", settings)
@@ -63,7 +83,7 @@ def capture_video(captures: Path, out: Path, denoising: Path, sheets: Path, sett
     check_complete(sheets, "contact sheets", (folder.name for folder in folders), drawn)
 
 
-def film(folders: Sequence[Path], out: Path, settings: Video) -> None:
+def film(folders: Sequence[Path], out: Path, settings: Video, page: Path | None = None) -> None:
     """One frame a block and step, a tile a generation; the generated pictures come last."""
     metadata = [read_metadata(folder) for folder in folders]
     order = order_of(metadata[0], settings, folders[0])
@@ -79,7 +99,7 @@ def film(folders: Sequence[Path], out: Path, settings: Video) -> None:
         )
         for step, block in order
     ]
-    write_shots(shots, folders, metadata, out, settings)
+    write_shots(shots, folders, metadata, out, settings, page)
 
 
 def denoising_film(folders: Sequence[Path], out: Path, settings: Video) -> None:
@@ -99,13 +119,18 @@ def denoising_film(folders: Sequence[Path], out: Path, settings: Video) -> None:
 
 
 def write_shots(
-    shots: list[Shot], folders: Sequence[Path], metadata: Sequence[dict], out: Path, settings: Video
+    shots: list[Shot],
+    folders: Sequence[Path],
+    metadata: Sequence[dict],
+    out: Path,
+    settings: Video,
+    page: Path | None = None,
 ) -> None:
     """Write a film of shots; the generated pictures come last."""
     final = f"{metadata[0]['model']}: the generated picture"
     pictures = [picture_file(folder) for folder in folders]
     shots = [*shots, Shot(pictures, f"after {metadata[0]['num_steps']} steps", final)]
-    write_film(frames(shots, [about["prompt"] for about in metadata], settings), out, settings.fps)
+    write_films(film_of(shots, [about["prompt"] for about in metadata], settings), out, page, settings, shots[0].detail)
 
 
 def draw_sheet(folder: Path, out: Path, settings: Video) -> None:
@@ -137,28 +162,64 @@ def order_of(metadata: dict, settings: Video, folder: Path) -> list[tuple[int, s
     return [(step, block) for step in metadata["captured_steps"] for block in blocks[: settings.max_blocks or None]]
 
 
-def frames(shots: Sequence[Shot], prompts: Sequence[str], settings: Video) -> Iterator[Image.Image]:
-    """Draw the shots: tiles below a bar that says where in network and schedule we are, the prompts below them."""
-    size = settings.font_size
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of a frame in pixels."""
+
+    side: int  # of a picture's tile
+    title: int  # font of the bar's first line
+    text: int  # font of everything else
+    bar: int  # height of the bar
+    cell: tuple[int, int]  # a tile with its prompt and the gaps
+    columns: int
+    left: int  # where the tiles begin
+    size: tuple[int, int]  # of the frame
+
+
+def film_of(shots: Sequence[Shot], prompts: Sequence[str], settings: Video) -> Film:
+    """Tiles below a bar that says where in network and schedule we are, each one's prompt below it."""
+    layout = layout_of(shots, len(prompts), settings)
+    return Film(range(len(shots)), lambda place: draw_shot(shots[place], prompts, layout, (place + 1) / len(shots)))
+
+
+def layout_of(shots: Sequence[Shot], count: int, settings: Video) -> Layout:
+    """The largest tiles that fit, side by side where they can be; a single one is as large as its picture."""
+    size, room = settings.font_size, RESOLUTIONS[settings.resolution]
     small = max(10, size * 5 // 8)
-    with Image.open(shots[0].images[0]) as first:
-        side = max(settings.tile_size, *first.size) if len(prompts) == 1 else settings.tile_size
-    texts = [max(text_width(shot.label, size), text_width(shot.detail, small)) for shot in shots]
-    width = max(len(prompts) * (side + GAP) + GAP, max(texts) + 2 * GAP)
-    left = (width - len(prompts) * (side + GAP) + GAP) // 2
     bar = line_height(size) + line_height(small) + 2 * GAP
-    height = bar + side + CAPTION_LINES * line_height(small) + 3 * GAP
-    for number, shot in enumerate(shots, start=1):
-        canvas = Image.new("RGB", (width, height), BACKGROUND)
-        draw = ImageDraw.Draw(canvas)
-        draw.rectangle((0, 0, width, bar - 1), fill=INK)
-        draw.rectangle((0, bar - 4, round(number / len(shots) * width), bar - 1), fill=COLOURS[1])
-        draw.text((GAP, GAP // 2), shot.label, font=font(size), fill=BACKGROUND)
-        draw.text((GAP, GAP // 2 + line_height(size)), shot.detail, font=font(small), fill=PANEL)
-        for column, (path, prompt) in enumerate(zip(shot.images, prompts, strict=True)):
-            with Image.open(path) as image:
-                picture = tile(image, side)
-            x = left + column * (side + GAP)
-            canvas.paste(picture, (x + (side - picture.width) // 2, bar + GAP + (side - picture.height) // 2))
-            draw_lines(draw, (x, bar + side + 2 * GAP), wrap(prompt, small, side, CAPTION_LINES), small)
-        yield canvas
+    below = CAPTION_LINES * line_height(small) + 2 * GAP
+    with Image.open(shots[0].images[0]) as first:
+        side = max(settings.tile_size, *first.size) if count == 1 else settings.tile_size
+
+    def cell(side: int) -> tuple[int, int]:
+        return side + GAP, side + below
+
+    side, columns, fits = fitting(count, side, min(MIN_TILE, side), cell, (room[0] - GAP, room[1] - bar - GAP))
+    if fits < count:
+        raise InputError(
+            f"video.max_generations: {count} pictures of {side} pixels below a title of {size} do not fit into a frame "
+            f"of resolution {settings.resolution}; show fewer, or lower font_size"
+        )
+    texts = [max(text_width(shot.label, size), text_width(shot.detail, small)) for shot in shots]
+    width = min(room[0], max(columns * (side + GAP) + GAP, max(texts) + 2 * GAP))
+    left = (width - columns * (side + GAP) + GAP) // 2
+    height = bar + -(-count // columns) * cell(side)[1] + GAP
+    return Layout(side, size, small, bar, cell(side), columns, left, (width, height))
+
+
+def draw_shot(shot: Shot, prompts: Sequence[str], layout: Layout, done: float) -> Image.Image:
+    """One frame; `done` is how much of the film has been seen."""
+    side, text, (width, _) = layout.side, layout.text, layout.size
+    canvas = Image.new("RGB", layout.size, BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle((0, 0, width, layout.bar - 1), fill=INK)
+    draw.rectangle((0, layout.bar - 4, round(done * width), layout.bar - 1), fill=COLOURS[1])
+    draw.text((GAP, GAP // 2), shot.label, font=font(layout.title), fill=BACKGROUND)
+    draw.text((GAP, GAP // 2 + line_height(layout.title)), shot.detail, font=font(text), fill=PANEL)
+    for number, (path, prompt) in enumerate(zip(shot.images, prompts, strict=True)):
+        row, column = divmod(number, layout.columns)
+        x, y = layout.left + column * layout.cell[0], layout.bar + GAP + row * layout.cell[1]
+        with Image.open(path) as image:
+            paste_in(canvas, tile(image, side), (x, y), side)
+        draw_lines(draw, (x, y + side + GAP), wrap(prompt, text, side, CAPTION_LINES), text)
+    return canvas

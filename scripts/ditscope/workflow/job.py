@@ -20,6 +20,7 @@ from ditscope.core.settings import decode
 from ditscope.models.settings import Embedder, Model, Scheme
 from ditscope.workflow.orphans import end_with_workflow
 from ditscope.workflow.slots import gpu_slots
+from ditscope.workflow.warm import hand_over
 
 log = logging.getLogger("ditscope")
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")  # variables that tokens are given in
@@ -42,12 +43,15 @@ def redact(text: str) -> str:
 
 
 @contextmanager
-def job(snakemake: Any) -> Iterator[list[str]]:
+def job(snakemake: Any, warm: bool = False) -> Iterator[list[str]]:
     """Log to the rule's log file and to stderr; end on bad input with its one line instead of a traceback.
 
     A rule with `resources: gpu` gets that many GPUs of its own, where the machine has any, and their list. CUDA must
-    not have started: such a rule's script imports its stage inside.
+    not have started: such a rule's script imports its stage inside. So does one whose stage imports torch; where the
+    run has a process that has it, a fork of that does the work of a `warm` job (`warm.py`).
     """
+    if warm:
+        hand_over()
     end_with_workflow()
     file = logging.FileHandler(snakemake.log[0], mode="w")
     with logged(file):

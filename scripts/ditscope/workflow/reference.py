@@ -56,7 +56,9 @@ def _limits(kind: Any, choices: tuple, allowed: Mapping[str, Any]) -> dict[str, 
     """What the schema of a setting, or of a list or map of them, says beside its type; see `ranges.complaint`."""
     if get_origin(kind) is list:
         items = {"items": _schema(get_args(kind)[0]) | _limits(get_args(kind)[0], choices, allowed)}
-        return items | {"uniqueItems": True} | ({"minItems": 1} if allowed["filled"] else {})
+        return (
+            items | ({} if allowed["again"] else {"uniqueItems": True}) | ({"minItems": 1} if allowed["filled"] else {})
+        )
     if choices:
         return {"enum": list(choices)}
     if get_origin(kind) is dict and get_args(kind)[1] in (int, float):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ditscope.core.films import mp4_bytes
@@ -30,7 +31,7 @@ def decode(pipe: Any, latents: Tensor) -> Tensor:
 
 def film(frames: np.ndarray) -> bytes:
     """Frames (frames, height, width, 3) uint8 as an MP4 at the model's own rate."""
-    return mp4_bytes(frames, FPS)
+    return mp4_bytes([Image.fromarray(frame) for frame in frames], FPS)
 
 
 def blocks(transformer: nn.Module) -> dict[str, nn.Module]:
