@@ -88,7 +88,11 @@ def save_pages(figure: Canvas, path: Path) -> None:
     figure.set_layout_engine("none")
     with PdfPages(path, metadata=METADATA["pdf"]) as pages:
         for page in figure.subfigs:
+            for other in figure.subfigs:  # what is cut off need not be drawn
+                other.set_visible(other is page)
             pages.savefig(figure, bbox_inches=Bbox(page.bbox.get_points() / figure.dpi))
+    for page in figure.subfigs:
+        page.set_visible(True)
 
 
 def named(files: Files, stage: str, name: str) -> list[Path]:
@@ -222,6 +226,7 @@ def empty(axis: Axes, why: str) -> None:
     """An axis that has only the reason why there is nothing in it."""
     axis.text(0.5, 0.5, textwrap.fill(why, 30), ha="center", va="center", fontsize=6.5, color=GREY, parse_math=False,
               transform=axis.transAxes)  # fmt: skip
+    axis.set(xlabel="", ylabel="")
     axis.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)  # not those of axes that share it
     axis.spines[:].set_visible(False)
 
@@ -234,7 +239,9 @@ def legend(cells: Mapping[tuple, Axes], **kwargs) -> None:
             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
                 labels.setdefault(label, handle)
         if labels:
-            names = {"loc": "outside upper left", "ncols": min(len(labels), 4), "fontsize": 6.5} | kwargs
+            room = page.bbox.width / page.dpi * 72 - 50  # points; the page's number stands there too
+            columns = int(room // (4.0 * max(map(len, labels)) + 34)) or 1
+            names = {"loc": "outside upper left", "ncols": columns, "fontsize": 6.5} | kwargs
             page.legend(list(labels.values()), list(labels), **names)
 
 
@@ -260,11 +267,11 @@ def short(text: str | None, most: int) -> str:
     return line if len(line) <= most else f"{line[: most - 1].rstrip()}\u2026"
 
 
-def write_counts(axis: Axes, x: Iterable[float], counts: Iterable[int], span: float = 0) -> None:
+def write_counts(axis: Axes, x: Iterable[float], counts: Iterable[int], span: float = 0, unit: str = "") -> None:
     """Write on top of `axis` how many there are at each `x`: at the first and last one, and where the number changes.
 
     Changes that follow too closely to be read are left to the next number. `span` is how long the x axis is, where that
-    is more than these points.
+    is more than these points; `unit` is said of the first number.
     """
     points = list(zip(x, counts, strict=True))
     gap = max(span, points[-1][0] - points[0][0]) / 8 if points else 0
@@ -273,7 +280,7 @@ def write_counts(axis: Axes, x: Iterable[float], counts: Iterable[int], span: fl
         near_end = i < len(points) - 1 and points[-1][1] != count and points[-1][0] - place < gap
         far = last is None or place - last >= gap or (i == len(points) - 1 and place - last > gap / 3)
         if count != before and not near_end and far:
-            text = f"n = {count}" if before is None else f"{count}"
+            text = f"n = {count}{unit}" if before is None else f"{count}"
             side = "left" if i == 0 else "right" if i == len(points) - 1 else "center"
             axis.annotate(text, (place, 0.99), xycoords=("data", "axes fraction"), fontsize=5.5, va="top", ha=side)
             last = place + gap if before is None else place  # the first one is longer

@@ -256,11 +256,11 @@ def longest_runs(files: Files) -> tuple[Canvas, pl.DataFrame]:
             for cut, face in ((False, colour), (True, "white")):
                 marks = part.filter(pl.col("exit_seen").fill_null(True) != cut)
                 style = {"markerfacecolor": face, "markeredgecolor": colour, "markersize": 3, "markeredgewidth": 0.7}
-                axis.plot(marks["rank"], marks["length"], "o", clip_on=False, **style)
+                axis.plot(marks["rank"], marks["length"], "o", **style)
         anytime = mine.filter(pl.col("scope").cast(pl.String) == "anytime")
         tell(axis, f"n = {anytime.height} runs; median {anytime['length'].median():g} states")
     for axis in cells.values():
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(bottom=-0.5)
     legend(cells)
     return figure, table
 

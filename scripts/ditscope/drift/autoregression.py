@@ -48,10 +48,7 @@ def autoregression(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame
 
 
 def autoregression_runs(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
-    """The coefficient of each observed run by itself, as in `autoregression`; of LONG steps or more, else the reason.
-
-    Fewer leave an interval nearly as wide as all stationary series: 0.8 at 25 steps.
-    """
+    """The coefficient of each observed run by itself, as in `autoregression`; of LONG steps or more, else the reason."""
     observed = table.filter(pl.col("control").cast(pl.String) == "observed")
     steps = long_series(observed, measures).group_by(RUN_SERIES, maintain_order=True).agg(pl.col("value").count())
     sums = {row[:4]: row[4:] for row in run_sums(observed, measures)

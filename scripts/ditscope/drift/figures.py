@@ -234,7 +234,7 @@ def drift_memory(files: Files) -> tuple[Canvas, pl.DataFrame]:
         x = line["sequence_number"]
         axis.fill_between(x, line["null_low"], line["null_high"], color=GREY, alpha=0.25, linewidth=0)
         draw_interval(axis, x, line["memory"], line["low"], line["high"], kind)
-        write_counts(axis, x, line["prompts"])
+        write_counts(axis, x, line["prompts"], unit=" prompts")
     finish(files, cells, ["memory"])
     return figure, table
 
@@ -252,7 +252,7 @@ def drift_displacement(files: Files) -> tuple[Canvas, pl.DataFrame]:
             axis.plot(x, middle, color=colour, linestyle="--", label="walk" if null == "walk" else "shuffled")
         draw_interval(axis, line["lag"], line["displacement"], line["low"], line["high"], kind)
         axis.set_ylim(0, 2.5 * max(line["displacement"].max(), line["plateau_high"].max()) or 1)
-        write_counts(axis, line["lag"], line["prompts"])
+        write_counts(axis, line["lag"], line["prompts"], unit=" prompts")
     finish(files, cells, ["walk", "plateau"])
     return figure, table
 
@@ -270,7 +270,7 @@ def drift_divergence(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for place in x.filter(line["saturated"])[:1]:
             axis.axvline(place, color=KINDS[kind], linestyle=":", label="saturated")
         axis.set_yscale("log")
-        write_counts(axis, x, line["prompts"])
+        write_counts(axis, x, line["prompts"], unit=" prompts")
     finish(files, cells, ["rate"])
     return figure, table
 
@@ -289,6 +289,10 @@ def drift_jumps(files: Files) -> tuple[Canvas, pl.DataFrame]:
     figure, cells = facets(shown, xlabel="sequence number", ylabel="size / threshold", sharex=True, sharey="all")
     for (embedder, network), axis in cells.items():
         mine = shown.filter(embedder=embedder, network=network)
+        if mine.is_empty():
+            reason = table.filter(embedder=embedder, network=network)["reason"].drop_nulls()
+            empty(axis, reason[0] if len(reason) else "all runs have gaps")
+            continue
         axis.axhline(1, color=GREY, linestyle="--")
         sudden = pl.col("jump") & (pl.col("p_walk") <= 0.05)
         for kind, colour, label in (

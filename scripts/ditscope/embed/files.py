@@ -170,7 +170,7 @@ def run_starts(states: pl.DataFrame) -> np.ndarray:
     return np.append(first.arg_true().to_numpy(), states.height).astype(np.int64)
 
 
-# Degenerate data -------------------------------------------------------------------------------------------------------
+# Degenerate data ------------------------------------------------------------------------------------------------------
 
 
 def degenerate_networks(states: pl.DataFrame) -> pl.DataFrame:

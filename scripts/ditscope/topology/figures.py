@@ -89,7 +89,7 @@ def shape_nulls(files: Files) -> tuple[Canvas, pl.DataFrame]:
     table = concat_tables(named(files, "topology", "nulls.parquet"), "topology.nulls")
     shown = table.with_columns(pl.col("dimension").cast(pl.String), pl.col("null").cast(pl.String))
     dimensions = shown["dimension"].unique(maintain_order=True).to_list()
-    figure, cells = facets(shown, xlabel="total length of bars, of the largest", sharex=True)
+    figure, cells = facets(shown, xlabel="length of bars / largest", sharex=True)
     for (embedder, network), axis in cells.items():
         mine = shown.filter(embedder=embedder, network=network)
         first = mine.row(0, named=True)
