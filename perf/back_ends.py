@@ -41,7 +41,7 @@ def main(names: list[str]) -> None:
         entry = config.models[name]
         for batch in (1, 4):
             base, reference = seconds(load_generator(name, entry), batch)
-            print(f"{name}, batch {batch}: torch {base * 1e3:.1f} ms a step")
+            print(f"{name}, batch {batch}: torch {base * 1e3:.1f} ms per step")
             for label, bits in (("", 0), (", compiled", 0), (", 8 bit", 8), (", 4 bit", 4)):
                 model = load_generator(name, replace(entry, backend="mlx"))
                 if bits:
@@ -50,7 +50,7 @@ def main(names: list[str]) -> None:
                     model.pipe.transformer.compile()
                 took, latents = seconds(model, batch)
                 error = ((latents - reference).norm() / reference.norm()).item()
-                speed = f"{took * 1e3:.1f} ms a step, {base / took:.2f} of torch's speed"
+                speed = f"{took * 1e3:.1f} ms per step, {base / took:.2f} of torch's speed"
                 print(f"  MLX{label}: {speed}; latents differ by {error:.1e}")
 
 

@@ -31,18 +31,19 @@ import transformers
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
-from ditscope.benchmark.latency import first_line, now
+from ditscope.benchmark.latency import now
 from ditscope.benchmark.memory import peaks, reset_peaks
-from ditscope.benchmark.prepare import prepare
 from ditscope.calibrate.files import Reference
 from ditscope.capture.recorder import Recorder
 from ditscope.capture.settings import CaptureSet
 from ditscope.core.determinism import WORKSPACE, deterministic
+from ditscope.core.errors import first_line
 from ditscope.models.families import flux
 from ditscope.models.families.common import Conditioning
 from ditscope.models.hardware import fingerprint
 from ditscope.models.loading import Generator, default_device
 from ditscope.models.placement import keep_encoders_in_host_memory
+from ditscope.models.prepare import prepare
 from ditscope.models.quantize import stored_bytes
 from ditscope.models.quantizers import QUANTIZERS, quantizable
 from ditscope.models.sampling import Observer, sample

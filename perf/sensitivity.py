@@ -153,7 +153,7 @@ def compare_exact(model: Generator, batch: Batch) -> None:
     print(f"  bound by operations: program order {program_order_bound(network, batch):.2f}x, ", end="")
     print(f"what exact mode really runs {layers * widths * full / done:.2f}x")
     print(f"  largest difference of relative L2: {worst:.1e} of its value (or of 1e-4)")
-    print(f"  fast mode, one probe a sample: {fast:.2f} s: {plain / fast:.0f}x")
+    print(f"  fast mode, one probe per sample: {fast:.2f} s: {plain / fast:.0f}x")
     forward = peak_bytes(lambda: batch.velocity(model, widths))
     largest = max(network.depths(), key=lambda d: sum(x.module.weight.numel() for x in network.at(d)))
     peak = peak_bytes(lambda: score_layers(network, largest, [batch], settings))

@@ -17,7 +17,7 @@ EMBEDDERS = list(dict.fromkeys([CONFIG.benchmark.features, *CONFIG.benchmark.cos
 
 rule benchmark:
     input:
-        benchmark_tables(),
+        lambda w: benchmark_tables(),
 
 
 # Takes every core, and on a cluster a whole node, so that nothing else runs beside it: a timed job that shares the machine

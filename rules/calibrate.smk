@@ -1,11 +1,11 @@
 # Calibration. Needs: the first rows of the prompt CSV and a generator. Leaves: <results>/calibration/<model>/shards/<id>/
-# (*.npz, one a step or one an image; images/*.png; activations/*.parquet; shard.json), and of the whole set
+# (*.npz, one per step or per image; images/*.png; activations/*.parquet; shard.json), and of the whole set
 # <results>/calibration/<model>/manifest.json and activations.parquet (table `calibration.activations`).
 
 
 rule calibrate:
     input:
-        calibration_tables(*CONFIG.calibrate.models),
+        lambda w: calibration_tables(*CONFIG.calibrate.models),
 
 
 rule calibration_shard:

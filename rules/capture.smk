@@ -90,7 +90,7 @@ rule block_analysis:
 
 rule ablate:
     input:
-        ablations(*CONFIG.ablate.models),
+        lambda w: ablations(*CONFIG.ablate.models),
 
 
 rule ablation:

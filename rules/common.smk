@@ -22,7 +22,7 @@ from ditscope.core.errors import InputError
 from ditscope.models.memory import host_memory_mb
 from ditscope.models.folders import download_mark, resolve_source, source_folder
 from ditscope.trajectories.networks import plan_file, resolve_network, trajectory_index
-from ditscope.prompts.files import first_runs, shard_index
+from ditscope.prompts.files import first_runs, shard_index, slice_name
 from ditscope.core.plugins import module_of
 from ditscope.models.registry import ON_MLX, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
@@ -91,7 +91,7 @@ except InputError as error:
 RESULTS = f"results/{CONFIG.experiment}"
 SHARDS = [f"{i:05d}" for i in range(len(SHARD_INDEX))]
 RUN_SLICES = {
-    f"{part['start']}-{part['count']}": part["digest"]
+    slice_name(part): part["digest"]
     for part in [*TRAJECTORY_INDEX, *CAPTURE_RUNS.values(), ABLATED_RUNS]
 }
 OWN_SET = "source"  # name of the capture set of captures that the user gives
@@ -159,7 +159,7 @@ def on_mlx(*names):
     return int(any(CONFIG.models[name].backend == "mlx" for name in names))
 
 
-# The conda environment of jobs that load a model: one a study, which Snakemake must know without wildcards to put it into
+# The conda environment of jobs that load a model: one per study, which Snakemake must know without wildcards to put it into
 # a container image.
 MODEL_ENVIRONMENT = "../envs/mlx.yaml" if on_mlx(*WHOLE.selected_models()) else "../envs/torch.yaml"
 

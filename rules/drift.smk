@@ -1,11 +1,17 @@
-# Drift. Needs: all trajectories and their embeddings. Leaves: <results>/drift/: the tables `drift` (distances of each
-# state), `drift.similarity` (pairs of runs), `drift.autoregression` and `drift.normality`.
+# Drift. Needs: all trajectories and their embeddings, and with `drift.oracle` images. Leaves: <results>/drift/: the
+# table `drift` (distances of each state), and one for each claim about runs beside its null (docs/outputs/drift.md).
+
+
+def oracle_networks():
+    """The networks whose pictures the oracle of the shapes world reads."""
+    return [network for network in CONFIG.trajectories.networks if network in CONFIG.drift.oracle]
 
 
 rule drift:
     input:
         embeddings=embedding_shards(CONFIG.embed.embedders, CONFIG.trajectories.networks),
         trajectories=trajectory_shards(*CONFIG.trajectories.networks),
+        images=trajectory_shards(*oracle_networks(), suffix="tar"),
     output:
         analysis_tables("drift"),
     log:

@@ -22,6 +22,7 @@ rule embedding_shard:
         "../envs/torch.yaml"
     resources:
         gpu=lambda w: embedder_gpus(w.embedder),
+        gpu_mem_mb=memory(2000, embedders=lambda w: [w.embedder]),
         mem_mb=memory(3000, embedders=lambda w: [w.embedder]),
         runtime=scaled(60),
     params:

@@ -52,6 +52,7 @@ rule image_shard:
         MODEL_ENVIRONMENT
     resources:
         gpu=1,
+        gpu_mem_mb=memory(4000, lambda w: [w.model]),
         mlx=lambda w: on_mlx(w.model),
         mem_mb=memory(4000, lambda w: heaviest([w.model], [[name] for name in CONFIG.generate.models])),
         runtime=scaled(120),

@@ -13,17 +13,23 @@ from ditscope.capture.files import decodes_of, generations_in
 from ditscope.publish.figures import PAPER_TABLES, available, own_figures
 from ditscope.models.hardware import filed_under, hardware_id
 from ditscope.core.identity import file_digest
-from ditscope.core.schema import tables_of
+from ditscope.core.schema import STAGE_OF, tables_of
 from ditscope.prompts.files import least, read_prompts
+from ditscope.sensitivity.files import PARTS, part_files
 from ditscope.models.settings import backends_of
 from ditscope.video.settings import FORMATS
 
 FILM = FORMATS[CONFIG.video.output_format]  # suffix of films
 
 
+def made_by(*names):
+    """Patterns of all outputs of rules, once these have been read."""
+    return [strip_wildcard_constraints(str(path)) for name in names for path in workflow.get_rule(name).output]
+
+
 def run_slice(part):
     """The table of the runs that a capture set or a shard of trajectories is made of."""
-    return f"{RESULTS}/prompts/runs-{part['start']}-{part['count']}.parquet"
+    return f"{RESULTS}/prompts/runs-{slice_name(part)}.parquet"
 
 
 @cache
@@ -32,7 +38,7 @@ def prompt_shards():
 
 
 def image_shards(*models, suffix="tar"):
-    """Shards of each model's images: one a prompt shard, or a single one of pictures that the user gives."""
+    """Shards of each model's images: one per prompt shard, or a single one of pictures that the user gives."""
     shards = {model: ["00000"] if model in CONFIG.generate.sources else SHARDS for model in models}
     return [f"{RESULTS}/images/{model}/shard-{shard}.{suffix}" for model in models for shard in shards[model]]
 
@@ -52,8 +58,9 @@ def block_tables(*models):
     return [f"{folder}/{table.stem}.parquet" for folder in folders for table in tables_of("blocks")]
 
 
-def ablations(*models, suffix="parquet"):
-    return expand(f"{RESULTS}/ablation/{{model}}.{suffix}", model=models)
+def ablations(*models):
+    """The table and the pictures of each model."""
+    return expand(made_by("ablation"), model=models)
 
 
 def capture_videos(*models):
@@ -79,6 +86,12 @@ def trajectory_videos():
     """The film of all networks, and folders of a sheet for each."""
     names = [f"trajectories{FILM}", "trajectories.html", "timelines", "strips"] if CONFIG.trajectories.networks else []
     return [f"{RESULTS}/videos/{name}" for name in names]
+
+
+def jump_tables():
+    """The table of semantic jumps, where the study has it."""
+    tables = analysis_tables("drift") if "drift" in CONFIG.asked() else []
+    return [path for path in tables if Path(path).name == "jumps.parquet"]
 
 
 def trajectory_shards(*networks, suffix="parquet"):
@@ -145,6 +158,11 @@ def paper_table_inputs(w=None):
     return {name: files for name, files in figure_inputs().items() if name in PAPER_TABLES.values()}
 
 
+def declarations():
+    """Digests of the modules that declare the tables of all stages: keys of the catalog, and what columns mean."""
+    return [code(f"{name}.tables") for name in dict.fromkeys(STAGE_OF.values())]
+
+
 def paper_table_files():
     names = [name for name, needed in PAPER_TABLES.items() if needed in paper_table_inputs()]
     return expand(f"{RESULTS}/tables/{{name}}.{{kind}}", name=names, kind=["csv", "md", "tex"])
@@ -177,12 +195,11 @@ def calibration_index():
     """The images of each calibration shard: appending prompts beyond the first `num_images` changes nothing."""
 
     def read():
-        from ditscope.calibrate.files import calibration_images
+        from ditscope.calibrate.files import by_shard, calibration_images
 
         prompts = read_prompts(CONFIG.prompts.csv, least(CONFIG.prompts.limit, CONFIG.calibrate.num_images))
         images = calibration_images(prompts, CONFIG.calibrate.num_images, CONFIG.calibrate.seed)
-        size = CONFIG.calibrate.shard_size
-        return {f"{i // size:05d}": images[i : i + size] for i in range(0, len(images), size)}
+        return by_shard(images, CONFIG.calibrate.shard_size)
 
     return indexed("calibration", "calibrate.files", read, plain(CONFIG.calibrate))
 
@@ -197,9 +214,8 @@ def calibration_manifests(*models):
 
 def calibration_tables(*models):
     """Of each calibration set that is made here its manifest and its activation statistics."""
-    pattern = f"{RESULTS}/calibration/{{model}}/{{file}}"
     made = [model for model in models if model not in CONFIG.calibrate.sources]
-    return expand(pattern, model=made, file=["manifest.json", "activations.parquet"])
+    return expand(made_by("calibration_manifest"), model=made)
 
 
 def calibration_folder(model):
@@ -213,13 +229,12 @@ def calibration_inputs(model):
 
 
 def sensitivity_layers(*models, name="layers"):
-    groups = [f"{i:03d}" for i in range(CONFIG.sensitivity.layer_groups)]
-    return expand(f"{RESULTS}/sensitivity/{{model}}/{name}-{{group}}.parquet", model=models, group=groups)
+    return [f"{RESULTS}/{file}" for model in models for file in part_files(model, name, CONFIG.sensitivity)]
 
 
 def sensitivity_table():
-    names = ["sensitivity", "agreement"] if CONFIG.sensitivity.models else []
-    return expand(f"{RESULTS}/sensitivity/{{name}}.parquet", name=names)
+    """The table of all models, and how far its modes agree."""
+    return made_by("sensitivity_table") if CONFIG.sensitivity.models else []
 
 
 def bit_plans(*models):
@@ -277,18 +292,13 @@ def benchmark_tables():
     """The joined tables, what they recommend, the images of each run, and the quantized weights that are asked for."""
     if not CONFIG.benchmark.models:
         return []
-    names = ["benchmark", "benchmark.timing", "quality", "flat_field", "targets"]
-    left = [*expand(f"{RESULTS}/benchmarks/{{name}}.parquet", name=names), f"{RESULTS}/benchmarks/recommendation.md"]
-    pattern = f"{RESULTS}/checkpoints/{{model}}/{{scheme}}.safetensors"
+    (pattern,) = made_by("quantized_checkpoint")
     weights = [pattern.format(model=model, scheme=scheme) for model, scheme in checkpoints()]
-    return [*left, *benchmark_runs(*CONFIG.benchmark.models, suffix="tar"), *weights]
+    return [*made_by("benchmark_table"), *benchmark_runs(*CONFIG.benchmark.models, suffix="tar"), *weights]
 
 
 def refinements(*models):
-    names = ["codebook.safetensors", "latent_mae.safetensors", "refiner.safetensors"]
-    names += [f"{table}.parquet" for table in ("assignments", "training", "diagnostics", "neighbours", "tsne")]
-    names += ["record.json", "samples.png", "exemplars.png"]
-    return expand(f"{RESULTS}/refine/{{model}}/{{name}}", model=models, name=names)
+    return expand(made_by("refine_codebook", "refine_train", "refine_diagnose"), model=models)
 
 
 # What the workflow knows of itself ---------------------------------------------------------------------------------
@@ -309,7 +319,7 @@ def every_stage():
         "generate": image_shards(*CONFIG.generate.models),
         "capture": capture_sets(*CONFIG.capture.models),
         "blocks": block_tables(*CONFIG.capture.models),
-        "ablate": [*ablations(*CONFIG.ablate.models), *ablations(*CONFIG.ablate.models, suffix="tar")],
+        "ablate": ablations(*CONFIG.ablate.models),
         "calibrate": calibration_tables(*CONFIG.calibrate.models),
         "sensitivity": sensitivity_table(),
         "plan": bit_plans(*CONFIG.sensitivity.models),
@@ -348,7 +358,7 @@ def upstream():
         "calibrate": calibration_manifests(*(name for name in scored if name not in CONFIG.calibrate.sources)),
         "sensitivity": [
             path
-            for part in ("layers", "fast")
+            for part in PARTS
             for path in sensitivity_layers(*(name for name in scored if name not in measured), name=part)
         ],
         "plan": plans,

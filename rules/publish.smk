@@ -52,7 +52,7 @@ rule paper_tables:
     conda:
         "../envs/figures.yaml"
     params:
-        code=code("publish.paper_tables"),
+        code=[code("publish.paper_tables"), *(code(f"{name}.figures") for name in paper_table_inputs())],
         stages=paper_table_inputs(),
     script:
         "../scripts/paper_tables.py"
@@ -68,7 +68,7 @@ rule catalog:
     conda:
         "../envs/figures.yaml"
     params:
-        code=code("publish.catalog"),
+        code=[code("publish.catalog"), *declarations()],
     script:
         "../scripts/catalog.py"
 

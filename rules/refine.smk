@@ -5,7 +5,7 @@
 
 rule refine:
     input:
-        refinements(*CONFIG.refine.models),
+        lambda w: refinements(*CONFIG.refine.models),
 
 
 rule refine_codebook:

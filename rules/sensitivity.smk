@@ -5,7 +5,7 @@
 
 rule sensitivity:
     input:
-        sensitivity_table(),
+        lambda w: sensitivity_table(),
 
 
 rule sensitivity_layers:

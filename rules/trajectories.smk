@@ -25,6 +25,7 @@ rule trajectory_shard:
         MODEL_ENVIRONMENT
     resources:
         gpu=1,
+        gpu_mem_mb=memory(4000, lambda w: network_models(w.network)),
         mlx=lambda w: on_mlx(*(entry.name for entry in NETWORKS[w.network])),
         mem_mb=memory(6000, lambda w: heaviest(network_models(w.network), [network_models(name) for name in NETWORKS])),
         runtime=scaled(240),

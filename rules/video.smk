@@ -1,4 +1,5 @@
-# Films. Needs: capture sets with decoded pictures; the trajectories of every network. Leaves:
+# Films. Needs: capture sets with decoded pictures; the trajectories of every network, and their jumps where
+# the study has them. Leaves:
 # <results>/videos/captures/<model>/<capture>.gif|mp4 (every block of every step), .html (the same in H.264, for the
 # report), -denoising.gif|mp4 (the model's own estimate at every step), -sheets/<generation_id>.png (steps down, blocks
 # across); <results>/videos/trajectories.gif|mp4 (prompts down, networks across, a frame per invocation) and .html;
@@ -39,6 +40,7 @@ rule trajectory_video:
     input:
         tables=trajectory_shards(*CONFIG.trajectories.networks),
         images=trajectory_shards(*CONFIG.trajectories.networks, suffix="tar"),
+        jumps=jump_tables(),
     output:
         video=f"<results>/videos/trajectories{FILM}",
         page=report(

@@ -14,4 +14,5 @@ with job(snakemake):
         folder=Path(snakemake.output[0]).parent,
         settings=decode(Drift, snakemake.params.settings),
         max_length=snakemake.params.max_length,
+        images=[Path(path) for path in snakemake.input.images],
     )

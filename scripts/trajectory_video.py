@@ -13,5 +13,6 @@ with job(snakemake):
         images=[Path(path) for path in snakemake.input.images],
         out=Path(snakemake.output.video),
         page=Path(snakemake.output.page),
+        jumps=next((Path(path) for path in snakemake.input.jumps), None),
         settings=decode(Video, snakemake.params.settings),
     )

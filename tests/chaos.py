@@ -16,8 +16,8 @@ from workflow import SNAKEMAKE
 UNSTABLE = ("*.timing.parquet", "catalog.duckdb", "*.html", "progress.md", ".snakemake_timestamp")
 # Drawn from timings.
 TIMED = (
-    "figures/benchmark-latency.*", "figures/benchmark-pareto.*", "figures/benchmark-batches.*", "figures/invocation-times.*", "tables/benchmark.*",
-    "benchmarks/recommendation.md",
+    "figures/benchmark-latency.*", "figures/benchmark-pareto.*", "figures/benchmark-batches.*",
+    "figures/invocation-times.*", "tables/benchmark.*", "benchmarks/recommendation.md",
 )  # fmt: skip
 KINDS = {"workflow": 5, "main": 2, "job": 3}  # what a kill hits, and how often: all processes, Snakemake alone, one job
 BOOKS = ("logs", ".benchmarks", ".checksums", ".partial")
@@ -60,7 +60,7 @@ def processes() -> Iterator[tuple[int, int, str]]:
 
 def jobs_of(group: int) -> list[int]:
     """Processes of a process group that run a rule's script."""
-    return [pid for pid, found, command in processes() if found == group and "/.snakemake/scripts/" in command]
+    return [pid for pid, of_group, command in processes() if of_group == group and "/.snakemake/scripts/" in command]
 
 
 def kill_once(running: subprocess.Popen[bytes], rng: random.Random, mean_seconds: float) -> str:
@@ -112,14 +112,14 @@ def run_killed(folder: Path, kills: int, rng: random.Random, mean_seconds: float
 
 def stable_files(results: Path) -> dict[str, str]:
     """Digest of every file of a study that must be the same, byte for byte, however often it was interrupted."""
-    found = {}
+    digests = {}
     for file in sorted(results.rglob("*")):
         name = file.relative_to(results)
         if not file.is_file() or name.parts[0] in BOOKS:
             continue
         if not any(name.match(pattern) for pattern in (*UNSTABLE, *TIMED)):
-            found[name.as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
-    return found
+            digests[name.as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return digests
 
 
 def left_over(results: Path) -> list[str]:

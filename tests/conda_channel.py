@@ -102,20 +102,20 @@ def write_channel(channel: Path, packages: dict[str, str]) -> None:
         if installed in written:
             continue
         written.add(installed)
-        found = distribution(installed)
-        needed = requirements(found)
+        package = distribution(installed)
+        needed = requirements(package)
         waiting += [canonicalize_name(requirement.name) for requirement in needed]
         depends = [f"python {PYTHON}.*"]
         depends += [conda_spec(r, names.get(canonicalize_name(r.name), canonicalize_name(r.name))) for r in needed]
-        files, links = contents(found)
-        write_package(channel, names.get(installed, installed), found.version, depends, files, links)
+        files, links = contents(package)
+        write_package(channel, names.get(installed, installed), package.version, depends, files, links)
     (channel / "noarch").mkdir()
     asyncio.run(index_fs(channel, force=True))
 
 
-def requirements(found: Distribution) -> list[Requirement]:
+def requirements(package: Distribution) -> list[Requirement]:
     """What a distribution needs here, extras left out."""
-    every = [Requirement(line) for line in found.requires or []]
+    every = [Requirement(line) for line in package.requires or []]
     return [r for r in every if r.marker is None or r.marker.evaluate({"extra": ""})]
 
 
@@ -124,10 +124,10 @@ def conda_spec(requirement: Requirement, name: str) -> str:
     return f"{name} {','.join(sorted(str(requirement.specifier).split(',')))}".strip()
 
 
-def contents(found: Distribution) -> tuple[dict[str, bytes], dict[str, str]]:
+def contents(package: Distribution) -> tuple[dict[str, bytes], dict[str, str]]:
     """The installed files of a distribution by their place in a prefix: small ones' bytes, large ones as links."""
     files, links = {}, {}
-    for file in found.files or []:
+    for file in package.files or []:
         source = Path(str(file.locate()))
         if ".." in file.parts or "__pycache__" in file.parts or not source.is_file():
             continue

@@ -33,11 +33,15 @@ from transformers import (
     AutoTokenizer,
     BartConfig,
     BartTokenizer,
+    BertTokenizer,
     BitImageProcessorPil,
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2Processor,
+    BlipConfig,
+    BlipForConditionalGeneration,
     BlipImageProcessorPil,
+    BlipProcessor,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
@@ -56,7 +60,15 @@ from transformers import (
     MPNetConfig,
     MPNetModel,
     MPNetTokenizer,
+    NomicBertConfig,
+    NomicBertModel,
     OPTConfig,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
@@ -71,6 +83,7 @@ from transformers import (
 from ditscope.config import Config
 from ditscope.models.folders import source_folder
 from ditscope.models.settings import Embedder, Model
+from tiny_captioners import CHAT
 from workflow import ROOT
 
 SHAPES = ROOT / "models/shapes-flux"  # whose tokenizers read any text, rare words letter by letter
@@ -251,7 +264,61 @@ def florence2(folder: Path) -> None:
     Florence2Processor(images, tokenizer, num_additional_image_tokens=1).save_pretrained(folder)
 
 
+def blip_large(folder: Path) -> None:
+    """BLIP large: pictures of 384 pixels, a BERT decoder that begins with a token of its own."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
+    tokens = [*special, *(form for c in map(chr, range(33, 127)) for form in (c, f"##{c}"))]
+    text = TOWER | {"vocab_size": len(tokens), "encoder_hidden_size": 32, "max_position_embeddings": 512}
+    text |= {"bos_token_id": 5, "pad_token_id": 0, "eos_token_id": 3, "sep_token_id": 3}
+    config = BlipConfig(text_config=text, vision_config=TOWER | {"image_size": 384, "patch_size": 16})
+    louder(BlipForConditionalGeneration(config), 20).save_pretrained(folder)
+    tokenizer = BertTokenizer(vocab={token: i for i, token in enumerate(tokens)}, extra_special_tokens=["[DEC]"])
+    images = BlipImageProcessorPil(size={"height": 384, "width": 384})
+    BlipProcessor(images, tokenizer).save_pretrained(folder)
+
+
+def qwen3_vl(folder: Path) -> None:
+    """Qwen3-VL 2B: patches of 16 pixels, four of them a token, byte-level words, a chat template."""
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+    marks += ["<|video_pad|>"]
+    tokenizer = Qwen2Tokenizer(
+        vocab={t: i for i, t in enumerate([*marks, *LETTERS, "\u010a"])}, merges=[], eos_token="<|im_end|>",
+        pad_token="<|endoftext|>", additional_special_tokens=marks,
+    )  # fmt: skip
+    ids = {name: tokenizer.convert_tokens_to_ids(mark) for name, mark in (
+        ("image_token_id", "<|image_pad|>"), ("video_token_id", "<|video_pad|>"),
+        ("vision_start_token_id", "<|vision_start|>"), ("vision_end_token_id", "<|vision_end|>"),
+    )}  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    text = TOWER | {"vocab_size": len(tokenizer), "num_key_value_heads": 1, "head_dim": 16, "rope_parameters": rope}
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32,
+        "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
+    model = louder(Qwen3VLForConditionalGeneration(config), 20)
+    stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    model.generation_config.update(do_sample=True, temperature=0.7, top_p=0.8, top_k=20, eos_token_id=stop)
+    model.bfloat16().save_pretrained(folder)
+    sizes = {"patch_size": 16, "size": {"shortest_edge": 256 * 256, "longest_edge": 4096 * 4096}}
+    images, videos = Qwen2VLImageProcessorPil(**sizes), Qwen3VLVideoProcessor(**sizes)
+    Qwen3VLProcessor(images, tokenizer, videos, chat_template=CHAT).save_pretrained(folder)
+
+
 # Embedders -----------------------------------------------------------------------------------------------------------
+
+
+def nomic(folder: Path) -> None:
+    """nomic-embed-text 1.5: rotary BERT by transformers' own class, mean pooling, no normalisation of its own."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokens = [*special, *(form for c in map(chr, range(33, 127)) for form in (c, f"##{c}"))]
+    tokenizer = BertTokenizer(vocab={t: i for i, t in enumerate(tokens)}, model_max_length=8192)
+    with TemporaryDirectory() as inner:
+        NomicBertModel(NomicBertConfig(**TOWER, vocab_size=len(tokenizer))).save_pretrained(inner)
+        tokenizer.save_pretrained(inner)
+        words = Transformer(inner, max_seq_length=8192)
+        model = SentenceTransformer(modules=[words, Pooling(32, pooling_mode="mean")], device="cpu")
+        model.save(str(folder), safe_serialization=True)
 
 
 def mpnet(folder: Path) -> None:
@@ -310,6 +377,9 @@ STAND_INS: dict[str, Callable[[Path], None]] = {
     "google/siglip2-base-patch16-224": siglip2,
     "facebook/dinov2-base": dinov2,
     "openai/clip-vit-large-patch14": clip_large,
+    "Salesforce/blip-image-captioning-large": blip_large,
+    "Qwen/Qwen3-VL-2B-Instruct": qwen3_vl,
+    "nomic-ai/nomic-embed-text-v1.5": nomic,
 }
 SHALLOW: dict[str, Callable[[Path], None]] = {
     "black-forest-labs/FLUX.1-schnell": partial(flux_schnell, doubles=2),

@@ -41,6 +41,8 @@ def write_states(
                 # An invocation may have a seed of its own; the run's is that of the prompt's row.
                 row = {"prompt_id": prompt_id, "seed": int(seed) if i == 0 else 1000 + i, "output_text": text}
                 row |= {"loop_length": (loops or {}).get((network, run)), "derived_seed": int(seed) >= DERIVED}
+                row |= {"prompt": prompt_id, "type": kind.upper(), "output_key": f"{run_id} {number}"}
+                row |= dict(zip(("entry", "model", "scheme"), entry_of(network, kind, number), strict=True))
                 trajectories.setdefault(network, []).append(key | row)
             record = {"embedder": embedder, "modality": kind, "vector": np.asarray(vector, np.float32).tolist()}
             if (embedder, network, run, number) not in without:
@@ -49,12 +51,23 @@ def write_states(
     for network, rows in trajectories.items():
         tables.append(folder / f"trajectories/{network}/shard-00000.parquet")
         types = {"sequence_number": pl.Int32, "output_text": pl.String, "loop_length": pl.Int32}
+        types |= dict.fromkeys(("entry", "model", "scheme"), pl.String)
         write_loosely(pl.DataFrame(rows, schema_overrides=types), tables[-1], "trajectories")
     for (embedder, network), rows in embeddings.items():
         embedded.append(folder / f"embeddings/{embedder}/{network}-00000.parquet")
         types = {"sequence_number": pl.Int32, "vector": pl.List(pl.Float32)}
         write_loosely(pl.DataFrame(rows, schema_overrides=types), embedded[-1], "embeddings")
     return embedded, tables
+
+
+def entry_of(network: str, kind: str, number: int) -> tuple[str | None, str | None, str | None]:
+    """Entry, model and scheme of a state: a network `x:int4` is quantized, with the generator of `x`."""
+    if number < 0:
+        return None, None, None
+    model, _, scheme = network.partition(":")
+    if kind == "text":
+        return "captioner", "captioner", "base"
+    return f"{model}:{scheme}" if scheme else model, model, scheme or "base"
 
 
 def random_states(seed: int = 0, length: int = 8, d: int = 6) -> dict[tuple[str, str, str], np.ndarray]:

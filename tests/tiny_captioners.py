@@ -22,6 +22,11 @@ from transformers import (
     OPTConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 WORDS = ["a", "the", "red", "blue", "large", "small", "ring", "star", "left", "right", "white", "black", "of", "on"]
@@ -92,3 +97,44 @@ def tiny_florence2(folder: Path) -> Path:
     config = Florence2Config(text_config=bart.to_dict(), vision_config=davit, image_token_id=4)
     images = CLIPImageProcessorPil(size={"height": 64, "width": 64}, do_center_crop=False, image_seq_length=5)
     return save(Florence2ForConditionalGeneration(config), Florence2Processor(images, tokenizer), folder)
+
+
+# The form of Qwen's own: what the user says, with a place for each image, and the beginning of an answer.
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }} {% for part in message.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
+
+
+def tiny_qwen3_vl(folder: Path) -> Path:
+    """A random Qwen3VLForConditionalGeneration; an image of 32 x 32 pixels is 4 tokens."""
+    torch.manual_seed(3)
+    marks = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = word_tokenizer("<pad>", "<unk>", *marks, eos_token="<|im_end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 512,
+        "pad_token_id": 0, "eos_token_id": 3,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True
+        },
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 8, "out_hidden_size": 32,
+        "num_position_embeddings": 64, "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    ids = {name: tokenizer.convert_tokens_to_ids(mark) for name, mark in (
+        ("image_token_id", "<|image_pad|>"), ("video_token_id", "<|video_pad|>"),
+        ("vision_start_token_id", "<|vision_start|>"), ("vision_end_token_id", "<|vision_end|>"),
+    )}  # fmt: skip
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
+    model = Qwen3VLForConditionalGeneration(config)
+    model.generation_config.update(
+        do_sample=True, temperature=0.7, top_k=2, eos_token_id=3, pad_token_id=0
+    )  # as Qwen's
+    sizes = {"patch_size": 8, "merge_size": 2, "size": {"shortest_edge": 32 * 32, "longest_edge": 64 * 64}}
+    images, videos = Qwen2VLImageProcessorPil(**sizes), Qwen3VLVideoProcessor(**sizes)
+    processor = Qwen3VLProcessor(images, tokenizer, videos, chat_template=CHAT)
+    return save(model, processor, folder)

@@ -68,13 +68,17 @@ COMMANDS = {
     "publish": ("publish.stage:publish", "every figure and table that a study's finished stages allow"),
     "estimate": ("workflow.estimate:estimate", "jobs, hours and disk that a study will take"),
     "new": ("workflow.new:new", "write a commented overlay for a study of your own model and prompts"),
-    "compare": ("workflow.compare:compare", "two experiments side by side: settings, tables and figures that differ"),
+    "compare": (
+        "workflow.compare.command:compare",
+        "two experiments side by side: settings, tables and figures that differ",
+    ),
     "resume": ("workflow.resume:resume", "go on with a SLURM run whose main process was killed"),
+    "experiment": ("workflow.experiment:experiment", "list experiments, say how far one is, delete one"),
     "progress": ("workflow.progress:progress", "how complete every study is"),
     "doctor": ("workflow.doctor:doctor", "verify everything that a study left, and say what to run again"),
 }
 REGISTRIES = {Model: "models", Scheme: "schemes", Embedder: "embedders"}
-# The models that the seeds' own programs work on, and `generate` and its like with them.
+# The models that the seeds' own programs work on, and `generate`, which is no seed's, with them.
 MODELS = {
     **dict.fromkeys(("generate", "capture", "ablate"), "flux-schnell"),
     **dict.fromkeys(("calibrate", "sensitivity", "benchmark"), "sd3-medium"),
@@ -208,8 +212,8 @@ def options_of(function: Callable[..., Any], command: str = "", config: Config |
                         f.name, option_of(f.name, types[f.name], default_of(f, inspect.Parameter.empty), *about)
                     )
         elif not (name == "name" and any(k in REGISTRIES for k in hints.values())):
-            found = option_of(name, extras[name], parameter.default)
-            options[name] = replace(found, by_place=by_place(parameter))
+            simple = option_of(name, extras[name], parameter.default)
+            options[name] = replace(simple, by_place=by_place(parameter))
     return list(options.values())
 
 
@@ -246,6 +250,8 @@ def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
     help = option.help + ("" if required else f" (default: {shown(option)})")
     extra: dict[str, Any] = {"help": help.replace("%", "%%").strip()}
     extra |= {} if option.by_place else {"dest": option.name, "required": required}
+    if option.by_place and not required:
+        extra["nargs"] = "?"
     if option.choices:
         extra["choices"] = option.choices
     kind = {bool: boolean, Path: path}.get(option.kind, option.kind)
@@ -359,7 +365,8 @@ def call(function: Callable[..., Any], typed: dict[str, Any], command: str = "")
             arguments[name] = kind(**given) if base is None else replace(base, **given)
         elif name in values:
             arguments[name] = values[name]
-    positional = [arguments.pop(p.name) for p in inspect.signature(function).parameters.values() if by_place(p)]
+    places = [p for p in inspect.signature(function).parameters.values() if by_place(p)]
+    positional = [arguments.pop(p.name, p.default) for p in places]
     function(*positional, **arguments)
 
 
@@ -386,8 +393,8 @@ def check_paths(options: Sequence[Option], given: Mapping[str, Any]) -> None:
     files: dict[PathKind, list[Path]] = {PathKind.INPUT_FILE: [], PathKind.OUTPUT_FILE: []}
     for option in options:
         if option.path and (option.name in given or option.path is PathKind.INPUT_FILE):
-            found = given.get(option.name, option.default)
-            for item in found if isinstance(found, (list, tuple)) else [found]:
+            value = given.get(option.name, option.default)
+            for item in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(item, Path):
                     check_path(item, option.path, option.spellings[0])
                     files.get(option.path, []).append(item)

@@ -25,6 +25,7 @@ from ditscope.models.registry import (
     check_backend,
     check_captioning,
     check_frames,
+    check_remote_code,
     check_source,
     is_generator,
     require_blocks,
@@ -152,6 +153,7 @@ def check(config: Config) -> None:
     check_networks(config)
     check_schemes(config)
     check_benchmark(config)
+    check_remote(config)
     check_captures(config)
     check_patterns(config)
 
@@ -175,9 +177,9 @@ def check_names(config: Config) -> None:
         check_apart(registry, entries)
     if config.benchmark.hardware:
         check_name("benchmark.hardware", config.benchmark.hardware)
-    if found := set(config.prompts.csv) & set("{}<>"):
+    if braces := set(config.prompts.csv) & set("{}<>"):
         raise InputError(
-            f"prompts.csv: `{config.prompts.csv}` has a {min(found)}, by which Snakemake marks wildcards; rename it"
+            f"prompts.csv: `{config.prompts.csv}` has a {min(braces)}, by which Snakemake marks wildcards; rename it"
         )
 
 
@@ -191,9 +193,27 @@ def check_models(config: Config) -> None:
         check_backend(name, model)
         check_source(name, model)
         check_captioning(name, model)
-        check_revision(f"models.{name}", model.revision)
+        check_revisions(f"models.{name}", model)
     for name, embedder in config.embedders.items():
-        check_revision(f"embedders.{name}", embedder.revision)
+        check_revisions(f"embedders.{name}", embedder)
+
+
+def check_revisions(where: str, entry: Model | Embedder) -> None:
+    """Refuse a revision of an entry's repository, or of one that its code reads, which is no commit."""
+    check_revision(f"{where}.revision", entry.revision)
+    for repository, revision in entry.code_revisions.items():
+        check_revision(f"{where}.code_revisions.{repository}", revision or "nothing")
+
+
+def check_remote(config: Config) -> None:
+    """Refuse a selected model that is code of its repository where its entry does not allow that."""
+    embedders = [*config.embed.embedders, config.blocks.features, config.ablate.features]
+    if config.benchmark.models:
+        embedders += [config.benchmark.features, *config.benchmark.cosines]
+    for name in config.selected_models():
+        check_remote_code(f"models.{name}", config.models[name])
+    for name in filter(config.embedders.get, embedders):
+        check_remote_code(f"embedders.{name}", config.embedders[name])
 
 
 def check_selections(config: Config) -> None:
@@ -214,6 +234,7 @@ def check_selections(config: Config) -> None:
     for section in ("blocks", "ablate"):
         features = getattr(config, section).features
         check_known(f"{section}.features", [features] if features else [], config, "embedders")
+    check_known("drift.oracle", config.drift.oracle, config, "networks")
     for stage in ("generate", "capture", "calibrate"):
         check_known(f"{stage}.sources", getattr(config, stage).sources, config, "models")
     for stage in ("capture", "ablate", "calibrate", "sensitivity"):

@@ -103,7 +103,7 @@ def named(files: Files, stage: str, name: str) -> list[Path]:
 def draw_tiles(axis: Axes, shape: tuple[int, int], cells: Iterable[tuple[tuple[int, int], np.ndarray]]) -> None:
     """Draw pictures (height, width, 3) uint8 as one image: cell (row, column) is around y = row, x = column.
 
-    Cells are as large as the largest picture, the image at most TILES_SIDE pixels long and wide. An axis a picture
+    Cells are as large as the largest picture, the image at most TILES_SIDE pixels long and wide. An axis per picture
     would take minutes for some hundred.
     """
     axis.spines[:].set_visible(False)

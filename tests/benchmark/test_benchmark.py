@@ -14,7 +14,7 @@ import scipy.stats
 import torch
 from PIL import Image
 
-from ditscope.benchmark import latency, memory, prepare, quality, quality_of_sets
+from ditscope.benchmark import latency, memory, quality, quality_of_sets
 from ditscope.benchmark import run as run_module
 from ditscope.benchmark.cases import benchmark_cases
 from ditscope.benchmark.check import check_sizes
@@ -29,7 +29,7 @@ from ditscope.core.errors import InputError
 from ditscope.core.settings import decode
 from ditscope.core.shards import write_tar
 from ditscope.core.tables import read_table
-from ditscope.models import hardware, loading, requests
+from ditscope.models import hardware, loading, prepare, requests
 from ditscope.models.settings import Embedder, Scheme
 from ditscope.prompts.files import read_runs, write_runs
 from tiny_models import tiny_generator
@@ -534,7 +534,8 @@ def test_a_verdict_takes_the_whole_interval():
     assert found["quality_bound"].unique().to_list() == [0.05]
 
 
-def test_the_recommendation_follows_from_the_data():
+def recommended() -> tuple[pl.DataFrame, pl.DataFrame]:
+    """A joined table of made-up runs and their timings."""
     sizes = [  # scheme, compile, stored, nominal, simulated, loss, verdict, reason
         ("base", "eager", 80, 80, False, 0.0, "within", ""), ("base", "full", 80, 80, False, 0.001, "within", ""),
         ("int8", "eager", 20, 20, False, 0.01, "within", ""), ("worse", "eager", 30, 30, False, 0.02, "within", ""),
@@ -571,6 +572,11 @@ def test_the_recommendation_follows_from_the_data():
         speedup_verdict=pl.when(pl.col("speedup").is_not_null()).then(pl.lit("quiet")),
         speedup_low=pl.lit(None, pl.Float64), speedup_high=pl.lit(None, pl.Float64),
     )  # fmt: skip
+    return table, timed
+
+
+def test_the_recommendation_follows_from_the_data():
+    table, timed = recommended()
     text = recommendation(table, timed, 0.05)
     memory, packed = text.split("Packed file")
     assert "| 20.00 MB | `int8` | 1 % (1 % to 1 %) | within | 1.25 |" in memory and "`int3`" not in memory
@@ -588,6 +594,9 @@ def test_the_recommendation_follows_from_the_data():
     assert "| 20.00 MB | `int8` | 1 % (1 % to 1 %) | within | 0.50 |" in text and "- `int8`, eager: slower" not in text
     assert "`worse`, eager: slower than the base" in text, "another is smaller and better"
 
+
+def test_the_recommendation_leaves_noisy_timings_out():
+    table, timed = recommended()
     noisy = pl.when(scheme="base", compile="full").then(pl.lit("noisy")).otherwise("verdict")
     loud = timed.with_columns(verdict=noisy, noisy_because=pl.lit("others took 40% of the processors' time"))
     text = recommendation(table, loud, 0.05)

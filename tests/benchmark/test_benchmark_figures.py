@@ -196,7 +196,7 @@ def test_names_on_a_crowded_front_do_not_overlap(monkeypatch):
     sizes = [1.0, 1.4, 1.41, 1.42, 2.0, 2.01, 2.6, 2.7, 2.8, 9.0]
     points = [(size, 0.3 / 2**number) for number, size in enumerate(sizes)]
     points[7:9] = [(2.7, points[6][1] * 0.99), (2.8, points[6][1] * 0.98)]
-    found = {}
+    overlapping = {}
     for height in (0, figures.NAME_HEIGHT):
         monkeypatch.setattr(figures, "NAME_HEIGHT", height)
         figure = FigureCanvasAgg(Canvas(figsize=(4, 3))).figure
@@ -204,5 +204,5 @@ def test_names_on_a_crowded_front_do_not_overlap(monkeypatch):
         axis.loglog(*zip(*points, strict=True))
         figure.draw_without_rendering()
         figures.name_front(axis, points, [f"scheme-{size}" for size in sizes])
-        found[height] = overlaps(slanted_boxes(axis))
-    assert found[0] and not found[figures.NAME_HEIGHT]
+        overlapping[height] = overlaps(slanted_boxes(axis))
+    assert overlapping[0] and not overlapping[figures.NAME_HEIGHT]

@@ -142,8 +142,8 @@ class ColourExtractor(FeatureExtractorBase):
 
     def forward(self, image):
         values = image.double().flatten(1) / 255 @ self.matrix
-        found = {"features": values, "logits": values[:, :6] * 3}
-        return tuple(found[name] for name in self.features_list)
+        outputs = {"features": values, "logits": values[:, :6] * 3}
+        return tuple(outputs[name] for name in self.features_list)
 
 
 def projection() -> np.ndarray:
@@ -170,28 +170,28 @@ def test_metrics_of_sets_equal_calculate_metrics(subset, tmp_path):
         pixels = np.stack([np.asarray(i).transpose(2, 0, 1).reshape(-1) for i in images])
         return torch.from_numpy(pixels.astype(np.float64) / 255 @ projection())
 
-    mine, reference = (
+    features, reference = (
         features_of([p.read_bytes() for p in sorted((tmp_path / f).iterdir())], Extractor("test", extract))
         for f in ("mine", "reference")
     )
-    assert fid(reference, mine) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
-    assert kid(reference, mine, subset) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
-    assert inception_score(mine[:, :6] * 3, 2) == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
-    precision, recall = precision_recall(reference, mine)
+    assert fid(reference, features) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
+    assert kid(reference, features, subset) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
+    assert inception_score(features[:, :6] * 3, 2) == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    precision, recall = precision_recall(reference, features)
     assert (precision, recall) == pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-6)
     assert 0 < precision < 1 or 0 < recall < 1, "the sets tell nothing"
 
 
 def test_precision_and_recall_by_brute_force():
     rng = np.random.default_rng(4)
-    reference, mine = rng.normal(size=(30, 3)), rng.normal(0.8, 0.6, size=(25, 3))
+    reference, features = rng.normal(size=(30, 3)), rng.normal(0.8, 0.6, size=(25, 3))
 
     def share_inside(points, of):
         radius = [np.sort(np.linalg.norm(of - p, axis=1))[3] for p in of]
         return np.mean([any(np.linalg.norm(q - p) <= r for p, r in zip(of, radius, strict=True)) for q in points])
 
-    assert precision_recall(reference, mine) == pytest.approx(
-        (share_inside(mine, reference), share_inside(reference, mine))
+    assert precision_recall(reference, features) == pytest.approx(
+        (share_inside(features, reference), share_inside(reference, features))
     )
 
 
@@ -239,12 +239,12 @@ def test_lpips_gives_its_reason_and_works_on_a_random_backbone(monkeypatch, tmp_
 
 
 def pngs(count: int) -> list[bytes]:
-    found = []
+    files = []
     for seed in range(count):
         buffer = io.BytesIO()
         Image.fromarray(picture(seed, (8, 8, 3))).save(buffer, "PNG")
-        found.append(buffer.getvalue())
-    return found
+        files.append(buffer.getvalue())
+    return files
 
 
 def test_features_are_cached_by_content_and_do_not_depend_on_the_batch(tmp_path):
@@ -274,10 +274,10 @@ def test_the_features_model_loads_late_and_once(monkeypatch, tmp_path):
     monkeypatch.setattr(features, "image_features", lambda towers, images: torch.ones(len(images), 2))
     monkeypatch.setattr(features, "text_features", lambda towers, texts: torch.ones(len(texts), 2) * 7)
     (tmp_path / "weights").write_bytes(b"1")
-    found = feature_extractor("mine", Embedder("clip", str(tmp_path), modality="image"), "cpu")
+    extractor = feature_extractor("mine", Embedder("clip", str(tmp_path), modality="image"), "cpu")
     assert loads == []
-    found.images([1]), found.images([1, 2])
-    assert np.allclose(text_rows(["a", "b"], found, tmp_path.parent / "cache"), 3 / np.sqrt(2)), (
+    extractor.images([1]), extractor.images([1, 2])
+    assert np.allclose(text_rows(["a", "b"], extractor, tmp_path.parent / "cache"), 3 / np.sqrt(2)), (
         "unit rows times the scale"
     )
     assert loads == ["mine"]
@@ -288,6 +288,6 @@ def test_the_features_model_loads_late_and_once(monkeypatch, tmp_path):
     )
     assert loads == ["mine"], "cached"
     (tmp_path / "weights").write_bytes(b"2")
-    assert feature_extractor("mine", Embedder("clip", str(tmp_path), modality="image"), "cpu").key != found.key
+    assert feature_extractor("mine", Embedder("clip", str(tmp_path), modality="image"), "cpu").key != extractor.key
     with pytest.raises(InputError, match="has no image features"):
         feature_extractor("minilm", Embedder("minilm"), "cpu")

@@ -57,9 +57,9 @@ def test_the_verdict_follows_the_thresholds(spread, others, throttling, expected
 
 def test_spread_of_samples():
     samples = [100.0, 110.0, 90.0, 105.0, 400.0]
-    found = quiet.spread_of(samples)
-    assert found["latency_cv"] == pytest.approx(scipy.stats.variation(samples, ddof=1))
-    assert found["latency_relative_iqr"] == pytest.approx(scipy.stats.iqr(samples) / 105)
+    spread = quiet.spread_of(samples)
+    assert spread["latency_cv"] == pytest.approx(scipy.stats.variation(samples, ddof=1))
+    assert spread["latency_relative_iqr"] == pytest.approx(scipy.stats.iqr(samples) / 105)
     assert quiet.spread_of([5.0]) == {"latency_cv": 0, "latency_relative_iqr": 0}
 
 
@@ -141,8 +141,8 @@ def test_intervals_of_latencies_need_eight_runs(scripted):
 def test_intervals_of_ratios_cover_the_true_ratio(n, m):
     rng, true, inside, trials = np.random.default_rng(0), 1.7, 0, 2000
     for _ in range(trials):
-        base, mine = true * np.exp(0.2 * rng.standard_normal(n)), np.exp(0.05 * rng.standard_normal(m))
-        low, high = ratio_interval(base, mine)
+        base, scheme = true * np.exp(0.2 * rng.standard_normal(n)), np.exp(0.05 * rng.standard_normal(m))
+        low, high = ratio_interval(base, scheme)
         inside += low <= true <= high
     assert abs(inside / trials - 0.95) < 4 * np.sqrt(0.95 * 0.05 / trials)
     assert ratio_interval([1.0] * 7, [1.0] * 9) == (None, None)

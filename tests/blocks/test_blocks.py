@@ -83,11 +83,11 @@ def test_token_measures_match_loops():
     assert token_cosine(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(np.mean(cosine), rel=1e-9)
     distance = np.sqrt(((b64 - a64) ** 2).sum()) / np.sqrt((a64**2).sum())
     assert relative_l2(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(distance, rel=1e-9)
-    found = residual(torch.from_numpy(a), torch.from_numpy(b))
+    measures = residual(torch.from_numpy(a), torch.from_numpy(b))
     update = b64 - a64
     along = [x @ u / (np.sqrt(x @ x) * np.sqrt(u @ u)) for x, u in zip(a64, update, strict=True)]
     expected = [distance, np.mean(along), np.sqrt((a64**2).mean()), np.sqrt((update**2).mean())]
-    np.testing.assert_allclose(list(found.values()), expected, rtol=1e-9)
+    np.testing.assert_allclose(list(measures.values()), expected, rtol=1e-9)
 
 
 def test_a_residual_in_closed_form():
@@ -115,21 +115,21 @@ def captured(tmp_path_factory) -> Path:
 def test_tables_of_a_capture(family, captured, tmp_path):
     blocks(captured / family, tmp_path / "a", {})
     blocks(captured / family, tmp_path / "b", {})
-    found = {name: read_table(tmp_path / "a" / f"{name}.parquet", f"blocks.{name}") for name in analysis.TABLES}
-    for name in found:
+    tables = {name: read_table(tmp_path / "a" / f"{name}.parquet", f"blocks.{name}") for name in analysis.TABLES}
+    for name in tables:
         assert (tmp_path / "a" / f"{name}.parquet").read_bytes() == (tmp_path / "b" / f"{name}.parquet").read_bytes()
     (folder,) = captures_in(captured / family)
     data = load_capture(folder)
     depth, halves = len(data["metadata"]["captured_blocks"]), 1 if family == "flux" else 2
     streams = 2 * depth - (family == "sd3")  # SD3's last block puts out no text
-    assert found["similarity"].height == found["residual"].height == 3 * streams * halves
-    assert found["text_drift"].height == 3 * halves * (streams - depth + 1)
-    assert found["decodability"].height == 3 * depth
+    assert tables["similarity"].height == tables["residual"].height == 3 * streams * halves
+    assert tables["text_drift"].height == 3 * halves * (streams - depth + 1)
+    assert tables["decodability"].height == 3 * depth
     # one row by hand, across the border of double and single blocks where there is one
     last = {"block": "single_block_0", "previous": "double_block_1"}
     last = last if family == "flux" else {"block": "joint_block_2", "previous": "joint_block_1"}
     (row,) = (
-        found["similarity"].filter(step=1, stream="txt", half="cond" if halves == 1 else "uncond", **last).to_dicts()
+        tables["similarity"].filter(step=1, stream="txt", half="cond" if halves == 1 else "uncond", **last).to_dicts()
     )
     if family == "flux":
         before, after = (
@@ -143,16 +143,16 @@ def test_tables_of_a_capture(family, captured, tmp_path):
     assert row["linear_cka"] == pytest.approx(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)), rel=1e-6)
     norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     assert row["cosine"] == pytest.approx(((x * y).sum(1) / norms).mean(), rel=1e-6)
-    (same,) = found["residual"].filter(step=1, stream="txt", half=row["half"], **last).to_dicts()
+    (same,) = tables["residual"].filter(step=1, stream="txt", half=row["half"], **last).to_dicts()
     assert same["relative_update"] == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-6)
     # text: nothing has moved where it starts, and the first captured step is its own reference
-    start = found["text_drift"].filter(depth=-1)
+    start = tables["text_drift"].filter(depth=-1)
     assert start["block"].unique().to_list() == ["embedding"] and start["cosine_distance"].abs().max() < 1e-9
-    assert found["text_drift"].filter(step=0)["step_relative_l2"].abs().max() == 0
-    assert found["text_drift"].filter(pl.col("depth") > 0)["cosine_distance"].min() > 1e-3
+    assert tables["text_drift"].filter(step=0)["step_relative_l2"].abs().max() == 0
+    assert tables["text_drift"].filter(pl.col("depth") > 0)["cosine_distance"].min() > 1e-3
     # the last block's estimate at the last step is the generated picture
-    (final,) = found["decodability"].filter(step=2, depth=depth - 1).to_dicts()
-    assert final["psnr_db"] == 100 and found["decodability"]["psnr_db"].arg_max() == found["decodability"].height - 1
+    (final,) = tables["decodability"].filter(step=2, depth=depth - 1).to_dicts()
+    assert final["psnr_db"] == 100 and tables["decodability"]["psnr_db"].arg_max() == tables["decodability"].height - 1
 
 
 def test_features_give_a_distance(captured, tmp_path):
@@ -198,8 +198,8 @@ def test_the_first_decodable_block_by_hand(tmp_path):
     rows = decodability_rows(tmp_path, metadata, {b: i for i, b in enumerate(metadata["captured_blocks"])})
     expected = [20 * np.log10(255 / d) if d else 100 for d in differences.values()]
     np.testing.assert_allclose([row["psnr_db"] for row in rows], expected)
-    found = list(decodable_rows(rows, Blocks(psnr_db=15.0)))
-    assert [(r["step"], r["block"], r["first"]) for r in found] == [
+    decodable = list(decodable_rows(rows, Blocks(psnr_db=15.0)))
+    assert [(r["step"], r["block"], r["first"]) for r in decodable] == [
         (0, "single_block_0", True),
         (1, "double_block_1", False),
     ]
@@ -332,8 +332,8 @@ def test_figures_draw_means_over_generations(tmp_path):
     columns = {name: set(analysis.TABLES[name].columns) for name in names}
     files = {
         "blocks": [
-            made_table(tmp_path, name, [{k: v for k, v in row.items() if k in columns[name]} for row in found])
-            for name, found in names.items()
+            made_table(tmp_path, name, [{k: v for k, v in row.items() if k in columns[name]} for row in entries])
+            for name, entries in names.items()
         ]
     }
     figure, data = figures.block_similarity(files)
@@ -361,7 +361,7 @@ def test_figure_of_ablation_shows_every_effect(tmp_path):
     table = read_table(tmp_path / "shapes-flux.parquet", "ablation")
     assert sorted(heights) == pytest.approx(sorted(table["latent_relative_l2"])) and data["runs"].to_list() == [1] * 4
     _, unchanged, ablated = figure.axes
-    assert [len(axis.images) for axis in (unchanged, ablated)] == [1, 1], "an axis a picture takes minutes"
+    assert [len(axis.images) for axis in (unchanged, ablated)] == [1, 1], "an axis per picture takes minutes"
     side = FLUX.width + GAP
     assert ablated.images[0].get_array().shape == (2 * side, 2 * side, 3), "two kinds by two blocks"
     assert [label.get_text() for label in unchanged.get_yticklabels()] == ["skip", "mean"]

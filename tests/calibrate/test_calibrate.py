@@ -147,14 +147,14 @@ def test_packed_holds_the_same_samples_and_conditioning_once(made):
 
 
 def test_steps_default_to_the_model_s_own(made):
-    found = load_calibration(made("flux", num_steps=0))
-    assert found.num_steps == found.manifest["num_steps"] == ENTRIES["flux"].steps
+    calibration = load_calibration(made("flux", num_steps=0))
+    assert calibration.num_steps == calibration.manifest["num_steps"] == ENTRIES["flux"].steps
 
 
 def test_subset_by_images_and_stride(made):
-    found = load_calibration(made(), max_images=2, step_stride=4)
-    assert [(s.image, s.step_index) for s in found.samples] == [(0, 0), (0, 4), (1, 0), (1, 4)]
-    assert found.num_steps == 6
+    subset = load_calibration(made(), max_images=2, step_stride=4)
+    assert [(s.image, s.step_index) for s in subset.samples] == [(0, 0), (0, 4), (1, 0), (1, 4)]
+    assert subset.num_steps == 6
 
 
 # Files of other programs ---------------------------------------------------------------------------------------------
@@ -191,9 +191,9 @@ def test_every_alias_and_layout_without_manifest(tmp_path, form, layout):
         for step in range(3):
             np.savez(tmp_path / layout / f"{image:04d}_{step:03d}.npz", **form(step), guidance=2.0)
         np.savez(tmp_path / layout / f"{image:04d}_003.npz", **form(3), is_final=True)
-    found = validate_calibration(tmp_path)
-    assert [(s.image, s.step_index) for s in found.samples] == [(i, s) for i in range(2) for s in range(3)]
-    for reference in found.samples:
+    calibration = validate_calibration(tmp_path)
+    assert [(s.image, s.step_index) for s in calibration.samples] == [(i, s) for i in range(2) for s in range(3)]
+    for reference in calibration.samples:
         expected, got = arrays(reference.step_index), read_sample(reference)
         for key in ("x", "conditioning", "pooled_conditioning"):
             np.testing.assert_array_equal(got[key], expected[key].astype(np.float32))
@@ -212,9 +212,9 @@ def test_plural_form(tmp_path):
             pooled_conditioning=steps[0]["pooled_conditioning"],
             guidance=2.0,
         )
-    found = validate_calibration(tmp_path)
-    assert [(s.image, s.step_index) for s in found.samples] == [(i, s) for i in range(2) for s in range(3)]
-    np.testing.assert_array_equal(read_sample(found.samples[4])["x"], arrays(1)["x"].astype(np.float32))
+    calibration = validate_calibration(tmp_path)
+    assert [(s.image, s.step_index) for s in calibration.samples] == [(i, s) for i in range(2) for s in range(3)]
+    np.testing.assert_array_equal(read_sample(calibration.samples[4])["x"], arrays(1)["x"].astype(np.float32))
 
 
 # Broken files --------------------------------------------------------------------------------------------------------
@@ -309,8 +309,8 @@ def test_files_are_taken_by_number_or_by_their_keys(tmp_path):
             name = f"names/{(7 * (step + 11 * image)) % 23}.npz"
             np.savez(tmp_path / name, **arrays(step), image_id=image, guidance=2.0)
     assert [s.step_index for s in load_calibration(tmp_path / "numbers").samples] == list(steps)
-    found = validate_calibration(tmp_path / "names")
-    assert [(s.image, s.step_index) for s in found.samples] == [(i, s) for i in range(2) for s in steps]
+    named = validate_calibration(tmp_path / "names")
+    assert [(s.image, s.step_index) for s in named.samples] == [(i, s) for i in range(2) for s in steps]
     np.savez(tmp_path / "names/30.npz", **arrays(0))
     with pytest.raises(InputError, match=r"30\.npz: key `image_id` is in some files and not in others"):
         load_calibration(tmp_path / "names")
@@ -328,9 +328,9 @@ def test_guidance_is_written_down_or_refused(tmp_path):
         validate_calibration(tmp_path)
     for key in ("cfg_weight", "cfg_scale", "guidance"):
         (tmp_path / "manifest.json").write_text(json.dumps(manifest | {key: 4.5}))
-        found = validate_calibration(tmp_path)
-        sample = read_sample(found.samples[0])
-        assert guidance_of(found, sample, found.samples[0].file) == 4.5
+        calibration = validate_calibration(tmp_path)
+        sample = read_sample(calibration.samples[0])
+        assert guidance_of(calibration, sample, calibration.samples[0].file) == 4.5
     for wrong in ({"cfg_scale": "high"}, {"cfg_scale": 7, "cfg_weight": 2}, {"cfg_scale": True}):
         (tmp_path / "manifest.json").write_text(json.dumps(manifest | wrong))
         with pytest.raises(InputError, match="give one number"):
@@ -343,15 +343,15 @@ def test_guidance_is_written_down_or_refused(tmp_path):
         with pytest.raises(InputError, match=r"s0\.npz: key `guidance`.*(is no scale|infinite)"):
             validate_calibration(tmp_path)
         np.savez(tmp_path / "s0.npz", **arrays(0))
-    found = load_calibration(tmp_path)
-    sample = read_sample(found.samples[0])
-    assert guidance_of(found, sample | {"guidance": 3.0}, tmp_path) == 3.0, "a sample's own comes first"
+    calibration = load_calibration(tmp_path)
+    sample = read_sample(calibration.samples[0])
+    assert guidance_of(calibration, sample | {"guidance": 3.0}, tmp_path) == 3.0, "a sample's own comes first"
     (tmp_path / "manifest.json").unlink()
-    found = load_calibration(tmp_path)
+    calibration = load_calibration(tmp_path)
     one = {key: sample[key][:1] for key in ("conditioning", "pooled_conditioning")} | {"guidance": None}
-    assert guidance_of(found, one, tmp_path) == 0
+    assert guidance_of(calibration, one, tmp_path) == 0
     with pytest.raises(InputError, match="made under guidance"):
-        guidance_of(found, one, tmp_path, embedded=True)
+        guidance_of(calibration, one, tmp_path, embedded=True)
 
 
 SD3 = {"in_channels": 2, "joint_attention_dim": 4, "pooled_projection_dim": 5, "patch_size": 2, "pos_embed_max_size": 2}

@@ -341,9 +341,9 @@ def test_the_embedding_is_what_the_first_block_is_given(kind, tmp_path):
 def test_pooled_statistics_match_float64():
     tokens = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(1)) * 3 + 1
     values, token_norms = pool(tokens)
-    for row, found, x in zip(values.numpy(), token_norms.numpy(), tokens.numpy().astype(np.float64), strict=True):
+    for row, token_norm, x in zip(values.numpy(), token_norms.numpy(), tokens.numpy().astype(np.float64), strict=True):
         norms = [np.sqrt((token**2).sum()) for token in x]
-        np.testing.assert_allclose(found, norms, rtol=1e-5)
+        np.testing.assert_allclose(token_norm, norms, rtol=1e-5)
         expected = [x.mean(), x.std(), np.sqrt((x**2).mean()), abs(x).max(), np.mean(norms)]
         np.testing.assert_allclose(row, expected, rtol=1e-5)
 
@@ -357,14 +357,14 @@ def test_streams_pooled_together_are_those_pooled_alone(limit, order, monkeypatc
     shapes = [(2, 5, 3), (2, 4, 3), (2, 5, 3), (2, 5, 3)]
     streams = [(i, f"single_block_{i}", "img", torch.randn(shape, generator=draw)) for i, shape in enumerate(shapes)]
     groups = pool_streams(streams)
-    found = {
+    together = {
         stream[:2]: (values, norms)
         for pooled in groups
         for stream, values, norms in zip(pooled.streams, pooled.values, pooled.norms, strict=True)
     }
     assert [tuple(step for step, *_ in pooled.streams) for pooled in groups] == order
     for step, block, _, tokens in streams:
-        torch.testing.assert_close(found[step, block], pool(tokens), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(together[step, block], pool(tokens), rtol=1e-6, atol=1e-7)
 
 
 def test_the_statistics_table_describes_the_stored_tensors(tmp_path):
@@ -466,7 +466,7 @@ def test_single_file_holds_the_same_nested_structure(folder):
 
 
 def test_single_file_of_the_original_program_and_damaged_ones(tmp_path):
-    """The published structure: lists of (img, txt) and of joined tokens, one entry a step."""
+    """The published structure: lists of (img, txt) and of joined tokens, one entry per step."""
     image, text, joined = torch.randn(1, 4, 8), torch.randn(1, 3, 8), torch.randn(1, 7, 8)
     context = {"y": [torch.randn(1, 5)], "img_state": [image], "timestep_pairs": [(1.0, 0.0)], "txt_seq_len": [3]}
     data = {"double_blocks": {"block_0": [(image, text)]}, "single_blocks": {"block_0": [joined]}}

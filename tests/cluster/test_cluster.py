@@ -110,6 +110,15 @@ def test_a_sample_labels_the_rest_as_a_full_clustering_does():
         assert [np.sum(labels == label) for label in range(3)] == [300, 200, 100]
 
 
+def test_a_map_of_a_sample_says_of_the_others_that_they_are_not_in_it(tmp_path):
+    vectors = {("text-a", "net-a", f"p{i}/0"): x for i, x in enumerate(np.random.default_rng(3).normal(size=(9, 8, 5)))}
+    tables = run_cluster(tmp_path, vectors, max_map_points=20)
+    table = tables["map"]
+    assert table.height == 9 * 7 and table["x"].count() == table["y"].count() == 20
+    assert table["x"].is_null().equals(table["reason"].is_not_null())
+    assert set(table["reason"].drop_nulls()) == {"not in the sample of 20 states that the map is of"}
+
+
 def test_equal_states_are_one_cluster_unless_that_is_ruled_out():
     u = np.tile(np.eye(4)[:1], (10, 1))
     assert cluster_labels(u)[0].tolist() == [0] * 10

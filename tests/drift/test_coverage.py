@@ -35,9 +35,9 @@ def table() -> str:
 @pytest.mark.system
 def test_the_docs_say_what_the_intervals_cover():
     numbers = re.compile(r"(\d+)% \((\d\.\d+)\)")
-    printed, found = (numbers.findall(text) for text in (DOCS.read_text(), table()))
-    assert len(printed) == len(found) == len(COEFFICIENTS) * len(LENGTHS) * len(RUNS) * len(STARTS)
-    for (cover, width), (again, wide) in zip(printed, found, strict=True):
+    printed, computed = (numbers.findall(text) for text in (DOCS.read_text(), table()))
+    assert len(printed) == len(computed) == len(COEFFICIENTS) * len(LENGTHS) * len(RUNS) * len(STARTS)
+    for (cover, width), (again, wide) in zip(printed, computed, strict=True):
         assert abs(int(cover) - int(again)) <= 4 and abs(float(width) - float(wide)) <= 0.03
 
 

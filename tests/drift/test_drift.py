@@ -12,6 +12,7 @@ from ditscope.core.tables import read_table
 from ditscope.drift.figures import drift_quantiles
 from ditscope.drift.settings import Drift
 from ditscope.drift.stage import STEPS, distances, drift
+from ditscope.embed.files import read_states
 from loose_tables import write_loosely
 from state_tables import MODALITY, random_states, write_states
 
@@ -67,6 +68,32 @@ def test_opposite_equal_and_zero_vectors():
     np.testing.assert_array_equal(found["euclidean"], [3, 0, 5, 0, 0])
     np.testing.assert_array_equal(found["cosine_distance"], [2, 0, np.nan, np.nan, 0])
     np.testing.assert_allclose(found["angle_rad"], [np.pi, 0, np.nan, np.nan, 0])
+
+
+def test_distances_of_all_angles_equal_closed_forms():
+    """Also of nearly opposite directions, whose sum is small."""
+    theta = np.concatenate([np.linspace(0, np.pi, 181), np.pi - np.logspace(-6, -1, 50)])
+    b = 3 * np.stack([np.cos(theta), np.sin(theta)], axis=1)
+    found = distances(np.tile([[2.0, 0.0]], (len(theta), 1)), b)
+    np.testing.assert_allclose(found["angle_rad"], theta, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(found["cosine_distance"], 2 * np.sin(theta / 2) ** 2, rtol=1e-12, atol=1e-30)
+
+
+def test_states_keep_their_vectors_whatever_the_order_and_length(tmp_path):
+    """Embedders of other lengths, tables in any order, rows in any order, one vector that is left out."""
+    rng = np.random.default_rng(7)
+    lengths = {"text-a": 3, "text-b": 5, "image": 2}
+    vectors = {key: rng.normal(size=(6, lengths[key[0]])).astype(np.float32) for key in random_states(length=2)}
+    vectors["text-b", "net-a", "p1/0"][3] = 0
+    embeddings, trajectories = write_states(tmp_path, vectors, MODALITY)
+    for path in embeddings[1:]:
+        write_loosely(pl.read_parquet(path).sample(fraction=1, shuffle=True, seed=1), path, "embeddings")
+    states = read_states(embeddings[::-1], trajectories)
+    assert states.height == 6 * len(vectors) - 1
+    for row in states.iter_rows(named=True):
+        start = -1 if row["modality"] == "text" else 0
+        x = vectors[row["embedder"], row["network"], row["run_id"].split(":")[1]]
+        assert row["vector"] == x[(row["sequence_number"] - start) // 2].tolist()
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
@@ -220,6 +247,20 @@ def test_similarity_equals_brute_force(tmp_path):
         assert row["aligned_cosine"] == pytest.approx(np.diag(cosine).mean(), abs=1e-6)
         centre = [(x / np.linalg.norm(x, axis=1, keepdims=True)).mean(axis=0) for x in (a, b)]
         assert row["centroid_cosine"] == pytest.approx(1 - distance.cosine(*centre), abs=1e-6)
+
+
+def test_of_many_runs_those_of_some_prompts_are_compared(tmp_path):
+    vectors = random_states(length=3)  # three prompts of two networks and two seeds
+    whole = run_drift(tmp_path / "whole", vectors, MODALITY)["similarity"]
+    some = run_drift(tmp_path / "some", vectors, MODALITY, max_runs=6)["similarity"]
+    assert some.height == 3 * 6 * 7 // 2
+    runs = some.filter(run_id_a=pl.col("run_id_b")).group_by("embedder").agg(pl.col("prompt_id_a", "run_id_a").sort())
+    assert runs["run_id_a"].n_unique() == 1, "the same runs of every embedder"
+    counts = runs["prompt_id_a"][0].value_counts()["count"]
+    assert sorted(counts) == [2, 4], "one prompt with all of its runs, of another as many as there is room for"
+    chosen = some["run_id_a"].unique()
+    kept = whole.filter(pl.col("run_id_a").is_in(chosen.to_list()) & pl.col("run_id_b").is_in(chosen.to_list()))
+    assert some.equals(kept)
 
 
 def test_a_stage_is_the_same_in_any_order_of_its_inputs(tmp_path):

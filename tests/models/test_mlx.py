@@ -107,9 +107,9 @@ def test_velocity_of_a_calibration_sample_is_that_of_torch(shapes, tmp_path):
     (tmp_path / "p.csv").write_text("prompt\n" + ROWS[0]["prompt"] + "\n")
     settings = Calibrate(num_images=2, num_steps=6, cfg_weight=3.0)
     calibrate("shapes", of_torch.entry, tmp_path / "p.csv", tmp_path / "set", settings)
-    found = load_calibration(tmp_path / "set")
-    buckets = assign_buckets(found, "thirds", tmp_path)
-    for batch in batches(of_torch, found, buckets, 2):
+    calibration = load_calibration(tmp_path / "set")
+    buckets = assign_buckets(calibration, "thirds", tmp_path)
+    for batch in batches(of_torch, calibration, buckets, 2):
         assert relative(batch.velocity(of_torch), batch.velocity(of_mlx)) < 1e-4  # asked for: 1e-3
 
 
@@ -412,9 +412,9 @@ def test_calibration_on_mlx_keeps_the_contract(shapes, tmp_path):
 def calibrated(models, tmp_path, monkeypatch):
     """A calibration set of each of two tiny generators, which `calibrate` and `sensitivity` then load as `tiny`."""
     (tmp_path / "p.csv").write_text("prompt\na red ring\na blue star\n")
-    found = {model.entry.backend: model for model in models}
+    by_back_end = {model.entry.backend: model for model in models}
     for module in ("calibrate", "sensitivity"):
-        monkeypatch.setattr(f"ditscope.{module}.stage.load_generator", lambda name, entry: found[entry.backend])
+        monkeypatch.setattr(f"ditscope.{module}.stage.load_generator", lambda name, entry: by_back_end[entry.backend])
     config = dict(models[0].pipe.transformer.config)
     monkeypatch.setattr("ditscope.sensitivity.stage.transformer_config", lambda name, entry: config)
     for model in models:
@@ -427,15 +427,17 @@ def test_sensitivity_on_mlx_is_that_of_torch(kind, tmp_path, monkeypatch):
     """The same layers, kinds and places, and the same scores, for both quantizers."""
     models = twin(kind, tmp_path)
     calibrated(models, tmp_path, monkeypatch)
-    found = load_calibration(tmp_path / "torch", max_images=1)
-    buckets = assign_buckets(found, "thirds", tmp_path)
+    calibration = load_calibration(tmp_path / "torch", max_images=1)
+    buckets = assign_buckets(calibration, "thirds", tmp_path)
     for quantizer in ("group", "palettize"):
         settings = Sensitivity(bits=[3], quantizer=quantizer, group_size=16, batch_size=8)
-        works = [start(model, found, buckets, settings, tmp_path) for model in models]
+        works = [start(model, calibration, buckets, settings, tmp_path) for model in models]
         first, second = ([layer.described(settings) for layer in work.network.layers] for work in works)
         assert first == second and len(first) > 25 and works[0].depths == works[1].depths
         for depth in works[0].depths:
-            a, b = (pl.DataFrame(score(w, depth, list(batches(w.network.model, found, buckets, 8)))) for w in works)
+            a, b = (
+                pl.DataFrame(score(w, depth, list(batches(w.network.model, calibration, buckets, 8)))) for w in works
+            )
             key = ["layer", "bits", "bucket", "image", "step_index"]
             a, b = a.sort(key), b.sort(key)
             assert a.select(key).equals(b.select(key))
@@ -449,16 +451,16 @@ def test_gradients_on_mlx_are_those_of_torch(kind, tmp_path, monkeypatch):
     """The same probes of the velocity, and of the image back through all steps: the same estimates for every layer."""
     models = twin(kind, tmp_path)
     calibrated(models, tmp_path, monkeypatch)
-    found = load_calibration(tmp_path / "torch")
-    buckets = assign_buckets(found, "thirds", tmp_path)
+    calibration = load_calibration(tmp_path / "torch")
+    buckets = assign_buckets(calibration, "thirds", tmp_path)
     settings = Sensitivity(bits=[3, 6], group_size=16, probes=2, gradient_batch=2)
     tables = []
     for model in models:
-        work = start(model, found, buckets, settings, tmp_path)
-        samples = batches(model, found, buckets, 2)
+        work = start(model, calibration, buckets, settings, tmp_path)
+        samples = batches(model, calibration, buckets, 2)
         rows = [
             estimate_layers(model, work.network.layers, samples, buckets, settings),
-            image_effects(model, work.network.layers, found, buckets, settings),
+            image_effects(model, work.network.layers, calibration, buckets, settings),
         ]
         key = ["layer", "bits", "bucket"]
         tables.append([pl.DataFrame(part).sort(*key, maintain_order=True) for part in rows])
@@ -563,9 +565,9 @@ def test_a_backward_pass_runs_in_a_thread_of_its_own(kind, tmp_path):
 
     def gradient(run):
         velocity = predict(model, x, torch.tensor(0.5), cond, 1.0)
-        found = []
-        run(lambda: found.extend(torch.autograd.grad(velocity.square().sum(), x)))
-        return found[0]
+        gradients = []
+        run(lambda: gradients.extend(torch.autograd.grad(velocity.square().sum(), x)))
+        return gradients[0]
 
     def elsewhere(work):
         with ThreadPoolExecutor(1) as pool:

@@ -91,7 +91,7 @@ SPOILED = {
     dangling: r"vae/.*: a link to \.\./\.\./blobs/0123abcd, which is not there; copy or download the file",
     pickles_beside: r"\.bin: pickled weights are refused; move it elsewhere, safetensors lie beside it",
     pickles_alone: r"\.bin: pickled weights are refused; convert the model to safetensors",
-    damaged_index: r"model_index\.json: not a config of diffusers .*; fetch or copy it again",
+    damaged_index: r"model_index\.json: not a config in JSON .*; fetch or copy it again",
 }
 
 

@@ -30,7 +30,7 @@ def test_every_rule_that_loads_a_model_asks_for_its_memory():
 
 def hub_entries() -> dict[str, dict]:
     """The hub models of the config and of every overlay over it, by overlay, registry and name."""
-    found = {}
+    entries = {}
     base = yaml.safe_load((ROOT / "config.yaml").read_text())
     for path in [ROOT / "config.yaml", *sorted((ROOT / "experiments").glob("*.yaml"))]:
         overlay = yaml.safe_load(path.read_text())
@@ -38,8 +38,8 @@ def hub_entries() -> dict[str, dict]:
             for name in base[registry] | (overlay.get(registry) or {}):
                 entry = base[registry].get(name, {}) | (overlay.get(registry) or {}).get(name, {})
                 if "revision" in entry:
-                    found[f"{path.stem} {registry}.{name}"] = entry
-    return found
+                    entries[f"{path.stem} {registry}.{name}"] = entry
+    return entries
 
 
 def test_hub_models_say_what_they_take():

@@ -71,7 +71,7 @@ def test_every_registered_kind_has_a_file_of_its_own_and_no_file_is_left_over():
         (Scheme("int8-dynamic-intx", bits=3), 64 * 32 * 3 // 8 + 32 * 2 + BIASES + 32 * 48 * 3 // 8 + 48 * 2),
         (Scheme("intx-weight-only", bits=4, group_size=64), 64 * 32 // 2 + 32 * 2 + BIASES + 32 * 48 * 4),  # 64 > 32
         (Scheme("fp8-dynamic-tensor"), 64 * 32 + 2 + BIASES + 32 * 48 + 2),
-        # int4: scale 16 bits and zero point 4 bits a group
+        # int4: scale 16 bits and zero point 4 bits per group
         (Scheme("int4-weight-only", group_size=32), 64 * 32 // 2 + 64 * 20 // 8 + BIASES + 32 * 48 // 2 + 48 * 20 // 8),
     ],
 )  # fmt: skip
@@ -94,8 +94,8 @@ def test_a_scheme_changes_the_output_a_little_and_the_stored_size_a_lot(kind):
     exact, quantized = two_layers(), two_layers()
     apply_scheme(quantized, Scheme(kind, group_size=0))
     x = torch.randn(20, 64, generator=torch.Generator().manual_seed(1))
-    expected, found = exact(x), quantized(x)
-    relative = ((found - expected).norm() / expected.norm()).item()
+    expected, output = exact(x), quantized(x)
+    relative = ((output - expected).norm() / expected.norm()).item()
     assert 0 < relative < 0.05
     assert stored_bytes(quantized) < 0.4 * stored_bytes(exact)
 

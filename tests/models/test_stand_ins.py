@@ -1,5 +1,6 @@
 """The stand-ins for hub models: whole folders that anyone's code loads and runs, of the real depth."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToT
 
 import stand_ins
 from ditscope.config_files import read_config
+from ditscope.models.captioners import caption, load_captioner
+from ditscope.models.embedders.registry import load_embedder
+from ditscope.models.registry import runs_remote_code
 from workflow import ROOT, STUDIES
 
 PROMPTS = ["a tabby cat asleep on a stack of newspapers", "a lighthouse on a cliff in heavy rain"]
@@ -47,6 +51,38 @@ def folder(tmp_path_factory):
 def test_every_hub_model_of_every_study_has_a_stand_in(study):
     config = read_config([ROOT / "experiments" / f"{study}.yaml"])
     assert {entry.source for entry in stand_ins.hub_entries(config)} <= set(stand_ins.STAND_INS)
+
+
+def test_every_hub_model_of_the_registry_has_a_stand_in_but_remote_code():
+    config = read_config([])
+    entries = [*config.models.values(), *config.embedders.values()]
+    hub = {entry.source for entry in entries if entry.source and not (ROOT / entry.source).exists()}
+    remote = {entry.source for entry in entries if runs_remote_code(entry)}
+    assert hub - remote == set(stand_ins.STAND_INS) and len(remote) == 2
+
+
+@pytest.mark.parametrize("name", ["blip-large", "blip2", "florence2", "qwen3-vl"])
+def test_captioners_of_the_registry_say_the_same_in_any_batch(name, folder):
+    """By the entry's own settings, in float32; a draw by its seed alone."""
+    hub = read_config([]).models[name]
+    entry = replace(hub, source=str(folder(hub.source)), revision="", dtype="float32", max_new_tokens=4)
+    pictures = [PICTURE, PICTURE.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    for settings in (entry, replace(entry, temperature=1.0, top_p=0.9, num_beams=1)):
+        captioner = load_captioner(name, settings, "cpu")
+        together = caption(captioner, pictures, [1, 2])
+        assert [caption(captioner, [p], [seed])[0] for seed, p in enumerate(pictures, 1)] == together
+        assert all(together)
+
+
+@pytest.mark.parametrize("name", ["mpnet", "nomic", "siglip2", "dinov2", "clip-large"])
+def test_embedders_of_the_registry_give_unit_vectors_in_any_batch(name, folder):
+    hub = read_config([]).embedders[name]
+    embed = load_embedder(name, replace(hub, source=str(folder(hub.source)), revision=""), "cpu")
+    flipped = PICTURE.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    items = PROMPTS if hub.modality == "text" else [PICTURE, flipped]
+    vectors = embed(items)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5) and not np.allclose(*vectors, atol=1e-5)
+    assert np.allclose(np.concatenate([embed([item]) for item in items]), vectors, atol=1e-5)
 
 
 @pytest.mark.parametrize("source", DENOISERS)

@@ -61,9 +61,9 @@ def test_integer_program_against_brute_force(seed, share):
     rows = np.arange(7)
     every = (np.array(c) for c in itertools.product(range(3), repeat=7))
     best = min(choices.cost[rows, c].sum() for c in every if choices.bytes[rows, c].sum() <= limit)
-    found = choices.totals(solve(choices, limit))
-    assert found["nominal_bytes"] <= limit
-    assert found["predicted"] == pytest.approx(best, rel=1e-9)
+    solved = choices.totals(solve(choices, limit))
+    assert solved["nominal_bytes"] <= limit
+    assert solved["predicted"] == pytest.approx(best, rel=1e-9)
 
 
 def test_frontier_is_monotone_and_never_worse_than_uniform():
@@ -103,8 +103,8 @@ def test_random_plans_fill_the_limit_and_are_worse():
         size = choices.totals(chosen)["nominal_bytes"]
         rest = [choices.bytes[i, c + 1] - choices.bytes[i, c] for i, c in enumerate(chosen) if c < 2]
         assert size <= limit < size + min(rest)
-    found = random_plans(choices, limit)
-    assert choices.totals(solve(choices, limit))["predicted"] < found["best"] < found["median"] < found["worst"]
+    random = random_plans(choices, limit)
+    assert choices.totals(solve(choices, limit))["predicted"] < random["best"] < random["median"] < random["worst"]
 
 
 def test_floors_by_kind_and_the_minimum_they_make(table, tmp_path, transformer):

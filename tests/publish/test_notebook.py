@@ -29,7 +29,7 @@ def test_stored_outputs_are_small_complete_and_portable():
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert len(text) < MOST_BYTES
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    kinds = [kind for found in outputs(notebook) for kind, _ in found]
+    kinds = [kind for output in outputs(notebook) for kind, _ in output]
     assert "error" not in kinds and kinds.count("execute_result") >= 5
     assert '"image/png"' in text and "/tmp" not in text and str(Path.home()) not in text
 

@@ -34,19 +34,19 @@ def test_separation_is_the_pairwise_means():
         for j in range(30):
             if i != j:
                 pairs[codes[i] == codes[j]].append(np.sqrt(((x[i] - x[j]) ** 2).sum()))
-    found = metrics.separation(x, codes)
-    assert found["intra_distance"] == pytest.approx(np.mean(pairs[True]))
-    assert found["inter_distance"] == pytest.approx(np.mean(pairs[False]))
-    assert found["intra_inter_ratio"] == pytest.approx(np.mean(pairs[True]) / np.mean(pairs[False]))
+    separation = metrics.separation(x, codes)
+    assert separation["intra_distance"] == pytest.approx(np.mean(pairs[True]))
+    assert separation["inter_distance"] == pytest.approx(np.mean(pairs[False]))
+    assert separation["intra_inter_ratio"] == pytest.approx(np.mean(pairs[True]) / np.mean(pairs[False]))
     scores = []
     for i in range(30):  # silhouette by its definition
         mean = [np.mean([np.linalg.norm(x[i] - x[j]) for j in np.flatnonzero(codes == c) if j != i]) for c in range(3)]
         a, b = mean[codes[i]], min(m for c, m in enumerate(mean) if c != codes[i])
         scores.append((b - a) / max(a, b))
-    assert found["silhouette"] == pytest.approx(np.mean(scores))
+    assert separation["silhouette"] == pytest.approx(np.mean(scores))
     far = metrics.separation(*blobs(30.0))
-    assert far["intra_inter_ratio"] < found["intra_inter_ratio"]
-    assert far["davies_bouldin"] < found["davies_bouldin"]
+    assert far["intra_inter_ratio"] < separation["intra_inter_ratio"]
+    assert far["davies_bouldin"] < separation["davies_bouldin"]
 
 
 def test_separation_leaves_out_what_is_not_defined():
@@ -59,14 +59,14 @@ def test_separation_leaves_out_what_is_not_defined():
 
 
 def test_occupancy_of_known_counts():
-    found = metrics.occupancy(np.repeat([0, 1, 3], [4, 4, 1]), 5)
+    occupancy = metrics.occupancy(np.repeat([0, 1, 3], [4, 4, 1]), 5)
     share = np.array([4, 4, 1]) / 9
-    assert found["non_empty_classes"] == 3
-    assert found["mean"] == pytest.approx(9 / 5)
-    assert found["median"] == 1
-    assert found["singleton_or_empty_fraction"] == pytest.approx(3 / 5)
-    assert found["entropy"] == pytest.approx(-(share * np.log(share)).sum())
-    assert found["max_class_share"] == pytest.approx(4 / 9)
+    assert occupancy["non_empty_classes"] == 3
+    assert occupancy["mean"] == pytest.approx(9 / 5)
+    assert occupancy["median"] == 1
+    assert occupancy["singleton_or_empty_fraction"] == pytest.approx(3 / 5)
+    assert occupancy["entropy"] == pytest.approx(-(share * np.log(share)).sum())
+    assert occupancy["max_class_share"] == pytest.approx(4 / 9)
     assert metrics.occupancy(np.arange(4), 4)["normalised_entropy"] == pytest.approx(1.0)
 
 
@@ -83,19 +83,19 @@ def test_neighbours_and_retrieval_are_the_brute_force_ones():
     hits, agreements, pairs, chance = [], [], [], []
     for i in range(30):
         order = sorted((j for j in range(30) if j != i), key=lambda j: np.linalg.norm(x[i] - x[j]))
-        mine = table.filter(pl.col("key") == f"k{i}").sort("rank")
-        assert mine["neighbour_key"].to_list() == [f"k{j}" for j in order[:3]]
+        of_key = table.filter(pl.col("key") == f"k{i}").sort("rank")
+        assert of_key["neighbour_key"].to_list() == [f"k{j}" for j in order[:3]]
         hits += [codes[j] == codes[i] for j in order[:3]]
         agreements += [cosine(text[i], text[j]) for j in order[:3]]
         pairs += [cosine(centred[i], centred[j]) for j in range(30) if j != i]
         chance += [codes[i] == codes[j] for j in range(30) if j != i]
-    found = metrics.retrieval(table, codes, text, keyframes)
-    assert found["k"] == 3
-    assert found["topk_consistency"] == pytest.approx(np.mean(hits))
-    assert found["text_agreement"] == pytest.approx(np.mean(agreements))
-    assert found["chance_keyframe_agreement"] == pytest.approx(np.mean(pairs))
-    assert found["chance_consistency"] == pytest.approx(np.mean(chance))
-    assert found["chance_consistency"] < found["topk_consistency"] <= 1
+    retrieval = metrics.retrieval(table, codes, text, keyframes)
+    assert retrieval["k"] == 3
+    assert retrieval["topk_consistency"] == pytest.approx(np.mean(hits))
+    assert retrieval["text_agreement"] == pytest.approx(np.mean(agreements))
+    assert retrieval["chance_keyframe_agreement"] == pytest.approx(np.mean(pairs))
+    assert retrieval["chance_consistency"] == pytest.approx(np.mean(chance))
+    assert retrieval["chance_consistency"] < retrieval["topk_consistency"] <= 1
 
 
 def test_errors_count_missing_tokens_apart():

@@ -18,6 +18,7 @@ from ditscope.refine.batches import draw_batch, training_set, without_replacemen
 from ditscope.refine.codebook import build_codebook
 from ditscope.refine.features import FEATURES, extract
 from ditscope.refine.latents import read_latents
+from ditscope.refine.loop import LoopSettings, fit
 from ditscope.refine.networks import (
     LatentMAE,
     LatentMAEConfig,
@@ -99,9 +100,27 @@ def test_training_table_holds_every_step(undisturbed, shard, tmp_path):
     assert table["value"].is_finite().all()
 
 
-def test_gradient_accumulation_averages_batches(shard, tmp_path, undisturbed):
-    accumulated = run(shard, tmp_path, replace(TINY, grad_accum=2))
-    assert accumulated["refiner.safetensors"] != undisturbed["refiner.safetensors"]
+def test_gradient_accumulation_averages_batches(tmp_path):
+    """Two batches of one step are one batch of both: the same weights, and the mean of their losses."""
+    x, y = torch.randn(2, 5, 8, 3, generator=torch.Generator().manual_seed(0)).unbind()  # (steps, samples, width)
+
+    def fitted(accumulate: int) -> tuple[torch.Tensor, list[float]]:
+        network = torch.nn.Linear(3, 3, bias=False)
+        torch.nn.init.eye_(network.weight)
+
+        def loss(forward, step, number):
+            rows = slice(number, None, accumulate)
+            return (forward(x[step, rows]) - y[step, rows]).square().mean(), {"number": float(number)}
+
+        folder = tmp_path / str(accumulate)
+        history = fit("test", network, loss, LoopSettings(steps=5, batch=8, lr=0.01, warmup=1), folder, accumulate)
+        assert [record["number"] for record in history] == [(accumulate - 1) / 2] * 5
+        return network.weight.detach(), [record["loss"] for record in history]
+
+    (whole, losses), (halves, means) = fitted(1), fitted(2)
+    torch.testing.assert_close(halves, whole, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(means, losses, rtol=1e-6)
+    assert (whole - torch.eye(3)).abs().max() > 1e-3
 
 
 def test_latent_mae_learns_to_fill_in_and_features_have_one_shape_a_name():
@@ -257,7 +276,7 @@ def test_bad_input_is_one_line_before_anything_trains(shard, tmp_path):
 
 @pytest.mark.system
 def test_two_processes_share_out_the_batches_of_one(shard, tmp_path):
-    """Two gloo processes under torchrun against one process that accumulates the same two batches a step."""
+    """Two gloo processes under torchrun against one process that accumulates the same two batches per step."""
     import os
     import subprocess
     import sys
@@ -329,8 +348,8 @@ def test_anchors_of_a_codebook_of_videos_are_all_patches_of_the_same_frames(vide
 def test_features_of_a_video_are_windows_of_one_frame():
     torch.manual_seed(0)
     encoder, x = LatentMAE(LatentMAEConfig(4, 3, 2, 8, 2)), torch.randn(2, 4, 5, 8, 8)
-    found = extract(encoder, x, list(FEATURES))
-    assert found["map0.patch4.mean"].shape == (2, 5 * 2 * 2, 8)
+    features = extract(encoder, x, list(FEATURES))
+    assert features["map0.patch4.mean"].shape == (2, 5 * 2 * 2, 8)
     maps = encoder.maps(x)
-    torch.testing.assert_close(found["map0.patch4.mean"][:, 7], maps[0][:, :, 1, 4:, 4:].flatten(2).mean(-1))
-    assert found["map0.location"].shape == (2, 320, 8)
+    torch.testing.assert_close(features["map0.patch4.mean"][:, 7], maps[0][:, :, 1, 4:, 4:].flatten(2).mean(-1))
+    assert features["map0.location"].shape == (2, 320, 8)

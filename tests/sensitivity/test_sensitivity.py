@@ -163,9 +163,9 @@ def score(model, folder: Path, settings: Sensitivity = SETTINGS, **options) -> p
 @torch.no_grad()
 def plain_loop(model, folder: Path, settings: Sensitivity) -> dict[tuple, float]:
     """The obvious way: put the quantized weight in, run the whole model on one sample, take the weight back."""
-    found = load_calibration(folder)
+    calibration = load_calibration(folder)
     scores: dict[tuple, list[float]] = {}
-    for reference in found.samples:
+    for reference in calibration.samples:
         sample = read_sample(reference)
         x = torch.from_numpy(sample["x"]).permute(0, 3, 1, 2)
         embeds, pooled = torch.from_numpy(sample["conditioning"]), torch.from_numpy(sample["pooled_conditioning"])
@@ -251,8 +251,8 @@ class Counting:
 
 
 def bucketed(folder: Path):
-    found = load_calibration(folder)
-    return found, assign_buckets(found, "thirds", folder)
+    calibration = load_calibration(folder)
+    return calibration, assign_buckets(calibration, "thirds", folder)
 
 
 def test_layer_multiplied_out_by_zero_ranks_last_and_a_fragile_one_first(study):
@@ -394,12 +394,12 @@ def test_interval_resamples_images_not_their_steps():
     """8 images of 5 steps that share most of their deviation: the interval is Student's over 8 means, not 40 rows."""
     rng = np.random.default_rng(3)
     scores = rng.normal(20, 2, 8)[:, None] + rng.normal(0, 0.1, (8, 5))
-    found = summary(scores.ravel(), np.repeat(range(8), 5).tolist(), "sqnr_db", squared=False)
+    row = summary(scores.ravel(), np.repeat(range(8), 5).tolist(), "sqnr_db", squared=False)
     reference = scipy.stats.ttest_1samp(scores.mean(1), 0).confidence_interval(0.95)
-    assert found["value"] == pytest.approx(scores.mean())
-    assert (found["value_low"], found["value_high"]) == pytest.approx((reference.low, reference.high))
-    assert (found["n_samples"], found["n_images"]) == (40, 8)
-    assert found["value_std"] / np.sqrt(8) == pytest.approx(scipy.stats.sem(scores.mean(1)))
+    assert row["value"] == pytest.approx(scores.mean())
+    assert (row["value_low"], row["value_high"]) == pytest.approx((reference.low, reference.high))
+    assert (row["n_samples"], row["n_images"]) == (40, 8)
+    assert row["value_std"] / np.sqrt(8) == pytest.approx(scipy.stats.sem(scores.mean(1)))
     few = summary(scores[:7].ravel(), np.repeat(range(7), 5).tolist(), "sqnr_db", squared=False)
     assert few["value_low"] is None and few["value_high"] is None and few["n_images"] == 7
 

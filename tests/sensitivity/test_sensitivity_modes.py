@@ -124,19 +124,19 @@ def test_summary_of_ratios_gives_the_metrics_formulas():
         "relative_l2": (error.norm() / velocity.norm()).item(),
     }
     for metric, value in expected.items():
-        found = summary(np.array([row[metric]] * 8), range(8), metric, squared=True)
-        assert found["value"] == pytest.approx(value, rel=1e-6)
-        assert found["value_low"] == pytest.approx(value, rel=1e-6)
+        cell = summary(np.array([row[metric]] * 8), range(8), metric, squared=True)
+        assert cell["value"] == pytest.approx(value, rel=1e-6)
+        assert cell["value_low"] == pytest.approx(value, rel=1e-6)
 
 
 @pytest.mark.parametrize("metric", ["relative_l2", "sqnr_db"])
 def test_interval_and_spread_of_ratios(metric):
     """Over many data sets the spread of the estimate is what value_std / sqrt(n) says, and the ends are in order."""
     rng = np.random.default_rng(0)
-    found = [summary(rng.chisquare(1, 200), range(200), metric, squared=True) for _ in range(200)]
-    spread = np.std([f["value"] for f in found])
-    assert np.mean([f["value_std"] for f in found]) / np.sqrt(200) == pytest.approx(spread, rel=0.2)
-    assert all(f["value_low"] < f["value"] < f["value_high"] for f in found)
+    cells = [summary(rng.chisquare(1, 200), range(200), metric, squared=True) for _ in range(200)]
+    spread = np.std([f["value"] for f in cells])
+    assert np.mean([f["value_std"] for f in cells]) / np.sqrt(200) == pytest.approx(spread, rel=0.2)
+    assert all(f["value_low"] < f["value"] < f["value_high"] for f in cells)
 
 
 # Agreement -----------------------------------------------------------------------------------------------------------
@@ -209,22 +209,22 @@ def test_image_effect_is_the_derivative_of_the_whole_sampler(monkeypatch):
     states = trajectory(net, x, {})
     steps = [EulerBatch(states[i], torch.tensor(SIGMAS[i], dtype=torch.float64), b) for i, b in enumerate(OF_STEP)]
     modules = [net.inner, net.outer, net.idle]
-    found = probe_image(model, steps, modules, weight_changes(model, SETTINGS), torch.Generator().manual_seed(7))
+    probed = probe_image(model, steps, modules, weight_changes(model, SETTINGS), torch.Generator().manual_seed(7))
     signs = torch.randint(0, 2, (3, 6), generator=torch.Generator().manual_seed(7)) * 2.0 - 1
-    assert found.keys() == {(bucket, module) for bucket in BUCKETS for module in modules}
+    assert probed.keys() == {(bucket, module) for bucket in BUCKETS for module in modules}
     assert decoded == [1, 1, 1], "the memory of a backward pass through the decoder is that of one image"
-    for (bucket, module), effects in found.items():
+    for (bucket, module), effects in probed.items():
         name = next(n for n, m in net.named_modules() if m is module) + ".weight"
-        mine = [i for i, b in enumerate(OF_STEP) if b == bucket]
+        of_bucket = [i for i, b in enumerate(OF_STEP) if b == bucket]
 
-        def run(weight, name=name, mine=mine):
-            return drawn(net, trajectory(net, x, {i: {name: weight} for i in mine})[-1])
+        def run(weight, name=name, of_bucket=of_bucket):
+            return drawn(net, trajectory(net, x, {i: {name: weight} for i in of_bucket})[-1])
 
         for column, change in enumerate(changes_of(module)):
             moved = torch.func.jvp(run, (module.weight.detach(),), (change,))[1]
             expected = (signs * moved).sum(1) / np.sqrt(6)
             torch.testing.assert_close(effects[:, column], expected, rtol=1e-9, atol=1e-12)
-    assert all(found[bucket, net.idle].abs().max() == 0 for bucket in BUCKETS)
+    assert all(probed[bucket, net.idle].abs().max() == 0 for bucket in BUCKETS)
 
 
 @pytest.mark.parametrize("gradient_batch", [1, 20])  # images one by one; 10 probes of both together
@@ -235,12 +235,12 @@ def test_image_effects_estimate_the_mean_square_change(tmp_path, monkeypatch, gr
     (tmp_path / "p.csv").write_text("prompt\na\nb\n")
     made = Calibrate(num_images=2, num_steps=3, cfg_weight=3.0, statistics="")
     calibrate_stage.calibrate("tiny", ENTRIES["sd3"], tmp_path / "p.csv", tmp_path / "set", made)
-    found = load_calibration(tmp_path / "set")
-    buckets = assign_buckets(found, "thirds", tmp_path)
-    network = network_of(model, next(batches(model, found, buckets, 1)))
+    calibration = load_calibration(tmp_path / "set")
+    buckets = assign_buckets(calibration, "thirds", tmp_path)
+    network = network_of(model, next(batches(model, calibration, buckets, 1)))
     layers = [layer for layer in network.layers if layer.name in ("proj_out", "transformer_blocks.0.ff.net.2")]
     settings = Sensitivity(bits=[3], group_size=0, probes=600, gradient_batch=gradient_batch)
-    rows = pl.DataFrame(image_effects(model, layers, found, buckets, settings))
+    rows = pl.DataFrame(image_effects(model, layers, calibration, buckets, settings))
     assert len(rows) == 2 * 4 * 600
     described = [layer.described(settings) for layer in layers]
     constants = {"model": "tiny", "backend": "torch", "quantizer": "group", "group_size": 0, "mode": "fast"}

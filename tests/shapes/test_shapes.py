@@ -76,9 +76,9 @@ def test_oracle_reads_augmented_renders():
 def test_oracle_is_unclear_about_what_is_no_scene():
     rng = np.random.default_rng(2)
     flat = np.full((64, 64, 3), 248, np.uint8)
-    found = oracle(shapes.Image.fromarray(flat))
-    assert found["background"] == "white"
-    assert {found[name] for name in ("shape", "colour", "size", "place")} == {UNCLEAR}
+    attributes = oracle(shapes.Image.fromarray(flat))
+    assert attributes["background"] == "white"
+    assert {attributes[name] for name in ("shape", "colour", "size", "place")} == {UNCLEAR}
     noise = oracle(shapes.Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)))
     assert UNCLEAR in noise.values()
 

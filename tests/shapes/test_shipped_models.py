@@ -16,8 +16,8 @@ NAMES = ("shapes-flux", "shapes-sd3", "shapes-clip", "shapes-blip")
 SAMPLE = held_out()[::12]
 
 
-def share(found: list[dict], scenes: list[Scene]) -> dict[str, float]:
-    right = np.array([[f[n] == getattr(s, n) for n in ATTRIBUTES] for f, s in zip(found, scenes, strict=True)])
+def share(read: list[dict], scenes: list[Scene]) -> dict[str, float]:
+    right = np.array([[f[n] == getattr(s, n) for n in ATTRIBUTES] for f, s in zip(read, scenes, strict=True)])
     return dict(zip(ATTRIBUTES, right.mean(0), strict=True)) | {"all": right.all(1).mean()}
 
 

@@ -244,3 +244,12 @@ def test_single_states_and_the_highest_dimension(tmp_path):
     assert tables["distances"]["relation"].to_list() == ["other_embedder"] * 2
     empty = run_topology(tmp_path, {("text-a", "net-a", "p0/0"): np.ones((1, 3))}, out="empty")
     assert all(table.is_empty() for table in empty.values())
+
+
+def test_of_many_runs_and_states_a_sample_has_diagrams(tmp_path):
+    paths = write_states(tmp_path, random_states(length=12), MODALITY)
+    topology(*paths, tmp_path / "t", Topology(max_dimension=1, max_runs=5, max_points=7))
+    table = pl.read_parquet(tmp_path / "t/entropy.parquet")
+    assert table.height == 3 * 5 * 2 and set(table["states"]) == {7}
+    runs = table.group_by("embedder").agg(pl.col("run_id").unique().sort())
+    assert runs["run_id"].n_unique() == 1, "the same runs of every embedder"

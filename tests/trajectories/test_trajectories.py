@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 import workflow
 from ditscope.config import load_config
@@ -19,10 +20,12 @@ from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables, read_table, write_table
 from ditscope.generate.settings import Generate
 from ditscope.generate.stage import generate
+from ditscope.models.sampling import sample
 from ditscope.models.settings import Model, Scheme
 from ditscope.prompts.files import Prompt, runs_of
 from ditscope.prompts.settings import Prompts
 from ditscope.prompts.stage import write_shard, write_slice
+from ditscope.trajectories import invocations
 from ditscope.trajectories.invocations import (
     Answer,
     Node,
@@ -38,6 +41,7 @@ from ditscope.trajectories.settings import Trajectories
 from ditscope.trajectories.stage import distinct_images, run_id, trajectories, walk
 from ditscope.trajectories.tables import TRAJECTORIES
 from tiny_captioners import tiny_blip
+from tiny_pipelines import save_random_flux
 
 FLUX, SD3, BLIP = Model("flux", "a"), Model("sd3", "b"), Model("blip", "c")
 MODELS = {"flux": FLUX, "sd3": SD3, "blip": BLIP, "blip-large": BLIP}
@@ -135,6 +139,15 @@ def test_the_same_state_at_another_place_of_the_cycle_is_no_repeat(tmp_path):
 def test_an_equal_image_of_another_size_is_another_state():
     assert state_key(np.zeros((1, 4, 3), np.uint8)) != state_key(np.zeros((4, 1, 3), np.uint8))
     assert state_key("a") != state_key("b")
+
+
+def test_derived_seeds_of_invocations_are_alike_in_all_networks_and_differ_between_runs(tmp_path):
+    """Else a quantized network would be compared with its base under other noise."""
+    found = {}
+    for name in ("a", "b"):
+        rows, _ = walk(name, network(), runs("1", "2", seeds=(-1, -1)), Trajectories(max_length=3), tmp_path / name)
+        found[name] = [row["seed"] for row in rows if row["sequence_number"] >= 0]
+    assert found["a"] == found["b"] and len(set(found["a"])) == 2 * 2 * 3
 
 
 def test_a_derived_seed_draws_anew_and_never_stops_on_a_repeat(tmp_path):
@@ -282,6 +295,40 @@ def test_more_prompts_leave_full_shards_as_they_were(tmp_path):
 def test_run_ids_tell_runs_and_networks_apart():
     ids = {run_id(name, run) for name in ("a", "b") for run in runs("1", "2", seeds=(0, 1))}
     assert len(ids) == 8
+
+
+# Compiled generators --------------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_generator_is_given_whole_batches_and_has_hashes_of_its_own(tmp_path, monkeypatch):
+    """With the compiler left out: what is compiled, at which batch sizes, beside the eager pictures."""
+    compiled, sizes = [], []
+
+    def sampled(model, texts, *rest):
+        sizes.append(len(texts))
+        return sample(model, texts, *rest)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append(type(self).__name__))
+    monkeypatch.setattr(invocations, "sample", sampled)
+    model = Model("flux", str(save_random_flux(tmp_path / "flux")), width=32, height=32, steps=2)
+    entry = Entry("f:int8", "f", model, "int8", Scheme("int8-weight-only"))
+    answers, keys = {}, {}
+    for state in ("eager", "regional"):
+        node = node_of(entry, None, Trajectories(batch_size=4, compile=state))
+        requests = [Request(node.ask(text, seed, ""), text, seed, "") for seed, text in enumerate(("a ring", "a star"))]
+        answers[state], keys[state] = node.load()(requests), [request.hash for request in requests]
+    assert sizes == [2, 4] and len(compiled) == 3  # one double block, two single ones
+    assert len(answers["regional"]) == 2 and not set(keys["eager"]) & set(keys["regional"])
+    for one, other in zip(answers["eager"], answers["regional"], strict=True):
+        assert np.abs(one.state.astype(int) - other.state).max() <= 1  # rounding of a batched matrix product
+
+
+def test_a_compile_state_that_cannot_run_here_is_refused(tmp_path):
+    entry = Entry("f", "f", Model("flux", str(save_random_flux(tmp_path / "flux")), width=32, height=32, steps=2))
+    with pytest.raises(InputError, match=r"trajectories: `f` \(reduce-overhead\) cannot run here: .*CUDA graphs"):
+        node_of(entry, None, Trajectories(compile="reduce-overhead")).load()
+    drawer = node_of(Entry("drawer", "drawer", DUMMIES["drawer"]), None, Trajectories(compile="full", batch_size=1))
+    assert drawer.load()([Request("", "a ring", 0, "")])  # a dummy has nothing to compile
 
 
 # Dummies: a whole network without models -----------------------------------------------------------------------------

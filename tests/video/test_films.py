@@ -15,6 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_images
 
+from ditscope.core import films
 from ditscope.core.errors import InputError
 from ditscope.core.films import Film, write_film
 from ditscope.shapes.world import all_scenes, render
@@ -105,6 +106,15 @@ def test_bytes_do_not_depend_on_the_number_of_threads(codec, tmp_path):
     assert (tmp_path / "1.mp4").read_bytes() == (tmp_path / "2.mp4").read_bytes()
 
 
+def test_bytes_of_h265_do_not_depend_on_the_encoders_pool_of_threads(tmp_path, monkeypatch):
+    encoder, options = films.CODECS["h265"]
+    for threads in ("none", "4"):
+        pool = [option.replace("pools=none", f"pools={threads}") for option in options]
+        monkeypatch.setitem(films.CODECS, "h265", (encoder, pool))
+        write_film(photographs(), tmp_path / f"{threads}.mp4", 4.0, "h265")
+    assert (tmp_path / "none.mp4").read_bytes() == (tmp_path / "4.mp4").read_bytes()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (7, 400), (33, 65), (64, 64)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_odd_sizes_and_single_frames(kind, size, tmp_path):
@@ -155,6 +165,25 @@ def test_a_pixel_that_keeps_its_colour_does_not_change_in_a_gif(tmp_path):
     np.maximum.at(high, number.ravel(), code)
     assert (low == high).all(), "a colour is shown as one colour, wherever and whenever it is seen"
     assert len(np.unique(code)) <= 256
+
+
+def test_a_gif_stores_what_changes_and_plays_what_was_drawn(tmp_path):
+    """Frames that differ in a corner, in a line, in nothing, and everywhere, of 256 colours."""
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, 256, (256, 3)).astype(np.uint8) & 0xFC
+    first = levels[rng.integers(0, 256, (40, 50))]
+    film = [first.copy() for _ in range(7)]
+    film[1][-1, -1] = film[2][-1, -1] = levels[3]
+    film[3][:, 20] = levels[7]
+    film[5] = levels[rng.integers(0, 256, (40, 50))]
+    write_film([Image.fromarray(frame) for frame in film], tmp_path / "film.gif", 10.0)
+    shown = decoded(tmp_path / "film.gif")
+    expected = [film[k] for k in (0, 1, 3, 4, 5, 6)]
+    assert all((a == b).all() for a, b in zip(shown, expected, strict=True))
+    with Image.open(tmp_path / "film.gif") as gif:
+        assert [(gif.seek(i), gif.info["duration"])[1] for i in range(6)] == [100, 200, 100, 100, 100, 100]
+        assert gif.info["loop"] == 0
+    assert (tmp_path / "film.gif").stat().st_size < 4.5 * 40 * 50 * 1.3, "three whole frames, a line, a pixel"
 
 
 def test_films_of_few_colours_are_exact(tmp_path):

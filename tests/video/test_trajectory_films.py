@@ -13,7 +13,7 @@ from ditscope.core.errors import InputError
 from ditscope.core.shards import write_tar
 from ditscope.video import mosaic
 from ditscope.video.frames import COLOURS, MARK, RESOLUTIONS, evenly, tint
-from ditscope.video.grid import TarImages, grid_of, read_trajectories
+from ditscope.video.grid import Jumps, TarImages, grid_of, read_jumps, read_trajectories
 from ditscope.video.mosaic import Shot, draw_frame, film_of, layout_of, mosaic_of, pages_of, trajectory_video
 from ditscope.video.settings import Video
 from ditscope.video.timeline import timeline, timelines
@@ -162,13 +162,24 @@ def test_colours_say_which_model_made_what_and_what_is_new(shards):
     assert last & new == {painter} and last & old == {old_north, old_south}
 
 
-def test_a_jump_is_marked_while_its_state_is_the_newest(shards):
+def test_a_jump_is_marked_while_its_state_is_the_newest(shards, tmp_path):
     drawn = mosaic_from(shards)
-    jump = mosaic.Mosaic(drawn.grid, drawn.layout, drawn.colours, drawn.picture, {("north-p10-0", 1)})
-    marked = [(np.asarray(draw_frame(jump, whole(jump, n))) == rgb(MARK)).all(-1) for n in (0, 1, 2, 3)]
-    assert [bool(pixels.any()) for pixels in marked] == [False, True, True, False]
-    y, x = (places.mean() for places in np.nonzero(marked[1]))
-    layout = drawn.layout
+    rows = [("clip", "south-p2-0", 1, True), ("minilm", "north-p10-0", 1, True), ("minilm", "south-p2-0", 1, False)]
+    table = pl.DataFrame(rows, ["embedder", "run_id", "sequence_number", "jump"], orient="row")
+    write_loosely(table, tmp_path / "jumps.parquet", "drift.jumps")
+    found = read_jumps(tmp_path / "jumps.parquet", "minilm")
+    assert found == Jumps("minilm", frozenset({("north-p10-0", 1)}))
+    assert read_jumps(tmp_path / "jumps.parquet").embedder == "clip", "the first one"
+    with pytest.raises(InputError, match=r"jump_embedder: no jumps of `x` in .*jumps\.parquet; it has clip, minilm"):
+        read_jumps(tmp_path / "jumps.parquet", "x")
+    jump = mosaic_of(drawn.grid, TarImages(shards[1]), Video(tile_size=100), found)
+    layout = jump.layout
+    frames = [np.asarray(draw_frame(jump, whole(jump, n))) for n in (0, 1, 2, 3)]
+    marked = [(frame == rgb(MARK)).all(-1) for frame in frames]
+    assert all(pixels[: layout.head].any() for pixels in marked), "the key says by which embedder"
+    assert [bool(pixels[layout.head :].any()) for pixels in marked] == [False, True, True, False]
+    y, x = (places.mean() for places in np.nonzero(marked[1][layout.head :]))
+    y += layout.head
     assert layout.head < y < layout.head + layout.cell[1] and x < layout.label + 20 + layout.cell[0], "the first cell"
 
 

@@ -110,7 +110,7 @@ def test_generations_stand_side_by_side_in_prompt_order(tmp_path):
     capture_video(tmp_path / "set", tmp_path / "one.gif", page=tmp_path / "one.html", settings=alone, **others)
     check_page((tmp_path / "one.html").read_bytes())
     assert gif_frames(tmp_path / "one.gif")[0].shape[1] < frame.shape[1]
-    assert {p.name for p in (tmp_path / "sheets").iterdir()} == {"genera0.png", "genera1.png"}, "one a generation"
+    assert {p.name for p in (tmp_path / "sheets").iterdir()} == {"genera0.png", "genera1.png"}, "one per generation"
 
 
 def test_denoising_film_shows_the_last_block_of_every_step(tmp_path):
@@ -146,6 +146,9 @@ def test_sheet_of_a_deep_network_stays_within_what_viewers_take(tmp_path):
     cells = [[folder / "img_0.jpg"] * len(blocks)] * 50
     sheet = contact_sheet(folder, metadata, cells, blocks, 256)
     assert max(sheet.size) <= 3840 and min(sheet.size) > 1500
+    many = {**metadata, "captured_steps": list(range(300)), "sigmas": [0.5] * 301}
+    sheet = contact_sheet(folder, many, [[folder / "img_0.jpg"] * len(blocks)] * 300, blocks, 256)
+    assert max(sheet.size) <= 3840, "of more steps than fit, evenly spaced ones"
 
 
 def test_many_generations_and_large_pictures_stay_within_a_frame(tmp_path):

@@ -1,6 +1,7 @@
 """The command line: every command helps, both spellings, one-line refusals."""
 
 import hashlib
+import inspect
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,10 +147,12 @@ def test_request_hash_is_sha256_of_the_named_fields_in_order():
     assert request_hash(**REQUEST, frames=1) == request_hash(**REQUEST), "an image is a video of one frame"
 
 
-@pytest.mark.parametrize("key", [*REQUEST, "frames"])
+@pytest.mark.parametrize("key", inspect.signature(request_hash).parameters)
 def test_request_hash_depends_on_every_field(key):
     value = REQUEST.get(key, 1)
     other = not value if isinstance(value, bool) else value + "x" if isinstance(value, str) else value + 4
+    if key == "call":
+        other = {"true_cfg_scale": 4.0}
     assert request_hash(**REQUEST) != request_hash(**REQUEST | {key: other})
 
 
@@ -159,7 +162,7 @@ def test_a_scheme_is_known_by_its_settings_and_its_plan_and_not_by_its_name(tmp_
     other.write_text("{} ")
     settings = {"kind": "plan", "bits": 8, "plan": "4bit"}
     assert scheme_id(None) == scheme_id({"kind": "base", "bits": 8}) == "base"
-    found = [
+    ids = [
         scheme_id(settings, plan),
         scheme_id(settings, other),
         scheme_id(settings | {"group_size": 32}, plan),
@@ -167,8 +170,8 @@ def test_a_scheme_is_known_by_its_settings_and_its_plan_and_not_by_its_name(tmp_
         scheme_id({"kind": "base", "bits": 8}, None, "full"),
         "base",
     ]
-    assert len(set(found)) == len(found)
-    assert scheme_id(settings | {"plan": "renamed"}, plan) == found[0]
+    assert len(set(ids)) == len(ids)
+    assert scheme_id(settings | {"plan": "renamed"}, plan) == ids[0]
 
 
 def test_weights_are_known_by_their_bytes_or_their_revision(tmp_path):

@@ -14,7 +14,10 @@ import pytest
 from ditscope.cli import main
 from ditscope.core.errors import InputError
 from ditscope.core.tables import write_table
-from ditscope.workflow.compare import as_html, as_text, compare_tables, comparison, is_timing, keys_of, study_folder
+from ditscope.workflow.compare.experiments import comparison, is_timing, study_folder
+from ditscope.workflow.compare.page import as_html
+from ditscope.workflow.compare.tables import compare_tables, keys_of
+from ditscope.workflow.compare.text import as_text
 from workflow import ROOT
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\"'&"
@@ -34,8 +37,8 @@ def change_plan(folder, change):
     (folder / "plan.json").write_text(json.dumps(plan))
 
 
-def table(found, name):
-    return next(table for table in found.tables if table.name == name)
+def table(both, name):
+    return next(table for table in both.tables if table.name == name)
 
 
 # Of tables -----------------------------------------------------------------------------------------------------------
@@ -45,9 +48,9 @@ def test_rows_are_matched_by_their_keys_and_numbers_are_compared():
     a = pl.DataFrame({"layer": ["q", "q", "k", "k"], "bits": [2, 4, 2, 4], "error": [1.0, 2.0, 3.0, 4.0]})
     b = a.reverse().with_columns(error=pl.Series([4.0, 3.5, 2.25, 1.0])).vstack(a.head(1))
     b = b.with_columns(bits=pl.Series([4, 2, 4, 2, 8]))
-    found = compare_tables("t", a, b)
-    assert (found.keys, found.rows, found.only) == (("layer", "bits"), (4, 5), (0, 1))
-    (column,) = found.columns
+    difference = compare_tables("t", a, b)
+    assert (difference.keys, difference.rows, difference.only) == (("layer", "bits"), (4, 5), (0, 1))
+    (column,) = difference.columns
     assert (column.column, column.unlike, column.at) == ("error", 2, "layer k, bits 2")
     assert (column.largest, column.values) == (0.5, ("3", "3.5"))
     assert column.median == statistics.median([0.0, 0.25, 0.5, 0.0])
@@ -63,9 +66,9 @@ def test_names_that_differ_everywhere_match_no_rows():
 
 def test_rows_that_nothing_tells_apart_are_matched_in_order():
     a = pl.DataFrame({"run": ["x", "x", "y"], "birth": [0.0, 1.0, 2.0]})
-    found = compare_tables("t", a, a.with_columns(birth=pl.Series([0.0, 1.5, 2.0])).head(2))
-    assert (found.keys, found.only) == (("run", "row in order"), (1, 0))
-    assert [column.largest for column in found.columns] == [0.5]
+    difference = compare_tables("t", a, a.with_columns(birth=pl.Series([0.0, 1.5, 2.0])).head(2))
+    assert (difference.keys, difference.only) == (("run", "row in order"), (1, 0))
+    assert [column.largest for column in difference.columns] == [0.5]
     assert compare_tables("t", a.select("birth"), a.select("birth")).same
 
 
@@ -75,9 +78,9 @@ def test_values_that_are_no_numbers_are_counted():
     )
     assert compare_tables("t", a, a).same
     b = a.drop("only").with_columns(x=pl.Series([None, float("nan"), 4.0]), v=pl.Series([[1.0], [3.0], []]))
-    found = compare_tables("t", a, b)
-    assert found.columns_only == (("only",), ())
-    assert {c.column: (c.unlike, c.largest) for c in found.columns} == {"x": (2, None), "v": (1, None)}
+    difference = compare_tables("t", a, b)
+    assert difference.columns_only == (("only",), ())
+    assert {c.column: (c.unlike, c.largest) for c in difference.columns} == {"x": (2, None), "v": (1, None)}
     (other,) = compare_tables("t", a.select("k", "x"), a.select("k", pl.col("x").cast(pl.String))).columns
     assert other.values == ("Float64", "String")
     endless = a.select("k", x=pl.lit(float("inf")))
@@ -89,10 +92,10 @@ def test_values_that_are_no_numbers_are_counted():
 
 
 def test_an_experiment_differs_from_itself_in_nothing(pair):
-    for found in (comparison(pair[0], pair[0]), comparison(*pair)):
-        assert found.same and all(t.same for t in found.tables) and all(f.same for f in found.figures)
-        assert len(found.tables) > 30 and len(found.figures) > 20
-        text = as_text(found)
+    for both in (comparison(pair[0], pair[0]), comparison(*pair)):
+        assert both.same and all(t.same for t in both.tables) and all(f.same for f in both.figures)
+        assert len(both.tables) > 30 and len(both.figures) > 20
+        text = as_text(both)
         assert len(text.splitlines()) == 3 and "Nothing differs" in text
 
 
@@ -122,21 +125,21 @@ def test_what_was_changed_is_said(pair):
     (b / "clusters/map.parquet").write_bytes(b"PAR1")
     (b / "figures/drift-curves.svg").unlink()
     (b / "figures/block-grid.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    found = comparison(a, b)
-    settings = {key: values for key, *values in found.settings}
+    both = comparison(a, b)
+    settings = {key: values for key, *values in both.settings}
     assert settings["models.shapes-flux.steps"] == ["4", "8"]
     assert settings["schemes.int4.kind"] == ["intx-weight-only", None] and "experiment" not in settings
-    changed = {t.name for t in found.tables if not t.same}
+    changed = {t.name for t in both.tables if not t.same}
     lost = "file clusters/map.parquet of B"
     assert changed == {"drift", "benchmark.timing", "sensitivity", "topology.entropy", "clusters.map", lost}
-    assert table(found, "drift").only == (2, 0)
-    (column,) = table(found, "drift").columns
+    assert table(both, "drift").only == (2, 0)
+    (column,) = table(both, "drift").columns
     assert (column.column, column.unlike, column.largest, column.median) == ("euclidean", 1, 2.0, 0.0)
-    assert re.search(r"schema version \d+ in A and 99 in B", table(found, "sensitivity").note)
-    assert table(found, "topology.entropy").note == "only in A"
-    assert [t.name for t in found.tables if is_timing(t) and not t.same] == ["benchmark.timing"]
-    assert {f.name for f in found.figures if not f.same} == {"drift-curves", "block-grid"}
-    text = as_text(found)
+    assert re.search(r"schema version \d+ in A and 99 in B", table(both, "sensitivity").note)
+    assert table(both, "topology.entropy").note == "only in A"
+    assert [t.name for t in both.tables if is_timing(t) and not t.same] == ["benchmark.timing"]
+    assert {f.name for f in both.figures if not f.same} == {"drift-curves", "block-grid"}
+    text = as_text(both)
     assert "B is not finished: topology: 1 of 3 results are missing" in text
     assert text.index("Tables that differ") < text.index("  drift: ") < text.index("Durations that differ")
     assert "drift-curves: only in A" in text
@@ -146,11 +149,11 @@ def test_a_study_that_has_only_begun_can_be_compared(pair):
     a, b = pair
     for folder in ("figures", "benchmarks", "sensitivity", "captures", "images"):
         shutil.rmtree(b / folder)
-    found = comparison(a, b)
-    assert {"generate", "capture", "benchmark", "sensitivity", "publish"} <= set(found.sides[1].missing())
-    assert table(found, "images").note == table(found, "benchmark").note == "only in A"
-    assert all(figure.files[1] is None for figure in found.figures)
-    assert "A: none" not in as_html(found) and as_html(found).count("B: none") == len(found.figures)
+    both = comparison(a, b)
+    assert {"generate", "capture", "benchmark", "sensitivity", "publish"} <= set(both.sides[1].missing())
+    assert table(both, "images").note == table(both, "benchmark").note == "only in A"
+    assert all(figure.files[1] is None for figure in both.figures)
+    assert "A: none" not in as_html(both) and as_html(both).count("B: none") == len(both.figures)
 
 
 def test_a_plan_of_another_version_is_compared_as_it_stands(pair):
@@ -184,10 +187,10 @@ def test_hostile_texts_stay_texts(pair):
     change_plan(b, lambda plan: plan["config"]["prompts"].update({"csv": HOSTILE}))
     shard = pl.read_parquet(b / "prompts/shard-00000.parquet").with_columns(prompt=pl.lit(HOSTILE))
     write_table(shard, b / "prompts/shard-00000.parquet", "prompts")
-    found = comparison(a, b)
-    assert "\x1b" not in as_text(found)
-    page = Page(as_html(found))
-    assert "script" not in page.tags and "\x1b" not in as_html(found)
+    both = comparison(a, b)
+    assert "\x1b" not in as_text(both)
+    page = Page(as_html(both))
+    assert "script" not in page.tags and "\x1b" not in as_html(both)
     assert sum("<script>alert(1)</script>" in text for text in page.said) == 2
     assert page.sources and all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
 
@@ -205,6 +208,6 @@ def test_command(pair, tmp_path, monkeypatch, capsys):
 
 
 def test_comparing_imports_nothing_heavy():
-    code = "import sys, ditscope.workflow.compare; print(*sys.modules)"
+    code = "import sys, ditscope.workflow.compare.command; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT / "scripts").split()
     assert not {"torch", "matplotlib", "diffusers", "sklearn", "duckdb", "snakemake"} & set(loaded)

@@ -60,7 +60,8 @@ def test_pictures_show_what_the_prompts_ask_for(demo):
     right = []
     for tar in sorted(demo.glob("images/*/*.tar")):
         for sample in read_tar(tar):
-            right.append(oracle(Image.open(io.BytesIO(sample["png"]))) == parse_caption(sample["json"]["prompt"]))
+            named = {name: value for name, value in parse_caption(sample["json"]["prompt"]).items() if value}
+            right.append(named.items() <= oracle(Image.open(io.BytesIO(sample["png"]))).items())
     assert len(right) == len(runs) > 0 and sum(right) / len(right) > 0.8
 
 

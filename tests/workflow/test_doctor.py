@@ -473,6 +473,14 @@ def test_a_file_added_to_a_directory_is_found_by_the_record(results):
     assert finding.problem == "no job left this file" and finding.remove.endswith("/extra.jpg")
 
 
+def test_of_two_jobs_that_left_a_file_the_later_one_counts(results):
+    """A job of other outputs has a record of its own: the figures, once their formats change."""
+    table = one(results, "tables/drift.md")
+    table.write_text(table.read_text() + " ")
+    record_checksums(results, "paper_tables", [table])
+    assert [finding.problem for finding in found(results, ["checksums"])] == []
+
+
 def test_a_damaged_record_is_a_finding(results):
     one(results / FOLDER, "*/*.json").write_text('{"files": {"../../etc/passwd": {}}}')
     record, *outputs = found(results, ["checksums"])

@@ -50,8 +50,8 @@ def test_a_study_of_numbered_seeds_is_sound(tmp_path, monkeypatch):
     write_shard(csv, 0, table, config.prompts, "seeds")
     assert len(pl.read_parquet(table)) == 4 and problems(results, "files", "prompts") == []
     write_loosely(pl.read_parquet(table).head(3), table, "prompts")
-    (found, *_) = problems(results, "prompts")
-    assert "lacks 1 of 4 runs of the CSV" in found
+    (problem, *_) = problems(results, "prompts")
+    assert "lacks 1 of 4 runs of the CSV" in problem
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from ditscope.config import ROOT
 from ditscope.config_files import read_config
 from ditscope.core.errors import InputError
 from ditscope.models.folders import resolve_source, source_folder
+from ditscope.models.remote_code import cached_copy
 from ditscope.models.settings import Model
 from ditscope.workflow import download
 
@@ -36,10 +37,13 @@ class Hub:
         card = SimpleNamespace(license="other", license_name="flux-licence")
         return SimpleNamespace(siblings=siblings, sha=revision or "b" * 40, card_data=card, gated=self.gated, tags=[])
 
-    def snapshot_download(self, source, revision, local_dir, allow_patterns, ignore_patterns):
+    def snapshot_download(
+        self, source, revision, local_dir=None, allow_patterns=(), ignore_patterns=(), cache_dir=None
+    ):
         self.calls.append((source, revision))
         if self.error:
             raise self.error
+        local_dir = local_dir or cached_copy(source, revision)
         names = download.filter_repo_objects(self.files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
         for name in names:
             (local_dir / name).parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +108,30 @@ def test_captioners_and_embedders_have_another_index(name, monkeypatch, tmp_path
     Hub({"config.json": 1, "model.safetensors": 9, "pytorch_model.bin": 9}, gated=False).install(monkeypatch)
     monkeypatch.setattr(download, "hf_hub_download", lambda source, index, **_: seen.append(index))
     assert cli.main(["download", name]) == 0 and seen == ["config.json"]
+
+
+def test_code_comes_with_the_repositories_that_it_reads(monkeypatch, capsys, tmp_path):
+    """Without weights, before the model is taken for whole; and later, where an entry names one more."""
+    files = {"config.json": 1, "model.safetensors": 9, "hf_moondream.py": 5, "chat_template.jinja": 1, "a.bin": 9}
+    hub = Hub(files, gated=False).install(monkeypatch)
+    monkeypatch.setattr(
+        download, "hf_hub_download", lambda source, name, revision, local_dir: (local_dir / name).touch()
+    )
+    assert cli.main(["download", "moondream"]) == 0
+    said = capsys.readouterr().out
+    assert "code of its own, which runs only with `allow_remote_code: true`; it reads moondream/starmie-v1 too" in said
+    entry = read_config([]).models["moondream"]
+    ((tokenizer, commit),) = entry.code_revisions.items()
+    assert hub.calls == [(tokenizer, commit), (entry.source, entry.revision)]
+    there = {file.name for file in source_folder(entry).iterdir()}
+    assert there == {"config.json", "model.safetensors", "hf_moondream.py", "chat_template.jinja"}
+    assert not list(cached_copy(tokenizer, commit).glob("*.safetensors"))
+    assert cli.main(["download", "moondream"]) == 0 and "already in" in capsys.readouterr().out
+    (tmp_path / "o.yaml").write_text(f"models: {{moondream: {{code_revisions: {{a/b: {SHA}}}}}}}\n")
+    assert cli.main(["download", "moondream", "--configfile", "o.yaml"]) == 0 and ("a/b", SHA) in hub.calls
+    plain_config = {"models": {"m": {"source": "x/y", "revision": SHA, "code_revisions": {"a/b": SHA}}}}
+    assert download.code_revisions(plain_config, "x/y", SHA) == {"a/b": SHA}
+    assert download.code_revisions(plain_config, "x/y", "0" * 40) == {}
 
 
 def response(status: int):

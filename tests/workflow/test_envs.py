@@ -57,19 +57,19 @@ def locked() -> dict[str, str]:
 
 def packages(path: Path) -> dict[str, str]:
     """Package (by its name in the lock) and version of every dependency of an environment, pip's included."""
-    found = {}
+    versions = {}
     for item in yaml.safe_load(path.read_text())["dependencies"]:
         if isinstance(item, dict):
             for line in item["pip"]:
                 requirement = Requirement(line)
-                found[requirement.name] = str(requirement.specifier).removeprefix("==")
+                versions[requirement.name] = str(requirement.specifier).removeprefix("==")
         elif item != "pip":
             name, _, version = item.partition("=")
-            found[CONDA_NAMES.get(name, name)] = version
+            versions[CONDA_NAMES.get(name, name)] = version
     post_deploy = path.with_suffix(".post-deploy.sh")
     if post_deploy.exists():
-        found |= dict(re.findall(r"([a-z][a-z0-9-]+)==([0-9.]+)", post_deploy.read_text()))
-    return found
+        versions |= dict(re.findall(r"([a-z][a-z0-9-]+)==([0-9.]+)", post_deploy.read_text()))
+    return versions
 
 
 @cache
@@ -97,19 +97,19 @@ def imports(path: Path) -> tuple[frozenset[str], frozenset[Path]]:
 def closure(script: Path) -> set[str]:
     """Top-level third-party modules that a script reaches through ditscope."""
     seen: set[Path] = set()
-    waiting, found = {script}, set()
+    waiting, reached = {script}, set()
     while waiting:
         path = waiting.pop()
         seen.add(path)
         modules, own = imports(path)
-        found |= modules
+        reached |= modules
         waiting |= own - seen
-    return found
+    return reached
 
 
 def rules() -> dict[str, tuple[Path, Path]]:
     """An environment and the script of every rule that has a script; of one that may run on MLX, both environments."""
-    found = {}
+    environments = {}
     for file in sorted((ROOT / "rules").glob("*.smk")):
         blocks = re.split(r"^(?:rule|checkpoint) (\w+):", file.read_text(), flags=re.M)
         for name, body in zip(blocks[1::2], blocks[2::2], strict=True):
@@ -118,8 +118,8 @@ def rules() -> dict[str, tuple[Path, Path]]:
                 assert env, f"rule {name} runs a script but names no environment"
                 for path in [env[1]] if env[1] else MODEL_ENVS:
                     label = name if env[1] else f"{name}, {Path(path).stem}"
-                    found[label] = ((file.parent / path).resolve(), (file.parent / script[1]).resolve())
-    return found
+                    environments[label] = ((file.parent / path).resolve(), (file.parent / script[1]).resolve())
+    return environments
 
 
 @pytest.mark.parametrize("name", ENVS)
@@ -129,9 +129,9 @@ def test_channels_are_conda_forge_alone(name):
 
 @pytest.mark.parametrize("name", ENVS)
 def test_versions_are_the_lock_s(name):
-    found = packages(ENVS[name])
-    assert found.pop("python") == "3.11"
-    assert found == {package: locked()[package] for package in found}
+    versions = packages(ENVS[name])
+    assert versions.pop("python") == "3.11"
+    assert versions == {package: locked()[package] for package in versions}
 
 
 @pytest.mark.parametrize("name", ENVS)

@@ -69,23 +69,23 @@ def original(generation, tmp_path_factory):
 
 def test_a_generation_is_linked_whole(generation, tmp_path):
     import_captures("shapes-flux", FLUX, generation.parent, tmp_path / "set")
-    (found,) = captures_in(tmp_path / "set")
-    assert verify(found) == []
+    (linked,) = captures_in(tmp_path / "set")
+    assert verify(linked) == []
     files = {path.relative_to(generation): path.read_bytes() for path in generation.rglob("*") if path.is_file()}
-    assert files == {path.relative_to(found): path.read_bytes() for path in found.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(linked): path.read_bytes() for path in linked.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("single", [True, False], ids=["a .pt file", "its folder"])
 def test_a_file_of_the_original_program_gives_the_same_tables_of_blocks(generation, original, single, tmp_path):
     source = next(original.rglob("*.pt")) if single else original
     import_captures("shapes-flux", FLUX, source, tmp_path / "set")
-    (found,) = captures_in(tmp_path / "set")
-    assert found.name == "a1b2c3d4" and verify(tmp_path / "set/a1b2c3d4/intermediates") == []
+    (unpacked,) = captures_in(tmp_path / "set")
+    assert unpacked.name == "a1b2c3d4" and verify(tmp_path / "set/a1b2c3d4/intermediates") == []
     ours = load_file(generation / "intermediates/step_001.safetensors")
-    theirs = load_file(found / "intermediates/step_001.safetensors")
+    theirs = load_file(unpacked / "intermediates/step_001.safetensors")
     kept = {key for key in ours if not key.endswith(("prediction", "velocity", "temb")) and "embedding" not in key}
     assert theirs.keys() == kept and all(torch.equal(ours[key], theirs[key]) for key in kept)
-    statistics = [read_table(folder / "statistics.parquet", "capture_statistics") for folder in (generation, found)]
+    statistics = [read_table(folder / "statistics.parquet", "capture_statistics") for folder in (generation, unpacked)]
     assert statistics[0].drop("generation_id", "prompt_id").equals(statistics[1].drop("generation_id", "prompt_id"))
     for folder, out in ((generation.parent, "ours"), (tmp_path / "set", "theirs")):
         blocks(folder, tmp_path / out, {}, Blocks())
@@ -94,8 +94,8 @@ def test_a_file_of_the_original_program_gives_the_same_tables_of_blocks(generati
         one = one.filter(pl.col("previous") != "embedding")  # which the original did not store
         assert len(two) and one.drop("generation_id", "prompt_id").equals(two.drop("generation_id", "prompt_id"))
     assert [decodes_of(path) for path in generations_in(source)] == [[] if single else ["x_prev"]]
-    assert (found / "intermediates/decoded_x_prev/step_0/double_block_0.jpg").exists() is not single
-    assert read_metadata(found)["prompt"] == read_metadata(generation)["prompt"]
+    assert (unpacked / "intermediates/decoded_x_prev/step_0/double_block_0.jpg").exists() is not single
+    assert read_metadata(unpacked)["prompt"] == read_metadata(generation)["prompt"]
 
 
 def test_captures_that_are_none_or_of_another_model_are_refused(generation, original, tmp_path):

@@ -69,8 +69,8 @@ def test_runs_of_another_machine_are_joined_and_kept_apart(study, tmp_path):
     for host in (here.name, "fast-host"):
         assert f"## shapes-flux on {host}" in (joined / "recommendation.md").read_text()
     assert "Nothing to be done" in snakemake(tmp_path, "benchmark", "--dry-run", *tiny)
-    found = examine(tmp_path / "results/tiny", ["benchmark"]).findings
-    assert found == []
+    findings = examine(tmp_path / "results/tiny", ["benchmark"]).findings
+    assert findings == []
 
 
 MIXED = """

@@ -6,13 +6,17 @@ import shutil
 import subprocess
 import tomllib
 
+import duckdb
+import polars as pl
 import pytest
 import yaml
+from safetensors import safe_open
 
 import ditscope
 import rulegraph
 from workflow import ROOT, fake_conda, snakemake, workdir
 
+LIBRARY = ROOT / "scripts" / "ditscope"
 PROFILES = ("local", "slurm", "apple")
 TARGETS = (
     "setup",
@@ -135,3 +139,42 @@ def test_links_of_the_docs_lead_somewhere():
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
+
+
+def walk() -> str:
+    """The walk of docs/how-it-fits.md: one prompt and one tensor, room by room."""
+    page = rulegraph.PAGE.read_text()
+    return page[page.index("## One prompt and one tensor") : page.index("## Two ways")]
+
+
+def test_what_the_walk_names_is_there():
+    """Modules, functions and settings by their dotted names, rules, files."""
+    for name in re.findall(r"`(\w+(?:\.\w+)+)`", walk()):
+        *rooms, last = name.split(".")
+        sources = [LIBRARY.joinpath(*rooms).with_suffix(".py"), LIBRARY / rooms[0] / "settings.py"]
+        if (LIBRARY / rooms[0]).exists() or sources[0].exists():
+            text = "".join(file.read_text() for file in sources if file.exists())
+            module = LIBRARY.joinpath(*rooms, f"{last}.py").exists()
+            assert module or re.search(rf"^(def |    ){last}[(:]", text, re.M), name
+    rules = "".join(file.read_text() for file in (ROOT / "rules").glob("*.smk"))
+    assert all(f"\nrule {name}:" in rules for name in ("prompt_shard", "prompt_slice", "capture_set", "figures"))
+    for path in re.findall(r"`((?:rules|scripts|report)/[\w./-]+)`", walk()):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_walk_is_what_the_tiny_study_left(study):
+    """Its prompt, its tensor, its row: as the page says them."""
+    results = study / "results/tiny"
+    run = pl.read_parquet(results / "prompts/runs-0-1.parquet").row(0, named=True)
+    assert f"*{run['prompt']}*" in walk()
+    assert run == pl.read_parquet(results / "prompts/shard-00000.parquet").row(0, named=True)
+    (folder,) = (results / "captures/shapes-flux/all").glob("*/intermediates")
+    tokens, width = re.search(r"(\d+) image tokens of width (\d+)", walk()).groups()
+    with safe_open(folder / "step_000.safetensors", "np") as file:
+        assert file.get_slice("double_block_1.img").get_shape() == [1, int(tokens), int(width)]
+    table = pl.read_parquet(results / "analysis/shapes-flux/all/similarity.parquet")
+    (row,) = table.filter(prompt_id=run["prompt_id"], step=0, block="double_block_1", stream="img").to_dicts()
+    assert row["previous"] == "double_block_0" and 0 < row["cosine"] <= 1 and 0 < row["linear_cka"] <= 1
+    assert (results / "figures/block-similarity.csv").exists()
+    with duckdb.connect(results / "catalog.duckdb", read_only=True) as database:
+        assert ("blocks_similarity",) in database.execute("SHOW TABLES").fetchall()

@@ -128,11 +128,11 @@ def test_a_run_whose_picture_is_captured_is_named_there(form, made, tmp_path):
         capture("tiny", FLUX, tmp_path / "output", prompts=[csv], settings=settings)
         runs = read_metadata(folder)["runs"]
         assert [(run["prompt_id"], run["seed"]) for run in runs] == [("prompt", 1), ("b", 1), ("c", 1)]
-        found = read_table(folder / "statistics.parquet", "capture_statistics")
+        statistics = read_table(folder / "statistics.parquet", "capture_statistics")
         for number, run in enumerate(runs):
-            part = found.slice(number * len(table), len(table))
+            part = statistics.slice(number * len(table), len(table))
             assert part.equals(table.with_columns(prompt_id=pl.lit(run["prompt_id"])))
-        assert len(found) == 3 * len(table)
+        assert len(statistics) == 3 * len(table)
     changed = {name for name, data in contents(folder).items() if data != before[name]}
     assert {Path(name).suffix for name in changed} == {".json", ".parquet"} and len(changed) == 2
 

@@ -16,11 +16,11 @@ import yaml
 
 import stand_ins
 import workflow
-from ditscope.benchmark.prepare import uncompilable
 from ditscope.config import Config
 from ditscope.config_files import read_config
 from ditscope.core.tables import read_table
 from ditscope.models.loading import default_device
+from ditscope.models.prepare import uncompilable
 from ditscope.models.quantize import unsupported
 
 pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(1800)]

@@ -23,16 +23,16 @@ INSERTED = re.compile(r"In `([\w./-]+)`, below `(.+)`:$")
 
 def edits(page: str) -> list[tuple[str, str | None, str]]:
     """File, the line that the code goes below (None: a new file; empty: its end), and code, of each block of a page."""
-    found = []
+    blocks = []
     for block in BLOCK.finditer((ROOT / "docs" / f"{page}.md").read_text()):
         lead, code = block["lead"], block["code"]
         if inserted := INSERTED.search(lead):
-            found.append((inserted[1], inserted[2], code))
+            blocks.append((inserted[1], inserted[2], code))
         elif appended := APPENDED.search(lead):
-            found.append((appended[1], "", code))
+            blocks.append((appended[1], "", code))
         elif new := NEW.search(lead):
-            found.append((new[1], None, code))
-    return found
+            blocks.append((new[1], None, code))
+    return blocks
 
 
 @pytest.fixture

@@ -24,11 +24,11 @@ def by_name(findings):
 def test_a_host_without_gpu(monkeypatch):
     monkeypatch.setattr(prerequisites, "nvidia_gpus", list)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = by_name(machine())
+    named = by_name(machine())
     for name in ("GPU", "driver", "capability", "CUDA", "GPU memory"):
-        assert not found[name].good, name
-    assert found["Python"].good and found["torch"].text == torch.__version__.partition("+")[0]
-    assert found["processor"].text.endswith("GB memory")
+        assert not named[name].good, name
+    assert named["Python"].good and named["torch"].text == torch.__version__.partition("+")[0]
+    assert named["processor"].text.endswith("GB memory")
 
 
 def test_a_hopper_host(monkeypatch):
@@ -37,9 +37,9 @@ def test_a_hopper_host(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(total_memory=141 * 10**9))
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    found = by_name(machine())
-    assert all(found[name].good for name in ("GPU", "driver", "capability", "CUDA", "GPU memory"))
-    assert found["driver"].text == "570.86" and found["GPU memory"].text.startswith("141.0 GB")
+    named = by_name(machine())
+    assert all(named[name].good for name in ("GPU", "driver", "capability", "CUDA", "GPU memory"))
+    assert named["driver"].text == "570.86" and named["GPU memory"].text.startswith("141.0 GB")
     monkeypatch.setattr(torch.version, "cuda", "12.1")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (8, 0))
     old = by_name(machine())
@@ -58,9 +58,9 @@ def test_a_driver_too_old_for_torch(monkeypatch):
     monkeypatch.setattr(prerequisites, "nvidia_gpus", lambda: [{"name": "NVIDIA A100", "driver": "535.104.05"}])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(hardware, "torch_build", lambda: ("2.13.0+cu130", "13.0"))
-    found = by_name(machine())["driver"]
+    driver = by_name(machine())["driver"]
     expected = "535.104.05: torch 2.13.0+cu130 (CUDA 13.0) needs driver 580 or later, this one is 535.104.05"
-    assert not found.good and found.text == expected
+    assert not driver.good and driver.text == expected
 
 
 def test_tokens_are_never_shown(monkeypatch, tmp_path, capsys):

@@ -101,13 +101,13 @@ def test_bad_config_is_refused_before_a_job_is_cancelled(cluster, tmp_path, monk
 def test_living_main_process_stops_it(cluster, tmp_path, monkeypatch):
     show(cluster)
     code = "import time; print(1, flush=True); time.sleep(60)"
-    for mode, found in ([], True), (["--mode", "remote"], False):
+    for mode, stops in ([], True), (["--mode", "remote"], False):
         program = tmp_path / "snakemake"
         program.write_text(code)
         with subprocess.Popen([sys.executable, str(program), *mode], cwd=tmp_path, stdout=subprocess.PIPE) as process:
             process.stdout.readline()
-            assert resume.main_processes(tmp_path) == ([process.pid] if found else [])
-            if found:
+            assert resume.main_processes(tmp_path) == ([process.pid] if stops else [])
+            if stops:
                 monkeypatch.chdir(tmp_path)
                 with pytest.raises(InputError, match=f"a run is alive \\(process {process.pid}\\)"):
                     resume.resume([])

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from ditscope.cli import COMMANDS
 from ditscope.config import STAGES
+from ditscope.core.schema import STAGE_OF
+from ditscope.workflow.inventory import PLACES
 from ditscope.workflow.staleness import imported
 from workflow import ROOT
 
@@ -83,3 +86,10 @@ def test_every_stage_is_one_room(stage):
         assert (LIBRARY / stage / part).exists()
     assert (ROOT / "tests" / stage).is_dir() or stage in ("prompts", "ablate")
     assert (ROOT / "docs" / "outputs" / f"{stage}.md").exists() or stage == "ablate"
+
+
+def test_no_list_of_stages_lacks_one():
+    """A stage is known by its tables' names, by its place among the results and, once or in parts, as a command."""
+    assert set(STAGE_OF.values()) == {stage for stage in STAGES if (LIBRARY / stage / "tables.py").exists()}
+    assert set(PLACES.values()) == set(STAGES) - {"analyse"}  # beside the tables of `blocks`
+    assert all(any(name == stage or name.startswith(f"{stage}-") for name in COMMANDS) for stage in STAGES)

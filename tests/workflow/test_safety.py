@@ -33,28 +33,28 @@ BANNED_CALLS |= {"tar.extractall", "tarfile.extractall", "shutil.unpack_archive"
 
 def defects(source: str) -> list[str]:
     """What in Python source could unpickle or run foreign code."""
-    found = []
+    lines = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             if ast.unparse(node) == "from pickle import UnpicklingError":  # what torch.load raises
                 continue
-            found += [name for name in names if name.split(".")[0] in BANNED_MODULES]
+            lines += [name for name in names if name.split(".")[0] in BANNED_MODULES]
         if not isinstance(node, ast.Call):
             continue
         name, given = ast.unparse(node.func), {k.arg: k.value for k in node.keywords}
         constant = {key: value.value for key, value in given.items() if isinstance(value, ast.Constant)}
         if name in BANNED_CALLS:
-            found.append(name)
+            lines.append(name)
         if name == "torch.load" and constant.get("weights_only") is not True:
-            found.append("torch.load without weights_only=True")
+            lines.append("torch.load without weights_only=True")
         if name in ("np.load", "numpy.load", "np.save", "np.savez") and constant.get("allow_pickle") is not False:
-            found.append(f"{name} without allow_pickle=False")
+            lines.append(f"{name} without allow_pickle=False")
         if constant.get("trust_remote_code") is True or constant.get("shell") is True:
-            found.append(f"{name} with trust_remote_code or shell")
+            lines.append(f"{name} with trust_remote_code or shell")
         if constant.get("use_safetensors") is False:
-            found.append(f"{name} with use_safetensors=False")
-    return found
+            lines.append(f"{name} with use_safetensors=False")
+    return lines
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_the_scan_sees_what_is_unsafe(source):
 
 def test_no_source_unpickles_or_runs_foreign_code():
     assert len(SOURCES) > 80
-    found = {path.relative_to(ROOT).as_posix(): d for path in SOURCES if (d := defects(path.read_text()))}
-    assert found == {}
+    unsafe = {path.relative_to(ROOT).as_posix(): d for path in SOURCES if (d := defects(path.read_text()))}
+    assert unsafe == {}
 
 
 def test_remote_code_is_only_what_the_config_allows():

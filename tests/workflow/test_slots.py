@@ -22,7 +22,7 @@ import sys
 sys.path.insert(0, {scripts!r})
 from pathlib import Path
 from ditscope.workflow.slots import gpu_slots
-with gpu_slots({count}, Path({folder!r})) as chosen:
+with gpu_slots({count}, Path({folder!r}), {memory_mb}) as chosen:
     assert "torch" not in sys.modules
     print(",".join(chosen), flush=True)
     sys.stdin.readline()
@@ -40,8 +40,8 @@ def start(tmp_path):
     """Start jobs in processes of their own that hold GPUs until their standard input ends."""
     running = []
 
-    def job(count: int = 1, visible: str = "0,1", **environment: str) -> subprocess.Popen:
-        code = HOLD.format(scripts=SCRIPTS, count=count, folder=str(tmp_path))
+    def job(count: int = 1, visible: str = "0,1", memory_mb: int = 0, **environment: str) -> subprocess.Popen:
+        code = HOLD.format(scripts=SCRIPTS, count=count, folder=str(tmp_path), memory_mb=memory_mb)
         process = subprocess.Popen(
             [sys.executable, "-c", code],
             env=os.environ | {slots.VISIBLE: visible} | environment,
@@ -114,10 +114,55 @@ def first_ready(jobs: list[subprocess.Popen]) -> subprocess.Popen:
     return next(job for job in jobs if job.stdout is ready[0])
 
 
-def test_gpus_are_shared_when_asked_and_idle_ones_first(start):
-    jobs = [start(DITSCOPE_JOBS_PER_GPU="2") for _ in range(4)]
+@pytest.fixture
+def sharing(start, tmp_path):
+    """Start jobs that may share GPUs of 10,000 MiB (10,485 MB), as an nvidia-smi of the test's own lists them."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    lines = "".join(f"{i}, GPU-{i}, 10000\n" for i in range(2))
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{lines}'\n".replace("\n'", "'"))
+    (folder / "nvidia-smi").chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+    def job(memory_mb: int, most: int = 2, **options: str) -> subprocess.Popen:
+        return start(memory_mb=memory_mb, PATH=path, DITSCOPE_JOBS_PER_GPU=str(most), **options)
+
+    return job
+
+
+def test_gpus_are_shared_when_asked_and_idle_ones_first(sharing):
+    jobs = [sharing(4000) for _ in range(4)]
     assert sorted(map(seen, jobs)) == ["0", "0", "1", "1"]
-    assert is_waiting(start(DITSCOPE_JOBS_PER_GPU="2"))
+    assert is_waiting(sharing(4000)), "two a GPU were asked for"
+
+
+def test_as_many_share_a_gpu_as_fit_into_its_memory(sharing):
+    jobs = [sharing(4000, most=9, visible="GPU-1") for _ in range(2)]
+    assert [seen(job) for job in jobs] == ["GPU-1"] * 2
+    third = sharing(4000, most=9, visible="GPU-1")
+    assert is_waiting(third), "12,000 of 10,485 MB"
+    jobs[0].stdin.close()
+    assert seen(third) == "GPU-1"
+
+
+def test_a_job_that_fits_nowhere_is_alone(sharing):
+    assert seen(sharing(99_000, visible="0")) == "0"
+    assert is_waiting(sharing(10, visible="0"))
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 4000), (4000, 0)])
+def test_a_job_that_does_not_say_what_it_takes_shares_with_nobody(sharing, first, second):
+    alone = sharing(first, visible="0")
+    assert seen(alone) == "0"
+    other = sharing(second, visible="0")
+    assert is_waiting(other)
+    alone.stdin.close()
+    assert seen(other) == "0"
+
+
+def test_a_gpu_of_unknown_memory_is_not_shared(sharing):
+    assert seen(sharing(1, visible="MIG-7")) == "MIG-7"
+    assert is_waiting(sharing(1, visible="MIG-7"))
 
 
 def test_more_gpus_than_there_are_takes_those(start):
@@ -129,7 +174,7 @@ def test_environment_is_set_inside_and_restored_after(tmp_path, monkeypatch):
     with slots.gpu_slots(1, tmp_path) as chosen:
         assert os.environ[slots.VISIBLE] == chosen[0] == "0"
         assert os.environ[slots.ORDER] == "PCI_BUS_ID"
-        assert (tmp_path / "0.0.lock").read_text() == f"{os.getpid()}\n"
+        assert (tmp_path / "0.0.lock").read_text() == f"{os.getpid()} 0\n"
     assert slots.VISIBLE not in os.environ and slots.ORDER not in os.environ
 
 

@@ -263,7 +263,7 @@ def test_tasks_of_an_array_leave_each_other_alone(troubled):
 def test_the_largest_array_has_a_command_that_the_kernel_takes(study):
     limit = yaml.safe_load((workflow.ROOT / "profiles/slurm/config.yaml").read_text())["slurm-array-limit"]
     logs = [log.read_text() for log in (study / ".snakemake/slurm_logs").rglob("*.log")]
-    passed = [found[1] for log in logs if (found := re.search(r"--slurm-jobstep-array-execs=(\S+)", log))]
+    passed = [option[1] for log in logs if (option := re.search(r"--slurm-jobstep-array-execs=(\S+)", log))]
     assert passed and all(limit * len(p) / len(parse_array_execs(p)) < 128 * 1024 / 2 for p in passed)
 
 

@@ -35,7 +35,7 @@ def test_models_of_other_stages_are_left_out():
     assert config.trajectories == DEMO.trajectories and config.embed == DEMO.embed
     lists = [config.generate.models, config.capture.models, config.sensitivity.models, config.benchmark.models]
     assert lists == [[], [], [], []] and config.capture.sets == DEMO.capture.sets
-    assert config.selected_models() == ["shapes-flux", "shapes-sd3", "shapes-blip"]
+    assert config.selected_models() == ["shapes-flux", "shapes-blip", "shapes-scene"]
     assert selected("refine").selected_models() == ["shapes-flux"]
     assert of_stages(config) == config
 
@@ -55,9 +55,9 @@ def test_models_of_other_stages_are_left_out():
     ],
 )
 def test_stages_that_cannot_be_are_refused_in_one_line(config, refusal):
-    with pytest.raises(InputError, match=refusal) as found:
+    with pytest.raises(InputError, match=refusal) as refused:
         load_config(config)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_what_other_stages_would_refuse_does_not_matter():

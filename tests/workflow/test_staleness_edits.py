@@ -10,9 +10,10 @@ import sys
 import pytest
 
 from ditscope.config_files import read_config
+from ditscope.core.schema import STAGE_OF
 from ditscope.models.registry import is_generator, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
-from ditscope.publish.figures import FIGURES
+from ditscope.publish.figures import FIGURES, PAPER_TABLES
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow import staleness
 from workflow import ROOT
@@ -35,13 +36,15 @@ def digested() -> dict[str, set[str]]:
         "embedder_params(": embedders,
         "chosen_embedders(": embedders,
         "sensitivity_code(": {"ditscope.sensitivity.stage", BACK_ENDS["torch"]},
+        "declarations(": {f"ditscope.{stage}.tables" for stage in STAGE_OF.values()},
         "figure_rooms(": {f"ditscope.{figure.stages[0]}.figures" for figure in FIGURES.values()},
+        "in paper_table_inputs(": {f"ditscope.{stage}.figures" for stage in PAPER_TABLES.values()},
     }
     rules = {}
     for file in sorted((ROOT / "rules").glob("*.smk")):
         for block in re.split(r"^rule ", file.read_text(), flags=re.M)[1:]:
             modules = {f"ditscope.{name}" for name in re.findall(r'code\("([\w.]+)"\)', block)}
-            modules |= {module for helper, found in by_helper.items() if helper in block for module in found}
+            modules |= {module for helper, used in by_helper.items() if helper in block for module in used}
             if modules:
                 rules[block[: block.index(":")]] = modules
     return rules
@@ -96,7 +99,7 @@ EDITS = [
     ("embed/files.py", CODE, {"drift", "cluster", "topology"}),
     ("drift/series.py", CODE, {"drift"}),
     ("drift/figures.py", CODE, {"figures", "paper_tables", "explorer"}),
-    ("cluster/__init__.py", CODE, {"cluster", "figures", "explorer"}),
+    ("cluster/__init__.py", CODE, {"cluster", "figures", "paper_tables", "explorer", "catalog"}),
     ("benchmark/recommend.py", CODE, {"benchmark_table"}),
     ("benchmark/quiet.py", CODE, {"benchmark_run"}),
     ("refine/drifting.py", CODE, {"refine_train", "refine_diagnose"}),

@@ -77,8 +77,8 @@ def values(folder: Path) -> dict[str, object]:
     """What the tables say: measured values, without the settings and names that say how they were made."""
 
     def table(file: str, name: str, *columns: str, where: str = "") -> list[tuple]:
-        found = read_table(folder / file, name)
-        return (found.filter(pl.col("prompt_id") == where) if where else found).select(columns).rows()
+        rows = read_table(folder / file, name)
+        return (rows.filter(pl.col("prompt_id") == where) if where else rows).select(columns).rows()
 
     (statistics,) = folder.glob("captures/*/statistics.parquet")
     samples = sorted(folder.glob("calibration/shards/*/*.npz"))
@@ -137,8 +137,8 @@ CHANGES: dict[str, tuple[Callable[[Path], dict], set[str]]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_reaches_what_depends_on_it_and_nothing_else(change, base, tmp_path):
     arguments, expected = CHANGES[change]
-    found = values(study(tmp_path / "study", **arguments(tmp_path)))
-    changed = {name for name in base if found[name] != base[name]}
+    reached = values(study(tmp_path / "study", **arguments(tmp_path)))
+    changed = {name for name in base if reached[name] != base[name]}
     assert changed - {"text embeddings"} == expected - {"text embeddings"}
     assert "text embeddings" in changed or "text embeddings" not in expected
 

@@ -67,9 +67,9 @@ def row(right: int, total: int, target: float | None) -> dict:
     }
 
 
-def attribute_rows(found: list[dict], scenes: list[Scene]) -> dict[str, dict]:
+def attribute_rows(read: list[dict], scenes: list[Scene]) -> dict[str, dict]:
     """Shares of right attributes, and of all five at once, against the scenes asked for."""
-    right = np.array([[f[n] == getattr(s, n) for n in ATTRIBUTES] for f, s in zip(found, scenes, strict=True)])
+    right = np.array([[f[n] == getattr(s, n) for n in ATTRIBUTES] for f, s in zip(read, scenes, strict=True)])
     rows = {n: row(int(right[:, i].sum()), len(scenes), TARGETS[n]) for i, n in enumerate(ATTRIBUTES)}
     return rows | {"all five": row(int(right.all(1).sum()), len(scenes), TARGETS["all five"])}
 
@@ -172,24 +172,24 @@ def check_left_out(folder: Path, guidance: float) -> dict[str, dict]:
         prompts = left_out_prompts(attribute, rng)
         asked = [named for named in prompts for _ in range(LEFT_OUT_SEEDS)]
         seeds = [picture_seed(500 + place, i) for i in range(len(asked))]
-        found = [oracle(i) for i in pictures(pipeline, [describe(named) for named in asked], seeds, guidance)]
-        right = [seen[name] == value for seen, named in zip(found, asked, strict=True) for name, value in named.items()]
+        read = [oracle(i) for i in pictures(pipeline, [describe(named) for named in asked], seeds, guidance)]
+        right = [seen[name] == value for seen, named in zip(read, asked, strict=True) for name, value in named.items()]
         kept += [sum(right), len(right)]
         ratios = []
         for i, named in enumerate(prompts):
-            seen = [f[attribute] for f in found[i * LEFT_OUT_SEEDS :][:LEFT_OUT_SEEDS] if f[attribute] != UNCLEAR]
+            seen = [f[attribute] for f in read[i * LEFT_OUT_SEEDS :][:LEFT_OUT_SEEDS] if f[attribute] != UNCLEAR]
             fits = [s for s in train_scenes() if all(getattr(s, name) == value for name, value in named.items())]
             ratios.append(entropy(seen) / entropy([getattr(s, attribute) for s in fits]) if seen else 0.0)
-        rows[f"{attribute} left out: entropy"] = mean_row(ratios, len(found), 0.8)
+        rows[f"{attribute} left out: entropy"] = mean_row(ratios, len(read), 0.8)
     return {"named attributes": row(int(kept[0]), int(kept[1]), 0.9), **rows}
 
 
 def mean_row(values: list[float], total: int, target: float) -> dict:
     """A mean of a few prompts' values with its 95 % interval by Student's t; met when the mean reaches the target."""
-    found = mean_interval(np.asarray(values))
-    numbers = {"share": found.mean, "low": found.low, "high": found.high}
+    mean = mean_interval(np.asarray(values))
+    numbers = {"share": mean.mean, "low": mean.low, "high": mean.high}
     rounded = {key: None if value is None else round(value, 4) for key, value in numbers.items()}
-    return {**rounded, "n": total, "target": target, "met": bool(found.mean >= target)}
+    return {**rounded, "n": total, "target": target, "met": bool(mean.mean >= target)}
 
 
 @torch.no_grad()

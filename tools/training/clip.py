@@ -73,13 +73,13 @@ def processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
 
 def neighbours(scene: Scene, allowed: frozenset[Scene] | None = None) -> list[Scene]:
     """The scenes that differ from one in exactly one attribute (20 in all), kept to the allowed ones."""
-    found = []
+    scenes = []
     for name in ATTRIBUTES:
         for value in VALUES[name]:
             other = Scene(**{**scene.attributes(), name: value})
             if other != scene and (allowed is None or other in allowed):
-                found.append(other)
-    return found
+                scenes.append(other)
+    return scenes
 
 
 def grouped_batch(rng: np.random.Generator, size: int) -> list[int]:

@@ -42,10 +42,10 @@ def summary(state: dict[str, Any]) -> dict[str, Any]:
 
 def load_average(model: torch.nn.Module, partial: Path) -> dict[str, Any]:
     """Put the averaged weights of the last checkpoint into the model; returns the `summary` of the run."""
-    found = load_checkpoint(partial)
-    if found is None:
+    checkpoint = load_checkpoint(partial)
+    if checkpoint is None:
         raise FileNotFoundError(f"{partial}: no checkpoint; run the training first")
-    tensors, state = found
+    tensors, state = checkpoint
     with torch.no_grad():
         for name, p in model.named_parameters():
             if f"ema.{name}" in tensors:

@@ -58,9 +58,9 @@ def check_ablated_pictures(
         raise InputError("lacks the picture that was made without ablation")
     request = base["json"]["request_hash"]
     rows = {f"{r['request_hash']}-{r['block']}-{r['kind']}": r for r in reversed(table.to_dicts())}
-    mine = [key for key, row in rows.items() if row["request_hash"] == request]
+    of_request = [key for key, row in rows.items() if row["request_hash"] == request]
     study.same_rows(
-        "ablate", tar, sorted(pixels), sorted([base["__key__"], *mine]), "pictures of the table's first run"
+        "ablate", tar, sorted(pixels), sorted([base["__key__"], *of_request]), "pictures of the table's first run"
     )
     measure = measures()
     for sample in samples:

@@ -19,11 +19,11 @@ from ditscope.core.metrics import psnr, ssim
 from ditscope.core.names import unknown
 from ditscope.core.paths import InputFile, OutputFile, OutputFolder, check_apart
 from ditscope.core.patterns import block_index, block_type, select_blocks, select_indices
-from ditscope.core.scratch import publish, unfinished
+from ditscope.core.scratch import discard, unfinished
 from ditscope.core.shards import Sample, png_bytes, read_tar, write_tar
 from ditscope.core.tables import write_table
 from ditscope.models.block_names import block_names
-from ditscope.models.embedders.registry import EmbedBatch, load_embedder
+from ditscope.models.embedders.registry import EmbedBatch, embedder_named, load_embedder
 from ditscope.models.families.common import Conditioning
 from ditscope.models.loading import Generator, load_generator
 from ditscope.models.requests import describe, requests, runs_by_picture
@@ -95,12 +95,7 @@ def ablate(
     Leaves `out` (table `ablation`, a row per run, block and kind) and `images` (beside it where no path is given), a
     tar with the pictures of the first run. Blocks that are done in `partial` are not sampled again.
     """
-    for kind in settings.kinds:
-        if kind not in KINDS:
-            raise InputError(unknown("ablate.kinds", kind, KINDS, "a kind of ablation"))
-    if settings.features and settings.features not in embedders:
-        raise InputError(unknown("ablate.features", settings.features, embedders, "in the config's `embedders`"))
-    steps = select_indices(settings.steps, model.steps, "ablate.steps")
+    steps = check_settings(settings, model, embedders)
     images = images or out.with_name(out.name.removesuffix(".parquet") + ".tar")
     check_apart(prompts, [out, images])
     runs = read_runs(*prompts)
@@ -118,7 +113,7 @@ def ablate(
     for block in tqdm(chosen, desc=f"{name}: ablation", unit="block", disable=None):
         part = parts / f"{block}.tar"
         if not part.exists():
-            found: list[Sample] = []
+            ablated: list[Sample] = []
             for kind in settings.kinds:
                 latents, pictures = sampled(loaded, firsts, [Ablation(block, kind, steps)], settings.batch_size)
                 for i, record in enumerate(records):
@@ -126,25 +121,38 @@ def ablate(
                     place = {"depth": names.index(block), "ablated_steps": settings.steps}
                     sample_of = picture(record, block, kind, pictures[i])
                     sample_of["json"] |= place | effect
-                    found.append(sample_of)
-            write_tar(found, part)
+                    ablated.append(sample_of)
+            write_tar(ablated, part)
         samples += list(read_tar(part))
         log.info("%s: %s ablated", name, block)
-    asked = {record["request_hash"]: group for record, group in zip(records, groups, strict=True)}
-    rows = [
-        {column: s["json"][column] for column in ABLATION.columns} | {key: run[key] for key in ("prompt_id", "seed")}
-        for s in samples
-        if s["json"]["kind"] != NONE
-        for run in asked[s["json"]["request_hash"]]
-    ]
+    rows = rows_of(samples, {record["request_hash"]: group for record, group in zip(records, groups, strict=True)})
     wanted = product(((run["prompt_id"], run["seed"]) for run in runs), chosen, settings.kinds)
     left = (((row["prompt_id"], row["seed"]), row["block"], row["kind"]) for row in rows)
     check_complete(out, "runs, blocks and kinds", wanted, left)
     table = pl.DataFrame(rows, schema=ABLATION.schema()).sort("depth", "kind", "prompt_id", "seed")
     write_table(table, out, ABLATION)
-    first = [s for s in samples if s["json"]["request_hash"] == records[0]["request_hash"]]
-    write_tar(first, images)
-    publish(parts)
+    write_tar([s for s in samples if s["json"]["request_hash"] == records[0]["request_hash"]], images)
+    discard(parts)
+
+
+def check_settings(settings: Ablate, model: Model, embedders: dict[str, Embedder]) -> list[int]:
+    """The numbers of the steps to ablate. Raises InputError for kinds, features or steps that there are not."""
+    for kind in settings.kinds:
+        if kind not in KINDS:
+            raise InputError(unknown("ablate.kinds", kind, KINDS, "a kind of ablation"))
+    if settings.features:
+        embedder_named(settings.features, embedders, "ablate.features")
+    return select_indices(settings.steps, model.steps, "ablate.steps")
+
+
+def rows_of(samples: list[Sample], runs: dict[str, list[dict]]) -> list[dict[str, Any]]:
+    """Rows of the table `ablation`: one per ablated picture and run that asked for it, `runs` by request hash."""
+    return [
+        {column: s["json"][column] for column in ABLATION.columns} | {key: run[key] for key in ("prompt_id", "seed")}
+        for s in samples
+        if s["json"]["kind"] != NONE
+        for run in runs[s["json"]["request_hash"]]
+    ]
 
 
 def sampled(

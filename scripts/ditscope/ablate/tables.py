@@ -6,7 +6,7 @@ ABLATION = Table(
     "ablation",
     "ablation/*.parquet",
     "run, ablated block and kind of ablation",
-    key=("prompt_id", "seed", "block", "kind"),
+    key=("model", "prompt_id", "seed", "block", "kind"),
     columns={
         "request_hash": Column("String", "128-bit key of the picture without ablation, as in the table `images`"),
         "model": Column("String", "the model's name in the config"),

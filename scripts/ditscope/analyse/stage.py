@@ -14,7 +14,7 @@ from ditscope.core.names import unknown
 from ditscope.core.paths import InputFolder, OutputFile
 from ditscope.core.plugins import load_plugin
 from ditscope.core.settings import decode
-from ditscope.core.study_plan import read_plan
+from ditscope.core.study_plan import files_of_stage, read_plan
 from ditscope.core.tables import write_table
 
 log = logging.getLogger(__name__)
@@ -26,10 +26,7 @@ def analyse(results: InputFolder, name: str) -> None:
     analyses = decode(Analyse, plan["config"].get("analyse", {}), "analyse").analyses
     if name not in analyses:
         raise InputError(unknown("name", name, analyses, "in the config's `analyse.analyses`"))
-    left = {
-        stage: [Path(p) for part in ("targets", "upstream") for p in plan[part].get(stage, [])]
-        for stage in analyses[name].stages
-    }
+    left = {stage: list(map(Path, files_of_stage(plan, stage))) for stage in analyses[name].stages}
     run_analysis(name, analyses[name], left, results / "analysis" / f"{name}.parquet")
 
 

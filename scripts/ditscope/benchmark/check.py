@@ -13,11 +13,13 @@ import numpy as np
 import polars as pl
 
 from ditscope.benchmark.cases import benchmark_cases
+from ditscope.benchmark.images import FLOOR
 from ditscope.benchmark.run_tables import CASE_KEY, IDENTITY
 from ditscope.benchmark.tables import NOISE_FLOOR, OF_SETS, PAIRED
 from ditscope.core.errors import InputError
 from ditscope.core.intervals import mean_interval, unit_means
 from ditscope.core.schema import tables_of
+from ditscope.core.shards import Sample
 from ditscope.core.study import Study, alike, alike_text, beside, check_png, positive
 from ditscope.generate.check import ENTRY
 from ditscope.models.folders import check_safetensors
@@ -52,8 +54,8 @@ def check_benchmark(study: Study) -> None:
                     continue
                 if not (name in ("targets", "flat_field") or (name == "quality" and config.benchmark.skip_metrics)):
                     own = table.filter(pl.col("kind") != NOISE_FLOOR)  # of the base once more, no run of its own
-                    found = sorted(set(own.select(CASE_KEY).rows()))
-                    study.same_rows("benchmark", file, found, sorted(runs), "runs")
+                    measured = sorted(set(own.select(CASE_KEY).rows()))
+                    study.same_rows("benchmark", file, measured, sorted(runs), "runs")
                 if wanted and (gives := wanted[name]).columns:
                     keys = [key for key in (*IDENTITY, "batch", "metric", "steps", "seed", "target") if key in gives]
                     study.agree("benchmark", file, table.sort(keys), gives.sort(keys))
@@ -84,8 +86,7 @@ def join_again(study: Study, stems: list[str], folders: list[str]) -> dict[str, 
 
 def check_run(study: Study, stem: str) -> list[tuple[str, str, str, str]]:
     """One run: its row, its images, its timing and its flat field; gives what names it."""
-    config = study.config
-    settings = config.benchmark
+    settings = study.config.benchmark
     _, model, hardware, case = stem.split("/")
     file, clock = beside(f"{stem}.tar")
     flat_file = f"{stem}.flat.parquet"
@@ -100,16 +101,8 @@ def check_run(study: Study, stem: str) -> list[tuple[str, str, str, str]]:
     if len(table) != 1:
         study.note("benchmark", file, f"{len(table)} rows instead of one")
         return []
-    row, entry = table.row(0, named=True), config.models[model]
-    guidance = settings.cfg_scale if settings.cfg_scale >= 0 else entry.guidance
-    entry = settled(replace(entry, guidance=guidance, steps=settings.num_steps or entry.steps))
-    wanted = {key: getattr(entry, key) for key in ENTRY if key in row}
-    wanted |= {"model": model, "hardware": hardware, "scheme": scheme, "compile": compile}
-    if scheme in config.schemes:
-        from ditscope.models.quantize import label
-
-        wanted["kind"] = label(config.schemes[scheme])
-    study.same("benchmark", file, row, wanted)
+    row = table.row(0, named=True)
+    study.same("benchmark", file, row, made_with(study, row, model, hardware, scheme, compile))
     check_sizes(study, file, row)
     identity = {key: row[key] for key in IDENTITY}
     for other, name in ((timing, clock), (flat, flat_file)):
@@ -122,27 +115,51 @@ def check_run(study: Study, stem: str) -> list[tuple[str, str, str, str]]:
         study.same_rows("benchmark", flat_file, flat.select("steps", "seed").rows(), grid, "steps and seeds")
         if not (flat["noise"].fill_null(-1) >= 0).all():
             study.note("benchmark", flat_file, "column `noise` has values that are not at least 0")
-    made_of = sum(len(s["json"].get("runs") or [s]) for s in samples or [])
     if row["quality_batch"] != (settings.quality_batch or min(settings.batches)):
         study.note("benchmark", file, f"its images were sampled in batches of {row['quality_batch']}")
     floors = bool(samples) and row["kind"] == "base" and compile == "eager"
     if row["floor_batch"] != ((row["quality_batch"] // 2 or 2) if floors else None):
         study.note("benchmark", file, f"column `floor_batch` is {row['floor_batch']}")
-    if samples is not None and row["images"] != made_of:
-        study.note("benchmark", f"{stem}.tar", f"{made_of} images; its table says {row['images']}")
-    elif samples:
-        with study.noting("benchmark", f"{stem}.tar"):
-            if hashlib.sha256(b"".join(s["png"] for s in samples)).hexdigest() != row["images_sha256"]:
-                study.note("benchmark", f"{stem}.tar", "its images are not those of its table (sha256)")
-            for sample in samples:
-                for member in ("png", *(["floor.png"] if floors else [])):
-                    check_png(sample.get(member, b""), f"image {sample['__key__']}")
-                made = {key: row[key] for key in ("model", "dtype", "steps", "guidance", "width", "height")}
-                if unlike := [key for key, value in made.items() if not alike(sample["json"].get(key), value)]:
-                    raise InputError(f"the record of image {sample['__key__']}: `{unlike[0]}` is not that of its table")
-                if sample["json"]["request_hash"] != sample["__key__"]:
-                    raise InputError(f"the record of image {sample['__key__']} is another's")
+    if samples is not None:
+        check_images(study, f"{stem}.tar", samples, row, floors)
     return [(model, hardware, row["scheme"], row["compile"])]
+
+
+def made_with(
+    study: Study, row: dict[str, Any], model: str, hardware: str, scheme: str, compile: str
+) -> dict[str, Any]:
+    """What the row of a run is to say that it was made with: the model's entry as the benchmark uses it, the scheme."""
+    config, settings = study.config, study.config.benchmark
+    entry = config.models[model]
+    guidance = settings.cfg_scale if settings.cfg_scale >= 0 else entry.guidance
+    entry = settled(replace(entry, guidance=guidance, steps=settings.num_steps or entry.steps))
+    wanted = {key: getattr(entry, key) for key in ENTRY if key in row}
+    wanted |= {"model": model, "hardware": hardware, "scheme": scheme, "compile": compile}
+    if scheme in config.schemes:
+        from ditscope.models.quantize import label
+
+        wanted["kind"] = label(config.schemes[scheme])
+    return wanted
+
+
+def check_images(study: Study, tar: str, samples: list[Sample], row: dict[str, Any], floors: bool) -> None:
+    """The images of a run are those that its row counts and has the digest of, each with its own record."""
+    made_of = sum(len(s["json"].get("runs") or [s]) for s in samples)
+    if row["images"] != made_of:
+        return study.note("benchmark", tar, f"{made_of} images; its table says {row['images']}")
+    if not samples:
+        return
+    with study.noting("benchmark", tar):
+        if hashlib.sha256(b"".join(s["png"] for s in samples)).hexdigest() != row["images_sha256"]:
+            study.note("benchmark", tar, "its images are not those of its table (sha256)")
+        for sample in samples:
+            for member in ("png", *([FLOOR] if floors else [])):
+                check_png(sample.get(member, b""), f"image {sample['__key__']}")
+            made = {key: row[key] for key in ("model", "dtype", "steps", "guidance", "width", "height")}
+            if unlike := [key for key, value in made.items() if not alike(sample["json"].get(key), value)]:
+                raise InputError(f"the record of image {sample['__key__']}: `{unlike[0]}` is not that of its table")
+            if sample["json"]["request_hash"] != sample["__key__"]:
+                raise InputError(f"the record of image {sample['__key__']} is another's")
 
 
 def check_sizes(study: Study, file: str, row: dict[str, Any]) -> None:
@@ -193,14 +210,14 @@ def timing_summaries(lists: list[list[float]], ran: pl.DataFrame) -> dict[str, l
     spreads = [spread_of(values) for values in lists]
     rows = zip(spreads, ran.select("others_share", "gpu_throttling").rows(), strict=True)
     verdicts = [verdict(spread["latency_relative_iqr"], *load) for spread, load in rows]
-    found: dict[str, list] = {
+    summaries: dict[str, list] = {
         "latency_mean_ms": [mean.mean for mean in means],
         "latency_mean_low_ms": [mean.low for mean in means],
         "latency_mean_high_ms": [mean.high for mean in means],
         "verdict": [noise for noise, _ in verdicts],
         "noisy_because": [why for _, why in verdicts],
     }
-    return found | {name: [spread[name] for spread in spreads] for name in (spreads[0] if spreads else {})}
+    return summaries | {name: [spread[name] for spread in spreads] for name in (spreads[0] if spreads else {})}
 
 
 def check_quality(study: Study, folder: str, stems: list[str]) -> None:
@@ -229,23 +246,23 @@ def check_quality(study: Study, folder: str, stems: list[str]) -> None:
             images[tuple(names[-1].values())] = row["images"]
     identity = [name | {"metric": m} for name in names for m in metrics]
     keys = [*IDENTITY, "metric"]
-    found = table.sort(keys)
+    cells = table.sort(keys)
     if sorted(map(str, table.select(keys).rows())) != sorted(str(tuple(row.values())) for row in identity):
         return study.note("benchmark", file, "has not each metric of each run once")
     base = any(row["kind"] == "base" and row["compile"] == "eager" and row["images"] for row in rows)
-    counts = [images[tuple(row[:-1])] if base else 0 for row in found.select(keys).rows()]
-    small = [m in BIASED and n < FID_LEAST_IMAGES for m, n in zip(found["metric"], counts, strict=True)]
-    study.agree("benchmark", file, found, pl.DataFrame({"n": counts, "small_n": small}))
+    counts = [images[tuple(row[:-1])] if base else 0 for row in cells.select(keys).rows()]
+    small = [m in BIASED and n < FID_LEAST_IMAGES for m, n in zip(cells["metric"], counts, strict=True)]
+    study.agree("benchmark", file, cells, pl.DataFrame({"n": counts, "small_n": small}))
     prompts = study.once(f"prompts of {folder}", lambda: prompts_of(study, stems))
-    study.agree("benchmark", file, found, pl.DataFrame({"n_prompts": [prompts if n else 0 for n in counts]}))
-    if (found["value"].is_null() != (found["reason"] != "")).any():
+    study.agree("benchmark", file, cells, pl.DataFrame({"n_prompts": [prompts if n else 0 for n in counts]}))
+    if (cells["value"].is_null() != (cells["reason"] != "")).any():
         study.note("benchmark", file, "has rows with neither a value nor a reason, or with both")
     value, slack = pl.col("value"), 1e-9 + pl.col("value").abs() * 1e-9
-    outside = found.filter((value < pl.col("low") - slack) | (value > pl.col("high") + slack))
+    outside = cells.filter((value < pl.col("low") - slack) | (value > pl.col("high") + slack))
     if len(outside):
         study.note("benchmark", file, f"{outside['metric'][0]}: a value outside of its own interval")
     wanted = study.once(f"pixels {folder}", lambda: pixel_metrics(study, stems, rows))
-    for scheme, compile, metric, number in found.select("scheme", "compile", "metric", "value").rows():
+    for scheme, compile, metric, number in cells.select("scheme", "compile", "metric", "value").rows():
         gives = wanted.get((scheme, compile, metric))
         if gives is not None and not (number is not None and math.isclose(number, gives, rel_tol=1e-6)):
             study.note("benchmark", file, f"{scheme}-{compile}: {metric} is {number}, its images give {gives}")
@@ -254,7 +271,7 @@ def check_quality(study: Study, folder: str, stems: list[str]) -> None:
 def prompts_of(study: Study, stems: list[str]) -> int:
     """How many different prompts the images of a host's runs have."""
     quiet = study.quiet()
-    samples = next((found for stem in stems if (found := quiet.tar("benchmark", f"{stem}.tar"))), [])
+    samples = next((read for stem in stems if (read := quiet.tar("benchmark", f"{stem}.tar"))), [])
     return len({sample["json"]["prompt"] for sample in samples})
 
 
@@ -278,13 +295,13 @@ def pixel_metrics(study: Study, stems: list[str], rows: list[dict[str, Any]]) ->
     if not base:
         return {}
 
-    def measured(measure: Callable, base: dict, found: dict) -> tuple[np.ndarray, list[str]]:
-        return np.array([measure(base[key], found[key]) for key in base]), [prompts[key] for key in base]
+    def measured(measure: Callable, base: dict, images: dict) -> tuple[np.ndarray, list[str]]:
+        return np.array([measure(base[key], images[key]) for key in base]), [prompts[key] for key in base]
 
     return {
-        (scheme, compile, metric): float(unit_means(*measured(measure, base, found)).mean())
-        for (scheme, compile), found in pictures.items()
-        if found.keys() == base.keys()
+        (scheme, compile, metric): float(unit_means(*measured(measure, base, images)).mean())
+        for (scheme, compile), images in pictures.items()
+        if images.keys() == base.keys()
         for metric, measure in measures().items()
     }
 

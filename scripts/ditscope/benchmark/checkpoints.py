@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict, unflatten_tensor_state_dict
 
-from ditscope.core.errors import InputError, check_version
+from ditscope.core.errors import InputError, check_version, line
 from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.tensor_files import save_tensors
 from ditscope.models.folders import check_safetensors
@@ -105,7 +105,7 @@ def load_checkpoint(path: Path, device: str = "cpu") -> nn.Module:
     try:
         transformer.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())[:300]}; make the checkpoint again") from None
+        raise InputError(f"{path}: {line(error)[:300]}; make the checkpoint again") from None
     return transformer.requires_grad_(False).eval()
 
 

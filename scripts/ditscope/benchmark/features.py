@@ -86,11 +86,11 @@ def cached(key: list[str], compute: Callable[[], Tensor], cache: Path | None) ->
     file = cache and cache / f"{digest(key)}.safetensors"
     if file and file.exists():
         return load_file(file)["features"].double().numpy()
-    found = compute()
+    features = compute()
     if file:
         with replacing(file, shared=True) as partial:
-            save_tensors({"features": found}, partial)
-    return found.double().numpy()
+            save_tensors({"features": features}, partial)
+    return features.double().numpy()
 
 
 def zero_shot_logits(features: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -91,14 +91,14 @@ def benchmark_pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
     figure, axes = grid(2 * len(models), 2, width=8.5, height=6.4 * len(models), sharey=True)
     fronts: list[tuple[Axes, str, list[dict]]] = []
     for number, (model, hardware) in enumerate(models):
-        mine = points.filter(model=model, hardware=hardware)
+        schemes = points.filter(model=model, hardware=hardware)
         panels = axes[2 * number : 2 * number + 2].flat
         for axis, (column, title, simulated) in zip(panels, axes_of, strict=True):
-            shown = mine.drop_nulls(column)
+            shown = schemes.drop_nulls(column)
             front = scatter(axis, shown if simulated else shown.filter(~pl.col("simulated")), column)
             fronts.append((axis, column, front))
-            axis.set_xlabel(f"{title} ({covered(mine)})" if column == "peak_mb" else title)
-            left_out = noisy_text(mine.filter(~pl.col("simulated"))) if column == "latency_ms" else ""
+            axis.set_xlabel(f"{title} ({covered(schemes)})" if column == "peak_mb" else title)
+            left_out = noisy_text(schemes.filter(~pl.col("simulated"))) if column == "latency_ms" else ""
             axis.set_title("\n".join(filter(None, [f"{model}, {hardware}", left_out])), fontsize=7)
         for row in axes[2 * number : 2 * number + 2]:
             row[0].set_ylabel("quality loss")
@@ -213,7 +213,7 @@ def benchmark_latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
     )
     for axis, batch in zip(axes[0], batches, strict=True):
         axis.set_title(f"batch {batch}")
-        axis.set_xlabel("ms a batch")
+        axis.set_xlabel("ms per batch")
         axis.set_yticks(range(len(cases)), labels_of(cases), fontsize=6)
         axis.set_ylim(len(cases) - 0.5, -0.5)
         for y, case in enumerate(cases):
@@ -242,7 +242,7 @@ def benchmark_latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 
 def benchmark_batches(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Images a second (left) and steady peak memory (right) against the batch size, a line per scheme; a row per model.
+    """Images per second (left) and steady peak memory (right) against the batch size, a line per scheme.
 
     Schemes that torchao only simulates have no line in the right panel: in memory they are not smaller. Noisy timings
     are left out of the left one, which says how many.
@@ -257,13 +257,13 @@ def benchmark_batches(files: Files) -> tuple[Canvas, pl.DataFrame]:
     models = table.select("model", "hardware").unique(maintain_order=True).rows()
     figure, axes = grid(len(models), 2, width=8.5, height=0.4 + 3.2 * len(models))
     for row, (model, hardware) in zip(axes, models, strict=True):
-        mine = table.filter(model=model, hardware=hardware)
-        schemes = mine["scheme"].unique(maintain_order=True).to_list()
+        timings = table.filter(model=model, hardware=hardware)
+        schemes = timings["scheme"].unique(maintain_order=True).to_list()
         for axis, column, title in zip(
-            row, ("images_per_second", "peak_mb"), ("images a second", "steady peak memory / MB"), strict=True
+            row, ("images_per_second", "peak_mb"), ("images per second", "steady peak memory / MB"), strict=True
         ):
-            for scheme, state in mine.select("scheme", "compile").unique(maintain_order=True).rows():
-                line = mine.filter(scheme=scheme, compile=state).sort("batch")
+            for scheme, state in timings.select("scheme", "compile").unique(maintain_order=True).rows():
+                line = timings.filter(scheme=scheme, compile=state).sort("batch")
                 if column == "peak_mb" and line["simulated"].any():
                     continue
                 if column == "images_per_second":
@@ -276,11 +276,11 @@ def benchmark_batches(files: Files) -> tuple[Canvas, pl.DataFrame]:
                     label=labels_of([(model, hardware, scheme, state)])[0],
                 )  # fmt: skip
             axis.set_xscale("log", base=2)
-            ticks = sorted(mine["batch"].unique())
+            ticks = sorted(timings["batch"].unique())
             axis.set_xticks(ticks, map(str, ticks))
             axis.set_xlabel("batch size")
-            axis.set_ylabel(f"{title} ({covered(mine)})" if column == "peak_mb" else title)
-            left_out = noisy_text(mine) if column == "images_per_second" else ""
+            axis.set_ylabel(f"{title} ({covered(timings)})" if column == "peak_mb" else title)
+            left_out = noisy_text(timings) if column == "images_per_second" else ""
             axis.set_title("\n".join(filter(None, [f"{model}, {hardware}", left_out])), fontsize=7)
         row[1].legend(*row[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=5.5)
     return figure, table
@@ -326,10 +326,10 @@ def benchmark_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 def strip_cell(png: bytes, reference: bytes, is_difference: bool) -> np.ndarray:
     """A picture, or GAIN times its absolute difference from the base's: (height, width, 3) uint8."""
-    mine = pixels(png)
+    picture = pixels(png)
     if not is_difference:
-        return mine
-    difference = np.abs(mine.astype(float) - pixels(reference).astype(float))
+        return picture
+    difference = np.abs(picture.astype(float) - pixels(reference).astype(float))
     return np.clip(difference * GAIN, 0, 255).astype(np.uint8)
 
 
@@ -357,10 +357,11 @@ def benchmark_flat_field(files: Files) -> tuple[Canvas, pl.DataFrame]:
     models = table.select("model", "hardware").unique(maintain_order=True).rows()
     figure, axes = grid(1, len(models), width=1.5 + 3.6 * len(models), height=3.6)
     for axis, (model, hardware) in zip(axes[0], models, strict=True):
-        mine = table.filter(model=model, hardware=hardware)
-        schemes = mine["scheme"].unique(maintain_order=True).to_list()
-        for scheme, state in mine.select("scheme", "compile").unique(maintain_order=True).rows():
-            mean = mine.filter(scheme=scheme, compile=state).group_by("steps").agg(pl.col("noise").mean()).sort("steps")
+        noise = table.filter(model=model, hardware=hardware)
+        schemes = noise["scheme"].unique(maintain_order=True).to_list()
+        for scheme, state in noise.select("scheme", "compile").unique(maintain_order=True).rows():
+            line = noise.filter(scheme=scheme, compile=state)
+            mean = line.group_by("steps").agg(pl.col("noise").mean()).sort("steps")
             number = schemes.index(scheme)
             axis.plot(
                 mean["steps"], mean["noise"], color=COLOURS[number % len(COLOURS)], markersize=3.5, linewidth=1,
@@ -370,7 +371,7 @@ def benchmark_flat_field(files: Files) -> tuple[Canvas, pl.DataFrame]:
             )  # fmt: skip
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
-        ticks = sorted(mine["steps"].unique())
+        ticks = sorted(noise["steps"].unique())
         axis.set_xticks(ticks, map(str, ticks))
         axis.set_xlabel("steps")
         axis.set_ylabel("noise on a flat field / levels of 255")
@@ -402,3 +403,11 @@ def benchmark_points(files: Files) -> pl.DataFrame:
         *CASE, "nominal_bytes", "stored_bytes", "simulated", "quality_bound", "quality_verdict"
     ).unique(CASE, maintain_order=True)
     return sizes.join(quality, on=CASE, how="inner", maintain_order="left").drop_nulls("value")
+
+
+def paper_table(files: Files) -> pl.DataFrame:
+    """Size and quality of each scheme."""
+    table = concat_tables(named(files, "benchmark", "benchmark.parquet"), "benchmark")
+    metrics = [m for m in ("psnr_db", "ssim", "feature_cosine", "quality_loss", "kid", "fid") if table[m].count()]
+    keys = ["model", "hardware", "scheme", "compile"]
+    return table.select(*keys, "nominal_bytes", "stored_bytes", "simulated", *metrics, "reason").sort(keys)

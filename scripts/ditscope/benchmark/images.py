@@ -1,14 +1,12 @@
 """The images that a benchmark run leaves beside its table."""
 
-import io
 import logging
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ditscope.benchmark.settings import Benchmark
-from ditscope.core.errors import UNREADABLE, InputError, again
+from ditscope.core.errors import InputError, again
+from ditscope.core.picture_file import check_sums
 from ditscope.core.shards import samples_of_runs
 from ditscope.models.settings import Model
 
@@ -18,26 +16,22 @@ Images = dict[tuple[str, int], dict]  # WebDataset samples by (prompt_id, seed)
 FLOOR = "floor.png"  # of the eager base: the same picture, sampled in another batch
 MADE_WITH = ("steps", "guidance", "width", "height")  # the same, and of one model, in images that are compared
 
-# What Pillow raises on bytes in memory, where an OSError is none of the machine's.
-BROKEN: tuple[type[Exception], ...] = (*UNREADABLE, OSError, Image.DecompressionBombError)
-
 
 def read_images(table: Path) -> Images:
     """The WebDataset samples beside a run's table by (prompt_id, seed). Raises InputError where one is damaged."""
-    found: Images = {}
+    images: Images = {}
     for sample in samples_of_runs(table.with_suffix(".tar")):
         where = f"{table.with_suffix('.tar')}: the image `{sample['__key__']}`"
         verified(sample["png"], where, again(table, "run the benchmark again"))
-        found[sample["json"]["prompt_id"], sample["json"]["seed"]] = sample
-    return found
+        images[sample["json"]["prompt_id"], sample["json"]["seed"]] = sample
+    return images
 
 
 def verified(png: bytes, where: str, fix: str) -> bytes:
     """The bytes of a PNG whose checksums are right; raises InputError, with what to do, for a damaged one."""
     try:
-        with Image.open(io.BytesIO(png)) as image:
-            image.verify()  # checksums, without decoding
-    except BROKEN as error:
+        check_sums(png)
+    except InputError as error:
         raise InputError(f"{where} is damaged ({error}); {fix}") from None
     return png
 

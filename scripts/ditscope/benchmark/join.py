@@ -73,7 +73,7 @@ def with_speed_ratios(timings: pl.DataFrame) -> pl.DataFrame:
     quiet = (pl.col("verdict") == "quiet") & (pl.col("base_verdict") == "quiet")
     of_others = pl.when(pl.col("kind") != "base").then(pl.col("latencies_ms"))
     pairs = joined.select("base_latencies_ms", of_others).rows()
-    intervals = [ratio_interval(base or [], mine or []) for base, mine in pairs]
+    intervals = [ratio_interval(base or [], scheme or []) for base, scheme in pairs]
     alike = pl.col("peak_covers") == pl.col("base_peak_covers")
     return joined.with_columns(
         pl.Series("speedup_low", [low for low, _ in intervals], pl.Float64),

@@ -11,6 +11,7 @@ import torch
 from ditscope.benchmark.memory import judged_peak, peaks, reset_peaks
 from ditscope.benchmark.quiet import noisiness, spread_of, verdict, visible_gpu, watching
 from ditscope.benchmark.run_tables import PARTS
+from ditscope.core.errors import first_line
 from ditscope.core.intervals import mean_interval
 from ditscope.models.loading import Generator
 from ditscope.models.requests import requests
@@ -29,14 +30,14 @@ def timed(generator: Generator, rows: list[dict], repeats: int, warmup: int, unt
         for _ in range(warmup):
             run_once(generator, rows)
         warmed = time.perf_counter() - began
-        found = [measured(generator, rows, repeats)]
-        while found[-1]["verdict"] == "noisy" and len(found) <= until_quiet:
-            log.info("batch %d: noisy (%s), measured again", len(rows), found[-1]["noisy_because"])
-            found.append(measured(generator, rows, repeats))
+        attempts = [measured(generator, rows, repeats)]
+        while attempts[-1]["verdict"] == "noisy" and len(attempts) <= until_quiet:
+            log.info("batch %d: noisy (%s), measured again", len(rows), attempts[-1]["noisy_because"])
+            attempts.append(measured(generator, rows, repeats))
     except Exception as error:  # out of memory, a missing kernel, a failed compilation: the other batches go on
         log.exception("batch %d failed", len(rows))
         return {"reason": first_line(error)}
-    return min(found, key=noisiness) | {"warmup_seconds": warmed, "measurements": len(found), "reason": ""}
+    return min(attempts, key=noisiness) | {"warmup_seconds": warmed, "measurements": len(attempts), "reason": ""}
 
 
 def measured(generator: Generator, rows: list[dict], repeats: int) -> dict[str, Any]:
@@ -94,9 +95,3 @@ def now(device: torch.device) -> float:
     if device.type != "cpu":
         torch.get_device_module(device).synchronize()
     return time.perf_counter()
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, in one line of at most 300 characters."""
-    text = str(error).strip() or "no message"
-    return f"{type(error).__name__}: {text.splitlines()[0][:300]}"

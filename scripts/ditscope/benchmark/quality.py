@@ -30,9 +30,9 @@ from ditscope.core.metrics import (
     quality_losses,
     ssim,
 )
-from ditscope.core.names import unknown
 from ditscope.core.picture_file import pixels
 from ditscope.core.tables import read_table, write_table
+from ditscope.models.embedders.registry import embedder_named
 from ditscope.models.settings import Embedder
 
 log = logging.getLogger(__name__)
@@ -63,9 +63,7 @@ def quality(
     extractors = {}
     for key, names in (("features", [settings.features]), ("cosines", settings.cosines)):
         for name in names:
-            if name not in embedders:
-                raise InputError(unknown(f"benchmark.{key}", name, embedders, "in the config's `embedders`"))
-            extractors[name] = feature_extractor(name, embedders[name])
+            extractors[name] = feature_extractor(name, embedder_named(name, embedders, f"benchmark.{key}"))
     reference = read_images(base)
     if reference:
         check_kid_subset(settings, len(reference), base.with_suffix(".tar"))
@@ -83,8 +81,8 @@ def quality(
             reason = reason or "the base left no images to compare with"
             measured = [row(metric, reason=reason) for metric in metrics]
         else:
-            mine = judged(read_images(path), reference, extractors, settings, cache)
-            measured = compare(theirs, mine, settings.kid_subset_size)
+            images = judged(read_images(path), reference, extractors, settings, cache)
+            measured = compare(theirs, images, settings.kid_subset_size)
         rows += [{name: run[name] for name in IDENTITY} | m for m in measured]
         log_metrics(path.stem, measured)
         if path == base and theirs is not None and run.get("floor_batch"):
@@ -103,18 +101,18 @@ def missing_images(run: dict) -> str:
     return run["reason"] or run.get("images_reason") or ""
 
 
-def check_match(path: Path, found: Images, base: Path, reference: Images) -> None:
+def check_match(path: Path, made: Images, base: Path, reference: Images) -> None:
     """Refuse images that differ from the reference in more than the scheme: metrics would measure that instead."""
     for key in (*MADE_WITH, "model"):
-        mine, theirs = ({s["json"][key] for s in images.values()} for images in (found, reference))
-        if mine != theirs:
+        values, theirs = ({s["json"][key] for s in images.values()} for images in (made, reference))
+        if values != theirs:
             raise InputError(
-                f"{path.with_suffix('.tar')}: {key} {listed(mine)}, but the reference {base.with_suffix('.tar')} "
+                f"{path.with_suffix('.tar')}: {key} {listed(values)}, but the reference {base.with_suffix('.tar')} "
                 f"has {listed(theirs)}; make both with the same settings"
             )
-    if found.keys() != reference.keys():
+    if made.keys() != reference.keys():
         raise InputError(
-            f"{path.with_suffix('.tar')}: its {len(found)} (prompt, seed) pairs are not the {len(reference)} of the "
+            f"{path.with_suffix('.tar')}: its {len(made)} (prompt, seed) pairs are not the {len(reference)} of the "
             f"reference {base.with_suffix('.tar')}; make both from the same prompts"
         )
 
@@ -146,8 +144,8 @@ def judged(
         alignment = cosines(rows[[distinct.index(prompt) for prompt in prompts]], features)
         if classes := class_texts(settings.classes):
             logits = zero_shot_logits(features, text_rows(classes, extractor, cache))
-    found = {"pngs": pngs, "prompts": prompts, "features": features, "more": more}
-    return found | {"alignment": alignment, "logits": logits}
+    seen = {"pngs": pngs, "prompts": prompts, "features": features, "more": more}
+    return seen | {"alignment": alignment, "logits": logits}
 
 
 def class_texts(patterns: Sequence[str]) -> list[str]:
@@ -159,7 +157,7 @@ def class_texts(patterns: Sequence[str]) -> list[str]:
     return texts
 
 
-def compare(reference: dict, mine: dict, kid_subset_size: int = 0) -> list[dict]:
+def compare(reference: dict, images: dict, kid_subset_size: int = 0) -> list[dict]:
     """Every metric of a run's images against the reference's at the same positions; both as `judged` gives them.
 
     Rows: metric, value (of paired metrics the mean over prompts), its 95 % interval, n, n_prompts, small_n, reason.
@@ -169,50 +167,50 @@ def compare(reference: dict, mine: dict, kid_subset_size: int = 0) -> list[dict]
     missing = lpips_unavailable()
     if not missing:
         values["lpips"] = []
-    for pair in zip(reference["pngs"], mine["pngs"], strict=True):
+    for pair in zip(reference["pngs"], images["pngs"], strict=True):
         a, b = map(pixels, pair)
         for metric, function in (("psnr_db", psnr), ("ssim", ssim), ("lpips", lpips)):
             if metric in values:
                 values[metric].append(function(a, b))
-    paired = {metric: np.array(found) for metric, found in values.items()}
-    paired["feature_cosine"] = cosines(reference["features"], mine["features"])
+    paired = {metric: np.array(numbers) for metric, numbers in values.items()}
+    paired["feature_cosine"] = cosines(reference["features"], images["features"])
     paired["quality_loss"] = quality_losses(paired["feature_cosine"], paired["ssim"])
     reasons = {"lpips": missing}
-    if mine["alignment"] is None:
+    if images["alignment"] is None:
         reasons |= dict.fromkeys(OF_TEXT, "the embedder of benchmark.features has no text tower")
     else:
-        paired["prompt_alignment"] = mine["alignment"]
-        paired["prompt_alignment_change"] = mine["alignment"] - reference["alignment"]
-    more = {f"cosine_{name}": cosines(reference["more"][name], found) for name, found in mine["more"].items()}
+        paired["prompt_alignment"] = images["alignment"]
+        paired["prompt_alignment_change"] = images["alignment"] - reference["alignment"]
+    more = {f"cosine_{name}": cosines(reference["more"][name], seen) for name, seen in images["more"].items()}
     paired |= more
-    n, prompts = len(mine["pngs"]), len(set(mine["prompts"]))
+    n, prompts = len(images["pngs"]), len(set(images["prompts"]))
     rows = []
     for m in (*PAIRED, *more):
         if m in paired:
-            found = mean_interval(paired[m], mine["prompts"])
-            rows.append(row(m, found.mean, found.low, found.high, n, prompts))
+            interval = mean_interval(paired[m], images["prompts"])
+            rows.append(row(m, interval.mean, interval.low, interval.high, n, prompts))
         else:
             rows.append(row(m, n=n, n_prompts=prompts, reason=reasons[m]))
-    sets, few = set_metrics(reference, mine, kid_subset_size)
+    sets, few = set_metrics(reference, images, kid_subset_size)
     return rows + [row(m, sets.get(m), n=n, n_prompts=prompts, reason=few.get(m, "")) for m in OF_SETS]
 
 
-def set_metrics(reference: dict, mine: dict, kid_subset_size: int) -> tuple[dict[str, float], dict[str, str]]:
+def set_metrics(reference: dict, images: dict, kid_subset_size: int) -> tuple[dict[str, float], dict[str, str]]:
     """Metrics of whole sets by name, and the reasons of those that these images or this embedder do not allow."""
-    n = min(len(mine["pngs"]), len(reference["pngs"]))
+    n = min(len(images["pngs"]), len(reference["pngs"]))
     few = {m: f"{m} needs at least {least} images, there are {n}" for m, least in LEAST_IMAGES.items() if n < least}
-    if mine["logits"] is None:
+    if images["logits"] is None:
         few.setdefault("inception_score", "benchmark.classes names no classes, or the embedder has no text tower")
-    found: dict[str, float] = {}
-    pair = reference["features"], mine["features"]
+    metrics: dict[str, float] = {}
+    pair = reference["features"], images["features"]
     if "fid" not in few:
-        found["fid"] = fid(*pair)
-        found["kid"] = kid(*pair, subset_size=kid_subset_size)
+        metrics["fid"] = fid(*pair)
+        metrics["kid"] = kid(*pair, subset_size=kid_subset_size)
     if "inception_score" not in few:
-        found["inception_score"] = inception_score(mine["logits"])
+        metrics["inception_score"] = inception_score(images["logits"])
     if "precision" not in few:
-        found["precision"], found["recall"] = precision_recall(*pair)
-    return found, few
+        metrics["precision"], metrics["recall"] = precision_recall(*pair)
+    return metrics, few
 
 
 def row(
@@ -226,8 +224,8 @@ def row(
 ) -> dict:
     """One row of the table `benchmark.quality`, less the run's identity; `small_n` marks what is no headline."""
     small = metric in BIASED and n < FID_LEAST_IMAGES
-    found = {"metric": metric, "value": value, "low": low, "high": high, "n": n, "n_prompts": n_prompts}
-    return found | {"small_n": small, "reason": reason}
+    cells = {"metric": metric, "value": value, "low": low, "high": high, "n": n, "n_prompts": n_prompts}
+    return cells | {"small_n": small, "reason": reason}
 
 
 def log_metrics(run: str, rows: list[dict]) -> None:

@@ -16,9 +16,9 @@ from ditscope.benchmark.tables import OF_SETS, PAIRED, QUALITY
 from ditscope.calibrate.files import manifest_guidance, read_manifest
 from ditscope.core.errors import InputError
 from ditscope.core.intervals import mean_interval
-from ditscope.core.names import unknown
 from ditscope.core.paths import is_inside
 from ditscope.core.tables import read_table, write_table
+from ditscope.models.embedders.registry import embedder_named
 from ditscope.models.settings import Embedder, Model
 
 
@@ -29,7 +29,7 @@ def reference_images(folder: Path) -> Images:
     Raises InputError for a set without images, and for an image that is missing, damaged or outside the folder.
     """
     root = set_of(folder)
-    manifest, found = read_manifest(root), {}
+    manifest, images = read_manifest(root), {}
     names = {"model": "model", "steps": "num_steps", "width": "width", "height": "height"}
     made_with = {key: manifest.get(name) for key, name in names.items()}
     made_with["guidance"] = manifest_guidance(manifest, root)
@@ -38,10 +38,10 @@ def reference_images(folder: Path) -> Images:
         if not is_inside(image["file"]) or not path.is_file():
             raise InputError(f"{root / 'manifest.json'}: images: no file `{image['file']}` in the folder")
         png = verified(path.read_bytes(), str(path), "calibrate again")
-        found[image["prompt_id"], image["seed"]] = {"png": png, "json": image | made_with}
-    if not found:
+        images[image["prompt_id"], image["seed"]] = {"png": png, "json": image | made_with}
+    if not images:
         raise InputError(f"{root / 'manifest.json'}: lists no images to compare with; calibrate again")
-    return found
+    return images
 
 
 def set_of(folder: Path) -> Path:
@@ -82,28 +82,27 @@ def quality_of_sets(
 
     Metrics of image pairs are rows with the reason: the sets have other prompts and seeds.
     """
-    if settings.features not in embedders:
-        raise InputError(unknown("benchmark.features", settings.features, embedders, "in the config's `embedders`"))
-    extractors = {settings.features: feature_extractor(settings.features, embedders[settings.features])}
+    entry = embedder_named(settings.features, embedders, "benchmark.features")
+    extractors = {settings.features: feature_extractor(settings.features, entry)}
     table = read_table(run, "benchmark.run").row(0, named=True)
     identity = {name: table[name] for name in IDENTITY}
     metrics = (*PAIRED, *OF_SETS)
     if reason := missing_images(table):
         rows = [row(metric, reason=reason) for metric in metrics]
     else:
-        theirs, mine = (
+        reference, made = (
             judged(images, images, extractors, replace(settings, cosines=[]), cache)
             for images in (reference_images(calibration), read_images(run))
         )
-        values, reasons = set_metrics(theirs, mine, settings.kid_subset_size)
+        values, reasons = set_metrics(reference, made, settings.kid_subset_size)
         reasons |= dict.fromkeys(PAIRED, f"{calibration} has other prompts and seeds: no pairs to compare")
-        n, prompts = len(mine["pngs"]), len(set(mine["prompts"]))
+        n, prompts = len(made["pngs"]), len(set(made["prompts"]))
         rows = [
             row(metric, values.get(metric), n=n, n_prompts=prompts, reason=reasons.get(metric, ""))
             for metric in metrics
         ]
-        if mine["alignment"] is not None:
-            own = mean_interval(mine["alignment"], mine["prompts"])
+        if made["alignment"] is not None:
+            own = mean_interval(made["alignment"], made["prompts"])
             rows[PAIRED.index("prompt_alignment")] = row("prompt_alignment", own.mean, own.low, own.high, n, prompts)
-    write_table(pl.DataFrame([identity | found for found in rows], schema=QUALITY.schema()), out, QUALITY)
+    write_table(pl.DataFrame([identity | measured for measured in rows], schema=QUALITY.schema()), out, QUALITY)
     log_metrics(run.stem, rows)

@@ -86,8 +86,8 @@ def others_share(before: ProcessorTimes | None, after: ProcessorTimes | None) ->
 def cpu_mhz() -> float | None:
     """The processors' frequency now, where it can be read."""
     with suppress(OSError, AttributeError, NotImplementedError, RuntimeError):
-        found = psutil.cpu_freq()
-        return float(found.current) if found and found.current else None
+        frequency = psutil.cpu_freq()
+        return float(frequency.current) if frequency and frequency.current else None
     return None
 
 

@@ -19,20 +19,20 @@ def recommendation(sizes: pl.DataFrame, speeds: pl.DataFrame, bound: float, judg
     """
     lines = ["# Recommendation", ""]
     for model, hardware in sizes.select("model", "hardware").unique(maintain_order=True).rows():
-        mine = sizes.filter(model=model, hardware=hardware)
+        runs = sizes.filter(model=model, hardware=hardware)
         timed = speeds.filter(model=model, hardware=hardware)
         floor = [] if judged is None else noise_floor(judged.filter(model=model, hardware=hardware))
-        lines += [f"## {model} on {hardware}", "", *basis(mine, bound), *floor, ""]
-        lines += ["### Under a memory budget", "", *under_a_budget(mine, timed), ""]
-        lines += [f"### Fastest within a quality loss of {percent(bound)}", "", *fastest(mine, timed), ""]
-        lines += ["### What to avoid, and why", "", *avoid(mine, timed, bound), ""]
-        lines += ["### Not measured here", "", *not_measured(mine, timed), ""]
+        lines += [f"## {model} on {hardware}", "", *basis(runs, bound), *floor, ""]
+        lines += ["### Under a memory budget", "", *under_a_budget(runs, timed), ""]
+        lines += [f"### Fastest within a quality loss of {percent(bound)}", "", *fastest(runs, timed), ""]
+        lines += ["### What to avoid, and why", "", *avoid(runs, timed, bound), ""]
+        lines += ["### Not measured here", "", *not_measured(runs, timed), ""]
     return "\n".join(lines)
 
 
-def basis(mine: pl.DataFrame, bound: float) -> list[str]:
+def basis(runs: pl.DataFrame, bound: float) -> list[str]:
     """What the judgement rests on, and how far it may be trusted."""
-    n, prompts = mine["n"].max(), mine["n_prompts"].max()
+    n, prompts = runs["n"].max(), runs["n_prompts"].max()
     if n is None:
         return ["Quality was not judged: this is about size and speed only."]
     text = (
@@ -42,7 +42,7 @@ def basis(mine: pl.DataFrame, bound: float) -> list[str]:
     if prompts < LEAST_UNITS:
         text += f" Fewer than {LEAST_UNITS} prompts give no interval, so that no scheme is judged."
     few = f" {n} images are few: no FID here is a headline (that takes {SMALL_N:,}), and intervals are wide."
-    control = mine.filter((pl.col("kind") == "base") & (pl.col("compile") != "eager")).drop_nulls("quality_loss")
+    control = runs.filter((pl.col("kind") == "base") & (pl.col("compile") != "eager")).drop_nulls("quality_loss")
     drift = [f"{percent(row['quality_loss'])} ({row['compile']})" for row in control.iter_rows(named=True)]
     compiled = [f"Compilation alone, without quantization, loses {', '.join(drift)}."] if drift else []
     return [text + (few if n < SMALL_N else ""), *compiled]
@@ -51,19 +51,19 @@ def basis(mine: pl.DataFrame, bound: float) -> list[str]:
 def noise_floor(judged: pl.DataFrame) -> list[str]:
     """What the base loses against itself in another batch: a scheme's difference below that is none."""
     rows = judged.filter(kind=NOISE_FLOOR).drop_nulls("value")
-    found = {row["metric"]: row["value"] for row in rows.iter_rows(named=True)}
-    if "quality_loss" not in found:
+    floor = {row["metric"]: row["value"] for row in rows.iter_rows(named=True)}
+    if "quality_loss" not in floor:
         return []
     return [
-        f"Noise floor (`{rows['scheme'][0]}` against the base): quality loss {percent(found['quality_loss'])}, PSNR "
-        f"{found['psnr_db']:.1f} dB; a difference of that size is the batch's, not the scheme's."
+        f"Noise floor (`{rows['scheme'][0]}` against the base): quality loss {percent(floor['quality_loss'])}, PSNR "
+        f"{floor['psnr_db']:.1f} dB; a difference of that size is the batch's, not the scheme's."
     ]
 
 
-def under_a_budget(mine: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
+def under_a_budget(runs: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
     """The front of size against quality loss, for weights as they lie in memory and as a packed file, and its price."""
     lines = []
-    eager = measured_eager(mine)
+    eager = measured_eager(runs)
     paces = timed.filter(compile="eager").drop_nulls("speedup").sort("batch").unique("scheme", keep="first")
     rows = paces.select("scheme", "speedup", "speedup_verdict").rows()
     speedups = {scheme: f"{pace:.2f}" if verdict == "quiet" else "noisy" for scheme, pace, verdict in rows}
@@ -85,9 +85,9 @@ def under_a_budget(mine: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
     return lines[:-1]
 
 
-def measured_eager(mine: pl.DataFrame) -> pl.DataFrame:
+def measured_eager(runs: pl.DataFrame) -> pl.DataFrame:
     """The runs in eager mode that have a result."""
-    return mine.filter((pl.col("compile") == "eager") & (pl.col("reason") == ""))
+    return runs.filter((pl.col("compile") == "eager") & (pl.col("reason") == ""))
 
 
 def front(table: pl.DataFrame, size: str) -> list[dict]:
@@ -100,18 +100,18 @@ def front(table: pl.DataFrame, size: str) -> list[dict]:
     return kept
 
 
-def fastest(mine: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
+def fastest(runs: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
     """For each batch size the fastest quiet run within the bound, beside the base of its compile state."""
-    judged = mine.filter(pl.col("quality_verdict") == "within") if mine["quality_verdict"].count() else mine
+    judged = runs.filter(pl.col("quality_verdict") == "within") if runs["quality_verdict"].count() else runs
     keys = ["scheme", "compile"]
-    found = timed.drop_nulls("latency_median_ms").join(judged.select(keys), on=keys, how="semi")
-    if found.is_empty():
+    allowed = timed.drop_nulls("latency_median_ms").join(judged.select(keys), on=keys, how="semi")
+    if allowed.is_empty():
         return ["No timed run is within the bound."]
-    noisy = found.filter(pl.col("verdict") == "noisy")
-    best = found.filter(pl.col("verdict") == "quiet").sort("batch", "latency_median_ms").unique("batch", keep="first")
+    noisy = allowed.filter(pl.col("verdict") == "noisy")
+    best = allowed.filter(pl.col("verdict") == "quiet").sort("batch", "latency_median_ms").unique("batch", keep="first")
     lines = []
     if len(best):
-        lines = ["| batch | use | ms a batch (p10 to p90) | speed-up over the base in the same compile state |"]
+        lines = ["| batch | use | ms per batch (p10 to p90) | speed-up over the base in the same compile state |"]
         lines.append("|---|---|---|---|")
     for row in best.sort("batch").iter_rows(named=True):
         spread = f"{row['latency_p10_ms']:.4g} to {row['latency_p90_ms']:.4g}"
@@ -119,11 +119,11 @@ def fastest(mine: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
         speedup = "noisy base" if row["speedup_verdict"] == "noisy" else speedup
         use = f"`{row['scheme']}`, {row['compile']}"
         lines.append(f"| {row['batch']} | {use} | {row['latency_median_ms']:.4g} ({spread}) | {speedup} |")
-    withheld = sorted(set(found["batch"]) - set(best["batch"]))
+    withheld = sorted(set(allowed["batch"]) - set(best["batch"]))
     if withheld:
         lines += ["", f"Batch {', '.join(map(str, withheld))}: {WITHHELD}"]
     if len(noisy):
-        lines += ["", f"Left out as noisy ({len(noisy)} of {len(found)} timings within the bound):", ""]
+        lines += ["", f"Left out as noisy ({len(noisy)} of {len(allowed)} timings within the bound):", ""]
         lines += [
             f"- `{row['scheme']}`, {row['compile']}, batch {row['batch']}: {row['noisy_because']}"
             for row in noisy.iter_rows(named=True)
@@ -136,15 +136,15 @@ def interval(row: dict) -> str:
     return "" if row["speedup_low"] is None else f" ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
 
 
-def avoid(mine: pl.DataFrame, timed: pl.DataFrame, bound: float) -> list[str]:
+def avoid(runs: pl.DataFrame, timed: pl.DataFrame, bound: float) -> list[str]:
     """Runs that cost quality, time or memory without giving anything for it.
 
     Being slow is the price, not a fault, of what saves the most memory for its quality.
     """
     lines = []
-    frugal = {row["scheme"] for row in front(measured_eager(mine).filter(~pl.col("simulated")), "stored_bytes")}
-    base = mine.filter(pl.col("kind") == "base")["stored_bytes"].drop_nulls()
-    for row in mine.filter((pl.col("kind") != "base") & (pl.col("reason") == "")).iter_rows(named=True):
+    frugal = {row["scheme"] for row in front(measured_eager(runs).filter(~pl.col("simulated")), "stored_bytes")}
+    base = runs.filter(pl.col("kind") == "base")["stored_bytes"].drop_nulls()
+    for row in runs.filter((pl.col("kind") != "base") & (pl.col("reason") == "")).iter_rows(named=True):
         why = []
         if row["quality_verdict"] == "beyond":
             why.append(f"its quality loss, {loss(row)}, is beyond {percent(bound)}")
@@ -171,13 +171,13 @@ def avoid(mine: pl.DataFrame, timed: pl.DataFrame, bound: float) -> list[str]:
     return lines or ["Nothing: every measured scheme gives something for what it costs."]
 
 
-def not_measured(mine: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
+def not_measured(runs: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
     """Runs and batch sizes without a result, each with its reason."""
     lines = [
         f"- `{row['scheme']}`, {row['compile']}: {row['reason']}"
-        for row in mine.filter(pl.col("reason") != "").iter_rows(named=True)
+        for row in runs.filter(pl.col("reason") != "").iter_rows(named=True)
     ]
-    whole = mine.filter(pl.col("reason") != "").select("scheme", "compile")
+    whole = runs.filter(pl.col("reason") != "").select("scheme", "compile")
     batches = timed.filter(pl.col("reason") != "").join(whole, on=["scheme", "compile"], how="anti")
     lines += [f"- `{r['scheme']}`, {r['compile']}, batch {r['batch']}: {r['reason']}" for r in batches.to_dicts()]
     return lines or ["Nothing: every scheme ran."]

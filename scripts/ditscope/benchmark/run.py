@@ -19,19 +19,19 @@ from tqdm import tqdm
 
 from ditscope.benchmark.flat_field import noise_growth
 from ditscope.benchmark.images import FLOOR, check_kid_subset
-from ditscope.benchmark.latency import first_line, timed
+from ditscope.benchmark.latency import timed
 from ditscope.benchmark.memory import peaks, reset_peaks
-from ditscope.benchmark.prepare import prepare
 from ditscope.benchmark.run_tables import OF_RUN, RUN_FLAT, RUN_TIMING
-from ditscope.benchmark.settings import COMPILE_STATES, Benchmark
+from ditscope.benchmark.settings import Benchmark
 from ditscope.core.counts import check_complete
-from ditscope.core.errors import InputError
+from ditscope.core.errors import InputError, first_line
 from ditscope.core.identity import scheme_id
 from ditscope.core.names import unknown
 from ditscope.core.shards import Sample, write_tar
 from ditscope.core.tables import write_table
 from ditscope.models.hardware import fingerprint, hardware_id
 from ditscope.models.loading import Generator, load_generator, settled
+from ditscope.models.prepare import prepare
 from ditscope.models.quantize import (
     INDIVISIBLE,
     check_plan,
@@ -44,7 +44,7 @@ from ditscope.models.quantize import (
     stored_bytes,
 )
 from ditscope.models.requests import generate_slice, runs_by_picture, with_runs
-from ditscope.models.settings import Model, Scheme
+from ditscope.models.settings import COMPILE_STATES, Model, Scheme
 from ditscope.prompts.files import read_runs
 
 log = logging.getLogger(__name__)
@@ -208,11 +208,13 @@ def time_batches(case: Case, loaded: Loaded, runs: list[dict]) -> list[dict[str,
         if case.compile != "eager":
             torch._dynamo.reset()  # graphs of the batch size before neither help nor hold memory
         if loaded.reason:
-            found = {"reason": loaded.reason}
+            timing = {"reason": loaded.reason}
         else:
-            found = timed(loaded.generator, rows, settings.repeats, settings.warmup, settings.until_quiet)
-        timings.append({"batch": batch} | found)
-        outcome = found["reason"] or f"{found['latency_median_ms']:.1f} ms, {found['verdict']} {found['noisy_because']}"
+            timing = timed(loaded.generator, rows, settings.repeats, settings.warmup, settings.until_quiet)
+        timings.append({"batch": batch} | timing)
+        outcome = (
+            timing["reason"] or f"{timing['latency_median_ms']:.1f} ms, {timing['verdict']} {timing['noisy_because']}"
+        )
         log.info("%s %s %s: batch %d: %s", case.name, case.config, case.compile, batch, outcome)
     return timings
 

@@ -153,6 +153,7 @@ OF_RUN = Table(
     "benchmarks/*/*/*-*.parquet",
     "run: a single one, without ratios and quality",
     key=CASE_KEY,
+    joined="benchmark",
     columns=RUN | MADE,
 )
 RUN_TIMING = Table(
@@ -160,6 +161,7 @@ RUN_TIMING = Table(
     "benchmarks/*/*/*-*.timing.parquet",
     "batch size of a single run",
     key=(*CASE_KEY, "batch"),
+    joined="benchmark.timing",
     columns=RUN | MEASURED,
 )
 RUN_FLAT = Table(
@@ -167,5 +169,6 @@ RUN_FLAT = Table(
     "benchmarks/*/*/*-*.flat.parquet",
     "step count and seed of a single run",
     key=(*CASE_KEY, "steps", "seed"),
+    joined="benchmark.flat_field",
     columns=FLAT,
 )

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 
 from ditscope.core.settings import setting
-
-# The last two compile the whole transformer in a mode of torch.compile: CUDA graphs; these and the fastest kernels.
-COMPILE_STATES = ("eager", "regional", "full", "reduce-overhead", "max-autotune")
+from ditscope.models.settings import COMPILE_STATES
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ditscope.core.study import Study
 
 
 def check_blocks(study: Study) -> None:
-    """What is told of blocks is what the capture's tensors, pictures and statistics give."""
+    """The tables of blocks are what the capture's tensors, pictures and statistics give."""
     for stem in sorted({file.rpartition("/")[0] for file in study.targets("blocks")}):
         _, model, name = stem.split("/")
         captures = study.results / "captures" / model / name
@@ -72,6 +72,6 @@ def decodable(study: Study, stem: str) -> pl.DataFrame:
 
 
 def check_range(study: Study, stage: str, file: str, table: pl.DataFrame, column: str, low: float, high: float) -> None:
-    """Take down a column that has nothing in places, or what is not within a range."""
+    """Record a column that has nothing in places, or what is not within a range."""
     if not table[column].fill_null(float("inf")).is_between(low - 1e-6, high + 1e-6).all():
         study.note(stage, file, f"column `{column}` has values that are not between {low} and {high}")

@@ -13,7 +13,7 @@ from ditscope.style import COLOURS, Files, grid, named, note
 
 
 def block_similarity(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Cosine and linear CKA of each block's tokens with those before it, over depth; a colour a noise level."""
+    """Cosine and linear CKA of each block's tokens with those before it, over depth; one colour per noise level."""
     labels = {"cosine": "cosine with block before", "linear_cka": "linear CKA with block before"}
     return curves(concat_tables(named(files, "blocks", "similarity.parquet"), "blocks.similarity"), labels)
 

@@ -20,11 +20,11 @@ from ditscope.capture.tables import PLACE
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.metrics import psnr
-from ditscope.core.names import unknown
 from ditscope.core.paths import InputFolder, OutputFolder
 from ditscope.core.patterns import block_index, block_type
+from ditscope.core.picture_file import pixels, rgb_image
 from ditscope.core.tables import read_table, write_table
-from ditscope.models.embedders.registry import EmbedBatch, load_embedder
+from ditscope.models.embedders.registry import EmbedBatch, embedder_named, load_embedder
 from ditscope.models.settings import Embedder
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,7 @@ def blocks(
         raise InputError(f"{captures}: holds no finished capture; run the stage `capture` first")
     embed = None
     if settings.features:
-        if settings.features not in embedders:
-            raise InputError(unknown("blocks.features", settings.features, embedders, "in the config's `embedders`"))
-        embed = load_embedder(settings.features, embedders[settings.features])
+        embed = load_embedder(settings.features, embedder_named(settings.features, embedders, "blocks.features"))
     tables: dict[str, list[pl.DataFrame]] = {name: [] for name in TABLES}
     for folder in tqdm(folders, desc="blocks", unit="generation", disable=None):
         depths = dict(read_table(folder / "statistics.parquet", "capture_statistics").select("block", "depth").rows())
@@ -59,8 +57,8 @@ def blocks(
         rows["decodability"] += (decodability := decodability_rows(folder, capture["metadata"], depths, embed))
         rows["decodable"] += decodable_rows(decodability, settings)
         for name, declared in TABLES.items():
-            found = pl.DataFrame(rows[name], schema=declared.schema())
-            tables[name].append(rows_of_runs(found, capture["metadata"]))
+            frame = pl.DataFrame(rows[name], schema=declared.schema())
+            tables[name].append(rows_of_runs(frame, capture["metadata"]))
         log.info("%s: generation %s analysed", captures.name, folder.name)
     shared = [(data, run) for data in map(read_metadata, folders) for run in data.get("runs") or [data]]
     asked = [(data["generation_id"], run["prompt_id"]) for data, run in shared]
@@ -182,11 +180,11 @@ def decodability_rows(
         log.warning("%s: no decoded clean estimates; capture with should_decode_intermediates and decode x0", folder)
         return []
     pictures = [decoded_file(folder, "x0", step, block) for step, block in order]
-    final = read_picture(picture_file(folder))
+    final = pixels(picture_file(folder).read_bytes())
     distances = feature_distances(final, pictures, embed) if embed else [None] * len(order)
     return [
         where(metadata, step, block, depths[block])
-        | {"psnr_db": psnr(final, read_picture(path)), "feature_cosine_distance": distance}
+        | {"psnr_db": psnr(final, pixels(path.read_bytes())), "feature_cosine_distance": distance}
         for (step, block), path, distance in zip(order, pictures, distances, strict=True)
     ]
 
@@ -196,15 +194,9 @@ def feature_distances(final: np.ndarray, pictures: Sequence[Path], embed: EmbedB
     target = embed([Image.fromarray(final)])[0]
     distances: list[float] = []
     for begin in range(0, len(pictures), EMBED_BATCH):
-        batch = [Image.fromarray(read_picture(path)) for path in pictures[begin : begin + EMBED_BATCH]]
+        batch = [rgb_image(path.read_bytes()) for path in pictures[begin : begin + EMBED_BATCH]]
         distances += (1 - embed(batch) @ target).tolist()
     return distances
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """A picture as (height, width, 3) uint8."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def decodable_rows(rows: list[dict], settings: Blocks) -> Iterator[dict]:

@@ -15,7 +15,7 @@ from ditscope.core.tables import concat_tables, write_table
 from ditscope.sensitivity.tables import layer_kind
 
 DECAY = 0.95  # of the moving average over images
-OUTLIER_RATIO = 10.0  # an outlier channel's largest magnitude is over so many times that of the median channel
+OUTLIER_RATIO = 10.0  # an outlier channel's largest magnitude is over this many times that of the median channel
 
 
 def gather_activations(shards: Iterable[Path], out: Path) -> None:

@@ -82,8 +82,8 @@ def check_shard(study: Study, shard: Path, manifest: dict[str, Any]) -> list[dic
         study.same("calibrate", f"{name}/shard.json", record, wanted, name)
         images = [image | {"file": f"shards/{shard.name}/{image['file']}"} for image in record["images"]]
         pictures = {image["file"] for image in record["images"]}
-        for found in files_of(shard):
-            inside = found.relative_to(shard)
+        for file in files_of(shard):
+            inside = file.relative_to(shard)
             known = inside.as_posix() == "shard.json" or inside.as_posix() in pictures
             known = known or inside.parts[0] == "activations" or (len(inside.parts) == 1 and inside.suffix == ".npz")
             if not known:
@@ -119,10 +119,10 @@ def check_samples(study: Study, file: str, folder: Path, model: str) -> dict[int
                 check_sample(folder / name, sigmas)
         if len(study.findings) > before:
             return sigmas
-        found = load_calibration(folder)
-        check_made_with(folder, found, model)
+        calibration = load_calibration(folder)
+        check_made_with(folder, calibration, model)
         conditions: dict[int, np.ndarray] = {}
-        for reference in found.samples:
+        for reference in calibration.samples:
             sample = reference.file.relative_to(study.results).as_posix()
             with study.noting("calibrate", sample, Path(sample).parent.as_posix()):
                 values = read_sample(reference)
@@ -131,7 +131,7 @@ def check_samples(study: Study, file: str, folder: Path, model: str) -> dict[int
                 first = conditions.setdefault(reference.image, values["conditioning"])
                 if not np.array_equal(first, values["conditioning"]):
                     raise InputError("its conditioning is not that of the other steps of its image")
-        check_schedule(study, file, found)
+        check_schedule(study, file, calibration)
     return sigmas
 
 
@@ -147,9 +147,9 @@ def check_sample(path: Path, sigmas: dict[int, float]) -> None:
             raise InputError(f"step {step} has sigma {sigma:g}, in other images {sigmas[step]:g}")
 
 
-def check_schedule(study: Study, file: str, found: CalibrationSet) -> None:
+def check_schedule(study: Study, file: str, calibration: CalibrationSet) -> None:
     """Noise levels fall from step to step."""
-    levels = [sample.sigma for sample in found.samples if sample.image == found.samples[0].image]
+    levels = [sample.sigma for sample in calibration.samples if sample.image == calibration.samples[0].image]
     if any(after >= before for before, after in pairwise(levels)):
         study.note("calibrate", file, "noise levels do not fall from step to step")
 
@@ -173,8 +173,8 @@ def check_activations(
     study.same_rows("calibrate", file, sorted(set(table["model"])), [model] if len(table) else [], "models")
     wanted = select_indices(settings.statistics, num_steps, "calibrate.statistics") if settings.statistics else []
     cells = [(layer, step) for layer in table["layer"].unique() for step in wanted]
-    found = sorted(table.select("layer", "step_index").rows())
-    study.same_rows("calibrate", file, found, sorted(cells), "layers and steps")
+    rows = sorted(table.select("layer", "step_index").rows())
+    study.same_rows("calibrate", file, rows, sorted(cells), "layers and steps")
     if (table["n"] % settings.num_images != 0).any():
         study.note("calibrate", file, f"{table['n'][0]} samples of a layer, of {settings.num_images} images")
     for name in CHANNELS:

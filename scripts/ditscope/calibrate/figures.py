@@ -18,11 +18,11 @@ def activation_range(files: Files) -> tuple[Canvas, pl.DataFrame]:
     figure = Canvas(figsize=(7, 1.5 + 0.1 * sum(rows)))
     axes = figure.subplots(max(len(models), 1), 2, squeeze=False, gridspec_kw={"height_ratios": rows or [1]})
     for row, model in zip(axes, models, strict=False):
-        mine = table.filter(model=model)
+        statistics = table.filter(model=model)
         for axis, column, label in zip(
             row, ("absmax", "outlier_ratio"), ("largest magnitude", "largest / median channel"), strict=True
         ):
-            cells = mine.pivot("step_index", index="layer", values=column, sort_columns=False)
+            cells = statistics.pivot("step_index", index="layer", values=column, sort_columns=False)
             image = axis.imshow(cells.drop("layer").to_numpy(), aspect="auto", norm=LogNorm(), cmap="magma_r")
             axis.set_title(f"{model}: {label}")
             axis.set_xticks(range(cells.width - 1), cells.columns[1:])

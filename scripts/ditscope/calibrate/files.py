@@ -1,4 +1,4 @@
-"""Calibration sets on disk: one NPZ per sample (or packed, one an image) and a manifest; read, checked, gathered.
+"""Calibration sets on disk: one NPZ per sample (or packed, one per image) and a manifest; read, checked, gathered.
 
 Keys of a sample: `x` (1, H, W, C), `timestep` (sigma * 1000), `sigma`, `conditioning` (2, T, D) = [cond, uncond] under
 guidance, else (1, T, D), `pooled_conditioning` (likewise), `step_index`; optional `guidance`, `prompt_id`, `image_id`,
@@ -10,11 +10,11 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from ditscope.core.paths import InputFolder, is_inside
 from ditscope.prompts.files import Prompt, check_seed
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SCHEMA_VERSION = "1"
 # Every key with the names that it is accepted under; arr_0 ... arr_5 come from np.savez with positional arguments.
@@ -84,6 +85,11 @@ def calibration_images(prompts: list[Prompt], num_images: int, seed: int) -> lis
         for i in range(num_images)
         for p in [prompts[i % len(prompts)]]
     ]
+
+
+def by_shard(images: Sequence[T], size: int) -> dict[str, list[T]]:
+    """The images of each shard of a set by the shard's name, `size` of them in each but the last."""
+    return {f"{i // size:05d}": list(images[i : i + size]) for i in range(0, len(images), size)}
 
 
 def write_npz(path: Path, arrays: dict[str, Any]) -> None:
@@ -290,10 +296,10 @@ def check_counts(folder: Path, manifest: dict[str, Any], samples: list[Reference
     for sample in samples:
         steps.setdefault(sample.image, []).append(sample.step_index)
     num_steps = int(manifest.get("num_steps", max(s.step_index for s in samples) + 1))
-    for image, found in steps.items():
-        if sorted(found) != list(range(num_steps)):
+    for image, numbers in steps.items():
+        if sorted(numbers) != list(range(num_steps)):
             raise InputError(
-                f"{folder}: image {image} has {len(found)} samples, not steps 0 to {num_steps - 1}; calibrate again"
+                f"{folder}: image {image} has {len(numbers)} samples, not steps 0 to {num_steps - 1}; calibrate again"
             )
     if manifest and manifest["n_completed"] != len(steps):
         path = folder / "manifest.json"
@@ -348,7 +354,7 @@ def check_scale(where: str, guidance: float) -> float:
     return guidance
 
 
-def guidance_of(found: CalibrationSet, sample: dict[str, Any], file: Path, embedded: bool = False) -> float:
+def guidance_of(calibration: CalibrationSet, sample: dict[str, Any], file: Path, embedded: bool = False) -> float:
     """The guidance that a sample was made with: its own, else the manifest's; 0 where it plays no part.
 
     It plays one where the conditioning has an unconditional half, or the model takes guidance as an input (`embedded`).
@@ -356,13 +362,13 @@ def guidance_of(found: CalibrationSet, sample: dict[str, Any], file: Path, embed
     """
     if sample["guidance"] is not None:
         return check_scale(f"{file}: key `guidance`", float(sample["guidance"]))
-    given = manifest_guidance(found.manifest, file)
+    given = manifest_guidance(calibration.manifest, file)
     if given is not None:
         return given
     if len(sample["conditioning"]) == 2 or embedded:
         line = '"cfg_scale": 7.5'
-        if not found.manifest:
-            line = f'{{"n_completed": {len(found.images())}, "num_steps": {found.num_steps}, {line}}}'
+        if not calibration.manifest:
+            line = f'{{"n_completed": {len(calibration.images())}, "num_steps": {calibration.num_steps}, {line}}}'
         raise InputError(
             f"{file}: made under guidance, but without key `guidance`, and no manifest.json says which; write "
             f"`{line}` there, with your value in place of 7.5"
@@ -396,22 +402,22 @@ def check_fits(sample: dict[str, Any], file: Path, name: str, config: dict[str, 
 
 def validate_calibration(folder: InputFolder, model: str = "", num_steps: int = 0) -> CalibrationSet:
     """Read every sample of a set; refuse what is broken, or made with another model or step count than given."""
-    found = load_calibration(folder)
-    check_made_with(folder, found, model, num_steps)
-    for reference in found.samples:
-        guidance_of(found, read_sample(reference), reference.file)
-    log.info("%s: %d images of %d steps, nothing wrong", folder, len(found.images()), found.num_steps)
-    return found
+    calibration = load_calibration(folder)
+    check_made_with(folder, calibration, model, num_steps)
+    for reference in calibration.samples:
+        guidance_of(calibration, read_sample(reference), reference.file)
+    log.info("%s: %d images of %d steps, nothing wrong", folder, len(calibration.images()), calibration.num_steps)
+    return calibration
 
 
-def check_made_with(folder: Path, found: CalibrationSet, model: str = "", num_steps: int = 0) -> None:
+def check_made_with(folder: Path, calibration: CalibrationSet, model: str = "", num_steps: int = 0) -> None:
     """Refuse a set that its manifest says was made with another model, or that has another number of steps."""
-    made_with = found.manifest.get("model", model)
+    made_with = calibration.manifest.get("model", model)
     if model and made_with != model:
         raise InputError(f"{folder}: made with model `{made_with}`, not `{model}`; calibrate `{model}`")
-    if num_steps and found.num_steps != num_steps:
+    if num_steps and calibration.num_steps != num_steps:
         raise InputError(
-            f"{folder}: made with {found.num_steps} steps, not {num_steps}; calibrate with {num_steps} steps"
+            f"{folder}: made with {calibration.num_steps} steps, not {num_steps}; calibrate with {num_steps} steps"
         )
 
 

@@ -14,7 +14,7 @@ class Calibrate:
         {}, "Calibration sets of your own by model, used instead of this stage's", config_only=True, path=True
     )
     num_images: int = setting(
-        10, "Images to sample, one a prompt; the prompts repeat with new seeds where there are fewer", positive=True
+        10, "Images to sample, one per prompt; the prompts repeat with new seeds where there are fewer", positive=True
     )
     num_steps: int = setting(50, "Denoising steps of each image; 0: the model's own")
     cfg_weight: float = setting(7.5, "Classifier-free guidance, <= 1 is off; guidance-distilled models keep their own")

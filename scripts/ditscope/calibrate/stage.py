@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -17,7 +16,14 @@ from tqdm import tqdm
 
 from ditscope.calibrate.activation_table import gather_activations
 from ditscope.calibrate.activations import ActivationRecorder
-from ditscope.calibrate.files import SCHEMA_VERSION, calibration_images, index_file, write_manifest, write_npz
+from ditscope.calibrate.files import (
+    SCHEMA_VERSION,
+    by_shard,
+    calibration_images,
+    index_file,
+    write_manifest,
+    write_npz,
+)
 from ditscope.calibrate.settings import Calibrate
 from ditscope.core.atomic import link_or_copy, replacing, write_text
 from ditscope.core.counts import check_complete
@@ -25,7 +31,7 @@ from ditscope.core.errors import InputError
 from ditscope.core.identity import weights_id
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.patterns import select_indices
-from ditscope.core.scratch import publish, unfinished
+from ditscope.core.scratch import discard, unfinished
 from ditscope.core.shards import png_bytes
 from ditscope.models.families.common import Conditioning
 from ditscope.models.loading import Generator, load_generator, settled
@@ -67,23 +73,24 @@ def calibrate(
     require_blocks("calibrate", name, model, ("torch", "mlx"))
     measured_steps(settings, model)
     load = cache(lambda: load_generator(name, model))
-    shards = [calib_dir / "shards" / f"{i:05d}" for i in range(math.ceil(settings.num_images / settings.shard_size))]
     images = calibration_images(read_prompts(prompt_csv), settings.num_images, settings.seed)
-    check_own(calib_dir, shards)
-    for number, shard in enumerate(shards):
-        rows = images[number * settings.shard_size : (number + 1) * settings.shard_size]
+    shards = {calib_dir / "shards" / name: rows for name, rows in by_shard(images, settings.shard_size).items()}
+    check_own(calib_dir, list(shards))
+    for shard, rows in shards.items():
         wanted = provenance(name, model, rows, settings)
-        found = json.loads((shard / "shard.json").read_text()) if shard.exists() else wanted | {"images": []}
-        if found | {"images": []} != wanted | {"images": []}:
-            other = next((key for key in wanted if key != "images" and found.get(key) != wanted[key]), "schema_version")
+        record = json.loads((shard / "shard.json").read_text()) if shard.exists() else wanted | {"images": []}
+        if record | {"images": []} != wanted | {"images": []}:
+            other = next(
+                (key for key in wanted if key != "images" and record.get(key) != wanted[key]), "schema_version"
+            )
             raise InputError(f"{shard}: made with other settings ({other}); choose another --calib-dir")
-        if found["images"] != wanted["images"][: len(found["images"])]:
+        if record["images"] != wanted["images"][: len(record["images"])]:
             raise InputError(f"{shard}: holds other prompts or seeds, or more images; choose another --calib-dir")
-        if found != wanted:
+        if record != wanted:
             calibrate_shard(name, model, rows, shard, settings, calib_dir / ".partial", load)
-    write_manifest(shards, calib_dir / "manifest.json")
+    write_manifest(list(shards), calib_dir / "manifest.json")
     gather_files(calib_dir)
-    gather_activations(shards, calib_dir / "activations.parquet")
+    gather_activations(list(shards), calib_dir / "activations.parquet")
     shutil.rmtree(calib_dir / ".partial", ignore_errors=True)
 
 
@@ -148,16 +155,16 @@ def calibrate_shard(
     shutil.rmtree(working := out.with_name(out.name + ".partial"), ignore_errors=True)
     for number in range(len(slices)):
         shutil.copytree(parts / f"{number:05d}", working, copy_function=link_or_copy, dirs_exist_ok=True)
-    found = [(image, step) for file in sorted(working.glob("*.npz")) for _, image, step, _ in index_file(file)]
+    left = [(image, step) for file in sorted(working.glob("*.npz")) for _, image, step, _ in index_file(file)]
     asked = product((image["image_id"] for image in images), range(record["num_steps"]))
-    check_complete(out, "images and steps", asked, found)
+    check_complete(out, "images and steps", asked, left)
     write_text(working / "shard.json", json.dumps(record, indent=1) + "\n")
     for file in sorted((p for p in working.rglob("*") if p.is_file()), key=lambda p: p.name == "shard.json"):
         target = out / file.relative_to(working)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, target)  # one by one, the record last: what else is in the folder stays
     shutil.rmtree(working)
-    publish(parts)
+    discard(parts)
 
 
 def provenance(name: str, model: Model, images: list[dict[str, Any]], settings: Calibrate) -> dict[str, Any]:

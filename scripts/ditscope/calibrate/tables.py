@@ -18,7 +18,7 @@ ACTIVATIONS = Table(
     "calibration.activations",
     "calibration/*/activations.parquet",
     "layer, in network order, and step",
-    key=("layer", "step_index"),
+    key=("model", "layer", "step_index"),
     columns={
         **LAYER,
         "kind": Column("String", "kind of the layer, as in the table `sensitivity`"),
@@ -54,7 +54,8 @@ PART = Table(
     "calibration.activations.part",
     "calibration/*/shards/*/activations/*.parquet",
     "layer and step, of one slice of images",
-    key=("layer", "step_index"),
+    key=("model", "layer", "step_index"),
+    joined="calibration.activations",
     columns={
         **LAYER,
         **STEP,

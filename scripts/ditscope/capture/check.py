@@ -47,7 +47,7 @@ def check_capture(study: Study) -> None:
             continue
         settings = study.config.capture.sets[name]
         wanted = requests_of(study, model, settings.generations)
-        found: list[str] = []
+        hashes: list[str] = []
         for stray in files_of(folder):
             if stray.parent == folder:
                 study.note("capture", stray.relative_to(study.results).as_posix(), "not a file of a capture", output)
@@ -55,7 +55,7 @@ def check_capture(study: Study) -> None:
             file = generation.relative_to(study.results).as_posix()
             with study.noting("capture", file, output):
                 metadata = read_metadata(generation)
-                found.append(metadata["request_hash"])
+                hashes.append(metadata["request_hash"])
                 check_metadata(study, file, metadata, settings, images.get(model, {}), output)
                 check_generation(study, generation, metadata, model, output)
                 if generation.name != generation_name(metadata["request_hash"], settings):
@@ -66,11 +66,11 @@ def check_capture(study: Study) -> None:
                 if asked and (metadata["runs"] != runs or told != {key: asked[0][key] for key in RUN}):
                     study.note("capture", file, "its runs are not those of the prompt shards", output)
         distinct = {request["request_hash"] for request in wanted}
-        if wanted and len(found) != len(distinct):
-            study.note("capture", output, f"holds {len(found)} generations of {len(distinct)}")
-        if wanted and (unknown := set(found) - distinct):
+        if wanted and len(hashes) != len(distinct):
+            study.note("capture", output, f"holds {len(hashes)} generations of {len(distinct)}")
+        if wanted and (unknown := set(hashes) - distinct):
             study.note("capture", output, f"captured {len(unknown)} requests that nothing asked for")
-        if model in images and (unknown := set(found) - images[model].keys()):
+        if model in images and (unknown := set(hashes) - images[model].keys()):
             study.note("capture", output, f"captured {len(unknown)} requests that no image of {model} has")
 
 
@@ -94,7 +94,7 @@ def check_metadata(
     study.same("capture", file, metadata, wanted, output)
     falling = all(after < before for before, after in pairwise(sigmas))
     if len(sigmas) != entry.steps + 1 or sigmas[-1] != 0 or not falling:
-        study.note("capture", file, "its sigmas are not one a step, falling to 0", output)
+        study.note("capture", file, "its sigmas are not one per step, falling to 0", output)
     if not alike(metadata["timesteps"], [1000 * sigma for sigma in sigmas[:-1]]):
         study.note("capture", file, "its timesteps are not 1000 sigma", output)
     positions = study.once(f"positions {output}", lambda: positions_of(study, output))
@@ -106,12 +106,12 @@ def check_metadata(
 
 def positions_of(study: Study, output: str) -> dict[str, int]:
     """The place of each generation of a set among its runs; without those whose metadata is damaged."""
-    found: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for generation in sorted((study.results / output).iterdir()):
         with study.quiet().noting("capture", output):
             if generation.is_dir():
-                found[generation.name] = read_metadata(generation)["position"]
-    return found
+                positions[generation.name] = read_metadata(generation)["position"]
+    return positions
 
 
 def check_generation(study: Study, folder: Path, metadata: dict[str, Any], model: str, output: str) -> None:
@@ -164,8 +164,8 @@ def check_statistics(
 ) -> None:
     """Statistics cover every captured step and block, and are those of the stored tensors, where there are any."""
     blocks = {(step, block) for step in metadata["captured_steps"] for block in metadata["captured_blocks"]}
-    found = set(table.select("step", "block").rows())
-    study.same_rows("capture", file, sorted(found), sorted(blocks), "steps and blocks", output)
+    rows = set(table.select("step", "block").rows())
+    study.same_rows("capture", file, sorted(rows), sorted(blocks), "steps and blocks", output)
     names, runs = blocks_of(study, metadata["model"]), metadata["runs"]
     places = table.select("step", "block").rows()
     norms = table["token_norms"]

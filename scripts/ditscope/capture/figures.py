@@ -18,10 +18,10 @@ def block_grid(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """The first captured generation whose blocks are decoded: steps down, blocks across, every decode."""
     captures = [capture for folder in sorted(files["capture"]) for capture in captures_in(folder)]
     drawn = ((c, kind) for c in captures for kind in DECODED if (intermediates_of(c) / DECODED[kind]).is_dir())
-    found = next(drawn, None)
-    if found is None:
+    first = next(drawn, None)
+    if first is None:
         return note("No capture set has decoded blocks."), pl.DataFrame(schema=BLOCK_GRID)
-    generation, kind = found
+    generation, kind = first
     metadata = read_metadata(generation)
     steps, blocks = metadata["captured_steps"], metadata["captured_blocks"]
     paths = {(step, block): decoded_file(generation, kind, step, block) for step, block in product(steps, blocks)}

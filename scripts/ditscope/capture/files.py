@@ -71,8 +71,8 @@ def intermediates_of(path: Path | str) -> Path:
 
 def captures_in(folder: Path | str) -> list[Path]:
     """The finished generation folders below `folder`, in the order of their prompts."""
-    found = [p.parent for p in sorted(Path(folder).glob("*/intermediates")) if not p.parts[-2].startswith(".")]
-    return sorted(found, key=lambda p: (read_metadata(p)["position"], p.name))
+    folders = [p.parent for p in sorted(Path(folder).glob("*/intermediates")) if not p.parts[-2].startswith(".")]
+    return sorted(folders, key=lambda p: (read_metadata(p)["position"], p.name))
 
 
 def decoded_file(folder: Path | str, kind: str, step: int, block: str) -> Path:
@@ -82,10 +82,10 @@ def decoded_file(folder: Path | str, kind: str, step: int, block: str) -> Path:
 
 def picture_file(folder: Path | str) -> Path:
     """The generated image of a generation folder: img_0.jpg or img_0.png."""
-    found = [path for kind in IMAGE_FORMATS if (path := Path(folder) / f"img_0.{kind}").exists()]
-    if not found:
+    files = [path for kind in IMAGE_FORMATS if (path := Path(folder) / f"img_0.{kind}").exists()]
+    if not files:
         raise InputError(f"{folder}: holds no generated image img_0.jpg or .png; capture it again")
-    return found[0]
+    return files[0]
 
 
 def generations_in(source: Path | str) -> list[Path]:

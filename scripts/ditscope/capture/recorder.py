@@ -173,7 +173,7 @@ class Recorder(Observer):
         self.writing = self.writer.submit(self.store, done, copied)
 
     def store(self, step: Captured, copied: torch.cuda.Event | None) -> None:
-        """Write a step's file and take down its statistics, once the copies have come."""
+        """Write a step's file and keep its statistics, once the copies have come."""
         if copied:
             copied.synchronize()
         self.pooled += [arrays(pooled, self.model.name) for pooled in step.pooled]

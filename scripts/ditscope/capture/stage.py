@@ -36,7 +36,7 @@ from ditscope.core.errors import InputError
 from ditscope.core.identity import derived_seed, file_digest
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.patterns import select_blocks, select_indices
-from ditscope.core.scratch import publish, unfinished
+from ditscope.core.scratch import discard, unfinished
 from ditscope.core.tables import read_table, write_table
 from ditscope.models.block_names import block_names
 from ditscope.models.families.common import DTYPES
@@ -70,7 +70,7 @@ def capture(
     settings: CaptureSet = CaptureSet(),
     partial: OutputFolder | None = None,
 ) -> None:
-    """Sample with a model while recording what its blocks put out; one folder `output_dir`/<generation id> a picture.
+    """Sample with a model while recording what its blocks put out; one folder `output_dir`/<generation id> per picture.
 
     Runs are `prompt` with `seed` (-1: one derived from the prompt, and recorded) or the first `settings.generations`
     of the tables (or prompt CSVs) `prompts`. num_steps, guidance, width and height replace the model entry's where
@@ -84,48 +84,58 @@ def capture(
     blocks, steps = selection(name, entry, settings)
     root = partial or writable(output_dir) / ".partial"
     parts = unfinished(root, output_dir, {"model": entry, "runs": runs, "settings": settings})
-    records: dict[str, dict] = {}
     try:
         loaded = load_placed(name, entry, offload=settings.offload, multi_gpu=settings.multi_gpu)
-        for run in runs:
-            record = describe(loaded, run)
-            gid = generation_name(record["request_hash"], settings)
-            first = records.setdefault(gid, record | {"runs": []})
-            first["runs"].append({key: run[key] for key in RUN})
-            if first["request_hash"] != record["request_hash"]:
-                both = f"{first['prompt_id']} and {record['prompt_id']}"
-                raise InputError(f"prompts {both} share the generation id {gid}; capture them apart")
+        records = generations_of(loaded, runs, settings)
         kept = [gid for gid, record in records.items() if is_captured(output_dir / gid, record["request_hash"])]
-        for gid in kept:
-            log.info("%s: generation %s is already captured; %s is kept as it is", name, gid, output_dir / gid)
         for position, (gid, record) in enumerate(records.items()):
             if gid in kept:
-                continue
-            if (parts / gid).exists():
+                log.info("%s: generation %s is already captured; %s is kept as it is", name, gid, output_dir / gid)
+            elif (parts / gid).exists():
                 log.info("%s: generation %s is already captured", name, gid)
-                continue
-            log.info("%s: generation %s: %s (seed %d)", name, gid, record["prompt"], record["seed"])
-            folder = parts / f"{gid}.unfinished"
-            shutil.rmtree(folder, ignore_errors=True)
-            record |= {"generation_id": gid, "position": position}
-            capture_run(loaded, record, folder, blocks, steps, settings, len(records))
-            os.replace(folder, parts / gid)
+            else:
+                log.info("%s: generation %s: %s (seed %d)", name, gid, record["prompt"], record["seed"])
+                folder = parts / f"{gid}.unfinished"
+                shutil.rmtree(folder, ignore_errors=True)
+                numbered = record | {"generation_id": gid, "position": position}
+                capture_run(loaded, numbered, folder, blocks, steps, settings, len(records))
+                os.replace(folder, parts / gid)
         writable(output_dir)
-        for gid in records:
+        for gid, record in records.items():
             if gid in kept:
-                add_runs(output_dir / gid, records[gid]["runs"])
+                add_runs(output_dir / gid, record["runs"])
             else:
                 shutil.move(parts / gid, output_dir / gid)
-        asked = {(run["prompt_id"], run["seed"]) for run in runs}  # an earlier call may have captured it for others
-        there = [run for gid in records for run in read_metadata(output_dir / gid)["runs"]]
-        left = [key for run in there if (key := (run["prompt_id"], run["seed"])) in asked]
-        check_complete(output_dir, "runs (prompt_id, seed)", [(run["prompt_id"], run["seed"]) for run in runs], left)
+        check_captured(output_dir, runs, list(records))
     finally:
         if not any(part.is_dir() and part.suffix != ".unfinished" for part in parts.iterdir()):  # nothing to resume at
-            publish(parts)
+            discard(parts)
             if partial is None:
                 with suppress(OSError):  # unfinished runs of another call may be in it
                     root.rmdir()
+
+
+def generations_of(model: Generator, runs: list[dict], settings: CaptureSet) -> dict[str, dict]:
+    """The record of each generation by its id, with the runs that ask for it. Raises InputError where ids collide."""
+    records: dict[str, dict] = {}
+    for run in runs:
+        record = describe(model, run)
+        gid = generation_name(record["request_hash"], settings)
+        first = records.setdefault(gid, record | {"runs": []})
+        first["runs"].append({key: run[key] for key in RUN})
+        if first["request_hash"] != record["request_hash"]:
+            both = f"{first['prompt_id']} and {record['prompt_id']}"
+            raise InputError(f"prompts {both} share the generation id {gid}; capture them apart")
+    return records
+
+
+def check_captured(output_dir: Path, runs: list[dict], gids: list[str]) -> None:
+    """Every run that was asked for is named once in the metadata of the generations `gids`."""
+    asked = [(run["prompt_id"], run["seed"]) for run in runs]
+    named = [run for gid in gids for run in read_metadata(output_dir / gid)["runs"]]
+    wanted = set(asked)  # an earlier call may have captured a generation for other runs
+    left = [key for run in named if (key := (run["prompt_id"], run["seed"])) in wanted]
+    check_complete(output_dir, "runs (prompt_id, seed)", asked, left)
 
 
 def add_runs(folder: Path, runs: list[dict[str, Any]]) -> None:

@@ -45,14 +45,14 @@ def pool_streams(streams: Sequence[Stream], copies: Any = None) -> list[Pooled]:
     shapes: dict[tuple[int, ...], list[Stream]] = {}
     for stream in streams:
         shapes.setdefault(tuple(stream[3].shape), []).append(stream)
-    found = []
+    pooled = []
     for (batch, *_), alike in shapes.items():
         size = max(1, TOGETHER_BYTES // max(1, alike[0][3].nbytes))
         for group in (alike[i : i + size] for i in range(0, len(alike), size)):
             tokens = group[0][3] if len(group) == 1 else torch.cat([t for *_, t in group])
             values, norms = (t.unflatten(0, (len(group), batch)) for t in pool(tokens))
-            found.append(Pooled([stream[:3] for stream in group], to_host(values, copies), to_host(norms, copies)))
-    return found
+            pooled.append(Pooled([stream[:3] for stream in group], to_host(values, copies), to_host(norms, copies)))
+    return pooled
 
 
 def arrays(pooled: Pooled, model: str) -> Arrays:
@@ -68,7 +68,7 @@ def arrays(pooled: Pooled, model: str) -> Arrays:
 
 
 def statistics_table(
-    found: Sequence[Arrays],
+    pooled: Sequence[Arrays],
     record: dict,
     sigmas: Sequence[float],
     depths: dict[str, int],
@@ -76,7 +76,7 @@ def statistics_table(
     """The table `capture_statistics` of a run: a row for each step, block, stream and half of the batch."""
     rows: list[dict[str, Any]] = []
     norms: list[np.ndarray] = []
-    for streams, values, token_norms in found:
+    for streams, values, token_norms in pooled:
         for (step, block, stream), halves, lengths in zip(streams, values, token_norms, strict=True):
             for half, numbers, length in zip(HALVES, halves, lengths, strict=False):
                 rows.append(

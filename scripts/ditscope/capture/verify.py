@@ -21,10 +21,10 @@ def verify(folder: Path | str) -> list[str]:
     except InputError as error:
         return [str(error)]
     intermediates = intermediates_of(folder)
-    found = [line for name, about in metadata["files"].items() if (line := check_file(intermediates / name, about))]
+    faults = [line for name, about in metadata["files"].items() if (line := check_file(intermediates / name, about))]
     for file in sorted(intermediates.iterdir()):
         if file.suffix in (".safetensors", ".pt", ".partial") and file.name not in metadata["files"]:
-            found.append(f"{file}: no part of the capture; move it elsewhere")
+            faults.append(f"{file}: no part of the capture; move it elsewhere")
     pictures = [
         decoded_file(intermediates, kind, step, block)
         for kind in metadata.get("decoded", [])
@@ -36,8 +36,8 @@ def verify(folder: Path | str) -> list[str]:
             read_table(Path(folder) / "statistics.parquet", "capture_statistics")
             pictures.append(picture_file(folder))
         except InputError as error:
-            found.append(f"{error}; capture it again")
-    return found + [line for picture in pictures if (line := check_picture(picture))]
+            faults.append(f"{error}; capture it again")
+    return faults + [line for picture in pictures if (line := check_picture(picture))]
 
 
 def check_file(path: Path, about: dict) -> str:

@@ -22,7 +22,7 @@ def check_cluster(study: Study) -> None:
 
 def cluster_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.DataFrame]:
     """The tables of clusters, computed again; of the map all but its coordinates, which rounding moves far."""
-    from ditscope.cluster.stage import describe, no_map
+    from ditscope.cluster.stage import describe, why_no_places
     from ditscope.embed.files import by_embedder, degenerate_networks, marked, read_states, unit, vectors
 
     followed = [study.results / file for file in trajectories]
@@ -30,7 +30,7 @@ def cluster_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.Dat
     frames = describe(states, followed, study.config.cluster, study.config.trajectories.max_length)
     maps = []
     for _, part in by_embedder(states.filter(pl.col("position") >= 0)):
-        reason = pl.lit(no_map(unit(vectors(part))), pl.String).alias("reason")
+        reason = pl.Series("reason", why_no_places(unit(vectors(part)), study.config.cluster.max_map_points), pl.String)
         maps.append(part.drop("text", "vector", "seed").with_columns(reason))
     poor = degenerate_networks(states)
     return {name: marked(frame, poor) for name, frame in (frames | {"map": pl.concat(maps)}).items()}
@@ -45,11 +45,11 @@ def check_map(study: Study, table: pl.DataFrame | None) -> None:
             study.note("cluster", MAP.file, f"{embedder}: states without coordinates or a reason")
 
 
-def check_states(study: Study, found: dict[str, pl.DataFrame | None], tables: dict[str, pl.DataFrame]) -> None:
+def check_states(study: Study, given: dict[str, pl.DataFrame | None], tables: dict[str, pl.DataFrame]) -> None:
     """Labels and coordinates are there of every generated state of an embedder's modality."""
     keys = ["network", "run_id", "sequence_number"]
     for file in STATES:
-        table = found.get(file)
+        table = given.get(file)
         if table is not None:
             wanted = generated(study, tables, keys)
             study.same_rows(

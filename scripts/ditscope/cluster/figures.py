@@ -429,3 +429,19 @@ def cluster_stability(files: Files) -> tuple[Canvas, pl.DataFrame]:
         name_rows(axis, labels, names.get(embedder, {}), states)
         axis.set_xlim(-0.02, 1.02)
     return figure, table
+
+
+def paper_table(files: Files) -> pl.DataFrame:
+    """Clusters, outliers, longest stays and returns by embedder and network."""
+    keys = ["embedder", "network"]
+    shares = concat_tables(named(files, "cluster", "outliers.parquet"), "clusters.outliers")
+    stays = concat_tables(named(files, "cluster", "longest_runs.parquet"), "clusters.longest_runs")
+    returns = concat_tables(named(files, "cluster", "returns.parquet"), "clusters.returns")
+    longest = stays.filter(pl.col("scope").cast(pl.String) == "anytime").group_by(keys)
+    came_back = (pl.col("returns") > 0).mean().alias("share_of_runs_that_return")
+    return (
+        shares.select(*keys, "states", "clusters", "outliers_share", "degenerate")
+        .join(longest.agg(pl.col("length").median().alias("median_longest_stay")), on=keys, how="left")
+        .join(returns.group_by(keys).agg(came_back), on=keys, how="left")
+        .sort(keys)
+    )

@@ -59,7 +59,7 @@ def longest_runs(lengths: pl.DataFrame) -> pl.DataFrame:
     """
     runs = lengths.select(*RUN, "prompt_id", "seed").unique(RUN, maintain_order=True)
     inside = lengths.filter(pl.col("label") != OUTLIER)
-    found = {
+    stays = {
         "from_start": inside.filter(pl.col("start_position") == 0),
         "anytime": inside.sort(*RUN, "length", "stretch", descending=[False] * 3 + [True, False]).unique(
             RUN, keep="first", maintain_order=True
@@ -67,7 +67,7 @@ def longest_runs(lengths: pl.DataFrame) -> pl.DataFrame:
     }
     columns = ["label", "start_sequence_number", "length", "exit_seen"]
     tables = [
-        runs.join(found[scope].select(*RUN, *columns), on=RUN, how="left").select(
+        runs.join(stays[scope].select(*RUN, *columns), on=RUN, how="left").select(
             *RUN, "prompt_id", "seed", pl.lit(scope, SCOPE).alias("scope"), "label", "start_sequence_number",
             pl.col("length").fill_null(0), "exit_seen",
         )

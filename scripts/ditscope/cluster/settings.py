@@ -13,5 +13,6 @@ class Cluster:
     min_samples: int = setting(0, "Neighbours that make a dense place; 0: as min_cluster_size")
     epsilon: float = setting(0.4, "Clusters closer than this Euclidean distance of unit vectors are not split")
     allow_single_cluster: bool = setting(True, "Let all states be one cluster")
-    max_points: int = setting(20_000, "Cluster a fixed sample of so many states and label the rest by it; 0: all")
+    max_points: int = setting(10_000, "Cluster a fixed sample of this many states and label the rest by it; 0: all")
+    max_map_points: int = setting(10_000, "Map (t-SNE) a fixed sample of this many states of an embedder; 0: all")
     drop_outliers: bool = setting(False, "Glue run lengths across outliers instead of breaking at them")

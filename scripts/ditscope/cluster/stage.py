@@ -16,7 +16,7 @@ from ditscope.cluster.dwell import dwell_times
 from ditscope.cluster.settings import Cluster
 from ditscope.cluster.stability import cluster_rows, half_clusterings, medoid_table, stability_row
 from ditscope.cluster.tables import CLUSTERS, MAP, MEDOIDS, STABILITY
-from ditscope.core.counts import check_complete
+from ditscope.core.counts import check_rows
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.schema import tables_of
@@ -62,10 +62,12 @@ def cluster(
     states = read_states(embeddings, trajectories)
     frames = describe(states, trajectories, settings, max_length)
     generated = [part.filter(pl.col("position") >= 0) for _, part in by_embedder(states)]
-    frames |= {MAP.stem: pl.concat([map_states(part, unit(vectors(part))) for part in generated])}
-    asked = states.filter(pl.col("position") >= 0).select(STATE).rows()
+    frames |= {
+        MAP.stem: pl.concat([map_states(part, unit(vectors(part)), settings.max_map_points) for part in generated])
+    }
+    asked = states.filter(pl.col("position") >= 0).select(STATE)
     for table in (CLUSTERS, MAP):
-        check_complete(folder / f"{table.stem}.parquet", "states", asked, frames[table.stem].select(STATE).rows())
+        check_rows(folder / f"{table.stem}.parquet", "states", asked, frames[table.stem].select(STATE))
     poor = degenerate_networks(states)
     for table in tables_of("cluster"):
         write_table(marked(frames[table.stem], poor), folder / f"{table.stem}.parquet", table)
@@ -122,9 +124,7 @@ def cluster_labels(u: np.ndarray, settings: Cluster = Cluster()) -> tuple[np.nda
     n = len(u)
     if n < FEWEST:
         return np.full(n, OUTLIER), f"{n} states, a clustering needs {FEWEST}"
-    rows = np.arange(n)
-    if settings.max_points and n > settings.max_points:
-        rows = np.sort(np.random.default_rng(SEED).choice(n, settings.max_points, replace=False))
+    rows = sampled(n, settings.max_points)
     size = settings.min_cluster_size or max(2, len(rows) // 1000)
     samples = settings.min_samples or size
     if max(size, samples) > len(rows):
@@ -136,10 +136,10 @@ def cluster_labels(u: np.ndarray, settings: Cluster = Cluster()) -> tuple[np.nda
         copy=True,
     ).fit(u[rows])
     # scikit-learn 1.9's own `cluster_selection_epsilon` fails under NumPy 2.4 as soon as it has something to merge.
-    found = fitted.labels_
+    fitted_labels = fitted.labels_
     if settings.epsilon > 0:
-        found = merge_close(found, fitted.dbscan_clustering(settings.epsilon, min_cluster_size=size))
-    labels = found[nearest(u, u[rows])] if len(rows) < n else found
+        fitted_labels = merge_close(fitted_labels, fitted.dbscan_clustering(settings.epsilon, min_cluster_size=size))
+    labels = fitted_labels[nearest(u, u[rows])] if len(rows) < n else fitted_labels
     return by_size(labels), None
 
 
@@ -161,8 +161,12 @@ def merge_close(labels: np.ndarray, components: np.ndarray) -> np.ndarray:
 
 
 def nearest(u: np.ndarray, sample: np.ndarray) -> np.ndarray:
-    """For each row of `u` (n, d) the number of the row of `sample` (m, d) with the largest inner product."""
-    parts = [np.argmax(u[i : i + CHUNK] @ sample.T, axis=1) for i in range(0, len(u), CHUNK)]
+    """For each row of `u` (n, d) the number of the row of `sample` (m, d) with the largest inner product.
+
+    In float32: rows that a rounding would exchange are neighbours, and of one cluster.
+    """
+    u, columns = u.astype(np.float32), sample.T.astype(np.float32)
+    parts = [np.argmax(u[i : i + CHUNK] @ columns, axis=1) for i in range(0, len(u), CHUNK)]
     return np.concatenate(parts)
 
 
@@ -207,28 +211,41 @@ def label_states(states: pl.DataFrame, u: np.ndarray, labels: np.ndarray, reason
     )
 
 
-def map_states(states: pl.DataFrame, u: np.ndarray) -> pl.DataFrame:
-    """The table `clusters.map`: t-SNE coordinates x, y (no unit) of each state.
+def map_states(states: pl.DataFrame, u: np.ndarray, most: int = 0) -> pl.DataFrame:
+    """The table `clusters.map`: t-SNE coordinates x, y (no unit) of each state, or of a sample of `most` (0: all).
 
     PCA start, fixed seed, perplexity min(30, (n - 1) / 3), one thread: the same on every run. O(n log n) from 1,000
     states on, where neighbours are approximate and forces interpolated.
     """
     columns = ["embedder", "modality", "network", "run_id", "prompt_id", "sequence_number", "position"]
-    reason = no_map(u)
+    rows, reason = sampled(len(u), most), no_map(u)
     xy = np.full((len(u), 2), np.nan)
     if reason is None:
-        tsne = openTSNE.TSNE(perplexity=min(30, (len(u) - 1) / 3), initialization="pca", random_state=SEED, n_jobs=1)
-        xy = np.asarray(tsne.fit(u))
-    return states.select(
-        *columns,
-        pl.Series("x", xy[:, 0]).fill_nan(None),
-        pl.Series("y", xy[:, 1]).fill_nan(None),
-        pl.lit(reason, pl.String).alias("reason"),
-    )
+        few = min(30, (len(rows) - 1) / 3)
+        tsne = openTSNE.TSNE(perplexity=few, initialization="pca", random_state=SEED, n_jobs=1)
+        xy[rows] = np.asarray(tsne.fit(u[rows]))
+    x, y = (pl.Series(name, xy[:, i]).fill_nan(None) for i, name in enumerate("xy"))
+    return states.select(*columns, x, y, pl.Series("reason", why_no_places(u, most), pl.String))
+
+
+def why_no_places(u: np.ndarray, most: int) -> list[str | None]:
+    """Of each of the unit vectors (n, d) why it has no place in a map of at most `most` states."""
+    if reason := no_map(u):
+        return [reason] * len(u)
+    outside = np.ones(len(u), bool)
+    outside[sampled(len(u), most)] = False
+    return [f"not in the sample of {most} states that the map is of" if missing else None for missing in outside]
 
 
 def no_map(u: np.ndarray) -> str | None:
-    """Why unit vectors (n, d) have no map."""
+    """Why none of the unit vectors (n, d) has a place in a map."""
     if len(u) < FEWEST:
         return f"{len(u)} states, a map needs {FEWEST}"
     return "all states are equal" if (u == u[0]).all() else None
+
+
+def sampled(n: int, most: int) -> np.ndarray:
+    """Numbers of the rows, of n, that an analysis looks at: all, or a fixed random sample of `most` (0: all)."""
+    if not most or n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(SEED).choice(n, most, replace=False))

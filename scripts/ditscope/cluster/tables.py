@@ -99,7 +99,7 @@ DWELL_TIMES = Table(
         "at_risk": Column("Int64", "stays that were followed so far"),
         "runs": Column("Int64", "runs that they are of"),
         "prompts": Column("Int64", "prompts that they are of"),
-        "exits": Column("Int64", "stays that ended after so many states"),
+        "exits": Column("Int64", "stays that ended after `duration` states"),
         "censored": Column("Int64", "stays that were not followed further: the run's end or a gap cut them"),
         "survival": Column("Float64", "share of stays that last longer"),
         **dict.fromkeys(

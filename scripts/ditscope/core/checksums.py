@@ -1,7 +1,7 @@
 """Digests of what each job left, in <results>/.checksums/<rule>/: what `ditscope doctor` holds the files against."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,8 @@ def record_checksums(results: Path, rule: str, outputs: Iterable[Path | str]) ->
 
 def files_of(path: Path) -> list[Path]:
     """`path` itself, or the files below it; less the marks that Snakemake puts into directories."""
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [file for file in found if file.is_file() and file.name != ".snakemake_timestamp"]
-
-
-def read_checksums(results: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every record of a study with its file. Raises InputError for one that is none."""
-    for file in sorted((results / FOLDER).rglob("*.json")):
-        yield file, read_record(file)
+    paths = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [file for file in paths if file.is_file() and file.name != ".snakemake_timestamp"]
 
 
 def read_record(file: Path) -> dict[str, Any]:

@@ -50,6 +50,12 @@ def line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def first_line(error: Exception) -> str:
+    """What went wrong, in one line of at most 300 characters."""
+    text = str(error).strip() or "no message"
+    return f"{type(error).__name__}: {text.splitlines()[0][:300]}"
+
+
 def machine_error(error: BaseException) -> str:
     """What the machine lacked, on one line; empty where the error is not the machine's."""
     if isinstance(error, MemoryError):
@@ -104,10 +110,10 @@ def again(path: Path | str, step: str = "run again", ending: str = "") -> str:
     return "make or copy it again"
 
 
-def check_version(path: Path | str, found: Any, expected: str, fix: str) -> None:
+def check_version(path: Path | str, version: Any, expected: str, fix: str) -> None:
     """Refuse a file of another schema version than this library reads; `fix` is how to make it anew."""
-    if found != expected:
-        raise InputError(f"{path}: schema version {found}, this ditscope reads {expected}; {fix}")
+    if version != expected:
+        raise InputError(f"{path}: schema version {version}, this ditscope reads {expected}; {fix}")
 
 
 def read_json(path: Path | str, damaged: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import imageio_ffmpeg
 import numpy as np
 from PIL import Image
+from PIL.GifImagePlugin import getdata, getheader
 
 from ditscope.core.atomic import replacing
 from ditscope.core.counts import check_complete
@@ -77,8 +78,6 @@ def write_film(frames: Frames, path: Path, fps: float, codec: str = "h264") -> N
     """
     if path.suffix not in (".gif", ".mp4"):
         raise InputError(f"{path}: films are .gif or .mp4; name one of these")
-    if not len(frames):
-        raise InputError(f"{path}: a film without frames; give it at least one picture")
     if path.suffix == ".gif":
         write_gif(frames, path, fps)
     else:
@@ -87,7 +86,7 @@ def write_film(frames: Frames, path: Path, fps: float, codec: str = "h264") -> N
 
 
 def of_one_size(frames: Frames, path: Path) -> Iterator[Image.Image]:
-    """The frames in RGB, as long as they have the size of the first."""
+    """The frames in RGB. Raises InputError where there is none, or one has another size than the first."""
     size = None
     for number, frame in enumerate(frames):
         size = size or frame.size
@@ -95,6 +94,8 @@ def of_one_size(frames: Frames, path: Path) -> Iterator[Image.Image]:
             here, first = (f"{width} x {height}" for width, height in (frame.size, size))
             raise InputError(f"{path}: frame {number} has {here} pixels and the first {first}; scale them to one size")
         yield frame.convert("RGB")
+    if size is None:
+        raise InputError(f"{path}: a film without frames; give it at least one picture")
 
 
 # GIF ------------------------------------------------------------------------------------------------------------------
@@ -107,15 +108,38 @@ def write_gif(frames: Frames, path: Path, fps: float) -> None:
         raise InputError(f"{path}: a GIF plays {low:g} to {high:g} frames per second, not {fps:g}; take mp4")
     palette, table = shared_palette(of_one_size(frames, path))
     ends = [round(100 * number / fps) for number in range(len(frames) + 1)]  # in 1/100 s
-    durations = [10 * (end - start) for start, end in pairwise(ends)]
-    colours = palette.tobytes()
-    images = (indexed(frame, colours, table) for frame in of_one_size(frames, path))
-    first = next(images)
-    with replacing(path) as partial:
-        first.save(
-            partial, "GIF", save_all=True, append_images=images, duration=durations, loop=0, disposal=1,
-            palette=colours, optimize=False,
-        )  # fmt: skip
+    cells = (table[cells_of(np.asarray(frame))] for frame in of_one_size(frames, path))
+    with replacing(path) as partial, open(partial, "wb") as file:
+        for number, (cell, corner, duration) in enumerate(changes(cells, [b - a for a, b in pairwise(ends)])):
+            image = Image.fromarray(cell)
+            image.putpalette(palette.tobytes())
+            if number == 0:
+                file.writelines(getheader(image, info={"loop": 0})[0])
+            file.writelines(getdata(image, corner, duration=10 * duration, disposal=1))
+        file.write(b";")
+
+
+def changes(
+    frames: Iterator[np.ndarray], durations: Sequence[int]
+) -> Iterator[tuple[np.ndarray, tuple[int, int], int]]:
+    """What a GIF stores of frames (height, width): the smallest part that changes, its top left, how long it stays.
+
+    Frames equal to the one before only make that one stay longer.
+    """
+    before = np.empty(0)
+    waiting: tuple[np.ndarray, tuple[int, int], int] | None = None
+    for frame, duration in zip(frames, durations, strict=True):
+        changed = frame != before if waiting else np.ones(frame.shape, bool)
+        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+        if waiting and not len(rows):
+            waiting = *waiting[:2], waiting[2] + duration
+            continue
+        if waiting:
+            yield waiting
+        part = frame[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        before, waiting = frame, (part, (int(columns[0]), int(rows[0])), duration)
+    if waiting:
+        yield waiting
 
 
 def shared_palette(frames: Iterator[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
@@ -169,13 +193,6 @@ def nearest(colours: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return np.concatenate([((chunk[:, None] - entries) ** 2).sum(-1).argmin(1) for chunk in chunks])
 
 
-def indexed(frame: Image.Image, palette: bytes, table: np.ndarray) -> Image.Image:
-    """The frame by entries of the palette; every pixel by its colour alone."""
-    image = Image.fromarray(table[cells_of(np.asarray(frame))])
-    image.putpalette(palette)
-    return image
-
-
 # MP4 ------------------------------------------------------------------------------------------------------------------
 
 
@@ -203,5 +220,5 @@ def mp4_bytes(frames: Frames, fps: float) -> bytes:
     """Frames as an MP4 in H.264."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
-        write_film(frames, path, fps)
+        write_mp4(frames, path, fps)
         return path.read_bytes()

@@ -36,8 +36,8 @@ def ratio_interval(
     """
     if min(len(above), len(below)) < LEAST_UNITS or (np.ptp(above) == 0 and np.ptp(below) == 0):
         return None, None
-    found = ttest_ind(np.log(above), np.log(below), equal_var=False).confidence_interval(level)
-    return float(np.exp(found.low)), float(np.exp(found.high))
+    logarithm = ttest_ind(np.log(above), np.log(below), equal_var=False).confidence_interval(level)
+    return float(np.exp(logarithm.low)), float(np.exp(logarithm.high))
 
 
 def mean_interval(

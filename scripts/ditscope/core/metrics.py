@@ -102,8 +102,10 @@ def precision_recall(reference: np.ndarray, features: np.ndarray) -> tuple[float
 
     The share of judged images inside the reference's manifold of 3-nearest-neighbour balls, and the reverse.
     """
-    found = prc_features_to_metric(doubles(features), doubles(reference), prc_neighborhood=NEIGHBOURHOOD, verbose=False)
-    return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]
+    metrics = prc_features_to_metric(
+        doubles(features), doubles(reference), prc_neighborhood=NEIGHBOURHOOD, verbose=False
+    )
+    return metrics[KEY_METRIC_PRECISION], metrics[KEY_METRIC_RECALL]
 
 
 def doubles(values: np.ndarray) -> torch.Tensor:

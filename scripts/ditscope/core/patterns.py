@@ -26,11 +26,11 @@ def select_indices(pattern: str, count: int, what: str) -> list[int]:
     """
     chosen: set[int] = set()
     for part in pattern.split(","):
-        found = part_indices(part.strip(), count)
-        if not found:
+        indices = part_indices(part.strip(), count)
+        if not indices:
             exist = f"0-{count - 1}" if count else "none"
             raise InputError(f"{what} `{pattern}`: `{part.strip()}` matches nothing; there are {exist}")
-        chosen.update(found)
+        chosen.update(indices)
     return sorted(chosen)
 
 
@@ -48,10 +48,10 @@ def select_blocks(pattern: str, blocks: Sequence[str], what: str = "blocks") -> 
             kind, indices = before, kind
         before = kind
         of_kind = [b for b in blocks if kind in ("*", block_type(b))]
-        found = [of_kind[i] for i in part_indices(indices or "*", len(of_kind))]
-        if not found:
+        named = [of_kind[i] for i in part_indices(indices or "*", len(of_kind))]
+        if not named:
             raise InputError(f"{what} `{pattern}`: `{part.strip()}` matches no block; there are {list_blocks(blocks)}")
-        chosen.update(found)
+        chosen.update(named)
     return [b for b in blocks if b in chosen]
 
 

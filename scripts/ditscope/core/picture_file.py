@@ -1,11 +1,16 @@
 """Pictures as bytes: whether they are whole, and their pixels."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from ditscope.core.errors import InputError
+from ditscope.core.errors import UNREADABLE, InputError
+
+# What Pillow raises on bytes in memory, where an OSError is none of the machine's.
+BROKEN: tuple[type[Exception], ...] = (*UNREADABLE, OSError, Image.DecompressionBombError)
 
 
 def rgb_image(data: bytes) -> Image.Image:
@@ -18,21 +23,32 @@ def pixels(data: bytes) -> np.ndarray:
     return np.asarray(rgb_image(data))
 
 
+@contextmanager
+def whole() -> Iterator[None]:
+    """Turn what Pillow raises on damaged bytes in memory, an OSError among it, into an InputError."""
+    try:
+        yield
+    except UnidentifiedImageError:
+        raise InputError("not a readable picture (of no known format)") from None
+    except BROKEN as error:
+        raise InputError(f"not a readable picture ({error})") from None
+
+
+def check_sums(data: bytes) -> None:
+    """Check the checksums of a picture's chunks, where its format has some, without decoding it."""
+    with whole(), Image.open(io.BytesIO(data)) as image:
+        image.verify()
+
+
 def decode_picture(data: bytes) -> int:
-    """Check the checksums of a picture's chunks, where its format has some, and decode every frame; how many they are.
+    """Check a picture's checksums and decode every frame; how many they are. Raises InputError where it is damaged.
 
     Decoding alone does not see every flipped bit: a decoder stops at the last row, before the checksum.
     """
+    check_sums(data)
     frames = 0
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.verify()
-        with Image.open(io.BytesIO(data)) as image:
-            for frame in ImageSequence.Iterator(image):
-                frame.load()
-                frames += 1
-        return frames
-    except UnidentifiedImageError:
-        raise InputError("not a readable picture (of no known format)") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise InputError(f"not a readable picture ({error})") from None
+    with whole(), Image.open(io.BytesIO(data)) as image:
+        for frame in ImageSequence.Iterator(image):
+            frame.load()
+            frames += 1
+    return frames

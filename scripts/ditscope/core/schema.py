@@ -3,6 +3,7 @@
 Light on purpose: the rules read the declarations at every parse, so polars is imported where a frame is at hand.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -55,6 +56,9 @@ class Table:
     key: tuple[str, ...]
     columns: Mapping[str, Column]
     parts: str = ""  # other files of the same table: parts that a later job joins, or slices
+    # What each `*` of `file` is, where no column says it and files of all together would have one key; else empty.
+    places: tuple[str, ...] = ()
+    joined: str = ""  # the table that a later job joins its rows into
 
     @property
     def stem(self) -> str:
@@ -108,15 +112,31 @@ def polars_type(text: str) -> Any:
 
 def tables_of(stage: str) -> list[Table]:
     """The tables that a stage declares, in order."""
-    found = vars(import_module(f"ditscope.{stage}.tables")).values()
-    return [table for table in found if isinstance(table, Table)]
+    members = vars(import_module(f"ditscope.{stage}.tables")).values()
+    return [table for table in members if isinstance(table, Table)]
+
+
+def tables_with(stage: str, file: str, joined: bool = True) -> list[str]:
+    """Files of the tables that a job of a stage leaves with `file`: declared alike up to the last name in their path.
+
+    `joined=False` leaves out those whose rows a later job joins into another table.
+    """
+    stem = re.sub(r"(\.timing)?\.(tar|parquet)$", "", file)
+    bases = [stem, *map(str, PurePath(stem).parents)]
+    left = []
+    for table in tables_of(stage) if stage in STAGE_OF.values() else []:
+        start, star, ending = table.file.rpartition("*")
+        pattern = re.compile(r"(.*/)?" + re.escape(f"{start}*").replace(r"\*", "[^/]*"))
+        if star and (joined or not table.joined):
+            left += [f"{base}{ending}" for base in bases if pattern.fullmatch(base)]
+    return left
 
 
 def table_named(name: str) -> Table:
     """The declaration of a table. Raises InputError where no stage declares it."""
     first = name.partition(".")[0]
     declared = tables_of(STAGE_OF[first]) if first in STAGE_OF else []
-    found = next((table for table in declared if fnmatchcase(name, table.name)), None)
-    if found is None:
+    declaration = next((table for table in declared if fnmatchcase(name, table.name)), None)
+    if declaration is None:
         raise InputError(f"no stage declares a table `{name}`; add it to the module `tables` of the one that writes it")
-    return found if found.name == name else replace(found, name=name)
+    return declaration if declaration.name == name else replace(declaration, name=name)

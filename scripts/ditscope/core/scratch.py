@@ -39,6 +39,6 @@ def require_writable(path: Path) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place, or free it") from None
 
 
-def publish(folder: Path) -> None:
+def discard(folder: Path) -> None:
     """Remove a folder of slices once the job's outputs are complete."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A study under examination: its files, its plan, readers that take down defects, and the findings."""
+"""A study under examination: its files, its plan, readers that record defects, and the findings."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from ditscope.core.errors import MALFORMED, IncompleteError, InputError, machine
 from ditscope.core.picture_file import decode_picture
 from ditscope.core.schema import table_named
 from ditscope.core.shards import Sample, read_tar
+from ditscope.core.study_plan import files_of_stage
 from ditscope.core.tables import POLARS, read_table
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Study:
 
         Where it is given the stage's own parts, `files`, it is remembered until one of them is written again.
         """
-        written = [(found.st_mtime_ns, found.st_ino, found.st_size) for found in map(Path.stat, files)]
+        written = [(status.st_mtime_ns, status.st_ino, status.st_size) for status in map(Path.stat, files)]
         name = f"{name}, {written}" if written else name
         if name not in self.computed:
             self.computed[name] = compute()
@@ -86,18 +87,17 @@ class Study:
 
     def targets(self, stage: str) -> list[str]:
         """What a stage leaves: what it is asked for, and what is made of it on the way to other stages."""
-        upstream = [made.removeprefix(self.prefix) for made in self.plan.get("upstream", {}).get(stage, [])]
-        return [*self.asked(stage), *upstream]
+        return [file.removeprefix(self.prefix) for file in files_of_stage(self.plan, stage)]
 
     def note(self, stage: str, file: str, problem: str, rerun: str = "") -> None:
-        """Take down a defect of `file`, once, that running the job of `rerun` (default: of `file`) again fixes."""
+        """Record a defect of `file`, once, that running the job of `rerun` (default: of `file`) again fixes."""
         finding = Finding(stage, file, " ".join(problem.split()), rerun or file)
         if finding not in self.findings:
             self.findings.append(finding)
 
     @contextmanager
     def noting(self, stage: str, file: str, rerun: str = "") -> Iterator[None]:
-        """Take down a refusal or an unreadable value as a defect of `file`, and go on.
+        """Record a refusal or an unreadable value as a defect of `file`, and go on.
 
         A file that the machine does not let us read (its rights, its disk) is no damaged one: nothing is to be made
         again.
@@ -138,28 +138,28 @@ class Study:
         self,
         stage: str,
         file: str,
-        found: pl.DataFrame,
+        table: pl.DataFrame,
         wanted: pl.DataFrame,
         rerun: str = "",
         tolerance: float = RELATIVE,
         least: float = ABSOLUTE,
     ) -> None:
-        """Take down every column of a table that is not what its inputs give, `wanted`, row by row.
+        """Record every column of a table that is not what its inputs give, `wanted`, row by row.
 
         Numbers may differ by the part `tolerance`, or by `least`; everything else is to be equal, nulls and the order
         of rows among it.
         """
-        if lacking := [name for name in wanted.columns if name not in found.columns]:
+        if lacking := [name for name in wanted.columns if name not in table.columns]:
             return self.note(stage, file, f"lacks the column `{lacking[0]}`", rerun)
-        if len(found) != len(wanted):
-            return self.note(stage, file, f"has {len(found)} rows, its inputs give {len(wanted)}", rerun)
+        if len(table) != len(wanted):
+            return self.note(stage, file, f"has {len(table)} rows, its inputs give {len(wanted)}", rerun)
         for name in wanted.columns:
-            mine, theirs = found[name], wanted[name]
-            wrong = unlike_rows(mine, theirs, tolerance, least)
+            given, expected = table[name], wanted[name]
+            wrong = unlike_rows(given, expected, tolerance, least)
             if wrong:
-                example = f"as row {wrong[0] + 1}: {short(mine[wrong[0]])} instead of {short(theirs[wrong[0]])}"
+                example = f"as row {wrong[0] + 1}: {short(given[wrong[0]])} instead of {short(expected[wrong[0]])}"
                 problem = (
-                    f"column `{name}`: {len(wrong)} of {len(found)} values are not what its inputs give, {example}"
+                    f"column `{name}`: {len(wrong)} of {len(table)} values are not what its inputs give, {example}"
                 )
                 self.note(stage, file, problem, rerun)
 
@@ -183,18 +183,18 @@ class Study:
             return list(read_tar(self.results / file))
         return None
 
-    def same(self, stage: str, file: str, found: dict[str, Any], wanted: dict[str, Any], rerun: str = "") -> None:
-        """Take down every key of `wanted` that `found` has another value of."""
+    def same(self, stage: str, file: str, record: dict[str, Any], wanted: dict[str, Any], rerun: str = "") -> None:
+        """Record every key of `wanted` that `record` has another value of."""
         for key, value in wanted.items():
-            if found.get(key) != value:
-                problem = f"made with {key} {found.get(key)!r}, the config says {value!r}"
+            if record.get(key) != value:
+                problem = f"made with {key} {record.get(key)!r}, the config says {value!r}"
                 self.note(stage, file, problem, rerun)
 
-    def same_rows(self, stage: str, file: str, found: list, wanted: list, what: str, rerun: str = "") -> None:
-        """Take down missing, unknown, doubled and misplaced keys of rows."""
-        if found == wanted:
+    def same_rows(self, stage: str, file: str, rows: list, wanted: list, what: str, rerun: str = "") -> None:
+        """Record missing, unknown, doubled and misplaced keys of rows."""
+        if rows == wanted:
             return
-        missing, unknown = set(wanted) - set(found), set(found) - set(wanted)
+        missing, unknown = set(wanted) - set(rows), set(rows) - set(wanted)
         if missing:
             example = sorted(missing, key=str)[0]
             self.note(stage, file, f"lacks {len(missing)} of {len(set(wanted))} {what}, as {example}", rerun)
@@ -202,7 +202,7 @@ class Study:
             example = sorted(unknown, key=str)[0]
             self.note(stage, file, f"has {len(unknown)} {what} that nothing asked for, as {example}", rerun)
         if not missing and not unknown:
-            problem = "in another order" if len(found) == len(wanted) else f"{len(found)} instead of {len(wanted)}"
+            problem = "in another order" if len(rows) == len(wanted) else f"{len(rows)} instead of {len(wanted)}"
             self.note(stage, file, f"its {what} are {problem}", rerun)
 
 
@@ -288,7 +288,7 @@ def check_timing(study: Study, file: str, timing: pl.DataFrame, table: pl.DataFr
 
 
 def positive(study: Study, stage: str, file: str, table: pl.DataFrame, columns: list[str], rerun: str = "") -> None:
-    """Take down columns of measured times and sizes that hold nothing, or what is not above 0."""
+    """Record columns of measured times and sizes that hold nothing, or what is not above 0."""
     for name in columns:
         if not (table[name].fill_null(-1) > 0).all():
             study.note(stage, file, f"column `{name}` has values that are not above 0", rerun)

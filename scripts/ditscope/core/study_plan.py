@@ -7,6 +7,11 @@ from ditscope.core.errors import InputError, read_json
 PLAN = "plan.json"
 
 
+def files_of_stage(plan: dict, stage: str) -> list[str]:
+    """What a stage leaves: what it is asked for, and what is made of it on the way to other stages."""
+    return [*plan["targets"].get(stage, []), *plan["upstream"].get(stage, [])]
+
+
 def read_plan(results: Path | str) -> dict:
     """The plan of a study. Raises InputError where it never ran."""
     path = Path(results) / PLAN

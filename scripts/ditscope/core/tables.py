@@ -1,6 +1,6 @@
 """Parquet tables that say what they are: name and schema version travel in the file's metadata."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -28,28 +28,33 @@ def write_table(frame: pl.DataFrame, path: Path | str, table: Table | str) -> No
         frame.write_parquet(partial, metadata={"table": declared.name, "schema_version": SCHEMA_VERSION})
 
 
-def read_table(path: Path | str, name: str) -> pl.DataFrame:
-    """Read a table that `write_table` wrote under `name`; refuse another table or schema version."""
+def read_table(path: Path | str, name: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+    """Read a table that `write_table` wrote under `name`, or some columns; refuse another table or schema version."""
     try:
         with parsing(path, f"not a readable Parquet file ({{}}); {again(path, ending='.parquet')}", POLARS):
             metadata = pl.read_parquet_metadata(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such table; run the stage that writes `{name}` first") from None
-    found, version = metadata.get("table"), metadata.get("schema_version")
-    if found != name:
-        raise InputError(f"{path}: holds the table `{found}`, not `{name}`")
+    table, version = metadata.get("table"), metadata.get("schema_version")
+    if table != name:
+        raise InputError(f"{path}: holds the table `{table}`, not `{name}`")
     check_version(path, version, SCHEMA_VERSION, "run the stage again")
     with parsing(path, f"damaged Parquet file ({{}}); {again(path, ending='.parquet')}", POLARS):
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, columns=columns)
 
 
-def concat_tables(paths: Iterable[Path | str], name: str, key: Sequence[str] = ()) -> pl.DataFrame:
-    """The rows of several tables of the same name, in the order of `paths`.
+def concat_tables(
+    paths: Iterable[Path | str],
+    name: str,
+    key: Sequence[str] = (),
+    part: Callable[[pl.DataFrame], pl.DataFrame] = lambda table: table,
+) -> pl.DataFrame:
+    """The rows of several tables of the same name, in the order of `paths`; of each what `part` makes of it.
 
     Raises InputError where two rows have the same `key`: a row that counts twice weighs twice in every mean.
     """
     paths = list(paths)
-    tables = [read_table(path, name) for path in paths]
+    tables = [part(read_table(path, name)) for path in paths]
     table = pl.concat(tables, how="vertical")
     if key and (twice := table.select(pl.struct(key).is_duplicated()).to_series()).any():
         row = table.select(key).filter(twice).row(0, named=True)

@@ -29,7 +29,7 @@ def read_yaml(path: Path | str) -> dict[Any, Any]:
             root = loader.get_single_node()
             if root is None:
                 return {}
-            found = list(misread(root, set()))  # before the keys that `<<` brings are written into the nodes
+            complaints = list(misread(root, set()))  # before the keys that `<<` brings are written into the nodes
             data = loader.construct_document(root)
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file") from None
@@ -37,7 +37,7 @@ def read_yaml(path: Path | str) -> dict[Any, Any]:
         return {}
     if not isinstance(data, dict):
         raise InputError(f"{path}: not a map of settings; write `key: value` lines")
-    for number, complaint in found:
+    for number, complaint in complaints:
         raise InputError(f"{path}: line {number}: {complaint}")
     return data
 

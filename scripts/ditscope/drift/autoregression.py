@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
-from ditscope.drift.series import GROUP, RUN_SERIES, SERIES, long_series
 from ditscope.drift.tables import AUTOREGRESSION, AUTOREGRESSION_RUNS
-from ditscope.embed.files import CYCLE, unmarked
+from ditscope.embed.files import CYCLE, RUN, unmarked
 
 CONFIDENCE = 0.95
 DRAWS = 1999  # simulated studies per coefficient
@@ -22,6 +22,8 @@ SEED = 0
 CHUNK = 4096  # runs simulated at once: their sums stay in the processor's cache
 REASONS = ("no run has two pairs of consecutive steps", "the steps do not vary")
 
+CELL = ["embedder", "network", "control"]
+SUMS = ["places", "sxy", "sxx", "size"]
 Places = tuple[int, ...]  # of a run's pairs (x[t], x[t+1]): t, from 0 at its first one
 
 
@@ -32,52 +34,68 @@ def autoregression(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame
     (1 + b) / T (Nickell 1981). `coefficient` is the b for which such estimates have their median there, `low` to `high`
     those for which it is within the central 95 % (Andrews 1993, by simulation): of as many normal series, as long, with
     the same gaps, equal variances, and begun in their stationary state. A bound of -1 or 1 is where stationary series
-    end. Pairs across gaps are none. O(n log n), and some seconds for each distinct set of run lengths.
+    end. Pairs across gaps are none. The table is sorted by its key. O(n), and some seconds for each distinct set of run
+    lengths.
     """
-    groups = long_series(table, measures).select(GROUP).unique(maintain_order=True)
-    runs = run_sums(table, measures)
+    rows = steps_of(table, measures)
+    cells = rows.select(CELL).unique(maintain_order=True).sort(CELL).rows()
+    sums = {measure: run_sums(rows, measure).partition_by(CELL, as_dict=True) for measure in measures}
     records = []
-    parts = runs.partition_by(GROUP, as_dict=True)
-    for group in groups.rows():
-        mine = parts.get(group, runs.clear())
-        patterns = Counter(tuple(places) for places in mine["places"].to_list() if len(places) > 1)
-        fixed = mine.select(pl.col("sxy", "sxx", "size").sum()).row(0)
-        records.append((*group, mine.height, sum(map(len, mine["places"])), *invert(patterns, *fixed)))
-    schema = unmarked(AUTOREGRESSION) | {"measure": groups.schema["measure"]}
-    return pl.DataFrame(records, schema=schema, orient="row")
+    for cell, measure in product(cells, measures):
+        if (runs := sums[measure].get(cell)) is None:
+            records.append((*cell, measure, 0, 0, *invert(Counter(), 0, 0, 0)))
+            continue
+        patterns = Counter(tuple(places) for places in runs["places"].to_list() if len(places) > 1)
+        fixed = runs.select(pl.col("sxy", "sxx", "size").sum()).row(0)
+        pairs = int(runs["places"].list.len().sum())
+        records.append((*cell, measure, runs.height, pairs, *invert(patterns, *fixed)))
+    return pl.DataFrame(records, schema=unmarked(AUTOREGRESSION) | {"measure": pl.Enum(measures)}, orient="row")
 
 
 def autoregression_runs(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
-    """The coefficient of each observed run by itself, as in `autoregression`; of LONG steps or more, else the reason."""
-    observed = table.filter(pl.col("control").cast(pl.String) == "observed")
-    steps = long_series(observed, measures).group_by(RUN_SERIES, maintain_order=True).agg(pl.col("value").count())
-    sums = {row[:4]: row[4:] for row in run_sums(observed, measures)
-            .select(*RUN_SERIES, "places", "sxy", "sxx", "size").rows()}  # fmt: skip
+    """The coefficient of each observed run by itself, as in `autoregression`: from LONG steps on, else the reason."""
+    rows = steps_of(table.filter(pl.col("control").cast(pl.String) == "observed"), measures)
+    runs = rows.group_by("series", maintain_order=True).agg(pl.col(RUN).first(), pl.col(measures).count())
+    sums = {measure: {row[0]: row[1:] for row in run_sums(rows, measure).select("series", *SUMS).rows()}
+            for measure in measures}  # fmt: skip
     records = []
-    for *run, count in steps.rows():
-        places, *fixed = sums.get(tuple(run), ((), 0.0, 0.0, 0.0))
-        found = (*[None] * 5, f"{count} steps, the autoregression of one run needs {LONG}")
-        if count >= LONG:
-            found = invert(Counter([tuple(places)] if len(places) > 1 else []), *fixed)
-        records.append((*run, count, len(places), *found))
-    schema = unmarked(AUTOREGRESSION_RUNS) | {"measure": steps.schema["measure"]}
-    return pl.DataFrame(records, schema=schema, orient="row")
+    for row in runs.rows():
+        series, run, counts = row[0], row[1 : 1 + len(RUN)], row[1 + len(RUN) :]
+        for measure, count in zip(measures, counts, strict=True):
+            places, *fixed = sums[measure].get(series, ((), 0.0, 0.0, 0.0))
+            if count < LONG:
+                result = (*[None] * 5, f"{count} steps, the autoregression of one run needs {LONG}")
+            else:
+                result = invert(Counter([tuple(places)] if len(places) > 1 else []), *fixed)
+            records.append((*run, measure, count, len(places), *result))
+    schema = unmarked(AUTOREGRESSION_RUNS) | {"measure": pl.Enum(measures)}
+    return pl.DataFrame(records, schema=schema, orient="row").sort(*RUN, "measure")
 
 
-def run_sums(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
-    """Of each series the places of its pairs, and of these the sums of xy, xx about their means, and of squares."""
-    value, number = pl.col("value"), pl.col("sequence_number")
-    after = (number.shift(-1) - number == CYCLE) & value.shift(-1).is_not_null()
-    rows = long_series(table, measures).drop_nulls("value").with_columns(
-        pl.when(after).then(value.shift(-1)).over(SERIES).alias("next")
-    )  # fmt: skip
-    x, y = value - value.mean(), pl.col("next") - pl.col("next").mean()
-    return rows.drop_nulls("next").group_by(SERIES, maintain_order=True).agg(
+def steps_of(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
+    """The measures of all but first states, which measure nothing, with RUN, CELL and the number of their `series`."""
+    series = pl.struct("embedder", "network", "run_id", "control", "shuffle").rle_id().alias("series")
+    rows = table.select(*RUN, "control", series, "sequence_number", *measures)
+    return rows.filter((pl.col("series") == pl.col("series").shift()).fill_null(False))
+
+
+def run_sums(rows: pl.DataFrame, measure: str) -> pl.DataFrame:
+    """Of each series that has pairs: places of the pairs (x, y), and sums of xy and xx about its means and of squares.
+
+    `rows` have CELL, series, sequence_number and the measure, series by series.
+    """
+    x, y, number, series = pl.col("x"), pl.col("y"), pl.col("sequence_number"), pl.col("series")
+    rows = rows.select(*CELL, "series", "sequence_number", pl.col(measure).alias("x")).drop_nulls("x")
+    follows = (series == series.shift(-1)) & (number.shift(-1) - number == CYCLE)
+    pairs = rows.with_columns(pl.when(follows).then(x.shift(-1)).alias("y")).drop_nulls("y")
+    about_x, about_y = x - x.mean(), y - y.mean()
+    return pairs.group_by("series", maintain_order=True).agg(
+        pl.col(CELL).first(),
         places=(number - number.first()) // CYCLE,
-        sxy=(x * y).sum(),
-        sxx=(x * x).sum(),
-        size=(value**2).sum(),
-    )  # fmt: skip
+        sxy=(about_x * about_y).sum(),
+        sxx=(about_x * about_x).sum(),
+        size=(x * x).sum(),
+    )
 
 
 def invert(patterns: Counter[Places], sxy: float, sxx: float, size: float) -> tuple:
@@ -86,12 +104,12 @@ def invert(patterns: Counter[Places], sxy: float, sxx: float, size: float) -> tu
         return (*[None] * 5, REASONS[0])
     if sxx <= 1e-24 * size:  # series of one value repeated leave rounding errors for a variance
         return (*[None] * 5, REASONS[1])
-    found = sxy / sxx
+    least_squares = sxy / sxx
     high, middle, low = (
-        float(np.interp(found, curve, COEFFICIENTS, left=-1, right=1))
+        float(np.interp(least_squares, curve, COEFFICIENTS, left=-1, right=1))
         for curve in quantiles(tuple(sorted(patterns.items())))
     )
-    return found, middle, low, high, high - low, None
+    return least_squares, middle, low, high, high - low, None
 
 
 @cache

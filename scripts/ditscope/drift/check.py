@@ -19,4 +19,7 @@ def drift_again(study: Study, trajectories: Iterable[str]) -> dict[str, pl.DataF
     from ditscope.drift.stage import drift
 
     length = study.config.trajectories.max_length
-    return analysed(study, partial(drift, settings=study.config.drift, max_length=length), trajectories)
+    tars = (file for file in study.targets("trajectories") if file.endswith(".tar"))
+    images = [study.results / file for file in tars if file.split("/")[1] in study.config.drift.oracle]
+    again = partial(drift, settings=study.config.drift, max_length=length, images=images)
+    return analysed(study, again, trajectories)

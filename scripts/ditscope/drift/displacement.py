@@ -38,9 +38,9 @@ def displacement_tables(states: pl.DataFrame, draws: int) -> tuple[pl.DataFrame,
         if curves.shape[1] < FEWEST_STATES - 1:
             claims += [claim.without(NO_RUNS) for claim in both]
             continue
-        table, found = displacement_of(runs, curves, both, draws)
+        table, made = displacement_of(runs, curves, both, draws)
         tables.append(table.with_columns(pl.lit(v).alias(k) for k, v in group.items()))
-        claims += found
+        claims += made
     empty = pl.DataFrame(schema=unmarked(DISPLACEMENT))
     return pl.concat([empty, *(table.select(empty.columns).cast(empty.schema) for table in tables)]), claims
 

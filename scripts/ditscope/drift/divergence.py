@@ -34,9 +34,9 @@ def divergence_tables(states: pl.DataFrame, draws: int) -> tuple[pl.DataFrame, l
         if prompts < 2:
             claims += [claim.without(NO_TWINS) for claim in both]
             continue
-        table, found = divergence_of(runs, both, draws)
+        table, made = divergence_of(runs, both, draws)
         tables.append(table.with_columns(pl.lit(v).alias(k) for k, v in group.items()))
-        claims += found
+        claims += made
     empty = pl.DataFrame(schema=unmarked(DIVERGENCE))
     return pl.concat([empty, *(table.select(empty.columns).cast(empty.schema) for table in tables)]), claims
 
@@ -67,12 +67,12 @@ def divergence_of(runs: Runs, claims: list[Claim], draws: int) -> tuple[pl.DataF
         return table, [claim.without(TOGETHER) for claim in claims]
     if end + 1 < FEWEST or distance[: end + 1].min() <= EQUAL:
         return table, [claim.without(f"saturated at position {end}: no growth to measure") for claim in claims]
-    found = np.array([end, 1]) * slope(distance[: end + 1])
+    slopes = np.array([end, 1]) * slope(distance[: end + 1])
     others = np.array([np.array([end, 1]) * slope(d[: end + 1]) for d in without])
-    low, high = jackknife_interval(found, others)
+    low, high = jackknife_interval(slopes, others)
     rng = rng_of("divergence null", claims[0].group)
     null = np.array([growth(rng.permuted(each, axis=1).mean(axis=0)) for _ in range(draws)])
-    return table, [claim.found(float(found[i]), (low[i], high[i]), null[:, i]) for i, claim in enumerate(claims)]
+    return table, [claim.found(float(slopes[i]), (low[i], high[i]), null[:, i]) for i, claim in enumerate(claims)]
 
 
 def saturation(distance: np.ndarray) -> int:
@@ -89,5 +89,5 @@ def slope(distance: np.ndarray) -> float:
 def growth(distance: np.ndarray) -> tuple[float, float]:
     """What the slope up to saturation comes to, and the slope; 0 where too few positions are left to measure one."""
     end = saturation(distance)
-    found = slope(distance[: end + 1]) if end + 1 >= FEWEST else 0.0
-    return end * found, found
+    rate = slope(distance[: end + 1]) if end + 1 >= FEWEST else 0.0
+    return end * rate, rate

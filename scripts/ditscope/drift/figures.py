@@ -1,6 +1,7 @@
 """Figures of the stage `drift`."""
 
 from collections.abc import Iterator
+from itertools import cycle
 
 import numpy as np
 import polars as pl
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 from scipy import stats
 
 from ditscope.core.tables import concat_tables
-from ditscope.drift.tables import STEPS
+from ditscope.drift.tables import PROMPT, STEPS
 from ditscope.style import (
     COLOURS,
     GREY,
@@ -17,6 +18,7 @@ from ditscope.style import (
     colour_scale,
     empty,
     facets,
+    grid,
     legend,
     named,
     note,
@@ -86,9 +88,9 @@ def draw_median(axis: Axes, x: pl.Series, y: pl.Series, runs: pl.Series, label: 
 
 def draw_null(files: Files, claim: str, axis: Axes, embedder: str, network: str) -> None:
     """The null's band and median in grey; the p-value of the claim in the axis's title."""
-    mine = [pl.col("claim").cast(pl.String) == claim, pl.col("embedder") == embedder, pl.col("network") == network]
-    band = concat_tables(named(files, "drift", "bands.parquet"), "drift.bands").filter(mine)
-    test = concat_tables(named(files, "drift", "nulls.parquet"), "drift.nulls").filter(mine)
+    panel = [pl.col("claim").cast(pl.String) == claim, pl.col("embedder") == embedder, pl.col("network") == network]
+    band = concat_tables(named(files, "drift", "bands.parquet"), "drift.bands").filter(panel)
+    test = concat_tables(named(files, "drift", "nulls.parquet"), "drift.nulls").filter(panel)
     x, low, median, high = band.select("sequence_number", "low", "median", "high")
     null = "shuffled" if claim == "ordered" else "walks"
     axis.fill_between(x, low, high, color=GREY, alpha=0.25, linewidth=0, label=f"{null}: 95 % of medians")
@@ -219,6 +221,13 @@ def mark_blocks(axis: Axes, names: list[str]) -> None:
     axis.set_xticks([])
 
 
+def paper_table(files: Files) -> pl.DataFrame:
+    """Cosine distance of the last states to the first, observed and shuffled: median and quartiles over runs."""
+    keys = ["embedder", "network", "control"]
+    quantiles = drift_quantiles(files).with_columns(pl.col("control").cast(pl.String))
+    return quantiles.group_by(keys, maintain_order=True).last().sort(keys)
+
+
 # Claims about groups of runs ------------------------------------------------------------------------------------------
 
 KINDS = {"fixed": COLOURS[0], "derived": COLOURS[1]}  # of seeds: never pooled
@@ -286,7 +295,7 @@ def drift_jumps(files: Files) -> tuple[Canvas, pl.DataFrame]:
         return note(
             f"No run has steps to test: {', '.join(table['reason'].unique().sort()) or 'all have gaps'}."
         ), table
-    figure, cells = facets(shown, xlabel="sequence number", ylabel="size / threshold", sharex=True, sharey="all")
+    figure, cells = facets(table, xlabel="sequence number", ylabel="size / threshold", sharex=True, sharey="all")
     for (embedder, network), axis in cells.items():
         mine = shown.filter(embedder=embedder, network=network)
         if mine.is_empty():
@@ -345,3 +354,85 @@ def reasons(files: Files, claim: str) -> str:
     """Why a claim is not made of any group."""
     tests = texts(concat_tables(named(files, "drift", "claims.parquet"), "drift.claims"), "claim").filter(claim=claim)
     return f"Nothing to show: {'; '.join(tests['reason'].drop_nulls().unique().sort()) or 'there are no runs'}."
+
+
+# How long things last -------------------------------------------------------------------------------------------------
+
+
+def attribute_survival(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Share of runs that are still as their prompt said, by the oracle (attributes) and the embedders.
+
+    Dotted: the same of runs held against other prompts.
+    """
+    table = survival_table(files).filter(pl.col("against") == PROMPT)
+    if table.is_empty():
+        return note("No run can be held against its prompt: a single prompt, and no attributes are read."), table
+    return draw_survival(table, "share as the prompt said"), table
+
+
+def quantized_survival(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Share of runs of a quantized network that are still alike with their base's; dotted: runs of other seeds."""
+    table = survival_table(files).filter(pl.col("against") != PROMPT)
+    if table.is_empty():
+        return note("No quantized network stands beside its base."), table
+    return draw_survival(table, "share alike with base"), table
+
+
+def quantized_difference(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """How much longer what runs began with lasts under quantization than in the base, with intervals over prompts.
+
+    Grey: 95 % of what comes out with the signs of the prompts at random.
+    """
+    table = texts(concat_tables(named(files, "drift", "quantized.parquet"), "drift.quantized"), "by", "seeds")
+    shown = table.drop_nulls("difference")
+    if shown.is_empty():
+        why = "; ".join(table["reason"].drop_nulls().unique().sort()) or "no quantized network stands beside its base"
+        return note(f"Nothing to compare: {why}."), table
+    pairs = shown.select("network", "base", "seeds").unique(maintain_order=True).rows()
+    most = max(len(shown.filter(network=n, base=b, seeds=s)) for n, b, s in pairs)
+    figure, axes = grid(1, len(pairs), width=max(4, 3.2 * len(pairs)), height=0.8 + 0.22 * most, sharex=True)
+    for axis, (network, base, kind) in zip(axes[0], pairs, strict=True):
+        mine = shown.filter(network=network, base=base, seeds=kind)
+        place, (low, high) = range(len(mine)), (mine[end].to_numpy() for end in ("null_low", "null_high"))
+        axis.barh(place, high - low, left=low, color=GREY, alpha=0.3)
+        axis.hlines(place, mine["low"], mine["high"], color=KINDS[kind])
+        axis.plot(mine["difference"], place, "o", color=KINDS[kind], markersize=3)
+        axis.axvline(0, color=GREY, linewidth=0.6)
+        axis.set_yticks(
+            place, [f"{what} ({by}), n = {n}" for by, what, n in mine.select("by", "what", "prompts").rows()]
+        )
+        poor = mine["degenerate"].drop_nulls()
+        tell(axis, f"{network} - {base}, {kind} seeds", f"degenerate: {poor[0]}" if len(poor) else "")
+        axis.set(xlabel="difference / states")
+    return figure, table
+
+
+def survival_table(files: Files) -> pl.DataFrame:
+    """The table `drift.survival` as facets: `embedder` is the reader, `network` has what is compared."""
+    table = texts(concat_tables(named(files, "drift", "survival.parquet"), "drift.survival"), "by", "seeds")
+    alone = pl.col("against") == PROMPT
+    what = pl.when(alone).then(pl.col("network")).otherwise(pl.format("{} beside {}", "network", "against"))
+    return table.with_columns(pl.col("by").alias("embedder"), pl.format("{}, {} seeds", what, "seeds").alias("network"))
+
+
+def draw_survival(table: pl.DataFrame, y: str) -> Canvas:
+    """Curves of survival with their intervals; rows are readers, columns networks, lines what is read."""
+    figure, cells = facets(
+        table, most=(3, 2), wrap=True, xlabel="position", ylabel=y, sharex=True, sharey="all"
+    )  # fmt: skip
+    for (reader, network), axis in cells.items():
+        mine = table.filter(embedder=reader, network=network)
+        for colour, line in zip(cycle(COLOURS), mine.partition_by("what", maintain_order=True), strict=False):
+            low, high = (line[end].cast(pl.Float64).fill_null(float("nan")) for end in ("low", "high"))
+            style = {"color": colour, "drawstyle": "steps-post"}
+            axis.plot(line["position"], line["survival"], label=line["what"][0], **style)
+            axis.fill_between(line["position"], low, high, color=colour, alpha=0.12, linewidth=0, step="post")
+            axis.plot(line["position"], line["reference"], linestyle=":", linewidth=0.8, **style)
+            cut = line.filter(pl.col("censored") > 0)
+            axis.plot(cut["position"], cut["survival"], "|", color=colour, markersize=4)
+        if len(mine):
+            counts = mine.group_by("position").agg(pl.col("at_risk").max()).sort("position")
+            write_counts(axis, counts["position"], counts["at_risk"])
+            axis.legend(fontsize=5)
+        axis.set_ylim(0, 1.15)
+    return figure

@@ -11,7 +11,7 @@ import polars as pl
 from ditscope.core.identity import derived_seed
 from ditscope.core.tables import concat_tables
 from ditscope.drift.tables import SEEDS, SEEDS_KINDS
-from ditscope.embed.files import apart_by_seeds, run_starts, vectors
+from ditscope.embed.files import apart_by_seeds, parts_of, run_starts, vectors
 
 KIND = ["embedder", "network", "seeds"]
 MOST_RUNS = 100  # of a group, sampled by prompts where there are more: what is drawn costs runs^2 or runs x states^2
@@ -32,12 +32,16 @@ class Runs:
 
 def with_kind_of_seeds(states: pl.DataFrame, trajectories: list[Path]) -> pl.DataFrame:
     """States with the column `seeds`: whether their run has one seed, or one for each invocation."""
-    steps = apart_by_seeds(concat_tables(trajectories, "trajectories"))
-    runs = steps.group_by("network", "run_id").agg(pl.col("derived_seed").first())
+    rows = concat_tables(
+        trajectories, "trajectories", part=lambda table: table.select("network", "run_id", "derived_seed")
+    )
+    runs = apart_by_seeds(rows).group_by("network", "run_id").agg(pl.col("derived_seed").first())
     fixed, derived = (pl.lit(kind, SEEDS.dtype()) for kind in SEEDS_KINDS)
     kind = pl.when(pl.col("derived_seed").fill_null(False)).then(derived).otherwise(fixed).alias("seeds")
-    kinds = runs.select("network", "run_id", kind)
-    return states.join(kinds, on=["network", "run_id"], how="left", maintain_order="left")
+    names = states.select("network", "run_id").join(
+        runs.select("network", "run_id", kind), on=["network", "run_id"], how="left", maintain_order="left"
+    )
+    return states.with_columns(names["seeds"])
 
 
 def generated(states: pl.DataFrame) -> pl.DataFrame:
@@ -46,9 +50,10 @@ def generated(states: pl.DataFrame) -> pl.DataFrame:
 
 
 def by_kind(states: pl.DataFrame) -> Iterator[tuple[dict, pl.DataFrame]]:
-    """The states of each embedder, network and kind of seeds, and what they are, in order."""
-    for part in states.sort(*KIND, "run_id", "sequence_number").partition_by(KIND, maintain_order=True):
-        yield {name: part[name][0] for name in KIND}, part
+    """The generated states of each embedder, network and kind of seeds, and what they are, in order."""
+    for rows in parts_of(states, "embedder", "network"):
+        for part in generated(rows).sort("seeds", "run_id", "sequence_number").partition_by(KIND, maintain_order=True):
+            yield {name: part[name][0] for name in KIND}, part
 
 
 def longest_runs(states: pl.DataFrame, prompts_of: int = 1) -> Runs:

@@ -6,10 +6,10 @@ import numpy as np
 import polars as pl
 
 from ditscope.core.identity import derived_seed
-from ditscope.drift.groups import MOST_RUNS
+from ditscope.drift.groups import MOST_RUNS, generated
 from ditscope.drift.settings import Drift
 from ditscope.drift.tables import JUMPS
-from ditscope.embed.files import RUN, run_starts, unmarked, vectors
+from ditscope.embed.files import RUN, parts_of, run_starts, unmarked, vectors
 
 DRAWS = 999  # shuffles of each run
 CHUNK = 100  # shuffles that are held at once
@@ -17,7 +17,7 @@ LEAST = 3  # times `jump_states` states: fewer have too few orders
 
 
 def jumps(states: pl.DataFrame, settings: Drift = Drift()) -> pl.DataFrame:
-    """The table `drift.jumps` of generated states: the jumps of each run, or its largest step where it has none.
+    """The table `drift.jumps`: the jumps of each run's generated states, or its largest step where it has none.
 
     The size of a step is the Euclidean distance of the means of the k = `jump_states` states before and after it. It is
     held against the mean distance of states that follow each other: a run that stays at two levels comes, in random
@@ -30,7 +30,7 @@ def jumps(states: pl.DataFrame, settings: Drift = Drift()) -> pl.DataFrame:
     O(draws x states x min(states, d)) per run.
     """
     rows = []
-    for part in states.partition_by("embedder", "network", maintain_order=True):
+    for part in map(generated, parts_of(states, "embedder", "network")):
         x, starts = vectors(part), run_starts(part)
         positions = part["position"].to_numpy()
         spans = [(a, b) for a, b in pairwise(starts) if (np.diff(positions[a:b]) == 1).all()]
@@ -65,9 +65,9 @@ def jumps_of(x: np.ndarray, settings: Drift, rng: np.random.Generator) -> list[d
     rank = int(np.ceil((1 - settings.jump_false_alarms) * (DRAWS + 1)))
     threshold = float(np.sort(null)[min(rank, DRAWS) - 1])
     slack = 1e-9 * sizes.max()  # equal sizes differ by rounding
-    found = peaks(sizes, k)
-    kept = [i for i in found if sizes[i] > threshold + slack]
-    chosen = sorted(kept or found[:1])
+    places = peaks(sizes, k)
+    kept = [i for i in places if sizes[i] > threshold + slack]
+    chosen = sorted(kept or places[:1])
     others = np.delete(np.diff(x, axis=0), [i + k - 1 for i in chosen], axis=0)
     length = np.linalg.norm(others, axis=1).mean()
     walks = length * np.concatenate([

@@ -69,22 +69,22 @@ def memory_of(runs: Runs, claim: Claim, draws: int) -> tuple[pl.DataFrame, Claim
     u = unit(runs.x.reshape(-1, runs.x.shape[2])).reshape(runs.x.shape)
     apart = (1 - at_each_state(u)).reshape(len(runs.sequence_numbers), -1)
     floors = noise_floors(u)
-    found = distances_of(apart, floors, runs)
+    distances = distances_of(apart, floors, runs)
     each = [distances_of(apart, floors, runs, runs.prompts != p) for p in range(claim.prompts)]
-    memory, late = found.memory(), found.late()
-    lowest = jackknife_interval(found.scale, np.array([d.scale for d in each]))[0]
+    memory, late = distances.memory(), distances.late()
+    lowest = jackknife_interval(distances.scale, np.array([d.scale for d in each]))[0]
     known = np.isfinite(memory) & ~(lowest <= 0)
     low, high = jackknife_interval(memory, np.array([d.memory() for d in each]))
-    drawn = list(permuted(apart, found.floor, runs, draws, rng_of("memory null", claim.group)))
+    drawn = list(permuted(apart, distances.floor, runs, draws, rng_of("memory null", claim.group)))
     null = np.array([d.memory() for d in drawn])
     band = np.quantile(np.nan_to_num(null), (0.025, 0.975), axis=0)
     columns = {"memory": memory, "low": low, "high": high,
                "null_low": band[0], "null_high": band[1]}  # fmt: skip
     table = pl.DataFrame(
-        {"position": range(len(memory)), "sequence_number": runs.sequence_numbers, "twin": found.twin,
-         "stranger": found.stranger} | {name: np.where(known, value, np.nan) for name, value in columns.items()}
+        {"position": range(len(memory)), "sequence_number": runs.sequence_numbers, "twin": distances.twin,
+         "stranger": distances.stranger} | {name: np.where(known, value, np.nan) for name, value in columns.items()}
     ).with_columns(
-        pl.lit(len(runs)).alias("runs"), pl.lit(claim.prompts).alias("prompts"), pl.lit(found.floor).alias("floor"),
+        pl.lit(len(runs)).alias("runs"), pl.lit(claim.prompts).alias("prompts"), pl.lit(distances.floor).alias("floor"),
         *(pl.col(name).fill_nan(None) for name in columns),
         pl.when(~pl.Series(known)).then(pl.lit(NO_SCALE)).alias("reason"),
     )  # fmt: skip

@@ -10,7 +10,7 @@ from scipy import stats
 from ditscope.core.identity import derived_seed
 from ditscope.core.nulls import draws_for, holm, two_sided
 from ditscope.drift.tables import BANDS, CLAIMS, NULLS
-from ditscope.embed.files import run_starts, unit, unmarked, vectors
+from ditscope.embed.files import parts_of, run_starts, unit, unmarked, vectors
 
 CONFIDENCE = 0.95
 MOST_RUNS = 100  # of an embedder and network, sampled where there are more: draws cost runs x states x numbers
@@ -32,7 +32,7 @@ def null_tests(states: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     if that is more. Runs with gaps are left out, and so are all but 100 at random. Loops are as in `states`.
     O(draws x runs x states x min(states, d)).
     """
-    groups = states.partition_by("embedder", "network", maintain_order=True)
+    groups = list(parts_of(states, "embedder", "network"))
     draws = draws_for(len(groups) * len(CLAIMS))
     tests, bands = [], []
     for part, claim in product(groups, CLAIMS):
@@ -46,9 +46,9 @@ def null_tests(states: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         observed, draw, statistic = (ordered if claim == "ordered" else walked)(runs, prompts, rng)
         drawn = [(statistic(curves), middle(curves)) for curves in (draw() for _ in range(draws))]
         null, curves = (np.array(values) for values in zip(*drawn, strict=True))
-        found = statistic(observed)
+        measured = statistic(observed)
         ends = np.quantile(null, [(1 - CONFIDENCE) / 2, 0.5, (1 + CONFIDENCE) / 2])
-        record |= {"draws": draws, "statistic": found, "p_value": two_sided(found, null)}
+        record |= {"draws": draws, "statistic": measured, "p_value": two_sided(measured, null)}
         tests.append(record | dict(zip(("null_low", "null_median", "null_high"), map(float, ends), strict=True)))
         low, median, high = np.quantile(curves, [(1 - CONFIDENCE) / 2, 0.5, (1 + CONFIDENCE) / 2], axis=0)
         bands.append(

@@ -57,12 +57,12 @@ def normality(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
             elif same:
                 reason = "all values are equal"
             statistic, p_value = (None, None) if reason else map(float, test(x))
-            found = {"test": name} | summary | {"statistic": statistic, "p_value": p_value, "reason": reason}
-            records.append(dict(zip(RUN_SERIES, group, strict=True)) | found)
+            result = {"test": name} | summary | {"statistic": statistic, "p_value": p_value, "reason": reason}
+            records.append(dict(zip(RUN_SERIES, group, strict=True)) | result)
     schema = unmarked(NORMALITY) | {"measure": pl.Enum(measures)}
     family = ["embedder", "network", "measure", "test"]
-    found = pl.DataFrame([{"p_holm": None} | record for record in records], schema=schema)
-    return found.with_columns(holm(pl.col("p_value")).over(family).alias("p_holm"))
+    tests = pl.DataFrame([{"p_holm": None} | record for record in records], schema=schema)
+    return tests.with_columns(holm(pl.col("p_value")).over(family).alias("p_holm"))
 
 
 def anderson_darling(x: np.ndarray) -> tuple[float, float]:

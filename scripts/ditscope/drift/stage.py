@@ -1,12 +1,12 @@
 """Drift: how far each state of a trajectory is from its first one, how far it steps, and how alike runs are."""
 
 import logging
-from itertools import product
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
 
-from ditscope.core.counts import check_complete
+from ditscope.core.counts import check_rows
 from ditscope.core.identity import derived_seed
 from ditscope.core.nulls import draws_for
 from ditscope.core.paths import InputFile, OutputFolder
@@ -16,12 +16,14 @@ from ditscope.drift.autoregression import autoregression, autoregression_runs
 from ditscope.drift.claims import claims_table
 from ditscope.drift.displacement import displacement_tables
 from ditscope.drift.divergence import divergence_tables
-from ditscope.drift.groups import KIND, generated, with_kind_of_seeds
+from ditscope.drift.groups import KIND, with_kind_of_seeds
 from ditscope.drift.jumps import jumps
+from ditscope.drift.lifetimes import Readings, Trajectories, lifetimes, readings
 from ditscope.drift.memory import memory_tables
 from ditscope.drift.nulls import null_tests
 from ditscope.drift.series import normality
 from ditscope.drift.settings import Drift
+from ditscope.drift.survival import quantized, survival
 from ditscope.drift.tables import (
     AUTOREGRESSION,
     AUTOREGRESSION_RUNS,
@@ -33,11 +35,14 @@ from ditscope.drift.tables import (
     DRIFT,
     GROUP_CLAIMS,
     JUMPS,
+    LIFETIMES,
     MEMORY,
     NORMALITY,
     NULLS,
+    QUANTIZED,
     SIMILARITY,
     STEPS,
+    SURVIVAL,
 )
 from ditscope.embed.files import (
     STATE,
@@ -48,13 +53,16 @@ from ditscope.embed.files import (
     read_states,
     run_ends,
     run_starts,
+    sample_runs,
     unit,
+    unmarked,
     vectors,
 )
 
 log = logging.getLogger(__name__)
 CONTROL = DRIFT.schema()["control"]
-CHUNK = 8192  # rows whose distances are computed at once: bounds the float64 copies to CHUNK x d
+CHUNK = 256  # rows whose distances are computed at once: their float64 copies stay in the processor's cache
+FAR = 3.5  # |u - v|^2 of unit vectors from which on |u + v| is too small to follow from it
 
 
 def drift(
@@ -63,6 +71,7 @@ def drift(
     folder: OutputFolder,
     settings: Drift = Drift(),
     max_length: int = 0,
+    images: Sequence[InputFile] = (),
 ) -> None:
     """Measure the drift of every trajectory from its first state, with shuffled controls.
 
@@ -73,30 +82,44 @@ def drift(
     runs), autoregression.parquet and autoregression_runs.parquet (lag-1 coefficients of networks, of long runs),
     normality.parquet (tests of the step sizes of each run), jumps.parquet, memory.parquet (of the prompt),
     displacement.parquet (by lag), divergence.parquet (of runs of one prompt), and claims.parquet, which has what the
-    last three say beside their nulls.
+    last three say beside their nulls; lifetimes.parquet, survival.parquet and quantized.parquet (how long what runs
+    began with lasts). The last three have what the oracle reads in the pictures of the networks `settings.oracle`,
+    which are in `images` (the tars of their trajectories).
     """
     states = read_states(embeddings, trajectories)
     log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)
+    similarity, computed = run_similarity(states, settings.max_runs), drift_table(states, settings.shuffles)
+    leaps = jumps(states, settings)
     whole = continue_loops(states, run_ends(states, trajectories), max_length)
-    table = drift_table(whole, settings.shuffles)
-    computed = table if whole.height == states.height else drift_table(states, settings.shuffles)
-    asked = product(range(settings.shuffles + 1), whole.select(STATE).rows())
-    left = ((row[0], row[1:]) for row in table.select("shuffle", *STATE).iter_rows())
-    check_complete(folder / "drift.parquet", "states (of each shuffle)", asked, left)
-    tests, bands = null_tests(whole)
+    looped = whole.height > states.height
     poor = degenerate_networks(states)
+    del states  # large
+    table = drift_table(whole, settings.shuffles) if looped else computed.with_columns(continued=False)
+    for number in range(settings.shuffles + 1):
+        left = table.filter(shuffle=number).select(STATE)
+        check_rows(folder / "drift.parquet", "states (of each shuffle)", whole.select(STATE), left)
+    tests, bands = null_tests(whole)
+    some = sample_runs(whole, settings.max_runs)
+    runs = Trajectories(trajectories, max_length, set(some["run_id"]))
     for frame, declared in (
-        (table, DRIFT),
-        (run_similarity(states), SIMILARITY),
+        (table.select(list(unmarked(DRIFT))), DRIFT),
+        (similarity, SIMILARITY),
         (tests, NULLS),
         (bands, BANDS),
         (autoregression(computed, STEPS), AUTOREGRESSION),
         (autoregression_runs(computed, STEPS), AUTOREGRESSION_RUNS),
         (normality(computed, STEPS), NORMALITY),
-        (jumps(generated(states), settings), JUMPS),
-        *claims(generated(with_kind_of_seeds(whole, trajectories))),
+        (leaps, JUMPS),
+        *claims(with_kind_of_seeds(whole, trajectories)),
+        *lasting(runs, list(readings(runs, some, settings.oracle, images))),
     ):
         write_table(marked(frame, poor), folder / f"{declared.stem}.parquet", declared)
+
+
+def lasting(runs: Trajectories, read: list[Readings]) -> list[tuple[pl.DataFrame, Table]]:
+    """The tables of how long what runs began with lasts."""
+    times = lifetimes(runs, read)
+    return [(times, LIFETIMES), (survival(times, runs, read), SURVIVAL), (quantized(times, runs), QUANTIZED)]
 
 
 def claims(states: pl.DataFrame) -> list[tuple[pl.DataFrame, Table]]:
@@ -115,14 +138,26 @@ def distances(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
     mindless assessments of roundoff", 2006), both exact to rounding also for nearly equal rows, where arccos loses
     half of the digits. A zero row has no direction: its cosine distance and angle are NaN.
     """
-    u, v = unit(a), unit(b)
-    chord = np.linalg.norm(u - v, axis=1)
-    undefined = ~(u.any(axis=1) & v.any(axis=1))
+    u, v = a.astype(np.float64), b.astype(np.float64)
+    euclidean = np.sqrt(squares(u - v))
+    lengths = np.sqrt(squares(u)), np.sqrt(squares(v))
+    undefined = (lengths[0] == 0) | (lengths[1] == 0)
+    for x, length in zip((u, v), lengths, strict=True):
+        x /= np.where(length > 0, length, 1)[:, None]
+    chord = squares(u - v)
+    around = 4 - chord  # |u + v|^2
+    far = np.flatnonzero(chord > FAR)
+    around[far] = squares(u[far] + v[far])
     return {
-        "euclidean": np.linalg.norm(a.astype(np.float64) - b.astype(np.float64), axis=1),
-        "cosine_distance": np.where(undefined, np.nan, chord**2 / 2),
-        "angle_rad": np.where(undefined, np.nan, 2 * np.arctan2(chord, np.linalg.norm(u + v, axis=1))),
+        "euclidean": euclidean,
+        "cosine_distance": np.where(undefined, np.nan, chord / 2),
+        "angle_rad": np.where(undefined, np.nan, 2 * np.arctan2(np.sqrt(chord), np.sqrt(around))),
     }
+
+
+def squares(x: np.ndarray) -> np.ndarray:
+    """Sum of squares of each row of `x` (n, d)."""
+    return np.einsum("ij,ij->i", x, x)
 
 
 def drift_table(states: pl.DataFrame, shuffles: int) -> pl.DataFrame:
@@ -137,23 +172,28 @@ def drift_table(states: pl.DataFrame, shuffles: int) -> pl.DataFrame:
     parts = []
     for _, part in by_embedder(states):
         x, starts = vectors(part), run_starts(part)
-        rows = np.arange(part.height)
-        first = np.repeat(starts[:-1], np.diff(starts))
+        rows, lengths = np.arange(part.height), np.diff(starts)
+        first, length = np.repeat(starts[:-1], lengths), np.repeat(lengths, lengths)
         unknown = (rows == first) | (np.diff(part["position"], prepend=0) != 1)
+        to_first = row_distances(x, rows, first)
+        measured = {name: np.empty((shuffles + 1) * part.height) for name in (*DISTANCES, *STEPS)}
+        source, shuffle = np.empty((2, (shuffles + 1) * part.height), np.int64)
         for number in range(shuffles + 1):
             order = shuffled_order(part, starts, number) if number else rows
-            previous = np.where(rows == first, order, np.roll(order, 1))
-            measured = row_distances(x, order, first)
-            measured |= {f"step_{k}": np.where(unknown, np.nan, v)
-                         for k, v in row_distances(x, order, previous).items()}  # fmt: skip
-            parts.append(
-                part.drop("vector", "text", "position").with_columns(
-                    pl.lit("shuffled" if number else "observed", CONTROL).alias("control"),
-                    pl.lit(number, pl.Int64).alias("shuffle"),
-                    *(pl.Series(k, v).fill_nan(None) for k, v in measured.items()),
-                )
-            )
-    return pl.concat(parts).sort(*STATE[:3], "control", "shuffle", "sequence_number")
+            place = shuffles * first + number * length + rows  # a run's shuffles follow each other
+            source[place], shuffle[place] = rows, number
+            steps = row_distances(x, order, np.where(rows == first, order, np.roll(order, 1)))
+            for name in DISTANCES:
+                measured[name][place] = to_first[name][order]
+                measured[f"step_{name}"][place] = np.where(unknown, np.nan, steps[name])
+        control = (
+            pl.when(pl.col("shuffle") > 0).then(pl.lit("shuffled", CONTROL)).otherwise(pl.lit("observed", CONTROL))
+        )
+        columns = [pl.Series("shuffle", shuffle), *(pl.Series(k, v).fill_nan(None) for k, v in measured.items())]
+        table = part.drop("vector", "text", "position")[source].with_columns(columns)
+        table = table.with_columns(control.alias("control"))
+        parts.append(table.select(name for name in DRIFT.columns if name in table.columns))
+    return pl.concat(parts)
 
 
 def shuffled_order(states: pl.DataFrame, starts: np.ndarray, number: int) -> np.ndarray:
@@ -172,16 +212,17 @@ def row_distances(x: np.ndarray, a: np.ndarray, b: np.ndarray) -> dict[str, np.n
     return {name: np.concatenate([part[name] for part in parts]) for name in DISTANCES}
 
 
-def run_similarity(states: pl.DataFrame) -> pl.DataFrame:
+def run_similarity(states: pl.DataFrame, most: int = 0) -> pl.DataFrame:
     """Similarity of every pair of runs under each embedder, from the directions of their generated states.
 
     `mean_cosine` is the mean over all pairs of states (the product of the mean unit vectors), `centroid_cosine` the
-    cosine of the mean unit vectors, `aligned_cosine` the mean over states at the same position. The initial prompt,
+    cosine of the mean unit vectors, `aligned_cosine` the mean over states at the same position. Of more than `most`
+    runs (0: of none) a sample is compared. The initial prompt,
     which runs share by design, is left out, and so are zero vectors. The upper triangle with the diagonal is stored:
-    R (R + 1) / 2 rows for R runs of an embedder; O(R^2 (d + T d)) time for T states a run, O(R^2) memory.
+    R (R + 1) / 2 rows for R runs of an embedder; O(R^2 (d + T d)) time for T states per run, O(R^2) memory.
     """
     parts = []
-    for embedder, part in by_embedder(states):
+    for embedder, part in by_embedder(sample_runs(states, most)):
         part = part.filter(pl.col("position") >= 0)
         u = unit(vectors(part))
         keep = np.flatnonzero(u.any(axis=1))

@@ -325,3 +325,102 @@ JUMPS = Table(
         "degenerate": DEGENERATE,
     },
 )
+
+# How long things last -------------------------------------------------------------------------------------------------
+
+READERS = ("oracle", "caption", "embedding")
+PROMPT = "the prompt"  # no name of a network: those have no spaces
+AGAINST = Column("String", f"`{PROMPT}`, or the base network of a quantized one")
+BY = Column(
+    one_of(READERS),
+    "`oracle`: reads pictures of the shapes world; `caption`: the text; `embedding`: the vector",
+)
+WHAT = Column("String", "the attribute, `caption`, or the embedder")
+LIFETIMES = Table(
+    "drift.lifetimes",
+    "drift/lifetimes.parquet",
+    "run, what it is held against, and reader",
+    key=("network", "run_id", "against", "by", "what"),
+    columns={
+        "network": NETWORK,
+        "run_id": RUN["run_id"],
+        **START,
+        "seeds": SEEDS,
+        "against": AGAINST,
+        "by": BY,
+        "what": WHAT,
+        "named": Column("String", "what the prompt named; null but of the oracle", nullable=True),
+        "threshold": Column(
+            "Float64",
+            "cosine distance beyond which vectors differ: half the median between first states of different prompts",
+            nullable=True,
+        ),
+        "followed": Column("Int64", "generated states of the reader's modality that are known, up to the first gap"),
+        "lasted": Column("Int64", "how many of them come before the first that differs", nullable=True),
+        "changed": Column("Boolean", "whether one differs", nullable=True),
+        "became": Column("String", "what the oracle reads there", nullable=True),
+        "reason": Column("String", "why there is none, as of what a prompt does not name", nullable=True),
+        "degenerate": DEGENERATE,
+    },
+)
+SURVIVAL = Table(
+    "drift.survival",
+    "drift/survival.parquet",
+    "network, kind of seeds, what runs are held against, reader and position (Kaplan-Meier)",
+    key=("network", "seeds", "against", "by", "what", "position"),
+    columns={
+        "network": NETWORK,
+        "seeds": SEEDS,
+        "against": AGAINST,
+        "by": BY,
+        "what": WHAT,
+        "position": POSITION,
+        "runs": Column("Int64", "how many runs (or pairs with one of the base) went in"),
+        "left_out": Column("Int64", "how many did not, as those whose prompt does not name it"),
+        "at_risk": Column("Int64", "runs whose state here is known and in which nothing changed before"),
+        "prompts": Column("Int64", "prompts that they are of"),
+        "changes": Column("Int64", "runs that change here"),
+        "unclear": Column("Int64", "of these, runs in which the oracle cannot read it"),
+        "censored": Column("Int64", "runs that are not followed further"),
+        "survival": Column("Float64", "share of runs in which nothing has changed up to here"),
+        **BOUNDS,
+        "reference": Column(
+            "Float64",
+            "the same of runs held against what other prompts began with; against a base, of pairs of its runs of one "
+            "prompt and different seeds",
+            nullable=True,
+        ),
+        "degenerate": DEGENERATE,
+    },
+)
+QUANTIZED = Table(
+    "drift.quantized",
+    "drift/quantized.parquet",
+    "quantized network, its base, kind of seeds and reader: how long what runs began with lasts in either",
+    key=("network", "base", "seeds", "by", "what"),
+    columns={
+        "network": NETWORK,
+        "base": Column("String", "the network of the same models without quantization"),
+        "seeds": SEEDS,
+        "by": BY,
+        "what": WHAT,
+        "pairs": Column("Int64", "runs of one prompt and seed in both"),
+        "prompts": Column("Int64", "prompts that they are of"),
+        "horizon": Column("Int64", "states to which all of them were followed", nullable=True),
+        **dict.fromkeys(
+            ("base_lasted", "lasted"),
+            Column("Float64", "states before the first change, the horizon at most: mean over prompts", nullable=True),
+        ),
+        "difference": Column("Float64", "lasted - base_lasted", nullable=True),
+        **BOUNDS,
+        "draws": Column("Int64", "draws from the null: 999, or 20 for each test if that is more", nullable=True),
+        **dict.fromkeys(
+            ("null_low", "null_median", "null_high"),
+            Column("Float64", "2.5, 50 and 97.5 % quantile with the signs of the prompts at random", nullable=True),
+        ),
+        "p_value": Column("Float64", "two-sided", nullable=True),
+        "p_holm": Column("Float64", "corrected for all tests of the table (Holm 1979)", nullable=True),
+        "reason": Column("String", "why there is no difference, or no interval of it", nullable=True),
+        "degenerate": DEGENERATE,
+    },
+)

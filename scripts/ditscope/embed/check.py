@@ -36,9 +36,9 @@ def check_embed(study: Study) -> None:
         kept = None
         if source is not None:
             kept = source.filter(pl.col("type") == entry.modality.upper())
-            found = table.select("run_id", "sequence_number").rows()
+            rows = table.select("run_id", "sequence_number").rows()
             wanted = kept.select("run_id", "sequence_number").rows()
-            study.same_rows("embed", file, found, wanted, "states of the trajectories")
+            study.same_rows("embed", file, rows, wanted, "states of the trajectories")
         lengths = set(table["vector"].list.len())
         if lengths and lengths != {dimensions.setdefault(embedder, min(lengths))}:
             study.note("embed", file, f"vectors of {sorted(lengths)} numbers; others of {embedder} have another length")

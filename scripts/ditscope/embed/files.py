@@ -9,7 +9,7 @@ import polars as pl
 
 from ditscope.core.errors import InputError
 from ditscope.core.schema import Table
-from ditscope.core.tables import concat_tables
+from ditscope.core.tables import concat_tables, read_table
 
 log = logging.getLogger(__name__)
 RUN = ["embedder", "network", "run_id"]
@@ -19,6 +19,7 @@ FEWEST_DISTINCT = 3  # states that differ in the median run: fewer have no path,
 CHUNK = 8192  # rows whose hashes are computed at once
 CELL = ["embedder", "network"]
 COUNTS = {**dict.fromkeys(RUN, pl.String), "states": pl.Int64, "distinct": pl.Int64}
+SEED = 0  # of samples
 NAMED = 10  # vectors that are left out, of which the log gives the names
 
 
@@ -35,7 +36,8 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
     """
     if not embeddings or not trajectories:
         raise InputError("no embeddings or no trajectories given; name at least one table of each")
-    steps = concat_tables(trajectories, "trajectories", STATE[1:]).sort(STATE[1:])
+    columns = [*STATE[1:], "prompt_id", "seed", "derived_seed", "output_text"]
+    steps = concat_tables(trajectories, "trajectories", STATE[1:], lambda table: table.select(columns)).sort(STATE[1:])
     steps = steps.select(
         "network",
         apart_by_seeds(steps).get_column("network").alias("part"),
@@ -45,11 +47,12 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
         pl.col("seed").first().over("network", "run_id"),  # with derived seeds every invocation has one of its own
         pl.col("output_text").backward_fill().over("network", "run_id").alias("text"),
     )
-    embedded = concat_tables(embeddings, "embeddings", STATE).select(*STATE, "modality", "vector")
-    states = embedded.join(steps, on=["network", "run_id", "sequence_number"], how="left").sort(STATE)
+    rows = concat_tables(embeddings, "embeddings", STATE, vector_facts).with_row_index("row")
+    states = rows.join(steps, on=["network", "run_id", "sequence_number"], how="left")
+    states = states.with_columns(pl.coalesce("part", "network").alias("network")).drop("part").sort(STATE)
     where = f"embeddings ({embeddings[0]}, ...)" if len(embeddings) > 1 else str(embeddings[0])
     refuse(states, pl.col("prompt_id").is_null(), where, "has no row in the trajectories; run embed again")
-    length = pl.col("vector").list.len()
+    length = pl.col("length")
     refuse(states, (length != length.first().over("embedder")).fill_null(True), where,
            "differs in length from the embedder's others; run embed again")  # fmt: skip
     states = usable(states, where)
@@ -61,9 +64,9 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
            "is the first of its run: the prompt's or first image's is missing or zero; run embed again")  # fmt: skip
     position = pl.col("sequence_number").cast(pl.Int64) // CYCLE
     return states.select(
-        "embedder", "modality", pl.col("part").alias("network"), "run_id", "prompt_id", "seed", "sequence_number",
-        position.alias("position"), "text", "vector",
-    ).sort(STATE)  # fmt: skip
+        "embedder", "modality", "network", "run_id", "prompt_id", "seed", "sequence_number",
+        position.alias("position"), "text", read_vectors(embeddings, states, rows.height),
+    )  # fmt: skip
 
 
 def apart_by_seeds(steps: pl.DataFrame) -> pl.DataFrame:
@@ -78,17 +81,48 @@ def apart_by_seeds(steps: pl.DataFrame) -> pl.DataFrame:
     return steps.with_columns(pl.when(both).then(pl.col("network") + kind).otherwise("network").alias("network"))
 
 
-def usable(states: pl.DataFrame, where: str) -> pl.DataFrame:
-    """The states whose vectors have a direction; the log names those that are zero or hold NaN or Inf."""
+def vector_facts(table: pl.DataFrame) -> pl.DataFrame:
+    """The table `embeddings` with, in the place of each vector, its length and whether it is finite and not zero."""
     finite = pl.col("vector").list.eval(pl.element().is_finite()).list.all()
     directed = pl.col("vector").list.eval(pl.element() != 0).list.any()
-    good = states.select((finite & directed).fill_null(False)).to_series()
-    bad = states.filter(~good).select(STATE).rows()
+    return table.select(
+        *STATE,
+        "modality",
+        pl.col("vector").list.len().alias("length"),
+        (finite & directed).fill_null(False).alias("usable"),
+    )
+
+
+def read_vectors(embeddings: list[Path], states: pl.DataFrame, rows: int) -> pl.Series:
+    """The vectors of `states`, which are the rows numbered `row` of all `rows` of the tables, one after the other.
+
+    Vectors are many times as large as all else, so they are read once more, one table at a time, to their places:
+    O(n d) memory, once.
+    """
+    place = np.full(rows, -1)
+    place[states["row"]] = np.arange(states.height)
+    parts = [np.empty((part.height, part["length"][0]), np.float32) for _, part in by_embedder(states)]
+    first = 0
+    for path in embeddings:
+        vector = read_table(path, "embeddings", ["vector"])["vector"]
+        here, start = place[first : first + len(vector)], 0
+        for part in parts:
+            in_part = (here >= start) & (here < start + len(part))
+            if in_part.any():
+                part[here[in_part] - start] = vector.filter(in_part).explode().to_numpy().reshape(-1, part.shape[1])
+            start += len(part)
+        first += len(vector)
+    return pl.concat([pl.Series("vector", part).cast(pl.List(pl.Float32)) for part in parts])
+
+
+def usable(states: pl.DataFrame, where: str) -> pl.DataFrame:
+    """The states whose vectors have a direction; the log names those that are zero or hold NaN or Inf."""
+    bad = states.filter(~pl.col("usable")).select(STATE).rows()
     if bad:
         names = "; ".join("{}, {}, run {}, sequence number {}".format(*row) for row in bad[:NAMED])
         more = ", ..." if len(bad) > NAMED else ""
         log.warning("%s: %d zero, NaN or Inf vectors are left out, as gaps: %s%s", where, len(bad), names, more)
-    return states.filter(good)
+    return states.filter("usable")
 
 
 def run_ends(states: pl.DataFrame, trajectories: list[Path]) -> pl.DataFrame:
@@ -97,19 +131,25 @@ def run_ends(states: pl.DataFrame, trajectories: list[Path]) -> pl.DataFrame:
     The loop is counted in invocations, and null for a run that was cut. An embedder that gives equal states other
     vectors, as the control `random-walk` does, has not come back: it has no loops.
     """
-    table = apart_by_seeds(concat_tables(trajectories, "trajectories"))
+    columns = [*STATE[1:], "loop_length", "derived_seed"]
+    table = apart_by_seeds(concat_tables(trajectories, "trajectories", part=lambda rows: rows.select(columns)))
     ends = table.group_by("network", "run_id").agg(
         pl.col("sequence_number").max().alias("last"), pl.col("loop_length").first()
     )
-    closed = states.join(ends.filter(pl.col("loop_length") > 0), on=["network", "run_id"])
-    last, start = (
-        closed.filter(pl.col("sequence_number") == number).select(*RUN, "vector")
-        for number in (pl.col("last"), pl.col("last") - pl.col("loop_length"))
-    )
-    elsewhere = last.join(start, on=RUN, suffix="_before").filter(pl.col("vector") != pl.col("vector_before"))
-    back = ~pl.col("embedder").is_in(elsewhere["embedder"].unique().to_list())
+    closed = ends.filter(pl.col("loop_length") > 0)
+    back = [embedder for embedder, part in by_embedder(states) if comes_back(part, closed)]
     runs = states.select(RUN).unique().join(ends, on=["network", "run_id"], how="left").sort(RUN)
-    return runs.with_columns(pl.when(back).then(pl.col("loop_length")))
+    return runs.with_columns(pl.when(pl.col("embedder").is_in(back)).then(pl.col("loop_length")))
+
+
+def comes_back(states: pl.DataFrame, closed: pl.DataFrame) -> bool:
+    """Whether the vectors of one embedder are where they were, as the states of the `closed` runs are."""
+    rows = states.select(STATE).with_row_index("row").join(closed, on=["network", "run_id"])
+    places = (pl.col("last"), pl.col("last") - pl.col("loop_length"))
+    last, start = (rows.filter(pl.col("sequence_number") == place).select(*RUN, "row") for place in places)
+    both = last.join(start, on=RUN, suffix="_before")
+    moved = [states["vector"].gather(both[name]).alias(name) for name in ("row", "row_before")]
+    return pl.DataFrame(moved).filter(pl.col("row") != pl.col("row_before")).is_empty()
 
 
 def continue_loops(states: pl.DataFrame, ends: pl.DataFrame, max_length: int = 0) -> pl.DataFrame:
@@ -120,19 +160,24 @@ def continue_loops(states: pl.DataFrame, ends: pl.DataFrame, max_length: int = 0
     is left out of its repeats. O(runs x length) rows.
     """
     end = max(max_length, ends["last"].max() + 1 if ends.height else 0)
-    columns = [*states.columns, "continued"]
-    known = states.with_columns(pl.lit(False).alias("continued"))
     number, last, loop = pl.col("number"), pl.col("last"), pl.col("loop_length")
     looping = ends.filter(loop > 0).with_columns(pl.int_ranges(last + 1, end, dtype=pl.Int32).alias("number"))
     places = looping.explode("number").drop_nulls("number").with_columns(
         (last - loop + (number - last) % loop).cast(pl.Int32).alias("sequence_number")
     )  # fmt: skip
-    again = states.join(places, on=STATE).with_columns(
-        number.alias("sequence_number"),
-        (number.cast(pl.Int64) // CYCLE).alias("position"),
-        pl.lit(True).alias("continued"),
-    )
-    return pl.concat([known, again.select(columns)]).sort(STATE)
+    if places.is_empty() or states.is_empty():
+        return states.with_columns(pl.lit(False).alias("continued"))
+    return pl.concat([continued(part, places) for _, part in by_embedder(states)])
+
+
+def continued(states: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
+    """States of one embedder with those of `places`: copies of states (`STATE`) that come again as the `number`-th."""
+    known = states.select(STATE).with_row_index("row")
+    again = known.join(places, on=STATE).with_columns(pl.col("number").alias("sequence_number")).select(known.columns)
+    order = pl.concat([known.with_columns(continued=False), again.with_columns(continued=True)]).sort(STATE)
+    position = pl.when("continued").then(pl.col("sequence_number").cast(pl.Int64) // CYCLE).otherwise("position")
+    whole = states[order["row"]].with_columns(order["sequence_number"], order["continued"])
+    return whole.with_columns(position.alias("position"))
 
 
 def refuse(states: pl.DataFrame, bad: pl.Expr, where: str, complaint: str) -> None:
@@ -144,8 +189,32 @@ def refuse(states: pl.DataFrame, bad: pl.Expr, where: str, complaint: str) -> No
 
 def by_embedder(states: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
     """The states of each embedder, in order of their names; vectors of one embedder have one length."""
-    for part in states.partition_by("embedder", maintain_order=True):
+    for part in parts_of(states, "embedder"):
         yield part["embedder"][0], part
+
+
+def parts_of(states: pl.DataFrame, *keys: str) -> Iterator[pl.DataFrame]:
+    """Stretches of rows with equal `keys`, by which the rows are sorted: views, where `partition_by` copies vectors."""
+    start = 0
+    for count in states.select(pl.struct(keys).rle().struct.field("len")).to_series():
+        yield states[start : start + count]
+        start += count
+
+
+def sample_runs(states: pl.DataFrame, most: int) -> pl.DataFrame:
+    """The states of at most `most` runs (0: of all): those of prompts drawn at random, the same for every embedder.
+
+    A run is a network's, so that the networks, seeds and embedders of a prompt that was drawn are there to be compared;
+    of the last prompt only as many as there is room for.
+    """
+    runs = states.select("prompt_id", "network", "run_id").unique().sort("prompt_id", "network", "run_id")
+    if not most or runs.height <= most:
+        return states
+    prompts = runs.select("prompt_id").unique(maintain_order=True)
+    lots = prompts.with_columns(pl.Series("lot", np.random.default_rng(SEED).permutation(prompts.height)))
+    chosen = runs.join(lots, on="prompt_id", maintain_order="left").sort("lot", maintain_order=True).head(most)
+    log.info("%d of %d runs are looked at", most, runs.height)
+    return states.join(chosen, on=["network", "run_id"], how="semi", maintain_order="left")
 
 
 def vectors(states: pl.DataFrame) -> np.ndarray:
@@ -223,14 +292,18 @@ def marked(table: pl.DataFrame, poor: pl.DataFrame) -> pl.DataFrame:
     """A table of an analysis with its last column, `degenerate`, from `degenerate_networks`.
 
     A row of two embedders or networks has the reason of the first that is; a row of an embedder alone has one where all
-    its networks are.
+    its networks are, a row of a network alone where one of the embedders says so.
     """
     reasons, table = poor.select(*CELL, "degenerate"), table.drop("degenerate", strict=False)
     embedders, networks = ([c for c in (n, f"{n}_a", f"{n}_b") if c in table.columns] for n in CELL)
+    reason = pl.col("degenerate")
     if not networks:
-        every = pl.when(pl.col("degenerate").is_not_null().all()).then(pl.col("degenerate").first())
-        reasons = reasons.group_by("embedder").agg(every)
-        return table.join(reasons, on="embedder", how="left", maintain_order="left")
+        every = pl.when(reason.is_not_null().all()).then(reason.first())
+        return table.join(reasons.group_by("embedder").agg(every), on="embedder", how="left", maintain_order="left")
+    if not embedders:
+        whole = pl.col("network").str.replace(r" \((fixed|derived) seeds\)$", "")
+        some = reasons.with_columns(whole).sort(CELL).group_by("network").agg(reason.drop_nulls().first())
+        return table.join(some, on="network", how="left", maintain_order="left")
     for i, network in enumerate(networks):
         side = reasons.rename({"degenerate": f"degenerate_{i}"})
         on = [embedders[min(i, len(embedders) - 1)], network]

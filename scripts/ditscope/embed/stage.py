@@ -90,16 +90,16 @@ def state_vectors(
     rows: pl.DataFrame, states: Iterator[tuple[str, str | Image.Image]], embed: "EmbedBatch", batch_size: int, name: str
 ) -> np.ndarray:
     """The vector of each row (rows, dimension) float32, with every distinct state embedded once, in batches."""
-    found: dict[str, np.ndarray] = {}
+    vectors: dict[str, np.ndarray] = {}
     states = iter(tqdm(states, desc=name, unit="state", disable=None))
     while batch := list(islice(states, batch_size)):
         keys, items = zip(*batch, strict=True)
-        found |= zip(keys, embed(list(items)), strict=True)
-    return np.stack([found[key] for key in rows["output_key"]]).astype(np.float32)
+        vectors |= zip(keys, embed(list(items)), strict=True)
+    return np.stack([vectors[key] for key in rows["output_key"]]).astype(np.float32)
 
 
 def walk_vectors(rows: pl.DataFrame, dimension: int) -> np.ndarray:
-    """The random-walk control: each run's walk (see `random_walk`), one state a row in order of sequence number."""
+    """The random-walk control: each run's walk (see `random_walk`), one state per row in order of sequence number."""
     vectors = np.empty((rows.height, dimension), np.float32)
     for (run_id,), part in rows.with_row_index("row").group_by("run_id", maintain_order=True):
         order = part.sort("sequence_number")["row"].to_numpy()

@@ -47,8 +47,8 @@ def check_generate(study: Study) -> None:
         runs = study.quiet().table("prompts", name, "prompts")
         if runs is not None:
             wanted = runs.select("prompt_id", "seed", "prompt").rows()
-            found = table.select("prompt_id", "seed", "prompt").rows()
-            study.same_rows("generate", manifest, found, wanted, "runs of the prompt shard", tar)
+            given = table.select("prompt_id", "seed", "prompt").rows()
+            study.same_rows("generate", manifest, given, wanted, "runs of the prompt shard", tar)
             asked = read_by(study.config.models[model], runs.select(RUN))
             study.agree("generate", manifest, table, asked, tar)
         if timing is not None:
@@ -160,11 +160,11 @@ def count_frames(mp4: bytes) -> int:
 def image_rows(study: Study) -> dict[str, dict[str, dict[str, Any]]]:
     """Rows of each model's images by request hash, of models all of whose manifests can be read."""
     quiet = study.quiet()
-    found: dict[str, list[pl.DataFrame | None]] = {}
+    manifests: dict[str, list[pl.DataFrame | None]] = {}
     for tar in study.targets("generate"):
-        found.setdefault(tar.split("/")[1], []).append(quiet.table("generate", beside(tar)[0], "images"))
+        manifests.setdefault(tar.split("/")[1], []).append(quiet.table("generate", beside(tar)[0], "images"))
     return {
         model: {row["request_hash"]: row for table in tables if table is not None for row in table.to_dicts()}
-        for model, tables in found.items()
+        for model, tables in manifests.items()
         if all(table is not None for table in tables)
     }

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image, ImageOps
 
 from ditscope.core.errors import InputError, parsing
 from ditscope.core.paths import OutputFile
+from ditscope.core.picture_file import pixels
 from ditscope.core.shards import Sample, png_bytes, read_tar, write_tar
 from ditscope.core.tables import read_table, write_table
 from ditscope.generate.stage import beside
@@ -74,8 +74,8 @@ def shard_samples(name: str, shard: Path) -> list[Sample]:
             raise InputError(f"{shard}: made by `{made['json']['model']}`, not `{name}`; give it under its own name")
     if (table := beside(shard, ".parquet")).exists():
         told = dict(read_table(table, "images").select("key", "png_sha256").rows())
-        found = {made["__key__"]: hashlib.sha256(made["png"]).hexdigest() for made in samples}
-        if wrong := sorted({key for key in told.keys() | found.keys() if told.get(key) != found.get(key)}):
+        digests = {made["__key__"]: hashlib.sha256(made["png"]).hexdigest() for made in samples}
+        if wrong := sorted({key for key in told.keys() | digests.keys() if told.get(key) != digests.get(key)}):
             raise InputError(f"{shard}: picture {wrong[0]} is not the one that {table.name} tells of; copy both again")
     return samples
 
@@ -116,6 +116,6 @@ def encoded(name: str, model: Model, pngs: list[bytes]) -> list[np.ndarray]:
     pipe = SimpleNamespace(vae=AutoModel.from_pretrained(str(folder), subfolder="vae", dtype=torch.float32).to(device))
     latents = []
     for png in pngs:
-        pixels = torch.from_numpy(np.asarray(Image.open(BytesIO(png)).convert("RGB")).copy()).to(device)
-        latents.append(family.encode(pipe, pixels.movedim(-1, 0)[None] / 255)[0].cpu().numpy())
+        picture = torch.from_numpy(pixels(png).copy()).to(device)
+        latents.append(family.encode(pipe, picture.movedim(-1, 0)[None] / 255)[0].cpu().numpy())
     return latents

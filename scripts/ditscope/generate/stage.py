@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ditscope.core.counts import check_complete
 from ditscope.core.paths import InputFile, OutputFile, OutputFolder, check_apart
-from ditscope.core.scratch import publish, unfinished
+from ditscope.core.scratch import discard, unfinished
 from ditscope.core.shards import read_tar, write_tar
 from ditscope.core.tables import write_table
 from ditscope.generate.settings import Generate
@@ -68,7 +68,7 @@ def generate(
     write_tar(samples, images)
     write_table(pl.DataFrame([records[run] for run in asked], schema=IMAGES.schema()), manifest, IMAGES)
     write_table(pl.DataFrame(seconds, schema=TIMING.schema()), timing, TIMING)
-    publish(parts)
+    discard(parts)
 
 
 def beside(tar: Path, suffix: str) -> Path:

@@ -6,7 +6,7 @@ IMAGES = Table(
     "images",
     "images/*/shard-*.parquet",
     "run, in the order of the prompts",
-    key=("prompt_id", "seed"),
+    key=("model", "prompt_id", "seed"),
     columns={
         "request_hash": Column(
             "String",
@@ -41,7 +41,8 @@ TIMING = Table(
     "images.timing",
     "images/*/shard-*.timing.parquet",
     "slice of a shard",
-    key=("slice",),
+    key=("model", "slice"),
+    places=("", "shard"),
     columns={
         "model": Column("String", "the model's name in the config"),
         "slice": Column("Int64", "number of the slice, from 0"),

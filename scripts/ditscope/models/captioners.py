@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,17 @@ from PIL import Image
 
 from ditscope.core.errors import InputError
 from ditscope.models.families.common import DTYPES
-from ditscope.models.folders import resolve_source
+from ditscope.models.folders import config_at_hand, resolve_source
 from ditscope.models.loading import default_device
-from ditscope.models.registry import CAPTIONERS, check_captioning, check_source, is_generator, module_of_family
+from ditscope.models.registry import (
+    CAPTIONERS,
+    check_captioning,
+    check_remote_code,
+    check_source,
+    is_generator,
+    module_of_family,
+)
+from ditscope.models.remote_code import allowed_code
 from ditscope.models.settings import Model
 
 log = logging.getLogger(__name__)
@@ -36,23 +45,34 @@ def load_captioner(name: str, entry: Model, device: str | None = None) -> Captio
         raise InputError(f"models.{name}.family: `{entry.family}` is not a captioner; valid: {', '.join(CAPTIONERS)}")
     check_source(name, entry)
     check_captioning(name, entry)
+    check_remote_code(f"models.{name}", entry)
     target = torch.device(device or default_device())
     if module := module_of_family(entry):
-        return Captioner(name, entry, import_module(module).load(name, entry, str(target)), None, target)
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+        answer = import_module(module).load(name, entry, str(target))
+        log.info("loaded %s (%s) on %s", name, entry.family, target)
+        return Captioner(name, entry, answer, None, target)
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    folder = str(resolve_source(name, entry))
+    folder = str(captioner_folder(name, entry))
     options = {"local_files_only": True, "trust_remote_code": entry.allow_remote_code}
-    kind, expected = AutoConfig.from_pretrained(folder, **options).model_type, CAPTIONERS[entry.family].model_type
+    with allowed_code(f"models.{name}", entry):
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=DTYPES[entry.dtype], use_safetensors=True, device_map={"": target}, **options
+        ).eval()
+        processor = AutoProcessor.from_pretrained(folder, **options)
+    log.info("loaded %s (%s, %s) on %s", name, entry.family, entry.dtype, target)
+    return Captioner(name, entry, model, processor, target)
+
+
+def captioner_folder(name: str, entry: Model) -> Path:
+    """The folder of a captioner, checked; InputError where its config is of another family. No code of it is run."""
+    folder = resolve_source(name, entry)
+    kind, expected = config_at_hand(entry, "config.json").get("model_type"), CAPTIONERS[entry.family].model_type
     if kind != expected:
         raise InputError(
             f"{folder}: a model of type `{kind}`, but models.{name}.family is `{entry.family}` (`{expected}`)"
         )
-    model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=DTYPES[entry.dtype], use_safetensors=True, device_map={"": target}, **options
-    ).eval()
-    log.info("loaded %s (%s, %s) on %s", name, entry.family, entry.dtype, target)
-    return Captioner(name, entry, model, AutoProcessor.from_pretrained(folder, **options), target)
+    return folder
 
 
 @torch.no_grad()

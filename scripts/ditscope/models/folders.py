@@ -22,10 +22,10 @@ def config_at_hand(entry: Model, part: str = "transformer/config.json") -> dict[
     """A JSON file of a model's folder, by default its transformer's config; empty where it is not here."""
     file = source_folder(entry) / part
     try:
-        found = json.loads(file.read_text()) if file.is_file() else {}
+        config = json.loads(file.read_text()) if file.is_file() else {}
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not a config of diffusers ({error}); fetch or copy it again") from None
-    return found if isinstance(found, dict) else {}
+        raise InputError(f"{file}: not a config in JSON ({error}); fetch or copy it again") from None
+    return config if isinstance(config, dict) else {}
 
 
 def resolve_source(name: str, entry: Model | Embedder, registry: str = "models") -> Path:
@@ -72,10 +72,13 @@ def download_mark(entry: Model | Embedder) -> Path:
 
 
 def check_revision(where: str, revision: str) -> None:
-    """Refuse a branch or a tag as the revision of a hub id: it moves, and results could not be made again."""
+    """Refuse a branch or a tag as the revision of a hub id: it moves, and results could not be made again.
+
+    `where` names the key. An empty revision is left to whoever wants one.
+    """
     if revision and not COMMIT.fullmatch(revision):
         raise InputError(
-            f"{where}.revision: `{revision}` is no commit, and may move; give the 40 hex digits of one, which the "
+            f"{where}: `{revision}` is no commit, and may move; give the 40 hex digits of one, which the "
             "repository's page on the hub lists under `History`"
         )
 
@@ -124,11 +127,11 @@ def check_pipeline(name: str, entry: Model) -> None:
             f"models.{name}.source: {folder} has no {INDEX}; {what}: save the whole pipeline there with "
             "`from_single_file(...).save_pretrained(FOLDER)` of diffusers, or give its hub id"
         )
-    wanted, found = facts_of(entry.family).pipeline, index.get("_class_name")
-    if found != wanted:
-        fitting = [family for family, facts in FAMILIES.items() if facts.pipeline == found]
+    wanted, pipeline = facts_of(entry.family).pipeline, index.get("_class_name")
+    if pipeline != wanted:
+        fitting = [family for family, facts in FAMILIES.items() if facts.pipeline == pipeline]
         fix = f"set `family: {fitting[0]}`" if fitting else f"families: {', '.join(FAMILIES)}"
-        raise InputError(f"models.{name}.family: {folder} is a {found}, `{entry.family}` a {wanted}; {fix}")
+        raise InputError(f"models.{name}.family: {folder} is a {pipeline}, `{entry.family}` a {wanted}; {fix}")
     check_size(name, entry)
 
 

@@ -93,8 +93,8 @@ def torch_build() -> tuple[str, str]:
     if spec is None or not spec.origin:
         return "", ""
     text = (Path(spec.origin).parent / "version.py").read_text()
-    found = {name: re.search(rf"^{name}\b.*?= '([^']*)'", text, re.M) for name in ("__version__", "cuda", "hip")}
-    version, cuda, hip = (match[1] if match else "" for match in found.values())
+    matches = {name: re.search(rf"^{name}\b.*?= '([^']*)'", text, re.M) for name in ("__version__", "cuda", "hip")}
+    version, cuda, hip = (match[1] if match else "" for match in matches.values())
     return ("", "") if hip else (version, cuda)
 
 
@@ -104,9 +104,9 @@ def filed_under(folder: Path, own: str, backend: str) -> list[str]:
     A model whose back end is another machine's (MLX beside a Mac, torch on one) is not measured again here where that
     machine's results came with the other half of the study.
     """
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    ids = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     native = "mlx" if sys.platform == "darwin" else "torch"
-    return [own] if own in found or not found or backend == native else found
+    return [own] if own in ids or not ids or backend == native else ids
 
 
 def slug(text: str) -> str:
@@ -149,6 +149,19 @@ def nvidia_gpus() -> list[dict[str, str]]:
         return []
     rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if done.returncode == 0 and "," in line]
     return [{"name": name.strip(), "driver": driver.strip()} for name, driver in rows]
+
+
+@cache
+def gpu_memory_mb() -> dict[str, int]:
+    """Megabytes of each NVIDIA GPU, by its index and by its UUID; empty where nvidia-smi is not there."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    rows = [[word.strip() for word in line.split(",")] for line in done.stdout.splitlines() if done.returncode == 0]
+    sizes = [(names, int(size) * 1024**2 // 1_000_000) for *names, size in rows if size.isdigit()]
+    return {name: size for names, size in sizes for name in names}
 
 
 @cache

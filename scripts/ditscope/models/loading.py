@@ -100,12 +100,12 @@ def available(device: str) -> "torch.device":
     import torch
 
     try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
+        torch_device = torch.device(device)
+        torch.empty(1, device=torch_device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise InputError(f"device `{device}`: not on this machine ({reason}); here: {default_device()}") from None
-    return found
+    return torch_device
 
 
 def load_pipeline(name: str, entry: Model, folder: Path, **parts: Any) -> Any:

@@ -1,6 +1,6 @@
 """Quantization schemes of a generator's transformer: a registry that says what becomes of each linear layer.
 
-A scheme is data (`settings.Scheme`); its kind turns it into one config of torchao or MLX a layer, and everything else
+A scheme is data (`settings.Scheme`); its kind turns it into one config of torchao or MLX per layer, and everything else
 (applying it, its nominal size, whether torchao only simulates it) is read off those configs: a plan is no special case.
 """
 
@@ -67,8 +67,8 @@ def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
         need = f"{scheme.kind} needs CUDA compute capability {kind.capability[0]}.{kind.capability[1]}"
         if not device.startswith("cuda"):
             return f"{need}; this device is `{device}`"
-        if (found := torch.cuda.get_device_capability(device)) < kind.capability:
-            return f"{need}; this GPU has {found[0]}.{found[1]}"
+        if (capability := torch.cuda.get_device_capability(device)) < kind.capability:
+            return f"{need}; this GPU has {capability[0]}.{capability[1]}"
     if "fp8" in scheme.kind and device.startswith("mps"):
         return f"{scheme.kind} needs float8, which MPS has not"
     if kind.operator and not has_kernel(kind.operator):
@@ -81,8 +81,8 @@ def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
 
 def has_kernel(operator: str) -> bool:
     """Whether an operator has a CUDA kernel: of a library that cannot be loaded torchao only warns."""
-    found: bool = torch._C._dispatch_has_kernel_for_dispatch_key(operator, "CUDA")
-    return found
+    known: bool = torch._C._dispatch_has_kernel_for_dispatch_key(operator, "CUDA")
+    return known
 
 
 def layer_configs(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> dict[str, LayerConfig]:
@@ -122,16 +122,16 @@ def coverage(
     if plan:
         loaded = load_plan(plan, transformer)
         on_mlx = runs_on_mlx(transformer)
-        found: dict[str, LayerConfig] = (
+        configs: dict[str, LayerConfig] = (
             {**to_mlx(loaded, transformer)} if on_mlx else {**to_fqn_config(loaded, transformer).fqn_to_config}
         )
     else:
         config = kind_of(scheme).config(scheme)
-        found = {} if config is None else dict.fromkeys(linear, config)
+        configs = {} if config is None else dict.fromkeys(linear, config)
     left = {name: reason for name, module in linear.items() if (reason := left_why(transformer, name, module, scheme))}
     if scheme.kind == "plan":
-        left |= {name: NOT_PLANNED for name in linear if name not in found and name not in left}
-    return {name: config for name, config in found.items() if name not in left}, left
+        left |= {name: NOT_PLANNED for name in linear if name not in configs and name not in left}
+    return {name: config for name, config in configs.items() if name not in left}, left
 
 
 def check_plan(scheme: Scheme, plan: Path | None) -> None:

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from ditscope.core.errors import InputError
 from ditscope.core.plugins import load_plugin
-from ditscope.models.settings import Model
+from ditscope.models.settings import REMOTE_EMBEDDERS, Embedder, Model
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,19 @@ class CaptionerFamily:
 
     model_type: str  # in the config of its folders; empty: it has no weights
     module: str = ""  # has `load`, as one of the user's own; empty: a class of transformers, by `models.captioners`
-    prompt: bool = False  # it can go on from a text (`caption_prompt`)
+    prompt: bool = False  # it reads a text beside the image (`caption_prompt`)
     top_p: bool = True  # it can draw from the most probable tokens alone
+    beams: bool = True  # it can search by beams
+    remote_code: bool = False  # its class is code of its hub repository
 
 
 CAPTIONERS = {
     "blip": CaptionerFamily("blip", prompt=True),
     "blip2": CaptionerFamily("blip-2", prompt=True),
     "florence2": CaptionerFamily("florence2"),
-    "dummy-captioner": CaptionerFamily("", "ditscope.models.dummy_captioner", top_p=False),
+    "qwen3-vl": CaptionerFamily("qwen3_vl", "ditscope.models.qwen3_vl", prompt=True),
+    "moondream": CaptionerFamily("moondream1", "ditscope.models.moondream", prompt=True, beams=False, remote_code=True),
+    "dummy-captioner": CaptionerFamily("", "ditscope.models.dummy_captioner", top_p=False, beams=False),
 }
 
 
@@ -147,17 +151,35 @@ def check_source(name: str, entry: Model) -> None:
 def check_captioning(name: str, entry: Model) -> None:
     """Refuse settings of captions that a model does not read, and beams of which tokens are drawn."""
     given = {"temperature": entry.temperature > 0, "top_p": entry.top_p < 1, "caption_prompt": entry.caption_prompt}
+    given |= {"num_beams": entry.num_beams > 1}
+    facts = CAPTIONERS.get(entry.family)  # what one of the user's own reads it knows itself
+    reads = {"caption_prompt": facts.prompt, "top_p": facts.top_p, "num_beams": facts.beams} if facts else {}
     for setting in (setting for setting, value in given.items() if value):
         where = f"models.{name}.{setting}"
         if is_generator(entry):
             raise InputError(f"{where}: `{entry.family}` makes images; only captioners read it")
-        facts = CAPTIONERS.get(entry.family)  # what one of the user's own reads it knows itself
-        if facts and ((setting == "caption_prompt" and not facts.prompt) or (setting == "top_p" and not facts.top_p)):
+        if not reads.get(setting, True):
             raise InputError(f"{where}: `{entry.family}` does not read it; leave it out")
         if setting == "top_p" and not entry.temperature:
             raise InputError(f"{where}: nothing is drawn at temperature 0; set `temperature`, or leave `top_p` out")
         if setting == "temperature" and entry.num_beams > 1:
             raise InputError(f"{where}: beams are not drawn; set `num_beams: 1`, or leave `temperature` out")
+
+
+def runs_remote_code(entry: Model | Embedder) -> bool:
+    """Whether the entry's family is known by code of its hub repository alone."""
+    if isinstance(entry, Embedder):
+        return entry.family in REMOTE_EMBEDDERS
+    return entry.family in CAPTIONERS and CAPTIONERS[entry.family].remote_code
+
+
+def check_remote_code(where: str, entry: Model | Embedder) -> None:
+    """Refuse to use a model that is remote code where its entry does not allow that."""
+    if runs_remote_code(entry) and not entry.allow_remote_code:
+        raise InputError(
+            f"{where}: `{entry.family}` runs code of {entry.source}; read it, and set `allow_remote_code: true` in an "
+            "overlay to allow it"
+        )
 
 
 def family_of(name: str, entry: Model) -> ModuleType:

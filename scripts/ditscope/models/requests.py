@@ -22,12 +22,12 @@ def runs_by_picture(name: str, model: Model, runs: list[dict]) -> list[list[dict
 
 def with_runs(samples: list[dict], groups: list[list[dict]]) -> list[dict]:
     """Samples whose json lists, as `runs`, every run of the group that each was made for; a picture comes once."""
-    found: dict[str, dict] = {}
+    pictures: dict[str, dict] = {}
     for made, group in zip(samples, groups, strict=True):
         runs = [{key: run[key] for key in RUN} for run in group]
-        first = found.setdefault(made["__key__"], made | {"json": made["json"] | {"runs": []}})
+        first = pictures.setdefault(made["__key__"], made | {"json": made["json"] | {"runs": []}})
         first["json"]["runs"] += runs
-    return list(found.values())
+    return list(pictures.values())
 
 
 def generate_slice(model: Generator, rows: list[dict], scheme: str = BASE, scheme_key: str = BASE) -> list[dict]:

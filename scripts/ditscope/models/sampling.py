@@ -108,11 +108,11 @@ def predict(model: Generator, x: Tensor, sigma: Tensor, cond: Conditioning, guid
 
     It is what the pipeline computes in a step from these latents and this conditioning. Gradients reach `x`.
     """
-    pipe, scheduler, found = model.pipe, model.pipe.scheduler, []
+    pipe, scheduler, predictions = model.pipe, model.pipe.scheduler, []
 
     @functools.wraps(scheduler.step)
     def step(prediction: Tensor, timestep: Any, latents: Tensor, *args: Any, **options: Any) -> tuple[Tensor]:
-        found.append(prediction)
+        predictions.append(prediction)
         return (latents,)
 
     @functools.wraps(scheduler.set_timesteps)
@@ -134,7 +134,7 @@ def predict(model: Generator, x: Tensor, sigma: Tensor, cond: Conditioning, guid
     arguments = accepted(pipe, wanted | guided(guidance)) | model.entry.call
     with patched(scheduler, step=step, set_timesteps=set_timesteps):
         call(pipe)(pipe, **arguments, output_type="latent", return_dict=False)
-    return unpacked(model, found[0], arguments["height"], arguments["width"])
+    return unpacked(model, predictions[0], arguments["height"], arguments["width"])
 
 
 def pictures(model: Generator, latents: Tensor) -> Tensor:

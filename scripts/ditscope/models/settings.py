@@ -6,6 +6,8 @@ from typing import Any
 from ditscope.core.settings import setting
 
 BACKENDS = ("torch", "mlx")
+# The last two compile the whole transformer in a mode of torch.compile: CUDA graphs; these and the fastest kernels.
+COMPILE_STATES = ("eager", "regional", "full", "reduce-overhead", "max-autotune")
 
 
 # Kinds of quantization schemes, each with the module that does it.
@@ -32,8 +34,8 @@ class Model:
     """A generator (text to image) or a captioner (image to text): its weights and how it is run."""
 
     family: str = setting(
-        help="flux, sd3, sdxl, wan or dummy (generators); blip, blip2, florence2 or dummy-captioner (captioners); or a "
-        "module of your own"
+        help="flux, sd3, sdxl, wan or dummy (generators); blip, blip2, florence2, qwen3-vl, moondream or "
+        "dummy-captioner (captioners); or a module of your own"
     )
     source: str = setting("", "A diffusers / transformers folder, or a hub id; empty for a dummy alone", path=True)
     revision: str = setting("", "Commit of a hub id; required for one, so that results stay reproducible")
@@ -59,12 +61,19 @@ class Model:
     max_new_tokens: int = setting(50, "Captioner: longest caption in tokens", positive=True)
     num_beams: int = setting(1, "Captioner: beams", positive=True)
     caption_task: str = setting("<CAPTION>", "florence2: its task, as <DETAILED_CAPTION>")
-    caption_prompt: str = setting("", "blip, blip2: the text that the caption goes on from; no part of the caption")
+    caption_prompt: str = setting(
+        "",
+        "blip, blip2: the text that the caption goes on from, no part of the caption; qwen3-vl, moondream: what is "
+        "asked of them in place of a short caption",
+    )
     temperature: float = setting(0.0, "Captioner: tokens are drawn at this temperature; 0: greedy or beam search")
     top_p: float = setting(
         1.0, "Captioner, temperature > 0: draw from the fewest tokens of this probability", positive=True, most=1
     )
     allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
+    code_revisions: dict[str, str] = setting(
+        {}, "allow_remote_code: further hub repositories that its code reads, each with its commit"
+    )
     memory_mb: int = setting(
         0, "Host memory that its weights take, in MB, which its jobs ask for; 0: as its files, once they are there"
     )
@@ -96,9 +105,11 @@ EMBEDDER_FAMILIES = {
     "clip": "ditscope.models.embedders.towers",
     "siglip": "ditscope.models.embedders.towers",
     "dinov2": "ditscope.models.embedders.towers",
+    "jina-clip": "ditscope.models.embedders.jina_clip",
     "random-walk": "ditscope.models.embedders.random_walk",
     "vectors": "ditscope.models.embedders.vectors",
 }
+REMOTE_EMBEDDERS = ("jina-clip",)  # families that are known by code of their hub repository alone
 
 
 @dataclass(frozen=True)
@@ -106,8 +117,8 @@ class Embedder:
     """A model that maps a text or an image of a trajectory to a vector."""
 
     family: str = setting(
-        help="sentence-transformers, minilm, clip, siglip, dinov2, random-walk (the control), vectors (a table of your "
-        "own), or a module of your own"
+        help="sentence-transformers, minilm, clip, siglip, dinov2, jina-clip, random-walk (the control), vectors (a "
+        "table of your own), or a module of your own"
     )
     source: str = setting("", "Folder, hub id, or empty where the package carries its weights", path=True)
     revision: str = setting("", "Commit of a hub id")
@@ -115,6 +126,9 @@ class Embedder:
     prompt: str = setting("", "sentence-transformers: text put before each item, as `clustering: ` for nomic")
     dimension: int = setting(64, "random-walk only: dimension of the walk", positive=True)
     allow_remote_code: bool = setting(False, "Let the hub repository run its own code (pin `revision`)")
+    code_revisions: dict[str, str] = setting(
+        {}, "allow_remote_code: further hub repositories that its code reads, each with its commit"
+    )
     memory_mb: int = setting(
         0, "Host memory that its weights take, in MB, which its jobs ask for; 0: as its files, once they are there"
     )

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from ditscope.core.study import Study, alike
-from ditscope.sensitivity.check import part_files, sensitivity_quietly
+from ditscope.sensitivity.check import parts_of, sensitivity_quietly
 
 
 def check_plan(study: Study) -> None:
@@ -50,7 +50,7 @@ def check_solution(study: Study, file: str, plan: dict[str, Any], rows: pl.DataF
         from ditscope.plan import stage
 
         with tempfile.TemporaryDirectory() as folder:
-            tables = [study.results / part for part in part_files(study, "layers") if part.split("/")[1] == model]
+            tables = [study.results / part for part in parts_of(study, "layers") if part.split("/")[1] == model]
             out = Path(folder) / "plan.json"
             stage.plan(model, tables, out, study.config.plan.budgets[budget], settings, budget)
             return json.loads(out.read_text())

@@ -1,16 +1,15 @@
 """Figures of the stage `plan`."""
 
-import json
-
 import polars as pl
 from matplotlib.figure import Figure as Canvas
 
+from ditscope.models.bit_plan import load_plan
 from ditscope.style import COLOURS, Files
 
 
 def bit_plan(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Bits of each layer under each plan (left), and predicted error against size (right)."""
-    plans = [json.loads(path.read_text()) for path in files["plan"]]
+    plans = [load_plan(path) for path in files["plan"]]
     figure = Canvas(figsize=(7, 2.4 * len(plans)))
     axes = figure.subplots(len(plans), 2, squeeze=False, gridspec_kw={"width_ratios": [3, 2]})
     records = []
@@ -35,3 +34,14 @@ def bit_plan(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for layer, width in plan["layers"].items():
             records.append({"model": plan["model"], "budget": plan["budget"], "layer": layer, "bits": width})
     return figure, pl.DataFrame(records)
+
+
+def paper_table(files: Files) -> pl.DataFrame:
+    """Each bit plan beside uniform bits that fit the same budget."""
+    rows = []
+    for path in files["plan"]:
+        plan = load_plan(path)
+        uniform = plan["uniform"] or {"bits": None, "predicted": None}
+        kept = {key: plan[key] for key in ("model", "budget", "mean_bits", "nominal_bytes", "predicted")}
+        rows.append(kept | {"uniform_bits": uniform["bits"], "uniform_predicted": uniform["predicted"]})
+    return pl.DataFrame(rows).sort("model", "budget")

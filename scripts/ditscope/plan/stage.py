@@ -7,6 +7,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class Choices:
         return int(np.where(self.permitted(), self.bytes, np.iinfo(np.int64).max).min(axis=1).sum())
 
     def totals(self, chosen: np.ndarray) -> dict[str, Any]:
-        """Size and predicted error of one column index a layer."""
+        """Size and predicted error of one column index per layer."""
         rows = np.arange(len(self.layers))
         size = int(self.bytes[rows, chosen].sum())
         return {
@@ -75,21 +76,7 @@ def plan(
     Sizes are those of the back end (`ditscope.models.packed`). Raises InputError where the budget is below the smallest
     size.
     """
-    table = concat_tables(sensitivity, SENSITIVITY.name, SENSITIVITY.key)
-    table = table.sort("depth", "layer", "bits", "bucket", "metric")
-    table = table.filter((pl.col("model") == model) & (pl.col("module") == "linear"))
-    if table.is_empty():
-        raise InputError(
-            f"{', '.join(map(str, sensitivity))}: no rows of model `{model}`; add it to `sensitivity.models`"
-        )
-    for constant in ("backend", "quantizer", "group_size"):
-        if len(values := table[constant].unique().sort()) > 1:
-            rest = " and ".join(map(str, values))
-            raise InputError(f"{', '.join(map(str, sensitivity))}: measured with {constant} {rest}; give tables of one")
-    known = {kind for kind in settings.floors if kind in LAYER_KINDS}
-    if none := sorted(known - set(table["kind"])):
-        kinds = ", ".join(sorted(set(table["kind"])))
-        raise InputError(f"plan.floors: `{model}` has no linear layer of kind `{none[0]}`; it has {kinds}")
+    table = rows_of_model(sensitivity, model, settings)
     storable = can_be_stored(table)
     choices = choices_of(storable, settings)
     left_out = table.join(storable, on="layer", how="anti")["layer"].unique(maintain_order=True).to_list()
@@ -117,12 +104,40 @@ def plan(
         "frontier": frontier(choices),
     }
     write_text(out, json.dumps(document, indent=1) + "\n")
+    log.info("%s: %s", out, in_short(document))
+
+
+def rows_of_model(sensitivity: list[Path], model: str, settings: Plan) -> pl.DataFrame:
+    """The rows of tables `sensitivity` about the linear layers of a model, in one order.
+
+    Raises InputError where there are none, where they were not all measured alike, or for floors of kinds not there.
+    """
+    table = concat_tables(sensitivity, SENSITIVITY.name, SENSITIVITY.key)
+    table = table.sort("depth", "layer", "bits", "bucket", "metric")
+    table = table.filter((pl.col("model") == model) & (pl.col("module") == "linear"))
+    if table.is_empty():
+        raise InputError(
+            f"{', '.join(map(str, sensitivity))}: no rows of model `{model}`; add it to `sensitivity.models`"
+        )
+    for constant in ("backend", "quantizer", "group_size"):
+        if len(values := table[constant].unique().sort()) > 1:
+            rest = " and ".join(map(str, values))
+            raise InputError(f"{', '.join(map(str, sensitivity))}: measured with {constant} {rest}; give tables of one")
+    known = {kind for kind in settings.floors if kind in LAYER_KINDS}
+    if none := sorted(known - set(table["kind"])):
+        kinds = ", ".join(sorted(set(table["kind"])))
+        raise InputError(f"plan.floors: `{model}` has no linear layer of kind `{none[0]}`; it has {kinds}")
+    return table
+
+
+def in_short(document: dict[str, Any]) -> str:
+    """A plan in one line: its size and what it is predicted to cost, beside random and uniform plans."""
     size = f"{document['nominal_bytes']:,} bytes, {document['mean_bits']:.3f} mean bits"
     others = {"best of random plans": document["random"]["best"]}
     if document["uniform"]:
         others[f"uniform {document['uniform']['bits']} bit"] = document["uniform"]["predicted"]
     rest = ", ".join(f"{name} {error:.3g}" for name, error in others.items())
-    log.info("%s: %s; predicted %s %.3g (%s)", out, size, document["metric"], document["predicted"], rest)
+    return f"{size}; predicted {document['metric']} {document['predicted']:.3g} ({rest})"
 
 
 def can_be_stored(table: pl.DataFrame) -> pl.DataFrame:
@@ -130,8 +145,8 @@ def can_be_stored(table: pl.DataFrame) -> pl.DataFrame:
 
     Raises InputError where there are none: a plan of them would quantize nothing.
     """
-    found = table.drop_nulls("packed_bytes")
-    if found.is_empty():
+    storable = table.drop_nulls("packed_bytes")
+    if storable.is_empty():
         row = table.row(0, named=True)
         bits = sorted(table["bits"].unique())
         can = f"bits of {MLX_BITS} in groups of {MLX_GROUPS}" if row["backend"] == "mlx" else "1 to 8 bits"
@@ -139,7 +154,7 @@ def can_be_stored(table: pl.DataFrame) -> pl.DataFrame:
             f"sensitivity.bits {bits}, sensitivity.group_size {row['group_size']}: no layer of `{row['model']}` can be "
             f"stored so; {row['backend']} packs {can}, of rows that the group size divides"
         )
-    return found
+    return storable
 
 
 def chosen_metric(table: pl.DataFrame, metric: str) -> str:

@@ -18,8 +18,8 @@ def check_prompts(study: Study) -> None:
             number = int(file.removesuffix(".parquet").rpartition("-")[2])
             wanted = shards[number] if number < len(shards) else []
             rows = [(r["prompt_id"], r["seed"], r["prompt"], r["negative_prompt"]) for r in wanted]
-            found = table.select("prompt_id", "seed", "prompt", "negative_prompt").rows()
-            study.same_rows("prompts", file, found, rows, "runs of the CSV")
+            given = table.select("prompt_id", "seed", "prompt", "negative_prompt").rows()
+            study.same_rows("prompts", file, given, rows, "runs of the CSV")
             study.agree("prompts", file, table, pl.DataFrame(wanted, infer_schema_length=None))
     whole = prompt_tables(study)
     if len(whole) < len(study.asked("prompts")) or not whole:

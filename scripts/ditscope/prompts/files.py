@@ -228,6 +228,11 @@ def first_runs(settings: Prompts, experiment: str, count: int) -> dict:
     return {"start": 0, "count": len(runs), "digest": digest(runs)}
 
 
+def slice_name(part: dict) -> str:
+    """The name of a part of the runs, as `first_runs` describes it, in file names: where it starts and how many."""
+    return f"{part['start']}-{part['count']}"
+
+
 def least(*limits: int) -> int:
     """The tightest of some limits of which 0 is none."""
     return min((limit for limit in limits if limit), default=0)

@@ -3,11 +3,17 @@
 import csv
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from ditscope.core.errors import InputError
+from ditscope.core.schema import Table, table_named
 from ditscope.core.study import ROUNDED, Study, alike_text, check_picture
-from ditscope.publish.catalog import files_by_name, table_files
+from ditscope.publish.catalog import files_by_name, in_catalog, key_of, rows_query, table_files, views_of
+from ditscope.publish.views import View
+
+if TYPE_CHECKING:
+    import duckdb
 
 
 def check_publish(study: Study) -> None:
@@ -43,8 +49,8 @@ def check_paper_table(study: Study, file: str) -> None:
 
     name = Path(file).name
     wanted = study.once("paper tables", again)
-    found = (study.results / file).read_text(encoding="utf-8")
-    if name in wanted and not alike_text(found, wanted[name], 1e-6 if file.endswith(".csv") else ROUNDED):
+    text = (study.results / file).read_text(encoding="utf-8")
+    if name in wanted and not alike_text(text, wanted[name], 1e-6 if file.endswith(".csv") else ROUNDED):
         raise InputError(f"is not what the stage `{PAPER_TABLES[Path(file).stem]}` left")
 
 
@@ -97,28 +103,56 @@ READABLE = {
 
 
 def check_catalog(study: Study, path: Path) -> None:
-    """The DuckDB file has every table of the study with all its rows, value by value."""
+    """The DuckDB file has every table of the study with its key and all its rows, value by value, and its views."""
     import duckdb
 
     planned = table_files({stage: study.asked(stage) for stage in study.plan["targets"]})
     files = files_by_name(study.results / file for file in planned if (study.results / file).exists())
+    tables = {in_catalog(name): table_named(name) for name in files}
     try:
         with duckdb.connect(str(path), read_only=True) as database:
-            names = {name for (name,) in database.execute("SHOW TABLES").fetchall()}
-            for name, paths in files.items():
+            names = {name for (name,) in database.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+            for name, table in tables.items():
+                paths = files[table.name]
                 if name not in names:
                     raise InputError(f"table {name} has 0 rows of those in {paths[0]}")
-                given = "SELECT * FROM read_parquet($paths, union_by_name = true)"
-                counts = [
-                    database.execute(f"SELECT count(*) FROM ({query})", values).fetchone()[0]  # type: ignore[index]
-                    for query, values in ((f'SELECT * FROM "{name}"', {}), (given, {"paths": paths}))
-                ]
-                if counts[0] != counts[1]:
-                    raise InputError(f"table {name} has {counts[0]} rows of {counts[1]}")
-                other = f'SELECT count(*) FROM ({given} EXCEPT ALL SELECT * FROM "{name}")'
-                if count := database.execute(other, {"paths": paths}).fetchone()[0]:  # type: ignore[index]
-                    raise InputError(f"table {name} differs in {count} rows of {counts[1]} from the study's files")
-            if unknown := names - files.keys():
+                check_rows_of(database, table, paths)
+            if unknown := names - tables.keys():
                 raise InputError(f"table {unknown.pop()} is none of the study")
+            check_views(database, list(views_of(tables)))
     except duckdb.Error as error:
         raise InputError(f"not a readable DuckDB file ({error})") from None
+
+
+def check_rows_of(database: "duckdb.DuckDBPyConnection", table: Table, paths: list[str]) -> None:
+    """A table of the catalog has its primary key and the rows of its files."""
+    name, given, values = in_catalog(table.name), rows_query(table), {"paths": paths}
+    counts = [
+        database.execute(f"SELECT count(*) FROM ({query})", at).fetchone()[0]  # type: ignore[index]
+        for query, at in ((f'SELECT * FROM "{name}"', {}), (given, values))
+    ]
+    if counts[0] != counts[1]:
+        raise InputError(f"table {name} has {counts[0]} rows of {counts[1]}")
+    other = f'SELECT count(*) FROM ({given} EXCEPT ALL SELECT * FROM "{name}")'
+    if count := database.execute(other, values).fetchone()[0]:  # type: ignore[index]
+        raise InputError(f"table {name} differs in {count} rows of {counts[1]} from the study's files")
+    keys = database.execute(
+        "SELECT constraint_column_names FROM duckdb_constraints() WHERE table_name = $name AND "
+        "constraint_type = 'PRIMARY KEY'",
+        {"name": name},
+    ).fetchall()
+    if keys != [(list(key_of(table)),)]:
+        raise InputError(f"table {name} has not the primary key ({', '.join(key_of(table))})")
+
+
+def check_views(database: "duckdb.DuckDBPyConnection", wanted: list[View]) -> None:
+    """The catalog has the views whose tables are there, and each gives what its query gives."""
+    there = "SELECT view_name FROM duckdb_views() WHERE NOT internal"
+    views = {name for (name,) in database.execute(there).fetchall()}
+    if unlike := views ^ {view.name for view in wanted}:
+        name = sorted(unlike)[0]
+        raise InputError(f"view {name} is {'none of the catalog' if name in views else 'missing'}")
+    for view in wanted:
+        for a, b in ((view.query, f'SELECT * FROM "{view.name}"'), (f'SELECT * FROM "{view.name}"', view.query)):
+            if database.execute(f"SELECT count(*) FROM (({a}) EXCEPT ALL ({b}))").fetchone() != (0,):
+                raise InputError(f"view {view.name} does not give what its tables do")

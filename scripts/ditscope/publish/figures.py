@@ -1,12 +1,13 @@
 """Figures and tables of the paper and the report: which there are, what they need, where they stand in the report.
 
 Adding a figure: a line here, a function of its name in `figures.py` of its first stage, a caption report/<name>.rst.
+A table of the paper is what `paper_table` of its stage's `figures.py` gives.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-PAPER_TABLES = {  # the stage that each table of `ditscope.publish.paper_tables` sums up
+PAPER_TABLES = {  # the stage that each one sums up
     "sensitivity-ranking": "sensitivity",
     "bit-plans": "plan",
     "benchmark": "benchmark",
@@ -63,6 +64,9 @@ FIGURES = {
         Figure("drift-jumps", ("drift",), "Trajectories"),
         Figure("drift-memory", ("drift",), "Trajectories"),
         Figure("drift-divergence", ("drift",), "Trajectories"),
+        Figure("attribute-survival", ("drift",), "Trajectories"),
+        Figure("quantized-survival", ("drift",), "Trajectories"),
+        Figure("quantized-difference", ("drift",), "Trajectories"),
         Figure("cluster-map", ("cluster",), "Trajectories"),
         Figure("cluster-transitions", ("cluster",), "Trajectories"),
         Figure("run-lengths", ("cluster",), "Trajectories"),

@@ -58,8 +58,8 @@ def check_training(study: Study, folder: str, table: pl.DataFrame | None) -> Non
     wanted = {"latent_mae": settings.mae_steps, "refiner": settings.steps}
     steps = [(network, step) for network, count in wanted.items() for step in range(1, count + 1)]
     if table is not None:
-        found = table.group_by("network").agg(pl.col("step").n_unique().alias("steps")).sort("network").rows()
-        study.same_rows("refine", file, found, sorted(wanted.items()), "networks with all their steps")
+        trained = table.group_by("network").agg(pl.col("step").n_unique().alias("steps")).sort("network").rows()
+        study.same_rows("refine", file, trained, sorted(wanted.items()), "networks with all their steps")
         for (network,), part in table.partition_by("network", as_dict=True).items():
             metrics = part["metric"].unique(maintain_order=True).to_list()
             rows = [(step, metric) for step in range(1, wanted.get(network, 0) + 1) for metric in metrics]
@@ -84,8 +84,8 @@ def check_refined(study: Study, folder: str, model: str, tables: dict[str, pl.Da
         study.agree("refine", file, tsne, wanted.select("key", "prompt_id", "code"))
     if study.findings and any(f.file == f"{folder}/assignments.parquet" for f in study.findings):
         return  # the rest would only repeat it
-    found = study.once(f"measured {folder}", lambda: measured(study, folder, model, wanted))
-    for stem, gives in (("diagnostics", found.diagnostics), ("neighbours", found.neighbours)):
+    again = study.once(f"measured {folder}", lambda: measured(study, folder, model, wanted))
+    for stem, gives in (("diagnostics", again.diagnostics), ("neighbours", again.neighbours)):
         if (table := tables.get(stem)) is not None:
             study.agree("refine", f"{folder}/{stem}.parquet", table, gives, "", TRAINED, 1e-4)
 
@@ -101,8 +101,8 @@ def assigned(study: Study, folder: str, model: str) -> pl.DataFrame:
     from ditscope.refine.latents import read_latents
 
     latents = read_latents(shard_paths(study, model), study.config.refine.patch)
-    book = load_codebook(study.results / folder / "codebook.safetensors")
-    codes, distances = assign(book, embed_set(book, latents, study.config.refine))
+    codebook = load_codebook(study.results / folder / "codebook.safetensors")
+    codes, distances = assign(codebook, embed_set(codebook, latents, study.config.refine))
     columns = {name: [r[name] for r in latents.records] for name in ("key", "prompt_id", "prompt", "seed")}
     return pl.DataFrame(columns | {"code": codes, "distance": distances})
 
@@ -128,10 +128,10 @@ def check_record(study: Study, file: str, model: str, tables: dict[str, pl.DataF
         study.same("refine", file, record["header"], {"model": model, "seed": study.config.refine.seed})
         wanted = {key: value for key, value in plain(study.config.refine).items() if key in record["settings"]}
         study.same("refine", file, record["settings"], wanted)
-        found = {name: table for name, table in tables.items() if table is not None}
-        if not {"diagnostics", "training"} <= found.keys():
+        whole = {name: table for name, table in tables.items() if table is not None}
+        if not {"diagnostics", "training"} <= whole.keys():
             return
-        gives = recorded(study, folder, model, found)
+        gives = recorded(study, folder, model, whole)
         for key, value in gives.items():
             told = record[key] if key != "header" else record[key] | {"ditscope": value["ditscope"]}
             if not alike(told, value):

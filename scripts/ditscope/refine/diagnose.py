@@ -68,17 +68,17 @@ def diagnose(
     source = resolve_source(name, model)
     latents = read_latents(images, settings.patch)
     codes = read_codes(assignments, latents)
-    found = measure(latents, codes, codebook, latent_mae, refiner, settings)
-    write_table(found.diagnostics, diagnostics, DIAGNOSTICS)
-    write_table(found.neighbours, neighbours, NEIGHBOURS)
-    points = metrics.tsne(found.pooled, settings.seed)
+    measured = measure(latents, codes, codebook, latent_mae, refiner, settings)
+    write_table(measured.diagnostics, diagnostics, DIAGNOSTICS)
+    write_table(measured.neighbours, neighbours, NEIGHBOURS)
+    points = metrics.tsne(measured.pooled, settings.seed)
     who = pl.DataFrame({column: [r[column] for r in latents.records] for column in ("key", "prompt_id")})
     write_table(who.with_columns(code=codes, x=points[:, 0], y=points[:, 1]), tsne, TSNE)
 
-    rows, device = found.diagnostics.rows(), torch.device(default_device())
+    rows, device = measured.diagnostics.rows(), torch.device(default_device())
     summary = experiment_record(name, images, latents, settings, rows, read_table(training, "refine.training"))
     write_text(record, json.dumps(summary, indent=2, sort_keys=True) + "\n")
-    draw_grid(decode_pictures(found.pictures, latents, source, name, model, device), samples)
+    draw_grid(decode_pictures(measured.pictures, latents, source, name, model, device), samples)
     draw_exemplars(images, read_table(assignments, "refine.assignments"), exemplars)
     log.info("refine: %s, decision %s", name, summary["results"]["decision"])
 
@@ -124,8 +124,8 @@ def measure(
     rows += [(f"code {code}", "samples", float(count)) for code, count in enumerate(counts)]
     errors, pictures = evaluate_levels(data, network, settings, device)
     rows += errors + kernel_rows(data, encoder, network, settings, device)
-    found = pl.DataFrame(rows, schema=DIAGNOSTICS.schema(), orient="row")
-    return Measured(found, table, pooled, pictures)
+    diagnostics = pl.DataFrame(rows, schema=DIAGNOSTICS.schema(), orient="row")
+    return Measured(diagnostics, table, pooled, pictures)
 
 
 def as_rows(group: str, values: dict[str, Any]) -> list[Row]:
@@ -218,10 +218,10 @@ def draw_exemplars(images: list[Path], assignments: pl.DataFrame, path: Path) ->
     """Draw the images nearest to the centroid of each pseudo-class, nearest first."""
     nearest = assignments.sort("code", "distance", "key").group_by("code", maintain_order=True).head(EXEMPLARS)
     wanted = set(nearest["key"])
-    found = {s["__key__"]: s["png"] for path in images for s in read_tar(path) if s["__key__"] in wanted}
+    pictures = {s["__key__"]: s["png"] for path in images for s in read_tar(path) if s["__key__"] in wanted}
     rows = []
     for (code,), group in nearest.group_by("code", maintain_order=True):
         total = int((assignments["code"] == code).sum())
-        samples = [pixels(found[key]) for key in group["key"]]
+        samples = [pixels(pictures[key]) for key in group["key"]]
         rows.append((f"class {code}\n{total} samples", samples))
     draw_grid(rows, path)

@@ -70,19 +70,19 @@ def neighbour_table(
     """
     samples, k = rows.shape
     keyframes = keyframes - keyframes.mean(0)
-    query, found = np.repeat(np.arange(samples), k), rows.ravel()
+    query, nearest = np.repeat(np.arange(samples), k), rows.ravel()
     names = np.array(keys)
     return pl.DataFrame(
         {
             "key": names[query],
             "rank": np.tile(np.arange(1, k + 1), samples),
-            "neighbour_key": names[found],
+            "neighbour_key": names[nearest],
             "distance": distances.ravel(),
             "code": codes[query],
-            "neighbour_code": codes[found],
-            "same_code": codes[query] == codes[found],
-            "text_cosine": paired_cosine(text[query], text[found]),
-            "keyframe_cosine": paired_cosine(keyframes[query], keyframes[found]),
+            "neighbour_code": codes[nearest],
+            "same_code": codes[query] == codes[nearest],
+            "text_cosine": paired_cosine(text[query], text[nearest]),
+            "keyframe_cosine": paired_cosine(keyframes[query], keyframes[nearest]),
         }
     )
 

@@ -18,8 +18,8 @@ def refiner_training(files: Files) -> tuple[Canvas, pl.DataFrame]:
     table = pl.concat(tables)
     figure, axes = grid(3, len(paths), width=3.4 * max(len(paths), 2), height=6.0)
     for column, path in enumerate(paths):
-        mine = table.filter(model=path.parent.name)
-        fields = mine.filter(pl.col("metric").str.starts_with("field_strength"))["metric"].unique(maintain_order=True)
+        curves = table.filter(model=path.parent.name)
+        fields = curves.filter(pl.col("metric").str.starts_with("field_strength"))["metric"].unique(maintain_order=True)
         rows = [
             ("latent_mae", "loss", {"loss": ""}),
             ("refiner", "mean squared error", {"mse_corrupted": "corrupted", "mse_refined": "refined"}),
@@ -31,7 +31,7 @@ def refiner_training(files: Files) -> tuple[Canvas, pl.DataFrame]:
         ]
         for axis, (network, label, metrics) in zip(axes[:, column], rows, strict=True):
             for metric, name in metrics.items():
-                curve = mine.filter(network=network, metric=metric).sort("step")
+                curve = curves.filter(network=network, metric=metric).sort("step")
                 axis.plot(curve["step"], curve["value"], linewidth=1, label=name)
             if len(metrics) > 1:
                 axis.legend()
@@ -53,9 +53,9 @@ def refiner_diagnostics(files: Files) -> tuple[Canvas, pl.DataFrame]:
     figure, axes = grid(1, len(paths), width=3.4 * max(len(paths), 2), height=2.4)
     for axis, path in zip(axes[0], paths, strict=True):
         for colour, metric in zip(COLOURS, ("mse_corrupted", "mse_refined"), strict=False):
-            mine = errors.filter(model=path.parent.name, metric=metric)
-            axis.plot(range(len(mine)), mine["value"], marker="o", color=colour, label=metric.removeprefix("mse_"))
-            axis.set_xticks(range(len(mine)), mine["group"].to_list())
+            points = errors.filter(model=path.parent.name, metric=metric)
+            axis.plot(range(len(points)), points["value"], marker="o", color=colour, label=metric.removeprefix("mse_"))
+            axis.set_xticks(range(len(points)), points["group"].to_list())
         axis.set_title(path.parent.name)
         axis.set_xlabel("corruption level")
         axis.set_ylabel("mean squared error of the latents")

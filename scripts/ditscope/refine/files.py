@@ -26,7 +26,7 @@ def read_described(path: Path, kind: str, framework: str) -> tuple[dict[str, Any
     ):
         about = json.loads((file.metadata() or {}).get("ditscope", "{}"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-    found = about.get("kind"), about.get("schema_version")
-    if found != (kind, SCHEMA_VERSION):
-        raise InputError(f"{path}: holds {found[0]} of schema version {found[1]}, not {kind} of {SCHEMA_VERSION}")
+    made_as = about.get("kind"), about.get("schema_version")
+    if made_as != (kind, SCHEMA_VERSION):
+        raise InputError(f"{path}: holds {made_as[0]} of schema version {made_as[1]}, not {kind} of {SCHEMA_VERSION}")
     return about, tensors

@@ -108,10 +108,10 @@ def resume(
     folder: Path, parameters: dict[str, nn.Parameter], average: dict[str, Tensor], group: list[torch.optim.Optimizer]
 ) -> list[dict[str, float]]:
     """Put the last checkpoint of `folder` into weights, averages and optimizers; its history, empty without one."""
-    found = load_checkpoint(folder)
-    if found is None:
+    checkpoint = load_checkpoint(folder)
+    if checkpoint is None:
         return []
-    tensors, state = found
+    tensors, state = checkpoint
     with torch.no_grad():
         for key, p in parameters.items():
             p.copy_(tensors[f"model.{key}"])

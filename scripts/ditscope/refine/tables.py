@@ -13,6 +13,7 @@ ASSIGNMENTS = Table(
     "refine/*/assignments.parquet",
     "sample",
     key=("key", "prompt_id"),
+    places=("model",),
     columns={
         "key": KEY,
         "prompt_id": PROMPT_ID,
@@ -27,6 +28,7 @@ TRAINING = Table(
     "refine/*/training.parquet",
     "network, step and metric",
     key=("network", "step", "metric"),
+    places=("model",),
     columns={
         "network": NETWORK,
         "step": STEP,
@@ -39,6 +41,7 @@ TIMING = Table(
     "refine/*/training.timing.parquet",
     "network and step",
     key=("network", "step"),
+    places=("model",),
     columns={
         "network": NETWORK,
         "step": STEP,
@@ -51,6 +54,7 @@ DIAGNOSTICS = Table(
     "refine/*/diagnostics.parquet",
     "group and metric",
     key=("group", "metric"),
+    places=("model",),
     columns={
         "group": Column("String", "see below"),
         "metric": Column("String", "see below"),
@@ -64,6 +68,7 @@ NEIGHBOURS = Table(
     "refine/*/neighbours.parquet",
     "sample and rank; runs that share a picture are samples of one key",
     key=(),
+    places=("model",),
     columns={
         "key": KEY,
         "rank": Column("Int64", "1: the nearest other sample"),
@@ -81,6 +86,7 @@ TSNE = Table(
     "refine/*/tsne.parquet",
     "sample",
     key=("key", "prompt_id"),
+    places=("model",),
     columns={
         "key": KEY,
         "prompt_id": PROMPT_ID,

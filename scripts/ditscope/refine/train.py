@@ -13,7 +13,7 @@ from ditscope.core.determinism import deterministic, tensor_cores
 from ditscope.core.errors import InputError
 from ditscope.core.identity import file_digest
 from ditscope.core.paths import InputFile, OutputFile, OutputFolder
-from ditscope.core.scratch import publish, unfinished
+from ditscope.core.scratch import discard, unfinished
 from ditscope.core.tables import read_table, write_table
 from ditscope.refine.batches import Batch, RefinerInput, TrainingSet, draw_batch, training_set
 from ditscope.refine.drifting import Targets, drifting_loss, unconditional_weight
@@ -69,7 +69,7 @@ def train(
         save_network(encoder, *statistics, latent_mae)
         save_network(network, *statistics, refiner)
         write_histories({"latent_mae": mae_history, "refiner": history}, training, timing)
-        publish(parts)
+        discard(parts)
 
 
 def check_settings(settings: Refine) -> None:

@@ -41,20 +41,20 @@ class Batch:
 
 def batches(
     model: Generator,
-    found: CalibrationSet,
+    calibration: CalibrationSet,
     buckets: dict[Reference, str],
     size: int,
     chosen: Sequence[Reference] | None = None,
 ) -> Iterator[Batch]:
     """The samples of a set, or the `chosen` ones, step by step, in batches of at most `size` images."""
-    kept = found.samples if chosen is None else chosen
+    kept = calibration.samples if chosen is None else chosen
     for step in sorted({s.step_index for s in kept}):
         same = sorted((s for s in kept if s.step_index == step), key=lambda s: s.image)
         for rows in (same[i : i + size] for i in range(0, len(same), size)):
             samples = [read_sample(s) for s in rows]
             check_shapes(model, rows[0].file, samples)
             embedded = bool(getattr(model.pipe.transformer.config, "guidance_embeds", False))
-            guidance = guidance_of(found, samples[0], rows[0].file, embedded)
+            guidance = guidance_of(calibration, samples[0], rows[0].file, embedded)
             yield make_batch(model, samples, rows, buckets[rows[0]], guidance)
 
 

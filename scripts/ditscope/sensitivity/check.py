@@ -7,6 +7,7 @@ import polars as pl
 from ditscope.core.intervals import LEAST_UNITS
 from ditscope.core.study import Study
 from ditscope.models.packed import INTX_BITS, intx_bytes
+from ditscope.sensitivity.files import PARTS, part_files
 from ditscope.sensitivity.tables import AGREEMENT, SENSITIVITY
 
 CELL = list(SENSITIVITY.key)
@@ -16,11 +17,10 @@ LAYER = [
 ]  # fmt: skip
 
 
-def part_files(study: Study, name: str) -> list[str]:
+def parts_of(study: Study, name: str) -> list[str]:
     """The parts of the sensitivity tables, `layers` or `fast`, of every model, also of those that only a plan needs."""
     settings = study.config.sensitivity
-    groups = range(settings.layer_groups)
-    parts = [f"sensitivity/{model}/{name}-{group:03d}.parquet" for model in settings.models for group in groups]
+    parts = [file for model in settings.models for file in part_files(model, name, settings)]
     others = [file for file in study.targets("sensitivity") if Path(file).match(f"sensitivity/*/{name}-*.parquet")]
     return list(dict.fromkeys([*parts, *others]))
 
@@ -33,8 +33,8 @@ def check_sensitivity(study: Study) -> None:
     if not study.targets("sensitivity"):
         return
     parts = {
-        name: {file: study.table("sensitivity", file, "sensitivity") for file in part_files(study, name)}
-        for name in ("layers", "fast")
+        name: {file: study.table("sensitivity", file, "sensitivity") for file in parts_of(study, name)}
+        for name in PARTS
     }
     for name, tables in parts.items():
         for file, part in tables.items():
@@ -98,8 +98,8 @@ def check_part(study: Study, file: str, part: pl.DataFrame, other: pl.DataFrame 
     metrics = [m for m in (*METRICS, IMAGE_METRIC) if m in set(part["metric"])]
     kinds_of_cells = [(bu, m) for m in metrics for bu in ((*BUCKETS, WHOLE) if m == IMAGE_METRIC else BUCKETS)]
     cells = [(layer, bits, *cell) for layer in layers for bits in settings.bits for cell in kinds_of_cells]
-    found = part.select("layer", "bits", pl.col("bucket").cast(pl.String), "metric").rows()
-    study.same_rows("sensitivity", file, sorted(found, key=str), sorted(cells, key=str), "cells")
+    rows = part.select("layer", "bits", pl.col("bucket").cast(pl.String), "metric").rows()
+    study.same_rows("sensitivity", file, sorted(rows, key=str), sorted(cells, key=str), "cells")
     described = part.select(LAYER).unique().sort(LAYER)
     if described["layer"].n_unique() != len(described):
         study.note("sensitivity", file, "tells one layer (kind, depth, module, size) in several ways")
@@ -137,6 +137,6 @@ def check_part(study: Study, file: str, part: pl.DataFrame, other: pl.DataFrame 
 def sensitivity_quietly(study: Study) -> pl.DataFrame | None:
     """The rows of the parts `layers` that can be read; their defects are noted by `check_sensitivity`."""
     quiet = study.quiet()
-    tables = [quiet.table("sensitivity", file, "sensitivity") for file in part_files(study, "layers")]
+    tables = [quiet.table("sensitivity", file, "sensitivity") for file in parts_of(study, "layers")]
     whole = [table for table in tables if table is not None]
     return pl.concat(whole) if whole else None

@@ -65,14 +65,14 @@ def network_of(model: Generator, batch: Batch) -> Network:
     layers = quantizable(transformer)
     _, order = record([*blocks, *layers.values()], [], len(batch.x), lambda: batch.velocity(model))
     inside = {module: depth for depth, block in enumerate(blocks) for module in block.modules()}
-    found = []
+    linear = []
     for name, module in layers.items():
         after = order.began.get(module, -1) > order.ended[blocks[-1]]
         depth = inside.get(module, len(blocks) if after else -1)
-        found.append(Layer(name, module, layer_kind(name), depth))
+        linear.append(Layer(name, module, layer_kind(name), depth))
     modules = [m for m in transformer.modules() if m is not transformer]
     depends = dependencies(layers.values(), modules, lambda: batch.velocity(model))
-    return Network(model, sorted(found, key=lambda layer: layer.depth), blocks, depends)
+    return Network(model, sorted(linear, key=lambda layer: layer.depth), blocks, depends)
 
 
 @torch.no_grad()
@@ -87,44 +87,44 @@ def score_layers(
     A row has layer, bits, bucket, image, step_index and one column for each metric.
     """
     model, blocks = network.model, network.blocks
-    mine = network.at(depth)
+    layers = network.at(depth)
     outside = [layer.module for layer in network.layers if layer.depth in (-1, len(blocks))]
     inside = [m for m in blocks[depth].modules() if m is not blocks[depth]] if 0 <= depth < len(blocks) else []
     # Later blocks: what depends on none of the layers here, such as the modulation of the time embedding.
-    here = {layer.module for layer in mine}
+    here = {layer.module for layer in layers}
     later = [m for block in blocks[max(depth + 1, 0) :] for m in block.modules()]
     apart = [m for m in later if m in network.depends and not network.depends[m] & here]
     keep = [*outside, *inside, *apart, *blocks[max(depth - 1, 0) : max(depth, 0)]]
     untouched = {
         layer.module: [m for m in keep if m in network.depends and layer.module not in network.depends[m]]
-        for layer in mine
+        for layer in layers
     }
     changed: dict[tuple[str, int], Tensor] = {}  # kept from one batch to the next, as far as the room reaches
     room = sum(p.nbytes for p in model.pipe.transformer.parameters()) * CACHED_SHARE
 
     def weight_of(layer: Layer, width: int) -> Tensor:
         nonlocal room
-        found = changed.get((layer.name, width))
-        if found is None:
-            found = quantized(layer.module, settings, width)
-            if found.nbytes <= room:
-                room -= found.nbytes
-                changed[layer.name, width] = found
-        return found
+        weight = changed.get((layer.name, width))
+        if weight is None:
+            weight = quantized(layer.module, settings, width)
+            if weight.nbytes <= room:
+                room -= weight.nbytes
+                changed[layer.name, width] = weight
+        return weight
 
     rows = []
     for batch in samples:
         run = batch.velocity
         reference, recording = record([*blocks, *keep], keep, len(batch.x), lambda: run(model))  # noqa: B023
-        for layer in mine:
+        for layer in layers:
             for bits in chunks(settings.bits, settings.batch_size // len(batch.x)):
                 weights = [weight_of(layer, width) for width in bits]
                 forwards = recording.replay(layer.module, blocks, len(bits), untouched[layer.module])
                 with replaced(forwards | {layer.module: variants(layer.module, weights, len(batch.x))}):
                     outputs = batch.velocity(model, len(bits))
-                found = scores(torch.cat([reference] * len(bits)), outputs)
+                errors = scores(torch.cat([reference] * len(bits)), outputs)
                 for i, width in enumerate(bits):
-                    rows += labelled(layer.name, width, batch, found[i * len(batch.x) : (i + 1) * len(batch.x)])
+                    rows += labelled(layer.name, width, batch, errors[i * len(batch.x) : (i + 1) * len(batch.x)])
     return rows
 
 

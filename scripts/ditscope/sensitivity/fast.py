@@ -47,8 +47,8 @@ def estimate_layers(
     for batch in samples:
         for _ in range(math.ceil(settings.probes / sizes[batch.bucket])):
             velocity, products = probe(model, batch, list(modules), changes, generator)
-            for module, found in products.items():
-                for bits, values in zip(settings.bits, found.T, strict=True):
+            for module, by_width in products.items():
+                for bits, values in zip(settings.bits, by_width.T, strict=True):
                     rows += labelled(modules[module], bits, batch, ratios(velocity, values.square()))
     return rows
 
@@ -63,12 +63,12 @@ def weight_changes(model: Generator, settings: Sensitivity) -> Changes:
         if module in cached:
             return cached[module]
         own = weight_of(model, module)
-        found = [QUANTIZERS[settings.quantizer](own, bits, settings.group_size) - own for bits in settings.bits]
-        size = sum(change.nbytes for change in found)
+        of_module = [QUANTIZERS[settings.quantizer](own, bits, settings.group_size) - own for bits in settings.bits]
+        size = sum(change.nbytes for change in of_module)
         if held + size <= CACHE_BYTES:
-            cached[module] = found
+            cached[module] = of_module
             held += size
-        return found
+        return of_module
 
     return changes
 
@@ -80,7 +80,7 @@ def probe(
     changes: Changes,
     generator: torch.Generator,
 ) -> tuple[Tensor, dict[nn.Module, Tensor]]:
-    """The velocity of a batch, and <u, J dW> of each module, (samples, changes), for one random probe a sample."""
+    """The velocity of a batch, and <u, J dW> of each module, (samples, changes), for one random probe per sample."""
     with back_end(model).collected(model, modules, changes, len(batch.x)) as products, torch.enable_grad():
         velocity = batch.velocity(model)
         velocity.backward(random_signs(velocity, generator))

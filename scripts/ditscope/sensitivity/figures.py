@@ -24,7 +24,7 @@ def image_sensitivity(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 
 def heatmap(files: Files, metric: str, label: str) -> tuple[Canvas, pl.DataFrame]:
-    """One metric of the table `sensitivity`: a row of panels, one a bucket, for each model that has it."""
+    """One metric of the table `sensitivity`: a row of panels, one per bucket, for each model that has it."""
     table = concat_tables(named(files, "sensitivity", "sensitivity.parquet"), "sensitivity").filter(metric=metric)
     models = table["model"].unique(maintain_order=True).to_list()
     rows = [table.filter(model=model)["layer"].n_unique() for model in models]
@@ -36,10 +36,10 @@ def heatmap(files: Files, metric: str, label: str) -> tuple[Canvas, pl.DataFrame
     norm = LogNorm(positive.min(), positive.max()) if len(positive) else None
     colours = matplotlib.colormaps["magma_r"].with_extremes(bad="#dddddd")  # exactly zero: the layer has no effect
     for row, model in zip(axes, models, strict=True):
-        mine = table.filter(model=model)
-        layers = mine.select("depth", "layer").unique(maintain_order=True).sort("depth", maintain_order=True)["layer"]
+        scores = table.filter(model=model)
+        layers = scores.select("depth", "layer").unique(maintain_order=True).sort("depth", maintain_order=True)["layer"]
         for axis, bucket in zip(row, BUCKETS, strict=True):
-            cells = mine.filter(bucket=bucket).pivot("bits", index="layer", values="value", sort_columns=True)
+            cells = scores.filter(bucket=bucket).pivot("bits", index="layer", values="value", sort_columns=True)
             cells = layers.to_frame().join(cells, on="layer", how="left")
             bits = cells.columns[1:]
             image = axis.imshow(cells.select(bits).to_numpy(), aspect="auto", norm=norm, cmap=colours)
@@ -60,11 +60,11 @@ def sensitivity_ranking(files: Files) -> tuple[Canvas, pl.DataFrame]:
     figure, axes = grid(len(models), 1, width=6, height=3.2 * len(models))
     drawn = []
     for axis, model in zip(axes[:, 0], models, strict=True):
-        mine = table.filter(model=model)
-        order = mine.group_by("layer").agg(pl.col("value").mean()).sort("value", "layer", descending=True)
+        scores = table.filter(model=model)
+        order = scores.group_by("layer").agg(pl.col("value").mean()).sort("value", "layer", descending=True)
         top = order["layer"].head(RANKED).to_list()
         for number, bucket in enumerate(BUCKETS):
-            rows = mine.filter(pl.col("layer").is_in(top), bucket=bucket).to_dicts()
+            rows = scores.filter(pl.col("layer").is_in(top), bucket=bucket).to_dicts()
             drawn += rows
             for row in rows:
                 y = top.index(row["layer"]) + 0.2 * (number - 1)
@@ -72,15 +72,25 @@ def sensitivity_ranking(files: Files) -> tuple[Canvas, pl.DataFrame]:
                     axis.plot([row["value_low"], row["value_high"]], [y, y], color=COLOURS[number], linewidth=1)
                 label = bucket if row is rows[0] else None
                 axis.plot(row["value"], y, "o", color=COLOURS[number], markersize=3, label=label)
-        found = agreement.filter(model=model, metric="relative_l2")["spearman"].drop_nulls()
-        ranks = f" (Spearman of fast mode {found.min():.3f} to {found.max():.3f})" if len(found) else ""
-        axis.set_title(f"{model}, n = {mine['n_images'].max()} images{ranks}")
+        spearman = agreement.filter(model=model, metric="relative_l2")["spearman"].drop_nulls()
+        ranks = f" (Spearman of fast mode {spearman.min():.3f} to {spearman.max():.3f})" if len(spearman) else ""
+        axis.set_title(f"{model}, n = {scores['n_images'].max()} images{ranks}")
         axis.set_yticks(range(len(top)), top, fontsize=5)
         axis.invert_yaxis()
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter("")
-        axis.set_xlabel(f"relative L2 error of the velocity at {mine['bits'][0]} bits")
+        axis.set_xlabel(f"relative L2 error of the velocity at {scores['bits'][0]} bits")
         axis.legend()
     return figure, pl.DataFrame(drawn, infer_schema_length=None)
+
+
+def paper_table(files: Files) -> pl.DataFrame:
+    """The ten most sensitive layers of each model at its fewest bits: relative L2 error, mean over buckets."""
+    table = concat_tables(named(files, "sensitivity", "sensitivity.parquet"), "sensitivity")
+    table = table.filter(pl.col("metric") == "relative_l2")
+    mean = table.group_by("model", "layer", "kind", "bits").agg(pl.col("value").mean().alias("relative_l2"))
+    least = mean.filter(pl.col("bits") == pl.col("bits").min().over("model"))
+    ranked = least.sort("model", "relative_l2", "layer", descending=[False, True, False])
+    return ranked.group_by("model", maintain_order=True).head(10)

@@ -29,9 +29,9 @@ def gradient_batch(model: Generator, sample: Batch) -> int:
     weights = sum(tensor.nbytes for part in modules for tensor in part.parameters())
     kept = kept_bytes(model, sample)
     fitting = int(SHARE * (total_memory(model.device) - weights) // max(kept, 1))
-    found = max(1, min(MOST, fitting))
-    log.info("%s: a sample's backward pass keeps %d MB: %d at a time", model.name, kept // 1_000_000, found)
-    return found
+    samples = max(1, min(MOST, fitting))
+    log.info("%s: a sample's backward pass keeps %d MB: %d at a time", model.name, kept // 1_000_000, samples)
+    return samples
 
 
 def kept_bytes(model: Generator, sample: Batch) -> int:

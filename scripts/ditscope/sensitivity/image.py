@@ -32,7 +32,7 @@ from ditscope.sensitivity.tables import IMAGE_METRIC, WHOLE
 def image_effects(
     model: Generator,
     layers: Sequence[Layer],
-    found: CalibrationSet,
+    calibration: CalibrationSet,
     buckets: dict[Reference, str],
     settings: Sensitivity,
 ) -> list[dict[str, Any]]:
@@ -44,16 +44,18 @@ def image_effects(
     for module in (model.pipe.transformer, model.pipe.vae):
         module.requires_grad_(False)
     names = {layer.module: layer.name for layer in layers}
-    images = found.images()
+    images = calibration.images()
     generator = torch.Generator().manual_seed(0)
     changes = weight_changes(model, settings)
     rows = []
     probes = math.ceil(settings.probes / len(images))
     for start in range(0, len(images), settings.gradient_batch):
         some = set(images[start : start + settings.gradient_batch])
-        chosen = [sample for sample in found.samples if sample.image in some]
+        chosen = [sample for sample in calibration.samples if sample.image in some]
         copies = min(probes, settings.gradient_batch // len(some))
-        steps = [step.repeated(copies) for step in batches(model, found, buckets, settings.gradient_batch, chosen)]
+        steps = [
+            step.repeated(copies) for step in batches(model, calibration, buckets, settings.gradient_batch, chosen)
+        ]
         drawn = [reference.image for reference in steps[0].references]
         for _ in range(math.ceil(probes / copies)):
             of_probe = probe_image(model, steps, list(names), changes, generator)
@@ -80,7 +82,7 @@ def probe_image(
         last = steps[-1].x - sigmas[-2] * steps[-1].velocity(model)
     # One by one: the decoder keeps gigabytes of an image for its backward pass.
     pulled = [pull_back_image(model, latents, generator) for latents in last.split(1)]
-    values, gradient = pulled[0][0], torch.cat([found for _, found in pulled])
+    values, gradient = pulled[0][0], torch.cat([pulled_back for _, pulled_back in pulled])
     effects: dict[tuple[str, nn.Module], Tensor] = {}
     for batch, (sigma, following) in reversed(list(zip(steps, pairwise(sigmas), strict=True))):
         moving = replace(batch, x=batch.x.detach().requires_grad_())

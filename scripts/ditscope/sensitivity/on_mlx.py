@@ -109,6 +109,6 @@ def collected(
         yield products
     finally:
         transformer.gather, transformer.wanted = None, ()
-    found = torch.from_numpy(np.array(mx.stack(rows, axis=1))).double()  # (modules, halves x samples, changes)
-    products |= zip(modules, found.unflatten(1, (-1, count)).sum(1), strict=True)
+    inner = torch.from_numpy(np.array(mx.stack(rows, axis=1))).double()  # (modules, halves x samples, changes)
+    products |= zip(modules, inner.unflatten(1, (-1, count)).sum(1), strict=True)
     refuse_infinite(model, products)

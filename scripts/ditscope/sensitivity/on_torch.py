@@ -37,9 +37,9 @@ def collected(
         return output
 
     def gather(module: nn.Module, seen: Tensor, gradient: Tensor) -> None:
-        found = inner_products(module, seen, gradient, changes(module))  # (halves x samples, changes)
-        found = found.unflatten(0, (-1, count)).sum(0)
-        products[module] = products[module] + found if module in products else found
+        inner = inner_products(module, seen, gradient, changes(module))  # (halves x samples, changes)
+        inner = inner.unflatten(0, (-1, count)).sum(0)
+        products[module] = products[module] + inner if module in products else inner
 
     handles = [module.register_forward_hook(watch) for module in modules]
     try:
@@ -48,9 +48,9 @@ def collected(
         for handle in handles:
             handle.remove()
     idle = torch.zeros_like(next(iter(products.values())))
-    found = {module: products.get(module, idle) for module in modules}
+    complete = {module: products.get(module, idle) for module in modules}
     products.clear()
-    products.update(found)
+    products.update(complete)
     refuse_infinite(model, products)
 
 

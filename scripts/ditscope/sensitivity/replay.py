@@ -137,11 +137,11 @@ def dependencies(
         for handle in handles:
             handle.remove()
     above: dict[Any, set[nn.Module]] = {None: set()}
-    found = {
+    outcome = {
         module: set().union(*(ancestors(node, marks, above) for node in nodes)) for module, nodes in reached.items()
     }
     del kept
-    return found
+    return outcome
 
 
 def ancestors(node: Any, marks: dict[Any, nn.Module], above: dict[Any, set[nn.Module]]) -> set[nn.Module]:

@@ -21,13 +21,17 @@ SUMMARY = {
 }
 
 
-def assign_buckets(found: CalibrationSet, rule: str, where: Path) -> dict[Reference, str]:
+def assign_buckets(calibration: CalibrationSet, rule: str, where: Path) -> dict[Reference, str]:
     """The timestep bucket of each sample by the rule `thirds` or `sigma`; raises InputError where one stays empty."""
 
     def bucket(sample: Reference) -> str:
-        return bucket_of_step(sample.step_index, found.num_steps) if rule == "thirds" else bucket_of_sigma(sample.sigma)
+        return (
+            bucket_of_step(sample.step_index, calibration.num_steps)
+            if rule == "thirds"
+            else bucket_of_sigma(sample.sigma)
+        )
 
-    assigned = {sample: bucket(sample) for sample in found.samples}
+    assigned = {sample: bucket(sample) for sample in calibration.samples}
     for name in BUCKETS:
         if name not in assigned.values():
             raise InputError(
@@ -54,9 +58,9 @@ def tabulate(
     cells = rows.unpivot(metrics, index=[*keys[:-1], "image"], variable_name="metric")
     lists = cells.group_by(*keys, maintain_order=True).agg("value", "image")
     squared = constants["mode"] == "fast"
-    found = [summary(np.array(row["value"]), row["image"], row["metric"], squared) for row in lists.to_dicts()]
+    summaries = [summary(np.array(row["value"]), row["image"], row["metric"], squared) for row in lists.to_dicts()]
     return (
-        pl.concat([lists.drop("value", "image"), pl.DataFrame(found, schema=SUMMARY)], how="horizontal")
+        pl.concat([lists.drop("value", "image"), pl.DataFrame(summaries, schema=SUMMARY)], how="horizontal")
         .join(pl.DataFrame(layers), on="layer", how="left", maintain_order="left")
         .join(pl.DataFrame(sizes, schema=SIZES), on=["layer", "bits"], how="left", maintain_order="left")
         .with_columns(pl.lit(value).alias(name) for name, value in constants.items())

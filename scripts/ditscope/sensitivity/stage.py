@@ -28,7 +28,7 @@ from ditscope.core.determinism import deterministic
 from ditscope.core.errors import InputError
 from ditscope.core.identity import file_digest
 from ditscope.core.paths import InputFolder, OutputFile, OutputFolder
-from ditscope.core.scratch import publish, unfinished
+from ditscope.core.scratch import discard, unfinished
 from ditscope.core.tables import concat_tables, write_table
 from ditscope.models.families.common import DTYPES
 from ditscope.models.folders import transformer_config
@@ -90,13 +90,13 @@ def sensitivity(
     """
     require_blocks("sensitivity", name, model, ("torch", "mlx"))
     dtype, model = model.dtype, replace(model, dtype="float32")
-    found = load_calibration(calibration, settings.max_images, settings.step_stride)
-    check_made_with(calibration, found, name)
-    buckets = assign_buckets(found, settings.buckets, calibration)
+    calibrated = load_calibration(calibration, settings.max_images, settings.step_stride)
+    check_made_with(calibration, calibrated, name)
+    buckets = assign_buckets(calibrated, settings.buckets, calibration)
     if not 0 <= group < groups:
         raise InputError(f"group: {group} is not one of the {groups} groups, which count from 0")
     key = {k: v for k, v in asdict(settings).items() if k not in ("models", "layer_groups")}
-    key |= {"model": model, "dtype": dtype, "manifest": found.manifest, "group": group, "groups": groups}
+    key |= {"model": model, "dtype": dtype, "manifest": calibrated.manifest, "group": group, "groups": groups}
     whole = load_calibration(calibration, settings.max_images)
     config = transformer_config(name, model)
     for reference in whole.samples:  # a broken one is refused now, before the model loads
@@ -107,19 +107,19 @@ def sensitivity(
     parts = unfinished(partial, out, key)
     with deterministic():
         loaded = load_generator(name, model)
-        work = start(loaded, found, buckets, settings, parts, group, groups, dtype)
+        work = start(loaded, calibrated, buckets, settings, parts, group, groups, dtype)
         scored = finished(work, MODES[settings.mode](work), settings.mode)
         parts_of_image = image(work, whole, assign_buckets(whole, settings.buckets, calibration))
         effects = finished(work, parts_of_image, "fast", [IMAGE_METRIC])
         write_table(pl.concat([scored, effects]), out, SENSITIVITY)
         if fast is not None:
             write_table(finished(work, MODES["fast"](work), "fast"), fast, SENSITIVITY)
-    publish(parts)
+    discard(parts)
 
 
 def start(
     model: Generator,
-    found: CalibrationSet,
+    calibrated: CalibrationSet,
     buckets: dict[Reference, str],
     settings: Sensitivity,
     parts: Path,
@@ -128,7 +128,7 @@ def start(
     dtype: str = "float32",
 ) -> Work:
     """Look at the network and choose the depths of one job."""
-    sample = next(batches(model, found, buckets, 1))
+    sample = next(batches(model, calibrated, buckets, 1))
     network: Network = back_end(model).network_of(model, sample)
     depths = network.depths()[group::groups]
     if not depths:
@@ -136,7 +136,7 @@ def start(
             f"sensitivity.layer_groups: {groups} groups are more than the blocks of {model.name}; use fewer"
         )
     size = settings.gradient_batch or gradient_batch(model, sample)
-    return Work(network, depths, found, buckets, replace(settings, gradient_batch=size), parts, dtype)
+    return Work(network, depths, calibrated, buckets, replace(settings, gradient_batch=size), parts, dtype)
 
 
 def score(work: Work, depth: int, samples: Iterable[Batch]) -> list[dict[str, Any]]:

@@ -112,15 +112,15 @@ def _fit(alpha: np.ndarray) -> tuple[str, float, float, float, float, float]:
             (x, y, 1.04 * radius, softness),
             (x, y, radius, softness + 0.2),
         ]
-        found = minimize(
+        fit = minimize(
             error,
             start,
             args=(shape,),
             method="Nelder-Mead",
             options={"maxfev": 60, "initial_simplex": np.asarray(simplex)},
         )
-        x, y, radius, softness = (float(value) for value in found.x)
-        fits.append((float(found.fun), shape, x, y, radius, softness))
+        x, y, radius, softness = (float(value) for value in fit.x)
+        fits.append((float(fit.fun), shape, x, y, radius, softness))
     fits.sort()
     if len(fits) < 2:
         return UNCLEAR, centre_x, centre_y, 32.0, 0.0, 0.0
@@ -140,24 +140,24 @@ def oracle(image: Image.Image) -> dict[str, str]:
     border = np.concatenate([pixels[:3].reshape(-1, 3), pixels[-3:].reshape(-1, 3)])
     border = np.concatenate([border, pixels[:, :3].reshape(-1, 3), pixels[:, -3:].reshape(-1, 3)])
     ground = np.median(border, axis=0)
-    found = dict.fromkeys(ATTRIBUTES, UNCLEAR)
-    found["background"] = _nearest(ground, BACKGROUNDS, 60)
+    attributes = dict.fromkeys(ATTRIBUTES, UNCLEAR)
+    attributes["background"] = _nearest(ground, BACKGROUNDS, 60)
     foreground = _foreground(pixels, ground)
     if foreground is None:
-        return found
+        return attributes
     colour, alpha = foreground
-    found["colour"] = _nearest(colour, COLOURS, 75)
+    attributes["colour"] = _nearest(colour, COLOURS, 75)
     if alpha.sum() < 25:
-        return found
+        return attributes
     shape, x, y, radius, overlap, lead = _fit(alpha)
     if overlap >= 0.66 and lead >= 0.004:
-        found["shape"] = shape
+        attributes["shape"] = shape
     if 5.5 <= radius <= 10.8:
-        found["size"] = "small"
+        attributes["size"] = "small"
     elif 11.2 <= radius <= 17.5:
-        found["size"] = "large"
+        attributes["size"] = "large"
     distance = {name: float(np.hypot(x - px, y - py)) for name, (px, py) in PLACES.items()}
     place = min(distance, key=distance.__getitem__)
     if distance[place] <= 5.5:
-        found["place"] = place
-    return found
+        attributes["place"] = place
+    return attributes

@@ -118,11 +118,11 @@ def is_description(text: str) -> bool:
 def parse_caption(text: str) -> dict[str, str | None]:
     """The attributes a text names; None where it names none or two different values."""
     words = re.findall(r"[a-z]+", text.lower())
-    found: dict[str, str | None] = {}
+    attributes: dict[str, str | None] = {}
     for name in ATTRIBUTES:
         values = {SYNONYMS[name].get(word, word) for word in words}.intersection(VALUES[name])
-        found[name] = values.pop() if len(values) == 1 else None
-    return found
+        attributes[name] = values.pop() if len(values) == 1 else None
+    return attributes
 
 
 def _inside(shape: str, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:

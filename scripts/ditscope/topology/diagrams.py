@@ -4,6 +4,7 @@ import numpy as np
 from ripser import ripser
 from scipy.spatial.distance import pdist, squareform
 
+SEED = 0  # of samples
 SAME = 1e-5  # states of unit length closer than this are one state: float32 embeddings vary so much with the batch
 
 
@@ -29,3 +30,10 @@ def repeated(x: np.ndarray) -> np.ndarray:
 def duplicates(x: np.ndarray) -> int:
     """How many of the points `x` (n, d) equal an earlier one, to within `SAME`."""
     return int(repeated(x).sum())
+
+
+def some(x: np.ndarray, most: int) -> np.ndarray:
+    """The rows of `x` (n, d), or a fixed random sample of `most` of them in order (0: all)."""
+    if not most or len(x) <= most:
+        return x
+    return x[np.sort(np.random.default_rng(SEED).choice(len(x), most, replace=False))]

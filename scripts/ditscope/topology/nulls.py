@@ -11,7 +11,7 @@ from scipy import stats
 from ditscope.core.identity import derived_seed
 from ditscope.core.nulls import draws_for, holm, two_sided
 from ditscope.embed.files import by_embedder, run_starts, unit, unmarked, vectors
-from ditscope.topology.diagrams import SAME, persistence, repeated
+from ditscope.topology.diagrams import SAME, persistence, repeated, some
 from ditscope.topology.tables import DIMENSION, NULLS, SURROGATES, VERDICTS
 
 MADE = 400  # surrogate runs of an embedder, network and null, at least, shared out over the sizes that occur
@@ -32,7 +32,7 @@ class Cloud(NamedTuple):
     length: np.ndarray  # total length of the bars in each dimension
 
 
-def shape_tests(states: pl.DataFrame, max_dimension: int) -> pl.DataFrame:
+def shape_tests(states: pl.DataFrame, max_dimension: int, max_points: int = 0) -> pl.DataFrame:
     """The total length of the bars beside surrogates, of each embedder, network, dimension and null.
 
     Statistic: total length of the finite bars of a run's distinct states, mean over prompts of the mean over their
@@ -46,7 +46,7 @@ def shape_tests(states: pl.DataFrame, max_dimension: int) -> pl.DataFrame:
     groups = [part for _, e in by_embedder(states) for part in e.partition_by("network", maintain_order=True)]
     dimensions = DIMENSION.dtype().categories.to_list()[: min(max_dimension, 1) + 1]
     draws = draws_for(len(groups) * len(dimensions) * len(SURROGATES))
-    records = [row for part in groups for row in group_tests(part, dimensions, draws)]
+    records = [row for part in groups for row in group_tests(part, dimensions, draws, max_points)]
     table = pl.DataFrame(records, schema=unmarked(NULLS)).with_columns(holm(pl.col("p_value")).alias("p_holm"))
     side = (pl.col("statistic") - pl.col("null_median")).sign()
     both = ((pl.col("p_holm") < ALPHA).all() & (side.n_unique() == 1)).over("embedder", "network", "dimension")
@@ -55,14 +55,18 @@ def shape_tests(states: pl.DataFrame, max_dimension: int) -> pl.DataFrame:
     return table.with_columns(pl.when(pl.col("p_value").is_not_null()).then(verdict).alias("verdict"))
 
 
-def group_tests(states: pl.DataFrame, dimensions: list[str], draws: int) -> list[dict]:
+def group_tests(states: pl.DataFrame, dimensions: list[str], draws: int, max_points: int) -> list[dict]:
     """The rows of one embedder and network."""
     x, starts = vectors(states).astype(np.float64), run_starts(states)
     spans = list(pairwise(starts))
     generated = states["position"].to_numpy() >= 0
     runs = [x[a:b][generated[a:b]] for a, b in spans]
     prompts = [states["prompt_id"][int(a)] for a, _ in spans]
-    clouds = [c for p, run in zip(prompts, runs, strict=True) if len(run) and (c := cloud(p, run, len(dimensions)))]
+    clouds = [
+        c
+        for p, run in zip(prompts, runs, strict=True)
+        if len(run) and (c := cloud(p, some(run, max_points), len(dimensions)))
+    ]
     key = {"embedder": states["embedder"][0], "network": states["network"][0]}
     told = {"runs": len(clouds), "prompts": len({c.prompt for c in clouds})}
     rows = [key | {"dimension": d, "null": null} | told for d, null in product(dimensions, SURROGATES)]

@@ -18,11 +18,12 @@ from ditscope.embed.files import (
     marked,
     read_states,
     run_starts,
+    sample_runs,
     unit,
     unmarked,
     vectors,
 )
-from ditscope.topology.diagrams import duplicates, persistence
+from ditscope.topology.diagrams import duplicates, persistence, some
 from ditscope.topology.nulls import shape_tests
 from ditscope.topology.settings import Topology
 from ditscope.topology.tables import DIAGRAMS, DISTANCES, ENTROPY, NULLS
@@ -50,13 +51,13 @@ def topology(
     dimension), distances.parquet (Wasserstein and bottleneck distances between runs) and nulls.parquet (whether
     they say more than chance).
     """
-    states = read_states(embeddings, trajectories)
+    states = sample_runs(read_states(embeddings, trajectories), settings.max_runs)
     clouds, bars = [], []
     for embedder, part in by_embedder(states):
         part = part.filter(pl.col("position") >= 0)
         u, starts = unit(vectors(part)), run_starts(part)
         runs = part[starts[:-1]].select(*RUN, "prompt_id", "seed")
-        points = [u[a:b] for a, b in pairwise(starts)]
+        points = [some(u[a:b], settings.max_points) for a, b in pairwise(starts)]
         counts = [(len(p), duplicates(p)) for p in points]
         counted = pl.DataFrame(counts, {"states": pl.Int64, "duplicate_states": pl.Int64}, orient="row")
         clouds.append(pl.concat([runs, counted], how="horizontal"))
@@ -78,7 +79,7 @@ def topology(
         (diagrams, DIAGRAMS),
         (measured, ENTROPY),
         (distances, DISTANCES),
-        (shape_tests(states, settings.max_dimension), NULLS),
+        (shape_tests(states, settings.max_dimension, settings.max_points), NULLS),
     ):
         write_table(marked(frame, poor), folder / f"{table.stem}.parquet", table)
 

@@ -29,7 +29,7 @@ ENTROPY = Table(
     columns={
         **RUN,
         **START,
-        "states": Column("Int64", "points of the run"),
+        "states": Column("Int64", "points of the run that went in, at most `topology.max_points`"),
         "duplicate_states": Column(
             "Int64",
             "how many equal an earlier one (closer than 0.00001): a covariate, since repeats thin out H₀ without any "

@@ -43,9 +43,9 @@ def check_shard(study: Study, network: str, file: str, runs: list[dict[str, Any]
         if rows["sequence_number"].to_list() != list(range(-1, len(rows) - 1)):
             study.note("trajectories", file, f"run {rows['run_id'][0]} has gaps or doubled states")
     if runs is not None:
-        found = table["prompt_id"].unique(maintain_order=True).to_list()
+        prompts = table["prompt_id"].unique(maintain_order=True).to_list()
         wanted = list(dict.fromkeys(run["prompt_id"] for run in runs))
-        study.same_rows("trajectories", file, sorted(found, key=str), sorted(wanted), "prompts")
+        study.same_rows("trajectories", file, sorted(prompts, key=str), sorted(wanted), "prompts")
         if table["run_id"].n_unique() != len(runs):
             study.note("trajectories", file, f"{network}: {table['run_id'].n_unique()} runs of {len(runs)}")
     pictures: dict[str, np.ndarray] | None = None
@@ -95,7 +95,7 @@ def walk_again(
 
     config, settings = study.config, study.config.trajectories
     entries = resolve_network(network, config.networks[network], config.models, config.schemes)
-    nodes = [node_of(entry, plan_file(study.results / "plans", entry)) for entry in entries]
+    nodes = [node_of(entry, plan_file(study.results / "plans", entry), settings) for entry in entries]
     walkers = [Walker(network, run) for run in runs]
     rows = {(row["run_id"], row["sequence_number"]): row for row in table.to_dicts()}
     batches: list[dict[str, Any]] = []
@@ -157,12 +157,12 @@ def check_truncated(study: Study, file: str, table: pl.DataFrame) -> None:
     Of a request that an image shard has as well, it is what that says.
     """
     known = {request: row for rows in image_rows(study).values() for request, row in rows.items()}
-    found: dict[tuple, bool | None] = {}
+    first: dict[tuple, bool | None] = {}
     for row in table.filter(pl.col("sequence_number") >= 0).iter_rows(named=True):
         cut, where = row["input_truncated"], f"run {row['run_id']}, sequence number {row['sequence_number']}"
         if (cut is None) != (row["type"] == "TEXT"):
             study.note("trajectories", file, f"{where}: column `input_truncated` is of generators alone")
-        wanted = found.setdefault((row["model"], row["input_key"]), cut)
+        wanted = first.setdefault((row["model"], row["input_key"]), cut)
         wanted = known[row["request_hash"]]["prompt_truncated"] if row["request_hash"] in known else wanted
         if cut != wanted:
             study.note("trajectories", file, f"{where}: column `input_truncated` is {cut}, elsewhere {wanted}")

@@ -9,14 +9,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ditscope.core.errors import InputError
 from ditscope.core.identity import BASE, digest, scheme_id, weights_id
 from ditscope.core.picture_file import pixels
 from ditscope.core.shards import Sample
 from ditscope.models.captioners import caption, load_captioner
 from ditscope.models.loading import load_generator
+from ditscope.models.registry import has_weights
 from ditscope.models.requests import prompt_tokens, request_key, request_of
 from ditscope.models.sampling import decode, sample, still
+from ditscope.models.settings import Scheme
 from ditscope.trajectories.networks import Entry
+from ditscope.trajectories.settings import Trajectories
 
 State = str | np.ndarray  # a text, or an image (height, width, 3) uint8
 
@@ -54,10 +58,10 @@ class Node:
     load: Callable[[], Callable[[list[Request]], list[Answer]]]
 
 
-def node_of(entry: Entry, plan: Path | None) -> Node:
+def node_of(entry: Entry, plan: Path | None, settings: Trajectories = Trajectories()) -> Node:
     """The node of a network's entry; its model loads when it is first asked."""
     image = entry.makes == "IMAGE"
-    scheme = scheme_id(asdict(entry.scheme) if entry.scheme else None, plan)
+    scheme = scheme_id(asdict(entry.scheme) if entry.scheme else None, plan, settings.compile)
     ask, load = (
         (partial(ask_generator, scheme=scheme), answer_by_generator) if image else (ask_captioner, answer_by_captioner)
     )
@@ -67,7 +71,7 @@ def node_of(entry: Entry, plan: Path | None) -> Node:
         scheme=entry.variant,
         makes=entry.makes,
         ask=lambda state, seed, negative: ask(entry, state, seed, negative),
-        load=lambda: load(entry, plan),
+        load=lambda: load(entry, plan, settings),
     )
 
 
@@ -84,29 +88,43 @@ def ask_captioner(entry: Entry, image: State, seed: int, negative_prompt: str) -
     request["weights"] = weights_id(model.source, model.revision)
     search = {k: getattr(model, k) for k in ("max_new_tokens", "num_beams", "caption_task")}
     search |= {"caption_prompt": model.caption_prompt} if model.caption_prompt else {}
+    search |= {"code_revisions": model.code_revisions} if model.code_revisions else {}
     if model.temperature:
         search |= {"temperature": model.temperature, "top_p": model.top_p, "seed": seed}
     return digest(request | search | {"image": state_key(image)})
 
 
-def answer_by_generator(entry: Entry, plan: Path | None) -> Callable[[list[Request]], list[Answer]]:
-    """Load a generator, quantize it as the entry says, and answer requests with its images."""
-    model = load_generator(entry.name, entry.model)
-    if entry.scheme is not None:
-        from ditscope.models.quantize import apply_scheme  # brings torchao with it
+def answer_by_generator(
+    entry: Entry, plan: Path | None, settings: Trajectories
+) -> Callable[[list[Request]], list[Answer]]:
+    """Load a generator, quantize it as the entry says, compile it as the stage does, and answer with its images.
 
-        apply_scheme(model.pipe.transformer, entry.scheme, plan)
+    A compiled one is given batches of one size, filled up by repetition: it would be compiled anew for each other size.
+    """
+    model = load_generator(entry.name, entry.model)
+    compiled = settings.compile != "eager" and has_weights(entry.model)
+    if entry.scheme is not None or compiled:
+        from ditscope.models.prepare import prepare  # brings torchao with it
+
+        if reason := prepare(model, entry.scheme or Scheme(BASE), settings.compile, plan):
+            raise InputError(f"trajectories: `{entry.label}` ({settings.compile}) cannot run here: {reason}")
 
     def answer(requests: list[Request]) -> list[Answer]:
-        texts = [str(request.state) for request in requests]
-        negatives, seeds = [request.negative_prompt for request in requests], [request.seed for request in requests]
+        asked = [*requests, *requests[-1:] * (settings.batch_size - len(requests))] if compiled else requests
+        texts = [str(request.state) for request in asked]
+        negatives, seeds = [request.negative_prompt for request in asked], [request.seed for request in asked]
         images = decode(model, sample(model, texts, negatives, seeds)).numpy()
-        return [Answer(still(image), prompt_tokens(model, text)[1]) for image, text in zip(images, texts, strict=True)]
+        return [
+            Answer(still(image), prompt_tokens(model, text)[1])
+            for image, text, _ in zip(images, texts, requests, strict=False)
+        ]
 
     return answer
 
 
-def answer_by_captioner(entry: Entry, plan: Path | None) -> Callable[[list[Request]], list[Answer]]:
+def answer_by_captioner(
+    entry: Entry, plan: Path | None, settings: Trajectories
+) -> Callable[[list[Request]], list[Answer]]:
     """Load a captioner and answer requests with its captions."""
     captioner = load_captioner(entry.name, entry.model)
 

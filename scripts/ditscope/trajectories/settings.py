@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ditscope.core.settings import setting
+from ditscope.models.settings import COMPILE_STATES
 
 
 @dataclass(frozen=True)
@@ -19,4 +20,10 @@ class Trajectories:
     )
     batch_size: int = setting(
         16, "Invocations computed together; an interrupted job resumes at a whole round", positive=True
+    )
+    compile: str = setting(
+        "eager",
+        "torch.compile state of all generators, quantized or not, as in `benchmark.compile`; a compiled one is given "
+        "whole batches",
+        choices=COMPILE_STATES,
     )

@@ -14,7 +14,7 @@ from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.identity import derived_seed, digest, file_digest
 from ditscope.core.paths import InputFile, InputFolder, OutputFile, OutputFolder
-from ditscope.core.scratch import publish, unfinished
+from ditscope.core.scratch import discard, unfinished
 from ditscope.core.shards import Sample, png_bytes, read_tar, write_tar
 from ditscope.core.tables import write_table
 from ditscope.models.settings import Model, Scheme
@@ -60,9 +60,10 @@ def trajectories(
         "plans": [file and file_digest(file) for file in files],
         "runs": runs,
         "max_length": settings.max_length,
+        "compile": settings.compile,
     }
     parts = unfinished(partial, table, key)
-    nodes = [node_of(entry, file) for entry, file in zip(cycle, files, strict=True)]
+    nodes = [node_of(entry, file, settings) for entry, file in zip(cycle, files, strict=True)]
     rows, seconds = walk(network, nodes, runs, settings, parts)
     lengths = Counter(row["run_id"] for row in seconds)  # invocations that were timed
     asked = [(run_id(network, run), number) for run in runs for number in range(-1, lengths[run_id(network, run)])]
@@ -70,7 +71,7 @@ def trajectories(
     write_tar(distinct_images(parts), images)
     write_table(pl.DataFrame(rows, schema=TRAJECTORIES.schema()), table, TRAJECTORIES)
     write_table(pl.DataFrame(seconds, schema=TIMING.schema()), timing, TIMING)
-    publish(parts)
+    discard(parts)
 
 
 def walk(

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from ditscope.capture.files import picture_file
 from ditscope.core.patterns import block_index, block_type
-from ditscope.video.frames import BACKGROUND, FAINT, INK, colours_of, font, line_height, text_width, tile, wrap
+from ditscope.video.frames import BACKGROUND, FAINT, INK, colours_of, evenly, font, line_height, text_width, tile, wrap
 
 GAP = 4
 MIN_TILE = 24
@@ -21,9 +21,13 @@ def contact_sheet(
     """Draw a generation: `cells[row][column]` is the picture of `blocks[column]` at the row's captured step.
 
     The generated picture ends the last row. `side` is the longer side of a picture in pixels, less where the sheet
-    would be larger than MAX_SIDE.
+    would be larger than MAX_SIDE; of more steps or blocks than fit, evenly spaced ones are shown.
     """
-    steps = metadata["captured_steps"]
+    most = MAX_SIDE // (MIN_TILE + GAP) - 4
+    rows, columns = evenly(len(cells), most), evenly(len(blocks), most)
+    steps = [metadata["captured_steps"][row] for row in rows]
+    blocks = [blocks[column] for column in columns]
+    cells = [[cells[row][column] for column in columns] for row in rows]
     side = max(MIN_TILE, min(side, MAX_SIDE // (len(blocks) + 3) - GAP, MAX_SIDE // (len(steps) + 2) - GAP))
     size = max(9, min(16, side // 5))
     labels = [f"step {step}" for step in steps]

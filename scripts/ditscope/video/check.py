@@ -34,10 +34,10 @@ def check_video(study: Study) -> None:
 
 def check_names(study: Study, folder: Path) -> None:
     """Refuse a folder that has not one sheet per network."""
-    found = {path.name for path in files_of(folder)}
+    names = {path.name for path in files_of(folder)}
     wanted = {f"{name}.{study.config.video.sheet_format}" for name in study.config.trajectories.networks}
-    if found != wanted:
-        raise InputError(f"holds {', '.join(sorted(found)) or 'nothing'}, not {', '.join(sorted(wanted))}")
+    if names != wanted:
+        raise InputError(f"holds {', '.join(sorted(names)) or 'nothing'}, not {', '.join(sorted(wanted))}")
 
 
 def check_mp4(data: bytes) -> None:

@@ -99,6 +99,27 @@ def runs_of(rows: pl.DataFrame) -> list[Run]:
     return runs
 
 
+@dataclass(frozen=True)
+class Jumps:
+    """Where an embedder's vectors jump."""
+
+    embedder: str = ""
+    places: frozenset[tuple[str, int]] = frozenset()  # (run, sequence number of the first state after the jump)
+
+
+def read_jumps(table: Path, embedder: str = "") -> Jumps:
+    """The jumps of one embedder, or of the first one in the table `drift.jumps`; none where the table has no row."""
+    rows = concat_tables([table], "drift.jumps")
+    there = rows["embedder"].unique(maintain_order=True).to_list()
+    if embedder and embedder not in there:
+        raise InputError(
+            f"video.jump_embedder: no jumps of `{embedder}` in {table}; it has {', '.join(there) or 'none'}"
+        )
+    chosen = embedder or next(iter(there), "")
+    of_embedder = rows.filter(pl.col("embedder") == chosen, pl.col("jump"))
+    return Jumps(chosen, frozenset(of_embedder.select("run_id", "sequence_number").iter_rows()))
+
+
 def in_order(prompts: Mapping[str, str], prompt_order: Sequence[str]) -> list[str]:
     """Prompt ids, the named ones first. Raises InputError for one that is unknown, or named twice."""
     if unknown := [p for p in prompt_order if p not in prompts]:

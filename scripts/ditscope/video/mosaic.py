@@ -1,6 +1,6 @@
 """Films of trajectories: prompts as rows, networks and seeds as columns, one frame for each place in the sequence."""
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, product
@@ -32,7 +32,7 @@ from ditscope.video.frames import (
     tint,
     wrap,
 )
-from ditscope.video.grid import Grid, Run, TarImages, grid_of, read_trajectories
+from ditscope.video.grid import Grid, Jumps, Run, TarImages, grid_of, read_jumps, read_trajectories
 from ditscope.video.page import write_films
 from ditscope.video.settings import Video
 
@@ -41,8 +41,6 @@ BORDER = 4
 CAPTION_LINES = 3
 MIN_TEXT = 10
 LABEL = 12  # width of the labels of rows at least, in heights of their text
-
-Jumps = Set[tuple[str, int]]  # (run, sequence number)
 
 
 @dataclass(frozen=True)
@@ -88,22 +86,24 @@ def trajectory_video(
     images: list[InputFile],
     out: OutputFile,
     page: OutputFile | None = None,
+    jumps: InputFile | None = None,
     settings: Video = Video(),
 ) -> None:
     """Draw trajectories side by side in one film: prompts down, networks and seeds across, a frame per invocation.
 
     `tables` are the tables `trajectories` of the networks, in the order of the columns, `images` the tars beside them.
     A run that ended early stays on its last picture. What does not fit into a frame plays on further pages. `page` is
-    an HTML page that plays the film in H.264.
+    an HTML page that plays the film in H.264; `jumps` the table `drift.jumps`, of which one embedder's are marked.
     """
     grid = grid_of(read_trajectories(tables), settings.prompt_order)
-    film = film_of(mosaic_of(grid, TarImages(images), settings), settings)
+    marked = read_jumps(jumps, settings.jump_embedder) if jumps is not None else Jumps()
+    film = film_of(mosaic_of(grid, TarImages(images), settings, marked), settings)
     write_films(film, out, page, settings, "Trajectories")
 
 
-def mosaic_of(grid: Grid, pictures: Mapping[str, Image.Image], settings: Video, jumps: Jumps = frozenset()) -> Mosaic:
+def mosaic_of(grid: Grid, pictures: Mapping[str, Image.Image], settings: Video, jumps: Jumps = Jumps()) -> Mosaic:
     """The mosaic of a grid; tiles of two frames are kept in memory."""
-    layout = layout_of(grid, settings)
+    layout = layout_of(grid, settings, jumps)
     kept = lru_cache(maxsize=2 * layout.rows * layout.stripes * layout.columns)
     return Mosaic(grid, layout, colours_of(entries_of(grid)), kept(lambda k: tile(pictures[k], layout.side)), jumps)
 
@@ -121,13 +121,18 @@ def entries_of(grid: Grid) -> list[str]:
     return list(dict.fromkeys(entry for cycle in grid.cycles.values() for entry in cycle))
 
 
+def key_of(grid: Grid, jumps: Jumps) -> list[str]:
+    """What the key names: every model, and the mark of jumps, where they were looked for."""
+    return [*entries_of(grid), *([f"jump ({jumps.embedder})"] if jumps.embedder else [])]
+
+
 # Layout ---------------------------------------------------------------------------------------------------------------
 
 
-def layout_of(grid: Grid, settings: Video) -> Layout:
+def layout_of(grid: Grid, settings: Video, jumps: Jumps = Jumps()) -> Layout:
     """The layout with the fewest pages, then the largest tiles up to the size that is asked for."""
     smallest = min(settings.min_tile_size, settings.tile_size)
-    layouts = [layout_at(side, grid, settings) for side in range(settings.tile_size, smallest - 1, -1)]
+    layouts = [layout_at(side, grid, settings, jumps) for side in range(settings.tile_size, smallest - 1, -1)]
     fitting = [layout for layout in layouts if min(layout.rows, layout.columns) > 0]
     if not fitting:
         raise InputError(
@@ -137,7 +142,7 @@ def layout_of(grid: Grid, settings: Video) -> Layout:
     return min(fitting, key=lambda layout: len(pages_of(grid, layout)))
 
 
-def layout_at(side: int, grid: Grid, settings: Video) -> Layout:
+def layout_at(side: int, grid: Grid, settings: Video, jumps: Jumps) -> Layout:
     """The layout whose pictures have a side; its rows are spread evenly over pages."""
     limit = RESOLUTIONS[settings.resolution]
     text = max(MIN_TEXT, side // 14)
@@ -145,7 +150,7 @@ def layout_at(side: int, grid: Grid, settings: Video) -> Layout:
     cell = side + 2 * BORDER + GAP, side + 2 * BORDER + caption + GAP
     columns = min(len(grid.columns), (limit[0] - label - 2 * GAP) // cell[0])
     stripe = label + 2 * GAP + columns * cell[0]
-    key = chips(entries_of(grid), text, min(limit[0], stripe) - 2 * GAP)
+    key = chips(key_of(grid, jumps), text, min(limit[0], stripe) - 2 * GAP)
     title = line_height(settings.font_size) + 2 * GAP
     head = title + (key[-1][1] + 1 if key else 0) * (line_height(text) + 4) + 4 * line_height(text) + GAP
     rows, stripes = (limit[1] - head) // cell[1], 1
@@ -212,11 +217,14 @@ def draw_title(draw: ImageDraw.ImageDraw, mosaic: Mosaic, shot: Shot) -> None:
 
 
 def draw_key(draw: ImageDraw.ImageDraw, mosaic: Mosaic) -> None:
-    """The names of all models on their colours."""
-    layout, entries = mosaic.layout, entries_of(mosaic.grid)
-    for entry, (x, line, name) in zip(entries, chips(entries, layout.text, layout.size[0] - 2 * GAP), strict=True):
+    """The names of all models on their colours, and the mark of jumps."""
+    layout, names = mosaic.layout, key_of(mosaic.grid, mosaic.jumps)
+    for entry, (x, line, name) in zip(names, chips(names, layout.text, layout.size[0] - 2 * GAP), strict=True):
         place = GAP + x, layout.bar + GAP // 2 + line * (line_height(layout.text) + 4)
-        draw_chip(draw, place, name, mosaic.colours[entry], layout.text)
+        if entry in mosaic.colours:
+            draw_chip(draw, place, name, mosaic.colours[entry], layout.text)
+        else:
+            draw_mark(draw, place, name, layout.text)
 
 
 def draw_heads(draw: ImageDraw.ImageDraw, left: int, mosaic: Mosaic, shot: Shot) -> None:
@@ -271,8 +279,8 @@ def draw_cell(canvas: Image.Image, xy: tuple[int, int], run: Run, number: int, m
     if ended:
         last = top + (CAPTION_LINES - 1) * line_height(size)
         draw_lines(draw, (left, last), wrap(run.ending, size, room, 1), size)
-    elif any(state and (run.run_id, state["sequence_number"]) in mosaic.jumps for state in (image, text)):
-        draw_mark(draw, (x + outer, y), size)
+    elif any(state and (run.run_id, state["sequence_number"]) in mosaic.jumps.places for state in (image, text)):
+        draw_mark(draw, (x + outer - text_width("jump", size) - 8, y), "jump", size)
 
 
 def ground(state: dict | None, run: Run, number: int, colours: Mapping[str, str]) -> str:
@@ -283,8 +291,8 @@ def ground(state: dict | None, run: Run, number: int, colours: Mapping[str, str]
     return colour if state["sequence_number"] == number else tint(colour)
 
 
-def draw_mark(draw: ImageDraw.ImageDraw, corner: tuple[int, int], size: int) -> None:
-    """The mark of a semantic jump, its top right at `corner`."""
-    left = corner[0] - text_width("jump", size) - 8
-    draw.rectangle((left, corner[1], corner[0] - 1, corner[1] + line_height(size)), fill=MARK, outline=INK)
-    draw.text((left + 4, corner[1]), "jump", font=font(size), fill=INK)
+def draw_mark(draw: ImageDraw.ImageDraw, xy: tuple[int, int], text: str, size: int) -> None:
+    """The mark of a semantic jump, its top left at `xy`."""
+    (x, y), right = xy, xy[0] + text_width(text, size) + 7
+    draw.rectangle((x, y, right, y + line_height(size)), fill=MARK, outline=INK)
+    draw.text((x + 4, y), text, font=font(size), fill=INK)

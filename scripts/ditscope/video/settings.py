@@ -37,5 +37,8 @@ class Video:
         64, "Smallest tile of the trajectory mosaic; what does not fit goes to further pages of the film", positive=True
     )
     prompt_order: list[str] = setting([], "Prompt ids in the order of the rows; empty, and the others: as in the CSV")
+    jump_embedder: str = setting(
+        "", "Embedder whose semantic jumps are marked in the film of trajectories; empty: the first in `drift.jumps`"
+    )
     timeline_images: int = setting(8, "Pictures of a run in the timeline sheet, evenly spaced", positive=True)
     sheet_format: str = setting("png", "Kind of the timeline sheets and strips", choices=("png", "jpg"))

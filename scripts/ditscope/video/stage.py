@@ -84,7 +84,7 @@ def capture_video(
 
 
 def film(folders: Sequence[Path], out: Path, settings: Video, page: Path | None = None) -> None:
-    """One frame a block and step, a tile a generation; the generated pictures come last."""
+    """One frame per block and step, one tile per generation; the generated pictures come last."""
     metadata = [read_metadata(folder) for folder in folders]
     order = order_of(metadata[0], settings, folders[0])
     for folder, data in zip(folders, metadata, strict=True):

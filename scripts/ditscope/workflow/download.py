@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,10 +22,13 @@ from ditscope.config import Config
 from ditscope.core.errors import InputError, line
 from ditscope.core.names import unknown
 from ditscope.models.folders import HUB_ID, download_mark, source_folder
+from ditscope.models.registry import runs_remote_code
+from ditscope.models.remote_code import hub_cache, missing_code
 
 log = logging.getLogger(__name__)
 
 PIPELINE = "model_index.json"
+SMALL = ("*.json", "*.txt", "*.model", "*.jinja")  # configs, tokenizers, chat templates
 
 
 def download(
@@ -33,9 +36,10 @@ def download(
 ) -> None:
     """Get a model of the hub, after saying how large it is, its licence, and whether it is gated.
 
-    It goes to resources/models/<id>@<revision>: safetensors, configs and tokenizers, no pickles. Run again after an
-    interruption: what is here is kept. A gated repository wants its licence accepted on the hub and HF_TOKEN set.
-    With dry_run it only says so.
+    It goes to resources/models/<id>@<revision>: safetensors, configs and tokenizers, no pickles; code as well, which
+    runs only where the entry has `allow_remote_code`, and then with that of its `code_revisions`. Run again after an
+    interruption: what is here is kept. A gated repository wants its licence accepted on the hub and HF_TOKEN set. With
+    dry_run it only says so.
     """
     entries: dict[str, Any] = {**config.embedders, **config.models}
     if name not in entries:
@@ -45,7 +49,7 @@ def download(
     folder, index = source_folder(entry), download_mark(entry).name
     if not entry.revision and (folder.is_dir() or not HUB_ID.fullmatch(entry.source)):
         raise InputError(f"{where}: `{entry.source}` is a folder of this machine; nothing to download")
-    if entry.revision and download_mark(entry).is_file():
+    if entry.revision and download_mark(entry).is_file() and not missing_code(entry.code_revisions):
         print(f"{name}: already in {folder}")
         return
     with hub_errors(entry.source, entry.revision):
@@ -58,6 +62,9 @@ def download(
         f"licence {licence_of(info)}, {gated}",
         flush=True,
     )
+    if runs_remote_code(entry) or entry.allow_remote_code:
+        run = "allowed to run" if entry.allow_remote_code else "which runs only with `allow_remote_code: true`"
+        print(f"{name}: has code of its own, {run}; it reads {', '.join(entry.code_revisions) or 'no repository'} too")
     if not entry.revision:
         raise InputError(
             f"{where}: no `revision`; that is where the branch main stands now: put "
@@ -72,6 +79,7 @@ def download(
     missing = size - sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
     if missing > (free := shutil.disk_usage(Path.cwd()).free):
         raise InputError(f"{where}: {missing / 1e9:.2f} GB are to come, and {free / 1e9:.2f} GB are free; make room")
+    fetch_code(entry.code_revisions)
     fetch(entry.source, entry.revision, folder, index)
     print(f"{name}: in {folder}")
 
@@ -88,11 +96,28 @@ def fetch(source: str, revision: str, folder: Path, index: str) -> None:
         hf_hub_download(source, index, revision=revision, local_dir=folder)
 
 
+def fetch_code(revisions: Mapping[str, str]) -> None:
+    """Get the repositories that a model's code reads, each at its commit, into the project's own cache: no weights."""
+    for source in missing_code(revisions):
+        with hub_errors(source, revisions[source]):
+            snapshot_download(
+                source, revision=revisions[source], cache_dir=hub_cache(), allow_patterns=["*.py", *SMALL]
+            )
+
+
+def code_revisions(config: Mapping[str, Any], source: str, revision: str) -> dict[str, str]:
+    """What the entries of a plain config say of the repositories that the code of a hub model reads."""
+    entries = [*config.get("models", {}).values(), *config.get("embedders", {}).values()]
+    same = [e for e in entries if (e.get("source"), e.get("revision")) == (source, revision)]
+    return {key: commit for entry in same for key, commit in entry.get("code_revisions", {}).items()}
+
+
 def patterns(index: str) -> tuple[list[str], list[str]]:
     """Names of the files to get and, of these, to leave out."""
     # A pipeline's weights lie in its components' folders; single files beside them would double the download.
     weights = "*/*.safetensors" if index == PIPELINE else "*.safetensors"
-    return [weights, "*.json", "*.txt", "*.model"], ["*.fp16.*"]  # the same weights once more; `dtype` casts them
+    code = [] if index == PIPELINE else ["*.py"]
+    return [weights, *code, *SMALL], ["*.fp16.*"]  # the same weights once more; `dtype` casts them
 
 
 def wanted_files(info: Any, index: str) -> dict[str, int]:

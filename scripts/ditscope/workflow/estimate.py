@@ -16,7 +16,14 @@ from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFolder, OutputFile
 from ditscope.core.settings import decode
 from ditscope.core.study_plan import read_plan
+from ditscope.workflow.invocation_costs import (
+    invocation_costs,
+    planned_invocations,
+    seconds_beside,
+    trajectory_seconds,
+)
 
+TRAJECTORIES = "trajectory_shard"
 JOB_LINE = re.compile(r"^(\w+)\s+(\d+)\s*$")
 
 
@@ -25,14 +32,22 @@ def estimate(
 ) -> None:
     """Print jobs, hours and bytes of a study, stage by stage, before it is submitted.
 
-    Jobs come from a dry run with the overlays `configfile`; hours and bytes a job are medians over the study
+    Jobs come from a dry run with the overlays `configfile`; hours and bytes per job are medians over the study
     `measured`: run a few prompts of the same models first (`prompts: {limit: 8}`) and give its results folder. A rule
-    that was never measured says so instead of a number.
+    that was never measured says so instead of a number. Hours of trajectories are those of their invocations, by the
+    seconds that each model took in `measured`, or in the studies beside it.
     """
-    table = estimate_table(planned_jobs(configfile), measured_costs(measured))
-    others = unmeasured_models(read_config(configfile), read_plan(measured)["config"])
+    config, jobs, costs = read_config(configfile), planned_jobs(configfile), measured_costs(measured)
+    invocations = invocation_costs(config, measured)
+    table = with_trajectories(estimate_table(jobs, costs), config, measured, invocations)
+    others = unmeasured_models(config, read_plan(measured)["config"])
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
         print(table)
+        if len(invocations):
+            print(
+                "Seconds per invocation of the networks' models (a share of its batch; median, 10 % and 90 % quantile):"
+            )
+            print(invocations)
     known = table.filter(pl.col("hours").is_not_null())
     print(
         f"{table['jobs'].sum()} jobs; measured part: {known['hours'].sum():.2f} job-hours, of these "
@@ -45,6 +60,18 @@ def estimate(
         )
     if out:
         write_text(out, table.write_csv())
+
+
+def with_trajectories(table: pl.DataFrame, config: Config, measured: Path, costs: pl.DataFrame) -> pl.DataFrame:
+    """The table with hours of trajectories by their invocations, where each of the networks' models was measured."""
+    planned = table.filter(rule=TRAJECTORIES)
+    seconds = trajectory_seconds(planned_invocations(config), costs) if len(planned) else None
+    if seconds is None:
+        return table
+    jobs, hours = planned.select("jobs", "hours").row(0)
+    beside = jobs * seconds_beside(measured, hours * 3600 / jobs) if hours is not None else 0.0
+    new = pl.when(rule=TRAJECTORIES).then((seconds + beside) / 3600).otherwise("hours")
+    return table.with_columns(new.alias("hours"))
 
 
 def unmeasured_models(config: Config, measured: dict[str, Any]) -> list[str]:
@@ -72,7 +99,7 @@ def parse_job_stats(text: str) -> dict[str, int]:
 
 
 def measured_costs(results: Path) -> dict[str, dict]:
-    """Median seconds, peak memory and bytes a job of each rule of a finished study."""
+    """Median seconds, peak memory and bytes per job of each rule of a finished study."""
     plan = read_plan(results)
     costs: dict[str, dict] = {}
     for rule, patterns in plan["rules"].items():
@@ -105,7 +132,7 @@ def size_of(path: Path) -> int:
 
 
 def estimate_table(jobs: dict[str, int], costs: dict[str, dict]) -> pl.DataFrame:
-    """One row a rule: jobs, gpu, hours, bytes, peak_memory_mib; null where nothing was measured."""
+    """One row per rule: jobs, gpu, hours, bytes, peak_memory_mib; null where nothing was measured."""
     rows = [
         {
             "rule": rule,

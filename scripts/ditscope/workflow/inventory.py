@@ -1,7 +1,6 @@
 """Checks of files as files: expected and missing, recorded digests, left over or unknown."""
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,17 @@ from typing import Any
 import polars as pl
 
 from ditscope.benchmark.check import benchmark_stems
+from ditscope.calibrate.files import by_shard
 from ditscope.core.checksums import FOLDER, files_of, read_record
 from ditscope.core.errors import InputError
 from ditscope.core.identity import file_digest
+from ditscope.core.schema import tables_with
 from ditscope.core.scratch import MARK
-from ditscope.core.study import Finding, Study, beside
+from ditscope.core.study import Finding, Study
 from ditscope.core.study_plan import PLAN
-from ditscope.prompts.files import first_runs
+from ditscope.prompts.files import first_runs, slice_name
+from ditscope.sensitivity.check import parts_of
+from ditscope.sensitivity.files import PARTS
 from ditscope.trajectories.networks import trajectory_index
 
 # Folders and files that belong to the study itself; logs and benchmarks of earlier configs do no harm.
@@ -41,25 +44,16 @@ def expected_files(study: Study) -> dict[str, str]:
     """Every output that this config leaves, with its stage: what is planned, and what is on the way there."""
     config = study.config
     expected = {file: stage for stage in study.plan["targets"] for file in study.targets(stage)}
+    runs = {f"{stem}.tar": "benchmark" for stem in benchmark_stems(study)}  # of this machine and of others
+    for file, stage in [*expected.items(), *runs.items()]:
+        expected |= dict.fromkeys([file, *tables_with(stage, file)], stage)
     expected |= dict.fromkeys(prompt_slices(study), "prompts")
-    for tar in study.targets("generate"):
-        expected |= dict.fromkeys((tar, *beside(tar)), "generate")
+    shards = by_shard(range(config.calibrate.num_images), config.calibrate.shard_size)
     for model in {file.split("/")[1] for file in study.targets("calibrate")}:
-        shards = math.ceil(config.calibrate.num_images / config.calibrate.shard_size)
-        expected |= {f"calibration/{model}/shards/{i:05d}": "calibrate" for i in range(shards)}
-    for model in config.sensitivity.models:
-        groups = range(config.sensitivity.layer_groups)
-        parts = [f"{name}-{i:03d}.parquet" for name in ("layers", "fast") for i in groups]
-        expected |= {f"sensitivity/{model}/{part}": "sensitivity" for part in parts}
-    for tar in study.targets("trajectories"):
-        if tar.endswith(".tar"):
-            expected |= dict.fromkeys((tar, *beside(tar)), "trajectories")
-    for model in config.refine.models:
-        expected[f"refine/{model}/training.timing.parquet"] = "refine"
-    for run in benchmark_stems(study):
-        expected |= dict.fromkeys((f"{run}.tar", f"{run}.flat.parquet", *beside(f"{run}.tar")), "benchmark")
-        if not config.benchmark.skip_metrics:
-            expected[f"{Path(run).parent.as_posix()}/quality.parquet"] = "benchmark"
+        expected |= {f"calibration/{model}/shards/{name}": "calibrate" for name in shards}
+    expected |= {file: "sensitivity" for part in PARTS for file in parts_of(study, part)}
+    if not config.benchmark.skip_metrics:
+        expected |= {f"{Path(run).parent.as_posix()}/quality.parquet": "benchmark" for run in runs}
     return expected
 
 
@@ -79,7 +73,7 @@ def prompt_slices(study: Study) -> list[str]:
             counts = [config.capture.sets[name].generations for name in sorted(sets)]
             counts += [config.ablate.generations] if study.targets("ablate") else []
             parts += [first_runs(prompts, config.experiment, count) for count in counts]
-        return [f"prompts/runs-{part['start']}-{part['count']}.parquet" for part in parts]
+        return [f"prompts/runs-{slice_name(part)}.parquet" for part in parts]
 
     return study.once("prompt slices", slices)
 
@@ -109,27 +103,23 @@ def check_tables(study: Study) -> None:
 def check_checksums(study: Study) -> None:
     """Files are byte for byte what their job left; every output has a record, and directories hold no other file."""
     expected = expected_files(study) | {PLAN: "files"}
-    recorded: set[str] = set()
-    for path in sorted((study.results / FOLDER).rglob("*.json")):
-        name = path.relative_to(study.results).as_posix()
-        with study.noting("checksums", name):
-            record = read_record(path)
-            for file, entry in record["files"].items():
-                recorded.add(file)
-                output = output_of(file, expected)
-                if not output or not (study.results / output).exists():
-                    continue
-                problem = damage(study.results / file, entry)
-                if problem:
-                    study.note(expected[output], file, problem, output)
+    recorded: dict[str, dict[str, Any]] = {}
+    for path in sorted((study.results / FOLDER).rglob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path)):
+        with study.noting("checksums", path.relative_to(study.results).as_posix()):
+            recorded |= read_record(path)["files"]  # of two jobs that left a file, under other settings, the later one
+    for file, entry in sorted(recorded.items()):
+        output = output_of(file, expected)
+        if output and (study.results / output).exists() and (problem := damage(study.results / file, entry)):
+            study.note(expected[output], file, problem, output)
     folders = {"/".join(Path(file).parts[:count]) for file in recorded for count in range(1, len(Path(file).parts))}
+    known = recorded.keys() | folders | made_elsewhere(study)
     for output, stage in sorted(expected.items()):
         path = study.results / output
-        if recorded - {PLAN} and path.exists() and output not in recorded | folders | made_elsewhere(study):
+        if recorded.keys() - {PLAN} and path.exists() and output not in known:
             study.note(stage, output, "no digest of it is recorded: its record is gone, or no job left it")
         if path.is_dir() and output in folders:
-            for found in files_of(path):
-                name = found.relative_to(study.results).as_posix()
+            for inside in files_of(path):
+                name = inside.relative_to(study.results).as_posix()
                 if name not in recorded:
                     problem = "no job left this file"
                     study.findings.append(Finding(stage, name, problem, remove=name))

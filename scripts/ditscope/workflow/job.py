@@ -46,9 +46,10 @@ def redact(text: str) -> str:
 def job(snakemake: Any, warm: bool = False) -> Iterator[list[str]]:
     """Log to the rule's log file and to stderr; end on bad input with its one line instead of a traceback.
 
-    A rule with `resources: gpu` gets that many GPUs of its own, where the machine has any, and their list. CUDA must
-    not have started: such a rule's script imports its stage inside. So does one whose stage imports torch; where the
-    run has a process that has it, a fork of that does the work of a `warm` job (`warm.py`).
+    A rule with `resources: gpu` gets that many GPUs, where the machine has any, and their list: of its own, or shared
+    with others that say what they take of one (`gpu_mem_mb`) where the user lets them. CUDA must not have started:
+    such a rule's script imports its stage inside. So does one whose stage imports torch; where the run has a process
+    that has it, a fork of that does the work of a `warm` job (`warm.py`).
     """
     if warm:
         hand_over()
@@ -56,7 +57,8 @@ def job(snakemake: Any, warm: bool = False) -> Iterator[list[str]]:
     file = logging.FileHandler(snakemake.log[0], mode="w")
     with logged(file):
         try:
-            with gpu_slots(int(snakemake.resources.get("gpu", 0))) as gpus:
+            asked = [int(snakemake.resources.get(name, 0)) for name in ("gpu", "gpu_mem_mb")]
+            with gpu_slots(asked[0], memory_mb=asked[1]) as gpus:
                 log.info("rule %s on %s, GPU %s", snakemake.rule, node_name(), ", ".join(gpus) or "none")
                 yield gpus
                 log.info("peak: %s", peak_memory())

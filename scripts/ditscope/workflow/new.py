@@ -122,20 +122,20 @@ def model_entry(name: str, source: str, family: str, revision: str, demo: Config
         raise InputError(unknown("--model", source, demo.models, "a folder, a hub id or in config.yaml's `models`"))
     label = re.sub(r"[^A-Za-z0-9_+-]+", "-", folder.name).strip("-").lower() or name
     label = f"{name}-{label}" if label in demo.models else label
-    found = Model(family or family_in(folder), source, revision)
-    side = side_of(found)
-    said = {"family": found.family, "source": source} | ({"revision": revision} if revision else {})
+    model = Model(family or family_in(folder), source, revision)
+    side = side_of(model)
+    said = {"family": model.family, "source": source} | ({"revision": revision} if revision else {})
     return label, said | {"dtype": "bfloat16", "width": side, "height": side, "steps": 28}
 
 
 def family_in(folder: Path) -> str:
     """The family of a pipeline of diffusers in a folder. Raises InputError where it is none that is known."""
     index = config_at_hand(Model("", str(folder)), INDEX)
-    found = index.get("_class_name")
+    pipeline = index.get("_class_name")
     for name, facts in FAMILIES.items():
-        if facts.pipeline == found:
+        if facts.pipeline == pipeline:
             return name
-    what = f"its pipeline is {found}" if found else f"it has no {INDEX}"
+    what = f"its pipeline is {pipeline}" if pipeline else f"it has no {INDEX}"
     raise InputError(f"--model: {folder}: {what}; families: {', '.join(FAMILIES)}; `--family` says which it is like")
 
 

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import torch
 
-from ditscope.benchmark.prepare import uncompilable
-from ditscope.benchmark.settings import COMPILE_STATES
 from ditscope.config import Config
 from ditscope.models.folders import source_folder
 from ditscope.models.hardware import PACKAGES, cpu_model, host_memory_bytes, installed, nvidia_gpus, unusable
 from ditscope.models.loading import device_at_hand
+from ditscope.models.prepare import uncompilable
 from ditscope.models.quantize import unsupported
 from ditscope.models.registry import has_weights, is_generator
-from ditscope.models.settings import Model
+from ditscope.models.settings import COMPILE_STATES, Model
 from ditscope.workflow.job import SECRETS
 
 GB = 1e9
@@ -39,10 +38,10 @@ class Finding:
 
 def check(config: Config) -> None:
     """Say what this machine has, which models are here, and what each scheme and compile state can do."""
-    found = [*machine(), *models(config), *schemes(config), *compile_states()]
-    width = max(len(f.name) for f in found)
-    for number, finding in enumerate(found):
-        if not number or found[number - 1].topic != finding.topic:
+    findings = [*machine(), *models(config), *schemes(config), *compile_states()]
+    width = max(len(f.name) for f in findings)
+    for number, finding in enumerate(findings):
+        if not number or findings[number - 1].topic != finding.topic:
             print(f"\n{finding.topic}" if number else finding.topic)
         print(f"  {'yes' if finding.good else ' no'}  {finding.name:<{width}}  {finding.text}")
 
@@ -51,18 +50,18 @@ def machine() -> list[Finding]:
     """Processor, accelerator, driver, memory, disk, token and package versions, beside what real models want."""
     gpus = nvidia_gpus()
     free = shutil.disk_usage(".").free
-    found = [
+    rows = [
         ("Python", sys.version_info >= LEAST_PYTHON, platform.python_version()),
         ("processor", True, f"{cpu_model()}, {os.cpu_count()} cores, {host_memory_bytes() / GB:.1f} GB memory"),
-        ("GPU", bool(gpus), ", ".join(gpu["name"] for gpu in gpus) or "none: real models take minutes an image"),
+        ("GPU", bool(gpus), ", ".join(gpu["name"] for gpu in gpus) or "none: real models take minutes per image"),
         driver(gpus),
     ]
-    found += cuda()
+    rows += cuda()
     wanted = f"a real model takes {LEAST_DISK_BYTES / GB:.0f}"
-    found.append(("free disk", free >= LEAST_DISK_BYTES, f"{free / GB:.1f} GB; {wanted}"))
-    found.append(("hub token", has_token(), "for gated models (FLUX, SD3); never shown, never written"))
-    found += [(package, installed(package) != "none", installed(package)) for package in (*PACKAGES, *MORE_PACKAGES)]
-    return [Finding("Machine", *row) for row in found]
+    rows.append(("free disk", free >= LEAST_DISK_BYTES, f"{free / GB:.1f} GB; {wanted}"))
+    rows.append(("hub token", has_token(), "for gated models (FLUX, SD3); never shown, never written"))
+    rows += [(package, installed(package) != "none", installed(package)) for package in (*PACKAGES, *MORE_PACKAGES)]
+    return [Finding("Machine", *row) for row in rows]
 
 
 def driver(gpus: list[dict[str, str]]) -> tuple[str, bool, str]:
@@ -102,11 +101,11 @@ def has_token() -> bool:
 
 def models(config: Config) -> list[Finding]:
     """Whether the weights of each selected model are here, and fit into the device's memory."""
-    found = []
+    findings = []
     for name in config.selected_models():
         entry = config.models[name]
         if not has_weights(entry):
-            found.append(Finding("Models", name, True, f"{entry.family}, without weights"))
+            findings.append(Finding("Models", name, True, f"{entry.family}, without weights"))
             continue
         folder = source_folder(entry)
         size = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) if folder.is_dir() else 0
@@ -114,10 +113,10 @@ def models(config: Config) -> list[Finding]:
         if size:
             fits = size < device_memory()
             text = f"{kind}, {size / GB:.2f} GB of weights{'' if fits else ': more than this device has'}"
-            found.append(Finding("Models", name, fits, text))
+            findings.append(Finding("Models", name, fits, text))
         else:
-            found.append(Finding("Models", name, False, f"{kind}, {missing(entry, folder)}"))
-    return found
+            findings.append(Finding("Models", name, False, f"{kind}, {missing(entry, folder)}"))
+    return findings
 
 
 def missing(entry: Model, folder: Path) -> str:
@@ -135,7 +134,7 @@ def device_memory() -> int:
 
 def schemes(config: Config) -> list[Finding]:
     """For each scheme of the config whether it can run here, and why not."""
-    found = []
+    findings = []
     entries = [config.models[name] for name in config.benchmark.models]
     wanted = {("mlx" if e.backend == "mlx" else device_at_hand(), e.dtype) for e in entries}
     targets = sorted(wanted or {(device_at_hand(), "bfloat16")})
@@ -145,13 +144,13 @@ def schemes(config: Config) -> list[Finding]:
         able = sorted({device for device, _ in targets} - set(unable))
         reason = "" if able else next(iter(unable.values()))
         what = f"{scheme.kind}{f', {scheme.bits} bit' if 'intx' in scheme.kind or 'mlx' in scheme.kind else ''}"
-        found.append(Finding("Schemes", name, not reason, reason or f"{what}, on `{'`, `'.join(able)}`"))
-    return found
+        findings.append(Finding("Schemes", name, not reason, reason or f"{what}, on `{'`, `'.join(able)}`"))
+    return findings
 
 
 def compile_states() -> list[Finding]:
     """Whether each compile state can run here, and whether MLX is there."""
     states = [(state, uncompilable(state, device_at_hand())) for state in COMPILE_STATES]
-    found = [Finding("Compilation", state, not reason, reason or "can run") for state, reason in states]
+    findings = [Finding("Compilation", state, not reason, reason or "can run") for state, reason in states]
     mlx = find_spec("mlx") is not None
-    return [*found, Finding("Back ends", "mlx", mlx, "installed" if mlx else "not installed: no MLX schemes")]
+    return [*findings, Finding("Back ends", "mlx", mlx, "installed" if mlx else "not installed: no MLX schemes")]

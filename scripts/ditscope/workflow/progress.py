@@ -12,7 +12,7 @@ from ditscope.core.checksums import record_checksums
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFolder
 from ditscope.core.scratch import require_writable
-from ditscope.core.study_plan import PLAN, read_plan
+from ditscope.core.study_plan import PLAN, files_of_stage, read_plan
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def write_plan(
 
 def stages_of(results: Path | str) -> list[Stage]:
     """Completion of each stage of a study, also of those that are only on the way to what it asks for."""
-    plan = read_plan(results)
-    targets = {name: [*files, *plan["upstream"].get(name, [])] for name, files in plan["targets"].items()}
+    plan, project = read_plan(results), Path(results).parent.parent
+    targets = {name: files_of_stage(plan, name) for name in plan["targets"]}
     return [
-        Stage(name, len(files), tuple(file for file in files if not os.path.exists(file)))
+        Stage(name, len(files), tuple(file for file in files if not (project / file).exists()))
         for name, files in targets.items()
         if files
     ]

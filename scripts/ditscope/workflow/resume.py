@@ -56,12 +56,12 @@ def submits(profile: str) -> bool:
 
 def main_processes(folder: Path) -> list[int]:
     """Ids of Snakemake's main processes on this host that work in `folder`; those inside of jobs carry a mode."""
-    found = []
+    ids = []
     for process in filter(is_workflow, psutil.process_iter()):
         with suppress(psutil.Error):  # ended meanwhile, or another user's
             if "--mode" not in process.cmdline() and process.cwd() == str(folder):
-                found.append(process.pid)
-    return found
+                ids.append(process.pid)
+    return ids
 
 
 def is_workflow(process: psutil.Process) -> bool:

@@ -169,7 +169,7 @@ def libraries_in_memory() -> list[tuple[int, int]]:
 
     runs: list[tuple[int, int]] = []
     page = os.sysconf("SC_PAGE_SIZE")
-    with open("/proc/self/pagemap", "rb") as pages:  # proc(5): 8 bytes a page, the highest bit of those in memory
+    with open("/proc/self/pagemap", "rb") as pages:  # proc(5): 8 bytes per page, the highest bit of those in memory
         for line in Path("/proc/self/maps").read_text().splitlines():
             addresses, _, _, _, inode, *_ = line.split()
             if inode != "0":

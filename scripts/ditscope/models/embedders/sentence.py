@@ -2,6 +2,7 @@
 
 from ditscope.models.embedders.registry import EmbedBatch
 from ditscope.models.folders import resolve_source
+from ditscope.models.remote_code import allowed_code
 from ditscope.models.settings import Embedder
 
 MODALITIES = ("text",)
@@ -20,9 +21,10 @@ def load(name: str, entry: Embedder, device: str) -> EmbedBatch:
         folder = get_model_path()
     else:
         folder = resolve_source(name, entry, "embedders")
-    model = SentenceTransformer(
-        str(folder), device=device, local_files_only=True, trust_remote_code=entry.allow_remote_code
-    )
+    with allowed_code(f"embedders.{name}", entry):
+        model = SentenceTransformer(
+            str(folder), device=device, local_files_only=True, trust_remote_code=entry.allow_remote_code
+        )
     return lambda texts: model.encode(
         texts, prompt=entry.prompt or None, batch_size=len(texts), normalize_embeddings=True, show_progress_bar=False
     )

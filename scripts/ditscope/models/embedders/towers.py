@@ -11,6 +11,7 @@ from torch import Tensor
 from ditscope.core.errors import InputError
 from ditscope.models.embedders.registry import EmbedBatch
 from ditscope.models.folders import resolve_source
+from ditscope.models.remote_code import allowed_code
 from ditscope.models.settings import Embedder
 
 MODALITIES = ("text", "image")
@@ -32,9 +33,13 @@ def load_towers(name: str, entry: Embedder, device: str) -> Towers:
     folder = str(resolve_source(name, entry, "embedders"))
     options = {"local_files_only": True, "trust_remote_code": entry.allow_remote_code}
     places = {"": torch.device(device)}  # straight to the device, and not through host memory
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, device_map=places, **options)
-    processor = AutoImageProcessor if entry.family == "dinov2" else AutoProcessor
-    return Towers(model.eval(), processor.from_pretrained(folder, **options), torch.device(device))
+    with allowed_code(f"embedders.{name}", entry):
+        model = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, device_map=places, **options
+        )
+        kind = AutoImageProcessor if entry.family == "dinov2" else AutoProcessor
+        processor = kind.from_pretrained(folder, **options)
+    return Towers(model.eval(), processor, torch.device(device))
 
 
 @torch.no_grad()

@@ -26,8 +26,8 @@ def vectors_of(rows: pl.DataFrame, source: Path) -> np.ndarray:
     for file in files:
         with parsing(file, f"not a table of vectors ({{}}); {again(file)}", POLARS):
             tables.append(pl.read_parquet(file, columns=[*STATE, "vector"]).cast(types))
-    found = pl.concat(tables)
-    states = rows.select(STATE).join(found, on=STATE, how="left", maintain_order="left")
+    known = pl.concat(tables)
+    states = rows.select(STATE).join(known, on=STATE, how="left", maintain_order="left")
     for problem, bad in (
         ("two vectors", states.select(STATE).is_duplicated()),
         ("no vector", states["vector"].is_null()),

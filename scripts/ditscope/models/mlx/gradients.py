@@ -24,14 +24,14 @@ class Differentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        transformer, upstream, found = ctx.transformer, to_mlx_array(gradient).astype(ctx.dtype), []
+        transformer, upstream, gradients = ctx.transformer, to_mlx_array(gradient).astype(ctx.dtype), []
         for row in range(len(gradient)):  # one by one: the gradient of a weight is that of its own sample
             inputs = [values[row : row + 1] for values in ctx.inputs]
             latents, weights = pulled_back(transformer.mmdit, inputs, upstream[row : row + 1], transformer.wanted)
-            found.append(latents)
+            gradients.append(latents)
             if transformer.gather:
                 transformer.gather(weights)
-        return to_torch(mx.concatenate(found), gradient), None, None
+        return to_torch(mx.concatenate(gradients), gradient), None, None
 
 
 def pulled_back(
@@ -49,8 +49,8 @@ def pulled_back(
         return (velocity(mmdit, latents, *inputs[1:]) * gradient).sum()
 
     try:
-        found: tuple[mx.array, Weights] = mx.grad(inner_product, argnums=(0, 1))(inputs[0], own)
-        mx.eval(found)
+        gradients: tuple[mx.array, Weights] = mx.grad(inner_product, argnums=(0, 1))(inputs[0], own)
+        mx.eval(gradients)
     finally:
         mmdit.update(tree_unflatten(list(own.items())))  # not the placeholders that MLX traced with
-    return found
+    return gradients

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from ditscope.core.errors import InputError
+from ditscope.core.errors import InputError, line
 from ditscope.models.mlx.names import mmdit_paths
 
 # DiffusionKit brings coremltools, which warns of what is not used here, and a log handler for the whole process, which
@@ -148,13 +148,8 @@ def load(mmdit: MMDiT, weights: dict[str, mx.array], dtype: mx.Dtype) -> None:
     try:
         mmdit.load_weights(placed)
     except ValueError as error:
-        raise InputError(f"the transformer's weights do not fit DiffusionKit's MMDiT: {one_line(error)}") from None
+        raise InputError(f"the transformer's weights do not fit DiffusionKit's MMDiT: {line(error)[:300]}") from None
     mx.eval(mmdit.parameters())
-
-
-def one_line(error: Exception) -> str:
-    """An exception's message in one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300]
 
 
 def velocity(

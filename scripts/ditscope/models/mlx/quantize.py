@@ -10,10 +10,9 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from ditscope.core.atomic import replacing
-from ditscope.core.errors import InputError
+from ditscope.core.errors import InputError, line
 from ditscope.models.families.common import DTYPES
 from ditscope.models.mlx.names import MlxConfig, mmdit_paths
-from ditscope.models.mlx.network import one_line
 from ditscope.models.mlx.transformer import CLASSES, OnMlx, empty, public
 
 
@@ -65,6 +64,6 @@ def load_checkpoint(path: Path, record: dict[str, Any]) -> OnMlx:
     try:
         transformer.mmdit.load_weights(list(mx.load(str(path)).items()))
     except ValueError as error:
-        raise InputError(f"{path}: {one_line(error)}; make the checkpoint again") from None
+        raise InputError(f"{path}: {line(error)[:300]}; make the checkpoint again") from None
     mx.eval(transformer.mmdit.parameters())
     return transformer

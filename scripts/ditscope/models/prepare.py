@@ -1,4 +1,4 @@
-"""Quantize and compile a model for its benchmark, or say why that cannot be done here."""
+"""Quantize and compile a model, or say why that cannot be done here."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torchao.quantization.utils import recommended_inductor_config_setter
 
-from ditscope.benchmark.latency import first_line
+from ditscope.core.errors import first_line
 from ditscope.models.loading import Generator
 from ditscope.models.quantize import apply_scheme, unsupported
 from ditscope.models.settings import Scheme

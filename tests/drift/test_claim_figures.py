@@ -1,0 +1,56 @@
+"""Figures of claims: curves with their nulls where there is something to show, and the reason where there is not."""
+
+import numpy as np
+import pytest
+
+from ditscope.drift import figures
+from ditscope.drift.stage import drift
+from ditscope.publish.figures import FIGURES
+from state_tables import MODALITY, autoregressive, write_states
+from workflow import ROOT
+
+NAMES = ("drift_memory", "drift_displacement", "drift_divergence", "drift_jumps", "attribute_survival",
+         "quantized_survival", "quantized_difference")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Tables of eight prompts with fixed and with derived seeds, a network beside its int4; and of a single run."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(8, 6))
+    runs = {
+        (embedder, network, f"p{p}/{seed}"): centres[p] + 0.5 * autoregressive(rng, 12, 6)
+        for embedder in ("text-a", "image") for network in ("flux", "flux:int4") for p in range(8)
+        for seed in ((0, 1, 1000, 1001) if network == "flux" else (0, 1))
+    }  # fmt: skip
+    found = []
+    for name, vectors in (("rich", runs), ("poor", {("text-a", "flux", "p0/0"): centres[:4]})):
+        folder = tmp_path_factory.mktemp(name)
+        drift(*write_states(folder, vectors, MODALITY), folder / "drift")
+        found.append({"drift": sorted((folder / "drift").glob("*.parquet"))})
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_claims_are_drawn_with_their_nulls(files, name):
+    figure, table = getattr(figures, name)(files[0])
+    figure.draw_without_rendering()
+    axes = [axis for axis in figure.axes if axis.lines or axis.collections]
+    assert axes and len(table)
+    labels = {text.get_text() for axis in axes if axis.get_legend() for text in axis.get_legend().get_texts()}
+    assert name not in ("drift_memory", "drift_displacement") or {"fixed seeds", "derived seeds"} <= labels
+    if name in ("drift_memory", "drift_displacement"):
+        assert any("p = " in axis.get_title() for axis in axes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_where_there_is_nothing_to_show_the_reason_is_said(files, name):
+    figure, _ = getattr(figures, name)(files[1])
+    (text,) = figure.texts
+    assert not figure.axes and len(text.get_text()) > 20
+
+
+def test_claims_are_in_the_report():
+    for name in NAMES:
+        entry = FIGURES[name.replace("_", "-")]
+        assert entry.stages == ("drift",) and (ROOT / f"report/{entry.caption}.rst").exists()
