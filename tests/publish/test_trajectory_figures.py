@@ -21,6 +21,7 @@ NETWORKS = ("moving", "still", "jumping")
 EMBEDDERS = {"words": "text", "pixels": "image"}
 CAPTIONS = ("a red ring", "two $towers$ at dusk & <b>", "a very long caption of a bicycle against a wall of old bricks")
 ANALYSES = ("drift", "cluster", "topology")
+SUMMED_UP = {"drift.lifetimes"}  # by drift.survival
 SHOWN = [name for name, figure in FIGURES.items() if figure.category == "Trajectories" and name != "trajectory-strips"]
 
 
@@ -72,6 +73,9 @@ def test_figures_are_drawn_and_say_of_how_many_and_of_what_is_poor(name, files, 
     figure, data = drawn(name, files)
     save(figure, data, tmp_path / name, ["png", "pdf"], 60)
     text = " ".join(words(figure))
+    if name.startswith("quantized-"):
+        assert data.is_empty() and "quantized" in text, "there is none"
+        return
     assert not data.is_empty() and (tmp_path / f"{name}.csv").stat().st_size > 0
     assert " of " in text or "n = " in text or "(" in text
     if name not in ("invocation-times", "cluster-map"):
@@ -89,7 +93,7 @@ def test_every_table_of_the_analyses_is_read_by_a_figure(files, monkeypatch):
     for name in SHOWN:
         drawn(name, files)
     declared = {table.name for stage in ANALYSES for table in tables_of(stage)}
-    assert declared <= read
+    assert declared - SUMMED_UP <= read
 
 
 def test_clusters_are_called_by_the_caption_of_their_medoid(files):
