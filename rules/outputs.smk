@@ -391,7 +391,7 @@ def half(backend):
     """What jobs that load models of one back end leave, up to where tables join models of both."""
     study = of_backends(WHOLE, [backend])
     benchmarked, networks = study.benchmark.models, study.trajectories.networks
-    kinds = ("parquet", "timing.parquet", "tar", "flat.parquet")
+    kinds = [pattern.rpartition("{compile}.")[2] for pattern in made_by("benchmark_run")]
     return [
         *image_shards(*study.generate.models),
         *capture_sets(*study.capture.models),

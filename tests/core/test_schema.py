@@ -9,7 +9,7 @@ import pytest
 from ditscope.benchmark.tables import BENCHMARK
 from ditscope.config import STAGES
 from ditscope.core.errors import InputError, SchemaError
-from ditscope.core.schema import STAGE_OF, Column, Table, polars_type, table_named, tables_of
+from ditscope.core.schema import STAGE_OF, Column, Table, polars_type, table_named, tables_of, tables_with
 from ditscope.core.tables import read_table, write_table
 from ditscope.drift.tables import SIMILARITY
 from ditscope.trajectories.tables import TIMING, TRAJECTORIES
@@ -121,3 +121,41 @@ def test_a_table_without_a_key_may_repeat_rows():
     frame = pl.concat([FITS, FITS])
     assert not list(replace(TIMING, key=()).faults(frame))
     assert SIMILARITY.stem == "similarity" and TRAJECTORIES.parts == ""
+
+
+@pytest.mark.parametrize(
+    "results", ["", "results/x/", "results/refine/", "/images/trajectories/refine/results/images/"]
+)
+@pytest.mark.parametrize(
+    ("stage", "file", "tables"),
+    [
+        ("generate", "images/m/shard-0.tar", ["images/m/shard-0.parquet", "images/m/shard-0.timing.parquet"]),
+        (
+            "trajectories",
+            "trajectories/n/shard-1.parquet",
+            [f"trajectories/n/shard-1{e}.parquet" for e in ("", ".timing")],
+        ),
+        ("calibrate", "calibration/m-1.0/manifest.json", ["calibration/m-1.0/activations.parquet"]),
+        ("ablate", "ablation/flux.1.tar", ["ablation/flux.1.parquet"]),
+        ("benchmark", "benchmarks/m/h/base-eager.tar", []),
+        ("benchmark", "benchmarks/benchmark.parquet", []),
+        ("sensitivity", "sensitivity/agreement.parquet", []),
+        ("plan", "plans/m/4bit.json", []),
+        (
+            "refine",
+            "refine/m/record.json",
+            [
+                f"refine/m/{name}.parquet"
+                for name in ("assignments", "training", "training.timing", "diagnostics", "neighbours", "tsne")
+            ],
+        ),
+    ],
+)
+def test_tables_that_a_job_leaves_with_a_file(results, stage, file, tables):
+    assert tables_with(stage, f"{results}{file}", joined=False) == [f"{results}{table}" for table in tables]
+
+
+def test_tables_that_are_joined_later_are_left_all_the_same():
+    stem = "benchmarks/m/h/base-eager"
+    left = tables_with("benchmark", f"{stem}.tar")
+    assert set(left) == {f"{stem}{kind}" for kind in (".parquet", ".flat.parquet", ".timing.parquet")}

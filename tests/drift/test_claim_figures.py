@@ -50,6 +50,20 @@ def test_where_there_is_nothing_to_show_the_reason_is_said(files, name):
     assert not figure.axes and len(text.get_text()) > 20
 
 
+def test_the_table_of_lifetimes_has_a_row_for_each_network_and_reader(files):
+    table = figures.lifetimes_table(files[0])
+    assert table.select("network", "seeds", "what", "base").rows() == [
+        (network, kind, what, "flux" if network == "flux:int4" else None)
+        for network, kinds in (("flux", ("derived", "fixed")), ("flux:int4", ("fixed",)))
+        for kind in kinds
+        for what in ("image", "text-a")
+    ]
+    for row in table.iter_rows(named=True):
+        assert row["low"] is None or row["low"] <= row["survival"] <= row["high"]
+        assert (row["difference"] is None) == (row["base"] is None)
+    assert figures.lifetimes_table(files[1]).is_empty()
+
+
 def test_claims_are_in_the_report():
     for name in NAMES:
         entry = FIGURES[name.replace("_", "-")]

@@ -1,5 +1,8 @@
 """Semantic jumps: planted ones are found, states in random order have them at the stated rate."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -7,6 +10,8 @@ import pytest
 from ditscope.drift.jumps import jumps, jumps_of, peaks, step_sizes
 from ditscope.drift.settings import Drift
 from state_tables import grouped_states
+
+DOCS = Path(__file__).parents[2] / "docs/outputs/drift.md"
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.2])
@@ -20,19 +25,37 @@ def test_states_in_random_order_have_jumps_at_the_stated_rate(rate, states):
     assert np.mean([jump["p_value"] <= 0.5 for jump in found]) == pytest.approx(0.5, abs=0.11)
 
 
-@pytest.mark.parametrize("states", [10, 20, 50])
-@pytest.mark.parametrize(("size", "hits"), [(7.0, 0.65), (14.0, 0.9)])
-def test_planted_jumps_are_hit(states, size, hits):
-    """One jump among states of standard deviation 1 in each of 8 dimensions, which differ by 4 without one."""
+def hit_rates(states, size, runs):
+    """How often one jump is found at its place, and with a `p_walk` up to 0.05.
+
+    The states vary by 1 in each of 8 dimensions: those that follow each other are about 4 apart.
+    """
     rng = np.random.default_rng(1)
-    hit = 0
-    for _ in range(60):
+    hits = []
+    for _ in range(runs):
         at = int(rng.integers(states // 4, states - states // 4 + 1))
         x = rng.normal(size=(states, 8))
         x[at:, 0] += size
-        found = jumps_of(x, Drift(), rng)
-        hit += any(jump["jump"] and abs(jump["place"] - at) <= 1 for jump in found)
-    assert hit / 60 >= hits
+        here = [jump for jump in jumps_of(x, Drift(), rng) if jump["jump"] and abs(jump["place"] - at) <= 1]
+        hits.append((bool(here), any(jump["p_walk"] <= 0.05 for jump in here)))
+    return np.mean(hits, axis=0)
+
+
+@pytest.mark.parametrize(("states", "size", "hits"), [(10, 14, 0.8), (20, 7, 0.85), (20, 14, 0.95), (50, 7, 0.8)])
+def test_planted_jumps_are_hit(states, size, hits):
+    assert hit_rates(states, size, 60)[0] >= hits
+
+
+@pytest.mark.system
+def test_the_docs_say_how_often_jumps_are_hit():
+    text = DOCS.read_text()
+    section = text[text.index("How often one planted jump") :]
+    found = [re.findall(r"(\d+)% \((\d+)%\)", line) for line in section.splitlines()]
+    rows = [row for row in found if row]
+    assert [len(row) for row in rows] == [4, 4, 4]
+    for states, row in zip((10, 20, 50), rows, strict=True):
+        for steps, printed in zip((1.25, 1.75, 2.5, 3.5), row, strict=True):
+            np.testing.assert_allclose(100 * hit_rates(states, 4 * steps, 150), list(map(int, printed)), atol=5)
 
 
 def test_a_walk_has_jumps_by_shuffles_but_none_beyond_a_walk():
@@ -67,7 +90,7 @@ def test_the_table_has_the_jumps_of_each_run_in_order():
     assert two["number"].to_list() == [0, 1] and two["jump"].all()
     assert (two["size"] > two["threshold"]).all() and two["states"].to_list() == [30, 30]
     (same, short) = table.filter(pl.col("run_id") != "n:p000/000").to_dicts()
-    assert same["reason"] == "all states are equal" and not same["jump"] and same["size"] is None
+    assert same["reason"] == "degenerate: all states are equal" and not same["jump"] and same["size"] is None
     assert short["reason"] == "8 states, jumps of 3 before and after need 9"
     wide = jumps(states, Drift(jump_states=2)).filter(run_id="n:p000/002")
     assert wide["reason"].to_list() == [None]

@@ -23,6 +23,7 @@ from ditscope.core.study import Finding
 from ditscope.workflow.doctor import CHECKS, doctor, examine, fixes
 from ditscope.workflow.estimate import parse_job_stats
 from loose_tables import write_loosely
+from mutations import replaced
 
 CONTENTS = [name for name in CHECKS if name != "checksums"]  # what is found without recorded digests
 MODEL = "shapes-flux"
@@ -116,6 +117,21 @@ def empty_catalog(path: Path) -> None:
     path.unlink()
     with duckdb.connect(str(path)) as database:
         database.execute("CREATE TABLE prompts (prompt VARCHAR)")
+
+
+def in_catalog(path: Path, *statements: str) -> None:
+    with duckdb.connect(str(path)) as database:
+        for statement in statements:
+            database.execute(statement)
+
+
+def catalog_without_key(path: Path) -> None:
+    in_catalog(
+        path,
+        "CREATE TABLE others AS SELECT * FROM prompts",
+        "DROP TABLE prompts",
+        "ALTER TABLE others RENAME TO prompts",
+    )
 
 
 def tar_without_last(path: Path) -> None:
@@ -356,6 +372,60 @@ DAMAGE = {
         "embed",
         "column `vector` has NaN",
     ),
+    "a vector of zeros": (
+        "embeddings/minilm/flux-blip-00000.parquet",
+        lambda p: rewrite(p, lambda t: replaced(t, "vector", {1: [0.0] * 384})),
+        "embed",
+        "1 of 5 vectors are zero",
+    ),
+    "no vector": (
+        "embeddings/minilm/flux-blip-00000.parquet",
+        lambda p: rewrite(p, lambda t: replaced(t, "vector", {1: None})),
+        "embed",
+        "column `vector` holds nothing in 1 rows, as row 2",
+    ),
+    "a vector with an empty place": (
+        "embeddings/minilm/flux-blip-00000.parquet",
+        lambda p: rewrite(p, lambda t: replaced(t, "vector", {1: [None] * 384})),
+        "embed",
+        "column `vector` has empty values in its lists",
+    ),
+    "embeddings of another modality": (
+        "embeddings/minilm/flux-blip-00000.parquet",
+        lambda p: rewrite(p, lambda t: t.with_columns(modality=pl.lit("image"))),
+        "embed",
+        "column `modality`",
+    ),
+    "equal states with other vectors": (
+        "embeddings/minilm/flux-blip-00000.parquet",
+        lambda p: rewrite(p, lambda t: replaced(t, "vector", {1: t["vector"][1].to_list()[::-1]})),
+        "embed",
+        "rows 1 and 2 are one state with two vectors",
+    ),
+    "a chain of inputs that is broken": (
+        WALK,
+        lambda p: rewrite(p, lambda t: replaced(t, "input_key", {2: "0" * 32})),
+        "trajectories",
+        "column `input_key`",
+    ),
+    "a reason to stop that is none": (
+        WALK,
+        lambda p: rewrite(p, lambda t: replaced(t, "stop_reason", {0: "length"})),
+        "trajectories",
+        "column `stop_reason`",
+    ),
+    "a loop of another length": (
+        WALK,
+        lambda p: rewrite(p, lambda t: replaced(t, "loop_length", {0: 77})),
+        "trajectories",
+        "column `loop_length`",
+    ),
+    "diagrams without those of a run": (
+        "topology/diagrams.parquet",
+        lambda p: rewrite(p, lambda t: t.filter(pl.col("run_id") != t["run_id"][0])),
+        "topology",
+        "its inputs give",
+    ),
     "clusters without a state": (
         "clusters/clusters.parquet",
         lambda p: rewrite(p, without_row(0)),
@@ -392,6 +462,32 @@ DAMAGE = {
         "different numbers of fields",
     ),
     "explorer truncated": ("explorer.html", truncate, "publish", "does not end with </html>"),
+    "catalog without a key": (
+        "catalog.duckdb",
+        catalog_without_key,
+        "publish",
+        "has not the primary key (prompt_id, seed)",
+    ),
+    "catalog with other rows": (
+        "catalog.duckdb",
+        lambda p: in_catalog(
+            p, "UPDATE prompts SET prompt = 'x' WHERE prompt_id = (SELECT min(prompt_id) FROM prompts)"
+        ),
+        "publish",
+        "table prompts differs in 1 rows",
+    ),
+    "catalog without a view": (
+        "catalog.duckdb",
+        lambda p: in_catalog(p, "DROP VIEW runs"),
+        "publish",
+        "view runs is missing",
+    ),
+    "catalog with another view": (
+        "catalog.duckdb",
+        lambda p: in_catalog(p, "CREATE OR REPLACE VIEW runs AS SELECT prompt_id, seed FROM prompts"),
+        "publish",
+        "view runs does not give what its tables do",
+    ),
     "catalog without tables": ("catalog.duckdb", empty_catalog, "publish", "rows of"),
     "a file that nobody made": (
         f"{SHARD}.tar",

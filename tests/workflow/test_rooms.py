@@ -93,3 +93,18 @@ def test_no_list_of_stages_lacks_one():
     assert set(STAGE_OF.values()) == {stage for stage in STAGES if (LIBRARY / stage / "tables.py").exists()}
     assert set(PLACES.values()) == set(STAGES) - {"analyse"}  # beside the tables of `blocks`
     assert all(any(name == stage or name.startswith(f"{stage}-") for name in COMMANDS) for stage in STAGES)
+
+
+def functions() -> dict[str, ast.FunctionDef]:
+    """Every function of the project by file and line, methods and nested ones among them."""
+    files = [file for folder in ("scripts", "tools", "tests", "perf") for file in sorted((ROOT / folder).rglob("*.py"))]
+    return {
+        f"{file.relative_to(ROOT)}:{node.lineno} {node.name}": node
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+def test_functions_are_at_most_60_lines_long():
+    assert not [name for name, node in functions().items() if node.end_lineno - node.lineno >= 60]

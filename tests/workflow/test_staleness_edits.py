@@ -110,7 +110,7 @@ EDITS = [
     ("core/atomic.py", CODE, ALL),
     ("workflow/job.py", CODE, set()),
     ("workflow/doctor.py", CODE, set()),
-    ("shapes/oracle.py", CODE, set()),
+    ("shapes/oracle.py", CODE, {"drift"}),
     ("config.py", CODE, set()),
     ("cli.py", CODE, set()),
 ]

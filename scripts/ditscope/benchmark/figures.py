@@ -8,6 +8,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
+from ditscope.benchmark.run_tables import CASE_KEY
 from ditscope.core.picture_file import pixels
 from ditscope.core.shards import samples_of_runs
 from ditscope.core.tables import concat_tables, read_table
@@ -28,7 +29,7 @@ SLANT, NAME_SIZE, NAME_HEIGHT = 35, 6, 8.5  # of names on a front: degrees, poin
 LEAST_LOSS = 1e-5  # where a loss of zero stands on a logarithmic axis
 
 
-CASE = ["model", "hardware", "scheme", "compile"]
+CASE = list(CASE_KEY)
 
 
 def benchmark_quality(files: Files) -> tuple[Canvas, pl.DataFrame]:
@@ -409,5 +410,4 @@ def paper_table(files: Files) -> pl.DataFrame:
     """Size and quality of each scheme."""
     table = concat_tables(named(files, "benchmark", "benchmark.parquet"), "benchmark")
     metrics = [m for m in ("psnr_db", "ssim", "feature_cosine", "quality_loss", "kid", "fid") if table[m].count()]
-    keys = ["model", "hardware", "scheme", "compile"]
-    return table.select(*keys, "nominal_bytes", "stored_bytes", "simulated", *metrics, "reason").sort(keys)
+    return table.select(*CASE, "nominal_bytes", "stored_bytes", "simulated", *metrics, "reason").sort(CASE)

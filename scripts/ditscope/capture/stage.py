@@ -36,6 +36,7 @@ from ditscope.core.errors import InputError
 from ditscope.core.identity import derived_seed, file_digest
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.patterns import select_blocks, select_indices
+from ditscope.core.picture_file import JPEG
 from ditscope.core.scratch import discard, unfinished
 from ditscope.core.tables import read_table, write_table
 from ditscope.models.block_names import block_names
@@ -52,7 +53,6 @@ log = logging.getLogger(__name__)
 DECODE_BATCH = 16
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota reached, file too large
 PNG_KEYWORDS = {"ImageDescription": "Description"}  # the PNG specification's own word
-JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}  # small pictures of noise lose their colours otherwise
 
 
 def capture(

@@ -8,9 +8,9 @@ All are group-by operations of O(n log n) for n states.
 import polars as pl
 
 from ditscope.cluster.tables import LABEL_PHASES, LONGEST_RUNS
+from ditscope.embed.files import RUN
 
 OUTLIER = -1
-RUN = ["embedder", "network", "run_id"]
 PHASE = LABEL_PHASES.schema()["phase"]
 SCOPE = LONGEST_RUNS.schema()["scope"]
 

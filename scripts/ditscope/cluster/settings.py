@@ -15,4 +15,7 @@ class Cluster:
     allow_single_cluster: bool = setting(True, "Let all states be one cluster")
     max_points: int = setting(10_000, "Cluster a fixed sample of this many states and label the rest by it; 0: all")
     max_map_points: int = setting(10_000, "Map (t-SNE) a fixed sample of this many states of an embedder; 0: all")
+    max_compared: int = setting(
+        20_000, "Adjusted mutual information of two labellings from a fixed sample of this many states; 0: all"
+    )
     drop_outliers: bool = setting(False, "Glue run lengths across outliers instead of breaking at them")

@@ -29,6 +29,7 @@ from ditscope.embed.files import (
     marked,
     read_states,
     run_ends,
+    sampled,
     unit,
     unmarked,
     vectors,
@@ -101,7 +102,7 @@ def describe(
         "label_phases": sequences.label_phases(clusters),
         "returns": sequences.returns(clusters),
         "outliers": sequences.outliers(clusters),
-        "agreement": agreement(clusters),
+        "agreement": agreement(clusters, settings.max_compared),
         "stability": pl.DataFrame(steady, schema=unmarked(STABILITY)),
         "medoids": medoid_table(clusters, members, unmarked(MEDOIDS)),
     }
@@ -242,10 +243,3 @@ def no_map(u: np.ndarray) -> str | None:
     if len(u) < FEWEST:
         return f"{len(u)} states, a map needs {FEWEST}"
     return "all states are equal" if (u == u[0]).all() else None
-
-
-def sampled(n: int, most: int) -> np.ndarray:
-    """Numbers of the rows, of n, that an analysis looks at: all, or a fixed random sample of `most` (0: all)."""
-    if not most or n <= most:
-        return np.arange(n)
-    return np.sort(np.random.default_rng(SEED).choice(n, most, replace=False))

@@ -206,7 +206,11 @@ AGREEMENT = Table(
         "outliers": Column("String", "`kept` as a cluster of their own, or `excluded` where either labelling has one"),
         "states": Column("Int64", "how many were compared"),
         "ari": Column("Float64", "adjusted Rand index: 0 for chance, 1 for equal", nullable=True),
-        "ami": Column("Float64", "adjusted mutual information: 0 for chance, 1 for equal", nullable=True),
+        "ami": Column(
+            "Float64",
+            "adjusted mutual information: 0 for chance, 1 for equal; of at most `cluster.max_compared` states",
+            nullable=True,
+        ),
         "v_measure": Column("Float64", "V-measure: 1 for equal, not adjusted for chance", nullable=True),
         "reason": Column("String", "why there is no score", nullable=True),
         "prompts": Column("Int64", "prompts that they are of: the null permutes these, with all their runs"),

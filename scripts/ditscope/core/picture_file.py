@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
@@ -11,6 +12,7 @@ from ditscope.core.errors import UNREADABLE, InputError
 
 # What Pillow raises on bytes in memory, where an OSError is none of the machine's.
 BROKEN: tuple[type[Exception], ...] = (*UNREADABLE, OSError, Image.DecompressionBombError)
+JPEG: dict[str, Any] = {"quality": 95, "subsampling": 0}  # of Pillow: small pictures lose their colours otherwise
 
 
 def rgb_image(data: bytes) -> Image.Image:

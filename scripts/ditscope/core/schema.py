@@ -127,8 +127,10 @@ def tables_with(stage: str, file: str, joined: bool = True) -> list[str]:
     for table in tables_of(stage) if stage in STAGE_OF.values() else []:
         start, star, ending = table.file.rpartition("*")
         pattern = re.compile(r"(.*/)?" + re.escape(f"{start}*").replace(r"\*", "[^/]*"))
-        if star and (joined or not table.joined):
-            left += [f"{base}{ending}" for base in bases if pattern.fullmatch(base)]
+        # The deepest of them: a folder above the results may have a stage's name.
+        base = next(filter(pattern.fullmatch, bases), None)
+        if star and base and (joined or not table.joined):
+            left.append(f"{base}{ending}")
     return left
 
 

@@ -14,7 +14,7 @@ from ditscope.embed.files import unmarked
 
 FEWEST_STATES = 7  # six lags: two in each third
 NO_RUNS = f"no run without gaps has {FEWEST_STATES} generated states"
-NO_MOVES = "the states do not move"
+NO_MOVES = "degenerate: the states do not move"
 QUANTILES = (0.025, 0.5, 0.975)
 HELD = 1_000_000  # squared distances of null draws that are held at once
 Draw = Callable[[int], np.ndarray]

@@ -12,7 +12,7 @@ from ditscope.embed.files import unit, unmarked
 
 FEWEST = 3  # positions of which a slope is taken
 EQUAL = 1e-6  # distance of unit vectors below which they are one state
-TOGETHER = "twins never part"
+TOGETHER = "degenerate: twins never part"
 
 
 def divergence_tables(states: pl.DataFrame, draws: int) -> tuple[pl.DataFrame, list[Claim]]:
@@ -20,11 +20,11 @@ def divergence_tables(states: pl.DataFrame, draws: int) -> tuple[pl.DataFrame, l
 
     The distance of twins (runs of one prompt and network, of different seeds) is that of their vectors at length 1,
     mean over pairs, then over prompts. It saturates at the first position where it is as large as its mean over the
-    last third. The `rate` is the slope of its logarithm up to there, per state (after Rosenstein et al. 1993), and
-    `divergence` what it comes to, slope times states: distances are bounded, and a line through all positions would
-    tell how long runs are. A walk of independent steps parts as the square root of time, without a rate of its own:
-    compare `drift.displacement`. Null: positions shuffled within each prompt. Intervals leave out one prompt at a time,
-    with the same saturation.
+    last third. The `rate` is the slope of its logarithm, per state, before it is half as large (after Rosenstein et
+    al. 1993), and `divergence` what it comes to, slope times states: distances are bounded, and a line through all
+    positions would tell how long runs are. A walk of independent steps parts as the square root of time, without a
+    rate of its own: compare `drift.displacement`. Null: positions shuffled within each prompt. Intervals leave out one
+    prompt at a time, with the same positions.
     """
     tables, claims = [], []
     for group, part in by_kind(states):
@@ -65,10 +65,12 @@ def divergence_of(runs: Runs, claims: list[Claim], draws: int) -> tuple[pl.DataF
     )  # fmt: skip
     if distance.max() <= EQUAL:
         return table, [claim.without(TOGETHER) for claim in claims]
-    if end + 1 < FEWEST or distance[: end + 1].min() <= EQUAL:
-        return table, [claim.without(f"saturated at position {end}: no growth to measure") for claim in claims]
-    slopes = np.array([end, 1]) * slope(distance[: end + 1])
-    others = np.array([np.array([end, 1]) * slope(d[: end + 1]) for d in without])
+    half = growing(distance)
+    if half < FEWEST or distance[:half].min() <= EQUAL:
+        reason = f"saturated at position {end}, at half of it by position {half}: no growth to measure"
+        return table, [claim.without(reason) for claim in claims]
+    slopes = np.array([half, 1]) * slope(distance[:half])
+    others = np.array([np.array([half, 1]) * slope(d[:half]) for d in without])
     low, high = jackknife_interval(slopes, others)
     rng = rng_of("divergence null", claims[0].group)
     null = np.array([growth(rng.permuted(each, axis=1).mean(axis=0)) for _ in range(draws)])
@@ -86,8 +88,13 @@ def slope(distance: np.ndarray) -> float:
     return float(time @ np.log(np.maximum(distance, EQUAL)) / (time @ time))
 
 
+def growing(distance: np.ndarray) -> int:
+    """The number of positions before the distance is half as large as where it saturates: beyond, growth slows down."""
+    return int(np.argmax(distance >= distance[last_third(len(distance))].mean() / 2 - EQUAL))
+
+
 def growth(distance: np.ndarray) -> tuple[float, float]:
-    """What the slope up to saturation comes to, and the slope; 0 where too few positions are left to measure one."""
-    end = saturation(distance)
-    rate = slope(distance[: end + 1]) if end + 1 >= FEWEST else 0.0
-    return end * rate, rate
+    """What the slope before saturation comes to, and the slope; 0 where too few positions are left to measure one."""
+    half = growing(distance)
+    rate = slope(distance[:half]) if half >= FEWEST else 0.0
+    return half * rate, rate

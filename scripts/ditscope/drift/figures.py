@@ -436,3 +436,21 @@ def draw_survival(table: pl.DataFrame, y: str) -> Canvas:
             axis.legend(fontsize=5)
         axis.set_ylim(0, 1.15)
     return figure
+
+
+def lifetimes_table(files: Files) -> pl.DataFrame:
+    """How long what prompts named lasts: share of runs in which nothing changed, and difference of quantized and base.
+
+    `median` is the first position by which half of the runs have changed, null where fewer have.
+    """
+    keys = ["network", "seeds", "by", "what"]
+    curves = texts(concat_tables(named(files, "drift", "survival.parquet"), "drift.survival"), "by", "seeds")
+    pairs = texts(concat_tables(named(files, "drift", "quantized.parquet"), "drift.quantized"), "by", "seeds")
+    ends = curves.filter(pl.col("against") == PROMPT).group_by(keys, maintain_order=True).agg(
+        pl.col("runs", "left_out").first(),
+        pl.col("position").filter(pl.col("survival") <= 0.5).min().alias("median"),
+        pl.col("position", "survival", "low", "high").last(),
+    )  # fmt: skip
+    numbers = {name: f"difference_{name}" for name in ("low", "high", "p_holm")}
+    compared = pairs.select(*keys, "base", "difference", *numbers).rename(numbers)
+    return ends.join(compared, on=keys, how="left").sort(*keys, "base")

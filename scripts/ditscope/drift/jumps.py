@@ -55,7 +55,7 @@ def jumps_of(x: np.ndarray, settings: Drift, rng: np.random.Generator) -> list[d
     scale = np.abs(x).max()
     x = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
     if np.abs(x).max() <= 1e-6 * scale:
-        return [{"jump": False, "reason": "all states are equal"}]
+        return [{"jump": False, "reason": "degenerate: all states are equal"}]
     x = np.asarray(np.linalg.qr(x.T, mode="r")).T  # the same distances in as many dimensions as there are states
     sizes = step_sizes(x, k)
     chunks = [min(CHUNK, DRAWS - start) for start in range(0, DRAWS, CHUNK)]

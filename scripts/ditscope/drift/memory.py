@@ -14,7 +14,7 @@ from ditscope.embed.files import unit, unmarked
 
 CHUNK = 100  # draws whose weights are held at once
 NO_TWINS = "fewer than two prompts have two runs of different seeds, without gaps and of full length"
-NO_SCALE = "strangers are no farther apart than the noise floor"
+NO_SCALE = "degenerate: strangers are no farther apart than the noise floor"
 
 
 @dataclass(frozen=True)

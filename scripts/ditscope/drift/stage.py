@@ -76,15 +76,15 @@ def drift(
     """Measure the drift of every trajectory from its first state, with shuffled controls.
 
     A run that ended in a loop is continued to `max_length` invocations (0: as far as the longest run goes): else the
-    runs that still move would be all that is left at later states. The first three tables hold these
-    states, the others computed ones alone. Leaves in `folder`: drift.parquet (distances to the first state and to the
-    previous one), nulls.parquet and bands.parquet (what drift comes out of nothing), similarity.parquet (every pair of
-    runs), autoregression.parquet and autoregression_runs.parquet (lag-1 coefficients of networks, of long runs),
+    runs that still move would be all that is left at later states. Similarity, autoregression, normality and jumps are
+    of computed states alone. Leaves in `folder`: drift.parquet (distances to the first state and to the previous one),
+    nulls.parquet and bands.parquet (what drift comes out of nothing), similarity.parquet (every pair of runs),
+    autoregression.parquet and autoregression_runs.parquet (lag-1 coefficients of networks, of long runs),
     normality.parquet (tests of the step sizes of each run), jumps.parquet, memory.parquet (of the prompt),
     displacement.parquet (by lag), divergence.parquet (of runs of one prompt), and claims.parquet, which has what the
     last three say beside their nulls; lifetimes.parquet, survival.parquet and quantized.parquet (how long what runs
-    began with lasts). The last three have what the oracle reads in the pictures of the networks `settings.oracle`,
-    which are in `images` (the tars of their trajectories).
+    began with lasts), with what the oracle reads in the pictures of the networks `settings.oracle`, which are in
+    `images` (the tars of their trajectories).
     """
     states = read_states(embeddings, trajectories)
     log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)

@@ -209,7 +209,7 @@ CLAIMS_TABLE = Table(
             "Float64",
             "`memory`: as in `drift.memory`. `walk`, `plateau`: mean squared displacement at the last third of lags "
             "over the middle third; 1 is a plateau. `rate`: slope of the logarithm of the distance, per state; "
-            "`divergence`: that times the states up to saturation",
+            "`divergence`: that times the states, before half of the distance at which it saturates",
             nullable=True,
         ),
         **BOUNDS,

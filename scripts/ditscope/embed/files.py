@@ -217,6 +217,13 @@ def sample_runs(states: pl.DataFrame, most: int) -> pl.DataFrame:
     return states.join(chosen, on=["network", "run_id"], how="semi", maintain_order="left")
 
 
+def sampled(n: int, most: int) -> np.ndarray:
+    """Numbers of the rows, of n, that an analysis looks at: all, or a fixed random sample of `most` (0: all)."""
+    if not most or n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(SEED).choice(n, most, replace=False))
+
+
 def vectors(states: pl.DataFrame) -> np.ndarray:
     """The vectors (n, d) of one embedder's states, in the stored type; (0, 1) for no states."""
     if states.is_empty():

@@ -153,6 +153,13 @@ def check_views(database: "duckdb.DuckDBPyConnection", wanted: list[View]) -> No
         name = sorted(unlike)[0]
         raise InputError(f"view {name} is {'none of the catalog' if name in views else 'missing'}")
     for view in wanted:
-        for a, b in ((view.query, f'SELECT * FROM "{view.name}"'), (f'SELECT * FROM "{view.name}"', view.query)):
-            if database.execute(f"SELECT count(*) FROM (({a}) EXCEPT ALL ({b}))").fetchone() != (0,):
-                raise InputError(f"view {view.name} does not give what its tables do")
+        queries = [view.query, f'SELECT * FROM "{view.name}"']
+        columns = [database.execute(f"DESCRIBE {query}").fetchall() for query in queries]
+        if columns[0] != columns[1] or any(rows_less(database, *pair) for pair in (queries, queries[::-1])):
+            raise InputError(f"view {view.name} does not give what its tables do")
+
+
+def rows_less(database: "duckdb.DuckDBPyConnection", one: str, other: str) -> int:
+    """How many rows of one query the other does not give."""
+    count = database.execute(f"SELECT count(*) FROM (({one}) EXCEPT ALL ({other}))").fetchone()
+    return count[0] if count else 0

@@ -1,7 +1,8 @@
 """Figures and tables of the paper and the report: which there are, what they need, where they stand in the report.
 
 Adding a figure: a line here, a function of its name in `figures.py` of its first stage, a caption report/<name>.rst.
-A table of the paper is what `paper_table` of its stage's `figures.py` gives.
+A table of the paper is what `paper_table` of its stage's `figures.py` gives; a further one of a stage, its
+`<name>_table`.
 """
 
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ PAPER_TABLES = {  # the stage that each one sums up
     "bit-plans": "plan",
     "benchmark": "benchmark",
     "drift": "drift",
+    "lifetimes": "drift",
     "clusters": "cluster",
 }
 

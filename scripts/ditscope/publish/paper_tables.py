@@ -17,16 +17,18 @@ LATEX = str.maketrans(
 MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", "|": r"\|"})
 
 
-def function_of(stage: str) -> Callable[[Files], pl.DataFrame]:
-    """The function that sums a stage up: `paper_table` of its `figures.py`."""
-    return import_module(f"ditscope.{stage}.figures").paper_table
+def function_of(name: str) -> Callable[[Files], pl.DataFrame]:
+    """The function of a table in its stage's `figures.py`: `paper_table` of its first one, `<name>_table` of others."""
+    stage = PAPER_TABLES[name]
+    first = next(table for table, other in PAPER_TABLES.items() if other == stage)
+    return getattr(import_module(f"ditscope.{stage}.figures"), "paper_table" if name == first else f"{name}_table")
 
 
 def write_paper_tables(files: Files, out: Path) -> None:
     """Write every table whose stages are in `files` into the folder `out`."""
     for name, stage in PAPER_TABLES.items():
         if stage in files:
-            table = function_of(stage)(files)
+            table = function_of(name)(files)
             for kind, text in (("csv", table.write_csv()), ("md", markdown(table)), ("tex", latex(table))):
                 write_text(out / f"{name}.{kind}", text)
 

@@ -62,6 +62,24 @@ SELECT last.*, claim, statistic, null_low, null_median, null_high, p_holm, reaso
 FROM last LEFT JOIN drift_nulls AS nulls USING (embedder, network)""",
     ),
     View(
+        "claims_beside_nulls",
+        "What do groups of runs do (memory, plateau or walk, divergence), and is that more than nothing gives?",
+        ("drift_claims",),
+        """
+SELECT embedder, network, seeds, claim, runs, prompts, statistic, low, high, null_low, null_median, null_high, p_holm,
+    reason
+FROM drift_claims""",
+    ),
+    View(
+        "what_lasts",
+        "How long does what a prompt named last, and as long under quantization as in the base?",
+        ("drift_quantized",),
+        """
+SELECT network, base, seeds, reader, what, pairs, prompts, horizon, base_lasted, lasted, difference, low, high,
+    null_low, null_high, p_holm, reason
+FROM (SELECT *, "by" AS reader FROM drift_quantized)""",
+    ),
+    View(
         "cluster_names",
         "What is each cluster about, how large is it, and how many runs go there?",
         ("clusters",),

@@ -97,14 +97,12 @@ def shard_paths(study: Study, model: str) -> list[Path]:
 
 def assigned(study: Study, folder: str, model: str) -> pl.DataFrame:
     """The table of pseudo-classes that a codebook gives the images of its model."""
-    from ditscope.refine.codebook import assign, embed_set, load_codebook
+    from ditscope.refine.codebook import assignments_of, load_codebook
     from ditscope.refine.latents import read_latents
 
     latents = read_latents(shard_paths(study, model), study.config.refine.patch)
     codebook = load_codebook(study.results / folder / "codebook.safetensors")
-    codes, distances = assign(codebook, embed_set(codebook, latents, study.config.refine))
-    columns = {name: [r[name] for r in latents.records] for name in ("key", "prompt_id", "prompt", "seed")}
-    return pl.DataFrame(columns | {"code": codes, "distance": distances})
+    return assignments_of(codebook, latents, study.config.refine)
 
 
 def measured(study: Study, folder: str, model: str, codes: pl.DataFrame) -> Any:

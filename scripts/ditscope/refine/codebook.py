@@ -45,10 +45,15 @@ def build_codebook(
     """
     latents = read_latents(images, settings.patch)
     fitted = fit_codebook(latents, settings)
-    codes, distances = assign(fitted, embed_set(fitted, latents, settings))
     save_codebook(fitted, codebook)
+    write_table(assignments_of(fitted, latents, settings), assignments, ASSIGNMENTS)
+
+
+def assignments_of(codebook: Codebook, latents: LatentSet, settings: Refine) -> pl.DataFrame:
+    """The table `refine.assignments`: the pseudo-class of each sample and its distance to the centroid."""
+    codes, distances = assign(codebook, embed_set(codebook, latents, settings))
     columns = {name: [r[name] for r in latents.records] for name in ("key", "prompt_id", "prompt", "seed")}
-    write_table(pl.DataFrame(columns | {"code": codes, "distance": distances}), assignments, ASSIGNMENTS)
+    return pl.DataFrame(columns | {"code": codes, "distance": distances})
 
 
 def fit_codebook(latents: LatentSet, settings: Refine) -> Codebook:

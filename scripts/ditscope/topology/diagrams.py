@@ -4,7 +4,8 @@ import numpy as np
 from ripser import ripser
 from scipy.spatial.distance import pdist, squareform
 
-SEED = 0  # of samples
+from ditscope.embed.files import sampled
+
 SAME = 1e-5  # states of unit length closer than this are one state: float32 embeddings vary so much with the batch
 
 
@@ -34,6 +35,4 @@ def duplicates(x: np.ndarray) -> int:
 
 def some(x: np.ndarray, most: int) -> np.ndarray:
     """The rows of `x` (n, d), or a fixed random sample of `most` of them in order (0: all)."""
-    if not most or len(x) <= most:
-        return x
-    return x[np.sort(np.random.default_rng(SEED).choice(len(x), most, replace=False))]
+    return x[sampled(len(x), most)]

@@ -6,9 +6,8 @@ from matplotlib.figure import Figure as Canvas
 
 from ditscope.core.tables import concat_tables
 from ditscope.style import COLOURS, GREY, Files, empty, facets, legend, named, note, tell
-from ditscope.topology.tables import RELATIONS, SURROGATES
+from ditscope.topology.tables import HOMOLOGY, RELATIONS, SURROGATES
 
-DIMENSIONS = ("H₀", "H₁", "H₂")
 FEWEST = 8  # pairs below which no box is drawn
 
 
@@ -27,7 +26,7 @@ def persistence_diagrams(files: Files) -> tuple[Canvas, pl.DataFrame]:
             continue
         top = finite["death"].max()
         axis.plot([0, top], [0, top], color=COLOURS[7], linewidth=0.8)
-        for colour, dimension in zip(COLOURS, DIMENSIONS, strict=False):
+        for colour, dimension in zip(COLOURS, HOMOLOGY, strict=False):
             bars = finite.filter(pl.col("dimension").cast(pl.String) == dimension)
             if len(bars):
                 axis.scatter(bars["birth"], bars["death"], s=5, color=colour, label=dimension, linewidth=0, alpha=0.6)
@@ -40,7 +39,7 @@ def persistence_entropy(files: Files) -> tuple[Canvas, pl.DataFrame]:
     table = concat_tables(named(files, "topology", "entropy.parquet"), "topology.entropy")
     if table["entropy"].count() == 0:
         return note("No dimension has a bar of positive length."), table
-    dimensions = [d for d in DIMENSIONS if d in table["dimension"].cast(pl.String).unique().to_list()]
+    dimensions = [d for d in HOMOLOGY if d in table["dimension"].cast(pl.String).unique().to_list()]
     figure, cells = facets(table, ylabel="entropy / nat", sharey="row")
     rng = np.random.default_rng(0)
     for (embedder, network), axis in cells.items():

@@ -3,7 +3,8 @@
 from ditscope.core.schema import Column, Table, one_of
 from ditscope.embed.tables import DEGENERATE, EMBEDDER, NETWORK, RUN, RUN_KEY, SIDES, START
 
-DIMENSION = Column(one_of(("H₀", "H₁", "H₂")), "components, loops or voids")
+HOMOLOGY = ("H₀", "H₁", "H₂")
+DIMENSION = Column(one_of(HOMOLOGY), "components, loops or voids")
 RELATIONS = ("other_seed", "other_network", "other_prompt", "other_embedder")
 SURROGATES = ("walk", "normal")
 VERDICTS = ("longer than chance", "shorter than chance", "no more than chance")

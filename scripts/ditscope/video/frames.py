@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ditscope.core.atomic import replacing
 from ditscope.core.errors import InputError
+from ditscope.core.picture_file import JPEG
 from ditscope.video.settings import Video
 
 T = TypeVar("T")
@@ -172,7 +173,7 @@ def evenly(count: int, most: int) -> list[int]:
 
 def write_sheet(sheet: Image.Image, path: Path) -> None:
     """Write a sheet as .png or .jpg, by `replacing`."""
-    kinds = {".png": ("PNG", {}), ".jpg": ("JPEG", {"quality": 95, "subsampling": 0})}
+    kinds = {".png": ("PNG", {}), ".jpg": ("JPEG", JPEG)}
     if path.suffix not in kinds:
         raise InputError(f"{path}: sheets are .png or .jpg; name one of these")
     kind, options = kinds[path.suffix]

@@ -158,13 +158,13 @@ def refuse_running(folder: Path) -> None:
     """Raise InputError while a run holds the lock of an experiment's files, or has jobs in SLURM's queue."""
     project, name = folder.absolute().parent.parent, folder.name
     locks = {file: file.read_text().split("\n") for file in sorted((project / ".snakemake/locks").glob("*.lock"))}
-    mine = [file for file, paths in locks.items() if any(of_study(path, name) for path in paths)]
+    held = [file for file, paths in locks.items() if any(of_study(path, name) for path in paths)]
     alive = main_processes(project)
-    if mine and alive:
+    if held and alive:
         raise InputError(f"{folder}: a run is at work on it (process {', '.join(map(str, alive))}); end it first")
-    if mine:
+    if held:
         raise InputError(
-            f"{folder}: a run that was killed left its lock ({mine[0]}); `ditscope resume` goes on with it, "
+            f"{folder}: a run that was killed left its lock ({held[0]}); `ditscope resume` goes on with it, "
             "`snakemake --unlock` with its --configfile takes the lock away"
         )
     if alive and not locks:
@@ -217,14 +217,14 @@ def records_of(folder: Path, name: str) -> Iterator[Path]:
 
 def logs_of(state: Path, name: str) -> tuple[list[Path], list[tuple[Path, str]]]:
     """Logs of runs and of SLURM jobs that name files of this experiment alone; and those that name others' too."""
-    mine, shared = [], []
+    alone, shared = [], []
     for file in sorted(path for part in ("log", "slurm_logs") for path in (state / part).rglob("*.log")):
         named = set(STUDY.findall(file.read_text(encoding="utf-8", errors="replace")))
         if named == {name}:
-            mine.append(file)
+            alone.append(file)
         elif name in named:
             shared.append((file, ", ".join(sorted(named - {name}))))
-    return mine, shared
+    return alone, shared
 
 
 def inventories_of(state: Path, name: str) -> list[Path]:
