@@ -91,9 +91,10 @@ def test_outliers_are_left_out_after_runs_have_changed_places():
     shared = table_of(a=a).with_columns(label_b=pl.Series(b.ravel())).sort("prompt_id", "seed", "run_id", "position")
     _, drawn, _ = null_scores(shared, 50, 0)
     assert set(drawn["kept"]) == {"ari", "ami", "v_measure"} and set(drawn["excluded"]) == {"ari", "v_measure"}
-    order = np.random.default_rng(0).permuted(np.tile(np.arange(8), (50, 1)), axis=1)
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(8), (51, 1)), axis=1)
+    order[0] = np.arange(8)  # the observed
     left, right = (shared[name].to_numpy().reshape(8, 10) for name in ("label", "label_b"))
-    for draw in (0, 49):
+    for draw in (0, 1, 50):
         moved = right[order[draw]]
         inside = (left != -1) & (moved != -1)
         assert drawn["excluded"]["ari"][draw] == pytest.approx(adjusted_rand_score(left[inside], moved[inside]))

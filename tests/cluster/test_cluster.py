@@ -351,7 +351,7 @@ def test_the_mutual_information_of_a_sample_is_about_that_of_all():
     a = [rng.integers(0, 4, size=400).tolist() for _ in range(20)]
     b = [[label if rng.random() < 0.6 else int(rng.integers(0, 4)) for label in run] for run in a]
     clusters = pl.concat([labelled(*a), labelled(*b, embedder="f")])
-    whole, some = (sequences.agreement(clusters, most).row(0, named=True) for most in (0, 2000))
+    whole, some = (agreement(clusters, most).row(0, named=True) for most in (0, 2000))
     assert some["states"] == 8000 and (some["ari"], some["v_measure"]) == (whole["ari"], whole["v_measure"])
     assert some["ami"] != whole["ami"] and some["ami"] == pytest.approx(whole["ami"], abs=0.05)
 
