@@ -303,8 +303,8 @@ def test_reference_of_other_settings_is_refused_before_a_model_loads(tiny, tmp_p
 def test_reference_dir_judges_at_once_and_skip_metrics_makes_no_images(tiny, tmp_path):
     tiny("base", "reference")
     tiny("int8", "out", reference_dir=tmp_path / "reference")
-    found = read_table(tmp_path / "out" / "quality.parquet", "benchmark.quality")
-    assert found["scheme"].unique(maintain_order=True).to_list() == ["base", "base, batch 2", "int8"]
+    judged = read_table(tmp_path / "out" / "quality.parquet", "benchmark.quality")
+    assert judged["scheme"].unique(maintain_order=True).to_list() == ["base", "base, batch 2", "int8"]
     path = tiny("base", "timed", replace(SETTINGS, skip_metrics=True))
     assert read_images(path) == {} and read_table(path, "benchmark.run")["images"][0] == 0
 
@@ -462,15 +462,15 @@ def test_a_calibration_set_is_a_reference_as_a_set(tiny, tmp_path):
     run = tiny("int3", "int3", reference_dir=calibration_set(tmp_path / "calibration", pngs))
     table = read_table(run.parent / "quality.parquet", "benchmark.quality")
     assert set(table["scheme"]) == {"int3"}
-    found = {row["metric"]: row for row in table.iter_rows(named=True)}
-    assert found.keys() == {*quality.PAIRED, *quality.OF_SETS}
-    assert found["psnr_db"]["value"] is None and "no pairs to compare" in found["psnr_db"]["reason"]
-    assert found["prompt_alignment"]["value"] is not None and found["fid"]["n"] == 4
+    rows = {row["metric"]: row for row in table.iter_rows(named=True)}
+    assert rows.keys() == {*quality.PAIRED, *quality.OF_SETS}
+    assert rows["psnr_db"]["value"] is None and "no pairs to compare" in rows["psnr_db"]["reason"]
+    assert rows["prompt_alignment"]["value"] is not None and rows["fid"]["n"] == 4
     quality.quality([base, run], tmp_path / "paired.parquet", EMBEDDERS, SETTINGS)
     paired = read_table(tmp_path / "paired.parquet", "benchmark.quality").filter(scheme="int3")
     for metric in quality.OF_SETS:  # the same images, the same numbers
         (expected,) = paired.filter(metric=metric)["value"]
-        assert found[metric]["value"] == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        assert rows[metric]["value"] == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -529,9 +529,9 @@ def test_a_verdict_takes_the_whole_interval():
         ]
     )
     runs = pl.DataFrame([key | {"scheme": s, "kind": s} for s in ("a", "b", "c", "d", "e", "base")])
-    found = with_quality(runs, judged, 0.05)
-    assert found["quality_verdict"].to_list() == ["within", "undecided", "beyond", "undecided", None, "within"]
-    assert found["quality_bound"].unique().to_list() == [0.05]
+    verdicts = with_quality(runs, judged, 0.05)
+    assert verdicts["quality_verdict"].to_list() == ["within", "undecided", "beyond", "undecided", None, "within"]
+    assert verdicts["quality_bound"].unique().to_list() == [0.05]
 
 
 def recommended() -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -626,13 +626,13 @@ def test_ratios_stay_within_a_compile_state_and_a_host():
         ),
         verdict=pl.when(loud).then(pl.lit("noisy")).otherwise(pl.lit("quiet")), peak_covers=pl.lit("process"),
     )  # fmt: skip
-    found = with_speed_ratios(table)
-    assert found["speedup"].to_list() == [1, 2, 1, 0.8, None, None, None]
-    assert found["latency_reduction"].to_list() == [0, 0.5, 0, -0.25, None, None, None]
-    low, high = found["speedup_low"][1], found["speedup_high"][1]
-    assert 1.9 < low < 2 < high < 2.1 and found["speedup_low"].null_count() == 5, "the base is no sample of its own"
-    assert found["speedup_verdict"].to_list() == ["quiet", "quiet", "quiet", "noisy", None, None, None]
-    assert found["peak_memory_ratio"].to_list() == [1, 0.5, 1, 0.4, None, None, None]
+    ratios = with_speed_ratios(table)
+    assert ratios["speedup"].to_list() == [1, 2, 1, 0.8, None, None, None]
+    assert ratios["latency_reduction"].to_list() == [0, 0.5, 0, -0.25, None, None, None]
+    low, high = ratios["speedup_low"][1], ratios["speedup_high"][1]
+    assert 1.9 < low < 2 < high < 2.1 and ratios["speedup_low"].null_count() == 5, "the base is no sample of its own"
+    assert ratios["speedup_verdict"].to_list() == ["quiet", "quiet", "quiet", "noisy", None, None, None]
+    assert ratios["peak_memory_ratio"].to_list() == [1, 0.5, 1, 0.4, None, None, None]
     other = pl.when(scheme="int8").then(pl.lit("transformer")).otherwise("peak_covers")
     assert with_speed_ratios(table.with_columns(peak_covers=other))["peak_memory_ratio"].to_list()[:2] == [1, None]
     sizes = table.select(

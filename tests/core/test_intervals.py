@@ -11,8 +11,8 @@ SETS = 4000
 
 def coverage(draws, mean, **options):
     """Share of data sets (rows of `draws`) whose 95 % interval holds `mean`."""
-    found = [mean_interval(row, **options) for row in draws]
-    return np.mean([f.low <= mean <= f.high for f in found])
+    intervals = [mean_interval(row, **options) for row in draws]
+    return np.mean([f.low <= mean <= f.high for f in intervals])
 
 
 @pytest.mark.parametrize("n", [8, 16, 64])
@@ -42,11 +42,11 @@ def test_values_of_one_unit_do_not_count_as_independent(n):
 
 def test_interval_is_that_of_scipy():
     values = np.random.default_rng(1).normal(5, 2, 20)
-    found = mean_interval(values)
+    interval = mean_interval(values)
     reference = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((reference.low, reference.high))
-    assert (found.mean, found.units) == (pytest.approx(values.mean()), 20)
-    assert found.std / np.sqrt(20) == pytest.approx(scipy.stats.sem(values))
+    assert (interval.low, interval.high) == pytest.approx((reference.low, reference.high))
+    assert (interval.mean, interval.units) == (pytest.approx(values.mean()), 20)
+    assert interval.std / np.sqrt(20) == pytest.approx(scipy.stats.sem(values))
 
 
 def test_few_units_are_a_point_without_interval():
@@ -78,8 +78,8 @@ def test_jackknife_covers_a_ratio_of_means(n):
 
 def test_jackknife_of_a_mean_is_students_interval():
     x = np.random.default_rng(2).normal(size=12)
-    found = mean_interval(x)
-    assert jackknife_interval(x.mean(), (x.sum() - x) / 11) == pytest.approx((found.low, found.high))
+    interval = mean_interval(x)
+    assert jackknife_interval(x.mean(), (x.sum() - x) / 11) == pytest.approx((interval.low, interval.high))
     assert np.isnan(jackknife_interval(0.0, np.zeros(LEAST_UNITS - 1))).all()
 
 

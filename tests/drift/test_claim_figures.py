@@ -23,12 +23,12 @@ def files(tmp_path_factory):
         for embedder in ("text-a", "image") for network in ("flux", "flux:int4") for p in range(8)
         for seed in ((0, 1, 1000, 1001) if network == "flux" else (0, 1))
     }  # fmt: skip
-    found = []
+    paths = []
     for name, vectors in (("rich", runs), ("poor", {("text-a", "flux", "p0/0"): centres[:4]})):
         folder = tmp_path_factory.mktemp(name)
         drift(*write_states(folder, vectors, MODALITY), folder / "drift")
-        found.append({"drift": sorted((folder / "drift").glob("*.parquet"))})
-    return found
+        paths.append({"drift": sorted((folder / "drift").glob("*.parquet"))})
+    return paths
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,33 +17,33 @@ def walk(rng, *shape):
 
 
 def claims(tables, x, draws=99):
-    table, found = tables(grouped_states(x), draws)
+    table, claimed = tables(grouped_states(x), draws)
     return table, {
-        row["claim"]: row for row in claims_table(found).with_columns(pl.col("claim").cast(pl.String)).to_dicts()
+        row["claim"]: row for row in claims_table(claimed).with_columns(pl.col("claim").cast(pl.String)).to_dicts()
     }
 
 
 def test_displacement_by_brute_force():
     x = np.random.default_rng(0).normal(size=(2, 7, 3))
-    found = by_lag(squared_distances(x))
+    curves = by_lag(squared_distances(x))
     for run, lag in ((0, 1), (1, 3), (0, 6)):
         pairs = [np.sum((x[run, t] - x[run, t + lag]) ** 2) for t in range(7 - lag)]
-        assert found[run, lag - 1] == pytest.approx(np.mean(pairs))
+        assert curves[run, lag - 1] == pytest.approx(np.mean(pairs))
 
 
 def test_a_walk_without_end_gives_five_thirds():
     """As its squared displacement is the lag: 5/6 over 1/2 of all lags."""
     assert thirds(np.arange(1.0, 3001)) == pytest.approx(5 / 3, abs=1e-3)
-    _, found = claims(displacement_tables, walk(np.random.default_rng(1), 40, 1, 40, 30))
-    assert found["walk"]["low"] < 5 / 3 < found["walk"]["high"]
-    assert found["walk"]["p_value"] > 0.05 > found["plateau"]["p_value"]
-    assert found["walk"]["null_median"] == pytest.approx(5 / 3, abs=0.05)
+    _, claimed = claims(displacement_tables, walk(np.random.default_rng(1), 40, 1, 40, 30))
+    assert claimed["walk"]["low"] < 5 / 3 < claimed["walk"]["high"]
+    assert claimed["walk"]["p_value"] > 0.05 > claimed["plateau"]["p_value"]
+    assert claimed["walk"]["null_median"] == pytest.approx(5 / 3, abs=0.05)
 
 
 def test_independent_states_are_a_plateau():
-    _, found = claims(displacement_tables, np.random.default_rng(2).normal(size=(20, 1, 30, 10)))
-    assert found["plateau"]["low"] < 1 < found["plateau"]["high"]
-    assert found["plateau"]["p_value"] > 0.05 > found["walk"]["p_value"]
+    _, claimed = claims(displacement_tables, np.random.default_rng(2).normal(size=(20, 1, 30, 10)))
+    assert claimed["plateau"]["low"] < 1 < claimed["plateau"]["high"]
+    assert claimed["plateau"]["p_value"] > 0.05 > claimed["walk"]["p_value"]
 
 
 @pytest.mark.parametrize(("claim", "data"), [("walk", walk), ("plateau", lambda rng, *shape: rng.normal(size=shape))])
@@ -79,8 +79,8 @@ def test_bands_hold_the_walk_and_the_shuffles():
 def test_what_cannot_be_told_says_so():
     assert {row["reason"] for row in claims(displacement_tables, np.ones((8, 1, 9, 3)))[1].values()} == {NO_MOVES}
     short = np.random.default_rng(6).normal(size=(8, 1, displacement.FEWEST_STATES - 1, 3))
-    table, found = claims(displacement_tables, short)
-    assert table.is_empty() and {row["reason"] for row in found.values()} == {NO_RUNS}
+    table, claimed = claims(displacement_tables, short)
+    assert table.is_empty() and {row["reason"] for row in claimed.values()} == {NO_RUNS}
 
 
 # Twins that part ----------------------------------------------------------------------------------------------------
@@ -99,8 +99,8 @@ def parting(rng, rate, prompts=10, length=20, d=30, start=0.002, most=0.4):
 
 @pytest.mark.parametrize("rate", [0.3, 0.8])
 def test_a_planted_rate_is_found_and_its_saturation_named(rate):
-    table, found = claims(divergence_tables, parting(np.random.default_rng(7), rate))
-    row, far = found["rate"], found["divergence"]
+    table, claimed = claims(divergence_tables, parting(np.random.default_rng(7), rate))
+    row, far = claimed["rate"], claimed["divergence"]
     assert row["statistic"] == pytest.approx(rate, rel=0.1) and row["low"] - 0.05 < rate < row["high"] + 0.05
     assert far["p_value"] == 0.02 and far["null_high"] < 0.5 * far["statistic"]
     assert far["statistic"] == pytest.approx(np.log(0.4 / 0.002 / 2), rel=0.2)
@@ -128,7 +128,7 @@ def test_twins_that_are_strangers_from_the_start_do_not_part():
 
 def test_twins_that_never_part_or_are_none_say_so():
     x = np.random.default_rng(9).normal(size=(8, 1, 9, 5)).repeat(2, axis=1)
-    table, found = claims(divergence_tables, x)
-    assert found["divergence"]["reason"] == TOGETHER and set(table["equal"]) == {1.0}
+    table, claimed = claims(divergence_tables, x)
+    assert claimed["divergence"]["reason"] == TOGETHER and set(table["equal"]) == {1.0}
     assert claims(divergence_tables, x[:, :1])[1]["divergence"]["reason"] == NO_TWINS
     assert divergence.slope(np.exp(0.25 * np.arange(5))) == pytest.approx(0.25)

@@ -31,11 +31,11 @@ def test_distances_on_a_great_circle(step, radius):
     theta = step * np.arange(13)
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 2)))[0]
     x = radius * np.stack([np.cos(theta), np.sin(theta)], axis=1) @ basis.T
-    found = distances(x, np.repeat(x[:1], len(x), axis=0))
+    measured = distances(x, np.repeat(x[:1], len(x), axis=0))
     # Rounding of the points themselves is about 1e-16 of the radius, so an angle is known to about that much.
-    np.testing.assert_allclose(found["angle_rad"], theta, rtol=1e-6, atol=1e-15)
-    np.testing.assert_allclose(found["cosine_distance"], 2 * np.sin(theta / 2) ** 2, rtol=1e-6, atol=1e-15)
-    np.testing.assert_allclose(found["euclidean"], 2 * radius * np.sin(theta / 2), rtol=1e-6, atol=1e-15)
+    np.testing.assert_allclose(measured["angle_rad"], theta, rtol=1e-6, atol=1e-15)
+    np.testing.assert_allclose(measured["cosine_distance"], 2 * np.sin(theta / 2) ** 2, rtol=1e-6, atol=1e-15)
+    np.testing.assert_allclose(measured["euclidean"], 2 * radius * np.sin(theta / 2), rtol=1e-6, atol=1e-15)
 
 
 def test_drift_on_a_great_circle_and_a_straight_line(tmp_path):
@@ -64,19 +64,19 @@ def test_drift_on_a_great_circle_and_a_straight_line(tmp_path):
 def test_opposite_equal_and_zero_vectors():
     a = np.array([[1.0, 0], [3.0, 4.0], [0.0, 0.0], [0.0, 0.0], [0.1, 0.2]], np.float32)
     b = np.array([[-2.0, 0], [3.0, 4.0], [3.0, 4.0], [0.0, 0.0], [0.1, 0.2]], np.float32)
-    found = distances(a, b)
-    np.testing.assert_array_equal(found["euclidean"], [3, 0, 5, 0, 0])
-    np.testing.assert_array_equal(found["cosine_distance"], [2, 0, np.nan, np.nan, 0])
-    np.testing.assert_allclose(found["angle_rad"], [np.pi, 0, np.nan, np.nan, 0])
+    measured = distances(a, b)
+    np.testing.assert_array_equal(measured["euclidean"], [3, 0, 5, 0, 0])
+    np.testing.assert_array_equal(measured["cosine_distance"], [2, 0, np.nan, np.nan, 0])
+    np.testing.assert_allclose(measured["angle_rad"], [np.pi, 0, np.nan, np.nan, 0])
 
 
 def test_distances_of_all_angles_equal_closed_forms():
     """Also of nearly opposite directions, whose sum is small."""
     theta = np.concatenate([np.linspace(0, np.pi, 181), np.pi - np.logspace(-6, -1, 50)])
     b = 3 * np.stack([np.cos(theta), np.sin(theta)], axis=1)
-    found = distances(np.tile([[2.0, 0.0]], (len(theta), 1)), b)
-    np.testing.assert_allclose(found["angle_rad"], theta, rtol=1e-9, atol=1e-15)
-    np.testing.assert_allclose(found["cosine_distance"], 2 * np.sin(theta / 2) ** 2, rtol=1e-12, atol=1e-30)
+    measured = distances(np.tile([[2.0, 0.0]], (len(theta), 1)), b)
+    np.testing.assert_allclose(measured["angle_rad"], theta, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(measured["cosine_distance"], 2 * np.sin(theta / 2) ** 2, rtol=1e-12, atol=1e-30)
 
 
 def test_states_keep_their_vectors_whatever_the_order_and_length(tmp_path):
@@ -154,12 +154,12 @@ def test_loops_are_continued_to_the_end(tmp_path):
         ("text-a", [0, 1, 2, 3, 2, 3, 2, 3], text, -1),
         ("image", [0, 1, 2, 1, 2, 1, 2], image, 0),
     ):
-        mine = table.filter(embedder=embedder, prompt_id="p0")
+        run = table.filter(embedder=embedder, prompt_id="p0")
         x = states[order].astype(np.float32).astype(float)
-        assert mine["sequence_number"].to_list() == list(range(first, 14, 2))
-        assert mine["continued"].to_list() == [n > 7 for n in range(first, 14, 2)]
-        np.testing.assert_allclose(mine["euclidean"], np.linalg.norm(x - x[0], axis=1), rtol=1e-6)
-        np.testing.assert_allclose(mine["step_euclidean"][1:], np.linalg.norm(np.diff(x, axis=0), axis=1), rtol=1e-6)
+        assert run["sequence_number"].to_list() == list(range(first, 14, 2))
+        assert run["continued"].to_list() == [n > 7 for n in range(first, 14, 2)]
+        np.testing.assert_allclose(run["euclidean"], np.linalg.norm(x - x[0], axis=1), rtol=1e-6)
+        np.testing.assert_allclose(run["step_euclidean"][1:], np.linalg.norm(np.diff(x, axis=0), axis=1), rtol=1e-6)
     cut_short = table.filter(prompt_id="p1")
     assert cut_short["sequence_number"].to_list() == [-1, 1, 3, 5, 7] and not cut_short["continued"].any()
     pairs = pl.read_parquet(tmp_path / "drift/autoregression.parquet")["pairs"]
@@ -195,31 +195,31 @@ def test_drift_equals_brute_force_within_each_run(tmp_path):
     table = run_drift(tmp_path, vectors, MODALITY)["drift"].filter(control="observed")
     assert table.height == sum(map(len, vectors.values()))
     for (embedder, network, run), x in vectors.items():
-        mine = table.filter(embedder=embedder, network=network, run_id=f"{network}:{run}")
+        of_run = table.filter(embedder=embedder, network=network, run_id=f"{network}:{run}")
         x = x.astype(np.float32).astype(np.float64)
-        assert mine["sequence_number"][0] == (-1 if MODALITY[embedder] == "text" else 0)
-        assert set(mine["seed"]) == {int(run[-1])}
+        assert of_run["sequence_number"][0] == (-1 if MODALITY[embedder] == "text" else 0)
+        assert set(of_run["seed"]) == {int(run[-1])}
         for prefix, others in (("", [x[0]] * len(x)), ("step_", [x[0], *x[:-1]])):
             first = 1 if prefix else 0
             euclidean = [distance.euclidean(a, b) for a, b in zip(x, others, strict=True)]
             cosine = [distance.cosine(a, b) for a, b in zip(x, others, strict=True)]
-            np.testing.assert_allclose(mine[f"{prefix}euclidean"][first:], euclidean[first:], rtol=1e-9, atol=1e-12)
-            np.testing.assert_allclose(mine[f"{prefix}cosine_distance"][first:], cosine[first:], atol=1e-12)
+            np.testing.assert_allclose(of_run[f"{prefix}euclidean"][first:], euclidean[first:], rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(of_run[f"{prefix}cosine_distance"][first:], cosine[first:], atol=1e-12)
             angle = np.arccos(1 - np.array(cosine))
-            np.testing.assert_allclose(mine[f"{prefix}angle_rad"][first:], angle[first:], atol=1e-7)
+            np.testing.assert_allclose(of_run[f"{prefix}angle_rad"][first:], angle[first:], atol=1e-7)
 
 
 def test_a_shuffle_permutes_the_later_states_of_its_own_run(tmp_path):
     vectors = random_states(length=12)
     table = run_drift(tmp_path, vectors, MODALITY, shuffles=2)["drift"]
     orders = {}
-    for (embedder, network, run_id), mine in table.partition_by(
+    for (embedder, network, run_id), of_run in table.partition_by(
         ["embedder", "network", "run_id"], as_dict=True
     ).items():
         x = vectors[embedder, network, run_id.split(":")[1]].astype(np.float32).astype(np.float64)
-        observed = mine.filter(shuffle=0)
+        observed = of_run.filter(shuffle=0)
         for number in (1, 2):
-            shuffled = mine.filter(shuffle=number)
+            shuffled = of_run.filter(shuffle=number)
             assert set(shuffled["control"]) == {"shuffled"}
             assert shuffled["sequence_number"].equals(observed["sequence_number"])
             assert shuffled["euclidean"][0] == 0

@@ -19,10 +19,10 @@ DOCS = Path(__file__).parents[2] / "docs/outputs/drift.md"
 def test_states_in_random_order_have_jumps_at_the_stated_rate(rate, states):
     rng = np.random.default_rng(0)
     settings = Drift(jump_false_alarms=rate)
-    found = [jumps_of(rng.normal(size=(states, 6)), settings, rng)[0] for _ in range(120)]
-    error = 3 * np.sqrt(rate * (1 - rate) / len(found))
-    assert np.mean([jump["jump"] for jump in found]) == pytest.approx(rate, abs=error)
-    assert np.mean([jump["p_value"] <= 0.5 for jump in found]) == pytest.approx(0.5, abs=0.11)
+    jumps = [jumps_of(rng.normal(size=(states, 6)), settings, rng)[0] for _ in range(120)]
+    error = 3 * np.sqrt(rate * (1 - rate) / len(jumps))
+    assert np.mean([jump["jump"] for jump in jumps]) == pytest.approx(rate, abs=error)
+    assert np.mean([jump["p_value"] <= 0.5 for jump in jumps]) == pytest.approx(0.5, abs=0.11)
 
 
 def hit_rates(states, size, runs):
@@ -50,8 +50,8 @@ def test_planted_jumps_are_hit(states, size, hits):
 def test_the_docs_say_how_often_jumps_are_hit():
     text = DOCS.read_text()
     section = text[text.index("How often one planted jump") :]
-    found = [re.findall(r"(\d+)% \((\d+)%\)", line) for line in section.splitlines()]
-    rows = [row for row in found if row]
+    printed_rows = [re.findall(r"(\d+)% \((\d+)%\)", line) for line in section.splitlines()]
+    rows = [row for row in printed_rows if row]
     assert [len(row) for row in rows] == [4, 4, 4]
     for states, row in zip((10, 20, 50), rows, strict=True):
         for steps, printed in zip((1.25, 1.75, 2.5, 3.5), row, strict=True):
@@ -60,10 +60,10 @@ def test_the_docs_say_how_often_jumps_are_hit():
 
 def test_a_walk_has_jumps_by_shuffles_but_none_beyond_a_walk():
     rng = np.random.default_rng(5)
-    found = [jumps_of(rng.normal(size=(25, 6)).cumsum(axis=0), Drift(), rng) for _ in range(100)]
-    assert np.mean([run[0]["jump"] for run in found]) > 0.9
-    beyond = np.mean([min(jump["p_walk"] for jump in run) <= 0.05 for run in found])
-    assert beyond < 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(found))
+    jumps = [jumps_of(rng.normal(size=(25, 6)).cumsum(axis=0), Drift(), rng) for _ in range(100)]
+    assert np.mean([run[0]["jump"] for run in jumps]) > 0.9
+    beyond = np.mean([min(jump["p_walk"] for jump in run) <= 0.05 for run in jumps])
+    assert beyond < 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(jumps))
     x = rng.normal(size=(25, 6))
     x[12:, 0] += 30
     (jump,) = jumps_of(x, Drift(), rng)

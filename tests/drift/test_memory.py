@@ -31,19 +31,19 @@ def claim_of(x, draws=99, **kwargs):
 
 @pytest.mark.parametrize("share", [0.3, 0.8])
 def test_planted_memory_is_found(share):
-    found = claim_of(planted(np.random.default_rng(0), share))
-    assert found["low"] < known(share) < found["high"] and found["high"] - found["low"] < 0.1
-    assert found["p_value"] == 0.02 and abs(found["null_median"]) < 0.05
+    claim = claim_of(planted(np.random.default_rng(0), share))
+    assert claim["low"] < known(share) < claim["high"] and claim["high"] - claim["low"] < 0.1
+    assert claim["p_value"] == 0.02 and abs(claim["null_median"]) < 0.05
 
 
 @pytest.mark.parametrize(("prompts", "seeds"), [(8, 2), (16, 3)])
 def test_the_interval_covers_planted_memory(prompts, seeds):
     rng = np.random.default_rng(1)
-    found = [claim_of(planted(rng, 0.3, prompts, seeds, 6, 60), draws=1) for _ in range(150)]
+    claims = [claim_of(planted(rng, 0.3, prompts, seeds, 6, 60), draws=1) for _ in range(150)]
     # Of 60 dimensions: the mean over many prompts.
     truth = np.mean([claim_of(planted(rng, 0.3, 50, 2, 6, 60), draws=1)["statistic"] for _ in range(20)])
-    covered = np.mean([row["low"] <= truth <= row["high"] for row in found])
-    assert covered > 0.95 - 3 * np.sqrt(0.95 * 0.05 / len(found))
+    covered = np.mean([row["low"] <= truth <= row["high"] for row in claims])
+    assert covered > 0.95 - 3 * np.sqrt(0.95 * 0.05 / len(claims))
 
 
 @pytest.mark.parametrize("kind", ["fixed", "derived"])

@@ -87,15 +87,15 @@ def test_sums_of_many_runs_are_as_normal_as_they_are_taken_to_be():
 
 def test_runs_of_unequal_length_and_with_gaps_are_covered_too():
     rng, studies, b, runs = np.random.default_rng(4), 60, 0.6, 10
-    found = []
+    estimates = []
     for _ in range(studies):
         series = {f"r{i}": x[: 6 + i] for i, x in enumerate(known(rng, b, runs, 15))}
         table = drift_like(series).filter(pl.col("sequence_number") != 7)
-        found.append(autoregression(table, ["x"]).row(0, named=True))
-    covered = np.mean([row["low"] <= b <= row["high"] for row in found])
+        estimates.append(autoregression(table, ["x"]).row(0, named=True))
+    covered = np.mean([row["low"] <= b <= row["high"] for row in estimates])
     assert covered >= 0.87  # 95 %, with three standard errors of 60 studies
-    assert abs(np.median([row["coefficient"] for row in found]) - b) < 0.1
-    assert np.mean([row["least_squares"] for row in found]) < b - 0.1
+    assert abs(np.median([row["coefficient"] for row in estimates]) - b) < 0.1
+    assert np.mean([row["least_squares"] for row in estimates]) < b - 0.1
 
 
 def test_autoregression_says_why_there_is_none():
@@ -107,8 +107,8 @@ def test_autoregression_says_why_there_is_none():
     single = row({"a": rng.normal(size=10)})
     assert single["runs"] == 1 and single["low"] < single["coefficient"] < single["high"]
     for constant in ([0.1] * 7, [0.0] * 7):
-        found = row({"a": constant, "b": constant})
-        assert found["coefficient"] is None and found["low"] is None and "do not vary" in found["reason"]
+        estimate = row({"a": constant, "b": constant})
+        assert estimate["coefficient"] is None and estimate["low"] is None and "do not vary" in estimate["reason"]
     short = row({"a": [0.1, 0.2], "b": [0.3, 0.1]})
     assert (short["pairs"], short["coefficient"]) == (2, None) and "two pairs" in short["reason"]
     assert row({"a": [0.1], "b": [0.3]})["pairs"] == 0
@@ -158,8 +158,8 @@ def test_runs_of_other_means_are_normal_and_one_in_twenty_studies_errs():
 
 def test_holm_s_correction():
     p = [0.01, None, 0.04, 0.03, 0.005]
-    found = pl.DataFrame({"p": p}).select(holm(pl.col("p"))).to_series().to_list()
-    assert found == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06), pytest.approx(0.02)]
+    corrected = pl.DataFrame({"p": p}).select(holm(pl.col("p"))).to_series().to_list()
+    assert corrected == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06), pytest.approx(0.02)]
 
 
 @pytest.mark.parametrize(

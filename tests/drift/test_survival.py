@@ -26,14 +26,14 @@ def drawn(rng, prompts, runs, hazard, states):
 
 def test_survival_is_that_of_scipy():
     lasted, changed, prompts = drawn(np.random.default_rng(0), 9, 4, 0.2, 10)
-    found = kaplan_meier(lasted, changed, prompts)
+    curve = kaplan_meier(lasted, changed, prompts)
     # A change at state t is one after t states; a run that is cut after n was last seen unchanged at state n - 1.
     data = stats.CensoredData(uncensored=lasted[changed], right=lasted[~changed] - 1)
     expected = stats.ecdf(data).sf
-    np.testing.assert_allclose(found["survival"], expected.evaluate(found["position"]))
-    assert found["at_risk"][0] == 36 and found["changes"].sum() == changed.sum()
-    assert found["censored"].sum() == (~changed).sum()
-    np.testing.assert_array_equal(np.diff(found["at_risk"]), -(found["changes"] + found["censored"])[:-1])
+    np.testing.assert_allclose(curve["survival"], expected.evaluate(curve["position"]))
+    assert curve["at_risk"][0] == 36 and curve["changes"].sum() == changed.sum()
+    assert curve["censored"].sum() == (~changed).sum()
+    np.testing.assert_array_equal(np.diff(curve["at_risk"]), -(curve["changes"] + curve["censored"])[:-1])
 
 
 @pytest.mark.parametrize("prompts", [8, 24])
@@ -42,16 +42,16 @@ def test_the_interval_of_survival_covers(prompts):
     truth = kaplan_meier(*drawn(rng, 20_000, 1, 0.15, 10))["survival"]
     covered, known = np.zeros((2, 300, 5), bool)
     for row, there in zip(covered, known, strict=True):
-        found = kaplan_meier(*drawn(rng, prompts, 2, 0.15, 10))
-        low, high = found["low"][:5], found["high"][:5]
+        curve = kaplan_meier(*drawn(rng, prompts, 2, 0.15, 10))
+        low, high = curve["low"][:5], curve["high"][:5]
         row[:], there[:] = (low <= truth[:5]) & (high >= truth[:5]), ~np.isnan(low)
     assert known.mean() > (0.4 if prompts == 8 else 0.99), "fewer than 8 prompts at risk have none"
     assert covered[known].mean() > 0.95 - 3 * np.sqrt(0.95 * 0.05 / known.sum()) - 0.01
 
 
 def test_few_prompts_have_no_interval():
-    found = kaplan_meier(np.array([1, 2, 3]), np.array([True, True, False]), np.arange(3))
-    assert found["survival"].tolist() == pytest.approx([1, 2 / 3, 1 / 3]) and np.isnan(found["low"]).all()
+    curve = kaplan_meier(np.array([1, 2, 3]), np.array([True, True, False]), np.arange(3))
+    assert curve["survival"].tolist() == pytest.approx([1, 2 / 3, 1 / 3]) and np.isnan(curve["low"]).all()
 
 
 # Rendered scenes -----------------------------------------------------------------------------------------------------
@@ -140,12 +140,12 @@ def test_a_quantized_network_is_held_against_its_base(study):
     caption = one(table, against="flux", by="caption", prompt_id="a red ring")
     assert (caption["lasted"], caption["changed"], caption["network"]) == (1, True, "flux:int4")
     assert one(table, against="flux", what="shape", prompt_id="a red ring")["lasted"] == 0
-    found = quantized(table, runs)
-    shape = one(found, what="shape")
+    compared = quantized(table, runs)
+    shape = one(compared, what="shape")
     assert (shape["pairs"], shape["horizon"], shape["base_lasted"], shape["lasted"]) == (2, 3, 3, 1.5)
     assert shape["difference"] == -1.5 and shape["low"] is None
-    assert one(found, what="background")["reason"] == UNPAIRED
-    assert one(found, what="size")["reason"] == ALIKE
+    assert one(compared, what="background")["reason"] == UNPAIRED
+    assert one(compared, what="size")["reason"] == ALIKE
 
 
 def test_a_missing_image_is_named(study):

@@ -66,12 +66,12 @@ def of_study(study, tmp_path_factory):
 
 
 def test_every_table_has_its_primary_key(catalog):
-    found = dict(
+    keys = dict(
         catalog.execute(
             "SELECT table_name, constraint_column_names FROM duckdb_constraints() WHERE constraint_type = 'PRIMARY KEY'"
         ).fetchall()
     )
-    assert found == {in_catalog(table.name): list(key_of(table)) for table in DECLARED}
+    assert keys == {in_catalog(table.name): list(key_of(table)) for table in DECLARED}
 
 
 def test_comments_say_what_rows_and_columns_mean(catalog):
@@ -86,8 +86,8 @@ def test_comments_say_what_rows_and_columns_mean(catalog):
 
 
 def test_every_view_is_there_with_its_question(catalog):
-    found = dict(catalog.execute("SELECT view_name, comment FROM duckdb_views() WHERE NOT internal").fetchall())
-    assert found == {view.name: view.question for view in VIEWS}
+    comments = dict(catalog.execute("SELECT view_name, comment FROM duckdb_views() WHERE NOT internal").fetchall())
+    assert comments == {view.name: view.question for view in VIEWS}
     assert all(f"`{view.name}`" in PAGE for view in VIEWS)
 
 
@@ -117,10 +117,10 @@ def test_views_say_what_their_tables_do(of_study, study):
     )
     run = ["embedder", "network", "run_id"]
     last = drift.sort("sequence_number").group_by(run).last().select(*run, "sequence_number", "cosine_distance")
-    found = of_study.execute(
+    rows = of_study.execute(
         "SELECT embedder, network, run_id, sequence_number, cosine_distance FROM final_drift"
     ).fetchall()
-    assert sorted(found) == sorted(last.rows())
+    assert sorted(rows) == sorted(last.rows())
     steps = pl.concat(
         pl.read_parquet(p) for p in sorted((study / "results/tiny/trajectories").glob("*/shard-?????.parquet"))
     )

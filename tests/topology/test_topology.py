@@ -168,11 +168,11 @@ def test_related_runs_differ_in_the_one_thing():
     runs = runs_table()
     pairs = related_runs(runs, 0)
     names = runs.columns
-    found = {
+    related = {
         (row["relation"], *sorted(tuple(row[f"{name}_{side}"] for name in names) for side in "ab"))
         for row in pairs.iter_rows(named=True)
     }
-    assert len(found) == pairs.height
+    assert len(related) == pairs.height
     expected = set()
     for a, b in combinations(sorted(runs.rows()), 2):
         differ = {name for name, p, q in zip(names, a, b, strict=True) if p != q}
@@ -182,7 +182,7 @@ def test_related_runs_differ_in_the_one_thing():
             expected.add(("other_prompt" if a[3] != b[3] else "other_seed", a, b))
         elif a[0] == b[0] and a[3] == b[3]:
             expected.add(("other_network", a, b))
-    assert found == expected
+    assert related == expected
 
 
 def test_pairs_are_cut_evenly_and_always_alike():
@@ -210,9 +210,9 @@ def test_the_stage_sees_the_loop_of_a_circular_trajectory(tmp_path):
     assert (loops["death"] - loops["birth"]).item() == pytest.approx(length, rel=1e-6)
     infinite = tables["diagrams"].filter(pl.col("death").is_null())
     assert infinite.select("network", "dimension").rows() == [("net-a", "H₀"), ("net-b", "H₀")]
-    found = tables["entropy"].filter(network="net-a")
-    assert found["dimension"].to_list() == ["H₀", "H₁", "H₂"]
-    assert found["entropy"].to_list() == [pytest.approx(np.log(12)), 0.0, None]
+    entropy = tables["entropy"].filter(network="net-a")
+    assert entropy["dimension"].to_list() == ["H₀", "H₁", "H₂"]
+    assert entropy["entropy"].to_list() == [pytest.approx(np.log(12)), 0.0, None]
     between = tables["distances"].filter(pl.col("dimension") == "H₁").row(0, named=True)
     assert (between["relation"], between["network_a"], between["network_b"]) == ("other_network", "net-a", "net-b")
     assert between["wasserstein"] == pytest.approx(length / np.sqrt(2), rel=1e-6)

@@ -99,8 +99,8 @@ def table(rows: list[dict]) -> pl.DataFrame:
 
 def texts(rows: list[dict]) -> dict[str, list[str]]:
     """The texts of each prompt in order."""
-    found = table(rows).filter(pl.col("type") == "TEXT").group_by("prompt_id", maintain_order=True).agg("output_text")
-    return dict(found.iter_rows())
+    grouped = table(rows).filter(pl.col("type") == "TEXT").group_by("prompt_id", maintain_order=True).agg("output_text")
+    return dict(grouped.iter_rows())
 
 
 def test_states_follow_the_models_and_are_chained_by_keys(tmp_path):
@@ -143,11 +143,11 @@ def test_an_equal_image_of_another_size_is_another_state():
 
 def test_derived_seeds_of_invocations_are_alike_in_all_networks_and_differ_between_runs(tmp_path):
     """Else a quantized network would be compared with its base under other noise."""
-    found = {}
+    seeds = {}
     for name in ("a", "b"):
         rows, _ = walk(name, network(), runs("1", "2", seeds=(-1, -1)), Trajectories(max_length=3), tmp_path / name)
-        found[name] = [row["seed"] for row in rows if row["sequence_number"] >= 0]
-    assert found["a"] == found["b"] and len(set(found["a"])) == 2 * 2 * 3
+        seeds[name] = [row["seed"] for row in rows if row["sequence_number"] >= 0]
+    assert seeds["a"] == seeds["b"] and len(set(seeds["a"])) == 2 * 2 * 3
 
 
 def test_a_derived_seed_draws_anew_and_never_stops_on_a_repeat(tmp_path):
@@ -270,16 +270,16 @@ def test_shards_cover_the_first_runs_once_and_in_order(tmp_path, prompts, size, 
         tables.append(tmp_path / f"{shard}.parquet")
         write_shard(csv, shard, tables[-1], settings, "test")
     index = trajectory_index(settings, Trajectories(prompts=prompts, shard_size=size), "test")
-    found = []
+    listed = []
     for shard in index:
         assert shard["count"] <= size
         write_slice(csv, shard["start"], shard["count"], tmp_path / "slice.parquet", settings, "test")
         part = read_table(tmp_path / "slice.parquet", "prompts").to_dicts()
         assert len(part) == shard["count"] and digest(part) == shard["digest"]
-        found += part
+        listed += part
     everything = pl.concat([read_table(t, "prompts") for t in tables])
     wanted = [f"p{i:05d}" for i in range(prompts or 7)]
-    assert found == everything.filter(pl.col("prompt_id").is_in(wanted)).to_dicts()
+    assert listed == everything.filter(pl.col("prompt_id").is_in(wanted)).to_dicts()
 
 
 def test_more_prompts_leave_full_shards_as_they_were(tmp_path):

@@ -208,7 +208,7 @@ def test_grounds_inks_and_colours_of_models_are_exact_among_many_others(tmp_path
 
 def colour_error() -> dict[tuple[str, str], tuple[float, float]]:
     """Distance of pixels to what was drawn by film and format: (mean, 99 % quantile)."""
-    found = {}
+    errors = {}
     for (what, film), (kind, (suffix, codec)) in itertools.product(
         {"shapes, with labels": shapes(), "photographs": photographs()}.items(), KINDS.items()
     ):
@@ -217,8 +217,8 @@ def colour_error() -> dict[tuple[str, str], tuple[float, float]]:
             write_film(film, path, 4.0, codec)
             shown = np.stack(decoded(path)).astype(float)
         distance = np.linalg.norm(shown - np.stack([np.asarray(frame) for frame in film]), axis=-1)
-        found[what, kind] = float(distance.mean()), float(np.quantile(distance, 0.99))
-    return found
+        errors[what, kind] = float(distance.mean()), float(np.quantile(distance, 0.99))
+    return errors
 
 
 def colour_table(errors: dict[tuple[str, str], tuple[float, float]]) -> str:

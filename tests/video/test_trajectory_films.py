@@ -167,12 +167,12 @@ def test_a_jump_is_marked_while_its_state_is_the_newest(shards, tmp_path):
     rows = [("clip", "south-p2-0", 1, True), ("minilm", "north-p10-0", 1, True), ("minilm", "south-p2-0", 1, False)]
     table = pl.DataFrame(rows, ["embedder", "run_id", "sequence_number", "jump"], orient="row")
     write_loosely(table, tmp_path / "jumps.parquet", "drift.jumps")
-    found = read_jumps(tmp_path / "jumps.parquet", "minilm")
-    assert found == Jumps("minilm", frozenset({("north-p10-0", 1)}))
+    jumps = read_jumps(tmp_path / "jumps.parquet", "minilm")
+    assert jumps == Jumps("minilm", frozenset({("north-p10-0", 1)}))
     assert read_jumps(tmp_path / "jumps.parquet").embedder == "clip", "the first one"
     with pytest.raises(InputError, match=r"jump_embedder: no jumps of `x` in .*jumps\.parquet; it has clip, minilm"):
         read_jumps(tmp_path / "jumps.parquet", "x")
-    jump = mosaic_of(drawn.grid, TarImages(shards[1]), Video(tile_size=100), found)
+    jump = mosaic_of(drawn.grid, TarImages(shards[1]), Video(tile_size=100), jumps)
     layout = jump.layout
     frames = [np.asarray(draw_frame(jump, whole(jump, n))) for n in (0, 1, 2, 3)]
     marked = [(frame == rgb(MARK)).all(-1) for frame in frames]
@@ -193,9 +193,9 @@ def test_pictures_of_mixed_and_odd_sizes_keep_their_shape(tmp_path):
         left = drawn.layout.label + 20 + column * drawn.layout.cell[0]
         cell = frame[drawn.layout.head :, left : left + drawn.layout.cell[0]]
         scale = 100 / max(width, height)
-        found = (cell == 100).all(-1).sum()
+        bright = (cell == 100).all(-1).sum()
         expected = max(1, round(width * scale)) * max(1, round(height * scale))
-        assert 0 <= found - expected < 20, "and a few pixels of text"
+        assert 0 <= bright - expected < 20, "and a few pixels of text"
     trajectory_video(*shards, tmp_path / "odd.mp4", settings=Video(tile_size=101))
     timeline(*shards, tmp_path / "sheet.png", tmp_path / "strip.png")
 
@@ -259,8 +259,8 @@ def test_timeline_has_runs_down_and_time_across(shards, suffix, tmp_path):
     sheet = np.asarray(Image.open(tmp_path / f"t.{suffix}").convert("RGB"), int)
     runs = [[40, 80, 140], [90, 110, 130]]  # of `a` invocations 1, 5, 11 (0, 4, 10); of `b` 1, 3, 5
     for grey in itertools.chain(*runs):
-        found = (np.abs(sheet - grey) <= (0 if suffix == "png" else 1)).all(-1)
-        assert abs(found.sum() - 90 * 90) < 400, grey
+        blank = (np.abs(sheet - grey) <= (0 if suffix == "png" else 1)).all(-1)
+        assert abs(blank.sum() - 90 * 90) < 400, grey
     centres = [[np.argwhere((np.abs(sheet - grey) <= 1).all(-1)).mean(0) for grey in run] for run in runs]
     assert all(np.ptp([y for y, _ in run]) < 3 and np.all(np.diff([x for _, x in run]) > 90) for run in centres)
     assert centres[1][0][0] > centres[0][0][0] + 90

@@ -195,18 +195,18 @@ def test_schema_accepts_the_config_and_is_closed(data):
 def numbers(kind=Config, path=""):
     """Dotted path and field of every number in the config, those of registry entries left out."""
     for f in fields(kind):
-        found = get_type_hints(kind)[f.name]
-        if is_dataclass(found):
-            yield from numbers(found, f"{path}{f.name}.")
-        elif found in (int, float):
-            yield f"{path}{f.name}", found, f
+        kind_of_field = get_type_hints(kind)[f.name]
+        if is_dataclass(kind_of_field):
+            yield from numbers(kind_of_field, f"{path}{f.name}.")
+        elif kind_of_field in (int, float):
+            yield f"{path}{f.name}", kind_of_field, f
 
 
 def test_schema_and_reader_agree_on_every_number(data):
     validator = jsonschema.Draft202012Validator(json_schema())
-    found = list(numbers())
-    assert len(found) > 60
-    for path, kind, field in found:
+    settings = list(numbers())
+    assert len(settings) > 60
+    for path, kind, field in settings:
         for value in (-1, 0, 1, 2, 17):
             reason = complaint(kind(value), field.metadata["allowed"])
             errors = list(validator.iter_errors(put(data, path, kind(value))))

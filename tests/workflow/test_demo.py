@@ -51,8 +51,8 @@ def dom(page: Path, *flags: str) -> str:
 
 def embedded(report: Path) -> dict[str, str]:
     """The data URI of each result of a Snakemake report by its path."""
-    found = re.findall(r'"(results/[^"]+)": (\{"name".*?"data_uri": "(data:[^"]+)")', report.read_text())
-    return {path: uri for path, _, uri in found}
+    entries = re.findall(r'"(results/[^"]+)": (\{"name".*?"data_uri": "(data:[^"]+)")', report.read_text())
+    return {path: uri for path, _, uri in entries}
 
 
 def test_pictures_show_what_the_prompts_ask_for(demo):

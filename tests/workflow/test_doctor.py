@@ -36,7 +36,7 @@ def results(study, tmp_path, monkeypatch) -> Path:
     return Path(shutil.copytree(study / "results/tiny", tmp_path / "tiny"))
 
 
-def found(results: Path, checks: list[str] = CONTENTS) -> list[Finding]:
+def findings_of(results: Path, checks: list[str] = CONTENTS) -> list[Finding]:
     return examine(results, checks).findings
 
 
@@ -528,8 +528,8 @@ def test_damage_is_found_by_contents_alone(results, case):
     glob, damage, stage, words = DAMAGE[case]
     damage(one(results, glob))
     checks = {"files", "leftovers", stage}
-    hits = [f for f in found(results, sorted(checks)) if f.stage == stage and words in f"{f.file}: {f.problem}"]
-    assert hits, f"not found, but {found(results)}"
+    hits = [f for f in findings_of(results, sorted(checks)) if f.stage == stage and words in f"{f.file}: {f.problem}"]
+    assert hits, f"not found, but {findings_of(results)}"
     assert all("\n" not in finding.problem for finding in hits)
 
 
@@ -549,7 +549,7 @@ def test_damage_is_found_by_contents_alone(results, case):
 def test_one_flipped_bit_anywhere_is_found_by_its_digest(results, glob, place):
     path = one(results, glob)
     flip(path, int(path.stat().st_size * place))
-    (finding,) = found(results, ["checksums"])
+    (finding,) = findings_of(results, ["checksums"])
     assert finding.file == path.relative_to(results).as_posix() and "(sha256)" in finding.problem
 
 
@@ -565,7 +565,7 @@ def test_every_output_of_every_job_has_a_recorded_digest(results):
 def test_a_file_added_to_a_directory_is_found_by_the_record(results):
     extra = one(results, f"captures/{MODEL}/all/*/") / "extra.jpg"
     extra.write_bytes(b"x")
-    (finding,) = found(results, ["checksums"])
+    (finding,) = findings_of(results, ["checksums"])
     assert finding.problem == "no job left this file" and finding.remove.endswith("/extra.jpg")
 
 
@@ -574,12 +574,12 @@ def test_of_two_jobs_that_left_a_file_the_later_one_counts(results):
     table = one(results, "tables/drift.md")
     table.write_text(table.read_text() + " ")
     record_checksums(results, "paper_tables", [table])
-    assert [finding.problem for finding in found(results, ["checksums"])] == []
+    assert [finding.problem for finding in findings_of(results, ["checksums"])] == []
 
 
 def test_a_damaged_record_is_a_finding(results):
     one(results / FOLDER, "*/*.json").write_text('{"files": {"../../etc/passwd": {}}}')
-    record, *outputs = found(results, ["checksums"])
+    record, *outputs = findings_of(results, ["checksums"])
     assert "not inside the study" in record.problem
     assert outputs and all("no digest of it is recorded" in finding.problem for finding in outputs)
 
@@ -616,7 +616,7 @@ def test_command_ends_with_status_and_says_what_to_do(results, capsys):
     assert "2 findings" in err
 
 
-def test_the_command_it_gives_mends_the_study(study, tmp_path, monkeypatch):
+def test_the_command_it_gives_fixes_the_study(study, tmp_path, monkeypatch):
     clone = workflow.checkout(tmp_path / "clone")
     for name in ("results", ".snakemake"):
         shutil.copytree(study / name, clone / name, symlinks=True)
@@ -634,4 +634,4 @@ def test_the_command_it_gives_mends_the_study(study, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stdout[-3000:]
     ran = {rule: count for rule, count in parse_job_stats(done.stdout).items() if rule != "all"}
     assert ran == {"topology": 1, "figures": 1, "catalog": 1, "explorer": 1}
-    assert found(results, checks) == []
+    assert findings_of(results, checks) == []

@@ -75,11 +75,11 @@ def narrowed(study: Study, path: Path) -> dict:
 
 def tables(results: Path) -> dict[tuple[str, str], Path]:
     """The first file of each table and kind, relative to the results."""
-    found: dict[tuple[str, str], Path] = {}
+    first: dict[tuple[str, str], Path] = {}
     for path in sorted(results.rglob("*.parquet")):
         relative = path.relative_to(results)
-        found.setdefault((pl.read_parquet_metadata(path)["table"], role(relative)), relative)
-    return found
+        first.setdefault((pl.read_parquet_metadata(path)["table"], role(relative)), relative)
+    return first
 
 
 def test_every_falsified_column_is_found(results, computed):
@@ -194,9 +194,9 @@ def test_every_falsified_file_is_found(results, computed, glob):
     whole, unseen = path.read_bytes(), set()
     for name, falsify in ways.items():
         falsify(path)
-        found = findings()
-        assert all("\n" not in finding.problem for finding in found)
-        unseen |= set() if found else {name}
+        problems = findings()
+        assert all("\n" not in finding.problem for finding in problems)
+        unseen |= set() if problems else {name}
         path.write_bytes(whole)
     assert unseen <= FILES[glob]
     assert unseen - BY_CHANCE == FILES[glob] & ways.keys() - BY_CHANCE

@@ -94,8 +94,8 @@ def test_what_the_measured_study_lacks_is_taken_from_the_latest_beside_it(config
     finished(results / "newer", config, [[("namer", 3.0, 1, False)]], age=10)
     (results / "broken").mkdir()
     (results / "broken/plan.json").write_text(json.dumps({"config": {"no": "such key"}, "targets": {}}))
-    found = invocation_costs(config, measured).select("entry", "seconds", "measured_in").rows()
-    assert found == [("drawer", 1.0, "measured"), ("namer", 3.0, "newer")]
+    costs = invocation_costs(config, measured).select("entry", "seconds", "measured_in").rows()
+    assert costs == [("drawer", 1.0, "measured"), ("namer", 3.0, "newer")]
 
 
 def test_every_place_of_every_cycle_is_counted(config):

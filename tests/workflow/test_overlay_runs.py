@@ -97,7 +97,7 @@ def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 def unexplained(results: Path, config: Config) -> list[str]:
     """Reasons in place of numbers that benchmark runs left, other than what this machine is known not to run."""
-    found = []
+    lines = []
     for table in ("benchmark", "benchmark.timing"):
         for row in (
             read_table(results / "benchmarks" / f"{table}.parquet", table).filter(pl.col("reason") != "").to_dicts()
@@ -106,8 +106,8 @@ def unexplained(results: Path, config: Config) -> list[str]:
             device = "mlx" if model.backend == "mlx" else default_device()
             scheme, state = config.schemes[row["scheme"]], row["compile"]
             if row["reason"] != (unsupported(scheme, device, model.dtype) or uncompilable(state, device)):
-                found.append(f"{row['model']} {row['scheme']} {row['compile']}: {row['reason']}")
-    return found
+                lines.append(f"{row['model']} {row['scheme']} {row['compile']}: {row['reason']}")
+    return lines
 
 
 @pytest.mark.parametrize("name", sorted(SHRUNK))
@@ -124,10 +124,10 @@ def test_study_runs_on_stand_ins(name, tmp_path):
     assert done.returncode == 0, done.stdout[-8000:]
     results = folder / "results" / config.experiment
     assert "## Overall progress: 100 %" in (results / "progress.md").read_text()
-    found = subprocess.run(
+    ran = subprocess.run(
         [sys.executable, "-m", "ditscope.cli", "doctor", "--results", str(results)],
         cwd=folder, env=os.environ | {"PYTHONPATH": "scripts"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert found.returncode == 0, found.stdout + found.stderr
+    assert ran.returncode == 0, ran.stdout + ran.stderr
     if config.benchmark.models and default_device() != "cuda":  # there a kernel's package may be missing
         assert unexplained(results, config) == []

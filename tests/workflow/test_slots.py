@@ -208,7 +208,7 @@ def test_jobs_share_out_a_scheduler_s_allocation(start):
 
 
 @pytest.mark.parametrize(
-    "environment, found",
+    "environment, devices",
     [
         ({}, ["0", "1", "2"]),
         ({"CUDA_VISIBLE_DEVICES": " 4, 5"}, ["4", "5"]),
@@ -218,10 +218,10 @@ def test_jobs_share_out_a_scheduler_s_allocation(start):
         ({"SLURM_JOB_ID": "17", "CUDA_VISIBLE_DEVICES": "2"}, ["2"]),
     ],
 )
-def test_gpus_to_choose_from(environment, found, tmp_path):
+def test_gpus_to_choose_from(environment, devices, tmp_path):
     for name in ("nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm", "null"):
         (tmp_path / name).touch()
-    assert slots.gpus_to_choose_from(environment, tmp_path) == found
+    assert slots.gpus_to_choose_from(environment, tmp_path) == devices
 
 
 @pytest.mark.parametrize("text", ["0", "two", "-1", ""])
@@ -232,13 +232,13 @@ def test_bad_number_of_jobs_a_gpu_is_refused(text):
 
 def scripts_of_gpu_rules() -> list[Path]:
     """The scripts of rules that ask for a GPU."""
-    found = []
+    scripts = []
     for file in sorted((ROOT / "rules").glob("*.smk")):
         for body in re.split(r"^(?:rule|checkpoint) \w+:", file.read_text(), flags=re.M):
             script = re.search(r'script:\s+"([^"]+)"', body)
             if script and re.search(r"^        gpu=", body, flags=re.M):
-                found.append((file.parent / script[1]).resolve())
-    return found
+                scripts.append((file.parent / script[1]).resolve())
+    return scripts
 
 
 def test_scripts_choose_their_gpu_before_torch_is_imported():

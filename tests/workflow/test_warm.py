@@ -73,16 +73,16 @@ def both(start, address, tmp_path):
     """Run a script in both ways: exit code, standard output, standard error and rule.log, which must be the same."""
 
     def ends(script: str, **environment: str) -> tuple[int, str, str, str]:
-        found = []
+        outcomes = []
         for number, worker in enumerate((address, "")):
             process = start(script, worker, **environment)
             texts = list(process.communicate("typed\n", timeout=200))
             log = tmp_path / str(number) / "rule.log"
             texts.append(log.read_text() if log.exists() else "")
-            found.append((process.returncode, *(re.sub(r"\d\d:\d\d:\d\d|\d+ MiB", "#", text) for text in texts)))
-        for cold, forked in zip(*found, strict=True):
+            outcomes.append((process.returncode, *(re.sub(r"\d\d:\d\d:\d\d|\d+ MiB", "#", text) for text in texts)))
+        for cold, forked in zip(*outcomes, strict=True):
             assert cold == forked
-        return found[0]
+        return outcomes[0]
 
     return ends
 
