@@ -9,7 +9,7 @@ DRAWS = 999
 def draws_for(tests: int, sides: int = 2) -> int:
     """Draws from a null for a family of so many tests, of so many sides each.
 
-    The smallest p-value, sides / (draws + 1), times the number of tests must be below 0.05: else nothing could be found.
+    The least p-value, sides / (draws + 1), times the number of tests must be below 0.05: else nothing could be found.
     """
     return max(DRAWS, 20 * sides * tests)
 
