@@ -16,7 +16,7 @@ from ditscope.core.picture_file import rgb_image
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables
 from ditscope.drift.tables import LIFETIMES, PROMPT, SEEDS_KINDS
-from ditscope.embed.files import CYCLE, by_embedder, continue_loops, parts_of, unit, vectors
+from ditscope.embed.files import CYCLE, by_embedder, continue_loops, parts_of, unit, unmarked, vectors
 from ditscope.shapes.world import ATTRIBUTES, parse_caption
 
 CAPTION = "caption"
@@ -201,7 +201,7 @@ def lifetimes(runs: Trajectories, read: Sequence[Readings]) -> pl.DataFrame:
             followed = min(len(reader.states[side["run_id"]]) for side in (run, other))
             lasted = None if reader.reason else reader.together(run["run_id"], other["run_id"])
             rows.append(row_of(reader, run, base, followed, lasted, reader.reason))
-    return pl.DataFrame(rows, schema=LIFETIMES.schema()).sort(LIFETIMES.key)
+    return pl.DataFrame(rows, schema=unmarked(LIFETIMES)).sort(LIFETIMES.key)
 
 
 def row_of(

@@ -9,11 +9,11 @@ import polars as pl
 
 from ditscope.core.identity import derived_seed
 from ditscope.core.intervals import jackknife_error, mean_interval, share_interval, unit_means
-from ditscope.drift.groups import draws_for, rng_of
+from ditscope.core.nulls import draws_for, holm, two_sided
+from ditscope.drift.groups import rng_of
 from ditscope.drift.lifetimes import Lasted, Readings, Trajectories
-from ditscope.drift.nulls import two_sided
-from ditscope.drift.series import holm
 from ditscope.drift.tables import PROMPT, QUANTIZED, SURVIVAL
+from ditscope.embed.files import unmarked
 
 GROUP = ["network", "seeds", "against", "by", "what"]
 MOST_COMPARED = 10_000  # pairs of runs and starts in a reference
@@ -31,7 +31,7 @@ def survival(lifetimes: pl.DataFrame, runs: Trajectories, read: Sequence[Reading
     of the base that differ by their seed alone.
     """
     readers = {(reader.by, reader.what): reader for reader in read}
-    parts = [pl.DataFrame(schema=SURVIVAL.schema())]
+    parts = [pl.DataFrame(schema=unmarked(SURVIVAL))]
     for part in lifetimes.partition_by(GROUP, maintain_order=True):
         group = part.select(GROUP).row(0, named=True)
         told = part.filter(pl.col("reason").is_null())
@@ -132,7 +132,7 @@ def quantized(lifetimes: pl.DataFrame, runs: Trajectories) -> pl.DataFrame:
     cells = [{"network": a, "base": b} | kind for a, b in runs.pairs() for kind in kinds.to_dicts()]
     draws = draws_for(len(cells))
     rows = [dict.fromkeys(QUANTIZED.columns) | cell | difference(told, cell, draws) for cell in cells]
-    table = pl.DataFrame(rows, schema=QUANTIZED.schema())
+    table = pl.DataFrame(rows, schema=unmarked(QUANTIZED))
     return table.with_columns(holm(pl.col("p_value")).alias("p_holm")).sort(QUANTIZED.key)
 
 
