@@ -74,6 +74,7 @@ def shard_of_run(rng: np.random.Generator, network: str, number: int) -> pl.Data
             "run_id": f"{network}:p{number // 4:06d}/{number % 4}",
             "prompt_id": f"p{number // 4:06d}",
             "seed": pl.Series([number % 4] * (length + 1), dtype=pl.Int64),
+            "derived_seed": False,
             "sequence_number": np.arange(-1, length, dtype=np.int32),
             "loop_length": pl.Series([4 if loops else None] * (length + 1), dtype=pl.Int32),
             "place": place,
@@ -126,15 +127,18 @@ def ours(folder: Path, out: Path) -> None:
     """Every analysis that looks at all states, as the stages `drift` and `cluster` do them."""
     from ditscope.cluster import sequences
     from ditscope.cluster import tables as of_clusters
+    from ditscope.cluster.dwell import dwell_times
     from ditscope.core.tables import concat_tables
     from ditscope.drift.autoregression import autoregression
     from ditscope.drift.stage import drift_table
     from ditscope.drift.tables import AUTOREGRESSION, DRIFT, STEPS
-    from ditscope.embed.files import continue_loops, read_states, run_ends
+    from ditscope.embed.files import continue_loops, degenerate_networks, marked, read_states, run_ends
 
     with timed("read"):
         states = read_states(files(folder, "embeddings"), files(folder, "trajectories"))
         ends = run_ends(states, files(folder, "trajectories"))
+    with timed("write"):
+        poor = degenerate_networks(states)
     with timed("drift"):
         computed = drift_table(states, 1)
     with timed("autoregression"):
@@ -147,8 +151,8 @@ def ours(folder: Path, out: Path) -> None:
         table = drift_table(whole, 1)
         del whole
     with timed("write"):
-        write_table(table, out / "drift.parquet", DRIFT)
-        write_table(found, out / "autoregression.parquet", AUTOREGRESSION)
+        write_table(marked(table, poor), out / "drift.parquet", DRIFT)
+        write_table(marked(found, poor), out / "autoregression.parquet", AUTOREGRESSION)
         del table
     with timed("read"):
         clusters = concat_tables(files(folder, "labels"), "clusters")
@@ -156,7 +160,7 @@ def ours(folder: Path, out: Path) -> None:
     functions: dict[str, Callable[[], pl.DataFrame]] = {
         "run_lengths": lambda: sequences.run_lengths(followed),
         "longest_runs": lambda: sequences.longest_runs(left["run_lengths"]),
-        "dwell_times": lambda: sequences.dwell_times(left["run_lengths"]),
+        "dwell_times": lambda: dwell_times(left["run_lengths"]),
         "transitions": lambda: sequences.transitions(followed),
         "returns": lambda: sequences.returns(clusters),
         "label_phases": lambda: sequences.label_phases(clusters),
@@ -166,7 +170,7 @@ def ours(folder: Path, out: Path) -> None:
         with timed(name):
             left[name] = function()
         with timed("write"):
-            write_table(left[name], out / f"{name}.parquet", getattr(of_clusters, name.upper()))
+            write_table(marked(left[name], poor), out / f"{name}.parquet", getattr(of_clusters, name.upper()))
 
 
 # The obvious way --------------------------------------------------------------------------------------------------
@@ -304,13 +308,18 @@ def sums_of_ours(out: Path) -> dict[str, float]:
 
 
 def bounds(names: list[str]) -> None:
-    """Seconds of each sampled analysis (or of those named) at the bound that its setting has by default."""
-    print(f"load {Path('/proc/loadavg').read_text().split()[0]} on entry\n\n| analysis | at | seconds |\n|---|---|---|")
+    """Seconds of each sampled analysis (or of those named) at the bound that its setting has by default.
+
+    Of the clock, and of the processor: these hardly depend on what else the machine does.
+    """
+    print(f"load {Path('/proc/loadavg').read_text().split()[0]} on entry\n")
+    print("| analysis | at | seconds | processor seconds |\n|---|---|---|---|")
     for name in names or BOUNDED:
         at, work = BOUNDED[name]()
-        began = time.perf_counter()
+        began, before = time.perf_counter(), time.process_time()
         work()
-        print(f"| {name} | {at} | {time.perf_counter() - began:.1f} |", flush=True)
+        ended, after = time.perf_counter(), time.process_time()
+        print(f"| {name} | {at} | {ended - began:.1f} | {after - before:.1f} |", flush=True)
 
 
 def similarity() -> tuple[str, Callable[[], object]]:
@@ -363,7 +372,7 @@ def mapping() -> tuple[str, Callable[[], object]]:
 
 def comparing() -> tuple[str, Callable[[], object]]:
     """Adjusted mutual information of two labellings of many clusters."""
-    from ditscope.cluster.sequences import scores
+    from ditscope.cluster.agreement import scores
     from ditscope.cluster.settings import Cluster
 
     rng, n = np.random.default_rng(0), Cluster().max_compared
@@ -374,8 +383,8 @@ def comparing() -> tuple[str, Callable[[], object]]:
 def topology() -> tuple[str, Callable[[], object]]:
     """Diagrams up to H2 of as many runs, each with as many points."""
     from ditscope.embed.files import unit
+    from ditscope.topology.diagrams import persistence
     from ditscope.topology.settings import Topology
-    from ditscope.topology.stage import persistence
 
     runs, points = Topology().max_runs, Topology().max_points
     u = unit(hopping(runs * points)[0]).reshape(runs, points, -1)

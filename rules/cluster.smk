@@ -1,6 +1,6 @@
 # Clusters. Needs: all trajectories and their embeddings. Leaves: <results>/clusters/: the tables `clusters` (a label for
 # each state), `clusters.map` (t-SNE) and those of the label sequences: run_lengths, longest_runs, dwell_times,
-# transitions, label_phases, returns, outliers, agreement.
+# transitions, label_phases, returns, outliers, agreement; and stability, medoids.
 
 
 rule cluster:

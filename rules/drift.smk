@@ -2,11 +2,6 @@
 # table `drift` (distances of each state), and one for each claim about runs beside its null (docs/outputs/drift.md).
 
 
-def oracle_networks():
-    """The networks whose pictures the oracle of the shapes world reads."""
-    return [network for network in CONFIG.trajectories.networks if network in CONFIG.drift.oracle]
-
-
 rule drift:
     input:
         embeddings=embedding_shards(CONFIG.embed.embedders, CONFIG.trajectories.networks),

@@ -100,6 +100,11 @@ def trajectory_shards(*networks, suffix="parquet"):
     )
 
 
+def oracle_networks():
+    """The networks whose pictures the oracle of the shapes world reads."""
+    return [network for network in CONFIG.trajectories.networks if network in CONFIG.drift.oracle]
+
+
 def embedding_shards(embedders, networks):
     pattern = f"{RESULTS}/embeddings/{{embedder}}/{{network}}-{{shard}}.parquet"
     return expand(pattern, embedder=embedders, network=networks, shard=TRAJECTORY_SHARDS)

@@ -16,8 +16,8 @@ from workflow import SNAKEMAKE
 UNSTABLE = ("*.timing.parquet", "catalog.duckdb", "*.html", "progress.md", ".snakemake_timestamp")
 # Drawn from timings.
 TIMED = (
-    "figures/benchmark-latency.*", "figures/benchmark-pareto.*", "figures/benchmark-batches.*", "tables/benchmark.*",
-    "benchmarks/recommendation.md",
+    "figures/benchmark-latency.*", "figures/benchmark-pareto.*", "figures/benchmark-batches.*",
+    "figures/invocation-times.*", "tables/benchmark.*", "benchmarks/recommendation.md",
 )  # fmt: skip
 KINDS = {"workflow": 5, "main": 2, "job": 3}  # what a kill hits, and how often: all processes, Snakemake alone, one job
 BOOKS = ("logs", ".benchmarks", ".checksums", ".partial")

@@ -300,7 +300,7 @@ def boolean(text: str) -> bool:
 
 def values_of(function: Callable[..., Any], command: str, config: Config, typed: Mapping[str, Any]) -> dict[str, Any]:
     """What a config says of a command's options, by name: its stage's settings, its prompt CSV and its experiment."""
-    values: dict[str, Any] = {"experiment": config.experiment}
+    values: dict[str, Any] = {"experiment": config.experiment, "max_length": config.trajectories.max_length}
     for kind in get_type_hints(function).values():
         if (settings := settings_of(kind, config, typed)) is not None:
             values |= {f.name: getattr(settings, f.name) for f in fields(kind) if not f.metadata["config_only"]}

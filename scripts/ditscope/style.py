@@ -1,12 +1,18 @@
 """One look for all figures, and their saving as reproducible files."""
 
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Mapping
+from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.image import AxesImage
+from matplotlib.transforms import Bbox
 from PIL import Image, ImageOps
 
 matplotlib.use("agg")
@@ -15,6 +21,10 @@ from matplotlib.figure import Figure as Canvas
 
 from ditscope.core.atomic import replacing, write_text
 
+GREY = "#666666"  # nulls, and what is said about a figure
+NO_CLUSTER = "#cccccc"  # states outside all clusters
+WIDTH, NARROW = 7.0, 3.4  # inches of a page of facets: as wide as the text of a paper; the least, for its title
+PAGE_HEAD, TITLE = 0.5, 0.3  # inches above the facets of a page, and of each one's title
 # Okabe & Ito's colours: told apart by readers with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 STYLE = {
@@ -61,12 +71,28 @@ def note(text: str, width: float = 5.0) -> Canvas:
 
 
 def save(figure: Canvas, data: pl.DataFrame, stem: Path, formats: list[str], dpi: int) -> None:
-    """Write `stem`.svg / .png / .pdf and the drawn data as `stem`.csv."""
+    """Write `stem`.svg / .png / .pdf and the drawn data as `stem`.csv; a PDF has the pages of `facets` as its pages."""
     for kind in formats:
         with replacing(f"{stem}.{kind}") as partial:
-            figure.savefig(partial, format=kind, dpi=dpi, metadata=METADATA[kind])
+            if kind == "pdf" and len(figure.subfigs) > 1:
+                save_pages(figure, partial)
+            else:
+                figure.savefig(partial, format=kind, dpi=dpi, metadata=METADATA[kind])
     flat = [c for c, kind in data.schema.items() if not isinstance(kind, (pl.List, pl.Array, pl.Struct, pl.Object))]
     write_text(f"{stem}.csv", data.select(flat).write_csv())
+
+
+def save_pages(figure: Canvas, path: Path) -> None:
+    """Write each subfigure as a page of its own of a PDF."""
+    figure.canvas.draw()  # places everything, once for all pages
+    figure.set_layout_engine("none")
+    with PdfPages(path, metadata=METADATA["pdf"]) as pages:
+        for page in figure.subfigs:
+            for other in figure.subfigs:  # what is cut off need not be drawn
+                other.set_visible(other is page)
+            pages.savefig(figure, bbox_inches=Bbox(page.bbox.get_points() / figure.dpi))
+    for page in figure.subfigs:
+        page.set_visible(True)
 
 
 def named(files: Files, stage: str, name: str) -> list[Path]:
@@ -103,22 +129,159 @@ def draw_tiles(axis: Axes, shape: tuple[int, int], cells: Iterable[tuple[tuple[i
     axis.set_aspect((height + GAP) / (width + GAP))
 
 
-def facets(table: pl.DataFrame, width: float = 7.5, height: float = 1.7, **kwargs):
-    """Axes of embedder (rows) by network (columns), as a dict."""
-    embedders = table["embedder"].unique(maintain_order=True).to_list()
-    networks = table["network"].unique(maintain_order=True).to_list()
-    figure, axes = grid(len(embedders), len(networks), width=width, height=0.4 + height * len(embedders), **kwargs)
-    cells = {(e, n): axes[i, j] for i, e in enumerate(embedders) for j, n in enumerate(networks)}
-    for (embedder, network), axis in cells.items():
-        axis.set_title(f"{embedder} ~ {network}", fontsize=7)
+def facets(
+    table: pl.DataFrame,
+    by: tuple[str, ...] = ("embedder", "network"),
+    most: tuple[int, int] = (4, 3),
+    height: float = 1.75,
+    xlabel: str = "",
+    ylabel: str = "",
+    sharex: bool = False,
+    sharey: str = "",
+    wrap: bool = False,
+) -> tuple[Canvas, dict[tuple, Axes]]:
+    """Axes by the values of `by`: rows by the first, columns by the second. Of one key, or to `wrap`, in reading order.
+
+    A page is as wide as the text of a paper and has at most `most` (rows, columns) axes, so that any number of them
+    stays legible: pages are subfigures, one below the other. `height` of an axis is in inches; `sharey` is `row`, `all`
+    or nothing. Cells of which the table has no row say so and are not among the axes. A column `degenerate` of the
+    table is told in the titles.
+    """  # fmt: skip
+    rows, columns, places = layout(table, by, most[1] if wrap or len(by) == 1 else 0)
+    blocks = [(r, c) for r in chunks(rows, most[0]) for c in chunks(columns, most[1])]
+    wide = max(len(c) for _, c in blocks)
+    heights = [PAGE_HEAD + (height + TITLE) * len(r) for r, _ in blocks]
+    figure = Canvas(figsize=(max(NARROW, WIDTH * wide / most[1]), sum(heights)))
+    pages = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
+    reasons = degenerate_reasons(table, by)
+    cells: dict[tuple, Axes] = {}
+    for page, (r, c) in zip(pages, blocks, strict=True):
+        axes = page.subplots(len(r), wide, squeeze=False)
+        for (i, row), (j, axis) in product(enumerate(r), enumerate(axes.T)):
+            key = places.get((row, c[j])) if j < len(c) else None
+            if key is None:
+                axis[i].set_axis_off()
+                continue
+            tell(axis[i], " ~ ".join(map(str, key)), reasons.get(key, ""))
+            if table.filter(pl.col(name).eq_missing(value) for name, value in zip(by, key, strict=True)).is_empty():
+                empty(axis[i], "nothing to show")
+                continue
+            cells[key] = axis[i]
+            lowest = i == len(r) - 1 or (r[i + 1], c[j]) not in places
+            axis[i].set(xlabel=xlabel if lowest else "", ylabel=ylabel if j == 0 else "")
+        if len(blocks) > 1:
+            page.suptitle(f"page {blocks.index((r, c)) + 1} of {len(blocks)}", fontsize=6, x=0.995, ha="right")
+    share(cells, sharex, sharey)
     return figure, cells
 
 
-def write_counts(axis: Axes, x: Iterable[float], counts: Iterable[int]) -> None:
-    """Write on top of `axis` how many there are at each `x`: at the first one, and wherever the number changes."""
-    before = None
-    for place, count in zip(x, counts, strict=True):
-        if count != before:
-            text = f"n = {count}" if before is None else f"{count}"
-            axis.annotate(text, (place, 0.99), xycoords=("data", "axes fraction"), fontsize=5, va="top", ha="center")
-        before = count
+def layout(table: pl.DataFrame, by: tuple[str, ...], columns: int) -> tuple[list, list, dict[tuple, tuple]]:
+    """Rows and columns of a grid, and the key that stands at each place of it; of so many columns, or by the keys."""
+    values = [table[name].unique(maintain_order=True).to_list() for name in by]
+    keys = list(product(*values))
+    if not columns:
+        return *values, {key: key for key in keys}
+    wide = min(len(keys), columns)
+    return list(range(-(-len(keys) // wide))), list(range(wide)), {divmod(i, wide): key for i, key in enumerate(keys)}
+
+
+def chunks(values: list, most: int) -> list[list]:
+    """`values` in as few parts of at most `most` as hold them, as equal as can be."""
+    parts = -(-len(values) // most)
+    ends = [-(-len(values) * i // parts) for i in range(parts + 1)]
+    return [values[a:b] for a, b in pairwise(ends)]
+
+
+def degenerate_reasons(table: pl.DataFrame, by: tuple[str, ...]) -> dict[tuple, str]:
+    """What is to be said of the cells whose data are degenerate, all or in part, of a table that has such a column."""
+    if "degenerate" not in table.columns:
+        return {}
+    reason = pl.col("degenerate")
+    firsts = table.group_by(by).agg(reason.drop_nulls().first(), reason.is_null().any().alias("part"))
+    told = {True: "degenerate in part", False: "degenerate"}
+    return {tuple(row[:-2]): f"{told[row[-1]]}: {row[-2]}" for row in firsts.rows() if row[-2] is not None}
+
+
+def share(cells: Mapping[tuple, Axes], sharex: bool, sharey: str) -> None:
+    """One x axis for all cells, and one y axis for all or for those of a row."""
+    first: dict[object, Axes] = {}
+    for key, axis in cells.items():
+        if sharex and (lead := first.setdefault("x", axis)) is not axis:
+            axis.sharex(lead)
+        if sharey and (lead := first.setdefault(("y", key[0] if sharey == "row" else ""), axis)) is not axis:
+            axis.sharey(lead)
+
+
+def tell(axis: Axes, *lines: str) -> None:
+    """Add lines to the title of an axis: what is seen in it, and what is to be said of it. Long ones are wrapped."""
+    wide = max(20, int(38 * axis.get_subplotspec().get_position(axis.figure).width * axis.figure.bbox.width
+                       / axis.figure.dpi / 1.75))  # fmt: skip
+    wide = min(wide, 44)  # of a broad axis a part is its names
+    wrapped = [part for line in lines for part in textwrap.wrap(line, wide, break_long_words=True)]
+    title = "\n".join(filter(None, [axis.get_title(), *wrapped]))
+    axis.set_title(title, fontsize=6.5, parse_math=False, linespacing=1.1)
+
+
+def empty(axis: Axes, why: str) -> None:
+    """An axis that has only the reason why there is nothing in it."""
+    axis.text(0.5, 0.5, textwrap.fill(why, 30), ha="center", va="center", fontsize=6.5, color=GREY, parse_math=False,
+              transform=axis.transAxes)  # fmt: skip
+    axis.set(xlabel="", ylabel="")
+    axis.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)  # not those of axes that share it
+    axis.spines[:].set_visible(False)
+
+
+def legend(cells: Mapping[tuple, Axes], **kwargs) -> None:
+    """The labels of all axes of each page, once, above them."""
+    for page, axes in by_page(cells).items():
+        labels: dict[str, Any] = {}
+        for axis in axes:
+            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+                labels.setdefault(label, handle)
+        if labels:
+            room = page.bbox.width / page.dpi * 72 - 50  # points; the page's number stands there too
+            columns = int(room // (4.0 * max(map(len, labels)) + 34)) or 1
+            names = {"loc": "outside upper left", "ncols": columns, "fontsize": 6.5} | kwargs
+            page.legend(list(labels.values()), list(labels), **names)
+
+
+def by_page(cells: Mapping[tuple, Axes]) -> dict[Any, list[Axes]]:
+    """The axes on each page."""
+    pages: dict[Any, list[Axes]] = {}
+    for axis in cells.values():
+        pages.setdefault(axis.figure, []).append(axis)
+    return pages
+
+
+def colour_scale(axis: Axes, image: AxesImage, label: str) -> None:
+    """The colours of a matrix beside it, as high as it is."""
+    beside = axis.inset_axes((1.03, 0, 0.04, 1))
+    axis.figure.colorbar(image, cax=beside)
+    beside.set_ylabel(label, fontsize=6.5)
+    beside.tick_params(labelsize=6)
+
+
+def short(text: str | None, most: int) -> str:
+    """A text on one line of at most `most` characters."""
+    line = " ".join((text or "").split())
+    return line if len(line) <= most else f"{line[: most - 1].rstrip()}\u2026"
+
+
+def write_counts(axis: Axes, x: Iterable[float], counts: Iterable[int], span: float = 0, unit: str = "") -> None:
+    """Write on top of `axis` how many there are at each `x`: at the first and last one, and where the number changes.
+
+    Changes that follow too closely to be read are left to the next number. `span` is how long the x axis is, where that
+    is more than these points; `unit` is said of the first number.
+    """
+    points = list(zip(x, counts, strict=True))
+    gap = max(span, points[-1][0] - points[0][0]) / 8 if points else 0
+    before = last = None
+    for i, (place, count) in enumerate(points):
+        near_end = i < len(points) - 1 and points[-1][1] != count and points[-1][0] - place < gap
+        far = last is None or place - last >= gap or (i == len(points) - 1 and place - last > gap / 3)
+        if count != before and not near_end and far:
+            text = f"n = {count}{unit}" if before is None else f"{count}"
+            side = "left" if i == 0 else "right" if i == len(points) - 1 else "center"
+            axis.annotate(text, (place, 0.99), xycoords=("data", "axes fraction"), fontsize=5.5, va="top", ha=side)
+            last = place + gap if before is None else place  # the first one is longer
+            before = count

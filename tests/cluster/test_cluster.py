@@ -10,6 +10,8 @@ from scipy import stats
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, v_measure_score
 
 from ditscope.cluster import sequences
+from ditscope.cluster.agreement import agreement
+from ditscope.cluster.dwell import dwell_times
 from ditscope.cluster.settings import Cluster
 from ditscope.cluster.stage import by_size, cluster, cluster_labels, map_states, medoids, merge_close
 from ditscope.core.errors import InputError
@@ -23,9 +25,11 @@ TABLES = [
     "label_phases",
     "longest_runs",
     "map",
+    "medoids",
     "outliers",
     "returns",
     "run_lengths",
+    "stability",
     "transitions",
 ]  # fmt: skip
 
@@ -220,7 +224,7 @@ def test_dwell_times_are_those_of_kaplan_and_meier():
     followed = stays["length"].to_numpy() - cut
     assert 0 < cut.sum() < len(cut) and (followed == 0).any()
     sample = stats.CensoredData.right_censored(followed[followed > 0], cut[followed > 0])
-    table = sequences.dwell_times(lengths)
+    table = dwell_times(lengths)
     np.testing.assert_allclose(table["survival"], stats.ecdf(sample).sf.evaluate(table["duration"].to_numpy()))
     for row in table.iter_rows(named=True):
         there = followed >= row["duration"]
@@ -234,7 +238,7 @@ def test_dwell_times_of_a_planted_chain_are_geometric_though_runs_are_short():
     rng = np.random.default_rng(9)
     labels = [(rng.random(12) < 0.1).cumsum() % 3 for _ in range(600)]
     lengths = sequences.run_lengths(labelled(*(run.tolist() for run in labels)))
-    table = sequences.dwell_times(lengths)
+    table = dwell_times(lengths)
     expected = 0.9 ** table["duration"].to_numpy()
     np.testing.assert_allclose(table["survival"], expected, atol=0.05)
     assert lengths.filter("exit_seen")["length"].mean() < 5 < 10
@@ -280,7 +284,7 @@ def test_facets_do_not_mix():
     both = pl.concat([other, alone])
 
     def dwell(clusters):
-        return sequences.dwell_times(sequences.run_lengths(clusters))
+        return dwell_times(sequences.run_lengths(clusters))
 
     for function in (
         sequences.run_lengths, dwell, sequences.transitions, sequences.label_phases, sequences.returns,
@@ -324,7 +328,7 @@ def test_agreement_of_embedders_equals_scikit_learn():
     a = random_labels(seed=6, most=60)
     rng = np.random.default_rng(7)
     b = [[label if rng.random() < 0.7 else int(rng.integers(-1, 3)) for label in run] for run in a]
-    table = sequences.agreement(pl.concat([labelled(*a), labelled(*b, embedder="f")]))
+    table = agreement(pl.concat([labelled(*a), labelled(*b, embedder="f")]))
     flat_a, flat_b = (np.concatenate(labels) for labels in (a, b))
     inside = (flat_a != -1) & (flat_b != -1)
     for outliers, kept in (("kept", np.ones_like(inside)), ("excluded", inside)):
@@ -347,7 +351,7 @@ def test_the_mutual_information_of_a_sample_is_about_that_of_all():
     a = [rng.integers(0, 4, size=400).tolist() for _ in range(20)]
     b = [[label if rng.random() < 0.6 else int(rng.integers(0, 4)) for label in run] for run in a]
     clusters = pl.concat([labelled(*a), labelled(*b, embedder="f")])
-    whole, some = (sequences.agreement(clusters, most).row(0, named=True) for most in (0, 2000))
+    whole, some = (agreement(clusters, most).row(0, named=True) for most in (0, 2000))
     assert some["states"] == 8000 and (some["ari"], some["v_measure"]) == (whole["ari"], whole["v_measure"])
     assert some["ami"] != whole["ami"] and some["ami"] == pytest.approx(whole["ami"], abs=0.05)
 
@@ -357,15 +361,15 @@ def test_renamed_labels_agree_fully_and_unrelated_ones_not():
     renamed = [[{-1: -1, 0: 2, 1: 0, 2: 1}[label] for label in run] for run in a]
     rng = np.random.default_rng(9)
     unrelated = [rng.permutation(run).tolist() for run in a]
-    same = sequences.agreement(pl.concat([labelled(*a), labelled(*renamed, embedder="f")]))
+    same = agreement(pl.concat([labelled(*a), labelled(*renamed, embedder="f")]))
     assert same.select("ari", "ami", "v_measure").to_numpy() == pytest.approx(np.ones((2, 3)))
-    apart = sequences.agreement(pl.concat([labelled(*a), labelled(*unrelated, embedder="f")]))
+    apart = agreement(pl.concat([labelled(*a), labelled(*unrelated, embedder="f")]))
     assert apart.select("ari", "ami").to_numpy() == pytest.approx(np.zeros((2, 2)), abs=0.03)
 
 
 def test_agreement_of_networks_matches_prompt_seed_and_position():
     a, b = [[0, 1, 2, 0], [1, 1]], [[0, 1, 2], [1, 1, 2, 2]]
-    table = sequences.agreement(pl.concat([labelled(*a), labelled(*b, network="m")]))
+    table = agreement(pl.concat([labelled(*a), labelled(*b, network="m")]))
     row = table.row(by_predicate=pl.col("outliers") == "kept", named=True)
     assert (row["between"], row["network_a"], row["network_b"]) == ("networks", "m", "n")
     assert (row["states"], row["ari"]) == (5, 1.0)
@@ -373,9 +377,7 @@ def test_agreement_of_networks_matches_prompt_seed_and_position():
 
 def test_agreement_says_why_there_is_none():
     table = pl.concat([labelled([0, 0]), labelled([0, 0], embedder="f"), labelled([None, None], embedder="g")])
-    reasons = {
-        (r["embedder_a"], r["embedder_b"]): r["reason"] for r in sequences.agreement(table).iter_rows(named=True)
-    }
+    reasons = {(r["embedder_a"], r["embedder_b"]): r["reason"] for r in agreement(table).iter_rows(named=True)}
     assert reasons == {
         ("e", "f"): "both have a single label",
         ("e", "g"): "fewer than two states that both label",
@@ -436,7 +438,7 @@ def test_too_few_states_are_rows_with_a_reason(tmp_path):
     assert tables["clusters"]["reason"].to_list() == ["3 states, a clustering needs 4"] * 3
     assert tables["map"]["x"].to_list() == [None] * 3
     assert tables["outliers"]["reason"].to_list() == ["3 states, a clustering needs 4"]
-    for name in ("run_lengths", "longest_runs", "transitions", "label_phases", "returns", "agreement"):
+    for name in ("run_lengths", "longest_runs", "transitions", "label_phases", "returns", "agreement", "medoids"):
         assert tables[name].is_empty()
     wide = run_cluster(tmp_path, {("text-a", "net-a", "p0/0"): np.eye(6)}, min_cluster_size=9)
     assert "ask for 9" in wide["clusters"]["reason"][0] and wide["map"]["x"].null_count() == 0
@@ -444,7 +446,8 @@ def test_too_few_states_are_rows_with_a_reason(tmp_path):
 
 def test_only_prompts_leave_empty_tables(tmp_path):
     tables = run_cluster(tmp_path, {("text-a", "net-a", "p0/0"): np.ones((1, 4))})
-    assert all(table.is_empty() for table in tables.values())
+    assert all(table.is_empty() for name, table in tables.items() if name != "stability")
+    assert tables["stability"]["reason"].to_list() == ["0 states, a clustering needs 4"]
 
 
 def test_the_map_keeps_planted_places_apart(tmp_path):

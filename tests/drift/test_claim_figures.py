@@ -37,7 +37,7 @@ def test_claims_are_drawn_with_their_nulls(files, name):
     figure.draw_without_rendering()
     axes = [axis for axis in figure.axes if axis.lines or axis.collections]
     assert axes and len(table)
-    labels = {text.get_text() for axis in axes if axis.get_legend() for text in axis.get_legend().get_texts()}
+    labels = {text.get_text() for page in figure.subfigs for legend in page.legends for text in legend.get_texts()}
     assert name not in ("drift_memory", "drift_displacement") or {"fixed seeds", "derived seeds"} <= labels
     if name in ("drift_memory", "drift_displacement"):
         assert any("p = " in axis.get_title() for axis in axes)

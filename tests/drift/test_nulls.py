@@ -4,16 +4,18 @@ import numpy as np
 import polars as pl
 import pytest
 
+from ditscope.core import nulls as core_nulls
 from ditscope.drift import nulls
 from ditscope.drift.nulls import FEWEST_STATES, null_tests
 
 
-def states(*runs, network="n", embedder="e"):
-    """The states of runs (states, d), the first of each at sequence number -1."""
+def states(*runs, network="n", embedder="e", seeds=1):
+    """The states of runs (states, d), the first of each at sequence number -1; a prompt has `seeds` of them."""
     return pl.concat(
         pl.DataFrame(
             {
                 "embedder": embedder, "network": network, "run_id": f"r{i:03d}",
+                "prompt_id": f"p{i // seeds:03d}",
                 "sequence_number": pl.Series(2 * np.arange(len(x)) - 1, dtype=pl.Int32),
                 "position": np.arange(len(x)) - 1, "vector": np.asarray(x, np.float32).tolist(),
             },
@@ -35,17 +37,41 @@ def directed(rng, runs=6, length=8, d=5):
     return (rng.normal(size=(runs, 1, d)) + 0.5 * rng.normal(size=(runs, length, d))).cumsum(axis=1)
 
 
-def found(x, claim):
-    return null_tests(states(*x))[0].filter(pl.col("claim").cast(pl.String) == claim).row(0, named=True)
+def found(x, claim, seeds=1):
+    return null_tests(states(*x, seeds=seeds))[0].filter(pl.col("claim").cast(pl.String) == claim).row(0, named=True)
 
 
 @pytest.mark.parametrize(("claim", "data"), [("ordered", independent), ("walk", walk)])
 def test_of_data_from_the_null_one_in_twenty_is_rejected(claim, data, monkeypatch):
-    monkeypatch.setattr(nulls, "DRAWS", 99)
+    monkeypatch.setattr(core_nulls, "DRAWS", 99)
     rng = np.random.default_rng(0)
     p = np.array([found(data(rng), claim)["p_value"] for _ in range(120)])
     assert (p <= 0.05).mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(p))
     assert (p <= 0.5).mean() == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.parametrize(("claim", "data"), [("ordered", independent), ("walk", walk)])
+@pytest.mark.parametrize("alike", [1.0, 0.7])
+def test_runs_of_one_prompt_that_go_together_count_as_one(claim, data, alike, monkeypatch):
+    """Copies, and runs that share a part. Copies that are taken for independent runs are rejected far too often."""
+    monkeypatch.setattr(core_nulls, "DRAWS", 99)
+    rng = np.random.default_rng(10)
+
+    def study():
+        x = np.repeat(data(rng, runs=5), 6, axis=0)
+        return alike * x + np.sqrt(1 - alike**2) * data(rng, runs=30)
+
+    p = np.array([found(study(), claim, seeds=6)["p_value"] for _ in range(80)])
+    assert (p <= 0.05).mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(p))
+    if alike == 1:
+        apart = np.array([found(study(), claim)["p_value"] for _ in range(40)])
+        assert (apart <= 0.05).mean() > 0.2
+
+
+def test_companions_are_the_runs_of_the_prompt_in_a_circle():
+    rank, partners = nulls.companions(np.array([0, 1, 0, 0, 2]))
+    assert rank.tolist() == [0, 0, 1, 2, 0]
+    assert partners.tolist() == [[0, 2, 3], [1, 1, 1], [2, 3, 0], [3, 0, 2], [4, 4, 4]]
 
 
 @pytest.mark.parametrize(
@@ -82,10 +108,10 @@ def test_bands_are_of_the_null_at_each_state():
 
 
 def test_p_values_are_corrected_for_all_tests_and_draws_grow_with_them(monkeypatch):
-    monkeypatch.setattr(nulls, "DRAWS", 99)
+    monkeypatch.setattr(core_nulls, "DRAWS", 99)
     rng = np.random.default_rng(3)
     table = null_tests(pl.concat([states(*walk(rng), network=f"n{i}") for i in range(4)]))[0]
-    assert table["draws"].to_list() == [160] * 8
+    assert table["draws"].to_list() == [320] * 8
     p = table["p_value"].sort().to_list()
     corrected = np.maximum.accumulate([min(1, (8 - i) * value) for i, value in enumerate(p)])
     np.testing.assert_allclose(table["p_holm"].sort(), corrected)

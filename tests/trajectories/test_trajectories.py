@@ -260,8 +260,11 @@ def test_the_config_refuses_a_network_that_does_not_alternate():
         load_config(data)
 
 
-@pytest.mark.parametrize(("prompts", "size", "first"), [(0, 4, 3), (5, 4, 3), (5, 3, 2), (2, 100, 64), (0, 1, 1)])
-def test_shards_cover_the_first_runs_once_and_in_order(tmp_path, prompts, size, first):
+@pytest.mark.parametrize(
+    ("end", "prompts", "size", "first"),
+    [(0, 0, 4, 3), (0, 5, 4, 3), (0, 5, 3, 2), (0, 2, 100, 64), (0, 0, 1, 1), (1, 5, 3, 2), (1, 2, 4, 3), (1, 0, 4, 3)],
+)
+def test_shards_cover_the_chosen_runs_once_and_in_order(tmp_path, end, prompts, size, first):
     csv = tmp_path / "prompts.csv"
     csv.write_text("prompt,seed\n" + "".join(f"prompt {i},{i if i % 3 == 0 else ''}\n" for i in range(7)))
     settings = Prompts(csv=str(csv), shard_size=first, seeds=[10, 11, -1])
@@ -269,7 +272,7 @@ def test_shards_cover_the_first_runs_once_and_in_order(tmp_path, prompts, size, 
     for shard in range(-(-7 // first)):
         tables.append(tmp_path / f"{shard}.parquet")
         write_shard(csv, shard, tables[-1], settings, "test")
-    index = trajectory_index(settings, Trajectories(prompts=prompts, shard_size=size), "test")
+    index = trajectory_index(settings, Trajectories(prompts=prompts, from_end=bool(end), shard_size=size), "test")
     listed = []
     for shard in index:
         assert shard["count"] <= size
@@ -278,7 +281,7 @@ def test_shards_cover_the_first_runs_once_and_in_order(tmp_path, prompts, size, 
         assert len(part) == shard["count"] and digest(part) == shard["digest"]
         listed += part
     everything = pl.concat([read_table(t, "prompts") for t in tables])
-    wanted = [f"p{i:05d}" for i in range(prompts or 7)]
+    wanted = [f"p{i:05d}" for i in range(7)][-prompts if end else 0 : None if end else prompts or None]
     assert listed == everything.filter(pl.col("prompt_id").is_in(wanted)).to_dicts()
 
 

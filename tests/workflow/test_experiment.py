@@ -87,6 +87,10 @@ def fill(project: Path, name: str) -> None:
     ):
         (state / kind).mkdir(parents=True, exist_ok=True)
         (state / kind / f"{name}.log").write_text(text)
+    (state / "iocache").mkdir(exist_ok=True)
+    (state / "iocache/latest.pkl").write_bytes(b"\x80\x04\xff" + f"results/{name}/catalog.duckdb".encode())
+    (state / "scripts").mkdir(exist_ok=True)
+    (state / f"scripts/tmp{name}.catalog.py").write_text(f"snakemake = 'results/{name}/catalog.duckdb'")
     cache = project / "resources/.cache"
     cache.mkdir(parents=True, exist_ok=True)
     for what in ("shards", "capture all"):

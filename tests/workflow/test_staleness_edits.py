@@ -98,7 +98,7 @@ EDITS = [
     ("video/mosaic.py", CODE, {"trajectory_video"}),
     ("video/grid.py", CODE, {"trajectory_video", "timelines"}),
     ("video/timeline.py", CODE, {"timelines"}),
-    ("embed/files.py", CODE, {"drift", "cluster", "topology"}),
+    ("embed/files.py", CODE, {"drift", "cluster", "topology", "figures"}),
     ("drift/series.py", CODE, {"drift"}),
     ("drift/figures.py", CODE, {"figures", "paper_tables", "explorer"}),
     ("cluster/__init__.py", CODE, {"cluster", "figures", "paper_tables", "explorer", "catalog"}),

@@ -2,116 +2,437 @@
 
 import numpy as np
 import polars as pl
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.patches import Rectangle
 
 from ditscope.core.tables import concat_tables
-from ditscope.style import COLOURS, Files, facets, grid, named, note, write_counts
-
-OUTLIER = "#cccccc"
-
+from ditscope.style import (
+    COLOURS,
+    GREY,
+    NO_CLUSTER,
+    Files,
+    by_page,
+    colour_scale,
+    empty,
+    facets,
+    legend,
+    named,
+    note,
+    short,
+    tell,
+    write_counts,
+)
 
 STATE = ["embedder", "network", "run_id", "sequence_number"]
+OUTLIER = -1
+SHOWN = 8  # largest clusters, told apart in figures; the rest is one group
+COLOUR_OF = {**dict(enumerate((*COLOURS[:7], "#882255"))), SHOWN: "#444444", OUTLIER: NO_CLUSTER}
+CAPTION = 26  # letters of a medoid's caption
+COLOURINGS = ("cluster", "network", "run", "time")
+STAYS = ("starts outside all clusters", "never left", "left, never back", "back once", "back more often")
+STAY_COLOURS = (NO_CLUSTER, COLOURS[0], COLOURS[1], COLOURS[4], COLOURS[2])
+
+
+def table_of(files: Files, stem: str) -> pl.DataFrame:
+    """A table of the stage."""
+    name = "clusters" if stem == "clusters" else f"clusters.{stem}"
+    return concat_tables(named(files, "cluster", f"{stem}.parquet"), name)
+
+
+def group_of(name: str = "label") -> pl.Expr:
+    """A label, SHOWN for all but the largest clusters."""
+    return pl.col(name).clip(upper_bound=SHOWN).alias(name)
+
+
+def names_of(files: Files) -> dict[str, dict[int, str]]:
+    """What each embedder's labels are called: by the caption of the cluster's medoid, after its number."""
+    medoids = table_of(files, "medoids").sort("embedder", "label")
+    found: dict[str, dict[int, str]] = {}
+    for embedder, label, text in medoids.select("embedder", "label", "medoid_text").rows():
+        names = found.setdefault(embedder, {OUTLIER: "outliers  x"})
+        if label < SHOWN:
+            names[label] = f"{short(text or 'without caption', CAPTION)}  {label}"
+        else:
+            names[SHOWN] = f"{label - SHOWN + 1} smaller clusters  +"
+    return found
+
+
+def name_rows(axis: Axes, labels: list[int], names: dict[int, str], counts: dict[int, str] | None = None) -> None:
+    """The clusters' names beside the rows of an axis, the first on top."""
+    texts = [names.get(label, str(label)) + (f" ({counts[label]})" if counts else "") for label in labels]
+    axis.set_yticks(range(len(labels)), texts, fontsize=5.5, parse_math=False)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+
+
+def labels_in(*columns: pl.Series) -> list[int]:
+    """The labels in columns: clusters in order, outliers last."""
+    found = sorted({int(x) for column in columns for x in column})
+    return [x for x in found if x != OUTLIER] + [x for x in found if x == OUTLIER]
 
 
 def cluster_map(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """t-SNE of the states of each embedder, coloured by cluster; outliers grey."""
+    """t-SNE of the states of each embedder, coloured by cluster (outliers grey), network, run and time."""
     table = labelled_map(files)
     if table.is_empty():
         return note("Too few states for a map."), table
-    embedders = table["embedder"].unique(maintain_order=True).to_list()
-    figure, axes = grid(1, len(embedders), width=2.6 * len(embedders), height=2.8)
-    for axis, embedder in zip(axes[0], embedders, strict=True):
-        points = table.filter(embedder=embedder)
-        label = points["label"].fill_null(-1).to_numpy()
-        outlier = label < 0
-        axis.scatter(points["x"].to_numpy()[outlier], points["y"].to_numpy()[outlier], s=4, color=OUTLIER, linewidth=0)
-        axis.scatter(
-            points["x"].to_numpy()[~outlier],
-            points["y"].to_numpy()[~outlier],
-            s=6,
-            c=label[~outlier],
-            cmap="tab20",
-            linewidth=0,
-        )
-        axis.set_title(f"{embedder}: {len(np.unique(label[~outlier]))} clusters, {outlier.mean():.0%} outliers")
-        axis.set_xticks([])
-        axis.set_yticks([])
+    colourings = pl.DataFrame({"colour": COLOURINGS})
+    panels = table.select("embedder", "degenerate").unique(maintain_order=True).join(colourings, how="cross")
+    panels = panels.with_columns(pl.when(colour=COLOURINGS[0]).then("degenerate"))  # told once per row
+    figure, cells = facets(panels, by=("embedder", "colour"), most=(4, 4), height=1.6)
+    networks = table["network"].unique(maintain_order=True).to_list()
+    for (embedder, colouring), axis in cells.items():
+        mine = table.filter(embedder=embedder).sample(fraction=1, shuffle=True, seed=0)  # none always on top
+        axis.set(xticks=[], yticks=[])
+        if colouring == "cluster":
+            draw_clusters(axis, mine)
+        elif colouring == "time":
+            image = axis.scatter(mine["x"], mine["y"], s=4, c=mine["position"], linewidth=0)
+            colour_scale(axis, image, "position")
+            tell(axis, f"n = {mine.height} states")
+        elif colouring == "network":
+            for i, network in enumerate(networks):
+                part = mine.filter(network=network)
+                axis.scatter(part["x"], part["y"], s=4, color=COLOURS[i % 8], linewidth=0, label=short(network, 30))
+            tell(axis, f"n = {mine['network'].n_unique()} networks")
+        else:
+            number = mine.select(pl.struct("network", "run_id").rank("dense")).to_series().to_numpy()
+            axis.scatter(mine["x"], mine["y"], s=4, c=colormaps["hsv"]((number * 0.618) % 1), linewidth=0)
+            tell(axis, f"n = {number.max()} runs")
+    legend(cells, markerscale=2)
     return figure, table
 
 
-def cluster_transitions(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Transition probabilities between clusters (-1: outlier), one matrix for each embedder and network.
-
-    In brackets: the number of transitions that leave each cluster.
-    """
-    table = concat_tables(named(files, "cluster", "transitions.parquet"), "clusters.transitions")
-    if table.is_empty():
-        return note("No transitions: too few states were clustered."), table
-    figure, cells = facets(table, height=2.2)
-    for (embedder, network), axis in cells.items():
-        transitions = table.filter(embedder=embedder, network=network)
-        labels = sorted({*transitions["source"], *transitions["target"]})
-        matrix = np.zeros((len(labels), len(labels)))
-        for row in transitions.to_dicts():
-            matrix[labels.index(row["source"]), labels.index(row["target"])] = row["probability"]
-        image = axis.imshow(matrix, vmin=0, vmax=1, aspect="equal")
-        step = max(1, len(labels) // 8)
-        axis.set_xticks(range(0, len(labels), step), labels[::step])
-        leaving = dict(transitions.group_by("source").agg(pl.col("count").sum()).rows())
-        axis.set_yticks(range(0, len(labels), step), [f"{x} ({leaving.get(x, 0)})" for x in labels[::step]])
-        axis.set_xlabel("to")
-        axis.set_ylabel("from")
-    figure.colorbar(image, ax=list(cells.values()), label="probability", shrink=0.6)
-    return figure, table
-
-
-def run_lengths(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Distribution of run lengths in clusters and outside, by embedder and network."""
-    table = concat_tables(named(files, "cluster", "run_lengths.parquet"), "clusters.run_lengths")
-    if table.is_empty():
-        return note("No runs: too few states were clustered."), table
-    figure, cells = facets(table, sharex=True)
-    longest = table["length"].max()
-    for (embedder, network), axis in cells.items():
-        lengths = table.filter(embedder=embedder, network=network)
-        inside, outside = lengths.filter(pl.col("label") >= 0)["length"], lengths.filter(pl.col("label") < 0)["length"]
-        bins = np.arange(0.5, longest + 1.5)
-        axis.hist(
-            [inside, outside], bins=bins, stacked=True, color=[COLOURS[0], OUTLIER], label=["in a cluster", "outliers"]
-        )
-        axis.set_xlabel("run length / states")
-        axis.set_ylabel("runs")
-    next(iter(cells.values())).legend()
-    return figure, table
-
-
-def dwell_times(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Share of stays in a cluster that last longer than so many states (Kaplan-Meier), and how many were followed."""
-    table = concat_tables(named(files, "cluster", "dwell_times.parquet"), "clusters.dwell_times")
-    if table.is_empty():
-        return note("No stay in a cluster was followed over a state."), table
-    figure, cells = facets(table, sharex=True, sharey=True)
-    for (embedder, network), axis in cells.items():
-        stays = table.filter(embedder=embedder, network=network)
-        axis.step([0, *stays["duration"]], [1, *stays["survival"]], where="post", color=COLOURS[0])
-        cut = stays.filter(pl.col("censored") > 0)
-        axis.plot(cut["duration"], cut["survival"], "|", color=COLOURS[0], markersize=4)
-        write_counts(axis, stays["duration"], stays["at_risk"])
-        axis.set_ylim(0, 1.15)
-        axis.set_xlabel("stay / states")
-        axis.set_ylabel("share that stays")
-    return figure, table
+def draw_clusters(axis: Axes, states: pl.DataFrame) -> None:
+    """States by cluster: the largest numbered, in colours."""
+    groups = states.with_columns(group_of().fill_null(OUTLIER))
+    for label in sorted(groups["label"].unique()):
+        part = groups.filter(label=label)
+        axis.scatter(part["x"], part["y"], s=4, color=COLOUR_OF[label], linewidth=0)
+        if 0 <= label < SHOWN:
+            place = part["x"].median(), part["y"].median()
+            box = {"boxstyle": "circle,pad=0.15", "color": "white", "alpha": 0.7, "linewidth": 0}
+            axis.annotate(f"{label}", place, fontsize=7, weight="bold", ha="center", va="center", bbox=box)
+    inside = states.filter(pl.col("label") != OUTLIER)
+    share = 1 - inside.height / states.height
+    tell(axis, f"{inside['label'].n_unique()} clusters, {share:.0%} outliers")
 
 
 def labelled_map(files: Files) -> pl.DataFrame:
     """The t-SNE points that have coordinates, each with its cluster label and text."""
-    points = concat_tables(named(files, "cluster", "map.parquet"), "clusters.map")
-    labels = concat_tables(named(files, "cluster", "clusters.parquet"), "clusters")
+    points, labels = table_of(files, "map"), table_of(files, "clusters")
     joined = points.join(labels.select(*STATE, "label", "text"), on=STATE, how="left", maintain_order="left")
     return joined.drop_nulls(["x", "y"])
 
 
-def paper_table(files: Files) -> pl.DataFrame:
+def cluster_transitions(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Transition probabilities between clusters, a matrix per embedder and network, with the counts in its cells.
+
+    Rows are named by the caption of the medoid. A cluster that is never seen in the network is hatched; one that is
+    seen, but of which no transition is known, is grey; one that is never left has a frame.
+    """
+    table, names = table_of(files, "transitions"), names_of(files)
+    seen = table_of(files, "clusters").drop_nulls("label").with_columns(group_of())
+    if table.is_empty():
+        return note("No transitions: too few states were clustered."), table
+    grouped = table.with_columns(group_of("source"), group_of("target"))
+    grouped = grouped.group_by("embedder", "network", "source", "target").agg(pl.col("count").sum())
+    figure, cells = facets(table, most=(3, 2), wrap=True, height=2.2, ylabel="from", xlabel="to")
+    for (embedder, network), axis in cells.items():
+        labels = labels_in(seen.filter(embedder=embedder)["label"])
+        mine = grouped.filter(embedder=embedder, network=network)
+        here = set(seen.filter(embedder=embedder, network=network)["label"])
+        counts = np.zeros((len(labels), len(labels)), int)
+        for source, target, count in mine.select("source", "target", "count").rows():
+            counts[labels.index(source), labels.index(target)] = count
+        draw_transitions(axis, counts, [label in here for label in labels])
+        leaving = {
+            label: f"{n} left it" if n else "never left"
+            for label, n in zip(labels, counts.sum(axis=1) - np.diag(counts), strict=True)
+        }
+        told = {
+            x: leaving[x] if counts[i].any() else "no transition" if x in here else "never seen"
+            for i, x in enumerate(labels)
+        }
+        name_rows(axis, labels, names.get(embedder, {}), told)
+        marks = {SHOWN: "+", OUTLIER: "x"}
+        axis.set_xticks(range(len(labels)), [marks.get(label, str(label)) for label in labels], fontsize=5.5)
+        runs = seen.filter(embedder=embedder, network=network)["run_id"].n_unique()
+        tell(axis, f"n = {counts.sum()} transitions, {runs} runs")
+    for axes in by_page(cells).values():
+        colour_scale(axes[-1], axes[-1].images[0], "probability")
+    return figure, table
+
+
+def draw_transitions(axis: Axes, counts: np.ndarray, seen: list[bool]) -> None:
+    """A transition matrix (labels, labels) with its counts; rows without any are marked by whether they are seen."""
+    total = counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
+    axis.imshow(share, vmin=0, vmax=1, aspect="auto", cmap="Blues")
+    for (i, j), count in np.ndenumerate(counts):
+        if count:
+            axis.text(
+                j,
+                i,
+                f"{count}",
+                ha="center",
+                va="center",
+                fontsize=5.5,
+                color="white" if share[i, j] > 0.6 else "black",
+            )
+    for i, row in enumerate(counts):
+        if not row.any():
+            style = (
+                {"facecolor": "#eeeeee"} if seen[i] else {"facecolor": "white", "hatch": "////", "edgecolor": "#bbbbbb"}
+            )
+            axis.add_patch(Rectangle((-0.5, i - 0.5), len(counts), 1, linewidth=0, **style))
+        elif row[i] == row.sum():
+            axis.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=1.2))
+
+
+def run_lengths(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """How long stays in each cluster last: areas are numbers of stays, those that were cut are hollow."""
+    table, names = table_of(files, "run_lengths"), names_of(files)
+    if table.is_empty():
+        return note("No runs: too few states were clustered."), table
+    grouped = table.with_columns(group_of(), (pl.col("entry_seen") & pl.col("exit_seen")).alias("whole"))
+    counts = grouped.group_by("embedder", "network", "label", "length", "whole").agg(pl.len().alias("stays"))
+    figure, cells = facets(table, most=(4, 2), wrap=True, height=1.7, xlabel="length of the stay / states")
+    for (embedder, network), axis in cells.items():
+        mine = counts.filter(embedder=embedder, network=network).sort("label", "length")
+        labels = labels_in(mine["label"])
+        for whole, part in ((False, mine.filter(~pl.col("whole"))), (True, mine.filter("whole"))):
+            y = [labels.index(label) + (-0.12 if whole else 0.12) for label in part["label"]]
+            colours = [COLOUR_OF[label] for label in part["label"]]
+            fill = {"facecolors": colours} if whole else {"facecolors": "none", "edgecolors": colours}
+            axis.scatter(
+                part["length"], y, s=6 * part["stays"].to_numpy() ** 0.8, linewidth=0.7 * (not whole), alpha=0.8, **fill
+            )
+        stays = dict(mine.group_by("label").agg(pl.col("stays").sum()).rows())
+        name_rows(axis, labels, names.get(embedder, {}), {label: f"{stays[label]}" for label in labels})
+        cut = mine.filter(~pl.col("whole"))["stays"].sum()
+        tell(axis, f"n = {mine['stays'].sum()} stays, {cut} cut (hollow)")
+        axis.set_xlim(0, mine["length"].max() + 1)
+    return figure, table
+
+
+def dwell_times(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Share of stays in a cluster that last longer than so many states (Kaplan-Meier), and how many were followed.
+
+    Band: 95 % interval over prompts, from 8 prompts on.
+    """
+    table = table_of(files, "dwell_times")
+    if table.is_empty():
+        return note("No stay in a cluster was followed over a state."), table
+    figure, cells = facets(table, xlabel="stay / states", ylabel="share that stays", sharex=True, sharey="all")
+    for (embedder, network), axis in cells.items():
+        mine = table.filter(embedder=embedder, network=network)
+        axis.step([0, *mine["duration"]], [1, *mine["survival"]], where="post", color=COLOURS[0])
+        low, high = (mine[name].cast(pl.Float64).to_numpy() for name in ("low", "high"))
+        axis.fill_between(mine["duration"], low, high, step="post", color=COLOURS[0], alpha=0.2, linewidth=0,
+                          label="95 % interval over prompts")  # fmt: skip
+        cut = mine.filter(pl.col("censored") > 0)
+        axis.plot(cut["duration"], cut["survival"], "|", color=COLOURS[0], markersize=4, label="stays that were cut")
+        write_counts(axis, mine["duration"], mine["at_risk"], table["duration"].max())
+        tell(axis, f"{mine['prompts'].max()} prompts, {mine['runs'].max()} runs")
+        axis.set_ylim(0, 1.15)
+    legend(cells)
+    return figure, table
+
+
+def longest_runs(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Trajectories in order of their longest stay in one cluster, from the start and anytime; cut ones are hollow."""
+    table = table_of(files, "longest_runs")
+    if table.is_empty():
+        return note("No runs: too few states were clustered."), table
+    figure, cells = facets(table, xlabel="rank of the run", ylabel="longest stay / states", sharey="row")
+    for (embedder, network), axis in cells.items():
+        mine = table.filter(embedder=embedder, network=network).sort("rank")
+        for scope, colour in (("anytime", COLOURS[0]), ("from_start", COLOURS[1])):
+            part = mine.filter(pl.col("scope").cast(pl.String) == scope)
+            axis.step(
+                part["rank"], part["length"], where="mid", color=colour, linewidth=0.8, label=scope.replace("_", " ")
+            )
+            for cut, face in ((False, colour), (True, "white")):
+                marks = part.filter(pl.col("exit_seen").fill_null(True) != cut)
+                style = {"markerfacecolor": face, "markeredgecolor": colour, "markersize": 3, "markeredgewidth": 0.7}
+                axis.plot(marks["rank"], marks["length"], "o", **style)
+        anytime = mine.filter(pl.col("scope").cast(pl.String) == "anytime")
+        tell(axis, f"n = {anytime.height} runs; median {anytime['length'].median():g} states")
+    for axis in cells.values():
+        axis.set_ylim(bottom=-0.5)
+    legend(cells)
+    return figure, table
+
+
+def label_phases(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Share of each cluster among the states in the beginning, middle and end of trajectories."""
+    table, names = table_of(files, "label_phases"), names_of(files)
+    if table.is_empty():
+        return note("No labels: too few states were clustered."), table
+    phases = table["phase"].dtype.categories.to_list()
+    grouped = table.with_columns(group_of(), pl.col("phase").cast(pl.String))
+    grouped = grouped.group_by("embedder", "network", "phase", "label").agg(pl.col("states", "share").sum())
+    figure, cells = facets(table, most=(4, 2), wrap=True, height=1.7)
+    for (embedder, network), axis in cells.items():
+        mine = grouped.filter(embedder=embedder, network=network)
+        labels = labels_in(grouped.filter(embedder=embedder)["label"])
+        share = np.zeros((len(labels), len(phases)))
+        for phase, label, value in mine.select("phase", "label", "share").rows():
+            share[labels.index(label), phases.index(phase)] = value
+        axis.imshow(share, vmin=0, vmax=1, aspect="auto", cmap="Blues")
+        for (i, j), value in np.ndenumerate(share):
+            text = f"{value:.0%}" if value else "\u2013"
+            axis.text(j, i, text, ha="center", va="center", fontsize=5.5, color="white" if value > 0.6 else "black")
+        states = dict(mine.group_by("phase").agg(pl.col("states").sum()).rows())
+        axis.set_xticks(range(len(phases)), [f"{phase}\nn = {states.get(phase, 0)}" for phase in phases])
+        name_rows(axis, labels, names.get(embedder, {}))
+    return figure, table
+
+
+def returns(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """How many trajectories never left the cluster of their first state, left it for good, or came back."""
+    table = table_of(files, "returns")
+    if table.is_empty():
+        return note("No labels: too few states were clustered."), table
+    came = pl.col("returns").clip(upper_bound=2)
+    kind = pl.when(came.is_null()).then(0).when(~pl.col("left")).then(1).otherwise(came + 2)
+    counts = table.with_columns(kind.alias("kind"))
+    figure, cells = facets(table, by=("embedder",), most=(4, 2), xlabel="share of the runs")
+    for (embedder,), axis in cells.items():
+        mine = counts.filter(embedder=embedder)
+        networks = mine["network"].unique(maintain_order=True).to_list()
+        for y, network in enumerate(networks):
+            runs = mine.filter(network=network)
+            found = [(runs["kind"] == k).sum() for k in range(len(STAYS))]
+            for k, (start, many) in enumerate(zip(np.cumsum([0, *found]), found, strict=False)):
+                axis.barh(y, many / runs.height, left=start / runs.height, color=STAY_COLOURS[k], label=STAYS[k])
+                if many / runs.height > 0.06:
+                    axis.text((start + many / 2) / runs.height, y, f"{many}", fontsize=6, ha="center", va="center")
+        name_networks(axis, mine, networks)
+        axis.set_xlim(0, 1)
+    legend(cells, ncols=3)
+    return figure, table
+
+
+def name_networks(axis: Axes, table: pl.DataFrame, networks: list[str]) -> None:
+    """Networks beside the rows of an axis, with their number of rows, and the word where they are degenerate."""
+    poor = {n: table.filter(network=n)["degenerate"][0] is not None for n in networks}
+    count = {n: table.filter(network=n).height for n in networks}
+    unit = "n" if "run_id" in table.columns else ""
+    texts = [
+        short(n, 22) + (f" ({unit} = {count[n]})" if unit else "") + ("\ndegenerate" if poor[n] else "")
+        for n in networks
+    ]
+    axis.set_yticks(range(len(networks)), texts, fontsize=6, parse_math=False)
+    axis.set_ylim(len(networks) - 0.4, -0.6)
+
+
+def outliers(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Share of the states in no cluster, by embedder and network, with the numbers of states and clusters."""
+    table = table_of(files, "outliers")
+    if table.is_empty():
+        return note("No generated states."), table
+    figure, cells = facets(table, by=("embedder",), most=(4, 2), xlabel="share of states in no cluster")
+    for (embedder,), axis in cells.items():
+        mine = table.filter(embedder=embedder)
+        networks = mine["network"].to_list()
+        for y, row in enumerate(mine.iter_rows(named=True)):
+            share = row["outliers_share"]
+            axis.barh(y, share or 0, color=GREY, height=0.6)
+            text = row["reason"] or f"{row['clusters']} clusters, n = {row['states']}"
+            axis.text((share or 0) + 0.02, y, text, fontsize=5.5, va="center", parse_math=False)
+        name_networks(axis, mine, networks)
+        axis.set_xlim(0, 1)
+    return figure, table
+
+
+def agreement(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Agreement of labellings (adjusted Rand index, outliers kept), beside permutations of whole prompts (grey)."""
+    table = table_of(files, "agreement")
+    if table.is_empty():
+        return note("One embedder and one network: nothing to compare."), table
+    shown = table.filter(outliers="kept").with_columns(
+        pl.when(between="embedders").then("network_a").otherwise("embedder_a").alias("within"),
+        *(pl.when(between="embedders").then(f"embedder_{s}").otherwise(f"network_{s}").alias(s) for s in "ab"),
+    )
+    figure, cells = facets(
+        shown,
+        by=("within",),
+        most=(3, 2),
+        height=2.0,
+        xlabel="adjusted Rand index",
+        sharex=True,
+    )
+    for (within,), axis in cells.items():
+        mine = shown.filter(within=within).sort("a", "b")
+        for y, row in enumerate(mine.iter_rows(named=True)):
+            draw_agreement(axis, y, row)
+        texts = [f"{short(a, 17)}, {short(b, 17)}" for a, b in mine.select("a", "b").rows()]
+        axis.set_yticks(range(len(texts)), texts, fontsize=5.5, parse_math=False)
+        axis.set_ylim(len(texts) - 0.5, -0.5)
+        tell(axis, f"between {mine['between'][0]}, {mine['prompts'].max()} prompts")
+        axis.set_xlim(-0.25, 1.05)
+    legend(cells)
+    return figure, table
+
+
+def draw_agreement(axis: Axes, y: int, row: dict) -> None:
+    """One pair of labellings: its score, and up to where 95 % of permutations are; filled where p < 0.05 (Holm)."""
+    if row["ari"] is None:
+        axis.text(0, y, row["reason"], fontsize=5.5, va="center", color=GREY)
+        return
+    if row["ari_null_high"] is not None:
+        ends = [row["ari_null_median"], row["ari_null_high"]]
+        axis.plot(
+            ends,
+            [y, y],
+            color=GREY,
+            linewidth=3,
+            alpha=0.5,
+            solid_capstyle="butt",
+            label="permutations: median to 95 %",
+        )
+    p = row["ari_p_holm"]
+    colour = COLOURS[1] if row["degenerate"] else COLOURS[0]
+    kinds = {True: "p < 0.05 (Holm)", False: "p of 0.05 or more", None: "no permutation possible"}
+    told = None if p is None else p < 0.05
+    mark = {True: ("o", colour), False: ("o", "white"), None: ("x", colour)}[told]
+    label = "degenerate" if row["degenerate"] else kinds[told]
+    axis.plot(row["ari"], y, mark[0], markersize=4, markeredgecolor=colour, markerfacecolor=mark[1], label=label)
+
+
+def cluster_stability(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """How well each cluster comes again from half of the prompts: Jaccard index, median and 95 % of the draws."""
+    table, whole, names = table_of(files, "medoids"), table_of(files, "stability"), names_of(files)
+    if table.is_empty():
+        return note("No clusters."), table
+    figure, cells = facets(whole, by=("embedder",), most=(4, 2), height=1.9, xlabel="Jaccard index", sharex=True)
+    for (embedder,), axis in cells.items():
+        mine = table.filter(pl.col("label") < SHOWN, embedder=embedder).sort("label")
+        row = whole.row(by_predicate=pl.col("embedder") == embedder, named=True)
+        size = f"n = {row['states']} states, {row['prompts']} prompts, {row['clusters']} clusters"
+        tell(
+            axis,
+            size,
+            row["reason"] or f"ARI {row['ari']:.2f} ({row['low']:.2f} to {row['high']:.2f}), {row['draws']} draws",
+        )
+        if mine["jaccard"].count() == 0:
+            empty(axis, "no clusters" if mine.is_empty() else row["reason"] or "in no draw")
+            continue
+        labels = mine["label"].to_list()
+        for y, cluster in enumerate(mine.iter_rows(named=True)):
+            if cluster["jaccard"] is not None:
+                axis.plot([cluster["low"], cluster["high"]], [y, y], color=COLOUR_OF[cluster["label"]], linewidth=1.5)
+                axis.plot(cluster["jaccard"], y, "o", color=COLOUR_OF[cluster["label"]], markersize=4)
+        states = {x: f"{n}" for x, n in mine.select("label", "states").rows()}
+        name_rows(axis, labels, names.get(embedder, {}), states)
+        axis.set_xlim(-0.02, 1.02)
+    return figure, table
+
+
+def clusters_table(files: Files) -> pl.DataFrame:
     """Clusters, outliers, longest stays and returns by embedder and network."""
     keys = ["embedder", "network"]
     shares = concat_tables(named(files, "cluster", "outliers.parquet"), "clusters.outliers")
@@ -120,7 +441,7 @@ def paper_table(files: Files) -> pl.DataFrame:
     longest = stays.filter(pl.col("scope").cast(pl.String) == "anytime").group_by(keys)
     came_back = (pl.col("returns") > 0).mean().alias("share_of_runs_that_return")
     return (
-        shares.select(*keys, "states", "clusters", "outliers_share")
+        shares.select(*keys, "states", "clusters", "outliers_share", "degenerate")
         .join(longest.agg(pl.col("length").median().alias("median_longest_stay")), on=keys, how="left")
         .join(returns.group_by(keys).agg(came_back), on=keys, how="left")
         .sort(keys)

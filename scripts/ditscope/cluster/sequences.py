@@ -1,24 +1,18 @@
-"""Sequences of cluster labels along trajectories: stable runs, transitions, phases, returns, agreement.
+"""Sequences of cluster labels along trajectories: stable runs, transitions, phases, returns.
 
 Every function takes the table `clusters`, in which label -1 is an outlier and null means that the embedder's states
 were not clustered (`reason`). What is not known is not joined: states before and after a gap do not follow each other.
 All are group-by operations of O(n log n) for n states.
 """
 
-from itertools import combinations
-
 import polars as pl
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, v_measure_score
 
-from ditscope.cluster.tables import AGREEMENT, LABEL_PHASES, LONGEST_RUNS
-from ditscope.embed.files import RUN, sampled
+from ditscope.cluster.tables import LABEL_PHASES, LONGEST_RUNS
+from ditscope.embed.files import RUN
 
 OUTLIER = -1
 PHASE = LABEL_PHASES.schema()["phase"]
 SCOPE = LONGEST_RUNS.schema()["scope"]
-# By what the states of two labellings are matched; run ids name one network's runs.
-MATCHED = {"embedders": ["run_id", "position"], "networks": ["prompt_id", "seed", "position"]}
-SCORES = {"ari": adjusted_rand_score, "ami": adjusted_mutual_info_score, "v_measure": v_measure_score}
 
 
 def clustered(clusters: pl.DataFrame, drop_outliers: bool = False) -> pl.DataFrame:
@@ -54,31 +48,6 @@ def run_lengths(clusters: pl.DataFrame, drop_outliers: bool = False) -> pl.DataF
         pl.col("entry_seen").first(),
         pl.col("exit_seen").last(),
     )
-
-
-def dwell_times(lengths: pl.DataFrame) -> pl.DataFrame:
-    """How long stays in a cluster last: share of stays longer than `duration` states (Kaplan & Meier 1958).
-
-    A stay of which the end of its run or a gap leaves d states lasts d or longer. Whether it ended at d was not seen,
-    so it counts up to d - 1 (right-censored). Stays whose beginning was not seen are left out, and so are outliers. Of
-    each embedder and network a row per duration to which stays were followed, with the numbers of stays and of runs
-    that were followed so far (`at_risk`, `runs`), and how many ended there (`exits`) or were not followed further
-    (`censored`). Stays of one run are not independent: no interval is given.
-    """
-    cell = ["embedder", "network"]
-    followed = pl.col("length") - (~pl.col("exit_seen")).cast(pl.Int64)
-    stays = lengths.filter((pl.col("label") != OUTLIER) & pl.col("entry_seen")).with_columns(followed.alias("duration"))
-    stays = stays.filter(pl.col("duration") > 0)
-    longest = stays.group_by(*cell, "run_id").agg(pl.col("duration").max())
-    ended = pl.col("exit_seen").sum().cast(pl.Int64)
-    table = stays.group_by(*cell, "duration").agg(exits=ended, stays=pl.len().cast(pl.Int64))
-    table = table.join(longest.group_by(*cell, "duration").agg(runs=pl.len().cast(pl.Int64)), on=[*cell, "duration"],
-                       how="left").sort(*cell, "duration")  # fmt: skip
-    left = pl.col("stays", "runs").fill_null(0).cum_sum(reverse=True).over(cell)
-    table = table.with_columns((pl.col("stays") - pl.col("exits")).alias("censored"), left)
-    table = table.rename({"stays": "at_risk"})
-    survival = (1 - pl.col("exits") / pl.col("at_risk")).cum_prod().over(cell)
-    return table.select(*cell, "duration", "at_risk", "runs", "exits", "censored", survival.alias("survival"))
 
 
 def longest_runs(lengths: pl.DataFrame) -> pl.DataFrame:
@@ -192,42 +161,3 @@ def outliers(clusters: pl.DataFrame) -> pl.DataFrame:
         ),
         "reason",
     ).sort("embedder", "network")  # fmt: skip
-
-
-def agreement(clusters: pl.DataFrame, most: int = 0) -> pl.DataFrame:
-    """Agreement of two labellings of the same states: adjusted Rand, adjusted mutual information, V-measure.
-
-    `between` embedders: each pair within a network, matched by position along the run (of a text and an image embedder:
-    an image and the caption that followed it). `between` networks: each pair under one embedder, matched by prompt,
-    seed and position: do networks that start alike go to the same clusters? Outliers count as a cluster of their own
-    (`outliers` = kept) or are left out where either labelling has one (excluded). Two labellings of a single label each
-    agree by convention, which says nothing: null, with the `reason`, as where fewer than two states can be compared.
-    The adjusted mutual information is of a sample of `most` states (0: of all): what chance gives takes time that grows
-    with states times clusters.
-    """
-    rows = clusters.select(*RUN, "prompt_id", "seed", "position", "label").drop_nulls("label")
-    parts = rows.partition_by("embedder", "network", as_dict=True)
-    embedders, networks = (clusters[name].unique().sort().to_list() for name in ("embedder", "network"))
-    pairs = [("embedders", (a, n), (b, n)) for n in networks for a, b in combinations(embedders, 2)]
-    pairs += [("networks", (e, a), (e, b)) for e in embedders for a, b in combinations(networks, 2)]
-    records = []
-    for between, a, b in pairs:
-        left, right = (parts.get(key, rows.clear()) for key in (a, b))
-        shared = left.join(right, on=MATCHED[between], suffix="_b").select("label", "label_b")
-        inside = shared.filter((pl.col("label") != OUTLIER) & (pl.col("label_b") != OUTLIER))
-        records += [(between, a[0], b[0], a[1], b[1], "kept", *scores(shared, most))]
-        records += [(between, a[0], b[0], a[1], b[1], "excluded", *scores(inside, most))]
-    names = ["between", "embedder_a", "embedder_b", "network_a", "network_b", "outliers"]
-    return pl.DataFrame(records, schema=AGREEMENT.schema(), orient="row").sort(names)
-
-
-def scores(pairs: pl.DataFrame, most: int = 0) -> tuple:
-    """Number of pairs of labels, their scores in the order of `SCORES`, and the reason where there are none."""
-    reason = None
-    if pairs.height < 2:
-        reason = "fewer than two states that both label"
-    elif pairs["label"].n_unique() == pairs["label_b"].n_unique() == 1:
-        reason = "both have a single label"
-    of = {"ami": pairs[sampled(pairs.height, most)]}
-    values = [None if reason else float(score(*of.get(name, pairs).get_columns())) for name, score in SCORES.items()]
-    return pairs.height, *values, reason

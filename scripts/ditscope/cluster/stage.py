@@ -1,6 +1,9 @@
 """Clusters of embedded states (HDBSCAN), their medoids, and a map of the states (t-SNE)."""
 
 import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import openTSNE
@@ -8,24 +11,29 @@ import polars as pl
 from sklearn.cluster import HDBSCAN
 
 from ditscope.cluster import sequences
+from ditscope.cluster.agreement import agreement
+from ditscope.cluster.dwell import dwell_times
 from ditscope.cluster.settings import Cluster
-from ditscope.cluster.tables import (
-    AGREEMENT,
-    CLUSTERS,
-    DWELL_TIMES,
-    LABEL_PHASES,
-    LONGEST_RUNS,
-    MAP,
-    OUTLIERS,
-    RETURNS,
-    RUN_LENGTHS,
-    TRANSITIONS,
-)
+from ditscope.cluster.stability import cluster_rows, half_clusterings, medoid_table, stability_row
+from ditscope.cluster.tables import CLUSTERS, MAP, MEDOIDS, STABILITY
 from ditscope.core.counts import check_rows
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFolder
+from ditscope.core.schema import tables_of
 from ditscope.core.tables import write_table
-from ditscope.embed.files import STATE, by_embedder, continue_loops, read_states, run_ends, sampled, unit, vectors
+from ditscope.embed.files import (
+    STATE,
+    by_embedder,
+    continue_loops,
+    degenerate_networks,
+    marked,
+    read_states,
+    run_ends,
+    sampled,
+    unit,
+    unmarked,
+    vectors,
+)
 
 log = logging.getLogger(__name__)
 SEED = 0
@@ -44,42 +52,66 @@ def cluster(
     """Cluster the states of each embedder over all networks, and describe how trajectories move between clusters.
 
     Leaves in `folder`: clusters.parquet (a label for each generated state, and its cluster's medoid), map.parquet
-    (t-SNE), and of the label sequences run_lengths, longest_runs, dwell_times, transitions, label_phases, returns,
-    outliers and agreement.parquet. In the first four of these, runs that ended in a loop are continued to `max_length`
+    (t-SNE), stability.parquet and medoids.parquet (whether clusters come again from half of the prompts), and of the
+    label sequences run_lengths, longest_runs, dwell_times, transitions, label_phases, returns, outliers and
+    agreement.parquet. In run_lengths to transitions, runs that ended in a loop are continued to `max_length`
     invocations (0: as far as the longest run goes). Initial prompts are not clustered: every network and seed repeats
     them, so that each would be a cluster.
     """
     if settings.min_cluster_size == 1 or settings.min_cluster_size < 0:
         raise InputError(f"cluster.min_cluster_size: {settings.min_cluster_size} must be 0 (automatic) or at least 2")
-    labelled, maps = [], []
     states = read_states(embeddings, trajectories)
+    frames = describe(states, trajectories, settings, max_length)
+    generated = [part.filter(pl.col("position") >= 0) for _, part in by_embedder(states)]
+    frames |= {
+        MAP.stem: pl.concat([map_states(part, unit(vectors(part)), settings.max_map_points) for part in generated])
+    }
+    asked = states.filter(pl.col("position") >= 0).select(STATE)
+    for table in (CLUSTERS, MAP):
+        check_rows(folder / f"{table.stem}.parquet", "states", asked, frames[table.stem].select(STATE))
+    poor = degenerate_networks(states)
+    for table in tables_of("cluster"):
+        write_table(marked(frames[table.stem], poor), folder / f"{table.stem}.parquet", table)
+
+
+def describe(
+    states: pl.DataFrame, trajectories: list[Path], settings: Cluster, max_length: int
+) -> dict[str, pl.DataFrame]:
+    """Every table but the map, by the name of its file, before it is `marked`."""
+    labelled, steady, members = [], [], {}
     for embedder, part in by_embedder(states):
         part = part.filter(pl.col("position") >= 0)
         u = unit(vectors(part))
         labels, reason = cluster_labels(u, settings)
         labelled.append(label_states(part, u, labels, reason))
-        maps.append(map_states(part, u, settings.max_map_points))
+        prompts = part["prompt_id"].to_numpy()
+        drawn = [] if reason else half_clusterings(u, prompts, embedder, partial(labels_of_part, settings))
+        why = {"reason": reason} if reason else {}
+        steady.append({"embedder": embedder} | stability_row(labels, prompts, drawn) | why)
+        members[embedder] = [] if reason else cluster_rows(u, labels, drawn, medoids(u, labels))
         log.info("%s: %d states, %d clusters", embedder, len(u), len(np.unique(labels[labels != OUTLIER])))
     clusters = pl.concat(labelled)
-    asked = states.filter(pl.col("position") >= 0).select(STATE)
-    check_rows(folder / "clusters.parquet", "states", asked, clusters.select(STATE))
-    check_rows(folder / "map.parquet", "states", asked, pl.concat(maps).select(STATE))
-    drop = settings.drop_outliers
-    write_table(clusters, folder / "clusters.parquet", CLUSTERS)
-    write_table(pl.concat(maps), folder / "map.parquet", MAP)
     whole = continue_loops(clusters, run_ends(states, trajectories), max_length)
-    runs = sequences.run_lengths(whole, drop)
-    for frame, table in (
-        (runs, RUN_LENGTHS),
-        (sequences.longest_runs(runs), LONGEST_RUNS),
-        (sequences.dwell_times(runs), DWELL_TIMES),
-        (sequences.transitions(whole, drop), TRANSITIONS),
-        (sequences.label_phases(clusters), LABEL_PHASES),
-        (sequences.returns(clusters), RETURNS),
-        (sequences.outliers(clusters), OUTLIERS),
-        (sequences.agreement(clusters, settings.max_compared), AGREEMENT),
-    ):
-        write_table(frame, folder / f"{table.stem}.parquet", table)
+    lengths = sequences.run_lengths(whole, settings.drop_outliers)
+    return {
+        "clusters": clusters,
+        "run_lengths": lengths,
+        "longest_runs": sequences.longest_runs(lengths),
+        "dwell_times": dwell_times(lengths),
+        "transitions": sequences.transitions(whole, settings.drop_outliers),
+        "label_phases": sequences.label_phases(clusters),
+        "returns": sequences.returns(clusters),
+        "outliers": sequences.outliers(clusters),
+        "agreement": agreement(clusters, settings.max_compared),
+        "stability": pl.DataFrame(steady, schema=unmarked(STABILITY)),
+        "medoids": medoid_table(clusters, members, unmarked(MEDOIDS)),
+    }
+
+
+def labels_of_part(settings: Cluster, u: np.ndarray, share: float) -> np.ndarray:
+    """Labels of a part of the states: clusters may be smaller in the same proportion."""
+    size, samples = (max(2, round(share * n)) if n else 0 for n in (settings.min_cluster_size, settings.min_samples))
+    return cluster_labels(u, replace(settings, min_cluster_size=size, min_samples=samples))[0]
 
 
 def cluster_labels(u: np.ndarray, settings: Cluster = Cluster()) -> tuple[np.ndarray, str | None]:
@@ -134,8 +166,9 @@ def nearest(u: np.ndarray, sample: np.ndarray) -> np.ndarray:
 
     In float32: rows that a rounding would exchange are neighbours, and of one cluster.
     """
-    u, columns = u.astype(np.float32), sample.T.astype(np.float32)
-    parts = [np.argmax(u[i : i + CHUNK] @ columns, axis=1) for i in range(0, len(u), CHUNK)]
+    columns = sample.T.astype(np.float32)
+    chunks = (u[i : i + CHUNK].astype(np.float32) for i in range(0, len(u), CHUNK))
+    parts = [np.argmax(chunk @ columns, axis=1) for chunk in chunks]
     return np.concatenate(parts)
 
 
@@ -187,14 +220,27 @@ def map_states(states: pl.DataFrame, u: np.ndarray, most: int = 0) -> pl.DataFra
     states on, where neighbours are approximate and forces interpolated.
     """
     columns = ["embedder", "modality", "network", "run_id", "prompt_id", "sequence_number", "position"]
-    rows = sampled(len(u), most)
+    rows, reason = sampled(len(u), most), no_map(u)
     xy = np.full((len(u), 2), np.nan)
-    reason = f"not in the sample of {most} states that the map is of"
-    if len(u) < FEWEST:
-        reason = f"{len(u)} states, a map needs {FEWEST}"
-    else:
+    if reason is None:
         few = min(30, (len(rows) - 1) / 3)
         tsne = openTSNE.TSNE(perplexity=few, initialization="pca", random_state=SEED, n_jobs=1)
         xy[rows] = np.asarray(tsne.fit(u[rows]))
     x, y = (pl.Series(name, xy[:, i]).fill_nan(None) for i, name in enumerate("xy"))
-    return states.select(*columns, x, y, pl.when(x.is_null()).then(pl.lit(reason)).alias("reason"))
+    return states.select(*columns, x, y, pl.Series("reason", why_no_places(u, most), pl.String))
+
+
+def why_no_places(u: np.ndarray, most: int) -> list[str | None]:
+    """Of each of the unit vectors (n, d) why it has no place in a map of at most `most` states."""
+    if reason := no_map(u):
+        return [reason] * len(u)
+    outside = np.ones(len(u), bool)
+    outside[sampled(len(u), most)] = False
+    return [f"not in the sample of {most} states that the map is of" if missing else None for missing in outside]
+
+
+def no_map(u: np.ndarray) -> str | None:
+    """Why none of the unit vectors (n, d) has a place in a map."""
+    if len(u) < FEWEST:
+        return f"{len(u)} states, a map needs {FEWEST}"
+    return "all states are equal" if (u == u[0]).all() else None

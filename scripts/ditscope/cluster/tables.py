@@ -1,7 +1,17 @@
 """Tables of the stage `cluster`."""
 
 from ditscope.core.schema import Column, Table, one_of
-from ditscope.embed.tables import EMBEDDER, MODALITY, NETWORK, POSITION, RUN, RUN_KEY, SEQUENCE_NUMBER, START
+from ditscope.embed.tables import (
+    DEGENERATE,
+    EMBEDDER,
+    MODALITY,
+    NETWORK,
+    POSITION,
+    RUN,
+    RUN_KEY,
+    SEQUENCE_NUMBER,
+    START,
+)
 
 PHASES = ("beginning", "middle", "end")
 SCOPES = ("from_start", "anytime")
@@ -31,6 +41,7 @@ CLUSTERS = Table(
             "whether it is its cluster's medoid: the member with the least sum of cosine distances to the others",
         ),
         "reason": REASON,
+        "degenerate": DEGENERATE,
     },
 )
 MAP = Table(
@@ -55,6 +66,7 @@ MAP = Table(
             ),
         ),
         "reason": Column("String", "why there is none", nullable=True),
+        "degenerate": DEGENERATE,
     },
 )
 RUN_LENGTHS = Table(
@@ -72,6 +84,7 @@ RUN_LENGTHS = Table(
         "length": Column("Int64", "states; runs that ended in a loop are continued"),
         "entry_seen": Column("Boolean", "whether it begins here as far as is known, or a gap is before it"),
         "exit_seen": Column("Boolean", "whether it ends here as far as is known, or the run's end or a gap cuts it"),
+        "degenerate": DEGENERATE,
     },
 )
 DWELL_TIMES = Table(
@@ -85,9 +98,15 @@ DWELL_TIMES = Table(
         "duration": Column("Int64", "states to which stays were followed"),
         "at_risk": Column("Int64", "stays that were followed so far"),
         "runs": Column("Int64", "runs that they are of"),
+        "prompts": Column("Int64", "prompts that they are of"),
         "exits": Column("Int64", "stays that ended after `duration` states"),
         "censored": Column("Int64", "stays that were not followed further: the run's end or a gap cut them"),
         "survival": Column("Float64", "share of stays that last longer"),
+        **dict.fromkeys(
+            ("low", "high"),
+            Column("Float64", "95 % interval over prompts, from 8 on; null where all or none stay", nullable=True),
+        ),
+        "degenerate": DEGENERATE,
     },
 )
 LONGEST_RUNS = Table(
@@ -104,6 +123,7 @@ LONGEST_RUNS = Table(
         "length": Column("Int64", "states; 0: starts as, or is all, outliers"),
         "exit_seen": Column("Boolean", "whether the stay ended, or was cut; null where length is 0", nullable=True),
         "rank": Column("Int64", "by length among the runs of the embedder and network, from 1"),
+        "degenerate": DEGENERATE,
     },
 )
 TRANSITIONS = Table(
@@ -118,6 +138,7 @@ TRANSITIONS = Table(
         "count": Column("Int64", "how often; runs that ended in a loop are continued"),
         "runs": Column("Int64", "in how many runs"),
         "probability": Column("Float64", "share of all that leave `source`"),
+        "degenerate": DEGENERATE,
     },
 )
 LABEL_PHASES = Table(
@@ -132,6 +153,7 @@ LABEL_PHASES = Table(
         "label": Column("Int64", "the cluster; -1: outliers"),
         "states": Column("Int64", "states of the phase with the label"),
         "share": Column("Float64", "of the phase's states"),
+        "degenerate": DEGENERATE,
     },
 )
 RETURNS = Table(
@@ -149,6 +171,7 @@ RETURNS = Table(
         "returns": Column("Int64", "arrivals there from another label; null after an outlier", nullable=True),
         "first_return": Column("Int64", "position of the first arrival; null: never", nullable=True),
         "reason": Column("String", "why there is none: the first state is an outlier or missing", nullable=True),
+        "degenerate": DEGENERATE,
     },
 )
 OUTLIERS = Table(
@@ -165,6 +188,7 @@ OUTLIERS = Table(
         "clusters": Column("Int64", "clusters visited"),
         **dict.fromkeys(("clustered_share", "outliers_share"), Column("Float64", "share of the states", nullable=True)),
         "reason": REASON,
+        "degenerate": DEGENERATE,
     },
 )
 AGREEMENT = Table(
@@ -189,5 +213,62 @@ AGREEMENT = Table(
         ),
         "v_measure": Column("Float64", "V-measure: 1 for equal, not adjusted for chance", nullable=True),
         "reason": Column("String", "why there is no score", nullable=True),
+        "prompts": Column("Int64", "prompts that they are of: the null permutes these, with all their runs"),
+        "draws": Column("Int64", "permutations: 999, or 20 per pair if that is more", nullable=True),
+        **{
+            f"{score}_{name}": Column("Float64", meaning, nullable=True)
+            for score in ("ari", "ami", "v_measure")
+            for name, meaning in (
+                ("null_median", "median of the permutations"),
+                ("null_high", "their 95 % quantile"),
+                ("p", "share of permutations with a score as high; one-sided"),
+                ("p_holm", "corrected for the pairs of the same `between` and `outliers` (Holm 1979)"),
+            )
+        },
+        "null_reason": Column("String", "why there are no permutations", nullable=True),
+        "degenerate": DEGENERATE,
+    },
+)
+STABILITY = Table(
+    "clusters.stability",
+    "clusters/stability.parquet",
+    "embedder: whether its clusters come again from half of the prompts",
+    key=("embedder",),
+    columns={
+        "embedder": EMBEDDER,
+        "states": Column("Int64", "generated states"),
+        "prompts": Column("Int64", "prompts that they are of"),
+        "clusters": Column("Int64", "clusters of all states"),
+        "draws": Column("Int64", "halves of the prompts that were clustered", nullable=True),
+        "states_drawn": Column("Int64", "states in each, median; at most 600", nullable=True),
+        "ari": Column("Float64", "adjusted Rand index with the labels of all states, median over draws", nullable=True),
+        **dict.fromkeys(("low", "high"), Column("Float64", "between which 95 % of the draws are", nullable=True)),
+        "reason": Column("String", "why there is none", nullable=True),
+        "degenerate": DEGENERATE,
+    },
+)
+MEDOIDS = Table(
+    "clusters.medoids",
+    "clusters/medoids.parquet",
+    "cluster",
+    key=("embedder", "label"),
+    columns={
+        "embedder": EMBEDDER,
+        "label": Column("Int64", "the cluster"),
+        "states": Column("Int64", "states in it"),
+        "runs": Column("Int64", "runs that they are of"),
+        "medoid_network": Column("String", "network of its medoid"),
+        "medoid_run_id": Column("String", "run of its medoid"),
+        "medoid_sequence_number": Column("Int32", "place of its medoid"),
+        "medoid_text": Column("String", "text of its medoid; null of an image without a caption", nullable=True),
+        "draws": Column("Int64", "draws of `clusters.stability` that have states of it"),
+        "jaccard": Column(
+            "Float64", "states in common with the most similar cluster of a draw, of all in both; median", nullable=True
+        ),
+        **dict.fromkeys(("low", "high"), Column("Float64", "between which 95 % of the draws are", nullable=True)),
+        "medoid_cosine": Column(
+            "Float64", "cosine of its medoid and that of the cluster of the draw, median", nullable=True
+        ),
+        "degenerate": DEGENERATE,
     },
 )

@@ -9,19 +9,21 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from ditscope.drift.tables import AUTOREGRESSION
-from ditscope.embed.files import CYCLE
+from ditscope.drift.tables import AUTOREGRESSION, AUTOREGRESSION_RUNS
+from ditscope.embed.files import CYCLE, RUN, unmarked
 
 CONFIDENCE = 0.95
 DRAWS = 1999  # simulated studies per coefficient
 EXACT = 64  # runs up to which whole studies are drawn; the sums of more are normal
 POOL = 40_000  # simulated runs from which those sums are known
 COEFFICIENTS = np.tanh(np.linspace(-2.3, 3.0, 28))  # -0.98 to 0.995, denser towards the ends
+LONG = 50  # steps from which a run has an autoregression of its own
 SEED = 0
 CHUNK = 4096  # runs simulated at once: their sums stay in the processor's cache
 REASONS = ("no run has two pairs of consecutive steps", "the steps do not vary")
 
 CELL = ["embedder", "network", "control"]
+SUMS = ["places", "sxy", "sxx", "size"]
 Places = tuple[int, ...]  # of a run's pairs (x[t], x[t+1]): t, from 0 at its first one
 
 
@@ -35,9 +37,7 @@ def autoregression(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame
     end. Pairs across gaps are none. The table is sorted by its key. O(n), and some seconds for each distinct set of run
     lengths.
     """
-    series = pl.struct("embedder", "network", "run_id", "control", "shuffle").rle_id().alias("series")
-    rows = table.select(*CELL, series, "sequence_number", *measures)
-    rows = rows.filter((pl.col("series") == pl.col("series").shift()).fill_null(False))  # first states measure nothing
+    rows = steps_of(table, measures)
     cells = rows.select(CELL).unique(maintain_order=True).sort(CELL).rows()
     sums = {measure: run_sums(rows, measure).partition_by(CELL, as_dict=True) for measure in measures}
     records = []
@@ -49,7 +49,34 @@ def autoregression(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame
         fixed = runs.select(pl.col("sxy", "sxx", "size").sum()).row(0)
         pairs = int(runs["places"].list.len().sum())
         records.append((*cell, measure, runs.height, pairs, *invert(patterns, *fixed)))
-    return pl.DataFrame(records, schema=AUTOREGRESSION.schema() | {"measure": pl.Enum(measures)}, orient="row")
+    return pl.DataFrame(records, schema=unmarked(AUTOREGRESSION) | {"measure": pl.Enum(measures)}, orient="row")
+
+
+def autoregression_runs(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
+    """The coefficient of each observed run by itself, as in `autoregression`: from LONG steps on, else the reason."""
+    rows = steps_of(table.filter(pl.col("control").cast(pl.String) == "observed"), measures)
+    runs = rows.group_by("series", maintain_order=True).agg(pl.col(RUN).first(), pl.col(measures).count())
+    sums = {measure: {row[0]: row[1:] for row in run_sums(rows, measure).select("series", *SUMS).rows()}
+            for measure in measures}  # fmt: skip
+    records = []
+    for row in runs.rows():
+        series, run, counts = row[0], row[1 : 1 + len(RUN)], row[1 + len(RUN) :]
+        for measure, count in zip(measures, counts, strict=True):
+            places, *fixed = sums[measure].get(series, ((), 0.0, 0.0, 0.0))
+            if count < LONG:
+                result = (*[None] * 5, f"{count} steps, the autoregression of one run needs {LONG}")
+            else:
+                result = invert(Counter([tuple(places)] if len(places) > 1 else []), *fixed)
+            records.append((*run, measure, count, len(places), *result))
+    schema = unmarked(AUTOREGRESSION_RUNS) | {"measure": pl.Enum(measures)}
+    return pl.DataFrame(records, schema=schema, orient="row").sort(*RUN, "measure")
+
+
+def steps_of(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
+    """The measures of all but first states, which measure nothing, with RUN, CELL and the number of their `series`."""
+    series = pl.struct("embedder", "network", "run_id", "control", "shuffle").rle_id().alias("series")
+    rows = table.select(*RUN, "control", series, "sequence_number", *measures)
+    return rows.filter((pl.col("series") == pl.col("series").shift()).fill_null(False))
 
 
 def run_sums(rows: pl.DataFrame, measure: str) -> pl.DataFrame:

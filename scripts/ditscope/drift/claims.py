@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ditscope.drift.nulls import two_sided
-from ditscope.drift.series import holm
+from ditscope.core.nulls import holm, two_sided
 from ditscope.drift.tables import CLAIMS_TABLE
+from ditscope.embed.files import unmarked
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Claim:
 
 def claims_table(claims: Sequence[Claim]) -> pl.DataFrame:
     """The table `drift.claims`, p-values corrected for all of its tests (Holm 1979)."""
-    schema = CLAIMS_TABLE.schema()
+    schema = unmarked(CLAIMS_TABLE)
     rows = [
         dict.fromkeys(schema) | claim.group | {"claim": claim.name, "runs": claim.runs, "prompts": claim.prompts}
         | claim.numbers

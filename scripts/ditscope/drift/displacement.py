@@ -10,6 +10,7 @@ from ditscope.drift.claims import Claim
 from ditscope.drift.groups import Runs, by_kind, longest_runs, rng_of
 from ditscope.drift.nulls import MOST_INCREMENTS
 from ditscope.drift.tables import DISPLACEMENT
+from ditscope.embed.files import unmarked
 
 FEWEST_STATES = 7  # six lags: two in each third
 NO_RUNS = f"no run without gaps has {FEWEST_STATES} generated states"
@@ -40,7 +41,7 @@ def displacement_tables(states: pl.DataFrame, draws: int) -> tuple[pl.DataFrame,
         table, made = displacement_of(runs, curves, both, draws)
         tables.append(table.with_columns(pl.lit(v).alias(k) for k, v in group.items()))
         claims += made
-    empty = pl.DataFrame(schema=DISPLACEMENT.schema())
+    empty = pl.DataFrame(schema=unmarked(DISPLACEMENT))
     return pl.concat([empty, *(table.select(empty.columns).cast(empty.schema) for table in tables)]), claims
 
 

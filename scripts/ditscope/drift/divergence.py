@@ -8,7 +8,7 @@ from ditscope.drift.claims import Claim
 from ditscope.drift.groups import Runs, by_kind, longest_runs, rng_of
 from ditscope.drift.memory import NO_TWINS, at_each_state, last_third, pair_weights
 from ditscope.drift.tables import DIVERGENCE
-from ditscope.embed.files import unit
+from ditscope.embed.files import unit, unmarked
 
 FEWEST = 3  # positions of which a slope is taken
 EQUAL = 1e-6  # distance of unit vectors below which they are one state
@@ -37,7 +37,7 @@ def divergence_tables(states: pl.DataFrame, draws: int) -> tuple[pl.DataFrame, l
         table, made = divergence_of(runs, both, draws)
         tables.append(table.with_columns(pl.lit(v).alias(k) for k, v in group.items()))
         claims += made
-    empty = pl.DataFrame(schema=DIVERGENCE.schema())
+    empty = pl.DataFrame(schema=unmarked(DIVERGENCE))
     return pl.concat([empty, *(table.select(empty.columns).cast(empty.schema) for table in tables)]), claims
 
 

@@ -3,16 +3,35 @@
 from collections.abc import Iterator
 from itertools import cycle
 
+import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from scipy import stats
 
 from ditscope.core.tables import concat_tables
-from ditscope.drift.tables import PROMPT
-from ditscope.style import COLOURS, Files, facets, grid, named, note, write_counts
+from ditscope.drift.tables import PROMPT, STEPS
+from ditscope.style import (
+    COLOURS,
+    GREY,
+    Files,
+    colour_scale,
+    empty,
+    facets,
+    grid,
+    legend,
+    named,
+    note,
+    short,
+    tell,
+    write_counts,
+)
 
-NULL = "#666666"
 FEWEST = 8  # runs below which quartiles are not drawn
+STEP = "step_cosine_distance"
+QQ_RUNS = 40  # lines of one axis
+QQ_DRAWS = 999  # normal samples of its band
+MATRIX_NAMES = 12  # blocks of a similarity matrix that are named
 
 
 def drift_curves(files: Files) -> tuple[Canvas, pl.DataFrame]:
@@ -21,17 +40,18 @@ def drift_curves(files: Files) -> tuple[Canvas, pl.DataFrame]:
     Runs that ended in a loop are continued. Fewer than FEWEST runs have no quartiles. p: ordered in time, by Holm.
     """
     curves = drift_quantiles(files)
-    figure, cells = facets(curves, sharex=True, sharey="row")
+    figure, cells = facets(
+        curves, xlabel="sequence number", ylabel="cosine distance", sharex=True, sharey="row"
+    )  # fmt: skip
     for (embedder, network), axis in cells.items():
         line = curves.filter(pl.col("control").cast(pl.String) == "observed", embedder=embedder, network=network)
         x, low, high, n = line.select("sequence_number", "q25", "q75", "runs")
-        axis.plot(x, line["q50"], color=COLOURS[0], label="observed")
+        draw_median(axis, x, line["q50"], n, "observed: median, quartiles")
         axis.fill_between(x, low, high, where=n >= FEWEST, color=COLOURS[0], alpha=0.2, linewidth=0)
         draw_null(files, "ordered", axis, embedder, network)
         write_counts(axis, x, n)
-        axis.set_ylabel("cosine distance")
-        axis.set_xlabel("sequence number")
-    next(iter(cells.values())).legend()
+        axis.margins(y=0.15)
+    legend(cells)
     return figure, curves
 
 
@@ -44,16 +64,26 @@ def drift_walks(files: Files) -> tuple[Canvas, pl.DataFrame]:
     bands = bands.filter(pl.col("claim").cast(pl.String) == "walk")
     if bands.is_empty():
         return note("No run has enough states for a walk."), bands
-    figure, cells = facets(bands, sharex=True, sharey="row")
+    figure, cells = facets(
+        bands, xlabel="sequence number", ylabel="Euclidean distance", sharex=True, sharey="row"
+    )  # fmt: skip
     for (embedder, network), axis in cells.items():
         line = bands.filter(embedder=embedder, network=network)
-        axis.plot(line["sequence_number"], line["observed"], color=COLOURS[0], label="observed")
+        draw_median(axis, line["sequence_number"], line["observed"], line["runs"], "observed: median")
         draw_null(files, "walk", axis, embedder, network)
         write_counts(axis, line["sequence_number"], line["runs"])
-        axis.set_ylabel("Euclidean distance")
-        axis.set_xlabel("sequence number")
-    next(iter(cells.values())).legend()
+        axis.margins(y=0.15)
+    legend(cells)
     return figure, bands
+
+
+def draw_median(axis: Axes, x: pl.Series, y: pl.Series, runs: pl.Series, label: str) -> None:
+    """A line where FEWEST runs are left, points alone where fewer are."""
+    enough = runs >= FEWEST
+    axis.plot(x, np.where(enough, y, np.nan), color=COLOURS[0], label=label)
+    few = {"color": COLOURS[0], "markersize": 2, "markerfacecolor": "white", "markeredgewidth": 0.6}
+    if not enough.all():
+        axis.plot(x.filter(~enough), y.filter(~enough), "o", label=f"of fewer than {FEWEST} runs", **few)
 
 
 def draw_null(files: Files, claim: str, axis: Axes, embedder: str, network: str) -> None:
@@ -62,10 +92,11 @@ def draw_null(files: Files, claim: str, axis: Axes, embedder: str, network: str)
     band = concat_tables(named(files, "drift", "bands.parquet"), "drift.bands").filter(panel)
     test = concat_tables(named(files, "drift", "nulls.parquet"), "drift.nulls").filter(panel)
     x, low, median, high = band.select("sequence_number", "low", "median", "high")
-    axis.fill_between(x, low, high, color=NULL, alpha=0.25, linewidth=0)
-    axis.plot(x, median, color=NULL, linestyle="--", label="shuffled" if claim == "ordered" else "walk")
-    for p in test["p_holm"].drop_nulls():
-        axis.set_title(f"{axis.get_title()}: p = {p:.2g}", fontsize=7)
+    null = "shuffled" if claim == "ordered" else "walks"
+    axis.fill_between(x, low, high, color=GREY, alpha=0.25, linewidth=0, label=f"{null}: 95 % of medians")
+    axis.plot(x, median, color=GREY, linestyle="--", linewidth=1)
+    for p, prompts, reason in test.select("p_holm", "prompts", "reason").rows():
+        tell(axis, f"no test: {reason}" if p is None else f"p = {p:.2g}, {prompts} prompts")
 
 
 def drift_quantiles(files: Files) -> pl.DataFrame:
@@ -73,10 +104,124 @@ def drift_quantiles(files: Files) -> pl.DataFrame:
     table = concat_tables(named(files, "drift", "drift.parquet"), "drift").drop_nulls("cosine_distance")
     keys = ["embedder", "network", "control", "sequence_number"]
     quantiles = [pl.col("cosine_distance").quantile(q / 100, "linear").alias(f"q{q}") for q in (25, 50, 75)]
-    return table.group_by(keys).agg(*quantiles, pl.len().alias("runs")).sort(keys)
+    return table.group_by(keys).agg(*quantiles, pl.len().alias("runs"), pl.col("degenerate").first()).sort(keys)
 
 
-def paper_table(files: Files) -> pl.DataFrame:
+def autoregression(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Lag-1 coefficient of the steps with its 95 % interval, observed and shuffled; ticks: single long runs."""
+    table = concat_tables(named(files, "drift", "autoregression.parquet"), "drift.autoregression")
+    single = concat_tables(named(files, "drift", "autoregression_runs.parquet"), "drift.autoregression_runs")
+    figure, cells = facets(table, xlabel="coefficient", sharex=True)
+    for (embedder, network), axis in cells.items():
+        axis.axvline(0, color=GREY, linewidth=0.6)
+        for number, (control, colour) in enumerate((("observed", COLOURS[0]), ("shuffled", GREY))):
+            rows = table.filter(pl.col("control").cast(pl.String) == control, embedder=embedder, network=network)
+            for row in rows.iter_rows(named=True):
+                y = STEPS.index(row["measure"]) + 0.24 * number - 0.12
+                if row["coefficient"] is None:
+                    axis.text(0.02, y, row["reason"], fontsize=5.5, va="center", color=colour, parse_math=False,
+                              transform=axis.get_yaxis_transform())  # fmt: skip
+                    continue
+                axis.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.5)
+                label = f"{control}, 95 % interval"
+                axis.plot(row["coefficient"], y, "o", color=colour, markersize=3.5, label=label)
+        runs = single.filter(embedder=embedder, network=network).drop_nulls("coefficient")
+        places = [STEPS.index(measure) - 0.34 for measure in runs["measure"]]
+        if len(runs):
+            label = "single runs, 50 steps or more"
+            axis.plot(runs["coefficient"], places, "|", color=COLOURS[1], markersize=4, label=label)
+        first = table.filter(pl.col("control").cast(pl.String) == "observed", embedder=embedder, network=network)
+        tell(axis, f"n = {first['runs'].max()} runs, {first['pairs'].max()} pairs of steps")
+        axis.set(xlim=(-1.05, 1.05), ylim=(2.5, -0.6))
+        axis.set_yticks(range(3), [name.removeprefix("step_").split("_")[0] for name in STEPS])
+    legend(cells)
+    return figure, table
+
+
+def normal_quantiles(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Steps of each run, standardized, against normal quantiles: a line per run. Grey: 95 % of normal samples."""
+    steps = concat_tables(named(files, "drift", "drift.parquet"), "drift")
+    steps = steps.filter(pl.col("control").cast(pl.String) == "observed", ~pl.col("continued")).drop_nulls(STEP)
+    tests = concat_tables(named(files, "drift", "normality.parquet"), "drift.normality")
+    tests = tests.filter(pl.col("measure").cast(pl.String) == STEP, test="shapiro-wilk")
+    runs = ["embedder", "network", "run_id"]
+    table = steps.join(tests.filter(pl.col("p_value").is_not_null()).select(runs), on=runs, how="semi")
+    z = (pl.col(STEP) - pl.col(STEP).mean()) / pl.col(STEP).std()
+    place = (pl.col(STEP).rank("ordinal") - 0.375) / (pl.len() + 0.25)  # Blom 1958
+    table = table.select(*runs, z.over(runs).alias("standardized"), place.over(runs).alias("share"))
+    table = table.with_columns(pl.Series("normal", stats.norm.ppf(table["share"].to_numpy()))).sort(*runs, "share")
+    figure, cells = facets(tests, xlabel="normal quantile", ylabel="step, standardized", sharex=True, sharey="all")
+    for (embedder, network), axis in cells.items():
+        panel = table.filter(embedder=embedder, network=network)
+        test = tests.filter(embedder=embedder, network=network)
+        lines = panel.partition_by("run_id", maintain_order=True)
+        if not lines:
+            empty(axis, f"no run can be tested: {test['reason'][0]}")
+            continue
+        size = int(np.median([line.height for line in lines]))
+        x, low, high = normal_band(size)
+        axis.fill_between(x, low, high, color=GREY, alpha=0.25, linewidth=0, label="95 % of normal samples, pointwise")
+        axis.axline((0, 0), slope=1, color=GREY, linewidth=0.6, linestyle="--")
+        for line in lines[:QQ_RUNS]:
+            axis.plot(line["normal"], line["standardized"], color=COLOURS[0], linewidth=0.6, alpha=0.5, label="a run")
+        rejected, tested = (test["p_holm"] < 0.05).sum(), test["p_holm"].count()
+        more = f", {QQ_RUNS} drawn" if len(lines) > QQ_RUNS else ""
+        tell(
+            axis, f"n = {len(lines)} runs of {size} steps (median){more}", f"not normal: {rejected} of {tested} (Holm)"
+        )
+    legend(cells)
+    return figure, table
+
+
+def normal_band(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Normal quantiles (size,) and where 95 % of the order statistics of standardized normal samples lie at each."""
+    x = np.sort(np.random.default_rng(0).standard_normal((QQ_DRAWS, size)), axis=1)
+    x = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, ddof=1, keepdims=True)
+    low, high = np.quantile(x, [0.025, 0.975], axis=0)
+    return stats.norm.ppf((np.arange(1, size + 1) - 0.375) / (size + 0.25)), low, high
+
+
+def run_similarity(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Mean cosine between the states of every two runs, a matrix per embedder, in order of network, prompt and seed."""
+    table = concat_tables(named(files, "drift", "similarity.parquet"), "drift.similarity")
+    if table.is_empty():
+        return note("No run has a generated state."), table
+    figure, cells = facets(table, by=("embedder",), most=(2, 2), height=2.3)
+    for (embedder,), axis in cells.items():
+        panel = table.filter(embedder=embedder)
+        order = ["network", "prompt_id", "seed", "run_id"]
+        runs = pl.concat([panel.select(pl.col(f"{name}_{side}").alias(name) for name in order) for side in "ab"])
+        runs = runs.unique(order).sort(order)
+        place = {run: i for i, run in enumerate(runs["run_id"])}
+        matrix = np.full((len(runs), len(runs)), np.nan)
+        i, j = (np.array([place[run] for run in panel[f"run_id_{side}"]]) for side in "ab")
+        matrix[i, j] = matrix[j, i] = panel["mean_cosine"]
+        image = axis.imshow(matrix, interpolation="nearest", vmax=1)
+        colour_scale(axis, image, "mean cosine")
+        mark_blocks(axis, runs["network"].to_list())
+        other = (pl.col("network_a") == pl.col("network_b")) & (pl.col("run_id_a") != pl.col("run_id_b"))
+        same = pl.col("prompt_id_a") == pl.col("prompt_id_b")
+        pairs = {"one prompt": panel.filter(other & same), "two prompts": panel.filter(other & ~same)}
+        told = [f"{what} {part['mean_cosine'].mean():.2f}" for what, part in pairs.items() if len(part)]
+        tell(
+            axis, f"n = {len(runs)} runs; mean of two runs of {', of '.join(told)}" if told else f"n = {len(runs)} runs"
+        )
+    return figure, table
+
+
+def mark_blocks(axis: Axes, names: list[str]) -> None:
+    """Lines between the blocks of a matrix whose rows have these names in order, and the names."""
+    starts = [i for i in range(len(names)) if i == 0 or names[i] != names[i - 1]]
+    for start in starts[1:]:
+        axis.axhline(start - 0.5, color="white", linewidth=0.8)
+        axis.axvline(start - 0.5, color="white", linewidth=0.8)
+    middles = [(a + b - 1) / 2 for a, b in zip(starts, [*starts[1:], len(names)], strict=True)]
+    shown = list(zip(middles, (names[start] for start in starts), strict=True))[:MATRIX_NAMES]
+    axis.set_yticks([y for y, _ in shown], [short(name, 18) for _, name in shown], fontsize=6)
+    axis.set_xticks([])
+
+
+def drift_table(files: Files) -> pl.DataFrame:
     """Cosine distance of the last states to the first, observed and shuffled: median and quartiles over runs."""
     keys = ["embedder", "network", "control"]
     quantiles = drift_quantiles(files).with_columns(pl.col("control").cast(pl.String))
@@ -93,13 +238,13 @@ def drift_memory(files: Files) -> tuple[Canvas, pl.DataFrame]:
     table = texts(concat_tables(named(files, "drift", "memory.parquet"), "drift.memory"), "seeds")
     if table.is_empty():
         return note(reasons(files, "memory")), table
-    figure, cells = facets(table, sharex=True, sharey=True)
+    figure, cells = facets(table, xlabel="sequence number", ylabel="memory of the prompt", sharex=True, sharey="all")
     for axis, kind, line in lines(table, cells):
         x = line["sequence_number"]
-        axis.fill_between(x, line["null_low"], line["null_high"], color=NULL, alpha=0.25, linewidth=0)
+        axis.fill_between(x, line["null_low"], line["null_high"], color=GREY, alpha=0.25, linewidth=0)
         draw_interval(axis, x, line["memory"], line["low"], line["high"], kind)
-        write_counts(axis, x, line["prompts"])
-    finish(files, cells, ["memory"], "memory of the prompt", "sequence number")
+        write_counts(axis, x, line["prompts"], unit=" prompts")
+    finish(files, cells, ["memory"])
     return figure, table
 
 
@@ -108,16 +253,16 @@ def drift_displacement(files: Files) -> tuple[Canvas, pl.DataFrame]:
     table = texts(concat_tables(named(files, "drift", "displacement.parquet"), "drift.displacement"), "seeds")
     if table.is_empty():
         return note(reasons(files, "walk")), table
-    figure, cells = facets(table, sharex=True)
+    figure, cells = facets(table, xlabel="lag / states", ylabel="squared displacement", sharex=True)
     for axis, kind, line in lines(table, cells):
-        for null, colour in (("walk", NULL), ("plateau", COLOURS[5])):
+        for null, colour in (("walk", GREY), ("plateau", COLOURS[5])):
             x, low, middle, high = line.select("lag", f"{null}_low", f"{null}_median", f"{null}_high")
             axis.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
             axis.plot(x, middle, color=colour, linestyle="--", label="walk" if null == "walk" else "shuffled")
         draw_interval(axis, line["lag"], line["displacement"], line["low"], line["high"], kind)
         axis.set_ylim(0, 2.5 * max(line["displacement"].max(), line["plateau_high"].max()) or 1)
-        write_counts(axis, line["lag"], line["prompts"])
-    finish(files, cells, ["walk", "plateau"], "squared displacement", "lag / states")
+        write_counts(axis, line["lag"], line["prompts"], unit=" prompts")
+    finish(files, cells, ["walk", "plateau"])
     return figure, table
 
 
@@ -126,16 +271,16 @@ def drift_divergence(files: Files) -> tuple[Canvas, pl.DataFrame]:
     table = texts(concat_tables(named(files, "drift", "divergence.parquet"), "drift.divergence"), "seeds")
     if table.is_empty() or not (table["distance"] > 0).any():
         return note(reasons(files, "rate")), table
-    figure, cells = facets(table, sharex=True)
+    figure, cells = facets(table, xlabel="sequence number", ylabel="distance of twins", sharex=True)
     for axis, kind, line in lines(table.filter(pl.col("distance") > 0), cells):
         x = line["sequence_number"]
-        axis.plot(x, line["stranger"], color=NULL, linestyle="--", label="strangers")
+        axis.plot(x, line["stranger"], color=GREY, linestyle="--", label="strangers")
         draw_interval(axis, x, line["distance"], line["low"].clip(1e-6), line["high"], kind)
         for place in x.filter(line["saturated"])[:1]:
             axis.axvline(place, color=KINDS[kind], linestyle=":", label="saturated")
         axis.set_yscale("log")
-        write_counts(axis, x, line["prompts"])
-    finish(files, cells, ["rate"], "distance of twins", "sequence number")
+        write_counts(axis, x, line["prompts"], unit=" prompts")
+    finish(files, cells, ["rate"])
     return figure, table
 
 
@@ -150,25 +295,27 @@ def drift_jumps(files: Files) -> tuple[Canvas, pl.DataFrame]:
         return note(
             f"No run has steps to test: {', '.join(table['reason'].unique().sort()) or 'all have gaps'}."
         ), table
-    figure, cells = facets(shown, sharex=True, sharey=True)
+    figure, cells = facets(table, xlabel="sequence number", ylabel="size / threshold", sharex=True, sharey="all")
     for (embedder, network), axis in cells.items():
-        of_network = shown.filter(embedder=embedder, network=network)
-        axis.axhline(1, color=NULL, linestyle="--")
+        panel = shown.filter(embedder=embedder, network=network)
+        if panel.is_empty():
+            reason = table.filter(embedder=embedder, network=network)["reason"].drop_nulls()
+            empty(axis, reason[0] if len(reason) else "all runs have gaps")
+            continue
+        axis.axhline(1, color=GREY, linestyle="--")
         sudden = pl.col("jump") & (pl.col("p_walk") <= 0.05)
         for kind, colour, label in (
             (sudden, COLOURS[1], "jump, and more than a walk"),
             (pl.col("jump") & ~sudden, COLOURS[4], "jump, as in a walk"),
-            (~pl.col("jump"), NULL, "largest step of a run without"),
+            (~pl.col("jump"), GREY, "largest step of a run without"),
         ):
-            points = of_network.filter(kind)
+            points = panel.filter(kind)
             axis.scatter(
                 points["sequence_number"], points["size"] / points["threshold"], s=6, color=colour, label=label
             )
-        runs, with_jump = of_network["run_id"].n_unique(), of_network.filter(sudden)["run_id"].n_unique()
-        axis.set_title(f"{axis.get_title()}: {with_jump} of {runs} runs", fontsize=7)
-        axis.set_ylabel("size / threshold")
-        axis.set_xlabel("sequence number")
-    next(iter(cells.values())).legend()
+        runs, with_jump = panel["run_id"].n_unique(), panel.filter(sudden)["run_id"].n_unique()
+        tell(axis, f"more than a walk: {with_jump} of {runs} runs")
+    legend(cells)
     return figure, table
 
 
@@ -193,18 +340,14 @@ def draw_interval(axis: Axes, x: pl.Series, y: pl.Series, low: pl.Series, high: 
     axis.fill_between(x, low, high, color=KINDS[kind], alpha=0.2, linewidth=0)
 
 
-def finish(files: Files, cells: dict, claims: list[str], y: str, x: str) -> None:
-    """Labels, a legend without doubled entries, and the p-values of the claims in the titles."""
+def finish(files: Files, cells: dict, claims: list[str]) -> None:
+    """A legend, and the p-values of the claims in the titles."""
     tests = texts(concat_tables(named(files, "drift", "claims.parquet"), "drift.claims"), "claim", "seeds")
     for (embedder, network), axis in cells.items():
-        of_panel = tests.filter(pl.col("claim").is_in(claims), embedder=embedder, network=network).drop_nulls("p_holm")
-        said = [f"{claim} p = {p:.2g}" for claim, p in of_panel.select("claim", "p_holm").rows()]
-        axis.set_title("\n".join([axis.get_title(), *said]), fontsize=6)
-        axis.set(xlabel=x, ylabel=y)
-    drawn = {
-        label: line for axis in cells.values() for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    next(iter(cells.values())).legend(drawn.values(), drawn.keys())
+        panel = tests.filter(pl.col("claim").is_in(claims), embedder=embedder, network=network)
+        for claim, p, runs, reason in panel.select("claim", "p_holm", "runs", "reason").rows():
+            tell(axis, f"{claim}: p = {p:.2g}, n = {runs} runs" if p is not None else f"{claim}: {reason}")
+    legend(cells)
 
 
 def reasons(files: Files, claim: str) -> str:
@@ -249,16 +392,18 @@ def quantized_difference(files: Files) -> tuple[Canvas, pl.DataFrame]:
     most = max(len(shown.filter(network=n, base=b, seeds=s)) for n, b, s in pairs)
     figure, axes = grid(1, len(pairs), width=max(4, 3.2 * len(pairs)), height=0.8 + 0.22 * most, sharex=True)
     for axis, (network, base, kind) in zip(axes[0], pairs, strict=True):
-        mine = shown.filter(network=network, base=base, seeds=kind)
-        place, (low, high) = range(len(mine)), (mine[end].to_numpy() for end in ("null_low", "null_high"))
-        axis.barh(place, high - low, left=low, color=NULL, alpha=0.3)
-        axis.hlines(place, mine["low"], mine["high"], color=KINDS[kind])
-        axis.plot(mine["difference"], place, "o", color=KINDS[kind], markersize=3)
-        axis.axvline(0, color=NULL, linewidth=0.6)
+        panel = shown.filter(network=network, base=base, seeds=kind)
+        place, (low, high) = range(len(panel)), (panel[end].to_numpy() for end in ("null_low", "null_high"))
+        axis.barh(place, high - low, left=low, color=GREY, alpha=0.3)
+        axis.hlines(place, panel["low"], panel["high"], color=KINDS[kind])
+        axis.plot(panel["difference"], place, "o", color=KINDS[kind], markersize=3)
+        axis.axvline(0, color=GREY, linewidth=0.6)
         axis.set_yticks(
-            place, [f"{what} ({by}), n = {n}" for by, what, n in mine.select("by", "what", "prompts").rows()]
+            place, [f"{what} ({by}), n = {n}" for by, what, n in panel.select("by", "what", "prompts").rows()]
         )
-        axis.set(title=f"{network} - {base}, {kind} seeds", xlabel="difference / states")
+        poor = panel["degenerate"].drop_nulls()
+        tell(axis, f"{network} - {base}, {kind} seeds", f"degenerate: {poor[0]}" if len(poor) else "")
+        axis.set(xlabel="difference / states")
     return figure, table
 
 
@@ -272,10 +417,12 @@ def survival_table(files: Files) -> pl.DataFrame:
 
 def draw_survival(table: pl.DataFrame, y: str) -> Canvas:
     """Curves of survival with their intervals; rows are readers, columns networks, lines what is read."""
-    figure, cells = facets(table, sharex=True, sharey=True)
+    figure, cells = facets(
+        table, most=(3, 2), wrap=True, xlabel="position", ylabel=y, sharex=True, sharey="all"
+    )  # fmt: skip
     for (reader, network), axis in cells.items():
-        mine = table.filter(embedder=reader, network=network)
-        for colour, line in zip(cycle(COLOURS), mine.partition_by("what", maintain_order=True), strict=False):
+        panel = table.filter(embedder=reader, network=network)
+        for colour, line in zip(cycle(COLOURS), panel.partition_by("what", maintain_order=True), strict=False):
             low, high = (line[end].cast(pl.Float64).fill_null(float("nan")) for end in ("low", "high"))
             style = {"color": colour, "drawstyle": "steps-post"}
             axis.plot(line["position"], line["survival"], label=line["what"][0], **style)
@@ -283,11 +430,11 @@ def draw_survival(table: pl.DataFrame, y: str) -> Canvas:
             axis.plot(line["position"], line["reference"], linestyle=":", linewidth=0.8, **style)
             cut = line.filter(pl.col("censored") > 0)
             axis.plot(cut["position"], cut["survival"], "|", color=colour, markersize=4)
-        if len(mine):
-            counts = mine.group_by("position").agg(pl.col("at_risk").max()).sort("position")
+        if len(panel):
+            counts = panel.group_by("position").agg(pl.col("at_risk").max()).sort("position")
             write_counts(axis, counts["position"], counts["at_risk"])
             axis.legend(fontsize=5)
-        axis.set(xlabel="position", ylabel=y, ylim=(0, 1.15))
+        axis.set_ylim(0, 1.15)
     return figure
 
 

@@ -11,7 +11,7 @@ import polars as pl
 from ditscope.core.identity import derived_seed
 from ditscope.core.tables import concat_tables
 from ditscope.drift.tables import SEEDS, SEEDS_KINDS
-from ditscope.embed.files import parts_of, run_starts, vectors
+from ditscope.embed.files import apart_by_seeds, parts_of, run_starts, vectors
 
 KIND = ["embedder", "network", "seeds"]
 MOST_RUNS = 100  # of a group, sampled by prompts where there are more: what is drawn costs runs^2 or runs x states^2
@@ -35,7 +35,7 @@ def with_kind_of_seeds(states: pl.DataFrame, trajectories: list[Path]) -> pl.Dat
     rows = concat_tables(
         trajectories, "trajectories", part=lambda table: table.select("network", "run_id", "derived_seed")
     )
-    runs = rows.group_by("network", "run_id").agg(pl.col("derived_seed").first())
+    runs = apart_by_seeds(rows).group_by("network", "run_id").agg(pl.col("derived_seed").first())
     fixed, derived = (pl.lit(kind, SEEDS.dtype()) for kind in SEEDS_KINDS)
     kind = pl.when(pl.col("derived_seed").fill_null(False)).then(derived).otherwise(fixed).alias("seeds")
     names = states.select("network", "run_id").join(
@@ -83,11 +83,6 @@ def longest_runs(states: pl.DataFrame, prompts_of: int = 1) -> Runs:
         states["seed"].gather(first).to_numpy(),
         states["sequence_number"].gather(places[:1].ravel()).to_list(),
     )
-
-
-def draws_for(tests: int, least: int = 999) -> int:
-    """How often a null is drawn: 999 times, or 20 for each of a family of `tests` if that is more."""
-    return max(least, 20 * tests)
 
 
 def rng_of(what: str, group: dict) -> np.random.Generator:

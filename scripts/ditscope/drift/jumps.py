@@ -9,7 +9,7 @@ from ditscope.core.identity import derived_seed
 from ditscope.drift.groups import MOST_RUNS, generated
 from ditscope.drift.settings import Drift
 from ditscope.drift.tables import JUMPS
-from ditscope.embed.files import RUN, parts_of, run_starts, vectors
+from ditscope.embed.files import RUN, parts_of, run_starts, unmarked, vectors
 
 DRAWS = 999  # shuffles of each run
 CHUNK = 100  # shuffles that are held at once
@@ -44,7 +44,7 @@ def jumps(states: pl.DataFrame, settings: Drift = Drift()) -> pl.DataFrame:
                 place = jump.pop("place", None)
                 at = {} if place is None else part.select("position", "sequence_number").row(a + place, named=True)
                 rows.append(dict.fromkeys(JUMPS.columns) | run | {"number": number} | at | jump)
-    return pl.DataFrame(rows, schema=JUMPS.schema()).sort(*RUN, "number")
+    return pl.DataFrame(rows, schema=unmarked(JUMPS)).sort(*RUN, "number")
 
 
 def jumps_of(x: np.ndarray, settings: Drift, rng: np.random.Generator) -> list[dict]:

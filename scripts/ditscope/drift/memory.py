@@ -10,7 +10,7 @@ from ditscope.core.intervals import jackknife_interval
 from ditscope.drift.claims import Claim
 from ditscope.drift.groups import Runs, by_kind, longest_runs, rng_of
 from ditscope.drift.tables import MEMORY
-from ditscope.embed.files import unit
+from ditscope.embed.files import unit, unmarked
 
 CHUNK = 100  # draws whose weights are held at once
 NO_TWINS = "fewer than two prompts have two runs of different seeds, without gaps and of full length"
@@ -60,7 +60,7 @@ def memory_tables(states: pl.DataFrame, draws: int) -> tuple[pl.DataFrame, list[
         table, claim = memory_of(runs, claim, draws)
         tables.append(table.with_columns(pl.lit(v).alias(k) for k, v in group.items()))
         claims.append(claim)
-    empty = pl.DataFrame(schema=MEMORY.schema())
+    empty = pl.DataFrame(schema=unmarked(MEMORY))
     return pl.concat([empty, *(table.select(empty.columns).cast(empty.schema) for table in tables)]), claims
 
 

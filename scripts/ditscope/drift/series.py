@@ -6,7 +6,9 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
+from ditscope.core.nulls import holm
 from ditscope.drift.tables import NORMALITY
+from ditscope.embed.files import unmarked
 
 GROUP = ["embedder", "network", "control", "measure"]
 SERIES = [*GROUP, "run_id", "shuffle"]
@@ -36,7 +38,7 @@ def normality(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
     series = rows.group_by(RUN_SERIES, maintain_order=True).agg(pl.col("value").drop_nulls()).with_row_index("series")
     by_length = series.with_columns(pl.col("value").list.len().alias("n")).partition_by("n")
     parts = [tests_of(part, name) for part in by_length for name in TESTS]
-    schema = NORMALITY.schema() | {"measure": pl.Enum(measures)}
+    schema = unmarked(NORMALITY) | {"measure": pl.Enum(measures)}
     if not parts:
         return pl.DataFrame(schema=schema)
     family = ["embedder", "network", "measure", "test"]
@@ -76,13 +78,6 @@ def tests_of(series: pl.DataFrame, name: str) -> pl.DataFrame:
         *(pl.Series(column, values).fill_nan(None) for column, values in columns.items()),
         pl.Series("reason", [reason if none else None for none in same | (not fits)], pl.String),
     )
-
-
-def holm(p: pl.Expr) -> pl.Expr:
-    """p-values corrected for their number by the step-down procedure of Holm 1979; nulls are no tests."""
-    tests, order = p.count(), p.rank("ordinal")
-    stepped = ((tests - order + 1) * p).clip(upper_bound=1)
-    return stepped.sort_by(p, nulls_last=True).cum_max().gather(p.arg_sort(nulls_last=True).arg_sort())
 
 
 def anderson_darling(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

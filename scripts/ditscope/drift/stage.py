@@ -2,20 +2,21 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from ditscope.core.counts import check_rows
 from ditscope.core.identity import derived_seed
+from ditscope.core.nulls import draws_for
 from ditscope.core.paths import InputFile, OutputFolder
+from ditscope.core.schema import Table
 from ditscope.core.tables import write_table
-from ditscope.drift.autoregression import autoregression
-from ditscope.drift.claims import Claim, claims_table
+from ditscope.drift.autoregression import autoregression, autoregression_runs
+from ditscope.drift.claims import claims_table
 from ditscope.drift.displacement import displacement_tables
 from ditscope.drift.divergence import divergence_tables
-from ditscope.drift.groups import KIND, draws_for, with_kind_of_seeds
+from ditscope.drift.groups import KIND, with_kind_of_seeds
 from ditscope.drift.jumps import jumps
 from ditscope.drift.lifetimes import Readings, Trajectories, lifetimes, readings
 from ditscope.drift.memory import memory_tables
@@ -25,6 +26,7 @@ from ditscope.drift.settings import Drift
 from ditscope.drift.survival import quantized, survival
 from ditscope.drift.tables import (
     AUTOREGRESSION,
+    AUTOREGRESSION_RUNS,
     BANDS,
     CLAIMS_TABLE,
     DISPLACEMENT,
@@ -46,11 +48,14 @@ from ditscope.embed.files import (
     STATE,
     by_embedder,
     continue_loops,
+    degenerate_networks,
+    marked,
     read_states,
     run_ends,
     run_starts,
     sample_runs,
     unit,
+    unmarked,
     vectors,
 )
 
@@ -74,11 +79,12 @@ def drift(
     runs that still move would be all that is left at later states. Similarity, autoregression, normality and jumps are
     of computed states alone. Leaves in `folder`: drift.parquet (distances to the first state and to the previous one),
     nulls.parquet and bands.parquet (what drift comes out of nothing), similarity.parquet (every pair of runs),
-    autoregression.parquet (lag-1 coefficients), normality.parquet (tests of the step sizes of each run), jumps.parquet,
-    memory.parquet (of the prompt), displacement.parquet (by lag), divergence.parquet (of runs of one prompt), and
-    claims.parquet, which has what the last three say beside their nulls; lifetimes.parquet, survival.parquet and
-    quantized.parquet (how long what runs began with lasts), with what the oracle reads in the pictures of the networks
-    `settings.oracle`, which are in `images` (the tars of their trajectories).
+    autoregression.parquet and autoregression_runs.parquet (lag-1 coefficients of networks, of long runs),
+    normality.parquet (tests of the step sizes of each run), jumps.parquet, memory.parquet (of the prompt),
+    displacement.parquet (by lag), divergence.parquet (of runs of one prompt), and claims.parquet, which has what the
+    last three say beside their nulls; lifetimes.parquet, survival.parquet and quantized.parquet (how long what runs
+    began with lasts), with what the oracle reads in the pictures of the networks `settings.oracle`, which are in
+    `images` (the tars of their trajectories).
     """
     states = read_states(embeddings, trajectories)
     log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)
@@ -86,47 +92,43 @@ def drift(
     leaps = jumps(states, settings)
     whole = continue_loops(states, run_ends(states, trajectories), max_length)
     looped = whole.height > states.height
+    poor = degenerate_networks(states)
     del states  # large
     table = drift_table(whole, settings.shuffles) if looped else computed.with_columns(continued=False)
-    table = table.select(list(DRIFT.columns))
     for number in range(settings.shuffles + 1):
         left = table.filter(shuffle=number).select(STATE)
         check_rows(folder / "drift.parquet", "states (of each shuffle)", whole.select(STATE), left)
-    write_table(table, folder / "drift.parquet", DRIFT)
-    write_table(similarity, folder / "similarity.parquet", SIMILARITY)
     tests, bands = null_tests(whole)
-    write_table(tests, folder / "nulls.parquet", NULLS)
-    write_table(bands, folder / "bands.parquet", BANDS)
-    write_table(autoregression(computed, STEPS), folder / "autoregression.parquet", AUTOREGRESSION)
-    write_table(normality(computed, STEPS), folder / "normality.parquet", NORMALITY)
-    write_table(leaps, folder / "jumps.parquet", JUMPS)
-    write_claims(with_kind_of_seeds(whole, trajectories), folder)
     some = sample_runs(whole, settings.max_runs)
     runs = Trajectories(trajectories, max_length, set(some["run_id"]))
-    write_lifetimes(runs, list(readings(runs, some, settings.oracle, images)), folder)
+    for frame, declared in (
+        (table.select(list(unmarked(DRIFT))), DRIFT),
+        (similarity, SIMILARITY),
+        (tests, NULLS),
+        (bands, BANDS),
+        (autoregression(computed, STEPS), AUTOREGRESSION),
+        (autoregression_runs(computed, STEPS), AUTOREGRESSION_RUNS),
+        (normality(computed, STEPS), NORMALITY),
+        (leaps, JUMPS),
+        *claims(with_kind_of_seeds(whole, trajectories)),
+        *lasting(runs, list(readings(runs, some, settings.oracle, images))),
+    ):
+        write_table(marked(frame, poor), folder / f"{declared.stem}.parquet", declared)
 
 
-def write_lifetimes(runs: Trajectories, read: list[Readings], folder: Path) -> None:
+def lasting(runs: Trajectories, read: list[Readings]) -> list[tuple[pl.DataFrame, Table]]:
     """The tables of how long what runs began with lasts."""
-    lasting = lifetimes(runs, read)
-    write_table(lasting, folder / "lifetimes.parquet", LIFETIMES)
-    write_table(survival(lasting, runs, read), folder / "survival.parquet", SURVIVAL)
-    write_table(quantized(lasting, runs), folder / "quantized.parquet", QUANTIZED)
+    times = lifetimes(runs, read)
+    return [(times, LIFETIMES), (survival(times, runs, read), SURVIVAL), (quantized(times, runs), QUANTIZED)]
 
 
-def write_claims(states: pl.DataFrame, folder: Path) -> None:
+def claims(states: pl.DataFrame) -> list[tuple[pl.DataFrame, Table]]:
     """The tables of claims about groups of runs, and `drift.claims`, which has them beside their nulls."""
     draws = draws_for(states.select(KIND).n_unique() * len(GROUP_CLAIMS))
-    claims: list[Claim] = []
-    for made, table in (
-        (memory_tables, MEMORY),
-        (displacement_tables, DISPLACEMENT),
-        (divergence_tables, DIVERGENCE),
-    ):
-        frame, of_table = made(states, draws)
-        write_table(frame, folder / f"{table.stem}.parquet", table)
-        claims += of_table
-    write_table(claims_table(claims), folder / f"{CLAIMS_TABLE.stem}.parquet", CLAIMS_TABLE)
+    made = (memory_tables(states, draws), MEMORY), (displacement_tables(states, draws), DISPLACEMENT), (
+        divergence_tables(states, draws), DIVERGENCE)  # fmt: skip
+    whole = claims_table([claim for (_, of_table), _ in made for claim in of_table])
+    return [*((frame, table) for (frame, _), table in made), (whole, CLAIMS_TABLE)]
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:

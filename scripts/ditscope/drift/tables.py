@@ -1,7 +1,18 @@
 """Tables of the stage `drift`."""
 
 from ditscope.core.schema import Column, Table, one_of
-from ditscope.embed.tables import EMBEDDER, MODALITY, NETWORK, POSITION, RUN, RUN_KEY, SEQUENCE_NUMBER, SIDES, START
+from ditscope.embed.tables import (
+    DEGENERATE,
+    EMBEDDER,
+    MODALITY,
+    NETWORK,
+    POSITION,
+    RUN,
+    RUN_KEY,
+    SEQUENCE_NUMBER,
+    SIDES,
+    START,
+)
 
 DISTANCES = ("euclidean", "cosine_distance", "angle_rad")
 STEPS = tuple(f"step_{name}" for name in DISTANCES)
@@ -11,8 +22,8 @@ CONTROL = Column(
 CLAIMS = ("ordered", "walk")
 CLAIM = Column(
     one_of(CLAIMS),
-    "`ordered`: distances are ordered in time; null: the later states of each run shuffled. `walk`: runs go further or "
-    "less far than a walk; null: increments drawn from the observed ones of all runs",
+    "`ordered`: distances are ordered in time; null: the later states shuffled, those of a prompt's runs alike. "
+    "`walk`: runs go further or less far than a walk; null: increments drawn from the observed ones of all prompts",
 )
 
 DRIFT = Table(
@@ -37,6 +48,7 @@ DRIFT = Table(
             STEPS,
             Column("Float64", "the same to the previous state of the modality; null at the first", nullable=True),
         ),
+        "degenerate": DEGENERATE,
     },
 )
 SIMILARITY = Table(
@@ -51,6 +63,7 @@ SIMILARITY = Table(
         "centroid_cosine": Column("Float64", "cosine of the runs' mean directions; null without one", nullable=True),
         "aligned_cosine": Column("Float64", "mean cosine of states at the same position", nullable=True),
         "shared_positions": Column("Int64", "how many of these there are"),
+        "degenerate": DEGENERATE,
     },
 )
 NULLS = Table(
@@ -63,7 +76,8 @@ NULLS = Table(
         "network": NETWORK,
         "claim": CLAIM,
         "runs": Column("Int64", "how many runs went in: without gaps, with three states after the first, at most 100"),
-        "draws": Column("Int64", "draws from the null: 999, or 20 for each test if that is more", nullable=True),
+        "prompts": Column("Int64", "how many prompts they are of: what is drawn, with all its runs together"),
+        "draws": Column("Int64", "draws from the null: 999, or 40 for each test if that is more", nullable=True),
         "statistic": Column(
             "Float64",
             "`ordered`: Spearman's correlation of cosine distance and time, mean over runs. `walk`: Euclidean "
@@ -77,6 +91,7 @@ NULLS = Table(
         "p_value": Column("Float64", "two-sided", nullable=True),
         "p_holm": Column("Float64", "corrected for all tests of the table (Holm 1979)", nullable=True),
         "reason": Column("String", "why there is no test", nullable=True),
+        "degenerate": DEGENERATE,
     },
 )
 BANDS = Table(
@@ -94,6 +109,7 @@ BANDS = Table(
         **dict.fromkeys(
             ("low", "median", "high"), Column("Float64", "2.5, 50 and 97.5 % quantile of that median under the null")
         ),
+        "degenerate": DEGENERATE,
     },
 )
 AUTOREGRESSION = Table(
@@ -118,6 +134,24 @@ AUTOREGRESSION = Table(
         ),
         "width": Column("Float64", "high - low", nullable=True),
         "reason": Column("String", "why there is none", nullable=True),
+        "degenerate": DEGENERATE,
+    },
+)
+AUTOREGRESSION_RUNS = Table(
+    "drift.autoregression_runs",
+    "drift/autoregression_runs.parquet",
+    "run and measure: the autoregression of one run, from 50 steps on",
+    key=(*RUN_KEY, "measure"),
+    columns={
+        **RUN,
+        "measure": Column(one_of(STEPS), "the column of `drift`"),
+        "steps": Column("Int64", "number of steps of the run"),
+        "pairs": Column("Int64", "how many pairs of consecutive steps went in"),
+        **{
+            name: AUTOREGRESSION.columns[name]
+            for name in ("least_squares", "coefficient", "low", "high", "width", "reason")
+        },
+        "degenerate": DEGENERATE,
     },
 )
 NORMALITY = Table(
@@ -139,6 +173,7 @@ NORMALITY = Table(
             "Float64", "corrected for the runs of the embedder and network, in each measure and test", nullable=True
         ),
         "reason": Column("String", "why there is no test", nullable=True),
+        "degenerate": DEGENERATE,
     },
 )
 
@@ -178,7 +213,7 @@ CLAIMS_TABLE = Table(
             nullable=True,
         ),
         **BOUNDS,
-        "draws": Column("Int64", "draws from the null: 999, or 20 for each test if that is more", nullable=True),
+        "draws": Column("Int64", "draws from the null: 999, or 40 for each test if that is more", nullable=True),
         **dict.fromkeys(
             ("null_low", "null_median", "null_high"),
             Column("Float64", "2.5, 50 and 97.5 % quantile of the statistic under the null", nullable=True),
@@ -186,6 +221,7 @@ CLAIMS_TABLE = Table(
         "p_value": Column("Float64", "two-sided", nullable=True),
         "p_holm": Column("Float64", "corrected for all tests of the table (Holm 1979)", nullable=True),
         "reason": Column("String", "why there is none", nullable=True),
+        "degenerate": DEGENERATE,
     },
 )
 MEMORY = Table(
@@ -213,6 +249,7 @@ MEMORY = Table(
             Column("Float64", "2.5 and 97.5 % quantile of memory with prompts permuted among runs", nullable=True),
         ),
         "reason": Column("String", "why there is no memory", nullable=True),
+        "degenerate": DEGENERATE,
     },
 )
 DIVERGENCE = Table(
@@ -233,6 +270,7 @@ DIVERGENCE = Table(
         "equal": Column("Float64", "share of these pairs that are in one state"),
         "stranger": Column("Float64", "the same distance of runs of different prompts and seeds"),
         "saturated": Column("Boolean", "whether the distance has been as large as its mean over the last third"),
+        "degenerate": DEGENERATE,
     },
 )
 DISPLACEMENT = Table(
@@ -255,6 +293,7 @@ DISPLACEMENT = Table(
             ("plateau_low", "plateau_median", "plateau_high"),
             Column("Float64", "the same with the states of each run shuffled"),
         ),
+        "degenerate": DEGENERATE,
     },
 )
 JUMPS = Table(
@@ -283,6 +322,7 @@ JUMPS = Table(
         ),
         "jump": Column("Boolean", "whether the size is above the threshold"),
         "reason": Column("String", "why there is no step to test", nullable=True),
+        "degenerate": DEGENERATE,
     },
 )
 
@@ -320,6 +360,7 @@ LIFETIMES = Table(
         "changed": Column("Boolean", "whether one differs", nullable=True),
         "became": Column("String", "what the oracle reads there", nullable=True),
         "reason": Column("String", "why there is none, as of what a prompt does not name", nullable=True),
+        "degenerate": DEGENERATE,
     },
 )
 SURVIVAL = Table(
@@ -349,6 +390,7 @@ SURVIVAL = Table(
             "prompt and different seeds",
             nullable=True,
         ),
+        "degenerate": DEGENERATE,
     },
 )
 QUANTIZED = Table(
@@ -371,7 +413,7 @@ QUANTIZED = Table(
         ),
         "difference": Column("Float64", "lasted - base_lasted", nullable=True),
         **BOUNDS,
-        "draws": Column("Int64", "draws from the null: 999, or 20 for each test if that is more", nullable=True),
+        "draws": Column("Int64", "draws from the null: 999, or 40 for each test if that is more", nullable=True),
         **dict.fromkeys(
             ("null_low", "null_median", "null_high"),
             Column("Float64", "2.5, 50 and 97.5 % quantile with the signs of the prompts at random", nullable=True),
@@ -379,5 +421,6 @@ QUANTIZED = Table(
         "p_value": Column("Float64", "two-sided", nullable=True),
         "p_holm": Column("Float64", "corrected for all tests of the table (Holm 1979)", nullable=True),
         "reason": Column("String", "why there is no difference, or no interval of it", nullable=True),
+        "degenerate": DEGENERATE,
     },
 )

@@ -9,6 +9,7 @@ import polars as pl
 
 from ditscope.core.schema import tables_of
 from ditscope.core.study import Study
+from ditscope.embed.files import apart_by_seeds
 from ditscope.models.embedders.random_walk import FAMILY as RANDOM_WALK
 from ditscope.models.embedders.vectors import FAMILY as VECTORS
 from ditscope.trajectories.check import states
@@ -72,7 +73,8 @@ def check_vectors(study: Study, file: str, x: np.ndarray, kept: pl.DataFrame | N
 
 def generated(study: Study, tables: dict[str, pl.DataFrame], keys: list[str]) -> set[tuple]:
     """Embedder and `keys` of every generated state of the embedder's modality."""
-    steps = pl.concat([table.select("network", "run_id", "sequence_number", "type") for table in tables.values()])
+    columns = ["network", "run_id", "sequence_number", "type", "derived_seed"]
+    steps = apart_by_seeds(pl.concat([table.select(columns) for table in tables.values()]))
     steps = steps.filter(pl.col("sequence_number") >= 0)
     return {
         (embedder, *row)

@@ -8,13 +8,19 @@ import numpy as np
 import polars as pl
 
 from ditscope.core.errors import InputError
+from ditscope.core.schema import Table
 from ditscope.core.tables import concat_tables, read_table
 
 log = logging.getLogger(__name__)
 RUN = ["embedder", "network", "run_id"]
 STATE = [*RUN, "sequence_number"]
 CYCLE = 2  # text and images alternate, so the states of one modality are every second one
+FEWEST_DISTINCT = 3  # states that differ in the median run: fewer have no path, whatever is computed from them
+CHUNK = 8192  # rows whose hashes are computed at once
+CELL = ["embedder", "network"]
+COUNTS = {**dict.fromkeys(RUN, pl.String), "states": pl.Int64, "distinct": pl.Int64}
 SEED = 0  # of samples
+CHUNK = 1024  # rows that are normalized at once
 NAMED = 10  # vectors that are left out, of which the log gives the names
 
 
@@ -26,14 +32,16 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
     the caption that followed it, if one did) and vector. Positions count states that have no embedding too, so that a
     gap shows. Vectors that are zero, NaN or Inf are left out and named in the log. Raises InputError on an embedding
     that has no trajectory, is there twice, or differs in length from the others of its embedder, and on a run whose
-    first state (the prompt of a text embedder, the first image) has none. O(n d) for n states of d numbers.
+    first state (the prompt of a text embedder, the first image) has none. A network whose runs are part of fixed and
+    part of derived seeds is two (`apart_by_seeds`). O(n d) for n states of d numbers.
     """
     if not embeddings or not trajectories:
         raise InputError("no embeddings or no trajectories given; name at least one table of each")
-    columns = [*STATE[1:], "prompt_id", "seed", "output_text"]
+    columns = [*STATE[1:], "prompt_id", "seed", "derived_seed", "output_text"]
     steps = concat_tables(trajectories, "trajectories", STATE[1:], lambda table: table.select(columns)).sort(STATE[1:])
     steps = steps.select(
         "network",
+        apart_by_seeds(steps).get_column("network").alias("part"),
         "run_id",
         "sequence_number",
         "prompt_id",
@@ -41,7 +49,8 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
         pl.col("output_text").backward_fill().over("network", "run_id").alias("text"),
     )
     rows = concat_tables(embeddings, "embeddings", STATE, vector_facts).with_row_index("row")
-    states = rows.join(steps, on=["network", "run_id", "sequence_number"], how="left").sort(STATE)
+    states = rows.join(steps, on=["network", "run_id", "sequence_number"], how="left")
+    states = states.with_columns(pl.coalesce("part", "network").alias("network")).drop("part").sort(STATE)
     where = f"embeddings ({embeddings[0]}, ...)" if len(embeddings) > 1 else str(embeddings[0])
     refuse(states, pl.col("prompt_id").is_null(), where, "has no row in the trajectories; run embed again")
     length = pl.col("length")
@@ -59,6 +68,18 @@ def read_states(embeddings: list[Path], trajectories: list[Path]) -> pl.DataFram
         "embedder", "modality", "network", "run_id", "prompt_id", "seed", "sequence_number",
         position.alias("position"), "text", read_vectors(embeddings, states, rows.height),
     )  # fmt: skip
+
+
+def apart_by_seeds(steps: pl.DataFrame) -> pl.DataFrame:
+    """The rows of `trajectories`, with networks whose runs have both kinds of seeds as two networks.
+
+    Under a derived seed each invocation has a seed of its own, and a run never ends by coming back to a state: its
+    statistics are not those of a run of one fixed seed, and the two are never pooled.
+    """
+    derived = pl.col("derived_seed")
+    both = derived.any().over("network") & ~derived.all().over("network")
+    kind = pl.when(derived).then(pl.lit(" (derived seeds)")).otherwise(pl.lit(" (fixed seeds)"))
+    return steps.with_columns(pl.when(both).then(pl.col("network") + kind).otherwise("network").alias("network"))
 
 
 def vector_facts(table: pl.DataFrame) -> pl.DataFrame:
@@ -111,7 +132,8 @@ def run_ends(states: pl.DataFrame, trajectories: list[Path]) -> pl.DataFrame:
     The loop is counted in invocations, and null for a run that was cut. An embedder that gives equal states other
     vectors, as the control `random-walk` does, has not come back: it has no loops.
     """
-    table = concat_tables(trajectories, "trajectories", part=lambda rows: rows.select(*STATE[1:], "loop_length"))
+    columns = [*STATE[1:], "loop_length", "derived_seed"]
+    table = apart_by_seeds(concat_tables(trajectories, "trajectories", part=lambda rows: rows.select(columns)))
     ends = table.group_by("network", "run_id").agg(
         pl.col("sequence_number").max().alias("last"), pl.col("loop_length").first()
     )
@@ -213,8 +235,12 @@ def vectors(states: pl.DataFrame) -> np.ndarray:
 def unit(x: np.ndarray) -> np.ndarray:
     """Rows of `x` (n, d) at length 1, in float64; a zero row has no direction and stays zero."""
     x = x.astype(np.float64)
-    norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)
+    for start in range(0, len(x), CHUNK):  # in place: the copy is large
+        rows = x[start : start + CHUNK]
+        norm = np.linalg.norm(rows, axis=1, keepdims=True)
+        np.divide(rows, norm, out=rows, where=norm > 0)
+        rows[~(norm[:, 0] > 0)] = 0
+    return x
 
 
 def run_starts(states: pl.DataFrame) -> np.ndarray:
@@ -223,3 +249,76 @@ def run_starts(states: pl.DataFrame) -> np.ndarray:
         return np.zeros(1, np.int64)
     first = states.select(pl.struct(RUN).rle_id().diff().fill_null(1).cast(pl.Boolean)).to_series()
     return np.append(first.arg_true().to_numpy(), states.height).astype(np.int64)
+
+
+# Degenerate data ------------------------------------------------------------------------------------------------------
+
+
+def degenerate_networks(states: pl.DataFrame) -> pl.DataFrame:
+    """Of each embedder and network: why its runs show nothing (`degenerate`; null: they may), and what decided.
+
+    The numbers are `runs`, and of the median run `median_states` and `median_distinct`, generated states alone. Fewer
+    than FEWEST_DISTINCT distinct ones are degenerate: what is computed of so few tells their number alone. O(n d).
+    """
+    counts = pl.concat([pl.DataFrame(schema=COUNTS), *(distinct_of_runs(part) for _, part in by_embedder(states))])
+    cells = counts.group_by(CELL).agg(
+        pl.len().cast(pl.Int64).alias("runs"),
+        pl.col("states", "distinct").median().name.prefix("median_"),
+    )
+    distinct, of = (pl.col(f"median_{name}").cast(pl.String).str.strip_suffix(".0") for name in ("distinct", "states"))
+    reason = pl.format(f"distinct states of the median run: {{}} of {{}}, {FEWEST_DISTINCT} needed", distinct, of)
+    poor = pl.col("median_distinct") < FEWEST_DISTINCT
+    return cells.with_columns(pl.when(poor).then(reason).alias("degenerate")).sort(CELL)
+
+
+def distinct_of_runs(states: pl.DataFrame) -> pl.DataFrame:
+    """Of each run (`RUN`) of one embedder: generated `states`, and how many are `distinct`, to the last bit.
+
+    An embedder gives equal texts or images equal vectors, and the control `random-walk` never gives one twice.
+    """
+    generated = states.filter(pl.col("position") >= 0)
+    keyed = generated.select(*RUN, pl.Series("key", row_hashes(vectors(generated)), pl.UInt64))
+    counts = keyed.group_by(RUN).agg(
+        pl.len().cast(pl.Int64).alias("states"), pl.col("key").n_unique().cast(pl.Int64).alias("distinct")
+    )
+    runs = states.select(RUN).unique(maintain_order=True)
+    return runs.join(counts, on=RUN, how="left", maintain_order="left").with_columns(
+        pl.col("states", "distinct").fill_null(0)
+    )
+
+
+def row_hashes(x: np.ndarray) -> np.ndarray:
+    """A 64-bit number (n,) of each row of `x` (n, d) float32: equal for equal rows, wherever they stand."""
+    odd = np.random.default_rng(0).integers(1 << 63, size=x.shape[1], dtype=np.uint64) * 2 + 1
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    parts = [(bits[i : i + CHUNK].astype(np.uint64) * odd).sum(axis=1) for i in range(0, len(bits), CHUNK)]
+    return np.concatenate([np.zeros(0, np.uint64), *parts])
+
+
+def unmarked(table: Table) -> dict[str, pl.DataType]:
+    """The schema of a table before it is `marked`."""
+    return {name: kind for name, kind in table.schema().items() if name != "degenerate"}
+
+
+def marked(table: pl.DataFrame, poor: pl.DataFrame) -> pl.DataFrame:
+    """A table of an analysis with its last column, `degenerate`, from `degenerate_networks`.
+
+    A row of two embedders or networks has the reason of the first that is; a row of an embedder alone has one where all
+    its networks are, a row of a network alone where one of the embedders says so.
+    """
+    reasons, table = poor.select(*CELL, "degenerate"), table.drop("degenerate", strict=False)
+    embedders, networks = ([c for c in (n, f"{n}_a", f"{n}_b") if c in table.columns] for n in CELL)
+    reason = pl.col("degenerate")
+    if not networks:
+        every = pl.when(reason.is_not_null().all()).then(reason.first())
+        return table.join(reasons.group_by("embedder").agg(every), on="embedder", how="left", maintain_order="left")
+    if not embedders:
+        whole = pl.col("network").str.replace(r" \((fixed|derived) seeds\)$", "")
+        some = reasons.with_columns(whole).sort(CELL).group_by("network").agg(reason.drop_nulls().first())
+        return table.join(some, on="network", how="left", maintain_order="left")
+    for i, network in enumerate(networks):
+        side = reasons.rename({"degenerate": f"degenerate_{i}"})
+        on = [embedders[min(i, len(embedders) - 1)], network]
+        table = table.join(side, left_on=on, right_on=CELL, how="left", maintain_order="left")
+    names = [f"degenerate_{i}" for i in range(len(networks))]
+    return table.with_columns(pl.coalesce(names).alias("degenerate")).drop(names)

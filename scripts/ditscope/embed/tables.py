@@ -12,6 +12,11 @@ SEQUENCE_NUMBER = Column(
     "Int32", "place of the state in the trajectory, text and images counted together; -1: the initial prompt"
 )
 POSITION = Column("Int64", "place among the run's generated states of the embedder's modality: 0, 1, ...")
+DEGENERATE = Column(
+    "String",
+    "why the runs of the network show nothing under the embedder, with the number that decided; null: they may",
+    nullable=True,
+)
 RUN = {"embedder": EMBEDDER, "network": NETWORK, "run_id": RUN_ID}  # of one embedder
 START = {"prompt_id": PROMPT_ID, "seed": SEED}
 RUN_KEY = tuple(RUN)

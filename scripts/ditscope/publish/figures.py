@@ -1,8 +1,7 @@
 """Figures and tables of the paper and the report: which there are, what they need, where they stand in the report.
 
 Adding a figure: a line here, a function of its name in `figures.py` of its first stage, a caption report/<name>.rst.
-A table of the paper is what `paper_table` of its stage's `figures.py` gives; a further one of a stage, its
-`<name>_table`.
+Adding a table of the paper: a line here, a function of its name and `_table` in `figures.py` of its stage.
 """
 
 from collections.abc import Iterable
@@ -56,7 +55,12 @@ FIGURES = {
         Figure("benchmark-flat-field", ("benchmark",), "Quantization"),
         Figure("trajectory-strips", ("trajectories",), "Trajectories"),
         Figure("drift-curves", ("drift",), "Trajectories"),
+        Figure("invocation-times", ("trajectories",), "Trajectories"),
+        Figure("distinct-states", ("embed", "trajectories"), "Trajectories"),
         Figure("drift-walks", ("drift",), "Trajectories"),
+        Figure("autoregression", ("drift",), "Trajectories"),
+        Figure("normal-quantiles", ("drift",), "Trajectories"),
+        Figure("run-similarity", ("drift",), "Trajectories"),
         Figure("drift-displacement", ("drift",), "Trajectories"),
         Figure("drift-jumps", ("drift",), "Trajectories"),
         Figure("drift-memory", ("drift",), "Trajectories"),
@@ -68,8 +72,16 @@ FIGURES = {
         Figure("cluster-transitions", ("cluster",), "Trajectories"),
         Figure("run-lengths", ("cluster",), "Trajectories"),
         Figure("dwell-times", ("cluster",), "Trajectories"),
+        Figure("longest-runs", ("cluster",), "Trajectories"),
+        Figure("label-phases", ("cluster",), "Trajectories"),
+        Figure("returns", ("cluster",), "Trajectories"),
+        Figure("outliers", ("cluster",), "Trajectories"),
+        Figure("agreement", ("cluster",), "Trajectories"),
+        Figure("cluster-stability", ("cluster",), "Trajectories"),
         Figure("persistence-diagrams", ("topology",), "Trajectories"),
         Figure("persistence-entropy", ("topology",), "Trajectories"),
+        Figure("diagram-distances", ("topology",), "Trajectories"),
+        Figure("shape-nulls", ("topology",), "Trajectories"),
         Figure("refiner-training", ("refine",), "Refiner"),
         Figure("refiner-diagnostics", ("refine",), "Refiner"),
     )

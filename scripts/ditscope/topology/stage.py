@@ -7,15 +7,26 @@ from math import e
 import numpy as np
 import persim
 import polars as pl
-from ripser import ripser
-from scipy.spatial.distance import pdist, squareform
 
 from ditscope.core.counts import check_complete
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.tables import write_table
-from ditscope.embed.files import RUN, by_embedder, read_states, run_starts, sample_runs, sampled, unit, vectors
+from ditscope.embed.files import (
+    RUN,
+    by_embedder,
+    degenerate_networks,
+    marked,
+    read_states,
+    run_starts,
+    sample_runs,
+    unit,
+    unmarked,
+    vectors,
+)
+from ditscope.topology.diagrams import duplicates, persistence, some
+from ditscope.topology.nulls import shape_tests
 from ditscope.topology.settings import Topology
-from ditscope.topology.tables import DIAGRAMS, DISTANCES, ENTROPY
+from ditscope.topology.tables import DIAGRAMS, DISTANCES, ENTROPY, NULLS
 
 log = logging.getLogger(__name__)
 DIMENSION = DIAGRAMS.schema()["dimension"]
@@ -28,7 +39,6 @@ RELATIONS: dict[str, tuple[list[str], str]] = {
 }
 RELATION = DISTANCES.schema()["relation"]
 SEED = 0
-SAME = 1e-5  # states of unit length closer than this are one state: float32 embeddings vary so much with the batch
 VALUES = dict.fromkeys(["wasserstein", "bottleneck", "sorted_length_l1"], pl.Float64)
 
 
@@ -38,7 +48,8 @@ def topology(
     """Compute the persistent homology of every trajectory's states, and compare trajectories by it.
 
     Leaves in `folder`: diagrams.parquet (a row per bar), entropy.parquet (persistent entropy and counts of each run and
-    dimension) and distances.parquet (Wasserstein and bottleneck distances between runs).
+    dimension), distances.parquet (Wasserstein and bottleneck distances between runs) and nulls.parquet (whether
+    they say more than chance).
     """
     states = sample_runs(read_states(embeddings, trajectories), settings.max_runs)
     clouds, bars = [], []
@@ -55,41 +66,22 @@ def topology(
             for key, p in zip(runs.rows(), points, strict=True)
         ]
         log.info("%s: diagrams of %d runs", embedder, len(points))
-    diagrams = pl.concat([pl.DataFrame(schema=DIAGRAMS.schema()), *bars])
+    diagrams = pl.concat([pl.DataFrame(schema=unmarked(DIAGRAMS)), *bars])
     dimensions = DIMENSION.categories[: settings.max_dimension + 1].cast(DIMENSION).rename("dimension").to_frame()
     runs = pl.concat(clouds)
     measured = entropy(runs.join(dimensions, how="cross"), diagrams)
     asked = states.filter(pl.col("position") >= 0).select(RUN).unique().rows()
     left = ((row[:-1], row[-1]) for row in measured.select(*RUN, "dimension").rows())
     check_complete(folder / "entropy.parquet", "runs and dimensions", product(asked, dimensions["dimension"]), left)
-    write_table(diagrams, folder / "diagrams.parquet", DIAGRAMS)
-    write_table(measured, folder / "entropy.parquet", ENTROPY)
     distances = diagram_distances(related_runs(runs, settings.max_pairs), dimensions["dimension"], diagrams)
-    write_table(distances, folder / "distances.parquet", DISTANCES)
-
-
-def some(x: np.ndarray, most: int) -> np.ndarray:
-    """The rows of `x` (n, d), or a fixed random sample of `most` of them in order (0: all)."""
-    return x[sampled(len(x), most)]
-
-
-def persistence(x: np.ndarray, max_dimension: int) -> list[np.ndarray]:
-    """Persistence diagrams H0 ... H_max of the Vietoris-Rips filtration of points `x` (n, d), Euclidean distance.
-
-    One array (bars, 2) of birth and death a dimension, sorted; an infinite death is inf; ripser leaves zero-length bars
-    out. Bauer 2021. Up to O(n^(max + 2)) simplices: with H2, 100 points take 0.2 s and 1,000 several minutes.
-    """
-    if len(x) == 1:  # pdist of one point is empty, which ripser does not take
-        return [np.array([[0.0, np.inf]]), *(np.zeros((0, 2)) for _ in range(max_dimension))]
-    diagrams = ripser(squareform(pdist(x)), maxdim=max_dimension, distance_matrix=True)["dgms"]
-    return [d[np.lexsort((d[:, 1], d[:, 0]))].astype(np.float64) for d in diagrams]
-
-
-def duplicates(x: np.ndarray) -> int:
-    """How many of the points `x` (n, d) equal an earlier one, to within `SAME`."""
-    if len(x) < 2:
-        return 0
-    return int((np.tril(squareform(pdist(x)) <= SAME, k=-1)).any(axis=1).sum())
+    poor = degenerate_networks(states)
+    for frame, table in (
+        (diagrams, DIAGRAMS),
+        (measured, ENTROPY),
+        (distances, DISTANCES),
+        (shape_tests(states, settings.max_dimension, settings.max_points), NULLS),
+    ):
+        write_table(marked(frame, poor), folder / f"{table.stem}.parquet", table)
 
 
 def diagram_table(key: tuple[str, ...], diagrams: list[np.ndarray]) -> pl.DataFrame:
@@ -103,7 +95,7 @@ def diagram_table(key: tuple[str, ...], diagrams: list[np.ndarray]) -> pl.DataFr
             "birth": bars[:, 0],
             "death": pl.Series(bars[:, 1]).replace(np.inf, None),
         },
-        schema=DIAGRAMS.schema(),
+        schema=unmarked(DIAGRAMS),
     )
 
 

@@ -1,11 +1,13 @@
 """Tables of the stage `topology`."""
 
 from ditscope.core.schema import Column, Table, one_of
-from ditscope.embed.tables import RUN, RUN_KEY, SIDES, START
+from ditscope.embed.tables import DEGENERATE, EMBEDDER, NETWORK, RUN, RUN_KEY, SIDES, START
 
 HOMOLOGY = ("H₀", "H₁", "H₂")
 DIMENSION = Column(one_of(HOMOLOGY), "components, loops or voids")
 RELATIONS = ("other_seed", "other_network", "other_prompt", "other_embedder")
+SURROGATES = ("walk", "normal")
+VERDICTS = ("longer than chance", "shorter than chance", "no more than chance")
 
 DIAGRAMS = Table(
     "topology.diagrams",
@@ -17,6 +19,7 @@ DIAGRAMS = Table(
         "dimension": DIMENSION,
         "birth": Column("Float64", "distance of unit vectors, 0 to 2"),
         "death": Column("Float64", "likewise; null: infinite, of which H₀ has one per run", nullable=True),
+        "degenerate": DEGENERATE,
     },
 )
 ENTROPY = Table(
@@ -44,6 +47,7 @@ ENTROPY = Table(
             nullable=True,
         ),
         "normalized_entropy": Column("Float64", "0 to 1: entropy / ln(bars), from two bars on", nullable=True),
+        "degenerate": DEGENERATE,
     },
 )
 DISTANCES = Table(
@@ -65,5 +69,45 @@ DISTANCES = Table(
             "Float64",
             "L1 distance of the sorted, zero-padded bar lengths: cheap, blind to births, no metric of diagrams",
         ),
+        "degenerate": DEGENERATE,
+    },
+)
+NULLS = Table(
+    "topology.nulls",
+    "topology/nulls.parquet",
+    "embedder, network, dimension and null: how long the bars are, beside surrogates of as many distinct states",
+    key=("embedder", "network", "dimension", "null"),
+    columns={
+        "embedder": EMBEDDER,
+        "network": NETWORK,
+        "dimension": DIMENSION,
+        "null": Column(
+            one_of(SURROGATES),
+            "`walk`: walks of increments drawn from the observed ones. `normal`: normal clouds with the covariance of "
+            "the states about their run's mean",
+        ),
+        "runs": Column("Int64", "how many runs went in: of 4 to 100 distinct states"),
+        "prompts": Column("Int64", "prompts that they are of; each is one draw"),
+        "distinct_states": Column("Float64", "of the median run", nullable=True),
+        "duplicate_correlation": Column(
+            "Float64", "Spearman's, over runs, of total length and number of repeated states", nullable=True
+        ),
+        "draws": Column("Int64", "draws from the null: 999, or 40 for each test if that is more", nullable=True),
+        "statistic": Column(
+            "Float64", "total length of the finite bars of a run's distinct states, mean", nullable=True
+        ),
+        **dict.fromkeys(
+            ("null_low", "null_median", "null_high"),
+            Column("Float64", "2.5, 50 and 97.5 % quantile of the statistic under the null", nullable=True),
+        ),
+        "p_value": Column("Float64", "two-sided", nullable=True),
+        "p_holm": Column("Float64", "corrected for all tests of the table (Holm 1979)", nullable=True),
+        "verdict": Column(
+            "String",
+            f"{', '.join(f'`{verdict}`' for verdict in VERDICTS)}, by both nulls of the dimension",
+            nullable=True,
+        ),
+        "reason": Column("String", "why there is no test", nullable=True),
+        "degenerate": DEGENERATE,
     },
 )

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Canvas
 from ditscope.core.picture_file import pixels
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables
-from ditscope.style import Files, grid
+from ditscope.style import COLOURS, Files, grid, short
 
 STRIPS = 12  # runs drawn
 FRAMES = 8  # pictures of a run, evenly spaced
@@ -56,3 +56,34 @@ def trajectory_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
 def spaced(count: int, most: int) -> list[int]:
     """At most `most` indices of `count` things, evenly spaced, first and last included."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))}) if count else []
+
+
+def invocation_times(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Seconds of each invocation by the entry that answered it; requests that another one answered are left out."""
+    tables = [path for path in files["trajectories"] if path.suffix == ".parquet" and ".timing" not in path.name]
+    times = concat_tables([path.with_suffix(".timing.parquet") for path in tables], "trajectories.timing")
+    own = times.filter(~pl.col("shared"))
+    entries = own.select("type", "entry").unique().sort("type", "entry").rows()
+    figure, axes = grid(1, 1, width=5.5, height=0.9 + 0.32 * len(entries))
+    axis, rng = axes[0, 0], np.random.default_rng(0)
+    names = []
+    for y, (kind, entry) in enumerate(entries):
+        of_entry = own.filter(type=kind, entry=entry)
+        seconds = of_entry["seconds"]
+        axis.scatter(
+            seconds,
+            y + rng.uniform(-0.25, 0.25, len(of_entry)),
+            s=4,
+            linewidth=0,
+            alpha=0.4,
+            color=COLOURS[kind == "TEXT"],
+        )
+        axis.plot(seconds.median(), y, "|", color="black", markersize=12)
+        sizes = of_entry["batch_size"]
+        batch = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
+        names.append(f"{short(entry, 40)}\nn = {len(of_entry)}, batches of {batch}, median {seconds.median():.3g} s")
+    axis.set_yticks(range(len(names)), names, fontsize=6, parse_math=False)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set(xscale="log", xlabel="seconds per invocation (its share of the batch)")
+    axis.set_title(f"images: blue, texts: orange; {times.height - own.height} shared answers left out", fontsize=6.5)
+    return figure, times

@@ -77,13 +77,15 @@ def trajectory_index(prompts: Prompts, settings: Trajectories, experiment: str) 
     """What the workflow must know of each shard of trajectories.
 
     start: the number of its first run; count: how many they are; digest: of the runs. Raising `trajectories.prompts` or
-    appending to the CSV changes the last unfilled shard only.
+    appending to the CSV changes the last unfilled shard only (not where they are taken from the end of the list).
     """
-    rows = read_prompts(prompts.csv, least(prompts.limit, settings.prompts))
-    runs = runs_of(rows, prompts.all_seeds(), experiment)
+    wanted = 0 if settings.from_end else settings.prompts
+    rows = read_prompts(prompts.csv, least(prompts.limit, wanted))
+    first = max(0, len(rows) - settings.prompts) if settings.from_end and settings.prompts else 0
+    before, runs = (runs_of(part, prompts.all_seeds(), experiment) for part in (rows[:first], rows[first:]))
     check_shards("trajectories", len(runs), settings.shard_size, prompts.max_shards)
     index = []
     for start in range(0, len(runs), settings.shard_size):
         part = runs[start : start + settings.shard_size]
-        index.append({"start": start, "count": len(part), "digest": digest(part)})
+        index.append({"start": len(before) + start, "count": len(part), "digest": digest(part)})
     return index

@@ -14,6 +14,7 @@ class Trajectories:
     prompts: int = setting(
         4, "How many prompts (the first of the list) start a trajectory, one for each seed; 0: all", config_only=True
     )
+    from_end: bool = setting(False, "Take the last of the list, not the first", config_only=True)
     max_length: int = setting(8, "Invocations of a trajectory, text and image together", positive=True, most=2**31 - 1)
     shard_size: int = setting(
         16, "Runs (prompt x seed) of one job, which advance together", positive=True, config_only=True

@@ -24,7 +24,7 @@ from ditscope.workflow.progress import markdown, stages_of
 from ditscope.workflow.resume import main_processes, queued
 
 ACTIONS = ("list", "status", "delete")
-STUDY = re.compile(r"\bresults/([\w.+-]+)/")  # how the workflow names files of a study
+STUDY = re.compile(r"results/([\w.+-]+)/")  # how the workflow names files of a study
 
 
 def experiment(
@@ -188,7 +188,7 @@ def belongings(folder: Path) -> Belongings:
     removed = [
         ("Snakemake's records of its files", records),
         ("logs of its runs in .snakemake", logs),
-        ("Snakemake's table of file times, which it makes anew", inventories_of(state, name)),
+        ("Snakemake's table of file times, and scripts of jobs that were killed", leavings_of(state, name)),
         ("its prompts as they were parsed, in resources/.cache", parsed_of(project / "resources/.cache", name)),
     ]  # fmt: skip
     kept = [f"stays: {file}: also of a run of {others}" for file, others in shared]
@@ -219,7 +219,7 @@ def logs_of(state: Path, name: str) -> tuple[list[Path], list[tuple[Path, str]]]
     """Logs of runs and of SLURM jobs that name files of this experiment alone; and those that name others' too."""
     alone, shared = [], []
     for file in sorted(path for part in ("log", "slurm_logs") for path in (state / part).rglob("*.log")):
-        named = set(STUDY.findall(file.read_text(encoding="utf-8", errors="replace")))
+        named = named_in(file)
         if named == {name}:
             alone.append(file)
         elif name in named:
@@ -227,9 +227,16 @@ def logs_of(state: Path, name: str) -> tuple[list[Path], list[tuple[Path, str]]]
     return alone, shared
 
 
-def inventories_of(state: Path, name: str) -> list[Path]:
-    """Snakemake's remembered times of files, where they name those of the experiment."""
-    return [file for file in sorted(state.glob("iocache/*")) if f"results/{name}/".encode() in file.read_bytes()]
+def leavings_of(state: Path, name: str) -> list[Path]:
+    """Snakemake's remembered times of files, made anew at each run, and scripts of jobs of this experiment alone."""
+    times = [file for file in sorted(state.glob("iocache/*")) if name in named_in(file)]
+    kept = [path for part in ("scripts", "auxiliary") for path in sorted((state / part).rglob("*")) if path.is_file()]
+    return [*times, *(file for file in kept if named_in(file) == {name})]
+
+
+def named_in(file: Path) -> set[str]:
+    """The experiments whose results a file of Snakemake's names."""
+    return set(STUDY.findall(file.read_text(encoding="utf-8", errors="replace")))
 
 
 def parsed_of(cache: Path, name: str) -> list[Path]:
