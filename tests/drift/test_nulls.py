@@ -111,7 +111,7 @@ def test_p_values_are_corrected_for_all_tests_and_draws_grow_with_them(monkeypat
     monkeypatch.setattr(core_nulls, "DRAWS", 99)
     rng = np.random.default_rng(3)
     table = null_tests(pl.concat([states(*walk(rng), network=f"n{i}") for i in range(4)]))[0]
-    assert table["draws"].to_list() == [160] * 8
+    assert table["draws"].to_list() == [320] * 8
     p = table["p_value"].sort().to_list()
     corrected = np.maximum.accumulate([min(1, (8 - i) * value) for i, value in enumerate(p)])
     np.testing.assert_allclose(table["p_holm"].sort(), corrected)

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from ditscope.drift.autoregression import COEFFICIENTS, EXACT, autoregression, quantiles
+from ditscope.drift.autoregression import COEFFICIENTS, EXACT, LONG, autoregression, autoregression_runs, quantiles
 from ditscope.drift.series import anderson_darling, holm, normality
 
 
@@ -177,3 +177,24 @@ def test_normality_says_why_there_is_no_test(values, reasons):
     for row, reason in zip(table.iter_rows(named=True), reasons, strict=True):
         assert (row["p_value"] is None) == (row["p_holm"] is None) == bool(reason)
         assert row["reason"] is None if reason is None else reason in row["reason"]
+
+
+def test_long_runs_have_an_autoregression_of_their_own_and_short_ones_a_reason():
+    rng = np.random.default_rng(11)
+    series = {f"r{i}": 5 * i + x for i, x in enumerate(known(rng, 0.6, 40, 80))} | {"short": known(rng, 0.6, 1, 49)[0]}
+    table = autoregression_runs(drift_like(series), ["x"])
+    short = table.row(by_predicate=pl.col("run_id") == "short", named=True)
+    assert (short["steps"], short["coefficient"]) == (49, None) and LONG == 50
+    assert short["reason"] == "49 steps, the autoregression of one run needs 50"
+    long = table.filter(pl.col("run_id") != "short")
+    assert long["steps"].unique().to_list() == [80] and long["pairs"].unique().to_list() == [79]
+    for row in long.iter_rows(named=True):
+        assert row["least_squares"] == pytest.approx(least_squares(series[row["run_id"]][None]))
+    held = long.filter(pl.col("low") <= 0.6, pl.col("high") >= 0.6).height
+    assert held >= 0.95 * 40 - 3 * np.sqrt(0.95 * 0.05 * 40)
+    assert long["coefficient"].mean() == pytest.approx(0.6, abs=0.06)
+
+
+def test_a_long_run_that_does_not_vary_has_a_reason():
+    table = autoregression_runs(drift_like({"r": np.ones(60)}), ["x"])
+    assert table["reason"].to_list() == ["the steps do not vary"]

@@ -1,5 +1,6 @@
 """The command line: every command helps, both spellings, one-line refusals."""
 
+import argparse
 import hashlib
 import inspect
 from dataclasses import replace
@@ -8,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from ditscope import cli
+from ditscope.cluster.settings import Cluster
 from ditscope.config_files import read_config
+from ditscope.core.errors import InputError
 from ditscope.core.identity import derived_seed, generation_id, request_hash, scheme_id, weights_id
-from ditscope.core.settings import plain
+from ditscope.core.settings import decode, plain
 from ditscope.models.settings import Model
 from ditscope.workflow.estimate import estimate_table, parse_job_stats, unmeasured_models
 from ditscope.workflow.progress import markdown, write_plan
@@ -195,3 +198,27 @@ def test_generation_id_is_base32_of_40_bits_of_request_and_settings():
 def test_derived_seeds_are_stable_and_32_bit():
     assert derived_seed("a", 1) == derived_seed("a", 1) != derived_seed("a", 2)
     assert 0 <= derived_seed("x") < 2**32
+
+
+@pytest.mark.parametrize("command", ["drift", "cluster"])
+def test_loops_are_continued_to_the_length_of_the_trajectories_of_the_config(command):
+    """What is typed wins, then the config; without one a run is followed as far as the longest goes."""
+    function = cli.function_of(cli.COMMANDS[command][0])
+    config = read_config([])
+    config = replace(config, trajectories=replace(config.trajectories, max_length=77))
+    assert cli.values_of(function, command, config, {})["max_length"] == 77
+    (option,) = (o for o in cli.options_of(function, command) if o.name == "max_length")
+    assert option.default == 0
+    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
+    cli.add_function(parser, function, command, config)
+    assert "(default: 77)" in " ".join(parser.format_help().split())
+
+
+def test_a_negative_epsilon_is_refused_before_any_work(capsys, tmp_path):
+    here = tmp_path / "t.parquet"
+    here.write_bytes(b"PAR1")
+    files = ["--embeddings", str(here), "--trajectories", str(here), "--folder", str(tmp_path / "out")]
+    assert cli.main(["cluster", *files, "--epsilon=-0.1"]) == 2
+    assert capsys.readouterr().err == "ditscope cluster: --epsilon: -0.1 is below 0\n"
+    with pytest.raises(InputError, match=r"cluster.epsilon: -0.1 is below 0"):
+        decode(Cluster, {"epsilon": -0.1}, "cluster")

@@ -49,7 +49,7 @@ def agreement(clusters: pl.DataFrame, most: int = 0) -> pl.DataFrame:
             shared = left.join(right, on=MATCHED[between], suffix="_b").sort("prompt_id", "seed", "run_id", "position")
             key = {"between": between, "embedder_a": a[0], "embedder_b": b[0], "network_a": a[1], "network_b": b[1]}
             seed = derived_seed("agreement", *key.values())
-            drawn = null_scores(of_prompts(shared, most, seed), draws_for(len(sides)), seed)
+            drawn = null_scores(of_prompts(shared, most, seed), draws_for(len(sides), sides=1), seed)
             records += [key | {"outliers": name} | row for name, row in compared(shared, most, *drawn).items()]
     schema = unmarked(AGREEMENT)
     table = pl.DataFrame(records, schema=schema)

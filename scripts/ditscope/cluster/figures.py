@@ -78,7 +78,8 @@ def cluster_map(files: Files) -> tuple[Canvas, pl.DataFrame]:
     if table.is_empty():
         return note("Too few states for a map."), table
     colourings = pl.DataFrame({"colour": COLOURINGS})
-    panels = table.group_by("embedder", maintain_order=True).agg(pl.len()).join(colourings, how="cross")
+    panels = table.select("embedder", "degenerate").unique(maintain_order=True).join(colourings, how="cross")
+    panels = panels.with_columns(pl.when(colour=COLOURINGS[0]).then("degenerate"))  # told once per row
     figure, cells = facets(panels, by=("embedder", "colour"), most=(4, 4), height=1.6)
     networks = table["network"].unique(maintain_order=True).to_list()
     for (embedder, colouring), axis in cells.items():

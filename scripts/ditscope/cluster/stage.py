@@ -166,8 +166,9 @@ def nearest(u: np.ndarray, sample: np.ndarray) -> np.ndarray:
 
     In float32: rows that a rounding would exchange are neighbours, and of one cluster.
     """
-    u, columns = u.astype(np.float32), sample.T.astype(np.float32)
-    parts = [np.argmax(u[i : i + CHUNK] @ columns, axis=1) for i in range(0, len(u), CHUNK)]
+    columns = sample.T.astype(np.float32)
+    chunks = (u[i : i + CHUNK].astype(np.float32) for i in range(0, len(u), CHUNK))
+    parts = [np.argmax(chunk @ columns, axis=1) for chunk in chunks]
     return np.concatenate(parts)
 
 

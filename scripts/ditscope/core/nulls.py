@@ -6,9 +6,12 @@ import polars as pl
 DRAWS = 999
 
 
-def draws_for(tests: int) -> int:
-    """Draws from a null for a family of so many tests: a p-value must be able to be below 0.05 after correction."""
-    return max(DRAWS, 20 * tests)
+def draws_for(tests: int, sides: int = 2) -> int:
+    """Draws from a null for a family of so many tests, of so many sides each.
+
+    The least p-value, sides / (draws + 1), times the number of tests must be below 0.05: else nothing could be found.
+    """
+    return max(DRAWS, 20 * sides * tests)
 
 
 def two_sided(observed: float, null: np.ndarray) -> float:

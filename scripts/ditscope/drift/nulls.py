@@ -28,7 +28,7 @@ def null_tests(states: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     increments are drawn from those of all runs of the network, with replacement. Bands hold 95 % of the null's median
     over runs at each state. Runs of one prompt may go together, as copies do, so prompts are what is drawn: their runs
     are shuffled alike, and take their increments together from those that another prompt's runs took at one time.
-    p-values are two-sided and corrected (Holm 1979) for all tests of the table; the draws are 999, or 20 for each test
+    p-values are two-sided and corrected (Holm 1979) for all tests of the table; the draws are 999, or 40 for each test
     if that is more. Runs with gaps are left out, and so are all but 100 at random. Loops are as in `states`.
     O(draws x runs x states x min(states, d)).
     """

@@ -77,7 +77,7 @@ NULLS = Table(
         "claim": CLAIM,
         "runs": Column("Int64", "how many runs went in: without gaps, with three states after the first, at most 100"),
         "prompts": Column("Int64", "how many prompts they are of: what is drawn, with all its runs together"),
-        "draws": Column("Int64", "draws from the null: 999, or 20 for each test if that is more", nullable=True),
+        "draws": Column("Int64", "draws from the null: 999, or 40 for each test if that is more", nullable=True),
         "statistic": Column(
             "Float64",
             "`ordered`: Spearman's correlation of cosine distance and time, mean over runs. `walk`: Euclidean "
@@ -213,7 +213,7 @@ CLAIMS_TABLE = Table(
             nullable=True,
         ),
         **BOUNDS,
-        "draws": Column("Int64", "draws from the null: 999, or 20 for each test if that is more", nullable=True),
+        "draws": Column("Int64", "draws from the null: 999, or 40 for each test if that is more", nullable=True),
         **dict.fromkeys(
             ("null_low", "null_median", "null_high"),
             Column("Float64", "2.5, 50 and 97.5 % quantile of the statistic under the null", nullable=True),
@@ -413,7 +413,7 @@ QUANTIZED = Table(
         ),
         "difference": Column("Float64", "lasted - base_lasted", nullable=True),
         **BOUNDS,
-        "draws": Column("Int64", "draws from the null: 999, or 20 for each test if that is more", nullable=True),
+        "draws": Column("Int64", "draws from the null: 999, or 40 for each test if that is more", nullable=True),
         **dict.fromkeys(
             ("null_low", "null_median", "null_high"),
             Column("Float64", "2.5, 50 and 97.5 % quantile with the signs of the prompts at random", nullable=True),

@@ -92,7 +92,7 @@ NULLS = Table(
         "duplicate_correlation": Column(
             "Float64", "Spearman's, over runs, of total length and number of repeated states", nullable=True
         ),
-        "draws": Column("Int64", "draws from the null: 999, or 20 for each test if that is more", nullable=True),
+        "draws": Column("Int64", "draws from the null: 999, or 40 for each test if that is more", nullable=True),
         "statistic": Column(
             "Float64", "total length of the finite bars of a run's distinct states, mean", nullable=True
         ),
