@@ -199,9 +199,9 @@ def degenerate_reasons(table: pl.DataFrame, by: tuple[str, ...]) -> dict[tuple, 
     if "degenerate" not in table.columns:
         return {}
     reason = pl.col("degenerate")
-    found = table.group_by(by).agg(reason.drop_nulls().first(), reason.is_null().any().alias("part"))
+    firsts = table.group_by(by).agg(reason.drop_nulls().first(), reason.is_null().any().alias("part"))
     told = {True: "degenerate in part", False: "degenerate"}
-    return {tuple(row[:-2]): f"{told[row[-1]]}: {row[-2]}" for row in found.rows() if row[-2] is not None}
+    return {tuple(row[:-2]): f"{told[row[-1]]}: {row[-2]}" for row in firsts.rows() if row[-2] is not None}
 
 
 def share(cells: Mapping[tuple, Axes], sharex: bool, sharey: str) -> None:

@@ -432,7 +432,7 @@ def cluster_stability(files: Files) -> tuple[Canvas, pl.DataFrame]:
     return figure, table
 
 
-def paper_table(files: Files) -> pl.DataFrame:
+def clusters_table(files: Files) -> pl.DataFrame:
     """Clusters, outliers, longest stays and returns by embedder and network."""
     keys = ["embedder", "network"]
     shares = concat_tables(named(files, "cluster", "outliers.parquet"), "clusters.outliers")

@@ -86,8 +86,8 @@ def describe(
         labelled.append(label_states(part, u, labels, reason))
         prompts = part["prompt_id"].to_numpy()
         drawn = [] if reason else half_clusterings(u, prompts, embedder, partial(labels_of_part, settings))
-        found = {"reason": reason} if reason else {}
-        steady.append({"embedder": embedder} | stability_row(labels, prompts, drawn) | found)
+        why = {"reason": reason} if reason else {}
+        steady.append({"embedder": embedder} | stability_row(labels, prompts, drawn) | why)
         members[embedder] = [] if reason else cluster_rows(u, labels, drawn, medoids(u, labels))
         log.info("%s: %d states, %d clusters", embedder, len(u), len(np.unique(labels[labels != OUTLIER])))
     clusters = pl.concat(labelled)
@@ -166,8 +166,9 @@ def nearest(u: np.ndarray, sample: np.ndarray) -> np.ndarray:
 
     In float32: rows that a rounding would exchange are neighbours, and of one cluster.
     """
-    u, columns = u.astype(np.float32), sample.T.astype(np.float32)
-    parts = [np.argmax(u[i : i + CHUNK] @ columns, axis=1) for i in range(0, len(u), CHUNK)]
+    columns = sample.T.astype(np.float32)
+    chunks = (u[i : i + CHUNK].astype(np.float32) for i in range(0, len(u), CHUNK))
+    parts = [np.argmax(chunk @ columns, axis=1) for chunk in chunks]
     return np.concatenate(parts)
 
 

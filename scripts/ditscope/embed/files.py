@@ -20,6 +20,7 @@ CHUNK = 8192  # rows whose hashes are computed at once
 CELL = ["embedder", "network"]
 COUNTS = {**dict.fromkeys(RUN, pl.String), "states": pl.Int64, "distinct": pl.Int64}
 SEED = 0  # of samples
+CHUNK = 1024  # rows that are normalized at once
 NAMED = 10  # vectors that are left out, of which the log gives the names
 
 
@@ -234,8 +235,12 @@ def vectors(states: pl.DataFrame) -> np.ndarray:
 def unit(x: np.ndarray) -> np.ndarray:
     """Rows of `x` (n, d) at length 1, in float64; a zero row has no direction and stays zero."""
     x = x.astype(np.float64)
-    norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)
+    for start in range(0, len(x), CHUNK):  # in place: the copy is large
+        rows = x[start : start + CHUNK]
+        norm = np.linalg.norm(rows, axis=1, keepdims=True)
+        np.divide(rows, norm, out=rows, where=norm > 0)
+        rows[~(norm[:, 0] > 0)] = 0
+    return x
 
 
 def run_starts(states: pl.DataFrame) -> np.ndarray:

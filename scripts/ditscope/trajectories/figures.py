@@ -85,15 +85,20 @@ def invocation_times(files: Files) -> tuple[Canvas, pl.DataFrame]:
     axis, rng = axes[0, 0], np.random.default_rng(0)
     names = []
     for y, (kind, entry) in enumerate(entries):
-        mine = own.filter(type=kind, entry=entry)
-        seconds = mine["seconds"]
+        of_entry = own.filter(type=kind, entry=entry)
+        seconds = of_entry["seconds"]
         axis.scatter(
-            seconds, y + rng.uniform(-0.25, 0.25, len(mine)), s=4, linewidth=0, alpha=0.4, color=COLOURS[kind == "TEXT"]
+            seconds,
+            y + rng.uniform(-0.25, 0.25, len(of_entry)),
+            s=4,
+            linewidth=0,
+            alpha=0.4,
+            color=COLOURS[kind == "TEXT"],
         )
         axis.plot(seconds.median(), y, "|", color="black", markersize=12)
-        sizes = mine["batch_size"]
+        sizes = of_entry["batch_size"]
         batch = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
-        names.append(f"{short(entry, 40)}\nn = {len(mine)}, batches of {batch}, median {seconds.median():.3g} s")
+        names.append(f"{short(entry, 40)}\nn = {len(of_entry)}, batches of {batch}, median {seconds.median():.3g} s")
     axis.set_yticks(range(len(names)), names, fontsize=6, parse_math=False)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set(xscale="log", xlabel="seconds per invocation (its share of the batch)")
