@@ -1,6 +1,7 @@
 """The drifting loss against the formulas in plain float64 loops, and the properties that the method rests on."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from ditscope.refine.drifting import (
     drifting_loss,
     kernel_statistics,
     normalised_distances,
+    pairs,
     sample_alpha,
     target_weights,
     unconditional_weight,
@@ -31,7 +33,7 @@ def draw(seed=0, classes=2, locations=3, generated=4, unconditional=2, positives
     return normal(generated, 0.0), Targets(normal(unconditional, 0.3), normal(positives, 1.0), weight)
 
 
-def reference_field(x, targets, radii, weighting):
+def reference_field(x, targets, radii, weighting, own=()):
     """V and the feature unit, one class, location, sample and target at a time."""
     classes, locations, generated, size = x.shape
     points, weights = {}, {}
@@ -39,7 +41,9 @@ def reference_field(x, targets, radii, weighting):
         for n in range(locations):
             points[c, n] = [*x[c, n], *targets.unconditional[c, n], *targets.positives[c, n]]
         unconditional, positives = targets.unconditional.shape[2], targets.positives.shape[2]
-        weights[c] = [1.0] * generated + [float(targets.unconditional_weight[c])] * unconditional + [1.0] * positives
+        row = [1.0] * generated + [float(targets.unconditional_weight[c])] * unconditional + [1.0] * positives
+        for i in range(generated):
+            weights[c, i] = [0.0 if (c, i, j - generated) in own else w for j, w in enumerate(row)]
     negatives = generated + unconditional
 
     def distance(a, b):
@@ -51,8 +55,8 @@ def reference_field(x, targets, radii, weighting):
         for i in range(generated):
             for j, target in enumerate(y):
                 d[c, n, i, j] = distance(x[c, n, i], target)
-                total += weights[c][j] * d[c, n, i, j]
-                total_weight += weights[c][j]
+                total += weights[c, i][j] * d[c, n, i, j]
+                total_weight += weights[c, i][j]
     scale = total / total_weight
     unit = scale / math.sqrt(size)
     field = torch.zeros_like(x)
@@ -61,8 +65,8 @@ def reference_field(x, targets, radii, weighting):
         for (c, n), y in points.items():
             logits = [
                 [
-                    -(d[c, n, i, j] / scale + (100 if i == j else 0)) / radius
-                    + (math.log(max(weights[c][j], 1e-6)) if weighting == "log" else 0)
+                    -(d[c, n, i, j] / scale + (100 if i == j or (c, i, j - generated) in own else 0)) / radius
+                    + (math.log(max(weights[c, i][j], 1e-6)) if weighting == "log" else 0)
                     for j in range(len(y))
                 ]
                 for i in range(generated)
@@ -76,7 +80,7 @@ def reference_field(x, targets, radii, weighting):
                     row = math.exp(logits[i][j] - max(logits[i])) / rows[i]
                     column = math.exp(logits[i][j] - max(columns[j])) / sums[j]
                     root = math.sqrt(max(row * column, 1e-6))
-                    factor = weights[c][j] if weighting == "official" else float(weights[c][j] > 0)
+                    factor = weights[c, i][j] if weighting == "official" else float(weights[c, i][j] > 0)
                     a.append(root * factor)
                 negative, positive = sum(a[:negatives]), sum(a[negatives:])
                 for j, target in enumerate(y):
@@ -94,6 +98,58 @@ def test_class_batched_field_is_the_per_class_reference(weighting, alpha):
     expected, expected_unit = reference_field(x, targets, RADII, weighting)
     assert float(unit) == pytest.approx(expected_unit, rel=1e-12)
     torch.testing.assert_close(field, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("weighting", ["official", "log"])
+def test_a_samples_own_source_is_held_out_of_its_targets(weighting):
+    """Against the reference; and where the source is moved, its own sample's coefficients do not change."""
+    x, targets = draw(alpha=(2.0, 3.0))
+    own = torch.zeros(2, 4, 7, dtype=torch.bool)
+    own[0, 1, 0] = own[0, 1, 4] = own[1, 3, 6] = True  # as an unconditional sample, and as positives
+    held = replace(targets, own=own)
+    field, unit, _ = drifting_field(x, held, RADII, weighting)
+    expected, expected_unit = reference_field(x, targets, RADII, weighting, {(0, 1, 0), (0, 1, 4), (1, 3, 6)})
+    assert float(unit) == pytest.approx(expected_unit, rel=1e-12)
+    torch.testing.assert_close(field, expected, rtol=1e-9, atol=1e-9)
+    y, weights, masked = pairs(x, held)
+    distances, _ = normalised_distances(x, y, weights, masked)
+    coefficients = drift_coefficients(affinity(distances, weights, 0.2, weighting), 6)
+    assert not coefficients[0, :, 1, [4, 8]].any()
+    assert coefficients[0, :, 0, [4, 8]].all()
+    torch.testing.assert_close(coefficients.sum(-1), torch.zeros_like(coefficients[..., 0]), atol=1e-12, rtol=0)
+
+
+def test_a_class_of_one_sample_has_no_positives_and_no_pull():
+    x, targets = draw(classes=1, generated=2, unconditional=0, positives=3, alpha=(1.0,))
+    lonely = replace(targets, own=torch.ones(1, 2, 3, dtype=torch.bool))
+    field, _, strengths = drifting_field(x, lonely, RADII)
+    assert not field.any()
+    assert not strengths.any()
+    statistics = kernel_statistics(x, lonely, 0.2)
+    assert statistics["distance_positive_mean"] is None
+    assert statistics["effective_positive"] == statistics["positive_mass"] == 0
+
+
+def test_scales_are_clipped_as_in_the_official_release():
+    """A feature that hardly varies: S / sqrt(D) is held at 1e-3 and the strength of a field at 1e-4."""
+    x, targets = draw()
+    tiny = [0.5 + 1e-6 * part for part in (x, targets.unconditional, targets.positives)]
+    flat = Targets(tiny[1], tiny[2], targets.unconditional_weight)
+    _, unit, strengths = drifting_field(tiny[0], flat, RADII)
+    assert float(unit) == 1e-3
+    value = tiny[0].clone().requires_grad_()
+    drifting_loss(value, flat, RADII)[0].backward()
+    y = torch.cat([tiny[0], *tiny[1:]], -2)
+    weights = target_weights(targets.unconditional_weight, 4, 2, 5)[:, None, None, :]
+    distances = torch.cdist(tiny[0], y, compute_mode="donot_use_mm_for_euclid_dist") / 1e-3
+    distances = distances + 100 * torch.eye(4, 11, dtype=torch.float64)
+    expected = torch.zeros_like(x)
+    for radius, strength in zip(RADII, strengths, strict=True):
+        coefficients = drift_coefficients(affinity(distances, weights, radius), 6)
+        part = (coefficients @ y - coefficients.sum(-1, keepdim=True) * tiny[0]) / 1e-3
+        assert float(part.square().mean().sqrt()) == pytest.approx(float(strength), rel=1e-6)
+        expected += part / max(float(strength), 1e-4)
+    torch.testing.assert_close(value.grad, -2 * expected / (expected.numel() * 1e-3), rtol=1e-6, atol=1e-9)
 
 
 def test_float32_field_agrees_with_float64():

@@ -30,6 +30,7 @@ from ditscope.refine.networks import (
     patch_mask,
     save_network,
 )
+from ditscope.refine.objectives import OBJECTIVES
 from ditscope.refine.patches import patch_sides
 from ditscope.refine.settings import Refine
 from refine_latents import TINY, disc_latents, drifting_discs, write_discs, write_latents
@@ -74,7 +75,7 @@ def test_a_changed_setting_changes_the_refiner(shard, undisturbed, tmp_path, cha
 def test_a_killed_and_resumed_training_gives_the_bytes_of_an_undisturbed_one(shard, tmp_path, monkeypatch, optimizer):
     settings = replace(TINY, optimizer=optimizer)
     whole = run(shard, tmp_path / "whole", settings)
-    objective, calls = stage.objective, []
+    objective, calls = OBJECTIVES["drifting"], []
 
     def killed(*arguments):
         calls.append(1)
@@ -82,7 +83,7 @@ def test_a_killed_and_resumed_training_gives_the_bytes_of_an_undisturbed_one(sha
             raise KeyboardInterrupt
         return objective(*arguments)
 
-    monkeypatch.setattr(stage, "objective", killed)
+    monkeypatch.setitem(OBJECTIVES, "drifting", killed)
     with pytest.raises(KeyboardInterrupt):
         run(shard, tmp_path / "killed", settings, tmp_path / "partial")
     assert list((tmp_path / "partial").rglob("step-000004.safetensors"))
@@ -396,3 +397,33 @@ def test_interpolation_errors_are_those_of_all_and_of_missing_tokens():
     one = torch.ones(1, dtype=torch.int64)
     inputs = RefinerInput(corrupted, anchors, one, one, torch.ones(1), clean)
     assert stage.interpolation_errors(inputs) == {"interp/mse_all": 2.0, "interp/mse_missing": 3.0}
+
+
+@pytest.mark.parametrize("objective", ["paired", "sum"])
+def test_other_objectives_train_by_the_same_loop(shard, undisturbed, tmp_path, objective):
+    run(shard, tmp_path, replace(TINY, objective=objective))
+    assert (tmp_path / "latent_mae.safetensors").read_bytes() == undisturbed["latent_mae.safetensors"]
+    table = read_table(tmp_path / "training.parquet", "refine.training").filter(network="refiner")
+    curve = {metric: table.filter(metric=metric)["value"] for metric in table["metric"].unique()}
+    if objective == "paired":
+        assert curve["loss"].to_list() == pytest.approx(curve["mse_refined"].to_list(), rel=1e-5)
+        assert not [metric for metric in curve if metric.startswith("field_strength")]
+    else:
+        terms = curve["loss_paired"] + TINY.drifting_weight * curve["loss_drifting"]
+        assert curve["loss"].to_list() == pytest.approx(terms.to_list(), rel=1e-5)
+        assert curve["loss_paired"].to_list() == pytest.approx(curve["mse_refined"].to_list(), rel=1e-5)
+
+
+def test_a_batch_tells_which_real_samples_are_its_own(shard):
+    latents = read_latents([shard], 2)
+    data = training_set(latents, np.arange(24) % 4, TINY)
+    torch.manual_seed(0)
+    encoder = LatentMAE(LatentMAEConfig(4, 2, 2, 8, 2))
+    batch = draw_batch(data, TINY, np.random.default_rng(0))
+    targets = stage.real_targets(data, encoder, batch, TINY, torch.device("cpu"))["map0.mean"]
+    sources = [[*batch.unconditional, *positives] for positives in batch.positives]
+    for c, rows in enumerate(batch.rows):
+        for g, row in enumerate(rows):
+            assert targets.own[c, g].tolist() == [source == row for source in sources[c]]
+            np.testing.assert_array_equal(batch.inputs.clean[c * len(rows) + g], data.tokens[row])
+    assert targets.own.any()

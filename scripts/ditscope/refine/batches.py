@@ -100,6 +100,7 @@ class Batch:
     """One drifting batch: what is refined, and the rows of real samples that it is compared with."""
 
     inputs: RefinerInput  # classes * generated_per_class samples, class by class
+    rows: np.ndarray  # (classes, generated_per_class) rows of the samples that these were made from
     alpha: Tensor  # (classes,)
     positives: np.ndarray  # (classes, positives) rows
     unconditional: np.ndarray  # (unconditional,) rows, shared by the classes
@@ -116,4 +117,4 @@ def draw_batch(data: TrainingSet, settings: Refine, rng: np.random.Generator) ->
     alpha = sample_alpha(draws, atoms, settings.alpha_power, settings.alpha_atom)
     levels = rng.integers(1, settings.levels + 1, len(rows))
     inputs = refiner_input(data, rows, levels, alpha.repeat_interleave(generated), settings, rng)
-    return Batch(inputs, alpha, positives, unconditional)
+    return Batch(inputs, rows.reshape(len(classes), -1), alpha, positives, unconditional)

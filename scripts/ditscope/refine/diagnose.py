@@ -30,11 +30,12 @@ from ditscope.refine.gallery import draw_grid
 from ditscope.refine.keys import draw_orders
 from ditscope.refine.latents import LatentSet, expand, read_latents
 from ditscope.refine.networks import LatentMAE, Refiner, load_network
+from ditscope.refine.objectives import by_class
 from ditscope.refine.patches import unpatchify
 from ditscope.refine.record import experiment_record
 from ditscope.refine.settings import Refine as Settings
 from ditscope.refine.tables import DIAGNOSTICS, NEIGHBOURS, TSNE
-from ditscope.refine.train import by_class, read_codes, real_targets, refine, to_device
+from ditscope.refine.train import read_codes, real_targets, refine, to_device
 
 log = logging.getLogger(__name__)
 EXEMPLARS = 8  # images drawn of each pseudo-class

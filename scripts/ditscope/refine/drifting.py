@@ -12,7 +12,9 @@ from torch import Tensor
 
 FLOOR = 1e-6  # of the product of the two softmaxes
 SELF_DISTANCE = 100.0  # added to the normalised distance of a sample to itself
-EPSILON = 1e-8
+# As the official release clips them, so that a feature that hardly varies does not blow its noise up.
+LEAST_SCALE = 1e-3  # of the distance scale S, and of S / sqrt(D)
+LEAST_STRENGTH = 1e-4  # of a field's root mean square
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Targets:
     unconditional: Tensor  # (classes, locations, U, D)
     positives: Tensor  # (classes, locations, P, D)
     unconditional_weight: Tensor  # (classes,)
+    own: Tensor | None = None  # (classes, G, U + P) bool: the real sample that a generated one was made from
 
 
 def unconditional_weight(alpha: Tensor, generated: int, unconditional: int) -> Tensor:
@@ -38,7 +41,7 @@ def target_weights(weight: Tensor, generated: int, unconditional: int, positives
 
 def feature_scale(distances: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean distance over classes, locations, samples and targets: one scalar for a feature."""
-    return ((distances * weights).mean() / weights.mean()).clamp_min(EPSILON)
+    return (distances * weights).mean() / weights.mean()
 
 
 def affinity(distances: Tensor, weights: Tensor, radius: float, weighting: str = "official") -> Tensor:
@@ -64,14 +67,32 @@ def drift_coefficients(affinities: Tensor, negatives: int) -> Tensor:
     return torch.cat([-negative * positive.sum(-1, keepdim=True), positive * negative.sum(-1, keepdim=True)], -1)
 
 
-def normalised_distances(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Self-masked distances (classes, locations, G, M) in units of their scale S, and S itself."""
+def pairs(x: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor | None]:
+    """All targets y, their weights (classes, 1, 1 or G, M), and which of them is a sample's own source.
+
+    A sample's own source is held out of its targets: it weighs nothing.
+    """
+    y = torch.cat([x, targets.unconditional, targets.positives], -2)
+    counts = x.shape[-2], targets.unconditional.shape[-2], targets.positives.shape[-2]
+    weights = target_weights(targets.unconditional_weight.to(x), *counts)[:, None, None, :]
+    if targets.own is None:
+        return y, weights, None
+    own = torch.nn.functional.pad(targets.own, (counts[0], 0))[:, None]
+    return y, weights * ~own, own
+
+
+def normalised_distances(x: Tensor, y: Tensor, weights: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Distances (classes, locations, G, M) in units of their scale S, and S itself.
+
+    Those of a sample to itself and to its `own` source are masked: so large that they take nothing of the softmaxes.
+    """
     # The matrix-product form of cdist loses the digits that small distances need.
     distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
     scale = feature_scale(distances, weights)
     generated = x.shape[-2]
-    mask = SELF_DISTANCE * torch.eye(generated, y.shape[-2], dtype=x.dtype, device=x.device)
-    return distances / scale + mask, scale
+    masked = torch.eye(generated, y.shape[-2], dtype=torch.bool, device=x.device)
+    masked = masked if own is None else masked | own
+    return distances / scale.clamp_min(LEAST_SCALE) + SELF_DISTANCE * masked, scale
 
 
 @torch.no_grad()
@@ -82,17 +103,16 @@ def drifting_field(
 
     V is the sum over radii of sum_j c_j (y_j - x), each divided by its strength: its root mean square over the batch.
     """
-    y = torch.cat([x, targets.unconditional, targets.positives], -2)
-    counts = x.shape[-2], targets.unconditional.shape[-2], targets.positives.shape[-2]
-    weights = target_weights(targets.unconditional_weight.to(x), *counts)[:, None, None, :]
-    distances, scale = normalised_distances(x, y, weights)
-    unit = scale / x.shape[-1] ** 0.5
+    y, weights, own = pairs(x, targets)
+    negatives = x.shape[-2] + targets.unconditional.shape[-2]
+    distances, scale = normalised_distances(x, y, weights, own)
+    unit = (scale / x.shape[-1] ** 0.5).clamp_min(LEAST_SCALE)
     fields = []
     for radius in radii:
-        coefficients = drift_coefficients(affinity(distances, weights, radius, weighting), counts[0] + counts[1])
+        coefficients = drift_coefficients(affinity(distances, weights, radius, weighting), negatives)
         fields.append((coefficients @ y - coefficients.sum(-1, keepdim=True) * x) / unit)
     strengths = torch.stack([field.square().mean().sqrt() for field in fields])
-    total = sum(field / strength.clamp_min(EPSILON) for field, strength in zip(fields, strengths, strict=True))
+    total = sum(field / strength.clamp_min(LEAST_STRENGTH) for field, strength in zip(fields, strengths, strict=True))
     return total, unit, strengths
 
 
@@ -121,29 +141,33 @@ def sample_alpha(draws: Tensor, atoms: Tensor, power: float, atom: float) -> Ten
     return torch.where(atoms < atom, torch.ones_like(alpha), alpha)
 
 
-def kernel_statistics(x: Tensor, targets: Targets, radius: float, weighting: str = "official") -> dict[str, float]:
+def kernel_statistics(
+    x: Tensor, targets: Targets, radius: float, weighting: str = "official"
+) -> dict[str, float | None]:
     """What the kernel of one feature sees: distances, effective neighbours exp(entropy), masses of both sides.
 
-    Distances are in units of their weighted mean and leave out a sample's distance to itself.
+    Distances are in units of their weighted mean and leave out those of a sample to itself and to its own source. None
+    where that leaves nothing.
     """
-    y = torch.cat([x, targets.unconditional, targets.positives], -2)
-    counts = x.shape[-2], targets.unconditional.shape[-2], targets.positives.shape[-2]
-    weights = target_weights(targets.unconditional_weight.to(x), *counts)[:, None, None, :]
-    distances, _ = normalised_distances(x, y, weights)
+    y, weights, own = pairs(x, targets)
+    generated, negatives = x.shape[-2], x.shape[-2] + targets.unconditional.shape[-2]
+    distances, _ = normalised_distances(x, y, weights, own)
     affinities = affinity(distances, weights, radius, weighting)
-    negatives = counts[0] + counts[1]
     sides = {"negative": affinities[..., :negatives], "positive": affinities[..., negatives:]}
-    others = distances[..., : counts[0]]
-    off_diagonal = others[~torch.eye(counts[0], dtype=torch.bool, device=x.device).expand_as(others)]
+    seen = distances < SELF_DISTANCE
+    positive, there = distances[..., negatives:], seen[..., negatives:]
+    nearest = positive.where(there, torch.inf).amin(-1)
     statistics = {
-        "distance_generated": off_diagonal.mean() if counts[0] > 1 else others.new_zeros(()),
-        "distance_positive_mean": distances[..., negatives:].mean(),
-        "distance_positive_std": distances[..., negatives:].std(),
-        "distance_positive_min": distances[..., negatives:].amin(-1).mean(),
+        "distance_generated": distances[..., :generated][seen[..., :generated]].mean(),
+        "distance_positive_mean": positive[there].mean(),
+        "distance_positive_std": positive[there].std() if there.sum() > 1 else positive.new_tensor(torch.nan),
+        "distance_positive_min": nearest[nearest.isfinite()].mean(),
     }
     for side, values in sides.items():
-        share = values / values.sum(-1, keepdim=True)
+        mass = values.sum(-1, keepdim=True)
+        share = values / mass.clamp_min(torch.finfo(values.dtype).tiny)
         entropy = -torch.special.xlogy(share, share).sum(-1)
-        statistics |= {f"{side}_mass": values.sum(-1).mean(), f"effective_{side}": entropy.exp().mean()}
+        effective = entropy.exp() * (mass[..., 0] > 0)
+        statistics |= {f"{side}_mass": mass.mean(), f"effective_{side}": effective.mean()}
     statistics["positive_negative_mass_ratio"] = statistics["positive_mass"] / statistics["negative_mass"]
-    return {name: float(value) for name, value in statistics.items()}
+    return {name: float(value) if value.isfinite() else None for name, value in statistics.items()}

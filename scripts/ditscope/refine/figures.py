@@ -30,6 +30,9 @@ def refiner_training(files: Files) -> tuple[Canvas, pl.DataFrame]:
             ),
         ]
         for axis, (network, label, metrics) in zip(axes[:, column], rows, strict=True):
+            if not metrics:  # trained without drifting
+                axis.set_axis_off()
+                continue
             for metric, name in metrics.items():
                 curve = curves.filter(network=network, metric=metric).sort("step")
                 axis.plot(curve["step"], curve["value"], linewidth=1, label=name)

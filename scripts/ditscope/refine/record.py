@@ -38,11 +38,13 @@ def experiment_record(
             "codes": settings.codes,
             "sampling_policy": {
                 "classes": "balanced, without replacement",
-                "positives": f"{settings.positives} of the class, without replacement while it lasts",
+                "positives": f"{settings.positives} of the class, without replacement while it lasts; "
+                "a sample's own source is held out of its targets",
                 "negatives": f"{settings.generated_per_class} generated of the class, itself masked; no queue",
                 "unconditional": f"{settings.unconditional} of any class, shared by the classes of a batch",
             },
             "feature_sets": settings.features,
+            "objective": settings.objective,
             "radii": settings.radii,
             "weighting": settings.weighting,
             "normalisation": "one distance scale a feature, one field scale a feature and radius",
@@ -65,12 +67,12 @@ def experiment_record(
 def criteria(values: dict[tuple, Any], training: pl.DataFrame, settings: Refine) -> dict[str, dict[str, Any]]:
     """What must hold for an experiment to be kept: each with its value, its bound and whether it passed."""
     hardest = f"level {settings.levels}"
-    field = f"field_strength_R{settings.radii[-1]:g}"
-    first, last = ends(training, "refiner", field)
     mae_first, mae_last = ends(training, "latent_mae", "loss")
-    bounds = {
-        "latent_mae_learns": (mae_last, mae_first),
-        "drifting_field_weakens": (last, first),
+    bounds = {"latent_mae_learns": (mae_last, mae_first)}
+    if settings.objective != "paired":
+        first, last = ends(training, "refiner", f"field_strength_R{settings.radii[-1]:g}")
+        bounds["drifting_field_weakens"] = (last, first)
+    bounds |= {
         "refined_nearer_than_interpolated": (
             values[hardest, "mse_refined_missing"],
             values[hardest, "mse_corrupted_missing"],

@@ -12,7 +12,7 @@ INTERPOLATIONS = {
 
 @dataclass(frozen=True)
 class Refine:
-    """Train a one-step refiner of interpolated latents with the drifting loss."""
+    """Train a one-step refiner of interpolated latents."""
 
     models: list[str] = setting([], "Models whose latents are refined", config_only=True)
     seed: int = setting(0, "Seed of codebook, corruption and training", most=2**32 - 1)
@@ -76,6 +76,15 @@ class Refine:
     depth: int = setting(3, "Transformer blocks of the refiner", positive=True)
     heads: int = setting(4, "Attention heads of the refiner", positive=True)
     clamp_anchors: bool = setting(False, "Put the known patches back into the refiner's output")
+    # objective
+    objective: str = setting(
+        "drifting",
+        "What is trained on: each sample's own clean latent, distributions of features, or both",
+        choices=("paired", "drifting", "sum"),
+    )
+    drifting_weight: float = setting(
+        0.1, "sum: weight of the mean drifting loss of a feature beside the paired loss", positive=True
+    )
     # drifting loss
     features: list[str] = setting(
         ["locations", "global", "patches", "input_rms"],

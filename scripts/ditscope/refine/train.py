@@ -1,7 +1,8 @@
-"""Train the latent masked autoencoder, freeze it, and train the refiner with the drifting loss on its features."""
+"""Train the latent masked autoencoder, freeze it, and train the refiner."""
 
 import logging
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from ditscope.core.paths import InputFile, OutputFile, OutputFolder
 from ditscope.core.scratch import discard, unfinished
 from ditscope.core.tables import read_table, write_table
 from ditscope.refine.batches import Batch, RefinerInput, TrainingSet, draw_batch, training_set
-from ditscope.refine.drifting import Targets, drifting_loss, unconditional_weight
+from ditscope.refine.drifting import Targets, unconditional_weight
 from ditscope.refine.features import Features, check_features, extract
 from ditscope.refine.latents import LatentSet, read_latents
 from ditscope.refine.loop import LoopSettings, fit
@@ -29,6 +30,7 @@ from ditscope.refine.networks import (
     patch_mask,
     save_network,
 )
+from ditscope.refine.objectives import OBJECTIVES, Step, by_class
 from ditscope.refine.patches import unpatchify
 from ditscope.refine.processes import process_group, rank, world_size
 from ditscope.refine.settings import Refine
@@ -116,7 +118,7 @@ def train_latent_mae(
 def train_refiner(
     data: TrainingSet, encoder: LatentMAE, settings: Refine, folder: Path, device: torch.device
 ) -> tuple[Refiner, list[dict[str, float]]]:
-    """The refiner, trained by drifting in the encoder's features alone (no paired reconstruction), and its history."""
+    """The refiner, trained on the objective of the settings, and its history."""
     channels = data.latents.shape[1]
     shape = (settings.patch, settings.width, settings.depth, settings.heads, settings.codes, settings.levels)
     network = Refiner(RefinerConfig(channels, data.grid, *shape, settings.clamp_anchors)).to(device)
@@ -126,9 +128,13 @@ def train_refiner(
         batch = draw_batch(data, settings, rng)
         inputs = to_device(batch.inputs, device)
         refined = refine(forward, inputs)
-        generated = extract(encoder, unpatchify(refined, data.grid, settings.patch), settings.features)
-        targets = real_targets(data, encoder, batch, settings, device)
-        value, numbers = objective(generated, targets, settings)
+
+        @cache
+        def features() -> tuple[Features, dict[str, Targets]]:
+            generated = extract(encoder, unpatchify(refined, data.grid, settings.patch), settings.features)
+            return generated, real_targets(data, encoder, batch, settings, device)
+
+        value, numbers = OBJECTIVES[settings.objective](Step(refined, inputs, features), settings)
         with torch.no_grad():
             numbers |= {
                 **interpolation_errors(inputs),
@@ -182,32 +188,18 @@ def real_targets(
     rows = np.concatenate([batch.positives.ravel(), batch.unconditional])
     features = extract(encoder, torch.from_numpy(data.latents[rows]).to(device), settings.features)
     weight = unconditional_weight(batch.alpha, settings.generated_per_class, len(batch.unconditional)).to(device)
+    shared = np.broadcast_to(batch.unconditional, (classes, len(batch.unconditional)))
+    sources = np.concatenate([shared, batch.positives], 1)
+    own = torch.from_numpy(batch.rows[:, :, None] == sources[:, None]).to(device)
     return {
         name: Targets(
             by_class(f[classes * positives :].expand(classes, -1, -1, -1).flatten(0, 1), classes),
             by_class(f[: classes * positives], classes),
             weight,
+            own,
         )
         for name, f in features.items()
     }
-
-
-def by_class(feature: Tensor, classes: int) -> Tensor:
-    """(classes * samples, locations, channels) -> (classes, locations, samples, channels)."""
-    return feature.unflatten(0, (classes, -1)).transpose(1, 2)
-
-
-def objective(generated: Features, targets: dict[str, Targets], settings: Refine) -> tuple[Tensor, dict[str, float]]:
-    """The sum of the drifting losses of all features, and the mean strength of the field at each radius."""
-    classes = settings.classes_per_step
-    losses, strengths = [], []
-    for name, feature in generated.items():
-        loss, strength = drifting_loss(by_class(feature, classes), targets[name], settings.radii, settings.weighting)
-        losses.append(loss)
-        strengths.append(strength)
-    mean = torch.stack(strengths).mean(0).tolist()
-    fields = {f"field_strength_R{radius:g}": value for radius, value in zip(settings.radii, mean, strict=True)}
-    return torch.stack(losses).sum(), fields
 
 
 def write_histories(histories: dict[str, list[dict[str, float]]], training: Path, timing: Path) -> None:
