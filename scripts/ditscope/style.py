@@ -147,6 +147,8 @@ def facets(
     or nothing. Cells of which the table has no row say so and are not among the axes. A column `degenerate` of the
     table is told in the titles.
     """  # fmt: skip
+    if table.is_empty():
+        return note("Nothing to show."), {}
     rows, columns, places = layout(table, by, most[1] if wrap or len(by) == 1 else 0)
     blocks = [(r, c) for r in chunks(rows, most[0]) for c in chunks(columns, most[1])]
     wide = max(len(c) for _, c in blocks)
@@ -197,9 +199,9 @@ def degenerate_reasons(table: pl.DataFrame, by: tuple[str, ...]) -> dict[tuple, 
     if "degenerate" not in table.columns:
         return {}
     reason = pl.col("degenerate")
-    found = table.group_by(by).agg(reason.drop_nulls().first(), reason.is_null().any().alias("part"))
+    firsts = table.group_by(by).agg(reason.drop_nulls().first(), reason.is_null().any().alias("part"))
     told = {True: "degenerate in part", False: "degenerate"}
-    return {tuple(row[:-2]): f"{told[row[-1]]}: {row[-2]}" for row in found.rows() if row[-2] is not None}
+    return {tuple(row[:-2]): f"{told[row[-1]]}: {row[-2]}" for row in firsts.rows() if row[-2] is not None}
 
 
 def share(cells: Mapping[tuple, Axes], sharex: bool, sharey: str) -> None:

@@ -299,7 +299,7 @@ DAMAGE = {
         f"calibration/{MODEL}/activations.parquet",
         lambda p: rewrite(p, lambda t: t.with_columns(pl.col("channel_max").list.head(2))),
         "calibrate",
-        "column `channel_max` has not one value a channel",
+        "column `channel_max` has not one value per channel",
     ),
     "fast sensitivity missing": (f"sensitivity/{MODEL}/fast-000.parquet", Path.unlink, "sensitivity", "missing"),
     "sensitivity with NaN": (

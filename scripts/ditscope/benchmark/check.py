@@ -159,7 +159,7 @@ def check_images(study: Study, tar: str, samples: list[Sample], row: dict[str, A
             if unlike := [key for key, value in made.items() if not alike(sample["json"].get(key), value)]:
                 raise InputError(f"the record of image {sample['__key__']}: `{unlike[0]}` is not that of its table")
             if sample["json"]["request_hash"] != sample["__key__"]:
-                raise InputError(f"the record of image {sample['__key__']} is another's")
+                raise InputError(f"the record of image {sample['__key__']} has another request hash")
 
 
 def check_sizes(study: Study, file: str, row: dict[str, Any]) -> None:

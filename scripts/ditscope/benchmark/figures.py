@@ -406,7 +406,7 @@ def benchmark_points(files: Files) -> pl.DataFrame:
     return sizes.join(quality, on=CASE, how="inner", maintain_order="left").drop_nulls("value")
 
 
-def paper_table(files: Files) -> pl.DataFrame:
+def benchmark_table(files: Files) -> pl.DataFrame:
     """Size and quality of each scheme."""
     table = concat_tables(named(files, "benchmark", "benchmark.parquet"), "benchmark")
     metrics = [m for m in ("psnr_db", "ssim", "feature_cosine", "quality_loss", "kid", "fid") if table[m].count()]

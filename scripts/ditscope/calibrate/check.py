@@ -179,7 +179,7 @@ def check_activations(
         study.note("calibrate", file, f"{table['n'][0]} samples of a layer, of {settings.num_images} images")
     for name in CHANNELS:
         if (table[name].list.len() != table["channels"]).any():
-            study.note("calibrate", file, f"column `{name}` has not one value a channel")
+            study.note("calibrate", file, f"column `{name}` has not one value per channel")
     if parts and all(part is not None for part in parts):
         whole = pl.concat([part for part in parts if part is not None])
         files = [path for shard in shards for path in sorted(shard.glob("activations/*.parquet"))]

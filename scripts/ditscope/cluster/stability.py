@@ -49,10 +49,10 @@ def stability_row(labels: np.ndarray, prompts: np.ndarray, drawn: list[Labelled]
     single = row["clusters"] <= 1 and (labels == labels[0]).all()
     if single:
         return row | {"reason": "all states have one label"}
-    found = np.array([adjusted_rand_score(labels[rows], again) for rows, again in drawn])
-    low, median, high = map(float, np.quantile(found, [TAILS[0], 0.5, TAILS[1]]))
+    scores = np.array([adjusted_rand_score(labels[rows], again) for rows, again in drawn])
+    low, median, high = map(float, np.quantile(scores, [TAILS[0], 0.5, TAILS[1]]))
     size = int(np.median([len(rows) for rows, _ in drawn]))
-    return row | {"draws": len(found), "states_drawn": size, "ari": median, "low": low, "high": high}
+    return row | {"draws": len(scores), "states_drawn": size, "ari": median, "low": low, "high": high}
 
 
 def cluster_rows(u: np.ndarray, labels: np.ndarray, drawn: list[Labelled], medoid_of: np.ndarray) -> list[dict]:
@@ -83,23 +83,23 @@ def again_of(
 
     0 and NaN where the draw leaves all its members outside its clusters.
     """
-    mine = members[rows]
-    if not mine.any():
+    drawn = members[rows]
+    if not drawn.any():
         return None
-    names, common = np.unique(again[mine & (again != OUTLIER)], return_counts=True)
+    names, common = np.unique(again[drawn & (again != OUTLIER)], return_counts=True)
     if not len(names):
         return 0.0, np.nan
     sizes = np.array([(again == name).sum() for name in names])
-    likeness = common / (mine.sum() + sizes - common)
+    likeness = common / (drawn.sum() + sizes - common)
     best = u[rows[again == names[np.argmax(likeness)]]]
     centre = best[np.argmax(np.round(best @ best.sum(axis=0), 9))]
     return float(likeness.max()), float(centre @ u[medoid])
 
 
-def medoid_table(clusters: pl.DataFrame, found: dict[str, list[dict]], schema: dict) -> pl.DataFrame:
+def medoid_table(clusters: pl.DataFrame, parts: dict[str, list[dict]], schema: dict) -> pl.DataFrame:
     """The table `clusters.medoids`: what was found of each cluster, with its medoid's place and text."""
     names = ["embedder", "label", "medoid_network", "medoid_run_id", "medoid_sequence_number", "medoid_text"]
-    rows = [{"embedder": embedder} | row for embedder, part in found.items() for row in part]
+    rows = [{"embedder": embedder} | row for embedder, part in parts.items() for row in part]
     runs = clusters.group_by("embedder", "label").agg(pl.col("run_id").n_unique().cast(pl.Int64).alias("runs"))
     medoids = clusters.filter(pl.col("label") != OUTLIER).select(names).unique(["embedder", "label"])
     measured = pl.DataFrame(rows, schema={k: v for k, v in schema.items() if k not in (*names[2:], "runs")})

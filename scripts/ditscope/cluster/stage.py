@@ -86,8 +86,8 @@ def describe(
         labelled.append(label_states(part, u, labels, reason))
         prompts = part["prompt_id"].to_numpy()
         drawn = [] if reason else half_clusterings(u, prompts, embedder, partial(labels_of_part, settings))
-        found = {"reason": reason} if reason else {}
-        steady.append({"embedder": embedder} | stability_row(labels, prompts, drawn) | found)
+        why = {"reason": reason} if reason else {}
+        steady.append({"embedder": embedder} | stability_row(labels, prompts, drawn) | why)
         members[embedder] = [] if reason else cluster_rows(u, labels, drawn, medoids(u, labels))
         log.info("%s: %d states, %d clusters", embedder, len(u), len(np.unique(labels[labels != OUTLIER])))
     clusters = pl.concat(labelled)

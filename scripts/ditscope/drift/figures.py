@@ -115,8 +115,8 @@ def autoregression(files: Files) -> tuple[Canvas, pl.DataFrame]:
     for (embedder, network), axis in cells.items():
         axis.axvline(0, color=GREY, linewidth=0.6)
         for number, (control, colour) in enumerate((("observed", COLOURS[0]), ("shuffled", GREY))):
-            mine = table.filter(pl.col("control").cast(pl.String) == control, embedder=embedder, network=network)
-            for row in mine.iter_rows(named=True):
+            rows = table.filter(pl.col("control").cast(pl.String) == control, embedder=embedder, network=network)
+            for row in rows.iter_rows(named=True):
                 y = STEPS.index(row["measure"]) + 0.24 * number - 0.12
                 if row["coefficient"] is None:
                     axis.text(0.02, y, row["reason"], fontsize=5.5, va="center", color=colour, parse_math=False,
@@ -152,9 +152,9 @@ def normal_quantiles(files: Files) -> tuple[Canvas, pl.DataFrame]:
     table = table.with_columns(pl.Series("normal", stats.norm.ppf(table["share"].to_numpy()))).sort(*runs, "share")
     figure, cells = facets(tests, xlabel="normal quantile", ylabel="step, standardized", sharex=True, sharey="all")
     for (embedder, network), axis in cells.items():
-        mine = table.filter(embedder=embedder, network=network)
+        panel = table.filter(embedder=embedder, network=network)
         test = tests.filter(embedder=embedder, network=network)
-        lines = mine.partition_by("run_id", maintain_order=True)
+        lines = panel.partition_by("run_id", maintain_order=True)
         if not lines:
             empty(axis, f"no run can be tested: {test['reason'][0]}")
             continue
@@ -188,20 +188,20 @@ def run_similarity(files: Files) -> tuple[Canvas, pl.DataFrame]:
         return note("No run has a generated state."), table
     figure, cells = facets(table, by=("embedder",), most=(2, 2), height=2.3)
     for (embedder,), axis in cells.items():
-        mine = table.filter(embedder=embedder)
+        panel = table.filter(embedder=embedder)
         order = ["network", "prompt_id", "seed", "run_id"]
-        runs = pl.concat([mine.select(pl.col(f"{name}_{side}").alias(name) for name in order) for side in "ab"])
+        runs = pl.concat([panel.select(pl.col(f"{name}_{side}").alias(name) for name in order) for side in "ab"])
         runs = runs.unique(order).sort(order)
         place = {run: i for i, run in enumerate(runs["run_id"])}
         matrix = np.full((len(runs), len(runs)), np.nan)
-        i, j = (np.array([place[run] for run in mine[f"run_id_{side}"]]) for side in "ab")
-        matrix[i, j] = matrix[j, i] = mine["mean_cosine"]
+        i, j = (np.array([place[run] for run in panel[f"run_id_{side}"]]) for side in "ab")
+        matrix[i, j] = matrix[j, i] = panel["mean_cosine"]
         image = axis.imshow(matrix, interpolation="nearest", vmax=1)
         colour_scale(axis, image, "mean cosine")
         mark_blocks(axis, runs["network"].to_list())
         other = (pl.col("network_a") == pl.col("network_b")) & (pl.col("run_id_a") != pl.col("run_id_b"))
         same = pl.col("prompt_id_a") == pl.col("prompt_id_b")
-        pairs = {"one prompt": mine.filter(other & same), "two prompts": mine.filter(other & ~same)}
+        pairs = {"one prompt": panel.filter(other & same), "two prompts": panel.filter(other & ~same)}
         told = [f"{what} {part['mean_cosine'].mean():.2f}" for what, part in pairs.items() if len(part)]
         tell(
             axis, f"n = {len(runs)} runs; mean of two runs of {', of '.join(told)}" if told else f"n = {len(runs)} runs"
@@ -221,7 +221,7 @@ def mark_blocks(axis: Axes, names: list[str]) -> None:
     axis.set_xticks([])
 
 
-def paper_table(files: Files) -> pl.DataFrame:
+def drift_table(files: Files) -> pl.DataFrame:
     """Cosine distance of the last states to the first, observed and shuffled: median and quartiles over runs."""
     keys = ["embedder", "network", "control"]
     quantiles = drift_quantiles(files).with_columns(pl.col("control").cast(pl.String))
@@ -297,8 +297,8 @@ def drift_jumps(files: Files) -> tuple[Canvas, pl.DataFrame]:
         ), table
     figure, cells = facets(table, xlabel="sequence number", ylabel="size / threshold", sharex=True, sharey="all")
     for (embedder, network), axis in cells.items():
-        mine = shown.filter(embedder=embedder, network=network)
-        if mine.is_empty():
+        panel = shown.filter(embedder=embedder, network=network)
+        if panel.is_empty():
             reason = table.filter(embedder=embedder, network=network)["reason"].drop_nulls()
             empty(axis, reason[0] if len(reason) else "all runs have gaps")
             continue
@@ -309,11 +309,11 @@ def drift_jumps(files: Files) -> tuple[Canvas, pl.DataFrame]:
             (pl.col("jump") & ~sudden, COLOURS[4], "jump, as in a walk"),
             (~pl.col("jump"), GREY, "largest step of a run without"),
         ):
-            points = mine.filter(kind)
+            points = panel.filter(kind)
             axis.scatter(
                 points["sequence_number"], points["size"] / points["threshold"], s=6, color=colour, label=label
             )
-        runs, with_jump = mine["run_id"].n_unique(), mine.filter(sudden)["run_id"].n_unique()
+        runs, with_jump = panel["run_id"].n_unique(), panel.filter(sudden)["run_id"].n_unique()
         tell(axis, f"more than a walk: {with_jump} of {runs} runs")
     legend(cells)
     return figure, table
@@ -344,8 +344,8 @@ def finish(files: Files, cells: dict, claims: list[str]) -> None:
     """A legend, and the p-values of the claims in the titles."""
     tests = texts(concat_tables(named(files, "drift", "claims.parquet"), "drift.claims"), "claim", "seeds")
     for (embedder, network), axis in cells.items():
-        mine = tests.filter(pl.col("claim").is_in(claims), embedder=embedder, network=network)
-        for claim, p, runs, reason in mine.select("claim", "p_holm", "runs", "reason").rows():
+        panel = tests.filter(pl.col("claim").is_in(claims), embedder=embedder, network=network)
+        for claim, p, runs, reason in panel.select("claim", "p_holm", "runs", "reason").rows():
             tell(axis, f"{claim}: p = {p:.2g}, n = {runs} runs" if p is not None else f"{claim}: {reason}")
     legend(cells)
 
@@ -392,16 +392,16 @@ def quantized_difference(files: Files) -> tuple[Canvas, pl.DataFrame]:
     most = max(len(shown.filter(network=n, base=b, seeds=s)) for n, b, s in pairs)
     figure, axes = grid(1, len(pairs), width=max(4, 3.2 * len(pairs)), height=0.8 + 0.22 * most, sharex=True)
     for axis, (network, base, kind) in zip(axes[0], pairs, strict=True):
-        mine = shown.filter(network=network, base=base, seeds=kind)
-        place, (low, high) = range(len(mine)), (mine[end].to_numpy() for end in ("null_low", "null_high"))
+        panel = shown.filter(network=network, base=base, seeds=kind)
+        place, (low, high) = range(len(panel)), (panel[end].to_numpy() for end in ("null_low", "null_high"))
         axis.barh(place, high - low, left=low, color=GREY, alpha=0.3)
-        axis.hlines(place, mine["low"], mine["high"], color=KINDS[kind])
-        axis.plot(mine["difference"], place, "o", color=KINDS[kind], markersize=3)
+        axis.hlines(place, panel["low"], panel["high"], color=KINDS[kind])
+        axis.plot(panel["difference"], place, "o", color=KINDS[kind], markersize=3)
         axis.axvline(0, color=GREY, linewidth=0.6)
         axis.set_yticks(
-            place, [f"{what} ({by}), n = {n}" for by, what, n in mine.select("by", "what", "prompts").rows()]
+            place, [f"{what} ({by}), n = {n}" for by, what, n in panel.select("by", "what", "prompts").rows()]
         )
-        poor = mine["degenerate"].drop_nulls()
+        poor = panel["degenerate"].drop_nulls()
         tell(axis, f"{network} - {base}, {kind} seeds", f"degenerate: {poor[0]}" if len(poor) else "")
         axis.set(xlabel="difference / states")
     return figure, table
@@ -421,8 +421,8 @@ def draw_survival(table: pl.DataFrame, y: str) -> Canvas:
         table, most=(3, 2), wrap=True, xlabel="position", ylabel=y, sharex=True, sharey="all"
     )  # fmt: skip
     for (reader, network), axis in cells.items():
-        mine = table.filter(embedder=reader, network=network)
-        for colour, line in zip(cycle(COLOURS), mine.partition_by("what", maintain_order=True), strict=False):
+        panel = table.filter(embedder=reader, network=network)
+        for colour, line in zip(cycle(COLOURS), panel.partition_by("what", maintain_order=True), strict=False):
             low, high = (line[end].cast(pl.Float64).fill_null(float("nan")) for end in ("low", "high"))
             style = {"color": colour, "drawstyle": "steps-post"}
             axis.plot(line["position"], line["survival"], label=line["what"][0], **style)
@@ -430,8 +430,8 @@ def draw_survival(table: pl.DataFrame, y: str) -> Canvas:
             axis.plot(line["position"], line["reference"], linestyle=":", linewidth=0.8, **style)
             cut = line.filter(pl.col("censored") > 0)
             axis.plot(cut["position"], cut["survival"], "|", color=colour, markersize=4)
-        if len(mine):
-            counts = mine.group_by("position").agg(pl.col("at_risk").max()).sort("position")
+        if len(panel):
+            counts = panel.group_by("position").agg(pl.col("at_risk").max()).sort("position")
             write_counts(axis, counts["position"], counts["at_risk"])
             axis.legend(fontsize=5)
         axis.set_ylim(0, 1.15)

@@ -105,14 +105,14 @@ class Trajectories:
         cycles: dict[str, dict[int, tuple[str, str]]] = {}
         for network, number, model, scheme in rows.sort("network", "sequence_number").rows():
             cycles.setdefault(network, {})[number] = (model, scheme)
-        found = []
-        for (other, mine), (base, theirs) in product(cycles.items(), repeat=2):
-            shared = mine.keys() & theirs.keys()
-            same = all(mine[number][0] == theirs[number][0] for number in shared)
+        pairs_of = []
+        for (other, quantized), (base, theirs) in product(cycles.items(), repeat=2):
+            shared = quantized.keys() & theirs.keys()
+            same = all(quantized[number][0] == theirs[number][0] for number in shared)
             plain = all(scheme == "base" for _, scheme in theirs.values())
-            if same and plain and any(scheme != "base" for _, scheme in mine.values()):
-                found.append((other, base))
-        return found
+            if same and plain and any(scheme != "base" for _, scheme in quantized.values()):
+                pairs_of.append((other, base))
+        return pairs_of
 
     def paired(self, one: str, other: str, known: dict[str, np.ndarray]) -> list[tuple[dict, dict]]:
         """Runs of two networks of the same prompt and seed, both of which are `known`."""
@@ -145,18 +145,18 @@ def oracle_readings(images: Sequence[Path], wanted: set[str]) -> dict[str, dict[
     """The five attributes of each picture, by its key; each picture is read once."""
     from ditscope.shapes.oracle import oracle
 
-    found: dict[str, dict[str, str]] = {}
+    read: dict[str, dict[str, str]] = {}
     for path in images:
         for sample in read_tar(path):
             key = sample["__key__"]
-            if key in wanted and key not in found:
-                found[key] = oracle(rgb_image(sample["png"]))
-    if missing := wanted - found.keys():
+            if key in wanted and key not in read:
+                read[key] = oracle(rgb_image(sample["png"]))
+    if missing := wanted - read.keys():
         raise InputError(
             f"drift.oracle: no image {min(missing)}.png, which the trajectories name, in {len(images)} tars; give "
             "those of all networks that it lists, or leave these out of it"
         )
-    return found
+    return read
 
 
 def embedder_readings(embedder: str, states: pl.DataFrame) -> Readings:
@@ -168,8 +168,8 @@ def embedder_readings(embedder: str, states: pl.DataFrame) -> Readings:
         u = unit(vectors(run))
         starts[run["run_id"][0]] = u[0]
         prompts.setdefault((run["network"][0], run["prompt_id"][0]), u[0])
-        mine = run["position"].to_numpy()
-        values[run["run_id"][0]] = u[mine == np.arange(len(mine)) + mine[0]][int(mine[0] < 0) :]
+        positions = run["position"].to_numpy()
+        values[run["run_id"][0]] = u[positions == np.arange(len(positions)) + positions[0]][int(positions[0] < 0) :]
     kept = list(prompts)
     if len(kept) > MOST_PROMPTS:
         rng = np.random.default_rng(derived_seed("first states", embedder))

@@ -127,7 +127,7 @@ def claims(states: pl.DataFrame) -> list[tuple[pl.DataFrame, Table]]:
     draws = draws_for(states.select(KIND).n_unique() * len(GROUP_CLAIMS))
     made = (memory_tables(states, draws), MEMORY), (displacement_tables(states, draws), DISPLACEMENT), (
         divergence_tables(states, draws), DIVERGENCE)  # fmt: skip
-    whole = claims_table([claim for (_, found), _ in made for claim in found])
+    whole = claims_table([claim for (_, of_table), _ in made for claim in of_table])
     return [*((frame, table) for (frame, _), table in made), (whole, CLAIMS_TABLE)]
 
 

@@ -41,11 +41,11 @@ def survival(lifetimes: pl.DataFrame, runs: Trajectories, read: Sequence[Reading
         lasted, changed = told["lasted"].to_numpy(), told["changed"].to_numpy()
         curves = kaplan_meier(lasted, changed, prompts)
         reader = readers[group["by"], group["what"]]
-        mine = [run for run in runs.runs if run["seeds"] == group["seeds"]]
+        of_kind = [run for run in runs.runs if run["seeds"] == group["seeds"]]
         if group["against"] == PROMPT:
-            other = strangers(reader, [run for run in mine if run["network"] == group["network"]])
+            other = strangers(reader, [run for run in of_kind if run["network"] == group["network"]])
         else:
-            other = twins(reader, [run for run in mine if run["network"] == group["against"]])
+            other = twins(reader, [run for run in of_kind if run["network"] == group["against"]])
         n = len(curves["position"])
         unclear = told.filter(pl.col("became") == UNCLEAR)["lasted"].to_numpy()
         columns = {"runs": len(told), "left_out": len(part) - len(told)} | curves
@@ -109,12 +109,12 @@ def twins(reader: Readings, runs: list[dict]) -> list[Lasted]:
     return [reader.together(a, b) for ids in of.values() for a, b in combinations(ids[:most], 2)]
 
 
-def reference(found: list[Lasted], positions: int) -> np.ndarray:
+def reference(lasting: list[Lasted], positions: int) -> np.ndarray:
     """Survival at the first positions, NaN beyond the last known one and where there is nothing to compare with."""
-    if not found:
+    if not lasting:
         return np.full(positions, np.nan)
-    lasted, changed = map(np.array, zip(*found, strict=True))
-    curve = kaplan_meier(lasted, changed, np.zeros(len(found), int))["survival"][:positions]
+    lasted, changed = map(np.array, zip(*lasting, strict=True))
+    curve = kaplan_meier(lasted, changed, np.zeros(len(lasting), int))["survival"][:positions]
     return np.concatenate([curve, np.full(positions - len(curve), curve[-1] if curve[-1] == 0 else np.nan)])
 
 
@@ -138,27 +138,27 @@ def quantized(lifetimes: pl.DataFrame, runs: Trajectories) -> pl.DataFrame:
 
 def difference(told: pl.DataFrame, cell: dict[str, str], draws: int) -> dict[str, Any]:
     """The numbers of a row of the table `drift.quantized`."""
-    mine, theirs = (
+    own, theirs = (
         told.filter(network=cell[side], seeds=cell["seeds"], by=cell["by"], what=cell["what"])
         for side in ("network", "base")
     )
-    pairs = mine.join(theirs, on=["prompt_id", "seed"], suffix="_base").sort("prompt_id", "seed")
+    pairs = own.join(theirs, on=["prompt_id", "seed"], suffix="_base").sort("prompt_id", "seed")
     if pairs.is_empty():
         return {"pairs": 0, "prompts": 0, "reason": UNPAIRED}
     horizon = min(pairs["followed"].min(), pairs["followed_base"].min())
     here, base = (pairs[name].clip(upper_bound=horizon).to_numpy().astype(float) for name in ("lasted", "lasted_base"))
     prompts = pairs["prompt_id"].to_list()
-    found = mean_interval(here - base, prompts)
+    interval = mean_interval(here - base, prompts)
     each = unit_means(here - base, prompts)
     if not (here - base).any():
-        found = found._replace(low=None, high=None)
+        interval = interval._replace(low=None, high=None)
     signs = rng_of("quantized null", cell).choice([-1.0, 1.0], size=(draws, len(each)))
     null = signs @ each / len(each)
     low, median, high = map(float, np.quantile(null, (0.025, 0.5, 0.975)))
     return {
-        "pairs": len(pairs), "prompts": found.units, "horizon": horizon,
+        "pairs": len(pairs), "prompts": interval.units, "horizon": horizon,
         "base_lasted": float(unit_means(base, prompts).mean()), "lasted": float(unit_means(here, prompts).mean()),
-        "difference": found.mean, "low": found.low, "high": found.high, "draws": draws, "null_low": low,
-        "null_median": median, "null_high": high, "p_value": two_sided(found.mean, null),
+        "difference": interval.mean, "low": interval.low, "high": interval.high, "draws": draws, "null_low": low,
+        "null_median": median, "null_high": high, "p_value": two_sided(interval.mean, null),
         "reason": None if (here - base).any() else ALIKE,
     }  # fmt: skip

@@ -76,7 +76,7 @@ def shard_samples(name: str, shard: Path) -> list[Sample]:
         told = dict(read_table(table, "images").select("key", "png_sha256").rows())
         digests = {made["__key__"]: hashlib.sha256(made["png"]).hexdigest() for made in samples}
         if wrong := sorted({key for key in told.keys() | digests.keys() if told.get(key) != digests.get(key)}):
-            raise InputError(f"{shard}: picture {wrong[0]} is not the one that {table.name} tells of; copy both again")
+            raise InputError(f"{shard}: picture {wrong[0]} is not the one that {table.name} lists; copy both again")
     return samples
 
 

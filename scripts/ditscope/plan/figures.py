@@ -36,7 +36,7 @@ def bit_plan(files: Files) -> tuple[Canvas, pl.DataFrame]:
     return figure, pl.DataFrame(records)
 
 
-def paper_table(files: Files) -> pl.DataFrame:
+def bit_plans_table(files: Files) -> pl.DataFrame:
     """Each bit plan beside uniform bits that fit the same budget."""
     rows = []
     for path in files["plan"]:

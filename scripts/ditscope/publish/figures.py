@@ -1,8 +1,7 @@
 """Figures and tables of the paper and the report: which there are, what they need, where they stand in the report.
 
 Adding a figure: a line here, a function of its name in `figures.py` of its first stage, a caption report/<name>.rst.
-A table of the paper is what `paper_table` of its stage's `figures.py` gives; a further one of a stage, its
-`<name>_table`.
+Adding a table of the paper: a line here, a function of its name and `_table` in `figures.py` of its stage.
 """
 
 from collections.abc import Iterable

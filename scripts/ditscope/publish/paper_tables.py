@@ -18,19 +18,22 @@ MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", "|": r"\|"})
 
 
 def function_of(name: str) -> Callable[[Files], pl.DataFrame]:
-    """The function of a table in its stage's `figures.py`: `paper_table` of its first one, `<name>_table` of others."""
-    stage = PAPER_TABLES[name]
-    first = next(table for table, other in PAPER_TABLES.items() if other == stage)
-    return getattr(import_module(f"ditscope.{stage}.figures"), "paper_table" if name == first else f"{name}_table")
+    """The function of a table: `bit_plans_table` of its stage's `figures.py` for `bit-plans`."""
+    return getattr(import_module(f"ditscope.{PAPER_TABLES[name]}.figures"), f"{name.replace('-', '_')}_table")
 
 
 def write_paper_tables(files: Files, out: Path) -> None:
-    """Write every table whose stages are in `files` into the folder `out`."""
+    """Write every table whose stage is in `files` into the folder `out`."""
     for name, stage in PAPER_TABLES.items():
         if stage in files:
-            table = function_of(name)(files)
-            for kind, text in (("csv", table.write_csv()), ("md", markdown(table)), ("tex", latex(table))):
-                write_text(out / f"{name}.{kind}", text)
+            for file, text in texts_of(name, files).items():
+                write_text(out / file, text)
+
+
+def texts_of(name: str, files: Files) -> dict[str, str]:
+    """A table in every format, by the names of its files."""
+    table = function_of(name)(files)
+    return {f"{name}.csv": table.write_csv(), f"{name}.md": markdown(table), f"{name}.tex": latex(table)}
 
 
 def cell(value: object) -> str:

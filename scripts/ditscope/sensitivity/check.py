@@ -102,7 +102,7 @@ def check_part(study: Study, file: str, part: pl.DataFrame, other: pl.DataFrame 
     study.same_rows("sensitivity", file, sorted(rows, key=str), sorted(cells, key=str), "cells")
     described = part.select(LAYER).unique().sort(LAYER)
     if described["layer"].n_unique() != len(described):
-        study.note("sensitivity", file, "tells one layer (kind, depth, module, size) in several ways")
+        study.note("sensitivity", file, "describes one layer (kind, depth, module, size) in several ways")
     elif other is not None and len(other):
         both = described.join(other.select(LAYER).unique(), on=LAYER, how="anti", nulls_equal=True)
         if len(both):
@@ -110,9 +110,7 @@ def check_part(study: Study, file: str, part: pl.DataFrame, other: pl.DataFrame 
             study.note("sensitivity", file, problem)
     sizes = part.select("layer", "bits", "packed_bytes").unique()
     if len(sizes) != sizes.select("layer", "bits").n_unique():
-        study.note(
-            "sensitivity", file, "tells one layer's size at one bit width in several ways (column `packed_bytes`)"
-        )
+        study.note("sensitivity", file, "gives several sizes of one layer at one bit width (column `packed_bytes`)")
     linear = part.filter((pl.col("module") == "linear") & (pl.col("backend") != "mlx"))
     if settings.quantizer == "group" and set(settings.bits) <= set(INTX_BITS):
         gives = [intx_bytes(*row) for row in linear.select("parameters", "bits", "shared_weights").iter_rows()]

@@ -86,7 +86,7 @@ def sensitivity_ranking(files: Files) -> tuple[Canvas, pl.DataFrame]:
     return figure, pl.DataFrame(drawn, infer_schema_length=None)
 
 
-def paper_table(files: Files) -> pl.DataFrame:
+def sensitivity_ranking_table(files: Files) -> pl.DataFrame:
     """The ten most sensitive layers of each model at its fewest bits: relative L2 error, mean over buckets."""
     table = concat_tables(named(files, "sensitivity", "sensitivity.parquet"), "sensitivity")
     table = table.filter(pl.col("metric") == "relative_l2")

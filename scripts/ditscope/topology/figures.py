@@ -18,9 +18,9 @@ def persistence_diagrams(files: Files) -> tuple[Canvas, pl.DataFrame]:
         return note("No finite bars."), table
     figure, cells = facets(table, xlabel="birth", ylabel="death", sharey="row")
     for (embedder, network), axis in cells.items():
-        mine = table.filter(embedder=embedder, network=network)
-        finite = mine.drop_nulls("death")
-        tell(axis, f"n = {finite.height} bars, {mine['run_id'].n_unique()} runs")
+        panel = table.filter(embedder=embedder, network=network)
+        finite = panel.drop_nulls("death")
+        tell(axis, f"n = {finite.height} bars, {panel['run_id'].n_unique()} runs")
         if finite.is_empty():
             empty(axis, "no finite bar: one distinct state per run")
             continue
@@ -65,10 +65,10 @@ def diagram_distances(files: Files) -> tuple[Canvas, pl.DataFrame]:
     figure, cells = facets(shown, by=("embedder_a", "dimension"), xlabel="Wasserstein distance")
     rng = np.random.default_rng(0)
     for (embedder, dimension), axis in cells.items():
-        mine = shown.filter(embedder_a=embedder, dimension=dimension)
+        panel = shown.filter(embedder_a=embedder, dimension=dimension)
         names = []
         for y, relation in enumerate(RELATIONS):
-            values = mine.filter(relation=relation)["wasserstein"].to_numpy()
+            values = panel.filter(relation=relation)["wasserstein"].to_numpy()
             names.append(f"{relation.replace('_', ' ')} ({len(values)})")
             axis.scatter(
                 values, y + rng.uniform(-0.25, 0.25, len(values)), s=3, color=COLOURS[y], linewidth=0, alpha=0.5
@@ -90,23 +90,23 @@ def shape_nulls(files: Files) -> tuple[Canvas, pl.DataFrame]:
     dimensions = shown["dimension"].unique(maintain_order=True).to_list()
     figure, cells = facets(shown, xlabel="length of bars / largest", sharex=True)
     for (embedder, network), axis in cells.items():
-        mine = shown.filter(embedder=embedder, network=network)
-        first = mine.row(0, named=True)
+        panel = shown.filter(embedder=embedder, network=network)
+        first = panel.row(0, named=True)
         tell(axis, f"n = {first['runs']} runs, {first['prompts']} prompts")
         if first["reason"]:
             empty(axis, first["reason"])
             continue
         names = []
         for y, (dimension, null) in enumerate((d, n) for d in dimensions for n in SURROGATES):
-            row = mine.row(by_predicate=(pl.col("dimension") == dimension) & (pl.col("null") == null), named=True)
-            same = mine.filter(dimension=dimension)
+            row = panel.row(by_predicate=(pl.col("dimension") == dimension) & (pl.col("null") == null), named=True)
+            same = panel.filter(dimension=dimension)
             most = same.select(pl.max_horizontal("statistic", "null_high").max()).item() or 1
             keys = ("null_low", "null_median", "null_high", "statistic")
-            low, middle, high, found = (row[key] / most for key in keys)
+            low, middle, high, value = (row[key] / most for key in keys)
             style = {"color": GREY, "linewidth": 4, "alpha": 0.4, "solid_capstyle": "butt"}
             axis.plot([low, high], [y, y], label="95 % of surrogates", **style)
             axis.plot(middle, y, "|", color=GREY, markersize=6)
-            axis.plot(found, y, "o", color=COLOURS[0], markersize=3.5, label="observed")
+            axis.plot(value, y, "o", color=COLOURS[0], markersize=3.5, label="observed")
             names.append(f"{dimension}, {null}: p = {row['p_holm']:.2g}")
             if null == SURROGATES[-1]:
                 tell(axis, f"{dimension}: {row['verdict']}")

@@ -76,13 +76,13 @@ def group_tests(states: pl.DataFrame, dimensions: list[str], draws: int, max_poi
     rng = np.random.default_rng(derived_seed("topology null", *key.values()))
     makers = {"walk": walk_maker(runs, states, spans), "normal": normal_maker(runs)}
     null = {name: surrogate_means(clouds, maker, len(dimensions), draws, rng) for name, maker in makers.items()}
-    found = prompt_means(clouds)
+    observed = prompt_means(clouds)
     duplicates = [c.duplicates for c in clouds]
     for row in rows:
         number = dimensions.index(row["dimension"])
         drawn, lengths = null[row["null"]][:, number], [c.length[number] for c in clouds]
         ends = np.quantile(drawn, [(1 - CONFIDENCE) / 2, 0.5, (1 + CONFIDENCE) / 2])
-        row |= {"draws": draws, "statistic": float(found[number]), "p_value": two_sided(found[number], drawn)}
+        row |= {"draws": draws, "statistic": float(observed[number]), "p_value": two_sided(observed[number], drawn)}
         row |= dict(zip(("null_low", "null_median", "null_high"), map(float, ends), strict=True))
         if np.ptp(duplicates) > 0 and np.ptp(lengths) > 0:
             row["duplicate_correlation"] = float(stats.spearmanr(duplicates, lengths).statistic)
@@ -156,7 +156,7 @@ def surrogate_means(
     pools = {size: np.array([lengths_of(make(size, rng), dimensions) for _ in range(each)]) for size in sizes}
     total = np.zeros((draws, dimensions))
     for prompt in prompts:
-        mine = np.array([sizes.index(c.distinct) for c in clouds if c.prompt == prompt])
+        of_prompt = np.array([sizes.index(c.distinct) for c in clouds if c.prompt == prompt])
         stacked = np.stack([pools[size] for size in sizes])
-        total += stacked[rng.choice(mine, draws), rng.integers(each, size=draws)]
+        total += stacked[rng.choice(of_prompt, draws), rng.integers(each, size=draws)]
     return total / len(prompts)
