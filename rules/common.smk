@@ -26,6 +26,7 @@ from ditscope.prompts.files import first_runs, shard_index, slice_name
 from ditscope.core.plugins import module_of
 from ditscope.models.registry import ON_MLX, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
+from ditscope.refine.settings import INTERPOLATIONS
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow.sources import check_sources
 from ditscope.workflow.staleness import code_digest, defines, prefer_this_library

@@ -3,6 +3,12 @@
 # `refine.neighbours`, `refine.tsne`, the experiment's record.json and two picture grids.
 
 
+def interpolation_digest():
+    """Digest of the module that fills in what is missing, and of what it imports."""
+    name = CONFIG.refine.interpolation
+    return plugin(module_of(name, INTERPOLATIONS, "refine.interpolation", "an interpolation"))
+
+
 rule refine:
     input:
         lambda w: refinements(*CONFIG.refine.models),
@@ -49,6 +55,7 @@ rule refine_train:
         runtime=scaled(720),
     params:
         code=code("refine.train"),
+        interpolation=interpolation_digest(),
         settings={k: v for k, v in stage("refine").items() if k not in ("top_k", "gallery")},
     script:
         "../scripts/refine_train.py"
@@ -82,6 +89,7 @@ rule refine_diagnose:
         runtime=scaled(60),
     params:
         code=code("refine.diagnose"),
+        interpolation=interpolation_digest(),
         model=lambda w: model_params(w.model),
         settings=stage("refine"),
     script:

@@ -147,6 +147,8 @@ def facets(
     or nothing. Cells of which the table has no row say so and are not among the axes. A column `degenerate` of the
     table is told in the titles.
     """  # fmt: skip
+    if table.is_empty():
+        return note("Nothing to show."), {}
     rows, columns, places = layout(table, by, most[1] if wrap or len(by) == 1 else 0)
     blocks = [(r, c) for r in chunks(rows, most[0]) for c in chunks(columns, most[1])]
     wide = max(len(c) for _, c in blocks)

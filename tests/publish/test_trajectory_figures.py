@@ -15,7 +15,7 @@ from ditscope.publish.figures import FIGURES
 from ditscope.style import WIDTH, chunks, facets, legend, save, short, tell, write_counts
 from ditscope.topology.stage import topology
 from loose_tables import write_loosely
-from state_tables import write_states
+from state_tables import DERIVED, write_states
 
 NETWORKS = ("moving", "still", "jumping")
 EMBEDDERS = {"words": "text", "pixels": "image"}
@@ -34,12 +34,9 @@ def runs(rng, network, length=10, d=5):
     return np.eye(d)[(rng.random(length) < 0.4).cumsum() % 3] + 0.02 * rng.normal(size=(length, d))
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """What the stages leave of three networks, one of them degenerate, under a text and an image embedder."""
-    folder, rng = tmp_path_factory.mktemp("study"), np.random.default_rng(0)
-    vectors = {(e, n, f"p{p}/{s}"): runs(rng, n)
-               for e in EMBEDDERS for n in NETWORKS for p in range(4) for s in range(2)}  # fmt: skip
+def written(folder, vectors):
+    """What the stages leave of trajectories with these vectors, whose texts are CAPTIONS."""
+    rng = np.random.default_rng(0)
     embeddings, trajectories = write_states(folder, vectors, EMBEDDERS)
     for path in trajectories:
         table = pl.read_parquet(path)
@@ -49,7 +46,7 @@ def files(tmp_path_factory):
         invocations = table.filter(pl.col("sequence_number") >= 0)
         clock = invocations.select("network", "run_id", "sequence_number").with_columns(
             pl.lit("m:int8").alias("entry"), pl.lit("IMAGE").alias("type"), pl.lit(4).alias("batch_size"),
-            pl.lit(False).alias("shared"), pl.Series("seconds", rng.random(len(invocations)) + 0.1),
+            pl.lit(False).alias("shared"), pl.Series("seconds", rng.random(len(invocations)) + 0.1, pl.Float64),
         )  # fmt: skip
         write_loosely(clock, path.with_suffix(".timing.parquet"), "trajectories.timing")
     for stage, function in (("drift", drift), ("cluster", cluster), ("topology", topology)):
@@ -59,6 +56,15 @@ def files(tmp_path_factory):
     return left | {"embed": embeddings, "trajectories": trajectories}
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """What the stages leave of three networks, one of them degenerate, under a text and an image embedder."""
+    folder, rng = tmp_path_factory.mktemp("study"), np.random.default_rng(0)
+    vectors = {(e, n, f"p{p}/{s}"): runs(rng, n)
+               for e in EMBEDDERS for n in NETWORKS for p in range(4) for s in range(2)}  # fmt: skip
+    return written(folder, vectors)
+
+
 def drawn(name, files):
     return function_of(name)({stage: files[stage] for stage in FIGURES[name].stages})
 
@@ -66,6 +72,27 @@ def drawn(name, files):
 def words(figure):
     """Everything that is written in a figure."""
     return [text.get_text().replace("\n", " ") for text in figure.findobj(Text) if text.get_text()]
+
+
+WALK = 1 + np.random.default_rng(1).normal(size=(9, 4)).cumsum(axis=0)
+POOR = {
+    "only a prompt": {("words", "n", "p0/0"): WALK[:1]},
+    "one picture": {("pixels", "n", "p0/0"): WALK[:1]},
+    "one run of two states": {("words", "n", "p0/0"): WALK[:3]},
+    "networks of one embedder each": {("words", "n", "p0/0"): WALK, ("pixels", "m", "p1/0"): WALK},
+    "fixed and derived seeds": {("words", "n", f"p{i % 2}/{seed}"): WALK[i:] for i, seed in enumerate((0, 1, DERIVED))},
+    "equal states": {("words", "n", f"p{i}/0"): np.ones((5, 3)) for i in range(4)},
+}
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("case", POOR)
+def test_figures_of_next_to_nothing_are_drawn(case, tmp_path):
+    files = written(tmp_path, POOR[case])
+    for name in SHOWN:
+        figure, data = drawn(name, files)
+        save(figure, data, tmp_path / name, ["png"], 40)
+        assert words(figure), name
 
 
 @pytest.mark.parametrize("name", SHOWN)

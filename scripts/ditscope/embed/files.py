@@ -276,8 +276,8 @@ def distinct_of_runs(states: pl.DataFrame) -> pl.DataFrame:
 
     An embedder gives equal texts or images equal vectors, and the control `random-walk` never gives one twice.
     """
-    generated = states.filter(pl.col("position") >= 0)
-    keyed = generated.select(*RUN, pl.Series("key", row_hashes(vectors(generated)), pl.UInt64))
+    keys = pl.Series("key", row_hashes(vectors(states)), pl.UInt64)
+    keyed = states.select(*RUN, "position").with_columns(keys).filter(pl.col("position") >= 0)  # no copy of vectors
     counts = keyed.group_by(RUN).agg(
         pl.len().cast(pl.Int64).alias("states"), pl.col("key").n_unique().cast(pl.Int64).alias("distinct")
     )

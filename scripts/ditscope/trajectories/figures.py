@@ -9,7 +9,8 @@ from matplotlib.figure import Figure as Canvas
 from ditscope.core.picture_file import pixels
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables
-from ditscope.style import COLOURS, Files, grid, short
+from ditscope.embed.files import FEWEST_DISTINCT
+from ditscope.style import COLOURS, Files, grid, note, short
 
 STRIPS = 12  # runs drawn
 FRAMES = 8  # pictures of a run, evenly spaced
@@ -32,6 +33,7 @@ def trajectory_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for network in networks
         for run in table.filter(network=network)["run_id"].unique(maintain_order=True).to_list()[:each]
     ]
+    poor = degenerate_networks(table)
     figure, axes = grid(
         len(runs), FRAMES + 2, width=9, height=0.85 * len(runs), gridspec_kw={"width_ratios": [2, *[1] * FRAMES, 2]}
     )
@@ -41,7 +43,8 @@ def trajectory_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
         captions = states.filter((pl.col("type") == "TEXT") & (pl.col("sequence_number") >= 0))["output_text"]
         for axis in row:
             axis.set_axis_off()
-        heading = f"{states['network'][0]}\n" + textwrap.fill(states["prompt"][0], 24)
+        network = states["network"][0]
+        heading = "\n".join([network, textwrap.fill(states["prompt"][0], 24), *poor.get(network, [])])
         row[0].text(0, 0.5, heading, va="center", fontsize=6, parse_math=False)
         row[-1].text(
             0, 0.5, textwrap.fill(captions[-1] if len(captions) else "", 24), va="center", fontsize=6, parse_math=False
@@ -51,6 +54,18 @@ def trajectory_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
             axis.imshow(pixels(images[shown["network"], shown["output_key"]]), interpolation="nearest")
             axis.set_title(f"{shown['sequence_number']}", fontsize=5, pad=1)
     return figure, table
+
+
+def degenerate_networks(table: pl.DataFrame) -> dict[str, list[str]]:
+    """What is to be said of networks whose median run has fewer than FEWEST_DISTINCT distinct states of each type."""
+    generated = table.filter(pl.col("sequence_number") >= 0)
+    runs = generated.group_by("network", "run_id", "type").agg(pl.col("output_key").n_unique(), pl.len())
+    types = runs.group_by("network", "type").agg(pl.col("output_key", "len").median()).sort("network", "type")
+    poor = types.filter((pl.col("output_key") < FEWEST_DISTINCT).all().over("network"))
+    told: dict[str, list[str]] = {}
+    for network, kind, distinct, states in poor.rows():
+        told.setdefault(network, ["degenerate"]).append(f"{distinct:g} of {states:g} {kind.lower()}s distinct")
+    return told
 
 
 def spaced(count: int, most: int) -> list[int]:
@@ -63,6 +78,8 @@ def invocation_times(files: Files) -> tuple[Canvas, pl.DataFrame]:
     tables = [path for path in files["trajectories"] if path.suffix == ".parquet" and ".timing" not in path.name]
     times = concat_tables([path.with_suffix(".timing.parquet") for path in tables], "trajectories.timing")
     own = times.filter(~pl.col("shared"))
+    if own.is_empty():
+        return note("No invocation was timed."), times
     entries = own.select("type", "entry").unique().sort("type", "entry").rows()
     figure, axes = grid(1, 1, width=5.5, height=0.9 + 0.32 * len(entries))
     axis, rng = axes[0, 0], np.random.default_rng(0)
