@@ -11,6 +11,7 @@ from ditscope.refine.settings import Refine
 # Settings with which every part trains in a second.
 TINY = replace(
     Refine(),
+    objective="drifting",
     codes=4,
     levels=3,
     min_anchors=3,

@@ -68,7 +68,7 @@ def criteria(values: dict[tuple, Any], training: pl.DataFrame, settings: Refine)
     """What must hold for an experiment to be kept: each with its value, its bound and whether it passed."""
     hardest = f"level {settings.levels}"
     mae_first, mae_last = ends(training, "latent_mae", "loss")
-    bounds = {"latent_mae_learns": (mae_last, mae_first)}
+    bounds: dict[str, tuple[float | None, float | None]] = {"latent_mae_learns": (mae_last, mae_first)}
     if settings.objective != "paired":
         first, last = ends(training, "refiner", f"field_strength_R{settings.radii[-1]:g}")
         bounds["drifting_field_weakens"] = (last, first)
@@ -85,7 +85,11 @@ def criteria(values: dict[tuple, Any], training: pl.DataFrame, settings: Refine)
         "no_class_dominates": (values["occupancy", "max_class_share"], MOST_DOMINANT),
     }
     return {
-        name: {"value": value, "must_be_below": bound, "passed": None not in (value, bound) and value < bound}
+        name: {
+            "value": value,
+            "must_be_below": bound,
+            "passed": value is not None and bound is not None and value < bound,
+        }
         for name, (value, bound) in bounds.items()
     }
 

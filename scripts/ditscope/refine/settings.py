@@ -78,7 +78,7 @@ class Refine:
     clamp_anchors: bool = setting(False, "Put the known patches back into the refiner's output")
     # objective
     objective: str = setting(
-        "drifting",
+        "paired",
         "What is trained on: each sample's own clean latent, distributions of features, or both",
         choices=("paired", "drifting", "sum"),
     )
