@@ -72,6 +72,8 @@ def note(text: str, width: float = 5.0) -> Canvas:
 
 def save(figure: Canvas, data: pl.DataFrame, stem: Path, formats: list[str], dpi: int) -> None:
     """Write `stem`.svg / .png / .pdf and the drawn data as `stem`.csv; a PDF has the pages of `facets` as its pages."""
+    for axis in figure.axes:  # now: while a figure is drawn, each limit that is not yet known draws all of it once more
+        axis.get_xlim(), axis.get_ylim()
     for kind in formats:
         with replacing(f"{stem}.{kind}") as partial:
             if kind == "pdf" and len(figure.subfigs) > 1:
@@ -84,7 +86,7 @@ def save(figure: Canvas, data: pl.DataFrame, stem: Path, formats: list[str], dpi
 
 def save_pages(figure: Canvas, path: Path) -> None:
     """Write each subfigure as a page of its own of a PDF."""
-    figure.canvas.draw()  # places everything, once for all pages
+    figure.draw_without_rendering()  # places everything, once for all pages
     figure.set_layout_engine("none")
     with PdfPages(path, metadata=METADATA["pdf"]) as pages:
         for page in figure.subfigs:
@@ -283,7 +285,7 @@ def write_counts(axis: Axes, x: Iterable[float], counts: Iterable[int], span: fl
         far = last is None or place - last >= gap or (i == len(points) - 1 and place - last > gap / 3)
         if count != before and not near_end and far:
             text = f"n = {count}{unit}" if before is None else f"{count}"
-            side = "left" if i == 0 else "right" if i == len(points) - 1 else "center"
+            side = "center" if len(points) == 1 else {0: "left", len(points) - 1: "right"}.get(i, "center")
             axis.annotate(text, (place, 0.99), xycoords=("data", "axes fraction"), fontsize=5.5, va="top", ha=side)
             last = place + gap if before is None else place  # the first one is longer
             before = count
