@@ -26,6 +26,7 @@ from ditscope.prompts.files import first_runs, shard_index, slice_name
 from ditscope.core.plugins import module_of
 from ditscope.models.registry import ON_MLX, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
+from ditscope.refine.settings import INTERPOLATIONS
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow.sources import check_sources
 from ditscope.workflow.staleness import code_digest, defines, prefer_this_library
@@ -237,6 +238,12 @@ def scheme_plan(model, scheme):
     """The bit plan that a scheme of kind `plan` applies to a model; nothing for other kinds."""
     entry = CONFIG.schemes[scheme]
     return [f"{RESULTS}/plans/{model}/{entry.plan}.json"] if entry.kind == "plan" else []
+
+
+def interpolation_digest():
+    """Digest of the module that fills in what is missing, and of what it imports."""
+    name = CONFIG.refine.interpolation
+    return plugin(module_of(name, INTERPOLATIONS, "refine.interpolation", "an interpolation"))
 
 
 def scaled(amount):

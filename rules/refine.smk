@@ -49,6 +49,7 @@ rule refine_train:
         runtime=scaled(720),
     params:
         code=code("refine.train"),
+        interpolation=interpolation_digest(),
         settings={k: v for k, v in stage("refine").items() if k not in ("top_k", "gallery")},
     script:
         "../scripts/refine_train.py"
@@ -82,6 +83,7 @@ rule refine_diagnose:
         runtime=scaled(60),
     params:
         code=code("refine.diagnose"),
+        interpolation=interpolation_digest(),
         model=lambda w: model_params(w.model),
         settings=stage("refine"),
     script:

@@ -14,9 +14,10 @@ import ditscope.refine.train as stage
 from ditscope.core.errors import InputError
 from ditscope.core.shards import read_tar, write_tar
 from ditscope.core.tables import read_table
-from ditscope.refine.batches import draw_batch, training_set, without_replacement
+from ditscope.refine.batches import RefinerInput, draw_batch, refiner_input, training_set, without_replacement
 from ditscope.refine.codebook import build_codebook
 from ditscope.refine.features import FEATURES, extract
+from ditscope.refine.keys import draw_orders
 from ditscope.refine.latents import read_latents
 from ditscope.refine.loop import LoopSettings, fit
 from ditscope.refine.networks import (
@@ -353,3 +354,45 @@ def test_features_of_a_video_are_windows_of_one_frame():
     maps = encoder.maps(x)
     torch.testing.assert_close(features["map0.patch4.mean"][:, 7], maps[0][:, :, 1, 4:, 4:].flatten(2).mean(-1))
     assert features["map0.location"].shape == (2, 320, 8)
+
+
+def test_a_batch_has_nested_keys_protected_ends_and_replaced_keys_of_the_same_class(videos):
+    latents, codes = read_latents([videos], 2), np.arange(24) % 4
+    settings = replace(VIDEO, endpoints=True, interpolation="linear", min_anchors=2, levels=3, key_replacement=0.5)
+    data = training_set(latents, codes, settings)
+    orders = draw_orders(np.random.default_rng(0), 24, data.nodes, data.protected)
+    rows, masks = np.arange(24), []
+    for level in (1, 2, 3):
+        levels, alpha = np.full(24, level), torch.ones(24)
+        inputs = refiner_input(data, rows, levels, alpha, settings, np.random.default_rng(1), orders)
+        masks.append(inputs.anchors.numpy())
+        kept = inputs.anchors.reshape(24, 5, 16)[..., 0].numpy()
+        assert kept[:, [0, 4]].all()
+        assert (kept.sum(1) == data.counts[level - 1]).all()
+        same = (inputs.corrupted == inputs.clean).reshape(24, 5, -1).all(-1).numpy()
+        assert same[:, [0, 4]].all()
+    assert (masks[2] <= masks[1]).all()
+    assert (masks[1] <= masks[0]).all()
+    inputs = refiner_input(data, rows, np.ones(24, int), torch.ones(24), settings, np.random.default_rng(1), orders)
+    frames, clean = (x.reshape(24, 5, -1).numpy() for x in (inputs.corrupted, inputs.clean))
+    kept, moved = masks[0].reshape(24, 5, 16)[..., 0], 0
+    for i, t in zip(*np.nonzero(kept), strict=True):
+        others = [j for j in range(24) if np.array_equal(frames[i, t], clean[j, t])]
+        assert any(codes[j] == codes[i] for j in others)
+        moved += i not in others
+    assert moved > 5
+
+
+def test_more_endpoints_than_anchors_are_refused(videos):
+    latents, settings = read_latents([videos], 2), replace(VIDEO, endpoints=True)
+    training_set(latents, np.arange(24) % 4, settings)
+    with pytest.raises(InputError, match="min_anchors: 1 are fewer than the 2 endpoints; raise it"):
+        training_set(latents, np.arange(24) % 4, replace(settings, min_anchors=1))
+
+
+def test_interpolation_errors_are_those_of_all_and_of_missing_tokens():
+    clean, anchors = torch.zeros(1, 4, 2), torch.tensor([[True, False, False, True]])
+    corrupted = torch.tensor([[[0.0, 0], [1, 1], [3, 1], [0, 2]]])
+    one = torch.ones(1, dtype=torch.int64)
+    inputs = RefinerInput(corrupted, anchors, one, one, torch.ones(1), clean)
+    assert stage.interpolation_errors(inputs) == {"interp/mse_all": 2.0, "interp/mse_missing": 3.0}

@@ -14,6 +14,7 @@ from ditscope.core.schema import STAGE_OF
 from ditscope.models.registry import is_generator, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
 from ditscope.publish.figures import FIGURES, PAPER_TABLES
+from ditscope.refine.settings import INTERPOLATIONS
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow import staleness
 from workflow import ROOT
@@ -37,6 +38,7 @@ def digested() -> dict[str, set[str]]:
         "chosen_embedders(": embedders,
         "sensitivity_code(": {"ditscope.sensitivity.stage", BACK_ENDS["torch"]},
         "declarations(": {f"ditscope.{stage}.tables" for stage in STAGE_OF.values()},
+        "interpolation_digest(": {INTERPOLATIONS[CONFIG.refine.interpolation]},
         "figure_rooms(": {f"ditscope.{figure.stages[0]}.figures" for figure in FIGURES.values()},
         "in paper_table_inputs(": {f"ditscope.{stage}.figures" for stage in PAPER_TABLES.values()},
     }
@@ -103,6 +105,9 @@ EDITS = [
     ("benchmark/recommend.py", CODE, {"benchmark_table"}),
     ("benchmark/quiet.py", CODE, {"benchmark_run"}),
     ("refine/drifting.py", CODE, {"refine_train", "refine_diagnose"}),
+    ("refine/corruption.py", CODE, {"refine_train", "refine_diagnose"}),
+    ("refine/interpolations/laplacian.py", CODE, {"refine_train", "refine_diagnose"}),
+    ("refine/interpolations/sinkhorn.py", CODE, set()),
     ("style.py", CODE, {"figures", "paper_tables", "explorer"}),
     ("core/errors.py", CODE, set()),
     ("core/settings.py", CODE, set()),

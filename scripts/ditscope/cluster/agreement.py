@@ -119,7 +119,7 @@ def null_scores(
     marks = [int(OUTLIER in shared[name].unique().to_list()) for name in ("label", "label_b")]  # -1 is the first label
     shape = a.max() + 1, b.max() + 1
     rng = np.random.default_rng(seed)
-    found: dict[str, dict[str, list]] = {"kept": {s: [] for s in SCORES}, "excluded": {"ari": [], "v_measure": []}}
+    drawn: dict[str, dict[str, list]] = {"kept": {s: [] for s in SCORES}, "excluded": {"ari": [], "v_measure": []}}
     chunk = max(1, HELD // max(len(a), shape[0] * shape[1]))
     for start in range(0, 1 + draws, chunk):
         many = min(chunk, 1 + draws - start)
@@ -133,8 +133,8 @@ def null_scores(
         counts = np.bincount(codes.ravel(), minlength=many * shape[0] * shape[1]).reshape(many, *shape)
         for name, table in (("kept", counts), ("excluded", counts[:, marks[0] :, marks[1] :])):
             for score, values in contingency_scores(table, with_ami=name == "kept").items():
-                found[name][score].append(values)
-    return units, {name: {s: np.concatenate(v) for s, v in part.items()} for name, part in found.items()}, None
+                drawn[name][score].append(values)
+    return units, {name: {s: np.concatenate(v) for s, v in part.items()} for name, part in drawn.items()}, None
 
 
 def exchangeable(shared: pl.DataFrame) -> tuple[int, list[np.ndarray]]:
@@ -162,11 +162,11 @@ def contingency_scores(counts: np.ndarray, with_ami: bool = True) -> dict[str, n
         information = xlogx(share).sum(axis=(1, 2)) - sum(xlogx(x / n[:, None]).sum(axis=1) for x in (rows, columns))
         mean = -sum(xlogx(x / n[:, None]).sum(axis=1) for x in (rows, columns)) / 2
         v = np.where(mean <= 0, 1.0, information / mean)
-        found = {"ari": ari, "v_measure": v}
+        by_score = {"ari": ari, "v_measure": v}
         if with_ami:
             chance = expected_mutual_information(counts[0].astype(np.int64), int(n[0]))
-            found["ami"] = (information - chance) / (mean - chance)
-    return {score: np.where(n > 1, values, np.nan) for score, values in found.items()}
+            by_score["ami"] = (information - chance) / (mean - chance)
+    return {score: np.where(n > 1, values, np.nan) for score, values in by_score.items()}
 
 
 def xlogx(x: np.ndarray) -> np.ndarray:

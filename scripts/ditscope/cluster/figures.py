@@ -49,14 +49,14 @@ def group_of(name: str = "label") -> pl.Expr:
 def names_of(files: Files) -> dict[str, dict[int, str]]:
     """What each embedder's labels are called: by the caption of the cluster's medoid, after its number."""
     medoids = table_of(files, "medoids").sort("embedder", "label")
-    found: dict[str, dict[int, str]] = {}
+    by_embedder: dict[str, dict[int, str]] = {}
     for embedder, label, text in medoids.select("embedder", "label", "medoid_text").rows():
-        names = found.setdefault(embedder, {OUTLIER: "outliers  x"})
+        names = by_embedder.setdefault(embedder, {OUTLIER: "outliers  x"})
         if label < SHOWN:
             names[label] = f"{short(text or 'without caption', CAPTION)}  {label}"
         else:
             names[SHOWN] = f"{label - SHOWN + 1} smaller clusters  +"
-    return found
+    return by_embedder
 
 
 def name_rows(axis: Axes, labels: list[int], names: dict[int, str], counts: dict[int, str] | None = None) -> None:
@@ -68,8 +68,8 @@ def name_rows(axis: Axes, labels: list[int], names: dict[int, str], counts: dict
 
 def labels_in(*columns: pl.Series) -> list[int]:
     """The labels in columns: clusters in order, outliers last."""
-    found = sorted({int(x) for column in columns for x in column})
-    return [x for x in found if x != OUTLIER] + [x for x in found if x == OUTLIER]
+    labels = sorted({int(x) for column in columns for x in column})
+    return [x for x in labels if x != OUTLIER] + [x for x in labels if x == OUTLIER]
 
 
 def cluster_map(files: Files) -> tuple[Canvas, pl.DataFrame]:
@@ -83,22 +83,22 @@ def cluster_map(files: Files) -> tuple[Canvas, pl.DataFrame]:
     figure, cells = facets(panels, by=("embedder", "colour"), most=(4, 4), height=1.6)
     networks = table["network"].unique(maintain_order=True).to_list()
     for (embedder, colouring), axis in cells.items():
-        mine = table.filter(embedder=embedder).sample(fraction=1, shuffle=True, seed=0)  # none always on top
+        states = table.filter(embedder=embedder).sample(fraction=1, shuffle=True, seed=0)  # none always on top
         axis.set(xticks=[], yticks=[])
         if colouring == "cluster":
-            draw_clusters(axis, mine)
+            draw_clusters(axis, states)
         elif colouring == "time":
-            image = axis.scatter(mine["x"], mine["y"], s=4, c=mine["position"], linewidth=0)
+            image = axis.scatter(states["x"], states["y"], s=4, c=states["position"], linewidth=0)
             colour_scale(axis, image, "position")
-            tell(axis, f"n = {mine.height} states")
+            tell(axis, f"n = {states.height} states")
         elif colouring == "network":
             for i, network in enumerate(networks):
-                part = mine.filter(network=network)
+                part = states.filter(network=network)
                 axis.scatter(part["x"], part["y"], s=4, color=COLOURS[i % 8], linewidth=0, label=short(network, 30))
-            tell(axis, f"n = {mine['network'].n_unique()} networks")
+            tell(axis, f"n = {states['network'].n_unique()} networks")
         else:
-            number = mine.select(pl.struct("network", "run_id").rank("dense")).to_series().to_numpy()
-            axis.scatter(mine["x"], mine["y"], s=4, c=colormaps["hsv"]((number * 0.618) % 1), linewidth=0)
+            number = states.select(pl.struct("network", "run_id").rank("dense")).to_series().to_numpy()
+            axis.scatter(states["x"], states["y"], s=4, c=colormaps["hsv"]((number * 0.618) % 1), linewidth=0)
             tell(axis, f"n = {number.max()} runs")
     legend(cells, markerscale=2)
     return figure, table
@@ -141,10 +141,10 @@ def cluster_transitions(files: Files) -> tuple[Canvas, pl.DataFrame]:
     figure, cells = facets(table, most=(3, 2), wrap=True, height=2.2, ylabel="from", xlabel="to")
     for (embedder, network), axis in cells.items():
         labels = labels_in(seen.filter(embedder=embedder)["label"])
-        mine = grouped.filter(embedder=embedder, network=network)
+        transitions = grouped.filter(embedder=embedder, network=network)
         here = set(seen.filter(embedder=embedder, network=network)["label"])
         counts = np.zeros((len(labels), len(labels)), int)
-        for source, target, count in mine.select("source", "target", "count").rows():
+        for source, target, count in transitions.select("source", "target", "count").rows():
             counts[labels.index(source), labels.index(target)] = count
         draw_transitions(axis, counts, [label in here for label in labels])
         leaving = {
@@ -200,20 +200,20 @@ def run_lengths(files: Files) -> tuple[Canvas, pl.DataFrame]:
     counts = grouped.group_by("embedder", "network", "label", "length", "whole").agg(pl.len().alias("stays"))
     figure, cells = facets(table, most=(4, 2), wrap=True, height=1.7, xlabel="length of the stay / states")
     for (embedder, network), axis in cells.items():
-        mine = counts.filter(embedder=embedder, network=network).sort("label", "length")
-        labels = labels_in(mine["label"])
-        for whole, part in ((False, mine.filter(~pl.col("whole"))), (True, mine.filter("whole"))):
+        panel = counts.filter(embedder=embedder, network=network).sort("label", "length")
+        labels = labels_in(panel["label"])
+        for whole, part in ((False, panel.filter(~pl.col("whole"))), (True, panel.filter("whole"))):
             y = [labels.index(label) + (-0.12 if whole else 0.12) for label in part["label"]]
             colours = [COLOUR_OF[label] for label in part["label"]]
             fill = {"facecolors": colours} if whole else {"facecolors": "none", "edgecolors": colours}
             axis.scatter(
                 part["length"], y, s=6 * part["stays"].to_numpy() ** 0.8, linewidth=0.7 * (not whole), alpha=0.8, **fill
             )
-        stays = dict(mine.group_by("label").agg(pl.col("stays").sum()).rows())
+        stays = dict(panel.group_by("label").agg(pl.col("stays").sum()).rows())
         name_rows(axis, labels, names.get(embedder, {}), {label: f"{stays[label]}" for label in labels})
-        cut = mine.filter(~pl.col("whole"))["stays"].sum()
-        tell(axis, f"n = {mine['stays'].sum()} stays, {cut} cut (hollow)")
-        axis.set_xlim(0, mine["length"].max() + 1)
+        cut = panel.filter(~pl.col("whole"))["stays"].sum()
+        tell(axis, f"n = {panel['stays'].sum()} stays, {cut} cut (hollow)")
+        axis.set_xlim(0, panel["length"].max() + 1)
     return figure, table
 
 
@@ -227,15 +227,15 @@ def dwell_times(files: Files) -> tuple[Canvas, pl.DataFrame]:
         return note("No stay in a cluster was followed over a state."), table
     figure, cells = facets(table, xlabel="stay / states", ylabel="share that stays", sharex=True, sharey="all")
     for (embedder, network), axis in cells.items():
-        mine = table.filter(embedder=embedder, network=network)
-        axis.step([0, *mine["duration"]], [1, *mine["survival"]], where="post", color=COLOURS[0])
-        low, high = (mine[name].cast(pl.Float64).to_numpy() for name in ("low", "high"))
-        axis.fill_between(mine["duration"], low, high, step="post", color=COLOURS[0], alpha=0.2, linewidth=0,
+        stays = table.filter(embedder=embedder, network=network)
+        axis.step([0, *stays["duration"]], [1, *stays["survival"]], where="post", color=COLOURS[0])
+        low, high = (stays[name].cast(pl.Float64).to_numpy() for name in ("low", "high"))
+        axis.fill_between(stays["duration"], low, high, step="post", color=COLOURS[0], alpha=0.2, linewidth=0,
                           label="95 % interval over prompts")  # fmt: skip
-        cut = mine.filter(pl.col("censored") > 0)
+        cut = stays.filter(pl.col("censored") > 0)
         axis.plot(cut["duration"], cut["survival"], "|", color=COLOURS[0], markersize=4, label="stays that were cut")
-        write_counts(axis, mine["duration"], mine["at_risk"], table["duration"].max())
-        tell(axis, f"{mine['prompts'].max()} prompts, {mine['runs'].max()} runs")
+        write_counts(axis, stays["duration"], stays["at_risk"], table["duration"].max())
+        tell(axis, f"{stays['prompts'].max()} prompts, {stays['runs'].max()} runs")
         axis.set_ylim(0, 1.15)
     legend(cells)
     return figure, table
@@ -248,9 +248,9 @@ def longest_runs(files: Files) -> tuple[Canvas, pl.DataFrame]:
         return note("No runs: too few states were clustered."), table
     figure, cells = facets(table, xlabel="rank of the run", ylabel="longest stay / states", sharey="row")
     for (embedder, network), axis in cells.items():
-        mine = table.filter(embedder=embedder, network=network).sort("rank")
+        panel = table.filter(embedder=embedder, network=network).sort("rank")
         for scope, colour in (("anytime", COLOURS[0]), ("from_start", COLOURS[1])):
-            part = mine.filter(pl.col("scope").cast(pl.String) == scope)
+            part = panel.filter(pl.col("scope").cast(pl.String) == scope)
             axis.step(
                 part["rank"], part["length"], where="mid", color=colour, linewidth=0.8, label=scope.replace("_", " ")
             )
@@ -258,7 +258,7 @@ def longest_runs(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 marks = part.filter(pl.col("exit_seen").fill_null(True) != cut)
                 style = {"markerfacecolor": face, "markeredgecolor": colour, "markersize": 3, "markeredgewidth": 0.7}
                 axis.plot(marks["rank"], marks["length"], "o", **style)
-        anytime = mine.filter(pl.col("scope").cast(pl.String) == "anytime")
+        anytime = panel.filter(pl.col("scope").cast(pl.String) == "anytime")
         tell(axis, f"n = {anytime.height} runs; median {anytime['length'].median():g} states")
     for axis in cells.values():
         axis.set_ylim(bottom=-0.5)
@@ -276,16 +276,16 @@ def label_phases(files: Files) -> tuple[Canvas, pl.DataFrame]:
     grouped = grouped.group_by("embedder", "network", "phase", "label").agg(pl.col("states", "share").sum())
     figure, cells = facets(table, most=(4, 2), wrap=True, height=1.7)
     for (embedder, network), axis in cells.items():
-        mine = grouped.filter(embedder=embedder, network=network)
+        panel = grouped.filter(embedder=embedder, network=network)
         labels = labels_in(grouped.filter(embedder=embedder)["label"])
         share = np.zeros((len(labels), len(phases)))
-        for phase, label, value in mine.select("phase", "label", "share").rows():
+        for phase, label, value in panel.select("phase", "label", "share").rows():
             share[labels.index(label), phases.index(phase)] = value
         axis.imshow(share, vmin=0, vmax=1, aspect="auto", cmap="Blues")
         for (i, j), value in np.ndenumerate(share):
             text = f"{value:.0%}" if value else "\u2013"
             axis.text(j, i, text, ha="center", va="center", fontsize=5.5, color="white" if value > 0.6 else "black")
-        states = dict(mine.group_by("phase").agg(pl.col("states").sum()).rows())
+        states = dict(panel.group_by("phase").agg(pl.col("states").sum()).rows())
         axis.set_xticks(range(len(phases)), [f"{phase}\nn = {states.get(phase, 0)}" for phase in phases])
         name_rows(axis, labels, names.get(embedder, {}))
     return figure, table
@@ -301,16 +301,16 @@ def returns(files: Files) -> tuple[Canvas, pl.DataFrame]:
     counts = table.with_columns(kind.alias("kind"))
     figure, cells = facets(table, by=("embedder",), most=(4, 2), xlabel="share of the runs")
     for (embedder,), axis in cells.items():
-        mine = counts.filter(embedder=embedder)
-        networks = mine["network"].unique(maintain_order=True).to_list()
+        panel = counts.filter(embedder=embedder)
+        networks = panel["network"].unique(maintain_order=True).to_list()
         for y, network in enumerate(networks):
-            runs = mine.filter(network=network)
-            found = [(runs["kind"] == k).sum() for k in range(len(STAYS))]
-            for k, (start, many) in enumerate(zip(np.cumsum([0, *found]), found, strict=False)):
+            runs = panel.filter(network=network)
+            counts_of = [(runs["kind"] == k).sum() for k in range(len(STAYS))]
+            for k, (start, many) in enumerate(zip(np.cumsum([0, *counts_of]), counts_of, strict=False)):
                 axis.barh(y, many / runs.height, left=start / runs.height, color=STAY_COLOURS[k], label=STAYS[k])
                 if many / runs.height > 0.06:
                     axis.text((start + many / 2) / runs.height, y, f"{many}", fontsize=6, ha="center", va="center")
-        name_networks(axis, mine, networks)
+        name_networks(axis, panel, networks)
         axis.set_xlim(0, 1)
     legend(cells, ncols=3)
     return figure, table
@@ -336,14 +336,14 @@ def outliers(files: Files) -> tuple[Canvas, pl.DataFrame]:
         return note("No generated states."), table
     figure, cells = facets(table, by=("embedder",), most=(4, 2), xlabel="share of states in no cluster")
     for (embedder,), axis in cells.items():
-        mine = table.filter(embedder=embedder)
-        networks = mine["network"].to_list()
-        for y, row in enumerate(mine.iter_rows(named=True)):
+        panel = table.filter(embedder=embedder)
+        networks = panel["network"].to_list()
+        for y, row in enumerate(panel.iter_rows(named=True)):
             share = row["outliers_share"]
             axis.barh(y, share or 0, color=GREY, height=0.6)
             text = row["reason"] or f"{row['clusters']} clusters, n = {row['states']}"
             axis.text((share or 0) + 0.02, y, text, fontsize=5.5, va="center", parse_math=False)
-        name_networks(axis, mine, networks)
+        name_networks(axis, panel, networks)
         axis.set_xlim(0, 1)
     return figure, table
 
@@ -366,13 +366,13 @@ def agreement(files: Files) -> tuple[Canvas, pl.DataFrame]:
         sharex=True,
     )
     for (within,), axis in cells.items():
-        mine = shown.filter(within=within).sort("a", "b")
-        for y, row in enumerate(mine.iter_rows(named=True)):
+        panel = shown.filter(within=within).sort("a", "b")
+        for y, row in enumerate(panel.iter_rows(named=True)):
             draw_agreement(axis, y, row)
-        texts = [f"{short(a, 17)}, {short(b, 17)}" for a, b in mine.select("a", "b").rows()]
+        texts = [f"{short(a, 17)}, {short(b, 17)}" for a, b in panel.select("a", "b").rows()]
         axis.set_yticks(range(len(texts)), texts, fontsize=5.5, parse_math=False)
         axis.set_ylim(len(texts) - 0.5, -0.5)
-        tell(axis, f"between {mine['between'][0]}, {mine['prompts'].max()} prompts")
+        tell(axis, f"between {panel['between'][0]}, {panel['prompts'].max()} prompts")
         axis.set_xlim(-0.25, 1.05)
     legend(cells)
     return figure, table
@@ -410,7 +410,7 @@ def cluster_stability(files: Files) -> tuple[Canvas, pl.DataFrame]:
         return note("No clusters."), table
     figure, cells = facets(whole, by=("embedder",), most=(4, 2), height=1.9, xlabel="Jaccard index", sharex=True)
     for (embedder,), axis in cells.items():
-        mine = table.filter(pl.col("label") < SHOWN, embedder=embedder).sort("label")
+        panel = table.filter(pl.col("label") < SHOWN, embedder=embedder).sort("label")
         row = whole.row(by_predicate=pl.col("embedder") == embedder, named=True)
         size = f"n = {row['states']} states, {row['prompts']} prompts, {row['clusters']} clusters"
         tell(
@@ -418,15 +418,15 @@ def cluster_stability(files: Files) -> tuple[Canvas, pl.DataFrame]:
             size,
             row["reason"] or f"ARI {row['ari']:.2f} ({row['low']:.2f} to {row['high']:.2f}), {row['draws']} draws",
         )
-        if mine["jaccard"].count() == 0:
-            empty(axis, "no clusters" if mine.is_empty() else row["reason"] or "in no draw")
+        if panel["jaccard"].count() == 0:
+            empty(axis, "no clusters" if panel.is_empty() else row["reason"] or "in no draw")
             continue
-        labels = mine["label"].to_list()
-        for y, cluster in enumerate(mine.iter_rows(named=True)):
+        labels = panel["label"].to_list()
+        for y, cluster in enumerate(panel.iter_rows(named=True)):
             if cluster["jaccard"] is not None:
                 axis.plot([cluster["low"], cluster["high"]], [y, y], color=COLOUR_OF[cluster["label"]], linewidth=1.5)
                 axis.plot(cluster["jaccard"], y, "o", color=COLOUR_OF[cluster["label"]], markersize=4)
-        states = {x: f"{n}" for x, n in mine.select("label", "states").rows()}
+        states = {x: f"{n}" for x, n in panel.select("label", "states").rows()}
         name_rows(axis, labels, names.get(embedder, {}), states)
         axis.set_xlim(-0.02, 1.02)
     return figure, table

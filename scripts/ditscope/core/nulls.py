@@ -14,17 +14,17 @@ def draws_for(tests: int, sides: int = 2) -> int:
     return max(DRAWS, 20 * sides * tests)
 
 
-def two_sided(found: float, null: np.ndarray) -> float:
+def two_sided(observed: float, null: np.ndarray) -> float:
     """Twice the smaller share of draws that are as far out, the observed one among them (Phipson & Smyth 2010)."""
     # Equal distances differ by the roundings of the ways in which they are computed.
-    slack = 1e-7 * max(1.0, abs(found))
-    above, below = (null >= found - slack).sum(), (null <= found + slack).sum()
+    slack = 1e-7 * max(1.0, abs(observed))
+    above, below = (null >= observed - slack).sum(), (null <= observed + slack).sum()
     return float(min(1.0, 2 * (min(above, below) + 1) / (len(null) + 1)))
 
 
-def as_large(found: float, null: np.ndarray) -> float:
+def as_large(observed: float, null: np.ndarray) -> float:
     """Share of draws that are as large, the observed one among them (Phipson & Smyth 2010)."""
-    return float(((null >= found - 1e-7 * max(1.0, abs(found))).sum() + 1) / (len(null) + 1))
+    return float(((null >= observed - 1e-7 * max(1.0, abs(observed))).sum() + 1) / (len(null) + 1))
 
 
 def holm(p: pl.Expr) -> pl.Expr:

@@ -126,9 +126,11 @@ def companions(prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The place (runs,) of each run among its prompt's, and by (run, k) the k-th after it there, in a circle."""
     members = [np.flatnonzero(prompts == prompt) for prompt in range(prompts.max() + 1)]
     rank, partners = np.zeros(len(prompts), int), np.zeros((len(prompts), max(map(len, members))), int)
-    for mine in members:
-        rank[mine] = np.arange(len(mine))
-        partners[mine] = mine[(np.arange(len(mine))[:, None] + np.arange(partners.shape[1])) % len(mine)]
+    for of_prompt in members:
+        rank[of_prompt] = np.arange(len(of_prompt))
+        partners[of_prompt] = of_prompt[
+            (np.arange(len(of_prompt))[:, None] + np.arange(partners.shape[1])) % len(of_prompt)
+        ]
     return rank, partners
 
 

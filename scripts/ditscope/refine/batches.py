@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ditscope.refine.corruption import corrupt, draw_keys, key_counts, key_grid
+from ditscope.core.errors import InputError
+from ditscope.refine.corruption import corrupt
 from ditscope.refine.drifting import sample_alpha
+from ditscope.refine.keys import draw_orders, end_nodes, key_counts, key_grid, key_masks
 from ditscope.refine.latents import LatentSet
 from ditscope.refine.patches import patchify, token_grid
 from ditscope.refine.settings import Refine
@@ -24,6 +26,7 @@ class TrainingSet:
     grid: tuple[int, ...]
     nodes: int  # patches, or frames, that a key is one of
     counts: list[int]  # keys at levels 1, 2, ...
+    protected: np.ndarray  # (nodes,) bool, keys at every level
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,17 @@ class RefinerInput:
 def training_set(latents: LatentSet, codes: np.ndarray, settings: Refine) -> TrainingSet:
     """Cut latents into tokens and list the members of each pseudo-class."""
     grid = token_grid(latents.space, settings.patch)
-    nodes = int(np.prod(key_grid(grid, settings.keys)))
-    counts = key_counts(nodes, settings.levels, settings.min_anchors, settings.schedule, settings.keys)
+    nodes = key_grid(grid, settings.keys)
+    count = int(np.prod(nodes))
+    counts = key_counts(count, settings.levels, settings.min_anchors, settings.schedule, settings.keys)
+    protected = end_nodes(nodes) if settings.endpoints else np.zeros(count, bool)
+    if protected.sum() > settings.min_anchors:
+        raise InputError(
+            f"refine.min_anchors: {settings.min_anchors} are fewer than the {protected.sum()} endpoints; raise it"
+        )
     members = {int(code): np.flatnonzero(codes == code) for code in np.unique(codes)}
-    return TrainingSet(latents.values, patchify(latents.values, settings.patch), codes, members, grid, nodes, counts)
+    tokens = patchify(latents.values, settings.patch)
+    return TrainingSet(latents.values, tokens, codes, members, grid, count, counts, protected)
 
 
 def without_replacement(rng: np.random.Generator, pool: np.ndarray, count: int) -> np.ndarray:
@@ -54,15 +64,30 @@ def without_replacement(rng: np.random.Generator, pool: np.ndarray, count: int) 
 
 
 def refiner_input(
-    data: TrainingSet, rows: np.ndarray, levels: np.ndarray, alpha: Tensor, settings: Refine, rng: np.random.Generator
+    data: TrainingSet,
+    rows: np.ndarray,
+    levels: np.ndarray,
+    alpha: Tensor,
+    settings: Refine,
+    rng: np.random.Generator,
+    orders: np.ndarray | None = None,
 ) -> RefinerInput:
-    """Corrupt samples `rows` to `levels`, each with keys of its own."""
+    """Corrupt samples `rows` to `levels`, each with keys of its own.
+
+    Keys are the first of the permutations `orders` (samples, nodes), which are drawn where none are given. Keys that
+    scheduled sampling replaces show another sample of the same pseudo-class, as a model that only knows that would.
+    """
     clean = data.tokens[rows]
-    keys = draw_keys(rng, levels, data.nodes, data.counts).repeat(clean.shape[1] // data.nodes, axis=1)
-    corrupted = corrupt(clean, keys, data.grid, settings, rng).astype(np.float32)
+    if orders is None:
+        orders = draw_orders(rng, len(rows), data.nodes, data.protected)
+    keys = key_masks(orders, np.array(data.counts)[levels - 1])
+    proposals = None
+    if settings.key_replacement:
+        proposals = data.tokens[[rng.choice(data.members[int(code)]) for code in data.codes[rows]]]
+    corrupted = corrupt(clean, keys, data.grid, settings, rng, data.protected, proposals).tokens
     return RefinerInput(
-        corrupted=torch.from_numpy(corrupted),
-        anchors=torch.from_numpy(keys),
+        corrupted=torch.from_numpy(corrupted.astype(np.float32)),
+        anchors=torch.from_numpy(keys.repeat(clean.shape[1] // data.nodes, axis=1)),
         classes=torch.from_numpy(data.codes[rows].astype(np.int64)),
         levels=torch.from_numpy(levels.astype(np.int64)),
         alpha=alpha,

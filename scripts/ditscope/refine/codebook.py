@@ -18,8 +18,8 @@ from ditscope.core.atomic import give_usual_mode, replacing
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.tables import write_table
-from ditscope.refine.corruption import key_grid
 from ditscope.refine.files import describe, read_described
+from ditscope.refine.keys import key_grid
 from ditscope.refine.latents import LatentSet, read_latents
 from ditscope.refine.patches import patchify, token_grid
 from ditscope.refine.settings import Refine

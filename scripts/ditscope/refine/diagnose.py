@@ -27,6 +27,7 @@ from ditscope.refine.codebook import anchor_means, embed_set, embed_text, load_c
 from ditscope.refine.drifting import kernel_statistics
 from ditscope.refine.features import check_features, extract, pooled_embedding
 from ditscope.refine.gallery import draw_grid
+from ditscope.refine.keys import draw_orders
 from ditscope.refine.latents import LatentSet, expand, read_latents
 from ditscope.refine.networks import LatentMAE, Refiner, load_network
 from ditscope.refine.patches import unpatchify
@@ -141,9 +142,10 @@ def evaluate_levels(
     rows: list[Row] = []
     shown = np.linspace(0, len(data.latents) - 1, min(settings.gallery, len(data.latents))).astype(int)
     pictures = [("clean", torch.from_numpy(data.latents[shown]))]
+    rng = np.random.default_rng(settings.seed)
+    orders = draw_orders(rng, len(data.latents), data.nodes, data.protected)
     for level, count in enumerate(data.counts, start=1):
-        rng = np.random.default_rng([settings.seed, level])
-        inputs = level_input(data, np.arange(len(data.latents)), level, settings, rng)
+        inputs = level_input(data, level, orders, settings, rng)
         parts = [to_device(slice_input(inputs, i, i + 64), device) for i in range(0, len(data.latents), 64)]
         refined = torch.cat([refine(network, part).cpu() for part in parts])
         anchors, clean = inputs.anchors.numpy(), inputs.clean.numpy()
@@ -157,10 +159,11 @@ def evaluate_levels(
 
 
 def level_input(
-    data: TrainingSet, rows: np.ndarray, level: int, settings: Settings, rng: np.random.Generator
+    data: TrainingSet, level: int, orders: np.ndarray, settings: Settings, rng: np.random.Generator
 ) -> RefinerInput:
-    """Samples `rows`, all corrupted to one level, without guidance."""
-    return refiner_input(data, rows, np.full(len(rows), level), torch.ones(len(rows)), settings, rng)
+    """All samples, corrupted to one level of their nested keys, without guidance."""
+    rows = np.arange(len(data.latents))
+    return refiner_input(data, rows, np.full(len(rows), level), torch.ones(len(rows)), settings, rng, orders)
 
 
 def slice_input(inputs: RefinerInput, start: int, stop: int) -> RefinerInput:

@@ -22,7 +22,7 @@ def refiner_training(files: Files) -> tuple[Canvas, pl.DataFrame]:
         fields = curves.filter(pl.col("metric").str.starts_with("field_strength"))["metric"].unique(maintain_order=True)
         rows = [
             ("latent_mae", "loss", {"loss": ""}),
-            ("refiner", "mean squared error", {"mse_corrupted": "corrupted", "mse_refined": "refined"}),
+            ("refiner", "mean squared error", {"interp/mse_all": "corrupted", "mse_refined": "refined"}),
             (
                 "refiner",
                 "drifting field",

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditscope.core.tensor_files import save_tensors
-from ditscope.refine.corruption import coordinates
 from ditscope.refine.files import describe, read_described
+from ditscope.refine.grids import coordinates
 from ditscope.refine.patches import patch_sides, unpatchify
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 from ditscope.core.settings import setting
 
+INTERPOLATIONS = {
+    name: f"ditscope.refine.interpolations.{name}"
+    for name in ("linear", "smoothed", "idw", "laplacian", "flow", "sinkhorn")
+}
+
 
 @dataclass(frozen=True)
 class Refine:
@@ -19,19 +24,43 @@ class Refine:
     levels: int = setting(4, "Nested corruption levels; the last keeps the fewest patches or frames", positive=True)
     min_anchors: int = setting(4, "Known patches or frames (anchors) at the hardest level", positive=True)
     schedule: str = setting("geometric", "How anchors grow over levels", choices=("linear", "doubling", "geometric"))
+    endpoints: bool = setting(False, "The first and last frame, or step of a path, are anchors at every level")
+    key_replacement: float = setting(
+        0.0,
+        "Scheduled sampling: probability that an anchor shows another sample of its pseudo-class (0: storyboard)",
+        most=1,
+    )
     interpolation: str = setting(
-        "laplacian", "How missing patches or frames are filled", choices=("linear", "idw", "laplacian")
+        "laplacian",
+        "How missing patches or frames are filled: one of these, or a module of your own; the last two need frames",
+        choices=tuple(INTERPOLATIONS),
+        importable=True,
     )
+    laplacian_space: str = setting(
+        "pixel",
+        "laplacian: nodes of the graph are patches (feature) or cells of the latent (pixel)",
+        choices=("feature", "pixel"),
+    )
+    neighbours: int = setting(4, "laplacian: neighbours in a picture, 8 with diagonal ones", choices=(4, 8))
     sigma_feature: float = setting(
-        0.2, "laplacian: feature difference, in standard deviations, that counts as an edge", positive=True
+        2.0, "laplacian: feature difference, in standard deviations, that counts as an edge", positive=True
     )
-    ridge: float = setting(
-        1e-4, "laplacian: pull towards the inverse-distance fill, against bad conditioning", positive=True
+    sigma_space: float = setting(
+        1.0,
+        "Width in nodes of what distance weighs: of neighbours (laplacian), of all (smoothed)",
+        positive=True,
     )
+    lambda_reg: float = setting(1e-4, "laplacian: pull towards the inverse-distance fill", positive=True)
     noise: str = setting(
         "none", "Noise on filled patches: even, or growing with distance", choices=("none", "gauss", "dist")
     )
     noise_scale: float = setting(0.1, "Standard deviation of that noise, in standard deviations of the latents")
+    key_noise: float = setting(0.0, "gauss: share of that noise that anchors get which are not endpoints", most=1)
+    uncertainty: str = setting(
+        "none",
+        "1 - confidence of the interpolation as amplitude of the noise: not, instead, or added",
+        choices=("none", "replace", "add"),
+    )
     # pseudo-classes
     codes: int = setting(8, "Pseudo-classes of the codebook", positive=True)
     keyframe_weight: float = setting(1.0, "Weight of the anchor patches beside the prompt in the condition embedding")

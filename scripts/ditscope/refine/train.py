@@ -131,7 +131,7 @@ def train_refiner(
         value, numbers = objective(generated, targets, settings)
         with torch.no_grad():
             numbers |= {
-                "mse_corrupted": float((inputs.corrupted - inputs.clean).square().mean()),
+                **interpolation_errors(inputs),
                 "mse_refined": float((refined - inputs.clean).square().mean()),
             }
         return value, numbers
@@ -165,6 +165,12 @@ def to_device(inputs: RefinerInput, device: torch.device) -> RefinerInput:
 def refine(network: nn.Module, inputs: RefinerInput) -> Tensor:
     """Refined tokens (batch, tokens, size) of corrupted ones."""
     return network(inputs.corrupted, inputs.anchors, inputs.classes, inputs.levels, inputs.alpha)
+
+
+def interpolation_errors(inputs: RefinerInput) -> dict[str, float]:
+    """Mean squared error of a corrupted batch to its clean tokens, over all of them and over the missing ones."""
+    errors = (inputs.corrupted - inputs.clean).square().mean(-1)
+    return {"interp/mse_all": float(errors.mean()), "interp/mse_missing": float(errors[~inputs.anchors].mean())}
 
 
 @torch.no_grad()

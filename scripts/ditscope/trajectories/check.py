@@ -10,6 +10,7 @@ from ditscope.core.picture_file import decode_picture
 from ditscope.core.study import Study, beside, positive
 from ditscope.generate.check import image_rows
 from ditscope.prompts.check import prompt_tables
+from ditscope.trajectories.networks import chosen
 from ditscope.trajectories.tables import TIMING, TRAJECTORIES
 
 
@@ -174,8 +175,9 @@ def chosen_runs(study: Study) -> list[dict[str, Any]] | None:
     if not tables or len(tables) < len(study.asked("prompts")):
         return None
     runs = [row for table in tables for row in table.to_dicts()]
-    prompts = list(dict.fromkeys(run["prompt_id"] for run in runs))[: study.config.trajectories.prompts or None]
-    return [run for run in runs if run["prompt_id"] in set(prompts)]
+    prompts = list(dict.fromkeys(run["prompt_id"] for run in runs))
+    starting = set(prompts[chosen(len(prompts), study.config.trajectories)])
+    return [run for run in runs if run["prompt_id"] in starting]
 
 
 def states(study: Study) -> dict[str, pl.DataFrame]:

@@ -73,16 +73,21 @@ def plan_file(plans: Path | str, entry: Entry) -> Path | None:
     return Path(plans) / entry.name / f"{entry.scheme.plan}.json"
 
 
+def chosen(prompts: int, settings: Trajectories) -> slice:
+    """Which of so many prompts start trajectories: the first or the last ones."""
+    count = settings.prompts or prompts
+    return slice(max(0, prompts - count), prompts) if settings.from_end else slice(count)
+
+
 def trajectory_index(prompts: Prompts, settings: Trajectories, experiment: str) -> list[dict]:
     """What the workflow must know of each shard of trajectories.
 
     start: the number of its first run; count: how many they are; digest: of the runs. Raising `trajectories.prompts` or
     appending to the CSV changes the last unfilled shard only (not where they are taken from the end of the list).
     """
-    wanted = 0 if settings.from_end else settings.prompts
-    rows = read_prompts(prompts.csv, least(prompts.limit, wanted))
-    first = max(0, len(rows) - settings.prompts) if settings.from_end and settings.prompts else 0
-    before, runs = (runs_of(part, prompts.all_seeds(), experiment) for part in (rows[:first], rows[first:]))
+    rows = read_prompts(prompts.csv, least(prompts.limit, 0 if settings.from_end else settings.prompts))
+    starting = rows[chosen(len(rows), settings)]
+    before, runs = (runs_of(part, prompts.all_seeds(), experiment) for part in (rows[: -len(starting)], starting))
     check_shards("trajectories", len(runs), settings.shard_size, prompts.max_shards)
     index = []
     for start in range(0, len(runs), settings.shard_size):
