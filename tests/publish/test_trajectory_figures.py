@@ -166,7 +166,7 @@ def test_pages_of_a_pdf_are_reproducible_and_laid_out_as_a_png(tmp_path):
         save(figure, cells_of(1, 1), tmp_path / copy, [kind], 60)
         places.append([axis.get_position().bounds for axis in cells.values()])
     assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
-    np.testing.assert_allclose(places[0], places[2])
+    np.testing.assert_allclose(places[0], places[2], atol=0.01)  # of another resolution
 
 
 def test_cells_without_rows_say_so():
