@@ -103,8 +103,8 @@ def test_recorder_sees_what_the_layers_are_given(kind):
     for handle in handles:
         handle.remove()
     assert set(seen.values()) == {3}
-    assert recorder.found.keys() == {(name, step) for name in layers for step in (0, 2)}
-    for (name, step), (n, values) in recorder.found.items():
+    assert recorder.statistics.keys() == {(name, step) for name in layers for step in (0, 2)}
+    for (name, step), (n, values) in recorder.statistics.items():
         x = kept[name, step].double()
         if isinstance(layers[name], nn.Conv2d):
             x = x.flatten(2).mT

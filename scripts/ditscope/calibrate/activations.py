@@ -29,7 +29,7 @@ class ActivationRecorder(Observer):
 
     def start(self, model: Generator, sigmas: Tensor, cond: Conditioning, guidance: float) -> None:
         self.model, self.batch, self.sigmas = model.name, len(cond.embeds), sigmas.tolist()
-        self.found: dict[tuple[str, int], tuple[int, Tensor]] = {}
+        self.statistics: dict[tuple[str, int], tuple[int, Tensor]] = {}
         self.seen: tuple[Any, Tensor] = (None, sigmas)  # query, key and value read the same tensor: measured once
         layers = quantizable(model.pipe.transformer)
         self.order = {name: place for place, name in enumerate(layers)}
@@ -52,16 +52,19 @@ class ActivationRecorder(Observer):
             if self.seen[0] is not inputs[0]:
                 x = inputs[0] if isinstance(module, nn.Linear) else inputs[0].flatten(2).mT  # channels last
                 self.seen = inputs[0], channel_statistics(x, self.batch)
-            n, values = self.found.get((name, self.step), (0, None))
+            n, values = self.statistics.get((name, self.step), (0, None))
             new = self.seen[1]
-            self.found[name, self.step] = n + self.batch, new if values is None else joined(values, new, self.batch)
+            self.statistics[name, self.step] = (
+                n + self.batch,
+                new if values is None else joined(values, new, self.batch),
+            )
 
         return hook
 
     def write(self, path: Path) -> None:
         """Leave what was found as a part of the table `calibration.activations`."""
         rows = []
-        for (layer, step), (n, values) in sorted(self.found.items(), key=lambda f: (self.order[f[0][0]], f[0][1])):
+        for (layer, step), (n, values) in sorted(self.statistics.items(), key=lambda f: (self.order[f[0][0]], f[0][1])):
             row = {"model": self.model, "layer": layer, "step_index": step, "sigma": self.sigmas[step], "n": n}
             rows.append(row | dict(zip(CHANNELS, values.cpu().numpy(), strict=True)))
         write_table(pl.DataFrame(rows, schema=PART.schema()), path, PART)

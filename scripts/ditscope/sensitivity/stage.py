@@ -55,7 +55,7 @@ class Work:
 
     network: Network
     depths: list[int]  # of this job's layers
-    found: CalibrationSet
+    calibration: CalibrationSet
     buckets: dict[Reference, str]
     settings: Sensitivity
     parts: Path
@@ -184,7 +184,7 @@ def exact(work: Work) -> list[Path]:
 
     def measure(depth: int) -> list[dict[str, Any]]:
         model, settings = work.network.model, work.settings
-        samples = batches(model, work.found, work.buckets, settings.batch_size)
+        samples = batches(model, work.calibration, work.buckets, settings.batch_size)
         return score(work, depth, samples)
 
     name = work.network.model.name
@@ -200,7 +200,7 @@ def fast(work: Work) -> list[Path]:
     layers = [layer for depth in work.depths for layer in work.network.at(depth)]
 
     def measure() -> list[dict[str, Any]]:
-        samples = batches(model, work.found, work.buckets, settings.gradient_batch)
+        samples = batches(model, work.calibration, work.buckets, settings.gradient_batch)
         return estimate_layers(model, layers, samples, work.buckets, settings)
 
     return [work.part("fast", measure)]
