@@ -240,6 +240,12 @@ def scheme_plan(model, scheme):
     return [f"{RESULTS}/plans/{model}/{entry.plan}.json"] if entry.kind == "plan" else []
 
 
+def interpolation_digest():
+    """Digest of the module that fills in what is missing, and of what it imports."""
+    name = CONFIG.refine.interpolation
+    return plugin(module_of(name, INTERPOLATIONS, "refine.interpolation", "an interpolation"))
+
+
 def scaled(amount):
     """Memory or minutes of a job: more at each retry, for jobs that ended because they ran out of either."""
     return lambda wildcards, attempt: amount * attempt

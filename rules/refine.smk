@@ -3,12 +3,6 @@
 # `refine.neighbours`, `refine.tsne`, the experiment's record.json and two picture grids.
 
 
-def interpolation_digest():
-    """Digest of the module that fills in what is missing, and of what it imports."""
-    name = CONFIG.refine.interpolation
-    return plugin(module_of(name, INTERPOLATIONS, "refine.interpolation", "an interpolation"))
-
-
 rule refine:
     input:
         lambda w: refinements(*CONFIG.refine.models),
