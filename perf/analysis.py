@@ -433,9 +433,8 @@ PARTS = (
 
 def main(invocations: int = 1_000_000, compared: int = 100_000) -> None:
     """Print seconds and memory of both ways."""
-    print(
-        f"load {Path('/proc/loadavg').read_text().split()[0]} on entry; seconds (all, with imports: of the processor), and GB at the peak\n"
-    )
+    print(f"load {Path('/proc/loadavg').read_text().split()[0]} on entry; seconds, of the clock but for `processor`,")
+    print("which has imports, too; GB at the peak\n")
     print(f"| way | invocations | {' | '.join(PARTS)} | all | processor | GB |\n|{'---|' * (len(PARTS) + 5)}")
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
