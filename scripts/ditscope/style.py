@@ -75,10 +75,10 @@ def save(figure: Canvas, data: pl.DataFrame, stem: Path, formats: list[str], dpi
     for axis in figure.axes:  # now: while a figure is drawn, each limit that is not yet known draws all of it once more
         axis.get_xlim(), axis.get_ylim()
     for kind in formats:
-        with replacing(f"{stem}.{kind}") as partial:
-            if kind == "pdf" and len(figure.subfigs) > 1:
-                save_pages(figure, partial)
-            else:
+        if kind == "pdf" and len(figure.subfigs) > 1:
+            save_pages(figure, Path(f"{stem}.pdf"))
+        else:
+            with replacing(f"{stem}.{kind}") as partial:
                 figure.savefig(partial, format=kind, dpi=dpi, metadata=METADATA[kind])
     flat = [c for c, kind in data.schema.items() if not isinstance(kind, (pl.List, pl.Array, pl.Struct, pl.Object))]
     write_text(f"{stem}.csv", data.select(flat).write_csv())
@@ -88,7 +88,7 @@ def save_pages(figure: Canvas, path: Path) -> None:
     """Write each subfigure as a page of its own of a PDF."""
     figure.draw_without_rendering()  # places everything, once for all pages
     figure.set_layout_engine("none")
-    with PdfPages(path, metadata=METADATA["pdf"]) as pages:
+    with replacing(path) as partial, PdfPages(partial, metadata=METADATA["pdf"]) as pages:
         for page in figure.subfigs:
             for other in figure.subfigs:  # what is cut off need not be drawn
                 other.set_visible(other is page)
