@@ -6,6 +6,7 @@ stage and registries apply. What is typed wins over both.
 
 import argparse
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -143,6 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             with logged():
                 call(function_of(COMMANDS[command][0]), options, command)
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as under `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except InputError as error:
         print(f"ditscope {argv[0]}: {error}", file=sys.stderr)
         return 2

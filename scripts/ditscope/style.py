@@ -72,11 +72,13 @@ def note(text: str, width: float = 5.0) -> Canvas:
 
 def save(figure: Canvas, data: pl.DataFrame, stem: Path, formats: list[str], dpi: int) -> None:
     """Write `stem`.svg / .png / .pdf and the drawn data as `stem`.csv; a PDF has the pages of `facets` as its pages."""
+    for axis in figure.axes:  # now: while a figure is drawn, each limit that is not yet known draws all of it once more
+        axis.get_xlim(), axis.get_ylim()
     for kind in formats:
-        with replacing(f"{stem}.{kind}") as partial:
-            if kind == "pdf" and len(figure.subfigs) > 1:
-                save_pages(figure, partial)
-            else:
+        if kind == "pdf" and len(figure.subfigs) > 1:
+            save_pages(figure, Path(f"{stem}.pdf"))
+        else:
+            with replacing(f"{stem}.{kind}") as partial:
                 figure.savefig(partial, format=kind, dpi=dpi, metadata=METADATA[kind])
     flat = [c for c, kind in data.schema.items() if not isinstance(kind, (pl.List, pl.Array, pl.Struct, pl.Object))]
     write_text(f"{stem}.csv", data.select(flat).write_csv())
@@ -84,9 +86,9 @@ def save(figure: Canvas, data: pl.DataFrame, stem: Path, formats: list[str], dpi
 
 def save_pages(figure: Canvas, path: Path) -> None:
     """Write each subfigure as a page of its own of a PDF."""
-    figure.canvas.draw()  # places everything, once for all pages
+    figure.draw_without_rendering()  # places everything, once for all pages
     figure.set_layout_engine("none")
-    with PdfPages(path, metadata=METADATA["pdf"]) as pages:
+    with replacing(path) as partial, PdfPages(partial, metadata=METADATA["pdf"]) as pages:
         for page in figure.subfigs:
             for other in figure.subfigs:  # what is cut off need not be drawn
                 other.set_visible(other is page)
@@ -283,7 +285,7 @@ def write_counts(axis: Axes, x: Iterable[float], counts: Iterable[int], span: fl
         far = last is None or place - last >= gap or (i == len(points) - 1 and place - last > gap / 3)
         if count != before and not near_end and far:
             text = f"n = {count}{unit}" if before is None else f"{count}"
-            side = "left" if i == 0 else "right" if i == len(points) - 1 else "center"
+            side = "center" if len(points) == 1 else {0: "left", len(points) - 1: "right"}.get(i, "center")
             axis.annotate(text, (place, 0.99), xycoords=("data", "axes fraction"), fontsize=5.5, va="top", ha=side)
             last = place + gap if before is None else place  # the first one is longer
             before = count

@@ -24,6 +24,7 @@ WRITERS = {
 # Written straight to their place, each for its reason.
 EXCEPTIONS = {
     ("workflow/slots.py", "take"): "a lock holds one and the same file",
+    ("cli.py", "main"): "to the null device, where nobody reads on",
     ("benchmark/memory.py", "reset_peaks"): "a switch of the kernel in /proc",
     ("capture/source.py", "import_captures"): "into a folder that is renamed as a whole",
     ("capture/source.py", "unpack"): "into a folder that is renamed as a whole",

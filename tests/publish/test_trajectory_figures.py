@@ -156,13 +156,17 @@ def test_facets_are_paged_so_that_each_is_as_large(embedders, networks, pages, t
     assert (tmp_path / "f.pdf").read_bytes().count(b"/Type /Page /") == pages
 
 
-def test_pages_of_a_pdf_are_reproducible(tmp_path):
-    for copy in "ab":
-        figure, cells = facets(cells_of(1, 4))
+def test_pages_of_a_pdf_are_reproducible_and_laid_out_as_a_png(tmp_path):
+    places = []
+    for copy, kind in (("a", "pdf"), ("b", "pdf"), ("c", "png")):
+        figure, cells = facets(cells_of(1, 4), xlabel="x", sharex=True, sharey="row")
         for axis in cells.values():
             axis.plot([0, 1])
-        save(figure, cells_of(1, 1), tmp_path / copy, ["pdf"], 60)
+            tell(axis, "a title of several words " * 5)
+        save(figure, cells_of(1, 1), tmp_path / copy, [kind], 60)
+        places.append([axis.get_position().bounds for axis in cells.values()])
     assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
+    np.testing.assert_allclose(places[0], places[2], atol=0.01)  # of another resolution
 
 
 def test_cells_without_rows_say_so():

@@ -3,6 +3,8 @@
 import argparse
 import hashlib
 import inspect
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +55,12 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "`shapes-flx`" in message and "did you mean `shapes-flux`?" in message
+
+
+def test_a_reader_that_goes_away_is_no_fault():
+    command = f"{sys.executable} -m ditscope.cli reference | true"
+    done = subprocess.run(command, shell=True, cwd=ROOT / "scripts", capture_output=True, text=True)
+    assert done.stderr == ""
 
 
 def test_number_out_of_its_range_is_refused_before_any_work(capsys, tmp_path):

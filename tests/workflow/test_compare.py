@@ -140,7 +140,7 @@ def test_what_was_changed_is_said(pair):
     assert [t.name for t in both.tables if is_timing(t) and not t.same] == ["benchmark.timing"]
     assert {f.name for f in both.figures if not f.same} == {"drift-curves", "block-grid"}
     text = as_text(both)
-    assert "B is not finished: topology: 1 of 3 results are missing" in text
+    assert re.search(r"B is not finished: topology: 1 of \d+ results are missing", text)
     assert text.index("Tables that differ") < text.index("  drift: ") < text.index("Durations that differ")
     assert "drift-curves: only in A" in text
 
