@@ -15,6 +15,7 @@ from ditscope.models.settings import Model
 from ditscope.refine import diagnostics as metrics
 from ditscope.refine.codebook import build_codebook
 from ditscope.refine.diagnose import diagnose
+from ditscope.refine.figures import refiner_training
 from ditscope.refine.gallery import draw_grid
 from ditscope.refine.train import train
 from refine_latents import TINY, drifting_discs, write_discs, write_latents
@@ -210,3 +211,20 @@ def test_diagnostics_follow_their_settings(study, tmp_path):
     first, second = run(study, tmp_path / "a"), run(study, tmp_path / "b", replace(TINY, top_k=2, gallery=2))
     changed = {name for name in first if first[name] != second[name]}
     assert changed == {"diagnostics.parquet", "neighbours.parquet", "record.json", "samples.png"}
+
+
+def test_a_refiner_trained_without_drifting_is_judged_and_drawn_without_its_field(study, tmp_path):
+    folder, shard, _ = study
+    settings = replace(TINY, objective="paired")
+    place = tmp_path / "refine" / "tiny"
+    names = ("latent_mae.safetensors", "refiner.safetensors", "training.parquet", "training.timing.parquet")
+    trained = [place / name for name in names]
+    train([shard], folder / "assignments.parquet", *trained, settings=settings)
+    run((folder, shard, trained), tmp_path / "out", settings)
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert record["model"]["objective"] == "paired"
+    assert "drifting_field_weakens" not in record["results"]["criteria"]
+    figure, table = refiner_training({"refine": [trained[2]]})
+    drawn = [bool(axis.lines) for axis in figure.axes if axis.get_visible()]
+    assert drawn.count(True) == 2  # the autoencoder's loss and the errors; no field
+    assert set(table["model"]) == {"tiny"}
