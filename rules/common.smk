@@ -91,10 +91,7 @@ except InputError as error:
 
 RESULTS = f"results/{CONFIG.experiment}"
 SHARDS = [f"{i:05d}" for i in range(len(SHARD_INDEX))]
-RUN_SLICES = {
-    slice_name(part): part["digest"]
-    for part in [*TRAJECTORY_INDEX, *CAPTURE_RUNS.values(), ABLATED_RUNS]
-}
+RUN_SLICES = {slice_name(part): part["digest"] for part in [*TRAJECTORY_INDEX, *CAPTURE_RUNS.values(), ABLATED_RUNS]}
 OWN_SET = "source"  # name of the capture set of captures that the user gives
 TRAJECTORY_SHARDS = [f"{i:05d}" for i in range(len(TRAJECTORY_INDEX))]
 

@@ -13,6 +13,7 @@ rule drift:
         "<logs>/drift.log",
     benchmark:
         "<benchmarks>/drift.tsv"
+    priority: 1  # what leads to the figures of drift, the last that a study draws, goes first
     conda:
         "../envs/analysis.yaml"
     resources:

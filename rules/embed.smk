@@ -18,6 +18,7 @@ rule embedding_shard:
         "<logs>/embed/{embedder}/{network}-{shard}.log",
     benchmark:
         "<benchmarks>/embed/{embedder}/{network}-{shard}.tsv"
+    priority: 1  # what leads to the figures of drift, the last that a study draws, goes first
     conda:
         "../envs/torch.yaml"
     resources:

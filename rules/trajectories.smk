@@ -21,6 +21,7 @@ rule trajectory_shard:
         "<logs>/trajectories/{network}/{shard}.log",
     benchmark:
         "<benchmarks>/trajectories/{network}/{shard}.tsv"
+    priority: 1  # what leads to the figures of drift, the last that a study draws, goes first
     conda:
         MODEL_ENVIRONMENT
     resources:

@@ -41,7 +41,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
     "image.cmap": "viridis",
     "svg.hashsalt": "ditscope",
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",  # words that can be searched, in half of the bytes; a font of another system may stand in
     "pdf.fonttype": 42,
 }
 # No dates or versions in the files: equal data gives equal bytes.

@@ -61,6 +61,13 @@ def test_an_embedder_is_degenerate_where_all_its_networks_are():
     assert marked(pairs, poor)["degenerate"].to_list() == ["x", None]
 
 
+def test_fixed_and_derived_seeds_of_a_network_have_each_their_reason():
+    networks = ["n (derived seeds)", "n (fixed seeds)", "m"]
+    poor = pl.DataFrame({"embedder": ["a"] * 3, "network": networks, "degenerate": [None, "x", "y"]})
+    rows = pl.DataFrame({"network": ["n", "n", "m"], "seeds": ["derived", "fixed", "fixed"]})
+    assert marked(rows, poor)["degenerate"].to_list() == [None, "x", "y"]
+
+
 def test_equal_rows_have_one_number_wherever_they_stand():
     x = np.random.default_rng(1).normal(size=(20_000, 5)).astype(np.float32)
     x[12_345] = x[3]

@@ -27,6 +27,7 @@ from ditscope.style import (
 
 STATE = ["embedder", "network", "run_id", "sequence_number"]
 OUTLIER = -1
+DOTS = {"s": 4, "linewidth": 0, "rasterized": True}  # an SVG of thousands of marks is megabytes
 SHOWN = 8  # largest clusters, told apart in figures; the rest is one group
 COLOUR_OF = {**dict(enumerate((*COLOURS[:7], "#882255"))), SHOWN: "#444444", OUTLIER: NO_CLUSTER}
 CAPTION = 26  # letters of a medoid's caption
@@ -88,17 +89,17 @@ def cluster_map(files: Files) -> tuple[Canvas, pl.DataFrame]:
         if colouring == "cluster":
             draw_clusters(axis, states)
         elif colouring == "time":
-            image = axis.scatter(states["x"], states["y"], s=4, c=states["position"], linewidth=0)
+            image = axis.scatter(states["x"], states["y"], c=states["position"], **DOTS)
             colour_scale(axis, image, "position")
             tell(axis, f"n = {states.height} states")
         elif colouring == "network":
             for i, network in enumerate(networks):
                 part = states.filter(network=network)
-                axis.scatter(part["x"], part["y"], s=4, color=COLOURS[i % 8], linewidth=0, label=short(network, 30))
+                axis.scatter(part["x"], part["y"], color=COLOURS[i % 8], label=short(network, 30), **DOTS)
             tell(axis, f"n = {states['network'].n_unique()} networks")
         else:
             number = states.select(pl.struct("network", "run_id").rank("dense")).to_series().to_numpy()
-            axis.scatter(states["x"], states["y"], s=4, c=colormaps["hsv"]((number * 0.618) % 1), linewidth=0)
+            axis.scatter(states["x"], states["y"], c=colormaps["hsv"]((number * 0.618) % 1), **DOTS)
             tell(axis, f"n = {number.max()} runs")
     legend(cells, markerscale=2)
     return figure, table
@@ -109,7 +110,7 @@ def draw_clusters(axis: Axes, states: pl.DataFrame) -> None:
     groups = states.with_columns(group_of().fill_null(OUTLIER))
     for label in sorted(groups["label"].unique()):
         part = groups.filter(label=label)
-        axis.scatter(part["x"], part["y"], s=4, color=COLOUR_OF[label], linewidth=0)
+        axis.scatter(part["x"], part["y"], color=COLOUR_OF[label], **DOTS)
         if 0 <= label < SHOWN:
             place = part["x"].median(), part["y"].median()
             box = {"boxstyle": "circle,pad=0.15", "color": "white", "alpha": 0.7, "linewidth": 0}

@@ -304,7 +304,7 @@ def marked(table: pl.DataFrame, poor: pl.DataFrame) -> pl.DataFrame:
     """A table of an analysis with its last column, `degenerate`, from `degenerate_networks`.
 
     A row of two embedders or networks has the reason of the first that is; a row of an embedder alone has one where all
-    its networks are, a row of a network alone where one of the embedders says so.
+    its networks are, a row of a network alone (of its fixed or derived `seeds`) where one of the embedders says so.
     """
     reasons, table = poor.select(*CELL, "degenerate"), table.drop("degenerate", strict=False)
     embedders, networks = ([c for c in (n, f"{n}_a", f"{n}_b") if c in table.columns] for n in CELL)
@@ -313,9 +313,13 @@ def marked(table: pl.DataFrame, poor: pl.DataFrame) -> pl.DataFrame:
         every = pl.when(reason.is_not_null().all()).then(reason.first())
         return table.join(reasons.group_by("embedder").agg(every), on="embedder", how="left", maintain_order="left")
     if not embedders:
-        whole = pl.col("network").str.replace(r" \((fixed|derived) seeds\)$", "")
-        some = reasons.with_columns(whole).sort(CELL).group_by("network").agg(reason.drop_nulls().first())
-        return table.join(some, on="network", how="left", maintain_order="left")
+        some = reasons.sort(CELL).group_by("network").agg(reason.drop_nulls().first())
+        of_kind = pl.format("{} ({} seeds)", "network", "seeds") if "seeds" in table.columns else pl.col("network")
+        known = pl.when(of_kind.is_in(some["network"].to_list())).then(of_kind).otherwise("network").alias("group")
+        joined = table.with_columns(known).join(
+            some, left_on="group", right_on="network", how="left", maintain_order="left"
+        )
+        return joined.drop("group")
     for i, network in enumerate(networks):
         side = reasons.rename({"degenerate": f"degenerate_{i}"})
         on = [embedders[min(i, len(embedders) - 1)], network]

@@ -29,7 +29,16 @@ def persistence_diagrams(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for colour, dimension in zip(COLOURS, HOMOLOGY, strict=False):
             bars = finite.filter(pl.col("dimension").cast(pl.String) == dimension)
             if len(bars):
-                axis.scatter(bars["birth"], bars["death"], s=5, color=colour, label=dimension, linewidth=0, alpha=0.6)
+                axis.scatter(
+                    bars["birth"],
+                    bars["death"],
+                    s=5,
+                    color=colour,
+                    label=dimension,
+                    linewidth=0,
+                    alpha=0.6,
+                    rasterized=True,
+                )
     legend(cells, markerscale=2)
     return figure, table
 
@@ -48,7 +57,9 @@ def persistence_entropy(files: Files) -> tuple[Canvas, pl.DataFrame]:
             runs = table.filter(pl.col("dimension").cast(pl.String) == dimension, embedder=embedder, network=network)
             values = runs["entropy"].drop_nulls()
             counts.append(f"{dimension}\n{len(values)} of {len(runs)}")
-            axis.scatter(x + rng.uniform(-0.15, 0.15, len(values)), values, s=5, color=COLOURS[x], linewidth=0)
+            axis.scatter(
+                x + rng.uniform(-0.15, 0.15, len(values)), values, s=5, color=COLOURS[x], linewidth=0, rasterized=True
+            )
             if len(values):
                 axis.plot([x - 0.25, x + 0.25], [values.median()] * 2, color="black", linewidth=1)
         axis.set_xticks(range(len(dimensions)), counts)
