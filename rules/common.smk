@@ -30,7 +30,7 @@ from ditscope.refine.settings import INTERPOLATIONS
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow.sources import check_sources
 from ditscope.workflow.staleness import code_digest, defines, prefer_this_library
-from ditscope.workflow.warm import start_worker
+from ditscope.workflow.warm_worker import start_worker
 from ditscope.core.digests import cached, source_digest
 from ditscope.core.yaml_file import read_yaml
 

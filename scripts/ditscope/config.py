@@ -330,7 +330,7 @@ def check_patterns(config: Config) -> None:
         steps = config.calibrate.num_steps or config.models[name].steps
         if config.calibrate.statistics:
             select_indices(config.calibrate.statistics, steps, f"calibrate.statistics (model `{name}`)")
-    for name in set(config.sensitivity.models) - set(config.calibrate.sources):
+    for name in (name for name in config.sensitivity.models if name not in config.calibrate.sources):
         check_buckets(config, name, config.calibrate.num_steps or config.models[name].steps)
 
 

@@ -29,7 +29,7 @@ EXCEPTIONS = {
     ("capture/source.py", "import_captures"): "into a folder that is renamed as a whole",
     ("capture/source.py", "unpack"): "into a folder that is renamed as a whole",
     ("calibrate/stage.py", "calibrate_shard"): "a folder that is renamed as a whole",
-    ("workflow/warm.py", "supervise"): "a few bytes, in a temporary folder that is not to be made anew",
+    ("workflow/warm_worker.py", "supervise"): "a few bytes, in a temporary folder that is not to be made anew",
 }
 
 

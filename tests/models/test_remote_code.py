@@ -153,7 +153,7 @@ def test_nothing_runs_until_it_is_allowed(moondream, jina, project, monkeypatch)
 def test_the_config_refuses_what_it_selects_and_nothing_else():
     config = plain(read_config([]))
     assert runs_remote_code(read_config([]).models["moondream"])
-    networks = {"networks": {"n": ["shapes-flux", "moondream"]}, "trajectories": {"networks": ["n"]}}
+    networks = {"networks": {"n": ["shapes-flux", "moondream"]}, "trajectories": {"networks": ["n"]}, "drift": {}}
     with pytest.raises(InputError, match=r"^models\.moondream: `moondream` runs code of vikhyatk/moondream2"):
         load_config(config | networks)
     with pytest.raises(InputError, match=r"^embedders\.jina-clip: `jina-clip` runs code of jinaai/jina-clip-v2"):

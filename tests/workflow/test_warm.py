@@ -14,20 +14,20 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from ditscope.workflow import warm
+from ditscope.workflow import warm_worker
 from workflow import ROOT
 
 HAND_OVER = "from ditscope.workflow.warm import hand_over\nhand_over()\n"
 START = """
 import os, sys
 from types import SimpleNamespace
-from ditscope.workflow import warm
+from ditscope.workflow import warm_worker
 local = {"local_exec": True, "remote_exec": False, "deployment_settings": SimpleNamespace(deployment_method=set())}
-warm.start_worker(SimpleNamespace(**local))
-print(os.environ[warm.WORKER], flush=True)
+warm_worker.start_worker(SimpleNamespace(**local))
+print(os.environ[warm_worker.WORKER], flush=True)
 sys.stdin.read()
 """
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != warm.WORKER} | {
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != warm_worker.WORKER} | {
     "PYTHONPATH": str(ROOT / "scripts"),
     "OMP_NUM_THREADS": "1",
 }
@@ -56,7 +56,7 @@ def start(tmp_path, address):
         folder = tmp_path / str(len(started))
         folder.mkdir()
         (tmp_path / "job.py").write_text(HAND_OVER + script)
-        given = ENVIRONMENT | ({warm.WORKER: worker} if worker else {}) | environment
+        given = ENVIRONMENT | ({warm_worker.WORKER: worker} if worker else {}) | environment
         command = [sys.executable, str(tmp_path / "job.py")]
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         started.append(subprocess.Popen(command, cwd=folder, env=given, text=True, **pipes))
@@ -128,7 +128,7 @@ seen += [sys.stdout.line_buffering, sorted(pools), os.getpgrp(), os.getsid(0), o
 seen += [pathlib.Path(sys.modules["__main__"].__file__).name, torch.__config__.parallel_info().splitlines()[:2]]
 print(json.dumps(seen))
 """
-    code, output, *_ = both(script, **dict.fromkeys(warm.THREADS, threads), ANY="é")
+    code, output, *_ = both(script, **dict.fromkeys(warm_worker.THREADS, threads), ANY="é")
     assert code == 0
     seen = json.loads(output)
     assert seen[0] == "typed\n" and seen[1]["ANY"] == "é" and seen[9] == int(threads)
@@ -238,7 +238,7 @@ import sys
 sys.path.insert(0, {str(ROOT / "scripts")!r})
 from ditscope.workflow.orphans import announce_workflow
 from ditscope.workflow.staleness import prefer_this_library
-from ditscope.workflow.warm import start_worker
+from ditscope.workflow.warm_worker import start_worker
 announce_workflow()
 prefer_this_library()
 config["experiment"] = "x"
@@ -286,7 +286,7 @@ def test_workflow_measures_its_jobs_and_takes_them_along(tmp_path):
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert main.poll() is None, (tmp_path / "said").read_text()
         time.sleep(0.1)
-    (worker,) = (p for p in psutil.Process(main.pid).children() if warm.BEGIN in p.cmdline())
+    (worker,) = (p for p in psutil.Process(main.pid).children() if warm_worker.BEGIN in p.cmdline())
     folder, processes = worker.cmdline()[-1], psutil.Process(main.pid).children(recursive=True)
     assert Path(folder).stat().st_mode & 0o77 == 0
     assert int((tmp_path / "pid").read_text()) in [process.pid for process in worker.children(recursive=True)]
@@ -307,11 +307,11 @@ def test_no_worker_where_jobs_run_elsewhere(monkeypatch):
     here = {"local_exec": True, "remote_exec": False, "deployment_settings": SimpleNamespace(deployment_method=set())}
     conda = SimpleNamespace(deployment_method={"conda"})
     for elsewhere in ({"local_exec": False}, {"remote_exec": True}, {"deployment_settings": conda}):
-        monkeypatch.setenv(warm.WORKER, "of another run")
-        warm.start_worker(SimpleNamespace(**here | elsewhere))
-        assert warm.WORKER not in os.environ
-    warm.start_worker(SimpleNamespace(**here), wanted=False)
-    assert warm.WORKER not in os.environ
+        monkeypatch.setenv(warm_worker.WORKER, "of another run")
+        warm_worker.start_worker(SimpleNamespace(**here | elsewhere))
+        assert warm_worker.WORKER not in os.environ
+    warm_worker.start_worker(SimpleNamespace(**here), wanted=False)
+    assert warm_worker.WORKER not in os.environ
 
 
 def test_on_a_machine_with_gpus_no_library_starts_cuda():
@@ -322,11 +322,11 @@ def asked(*arguments):
     raise SystemExit("a library starts CUDA as it is imported")
 torch._C._cuda_getDeviceCount = torch._C._cuda_init = torch._C._cuda_getDevice = asked
 torch.cuda._device_count_nvml = lambda: 1
-from ditscope.workflow.warm import preload
+from ditscope.workflow.warm_worker import preload
 preload()
 assert "diffusers" in sys.modules and "torchao" not in sys.modules
 """
-    environment = ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": "0", "OPENBLAS_NUM_THREADS": "1", warm.ASK_DRIVER: "1"}
+    environment = ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": "0", "OPENBLAS_NUM_THREADS": "1", warm_worker.ASK_DRIVER: "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -94,9 +94,12 @@ def first_file(path: Path) -> Path:
 
 def is_inside(name: object) -> bool:
     """Whether a name that a file gives can be that of a plain file below a folder: relative, and fit for a disk."""
+    return fits_a_disk(name) and not (path := PurePosixPath(str(name))).is_absolute() and ".." not in path.parts
+
+
+def fits_a_disk(name: object) -> bool:
+    """Whether a name that a file gives can be a path at all."""
     if not isinstance(name, str) or not name or "\0" in name:
         return False
-    path = PurePosixPath(name)
-    sizes = [len(part.encode("utf-8", "surrogatepass")) for part in path.parts]
-    fits = max(sizes, default=256) < 256 and len(name) < 2048  # a disk's limit of one name; half of a path's
-    return fits and not path.is_absolute() and ".." not in path.parts
+    sizes = [len(part.encode("utf-8", "surrogatepass")) for part in PurePosixPath(name).parts]
+    return max(sizes, default=256) < 256 and len(name) < 2048  # a disk's limit of one name; half of a path's

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ditscope.core.errors import InputError, read_json
+from ditscope.core.paths import fits_a_disk
 
 PLAN = "plan.json"
 
@@ -22,6 +23,6 @@ def read_plan(results: Path | str) -> dict:
         raise InputError(f"{path}: this study has not been run yet; start it with snakemake") from None
     both = plan.get("targets"), plan.setdefault("upstream", {})  # older plans have no `upstream`
     lists = [files for named in both for files in (named.values() if isinstance(named, dict) else [None])]
-    if not all(isinstance(files, list) and all(isinstance(file, str) for file in files) for files in lists):
+    if not all(isinstance(files, list) and all(map(fits_a_disk, files)) for files in lists):
         raise InputError(f"{path}: {remedy}")
     return plan
