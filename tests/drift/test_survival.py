@@ -11,7 +11,7 @@ from ditscope.drift.lifetimes import ONE_PROMPT, UNNAMED, Readings, Trajectories
 from ditscope.drift.stage import drift
 from ditscope.drift.survival import ALIKE, UNPAIRED, difference, kaplan_meier, quantized, reference, survival
 from ditscope.drift.tables import PROMPT
-from ditscope.shapes.world import Scene, render
+from ditscope.shapes.world import ATTRIBUTES, Scene, render
 from loose_tables import write_loosely
 from state_tables import MODALITY, write_states
 
@@ -106,6 +106,9 @@ def told(study, max_length=12):
     return lifetimes(runs, read), runs, read
 
 
+NAMED = (pl.col("network") == "flux", pl.col("against") == PROMPT, pl.col("by").cast(pl.String) == "oracle")
+
+
 def one(table, **what):
     return table.filter(pl.col(name).cast(pl.String) == value for name, value in what.items()).row(0, named=True)
 
@@ -124,13 +127,25 @@ def test_first_changes_of_rendered_scenes_are_read(study):
     assert star["followed"] == 6, "its loop goes on for ever"
 
 
+def test_what_no_prompt_names_is_held_against_the_first_picture(study):
+    ring = {"prompt_id": "a red ring", "against": PROMPT, "by": "picture", "network": "flux"}
+    table, _, read = told(study)
+    states = {reader.what: reader.states for reader in read if reader.by == "picture"}
+    for what in ATTRIBUTES:
+        row = one(table, what=what, **ring)
+        shown = states[what][row["run_id"]]
+        assert row["named"] == shown[0] and row["reason"] is None
+        assert row["lasted"] == next((i for i, value in enumerate(shown) if value != shown[0]), len(shown))
+    assert set(table.filter(pl.col("by") == "picture")["against"]) == {PROMPT}, "pairs with the base are told once"
+
+
 def test_survival_of_attributes_counts_what_is_left_out(study):
     table = survival(*told(study))
-    colour = table.filter(pl.col("what") == "colour", pl.col("network") == "flux", pl.col("against") == PROMPT)
+    colour = table.filter(pl.col("what") == "colour", *NAMED)
     assert colour["survival"].to_list() == [1, 1, 0.5, 0.5, 0.5, 0.5]
     assert colour["at_risk"].to_list() == [2, 2, 2, 1, 1, 1] and colour["changes"].sum() == 1
     assert colour["reference"].to_list() == [0] * 6, "what the other prompt named is never there"
-    size = table.filter(pl.col("what") == "size", pl.col("network") == "flux", pl.col("against") == PROMPT)
+    size = table.filter(pl.col("what") == "size", *NAMED)
     assert size["runs"].to_list() == [1] * 6 and size["left_out"].to_list() == [1] * 6
 
 
@@ -141,11 +156,11 @@ def test_a_quantized_network_is_held_against_its_base(study):
     assert (caption["lasted"], caption["changed"], caption["network"]) == (1, True, "flux:int4")
     assert one(table, against="flux", what="shape", prompt_id="a red ring")["lasted"] == 0
     compared = quantized(table, runs)
-    shape = one(compared, what="shape")
+    shape = one(compared, what="shape", by="oracle")
     assert (shape["pairs"], shape["horizon"], shape["base_lasted"], shape["lasted"]) == (2, 3, 3, 1.5)
     assert shape["difference"] == -1.5 and shape["low"] is None
-    assert one(compared, what="background")["reason"] == UNPAIRED
-    assert one(compared, what="size")["reason"] == ALIKE
+    assert one(compared, what="background", by="oracle")["reason"] == UNPAIRED
+    assert one(compared, what="size", by="oracle")["reason"] == ALIKE
 
 
 def test_a_missing_image_is_named(study):

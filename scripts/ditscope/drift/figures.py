@@ -360,14 +360,16 @@ def reasons(files: Files, claim: str) -> str:
 
 
 def attribute_survival(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Share of runs that are still as their prompt said, by the oracle (attributes) and the embedders.
+    """Share of runs that are still as they began, by attributes and embedders.
+
+    Attributes are those that the prompt named (oracle), and those that the first picture shows (picture).
 
     Dotted: the same of runs held against other prompts.
     """
     table = survival_table(files).filter(pl.col("against") == PROMPT)
     if table.is_empty():
         return note("No run can be held against its prompt: a single prompt, and no attributes are read."), table
-    return draw_survival(table, "share as the prompt said"), table
+    return draw_survival(table, "share as it began"), table
 
 
 def quantized_survival(files: Files) -> tuple[Canvas, pl.DataFrame]:
@@ -439,7 +441,7 @@ def draw_survival(table: pl.DataFrame, y: str) -> Canvas:
 
 
 def lifetimes_table(files: Files) -> pl.DataFrame:
-    """How long what prompts named lasts: share of runs in which nothing changed, and difference of quantized and base.
+    """How long what runs began with lasts: share of runs without a change, and difference of quantized and base.
 
     `median` is the first position by which half of the runs have changed, null where fewer have.
     """

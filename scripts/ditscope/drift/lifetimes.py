@@ -15,13 +15,15 @@ from ditscope.core.identity import derived_seed
 from ditscope.core.picture_file import rgb_image
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables
-from ditscope.drift.tables import LIFETIMES, PROMPT, SEEDS_KINDS
+from ditscope.drift.tables import LIFETIMES, PICTURE, PROMPT, SEEDS_KINDS
 from ditscope.embed.files import CYCLE, by_embedder, continue_loops, parts_of, unit, unmarked, vectors
+from ditscope.shapes.oracle import UNCLEAR, oracle
 from ditscope.shapes.world import ATTRIBUTES, parse_caption
 
 CAPTION = "caption"
 MOST_PROMPTS = 1000  # first states whose distances give the threshold, drawn at random where there are more
 UNNAMED = "the prompt does not name it"
+UNREAD = "the oracle cannot read it in the first picture"
 ONE_PROMPT = "one prompt: no distance between prompts to compare with"
 COLUMNS = ("network", "run_id", "prompt_id", "prompt", "seed", "derived_seed", "sequence_number", "entry", "model",
            "scheme", "type", "output_key", "output_text", "loop_length")  # fmt: skip
@@ -33,7 +35,7 @@ Lasted = tuple[int, bool]  # states before the first that differs, and whether t
 class Readings:
     """What one reader says of the generated states of each run, in order, up to the first gap."""
 
-    by: str  # `oracle`, `caption` or `embedding`
+    by: str  # of READERS
     what: str  # the attribute, `caption`, or the embedder
     states: dict[str, np.ndarray]  # by run: values (n,), of embedders unit vectors (n, d)
     starts: dict[str, Any]  # by run: what it began with; None where that is nothing to compare with
@@ -136,6 +138,8 @@ def readings(
         for attribute in ATTRIBUTES:
             values = {run_id: np.array([seen[key][attribute] for key in of], object) for run_id, of in keys.items()}
             yield Readings("oracle", attribute, values, {run_id: names[attribute] for run_id, names in named.items()})
+            first = {run_id: read[0] if len(read) and read[0] != UNCLEAR else None for run_id, read in values.items()}
+            yield Readings(PICTURE, attribute, values, first)
     yield Readings(CAPTION, CAPTION, runs.of_type("TEXT", "output_text"), {})
     for embedder, part in by_embedder(states):
         yield embedder_readings(embedder, part)
@@ -143,8 +147,6 @@ def readings(
 
 def oracle_readings(images: Sequence[Path], wanted: set[str]) -> dict[str, dict[str, str]]:
     """The five attributes of each picture, by its key; each picture is read once."""
-    from ditscope.shapes.oracle import oracle
-
     read: dict[str, dict[str, str]] = {}
     for path in images:
         for sample in read_tar(path):
@@ -184,19 +186,20 @@ def embedder_readings(embedder: str, states: pl.DataFrame) -> Readings:
 def lifetimes(runs: Trajectories, read: Sequence[Readings]) -> pl.DataFrame:
     """The table `drift.lifetimes`: of each run and reader the states before the first change.
 
-    `against` the prompt: until the oracle no longer reads what the prompt named, or the vector is farther from the
-    run's first one than half the median cosine distance between first states of different prompts. `against` a base
-    network: until a run of a quantized network differs from that of its base of the same prompt and seed.
+    `against` the prompt: until the oracle no longer reads what the prompt named (by `picture`: what it read in the
+    run's first one), or the vector is farther from the run's first one than half the median cosine distance between
+    first states of different prompts. `against` a base network: until a run of a quantized network differs from that of
+    its base of the same prompt and seed.
     """
     rows = []
     for reader, run in product(read, runs.runs):
         if run["run_id"] in reader.states and reader.by != CAPTION:
             start, followed = reader.starts.get(run["run_id"]), len(reader.states[run["run_id"]])
-            reason = UNNAMED if start is None else reader.reason
+            reason = (UNREAD if reader.by == PICTURE else UNNAMED) if start is None else reader.reason
             lasted = None if reason else reader.lasted(run["run_id"], start)
-            named = start if reader.by == "oracle" else None
+            named = None if reader.by == "embedding" else start
             rows.append(row_of(reader, run, PROMPT, followed, lasted, reason) | {"named": named})
-    for (quantized, base), reader in product(runs.pairs(), read):
+    for (quantized, base), reader in product(runs.pairs(), [reader for reader in read if reader.by != PICTURE]):
         for run, other in runs.paired(quantized, base, reader.states):
             followed = min(len(reader.states[side["run_id"]]) for side in (run, other))
             lasted = None if reader.reason else reader.together(run["run_id"], other["run_id"])
@@ -209,7 +212,7 @@ def row_of(
 ) -> dict[str, Any]:
     """A row of the table `drift.lifetimes`."""
     count, changed = lasted or (None, None)
-    became = str(reader.states[run["run_id"]][count]) if changed and reader.by == "oracle" else None
+    became = str(reader.states[run["run_id"]][count]) if changed and reader.by in ("oracle", PICTURE) else None
     row = {key: run[key] for key in RUN_COLUMNS if key != "prompt"} | {"against": against, "by": reader.by}
     row |= {"what": reader.what, "threshold": reader.threshold, "followed": followed, "reason": reason}
     return row | {"lasted": count, "changed": changed, "became": became}

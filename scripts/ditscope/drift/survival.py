@@ -14,10 +14,10 @@ from ditscope.drift.groups import rng_of
 from ditscope.drift.lifetimes import Lasted, Readings, Trajectories
 from ditscope.drift.tables import PROMPT, QUANTIZED, SURVIVAL
 from ditscope.embed.files import unmarked
+from ditscope.shapes.oracle import UNCLEAR
 
 GROUP = ["network", "seeds", "against", "by", "what"]
 MOST_COMPARED = 10_000  # pairs of runs and starts in a reference
-UNCLEAR = "unclear"  # what the oracle says of an attribute that it cannot read
 ALIKE = "degenerate: no pair differs"
 UNPAIRED = "no run of the quantized network has one of its base with the same prompt and seed that tells this"
 

@@ -328,12 +328,14 @@ JUMPS = Table(
 
 # How long things last -------------------------------------------------------------------------------------------------
 
-READERS = ("oracle", "caption", "embedding")
+PICTURE = "picture"
+READERS = ("oracle", PICTURE, "caption", "embedding")
 PROMPT = "the prompt"  # no name of a network: those have no spaces
 AGAINST = Column("String", f"`{PROMPT}`, or the base network of a quantized one")
 BY = Column(
     one_of(READERS),
-    "`oracle`: reads pictures of the shapes world; `caption`: the text; `embedding`: the vector",
+    "`oracle`: reads in pictures of the shapes world what the prompt named; `picture`: what the run's first one shows; "
+    "`caption`: the text; `embedding`: the vector",
 )
 WHAT = Column("String", "the attribute, `caption`, or the embedder")
 LIFETIMES = Table(
@@ -349,7 +351,7 @@ LIFETIMES = Table(
         "against": AGAINST,
         "by": BY,
         "what": WHAT,
-        "named": Column("String", "what the prompt named; null but of the oracle", nullable=True),
+        "named": Column("String", "what the prompt named, or the first picture shows", nullable=True),
         "threshold": Column(
             "Float64",
             "cosine distance beyond which vectors differ: half the median between first states of different prompts",
@@ -376,7 +378,9 @@ SURVIVAL = Table(
         "what": WHAT,
         "position": POSITION,
         "runs": Column("Int64", "how many runs (or pairs with one of the base) went in"),
-        "left_out": Column("Int64", "how many did not, as those whose prompt does not name it"),
+        "left_out": Column(
+            "Int64", "how many did not, as what their prompt does not name, or their first picture not show"
+        ),
         "at_risk": Column("Int64", "runs whose state here is known and in which nothing changed before"),
         "prompts": Column("Int64", "prompts that they are of"),
         "changes": Column("Int64", "runs that change here"),
