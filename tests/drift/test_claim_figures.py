@@ -1,11 +1,13 @@
 """Figures of claims: curves with their nulls where there is something to show, and the reason where there is not."""
 
 import numpy as np
+import polars as pl
 import pytest
 
 from ditscope.drift import figures
 from ditscope.drift.stage import drift
 from ditscope.publish.figures import FIGURES
+from loose_tables import write_loosely
 from state_tables import MODALITY, autoregressive, write_states
 from workflow import ROOT
 
@@ -48,6 +50,20 @@ def test_where_there_is_nothing_to_show_the_reason_is_said(files, name):
     figure, _ = getattr(figures, name)(files[1])
     (text,) = figure.texts
     assert not figure.axes and len(text.get_text()) > 20
+
+
+def test_the_title_of_jumps_counts_the_runs_that_are_not_tested(tmp_path):
+    step = {"embedder": "e", "network": "n", "sequence_number": 9, "size": 2.0, "threshold": 1.0, "jump": True}
+    rows = [
+        step | {"run_id": "a", "p_walk": 0.01},
+        step | {"run_id": "b", "p_walk": 0.4},
+        {"embedder": "e", "network": "n", "run_id": "c", "jump": False, "reason": "states are missing"},
+    ]
+    write_loosely(pl.DataFrame(rows, infer_schema_length=None), tmp_path / "jumps.parquet", "drift.jumps")
+    figure, _ = figures.drift_jumps({"drift": [tmp_path / "jumps.parquet"]})
+    (axis,) = (axis for page in figure.subfigs for axis in page.axes)
+    title = " ".join(axis.get_title().split())
+    assert title.endswith("more than a walk: 1 of 2 runs (up to 5 % by chance), 1 not tested")
 
 
 def test_the_table_of_lifetimes_has_a_row_for_each_network_and_reader(files):

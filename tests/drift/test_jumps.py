@@ -96,6 +96,25 @@ def test_the_table_has_the_jumps_of_each_run_in_order():
     assert wide["reason"].to_list() == [None]
 
 
-def test_runs_with_gaps_are_left_out():
+def test_runs_with_gaps_are_left_out_and_named():
     states = grouped_states(np.random.default_rng(4).normal(size=(1, 2, 12, 4)))
-    assert jumps(states.filter(pl.col("position") != 4)).is_empty()
+    gap = (pl.col("position") == 4) & (pl.col("run_id") == "n:p000/001")
+    whole, left = jumps(states.filter(~gap)).to_dicts()
+    assert whole["reason"] is None and whole["size"] > 0
+    assert (left["run_id"], left["states"], left["reason"]) == ("n:p000/001", 11, "states are missing")
+    assert left["number"] == 0 and not left["jump"] and left["size"] is left["p_walk"] is None
+
+
+def test_every_run_has_a_row(monkeypatch):
+    """Of four runs that can be tested two are drawn; one that has a prompt alone, and a short one, take no place."""
+    monkeypatch.setattr("ditscope.drift.jumps.MOST_RUNS", 2)
+    states = grouped_states(np.random.default_rng(6).normal(size=(6, 1, 12, 4)))
+    prompt = states.filter(run_id="n:p004/000", position=0).with_columns(position=pl.lit(-1, pl.Int64))
+    short = (pl.col("run_id") == "n:p005/000") & (pl.col("position") > 2)
+    states = pl.concat([states.filter(pl.col("run_id") < "n:p004/000"), prompt,
+                        states.filter(pl.col("run_id") == "n:p005/000").filter(~short)])  # fmt: skip
+    table = jumps(states)
+    assert table["run_id"].unique().sort().to_list() == [f"n:p{i:03d}/000" for i in range(6)]
+    reasons = table.group_by("run_id").agg(pl.col("reason").first()).sort("run_id")["reason"].to_list()
+    assert sorted(reasons[:4], key=str) == [None, None, *["not drawn: 2 of 4 runs are tested"] * 2]
+    assert reasons[4:] == [f"{n} states, jumps of 3 before and after need 9" for n in (0, 3)]

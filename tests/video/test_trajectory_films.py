@@ -164,11 +164,12 @@ def test_colours_say_which_model_made_what_and_what_is_new(shards):
 
 def test_a_jump_is_marked_while_its_state_is_the_newest(shards, tmp_path):
     drawn = mosaic_from(shards)
-    rows = [("clip", "south-p2-0", 1, True), ("minilm", "north-p10-0", 1, True), ("minilm", "south-p2-0", 1, False)]
-    table = pl.DataFrame(rows, ["embedder", "run_id", "sequence_number", "jump"], orient="row")
+    rows = [("clip", "south-p2-0", 1, True, 0.01), ("minilm", "north-p10-0", 1, True, 0.05),
+            ("minilm", "south-p2-0", 1, False, 0.01), ("minilm", "south-p2-0", 3, True, 0.06)]  # fmt: skip
+    table = pl.DataFrame(rows, ["embedder", "run_id", "sequence_number", "jump", "p_walk"], orient="row")
     write_loosely(table, tmp_path / "jumps.parquet", "drift.jumps")
     jumps = read_jumps(tmp_path / "jumps.parquet", "minilm")
-    assert jumps == Jumps("minilm", frozenset({("north-p10-0", 1)}))
+    assert jumps == Jumps("minilm", frozenset({("north-p10-0", 1)})), "not one that a walk makes as well"
     assert read_jumps(tmp_path / "jumps.parquet").embedder == "clip", "the first one"
     with pytest.raises(InputError, match=r"jump_embedder: no jumps of `x` in .*jumps\.parquet; it has clip, minilm"):
         read_jumps(tmp_path / "jumps.parquet", "x")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Canvas
 from scipy import stats
 
 from ditscope.core.tables import concat_tables
-from ditscope.drift.tables import PROMPT, STEPS
+from ditscope.drift.tables import BEYOND_WALK, PROMPT, STEPS
 from ditscope.style import (
     COLOURS,
     GREY,
@@ -287,23 +287,20 @@ def drift_divergence(files: Files) -> tuple[Canvas, pl.DataFrame]:
 def drift_jumps(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Size over threshold of the jumps of each run, and of the largest step of runs without, by place.
 
-    Title: runs with jumps that are more than a walk makes (p_walk up to 0.05).
+    Title: of the runs that were tested, those with jumps that are more than a walk makes; how many were not tested.
     """
     table = concat_tables(named(files, "drift", "jumps.parquet"), "drift.jumps")
     shown = table.drop_nulls("size")
     if shown.is_empty():
-        return note(
-            f"No run has steps to test: {', '.join(table['reason'].unique().sort()) or 'all have gaps'}."
-        ), table
+        return note(f"No steps to test: {', '.join(table['reason'].unique().sort()) or 'there are no runs'}."), table
     figure, cells = facets(table, xlabel="sequence number", ylabel="size / threshold", sharex=True, sharey="all")
     for (embedder, network), axis in cells.items():
-        panel = shown.filter(embedder=embedder, network=network)
+        there, panel = (rows.filter(embedder=embedder, network=network) for rows in (table, shown))
         if panel.is_empty():
-            reason = table.filter(embedder=embedder, network=network)["reason"].drop_nulls()
-            empty(axis, reason[0] if len(reason) else "all runs have gaps")
+            empty(axis, "; ".join(there["reason"].unique().sort()))
             continue
         axis.axhline(1, color=GREY, linestyle="--")
-        sudden = pl.col("jump") & (pl.col("p_walk") <= 0.05)
+        sudden = pl.col("jump") & (pl.col("p_walk") <= BEYOND_WALK)
         for kind, colour, label in (
             (sudden, COLOURS[1], "jump, and more than a walk"),
             (pl.col("jump") & ~sudden, COLOURS[4], "jump, as in a walk"),
@@ -313,8 +310,9 @@ def drift_jumps(files: Files) -> tuple[Canvas, pl.DataFrame]:
             axis.scatter(
                 points["sequence_number"], points["size"] / points["threshold"], s=6, color=colour, label=label
             )
-        runs, with_jump = panel["run_id"].n_unique(), panel.filter(sudden)["run_id"].n_unique()
-        tell(axis, f"more than a walk: {with_jump} of {runs} runs")
+        with_jump, runs, every = (rows["run_id"].n_unique() for rows in (panel.filter(sudden), panel, there))
+        chance = f"up to {100 * BEYOND_WALK:.0f} % by chance"
+        tell(axis, f"more than a walk: {with_jump} of {runs} runs ({chance}), {every - runs} not tested")
     legend(cells)
     return figure, table
 

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from ditscope.core.identity import derived_seed
-from ditscope.drift.groups import MOST_RUNS, generated
+from ditscope.drift.groups import MOST_RUNS
 from ditscope.drift.settings import Drift
 from ditscope.drift.tables import JUMPS
 from ditscope.embed.files import RUN, parts_of, run_starts, unmarked, vectors
@@ -26,32 +26,42 @@ def jumps(states: pl.DataFrame, settings: Drift = Drift()) -> pl.DataFrame:
     run, the largest step of each); p-values are corrected for the steps of the run in the same way. Of steps less than
     k apart the largest counts. A run that moves steadily is not in random order and exceeds the threshold, too:
     `p_walk` is the share of walks of the run's increments (but those of the jumps) that come as far, anywhere. Runs
-    with gaps are left out, and so are all but 100 at random of an embedder and network.
+    with gaps are not tested, nor are all but 100 at random of an embedder and network: their row has the reason.
     O(draws x states x min(states, d)) per run.
     """
     rows = []
-    for part in map(generated, parts_of(states, "embedder", "network")):
-        x, starts = vectors(part), run_starts(part)
-        positions = part["position"].to_numpy()
-        spans = [(a, b) for a, b in pairwise(starts) if (np.diff(positions[a:b]) == 1).all()]
-        if len(spans) > MOST_RUNS:
-            rng = np.random.default_rng(derived_seed("runs with jumps", *part.select("embedder", "network").row(0)))
-            spans = [spans[i] for i in np.sort(rng.choice(len(spans), MOST_RUNS, replace=False))]
-        for a, b in spans:
-            run = part.select(*RUN, "prompt_id", "seed").row(a, named=True) | {"states": b - a}
+    for part in parts_of(states, "embedder", "network"):
+        x, starts, positions = vectors(part), run_starts(part), part["position"].to_numpy()
+        spans = [(b - int((positions[a:b] >= 0).sum()), b) for a, b in pairwise(starts)]  # the prompt comes first
+        left_out = untested(part, spans, settings)
+        for (a, b), start, why in zip(spans, starts, left_out, strict=False):
+            run = part.select(*RUN, "prompt_id", "seed").row(start, named=True) | {"states": b - a}
             rng = np.random.default_rng(derived_seed("jumps", run["network"], run["run_id"]))
-            for number, jump in enumerate(jumps_of(x[a:b], settings, rng)):
+            found = [{"jump": False, "reason": why}] if why else jumps_of(x[a:b], settings, rng)
+            for number, jump in enumerate(found):
                 place = jump.pop("place", None)
                 at = {} if place is None else part.select("position", "sequence_number").row(a + place, named=True)
                 rows.append(dict.fromkeys(JUMPS.columns) | run | {"number": number} | at | jump)
     return pl.DataFrame(rows, schema=unmarked(JUMPS)).sort(*RUN, "number")
 
 
+def untested(part: pl.DataFrame, spans: list[tuple[int, int]], settings: Drift) -> list[str]:
+    """Why the runs of an embedder and network, rows `spans` of `part`, are not tested; empty where they are."""
+    positions, least = part["position"].to_numpy(), LEAST * settings.jump_states
+    few = f"states, jumps of {settings.jump_states} before and after need {least}"
+    why = ["" if (np.diff(positions[a:b]) == 1).all() else "states are missing" for a, b in spans]
+    why = [reason or (f"{b - a} {few}" if b - a < least else "") for reason, (a, b) in zip(why, spans, strict=True)]
+    whole = [i for i, reason in enumerate(why) if not reason]
+    if len(whole) > MOST_RUNS:
+        rng = np.random.default_rng(derived_seed("runs with jumps", *part.select("embedder", "network").row(0)))
+        for i in rng.permutation(whole)[MOST_RUNS:]:
+            why[i] = f"not drawn: {MOST_RUNS} of {len(whole)} runs are tested"
+    return why
+
+
 def jumps_of(x: np.ndarray, settings: Drift, rng: np.random.Generator) -> list[dict]:
-    """The jumps of a run's states (n, d): place of the first state after it, size, threshold, p-values."""
+    """The jumps of a run's states (n, d), n >= LEAST k: place of the first state after, size, threshold, p-values."""
     k = settings.jump_states
-    if len(x) < LEAST * k:
-        return [{"jump": False, "reason": f"{len(x)} states, jumps of {k} before and after need {LEAST * k}"}]
     scale = np.abs(x).max()
     x = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
     if np.abs(x).max() <= 1e-6 * scale:

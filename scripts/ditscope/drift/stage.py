@@ -45,6 +45,7 @@ from ditscope.drift.tables import (
     SURVIVAL,
 )
 from ditscope.embed.files import (
+    RUN,
     STATE,
     by_embedder,
     continue_loops,
@@ -90,6 +91,7 @@ def drift(
     log.info("%d states of %d runs", states.height, len(run_starts(states)) - 1)
     similarity, computed = run_similarity(states, settings.max_runs), drift_table(states, settings.shuffles)
     leaps = jumps(states, settings)
+    check_rows(folder / "jumps.parquet", "runs", *(rows.select(RUN).unique().sort(RUN) for rows in (states, leaps)))
     whole = continue_loops(states, run_ends(states, trajectories), max_length)
     looped = whole.height > states.height
     poor = degenerate_networks(states)

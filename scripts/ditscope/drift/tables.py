@@ -296,10 +296,11 @@ DISPLACEMENT = Table(
         "degenerate": DEGENERATE,
     },
 )
+BEYOND_WALK = 0.05  # `p_walk` up to which a jump is more than a walk makes
 JUMPS = Table(
     "drift.jumps",
     "drift/jumps.parquet",
-    "jump of a run without gaps; of a run without jumps its largest step",
+    "jump of a run; of a run without jumps its largest step; of a run that is not tested the reason",
     key=(*RUN_KEY, "number"),
     columns={
         **RUN,
@@ -317,11 +318,12 @@ JUMPS = Table(
         "p_value": Column("Float64", "share of shuffles that have a step as large anywhere", nullable=True),
         "p_walk": Column(
             "Float64",
-            "share of walks of the run's increments, less those of the jumps, that come as far",
+            "share of walks of the run's increments, less those of the jumps, that come as far; a jump is more than a "
+            f"walk makes up to {BEYOND_WALK}",
             nullable=True,
         ),
         "jump": Column("Boolean", "whether the size is above the threshold"),
-        "reason": Column("String", "why there is no step to test", nullable=True),
+        "reason": Column("String", "why no step of the run is tested", nullable=True),
         "degenerate": DEGENERATE,
     },
 )

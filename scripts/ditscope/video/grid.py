@@ -11,6 +11,7 @@ from PIL import Image
 
 from ditscope.core.errors import InputError, again, parsing
 from ditscope.core.tables import concat_tables
+from ditscope.drift.tables import BEYOND_WALK
 
 
 class TarImages(Mapping):
@@ -108,7 +109,10 @@ class Jumps:
 
 
 def read_jumps(table: Path, embedder: str = "") -> Jumps:
-    """The jumps of one embedder, or of the first one in the table `drift.jumps`; none where the table has no row."""
+    """The jumps of one embedder, or of the first one in the table `drift.jumps`; none where the table has no row.
+
+    Those that a walk makes as well (`p_walk` above BEYOND_WALK) are left out, as in the figure's counts.
+    """
     rows = concat_tables([table], "drift.jumps")
     there = rows["embedder"].unique(maintain_order=True).to_list()
     if embedder and embedder not in there:
@@ -116,7 +120,7 @@ def read_jumps(table: Path, embedder: str = "") -> Jumps:
             f"video.jump_embedder: no jumps of `{embedder}` in {table}; it has {', '.join(there) or 'none'}"
         )
     chosen = embedder or next(iter(there), "")
-    of_embedder = rows.filter(pl.col("embedder") == chosen, pl.col("jump"))
+    of_embedder = rows.filter(pl.col("embedder") == chosen, pl.col("jump"), pl.col("p_walk") <= BEYOND_WALK)
     return Jumps(chosen, frozenset(of_embedder.select("run_id", "sequence_number").iter_rows()))
 
 
