@@ -54,6 +54,15 @@ def test_of_data_from_the_null_one_in_twenty_is_rejected(claim, data):
     assert (p <= 0.5).mean() == pytest.approx(0.5, abs=0.15)
 
 
+@pytest.mark.parametrize(("claim", "data"), [("walk", walk), ("plateau", lambda rng, *shape: rng.normal(size=shape))])
+def test_nor_are_more_where_the_runs_of_a_prompt_are_copies(claim, data):
+    rng = np.random.default_rng(11)
+    p = np.array([
+        claims(displacement_tables, data(rng, 8, 1, 10, 5).repeat(4, axis=1))[1][claim]["p_value"] for _ in range(120)
+    ])  # fmt: skip
+    assert (p <= 0.05).mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(p))
+
+
 @pytest.mark.parametrize("prompts", [8, 16])
 def test_the_interval_covers_the_growth_of_a_series_of_known_coefficient(prompts):
     """D(lag) = 2 d (1 - phi^lag); two runs of each prompt."""

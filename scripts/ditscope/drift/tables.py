@@ -200,8 +200,8 @@ CLAIMS_TABLE = Table(
             one_of(GROUP_CLAIMS),
             "`memory`: of the prompt, in the last third of positions; null: prompts permuted among runs. `walk`, "
             "`plateau`: growth of the displacement; nulls: walks of the observed increments; states of each run "
-            "shuffled. `divergence`, `rate`: how far and how fast twins part before their distance saturates; null: "
-            "positions shuffled",
+            "shuffled (both of a prompt's runs alike). `divergence`, `rate`: how far and how fast twins part before "
+            "their distance saturates; null: positions shuffled",
         ),
         "runs": RUNS,
         "prompts": PROMPTS,
@@ -291,7 +291,7 @@ DISPLACEMENT = Table(
         ),
         **dict.fromkeys(
             ("plateau_low", "plateau_median", "plateau_high"),
-            Column("Float64", "the same with the states of each run shuffled"),
+            Column("Float64", "the same with the states of each run shuffled, those of a prompt's runs alike"),
         ),
         "degenerate": DEGENERATE,
     },
