@@ -157,8 +157,8 @@ def test_a_quantized_network_is_held_against_its_base(study):
     assert one(table, against="flux", what="shape", prompt_id="a red ring")["lasted"] == 0
     compared = quantized(table, runs)
     shape = one(compared, what="shape", by="oracle")
-    assert (shape["pairs"], shape["horizon"], shape["base_lasted"], shape["lasted"]) == (2, 3, 3, 1.5)
-    assert shape["difference"] == -1.5 and shape["low"] is None
+    counts = [shape[name] for name in ("pairs", "left_out", "horizon", "base_lasted", "lasted")]
+    assert counts == [1, 1, 6, 6, 6], "the ring's run was not followed as far as the star's"
     assert one(compared, what="background", by="oracle")["reason"] == UNPAIRED
     assert one(compared, what="size", by="oracle")["reason"] == ALIKE
 
@@ -220,10 +220,26 @@ CELL = {"network": "q", "base": "n", "seeds": "fixed", "by": "oracle", "what": "
 @pytest.mark.parametrize(("prompts", "longer"), [(8, 0), (8, 1), (20, 1)])
 def test_the_interval_of_a_difference_covers_and_its_null_errs_at_its_rate(prompts, longer):
     rng = np.random.default_rng(2)
-    rows = [difference(pairs(rng, prompts, longer), CELL, 99) for _ in range(300)]
+    rows = [difference(pairs(rng, prompts, longer), CELL, 99, 1) for _ in range(300)]
     rows = [row for row in rows if row.get("low") is not None]
     covered = np.mean([row["low"] <= longer <= row["high"] for row in rows])
     assert covered == pytest.approx(0.95, abs=3 * np.sqrt(0.95 * 0.05 / len(rows)) + 0.01)
     rejected = np.mean([row["p_value"] <= 0.05 for row in rows])
     assert rejected > 0.15 if longer else rejected < 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(rows))
     assert all(row["horizon"] == 30 and row["pairs"] == 2 * prompts for row in rows)
+
+
+def test_one_gap_costs_one_pair():
+    whole = pairs(np.random.default_rng(3), 20, 1)
+    cut = whole.with_columns(pl.when(pl.int_range(pl.len()) == 0).then(1).otherwise("followed").alias("followed"))
+    row = difference(cut, CELL, 999, 1)
+    assert (row["pairs"], row["left_out"], row["horizon"], row["prompts"]) == (39, 1, 30, 20)
+    assert row["difference"] == pytest.approx(difference(whole, CELL, 999, 1)["difference"], abs=0.1)
+
+
+@pytest.mark.parametrize(("prompts", "tests", "told"), [(4, 1, False), (6, 1, True), (8, 5, True), (8, 7, False)])
+def test_a_test_that_could_never_find_anything_is_none(prompts, tests, told):
+    """Signs of n prompts have 2^n ways, so that no two-sided p-value is below 2 / 2^n."""
+    row = difference(pairs(np.random.default_rng(4), prompts, 9), CELL, 9999, tests)
+    assert (row["p_value"] is not None) == told and (row["reason"] is None) == told
+    assert told or f"{prompts} prompts" in row["reason"]

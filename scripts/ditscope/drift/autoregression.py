@@ -32,12 +32,12 @@ def autoregression(table: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame
 
     `least_squares` has an intercept a per run, so that runs may differ in their means; short runs push it down by about
     (1 + b) / T (Nickell 1981). `coefficient` is the b for which such estimates have their median there, `low` to `high`
-    those for which it is within the central 95 % (Andrews 1993, by simulation): of as many normal series, as long, with
-    the same gaps, equal variances, and begun in their stationary state. A bound of -1 or 1 is where stationary series
-    end. Pairs across gaps are none. The table is sorted by its key. O(n), and some seconds for each distinct set of run
-    lengths.
+    those for which it is within the central 95 % (Andrews 1993, by simulation): of as many independent normal series,
+    as long, with the same gaps, equal variances, and begun in their stationary state. A bound of -1 or 1 is where
+    stationary series end. Pairs across gaps are none. The table is sorted by its key. O(n), and some seconds for each
+    distinct set of run lengths.
     """
-    rows = steps_of(table, measures)
+    rows = steps_of(table.filter(pl.col("shuffle") <= 1), measures)  # shuffles of a run are no more runs
     cells = rows.select(CELL).unique(maintain_order=True).sort(CELL).rows()
     sums = {measure: run_sums(rows, measure).partition_by(CELL, as_dict=True) for measure in measures}
     records = []

@@ -31,6 +31,7 @@ FEWEST = 8  # runs below which quartiles are not drawn
 STEP = "step_cosine_distance"
 QQ_RUNS = 40  # lines of one axis
 QQ_DRAWS = 999  # normal samples of its band
+CLAIMED = {"walk": "not a walk", "plateau": "not a plateau"}  # what a small p says
 MATRIX_NAMES = 12  # blocks of a similarity matrix that are named
 
 
@@ -48,7 +49,7 @@ def drift_curves(files: Files) -> tuple[Canvas, pl.DataFrame]:
         x, low, high, n = line.select("sequence_number", "q25", "q75", "runs")
         draw_median(axis, x, line["q50"], n, "observed: median, quartiles")
         axis.fill_between(x, low, high, where=n >= FEWEST, color=COLOURS[0], alpha=0.2, linewidth=0)
-        draw_null(files, "ordered", axis, embedder, network)
+        draw_null(files, "ordered", axis, embedder, network, n.max() or 0)
         write_counts(axis, x, n)
         axis.margins(y=0.15)
     legend(cells)
@@ -70,7 +71,7 @@ def drift_walks(files: Files) -> tuple[Canvas, pl.DataFrame]:
     for (embedder, network), axis in cells.items():
         line = bands.filter(embedder=embedder, network=network)
         draw_median(axis, line["sequence_number"], line["observed"], line["runs"], "observed: median")
-        draw_null(files, "walk", axis, embedder, network)
+        draw_null(files, "walk", axis, embedder, network, line["runs"].max())
         write_counts(axis, line["sequence_number"], line["runs"])
         axis.margins(y=0.15)
     legend(cells)
@@ -86,8 +87,8 @@ def draw_median(axis: Axes, x: pl.Series, y: pl.Series, runs: pl.Series, label: 
         axis.plot(x.filter(~enough), y.filter(~enough), "o", label=f"of fewer than {FEWEST} runs", **few)
 
 
-def draw_null(files: Files, claim: str, axis: Axes, embedder: str, network: str) -> None:
-    """The null's band and median in grey; the p-value of the claim in the axis's title."""
+def draw_null(files: Files, claim: str, axis: Axes, embedder: str, network: str, runs: int) -> None:
+    """The null's band and median in grey; the p-value of the claim, and the band's runs if not all, in the title."""
     panel = [pl.col("claim").cast(pl.String) == claim, pl.col("embedder") == embedder, pl.col("network") == network]
     band = concat_tables(named(files, "drift", "bands.parquet"), "drift.bands").filter(panel)
     test = concat_tables(named(files, "drift", "nulls.parquet"), "drift.nulls").filter(panel)
@@ -97,6 +98,8 @@ def draw_null(files: Files, claim: str, axis: Axes, embedder: str, network: str)
     axis.plot(x, median, color=GREY, linestyle="--", linewidth=1)
     for p, prompts, reason in test.select("p_holm", "prompts", "reason").rows():
         tell(axis, f"no test: {reason}" if p is None else f"p = {p:.2g}, {prompts} prompts")
+    if len(band) and (drawn := band["runs"].max()) < runs:
+        tell(axis, f"band of {drawn} runs")
 
 
 def drift_quantiles(files: Files) -> pl.DataFrame:
@@ -104,7 +107,8 @@ def drift_quantiles(files: Files) -> pl.DataFrame:
     table = concat_tables(named(files, "drift", "drift.parquet"), "drift").drop_nulls("cosine_distance")
     keys = ["embedder", "network", "control", "sequence_number"]
     quantiles = [pl.col("cosine_distance").quantile(q / 100, "linear").alias(f"q{q}") for q in (25, 50, 75)]
-    return table.group_by(keys).agg(*quantiles, pl.len().alias("runs"), pl.col("degenerate").first()).sort(keys)
+    runs = pl.col("run_id").n_unique().alias("runs")  # shuffles of a run are no more runs
+    return table.group_by(keys).agg(*quantiles, runs, pl.col("degenerate").first()).sort(keys)
 
 
 def autoregression(files: Files) -> tuple[Canvas, pl.DataFrame]:
@@ -346,8 +350,9 @@ def finish(files: Files, cells: dict, claims: list[str]) -> None:
     for (embedder, network), axis in cells.items():
         panel = tests.filter(pl.col("claim").is_in(claims), embedder=embedder, network=network)
         for claim, value, p, runs, reason in panel.select("claim", "statistic", "p_holm", "runs", "reason").rows():
+            title = CLAIMED.get(claim, claim)
             found = f"p = {p:.2g}" if p is not None else None if value is None else f"{value:.2g}"
-            tell(axis, f"{claim}: {found}, n = {runs} runs" if found else f"{claim}: {reason}")
+            tell(axis, f"{title}: {found}, n = {runs} runs" if found else f"{title}: {reason}")
     legend(cells)
 
 
@@ -428,14 +433,14 @@ def draw_survival(table: pl.DataFrame, y: str) -> Canvas:
         for colour, line in zip(cycle(COLOURS), panel.partition_by("what", maintain_order=True), strict=False):
             low, high = (line[end].cast(pl.Float64).fill_null(float("nan")) for end in ("low", "high"))
             style = {"color": colour, "drawstyle": "steps-post"}
-            axis.plot(line["position"], line["survival"], label=line["what"][0], **style)
+            axis.plot(line["position"], line["survival"], label=f"{line['what'][0]}, n = {line['runs'][0]}", **style)
             axis.fill_between(line["position"], low, high, color=colour, alpha=0.12, linewidth=0, step="post")
             axis.plot(line["position"], line["reference"], linestyle=":", linewidth=0.8, **style)
             cut = line.filter(pl.col("censored") > 0)
             axis.plot(cut["position"], cut["survival"], "|", color=colour, markersize=4)
         if len(panel):
             counts = panel.group_by("position").agg(pl.col("at_risk").max()).sort("position")
-            write_counts(axis, counts["position"], counts["at_risk"])
+            write_counts(axis, counts["position"], counts["at_risk"], unit=" at most")
             axis.legend(fontsize=5)
         axis.set_ylim(0, 1.15)
     return figure

@@ -1,5 +1,6 @@
 """Survival of what runs began with (Kaplan & Meier 1958), and quantized networks beside their base."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -17,6 +18,7 @@ from ditscope.embed.files import unmarked
 from ditscope.shapes.oracle import UNCLEAR
 
 GROUP = ["network", "seeds", "against", "by", "what"]
+FAMILY = ("network", "base", "seeds", "by")  # of tests of quantization
 MOST_COMPARED = 10_000  # pairs of runs and starts in a reference
 ALIKE = "degenerate: no pair differs"
 UNPAIRED = "no run of the quantized network has one of its base with the same prompt and seed that tells this"
@@ -121,31 +123,43 @@ def reference(lasting: list[Lasted], positions: int) -> np.ndarray:
 def quantized(lifetimes: pl.DataFrame, runs: Trajectories) -> pl.DataFrame:
     """The table `drift.quantized`: does what a prompt named last as long in a quantized network as in its base?
 
-    Runs are paired by prompt and seed. Each counts up to the `horizon`, to which all of them were followed, so that
-    none is censored. The difference is a mean over prompts with Student's interval; its null turns the sign of each
-    prompt's difference at random.
+    Runs are paired by prompt and seed. Each counts up to the `horizon`, so that none is censored; pairs that were not
+    followed as far, as for a gap, are left out. The difference is a mean over prompts with Student's interval; its null
+    turns the sign of each prompt's difference at random, of which n prompts have 2^n ways: there is no p-value where
+    none could be below 0.05 after correction within network, kind of seeds and `by`.
     """
     told = lifetimes.filter(pl.col("reason").is_null(), pl.col("against") == PROMPT)
     kinds = (
         lifetimes.filter(pl.col("against") == PROMPT).select("seeds", "by", "what").unique().sort("seeds", "by", "what")
     )
     cells = [{"network": a, "base": b} | kind for a, b in runs.pairs() for kind in kinds.to_dicts()]
-    draws = draws_for(len(cells))
-    rows = [dict.fromkeys(QUANTIZED.columns) | cell | difference(told, cell, draws) for cell in cells]
+    tests = Counter(family_of(cell) for cell in cells)
+    draws = draws_for(max(tests.values(), default=1))
+    rows = [
+        dict.fromkeys(QUANTIZED.columns) | cell | difference(told, cell, draws, tests[family_of(cell)])
+        for cell in cells
+    ]
     table = pl.DataFrame(rows, schema=unmarked(QUANTIZED))
-    return table.with_columns(holm(pl.col("p_value")).alias("p_holm")).sort(QUANTIZED.key)
+    return table.with_columns(holm(pl.col("p_value")).over(FAMILY).alias("p_holm")).sort(QUANTIZED.key)
 
 
-def difference(told: pl.DataFrame, cell: dict[str, str], draws: int) -> dict[str, Any]:
-    """The numbers of a row of the table `drift.quantized`."""
+def family_of(cell: dict[str, str]) -> tuple[str, ...]:
+    """The tests that a row of the table `drift.quantized` is corrected with."""
+    return tuple(cell[name] for name in FAMILY)
+
+
+def difference(told: pl.DataFrame, cell: dict[str, str], draws: int, tests: int) -> dict[str, Any]:
+    """The numbers of a row of the table `drift.quantized`, one of so many `tests`."""
     own, theirs = (
         told.filter(network=cell[side], seeds=cell["seeds"], by=cell["by"], what=cell["what"])
         for side in ("network", "base")
     )
     pairs = own.join(theirs, on=["prompt_id", "seed"], suffix="_base").sort("prompt_id", "seed")
     if pairs.is_empty():
-        return {"pairs": 0, "prompts": 0, "reason": UNPAIRED}
-    horizon = min(pairs["followed"].min(), pairs["followed_base"].min())
+        return {"pairs": 0, "left_out": 0, "prompts": 0, "reason": UNPAIRED}
+    followed = pl.min_horizontal("followed", "followed_base")
+    horizon, paired = int(pairs.select(followed.max()).item()), len(pairs)
+    pairs = pairs.filter(followed == horizon)
     here, base = (pairs[name].clip(upper_bound=horizon).to_numpy().astype(float) for name in ("lasted", "lasted_base"))
     prompts = pairs["prompt_id"].to_list()
     interval = mean_interval(here - base, prompts)
@@ -155,10 +169,15 @@ def difference(told: pl.DataFrame, cell: dict[str, str], draws: int) -> dict[str
     signs = rng_of("quantized null", cell).choice([-1.0, 1.0], size=(draws, len(each)))
     null = signs @ each / len(each)
     low, median, high = map(float, np.quantile(null, (0.025, 0.5, 0.975)))
+    least = 2 / 2 ** len(each)
+    reason = (
+        None if least * tests < 0.05 else f"{len(each)} prompts: no p-value of {tests} tests can be below {least:.2g}"
+    )
+    reason = reason if (here - base).any() else ALIKE
     return {
-        "pairs": len(pairs), "prompts": interval.units, "horizon": horizon,
+        "pairs": len(pairs), "left_out": paired - len(pairs), "prompts": interval.units, "horizon": horizon,
         "base_lasted": float(unit_means(base, prompts).mean()), "lasted": float(unit_means(here, prompts).mean()),
         "difference": interval.mean, "low": interval.low, "high": interval.high, "draws": draws, "null_low": low,
-        "null_median": median, "null_high": high, "p_value": two_sided(interval.mean, null),
-        "reason": None if (here - base).any() else ALIKE,
+        "null_median": median, "null_high": high, "reason": reason,
+        "p_value": None if reason else two_sided(interval.mean, null),
     }  # fmt: skip

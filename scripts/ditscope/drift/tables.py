@@ -409,9 +409,10 @@ QUANTIZED = Table(
         "seeds": SEEDS,
         "by": BY,
         "what": WHAT,
-        "pairs": Column("Int64", "runs of one prompt and seed in both"),
+        "pairs": Column("Int64", "runs of one prompt and seed in both, known to the horizon"),
+        "left_out": Column("Int64", "such runs that are not known as far"),
         "prompts": Column("Int64", "prompts that they are of"),
-        "horizon": Column("Int64", "states to which all of them were followed", nullable=True),
+        "horizon": Column("Int64", "states to which they were followed", nullable=True),
         **dict.fromkeys(
             ("base_lasted", "lasted"),
             Column("Float64", "states before the first change, the horizon at most: mean over prompts", nullable=True),
@@ -424,8 +425,10 @@ QUANTIZED = Table(
             Column("Float64", "2.5, 50 and 97.5 % quantile with the signs of the prompts at random", nullable=True),
         ),
         "p_value": Column("Float64", "two-sided", nullable=True),
-        "p_holm": Column("Float64", "corrected for all tests of the table (Holm 1979)", nullable=True),
-        "reason": Column("String", "why there is no difference, or no interval of it", nullable=True),
+        "p_holm": Column(
+            "Float64", "corrected for the tests of the network, kind of seeds and `by` (Holm 1979)", nullable=True
+        ),
+        "reason": Column("String", "why there is no difference, or no test of it", nullable=True),
         "degenerate": DEGENERATE,
     },
 )

@@ -72,7 +72,7 @@ FROM drift_claims""",
     ),
     View(
         "what_lasts",
-        "How long does what a prompt named last, and as long under quantization as in the base?",
+        "How long does what runs began with last under quantization, beside the base?",
         ("drift_quantized",),
         """
 SELECT network, base, seeds, reader, what, pairs, prompts, horizon, base_lasted, lasted, difference, low, high,

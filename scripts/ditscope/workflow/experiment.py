@@ -181,7 +181,7 @@ def of_study(path: str, name: str) -> bool:
 
 def belongings(folder: Path) -> Belongings:
     """What of a project belongs to an experiment."""
-    project, name = folder.parent.parent, folder.name
+    project, name = folder.absolute().parent.parent, folder.name
     state = project / ".snakemake"
     logs, shared = logs_of(state, name)
     records = [record for kind in ("metadata", "incomplete") for record in records_of(state / kind, name)]
@@ -265,7 +265,7 @@ def belongs(key: Any, name: str) -> bool:
 def models_of(folder: Path) -> list[tuple[Path, str]]:
     """Downloaded models that the experiment uses, and who else does."""
     used = {path.parent.name: downloads(path) for path in folder.parent.glob(f"*/{PLAN}")}
-    project = folder.parent.parent
+    project = folder.absolute().parent.parent
     kept = []
     for model in sorted(used[folder.name]):
         others = [name for name, models in used.items() if model in models and name != folder.name]
