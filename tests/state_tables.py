@@ -95,7 +95,7 @@ def grouped_states(x: np.ndarray, network: str = "n", kind: str = "fixed", embed
             "embedder": embedder, "network": network, "seeds": pl.Series([kind] * len(t), dtype=SEEDS.dtype()),
             "run_id": [f"{network}:p{a:03d}/{b:03d}" for a, b in zip(p, s, strict=True)],
             "prompt_id": [f"p{a:03d}" for a in p], "seed": s, "sequence_number": pl.Series(2 * t + 1, dtype=pl.Int32),
-            "position": t, "vector": x.reshape(len(t), -1).astype(np.float32).tolist(),
+            "position": t, "continued": False, "vector": x.reshape(len(t), -1).astype(np.float32).tolist(),
         },
         schema_overrides={"vector": pl.List(pl.Float32)},
     )  # fmt: skip

@@ -83,6 +83,24 @@ def test_distances_are_means_over_prompts_by_brute_force():
     np.testing.assert_allclose(table["memory"].filter(same), ratio.filter(same))
 
 
+@pytest.mark.parametrize("computed", [2, 3, 5])
+def test_a_loop_without_noise_has_no_floor(computed):
+    """Runs of two states in turn, computed up to where they come back, or further, and continued from there."""
+    pair = np.random.default_rng(6).normal(size=(8, 2, 2, 40))
+    states = grouped_states(np.concatenate([pair] * 6, axis=2)).with_columns(continued=pl.col("position") >= computed)
+    table, _ = memory_tables(states, 9)
+    assert set(table["floor"]) == {0}
+
+
+def test_the_floor_is_that_of_computed_states():
+    """Runs of six states, then a loop of the last three for ever: they count once."""
+    x = planted(np.random.default_rng(7), 0.4, 8, 2, 6, 40)
+    looped = np.concatenate([x, *[x[:, :, 3:]] * 5], axis=2)
+    states = grouped_states(looped).with_columns(continued=pl.col("position") >= 6)
+    floors = [memory_tables(table, 9)[0]["floor"][0] for table in (states, grouped_states(x))]
+    assert floors[0] == pytest.approx(floors[1], rel=0.1) and floors[0] > 0
+
+
 def test_what_cannot_be_told_says_so():
     rng = np.random.default_rng(4)
     assert claim_of(rng.normal(size=(9, 2, 8, 40)))["reason"] == NO_SCALE, "a state that forgets itself at once"

@@ -25,6 +25,7 @@ class Runs:
     prompts: np.ndarray  # number of each run's prompt, from 0
     seeds: np.ndarray  # seed of each run
     sequence_numbers: list[int]  # of its states
+    computed: np.ndarray  # which of them (runs, states) do not follow from a loop
 
     def __len__(self) -> int:
         return len(self.x)
@@ -82,6 +83,7 @@ def longest_runs(states: pl.DataFrame, prompts_of: int = 1) -> Runs:
         np.unique(number[rows], return_inverse=True)[1],
         states["seed"].gather(first).to_numpy(),
         states["sequence_number"].gather(places[:1].ravel()).to_list(),
+        ~states["continued"].to_numpy()[places],
     )
 
 

@@ -46,9 +46,10 @@ def memory_tables(states: pl.DataFrame, draws: int) -> tuple[pl.DataFrame, list[
     Twins are two runs of one prompt, strangers two of different prompts, both of one network and of different seeds.
     Memory is (stranger - twin) / (stranger - floor) of their mean cosine distances at a position: 1 where twins are as
     near as states that differ by noise alone, 0 where the prompt no longer matters. The floor is 2 D(1) - D(2), within
-    0 to D(1), of the mean distances D at a lag within runs: what is left at lag 0. All means weigh prompts equally; the
-    intervals leave out one prompt at a time. Null: prompts permuted among the runs of each seed (fixed seeds), or among
-    all runs (derived ones). O((draws + prompts) runs^2 states).
+    0 to D(1), of the mean distances D at a lag within runs, of computed states: what is left at lag 0; of runs that
+    ended in a loop 0 where D(2) is below D(1). All means weigh prompts equally; the intervals leave out one prompt at a
+    time. Null: prompts permuted among the runs of each seed (fixed seeds), or among all runs (derived ones).
+    O((draws + prompts) runs^2 states).
     """
     tables, claims = [], []
     for group, part in by_kind(states):
@@ -68,7 +69,7 @@ def memory_of(runs: Runs, claim: Claim, draws: int) -> tuple[pl.DataFrame, Claim
     """Rows of the table `drift.memory` of one group, less what names it, and its claim."""
     u = unit(runs.x.reshape(-1, runs.x.shape[2])).reshape(runs.x.shape)
     apart = (1 - at_each_state(u)).reshape(len(runs.sequence_numbers), -1)
-    floors = noise_floors(u)
+    floors = noise_floors(u, runs.computed)
     distances = distances_of(apart, floors, runs)
     each = [distances_of(apart, floors, runs, runs.prompts != p) for p in range(claim.prompts)]
     memory, late = distances.memory(), distances.late()
@@ -133,11 +134,22 @@ def permuted(apart: np.ndarray, floor: float, runs: Runs, draws: int, rng: np.ra
         yield from (Distances(a, b, floor) for a, b in zip(near, far, strict=True))
 
 
-def noise_floors(u: np.ndarray) -> np.ndarray:
-    """Of each run (runs, states, d) of unit vectors the cosine distance at lag 0 to which lags 2 and 1 point."""
-    lag = [(np.square(u[:, k:] - u[:, :-k]).sum(axis=2) / 2).mean(axis=1) if u.shape[1] > k else np.zeros(len(u))
-           for k in (1, 2)]  # fmt: skip
-    return np.clip(2 * lag[0] - lag[1], 0, lag[0])
+def noise_floors(u: np.ndarray, computed: np.ndarray) -> np.ndarray:
+    """Of each run (runs, states, d) of unit vectors the cosine distance at lag 0 to which lags 2 and 1 point.
+
+    Of its `computed` states (runs, states) alone: what follows from a loop would count it many times over. A run that
+    ended in a loop comes back without noise, so where lag 2 is nearer than lag 1 its floor is 0.
+    """
+    one, two = (mean_distances(u, computed, lag) for lag in (1, 2))
+    looped = ~computed.all(axis=1)
+    return np.where(looped & (two < one), 0, np.clip(2 * one - two, 0, one))
+
+
+def mean_distances(u: np.ndarray, computed: np.ndarray, lag: int) -> np.ndarray:
+    """Mean cosine distance (runs,) of computed states at a lag; 0 where there are no two."""
+    both = computed[:, lag:] & computed[:, :-lag]
+    apart = np.square(u[:, lag:] - u[:, :-lag]).sum(axis=2) / 2
+    return (apart * both).sum(axis=1) / both.sum(axis=1).clip(min=1)
 
 
 def last_third(states: int) -> slice:

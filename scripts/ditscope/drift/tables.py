@@ -239,7 +239,9 @@ MEMORY = Table(
         "twin": Column("Float64", "cosine distance of runs of one prompt and different seeds, mean over prompts"),
         "stranger": Column("Float64", "the same of runs of different prompts and seeds, mean over pairs of prompts"),
         "floor": Column(
-            "Float64", "cosine distance by noise alone: 2 D(1) - D(2) of the mean distances D at lags 1 and 2 of runs"
+            "Float64",
+            "cosine distance by noise alone: 2 D(1) - D(2) of the mean distances D at lags 1 and 2 of runs, of "
+            "computed states; of runs that ended in a loop 0 where D(2) is below D(1)",
         ),
         "memory": Column(
             "Float64", "(stranger - twin) / (stranger - floor): 1 is all, 0 nothing of the prompt", nullable=True
