@@ -16,8 +16,8 @@ def walk(rng, *shape):
     return rng.normal(size=shape).cumsum(axis=-2)
 
 
-def claims(tables, x, draws=99):
-    table, claimed = tables(grouped_states(x), draws)
+def claims(tables, x, *draws):
+    table, claimed = tables(grouped_states(x), *draws or (() if tables is divergence_tables else (99,)))
     return table, {
         row["claim"]: row for row in claims_table(claimed).with_columns(pl.col("claim").cast(pl.String)).to_dicts()
     }
@@ -52,6 +52,15 @@ def test_of_data_from_the_null_one_in_twenty_is_rejected(claim, data):
     p = np.array([claims(displacement_tables, data(rng, 6, 1, 10, 5))[1][claim]["p_value"] for _ in range(120)])
     assert (p <= 0.05).mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(p))
     assert (p <= 0.5).mean() == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.parametrize(("claim", "data"), [("walk", walk), ("plateau", lambda rng, *shape: rng.normal(size=shape))])
+def test_nor_are_more_where_the_runs_of_a_prompt_are_copies(claim, data):
+    rng = np.random.default_rng(11)
+    p = np.array([
+        claims(displacement_tables, data(rng, 8, 1, 10, 5).repeat(4, axis=1))[1][claim]["p_value"] for _ in range(120)
+    ])  # fmt: skip
+    assert (p <= 0.05).mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(p))
 
 
 @pytest.mark.parametrize("prompts", [8, 16])
@@ -102,7 +111,6 @@ def test_a_planted_rate_is_found_and_its_saturation_named(rate):
     table, claimed = claims(divergence_tables, parting(np.random.default_rng(7), rate))
     row, far = claimed["rate"], claimed["divergence"]
     assert row["statistic"] == pytest.approx(rate, rel=0.1) and row["low"] - 0.05 < rate < row["high"] + 0.05
-    assert far["p_value"] == 0.02 and far["null_high"] < 0.5 * far["statistic"]
     assert far["statistic"] == pytest.approx(np.log(0.4 / 0.002 / 2), rel=0.2)
     saturated = table["saturated"].to_list()
     assert saturated.index(True) == pytest.approx(np.log(0.4 / 0.002) / rate, abs=2) and saturated == sorted(saturated)
@@ -112,7 +120,7 @@ def test_a_planted_rate_is_found_and_its_saturation_named(rate):
 @pytest.mark.parametrize("rate", [0.2, 0.4])
 def test_the_interval_covers_a_planted_rate(prompts, rate):
     rng = np.random.default_rng(10)
-    rows = [claims(divergence_tables, parting(rng, rate, prompts), 1)[1]["rate"] for _ in range(120)]
+    rows = [claims(divergence_tables, parting(rng, rate, prompts))[1]["rate"] for _ in range(120)]
     covered = np.mean([row["low"] <= rate <= row["high"] for row in rows])
     assert covered == pytest.approx(0.95, abs=3 * np.sqrt(0.95 * 0.05 / len(rows)))
 
@@ -120,10 +128,22 @@ def test_the_interval_covers_a_planted_rate(prompts, rate):
 def test_twins_that_are_strangers_from_the_start_do_not_part():
     rng = np.random.default_rng(8)
     rows = [claims(divergence_tables, rng.normal(size=(8, 2, 15, 10)))[1]["divergence"] for _ in range(60)]
-    false = [row for row in rows if row["p_value"] is not None and row["p_value"] <= 0.05]
     assert not any(row["statistic"] is not None and row["statistic"] > 1 for row in rows)
-    assert len(false) <= 0.05 * 60 + 3 * np.sqrt(0.05 * 0.95 * 60)
     assert any((row["reason"] or "").startswith("saturated at position") for row in rows)
+
+
+def walking(rng):
+    """Twins that begin near one another, far from the origin, and walk."""
+    return 10 * rng.normal(size=(8, 1, 1, 30)) + 0.1 * walk(rng, 8, 2, 60, 30)
+
+
+@pytest.mark.parametrize("data", [walking, lambda rng: parting(rng, 0.3)])
+def test_no_growth_is_called_more_than_nothing_gives(data):
+    """Twins that are walks part too: against shuffled positions each of them would be found to grow."""
+    _, claimed = claims(divergence_tables, data(np.random.default_rng(12)))
+    for row in claimed.values():
+        assert row["low"] < row["statistic"] < row["high"]
+        assert row["p_value"] is None and row["draws"] is None and row["reason"] == divergence.UNTESTED
 
 
 def test_twins_that_never_part_or_are_none_say_so():

@@ -32,10 +32,19 @@ class Claim:
         if not len(null):
             return self.without("what comes out of nothing is not defined")
         low, middle, high = map(float, np.quantile(null, (0.025, 0.5, 0.975)))
-        ends = [float(end) if np.isfinite(end) else None for end in interval]
-        numbers = {"statistic": statistic, "low": ends[0], "high": ends[1], "draws": len(null), "null_low": low,
-                   "null_median": middle, "null_high": high, "p_value": two_sided(statistic, null)}  # fmt: skip
-        return replace(self, numbers=numbers)
+        numbers = measured(statistic, interval)
+        numbers |= {"draws": len(null), "null_low": low, "null_median": middle, "null_high": high}
+        return replace(self, numbers=numbers | {"p_value": two_sided(statistic, null)})
+
+    def untested(self, statistic: float, interval: tuple[Any, Any], reason: str) -> "Claim":
+        """A claim with its interval over prompts, and why there is no null to hold it against."""
+        return replace(self, numbers=measured(statistic, interval) | {"reason": reason})
+
+
+def measured(statistic: float, interval: tuple[Any, Any]) -> dict[str, Any]:
+    """A statistic with the ends of its interval, None where that has none."""
+    low, high = (float(end) if np.isfinite(end) else None for end in interval)
+    return {"statistic": statistic, "low": low, "high": high}
 
 
 def claims_table(claims: Sequence[Claim]) -> pl.DataFrame:

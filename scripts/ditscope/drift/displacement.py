@@ -8,7 +8,7 @@ import polars as pl
 from ditscope.core.intervals import jackknife_interval
 from ditscope.drift.claims import Claim
 from ditscope.drift.groups import Runs, by_kind, longest_runs, rng_of
-from ditscope.drift.nulls import MOST_INCREMENTS
+from ditscope.drift.nulls import MOST_INCREMENTS, companions
 from ditscope.drift.tables import DISPLACEMENT
 from ditscope.embed.files import unmarked
 
@@ -27,7 +27,8 @@ def displacement_tables(states: pl.DataFrame, draws: int) -> tuple[pl.DataFrame,
     pairs, over the runs of a prompt, over prompts. Both claims have one statistic: its mean over the last third of lags
     over that over the middle third. 1 is a plateau; a walk's displacement grows with the lag, and gives 5/3. Nulls: of
     `walk`, runs whose increments are drawn from those of all runs, with replacement; of `plateau`, the states of each
-    run shuffled. Intervals leave out one prompt at a time. O(draws x runs x states^2).
+    run shuffled; in both the runs of a prompt alike, as they may go together. Intervals leave out one prompt at a time.
+    O(draws x runs x states^2).
     """
     tables, claims = [], []
     for group, part in by_kind(states):
@@ -56,7 +57,7 @@ def displacement_of(
     rng = rng_of("displacement null", claims[0].group)
     drawn = {
         claim.name: drawn_curves(draw, prompts, draws, runs.x.shape[1])
-        for claim, draw in zip(claims, (walks(runs.x, rng), shuffles(runs.x, rng)), strict=True)
+        for claim, draw in zip(claims, (walks(runs.x, prompts, rng), shuffles(runs.x, prompts, rng)), strict=True)
     }
     columns = {"low": low, "high": high}
     columns |= {
@@ -118,15 +119,16 @@ def thirds(curves: np.ndarray) -> np.ndarray:
     return np.divide(last, middle, out=np.full(np.shape(middle), np.nan), where=middle > 1e-9)
 
 
-def walks(x: np.ndarray, rng: np.random.Generator) -> Draw:
-    """Draws of squared distances (draws, runs, n, n) of walks whose increments are those of all runs."""
-    increments = np.diff(x, axis=1).reshape(-1, x.shape[2])
-    if len(increments) > MOST_INCREMENTS:
-        increments = increments[rng.choice(len(increments), MOST_INCREMENTS, replace=False)]
+def walks(x: np.ndarray, prompts: np.ndarray, rng: np.random.Generator) -> Draw:
+    """Draws of squared distances (draws, runs, n, n) of walks whose increments are those of all runs.
+
+    Runs of a prompt take theirs together, as in `together_chosen`.
+    """
+    increments, choose = together_chosen(x, prompts, rng)
     products = increments @ increments.T
 
     def draw(many: int) -> np.ndarray:
-        chosen = rng.integers(len(increments), size=(many, len(x), x.shape[1] - 1))
+        chosen = choose(many)
         between = np.zeros((many, len(x), x.shape[1], x.shape[1]))
         between[..., 1:, 1:] = products[chosen[..., :, None], chosen[..., None, :]].cumsum(axis=-2).cumsum(axis=-1)
         return from_products(between)
@@ -134,13 +136,37 @@ def walks(x: np.ndarray, rng: np.random.Generator) -> Draw:
     return draw
 
 
-def shuffles(x: np.ndarray, rng: np.random.Generator) -> Draw:
-    """Draws of squared distances (draws, runs, n, n) of the states of each run in random order."""
+def together_chosen(x: np.ndarray, prompts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Draw]:
+    """Increments (n, d) of runs (runs, states, d), and draws of places among them (draws, runs, states - 1).
+
+    Runs of one prompt may go together, as copies do: at each step they take what the runs of one prompt took at one
+    time, in the order of runs.
+    """
+    times = np.arange(x.shape[1] - 1)
+    if len(x) * len(times) > MOST_INCREMENTS:  # the same ones of all runs
+        times = rng.choice(times, max(1, MOST_INCREMENTS // len(x)), replace=False)
+    increments = np.diff(x, axis=1)[:, times].reshape(-1, x.shape[2])
+    rank, partners = companions(prompts)
+
+    def choose(many: int) -> np.ndarray:
+        lot = rng.integers(len(increments), size=(many, prompts.max() + 1, x.shape[1] - 1))[:, prompts]
+        source, time = np.divmod(lot, len(times))
+        return partners[source, rank[:, None]] * len(times) + time
+
+    return increments, choose
+
+
+def shuffles(x: np.ndarray, prompts: np.ndarray, rng: np.random.Generator) -> Draw:
+    """Draws of squared distances (draws, runs, n, n) of the states of each run in random order, a prompt's runs alike.
+
+    Runs of one prompt may go together, as copies do.
+    """
     squares = squared_distances(x)
     row = np.arange(len(x))[:, None, None]
+    order = np.arange(x.shape[1])
 
     def draw(many: int) -> np.ndarray:
-        mixed = rng.permuted(np.tile(np.arange(x.shape[1]), (many, len(x), 1)), axis=2)
+        mixed = rng.permuted(np.tile(order, (many, prompts.max() + 1, 1)), axis=2)[:, prompts]
         return squares[row, mixed[..., :, None], mixed[..., None, :]]
 
     return draw

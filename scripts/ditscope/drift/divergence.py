@@ -5,7 +5,7 @@ import polars as pl
 
 from ditscope.core.intervals import jackknife_interval
 from ditscope.drift.claims import Claim
-from ditscope.drift.groups import Runs, by_kind, longest_runs, rng_of
+from ditscope.drift.groups import Runs, by_kind, longest_runs
 from ditscope.drift.memory import NO_TWINS, at_each_state, last_third, pair_weights
 from ditscope.drift.tables import DIVERGENCE
 from ditscope.embed.files import unit, unmarked
@@ -13,18 +13,19 @@ from ditscope.embed.files import unit, unmarked
 FEWEST = 3  # positions of which a slope is taken
 EQUAL = 1e-6  # distance of unit vectors below which they are one state
 TOGETHER = "degenerate: twins never part"
+UNTESTED = "no p-value: walks part too, and no null tells their growth from a rate"
 
 
-def divergence_tables(states: pl.DataFrame, draws: int) -> tuple[pl.DataFrame, list[Claim]]:
+def divergence_tables(states: pl.DataFrame) -> tuple[pl.DataFrame, list[Claim]]:
     """The table `drift.divergence` of generated states, and the claims `divergence` and `rate` of each group.
 
     The distance of twins (runs of one prompt and network, of different seeds) is that of their vectors at length 1,
     mean over pairs, then over prompts. It saturates at the first position where it is as large as its mean over the
     last third. The `rate` is the slope of its logarithm, per state, before it is half as large (after Rosenstein et
     al. 1993), and `divergence` what it comes to, slope times states: distances are bounded, and a line through all
-    positions would tell how long runs are. A walk of independent steps parts as the square root of time, without a
-    rate of its own: compare `drift.displacement`. Null: positions shuffled within each prompt. Intervals leave out one
-    prompt at a time, with the same positions.
+    positions would tell how long runs are. Neither has a p-value: twins in random order do not part, but walks do, as
+    the square root of time, and the logarithm of that is steepest at first, more so the nearer they begin. Whether runs
+    are walks is a claim of `drift.displacement`. Intervals leave out one prompt at a time, with the same positions.
     """
     tables, claims = [], []
     for group, part in by_kind(states):
@@ -34,14 +35,14 @@ def divergence_tables(states: pl.DataFrame, draws: int) -> tuple[pl.DataFrame, l
         if prompts < 2:
             claims += [claim.without(NO_TWINS) for claim in both]
             continue
-        table, made = divergence_of(runs, both, draws)
+        table, made = divergence_of(runs, both)
         tables.append(table.with_columns(pl.lit(v).alias(k) for k, v in group.items()))
         claims += made
     empty = pl.DataFrame(schema=unmarked(DIVERGENCE))
     return pl.concat([empty, *(table.select(empty.columns).cast(empty.schema) for table in tables)]), claims
 
 
-def divergence_of(runs: Runs, claims: list[Claim], draws: int) -> tuple[pl.DataFrame, list[Claim]]:
+def divergence_of(runs: Runs, claims: list[Claim]) -> tuple[pl.DataFrame, list[Claim]]:
     """Rows of the table `drift.divergence` of one group, less what names it, and its two claims."""
     prompts = claims[0].prompts
     u = unit(runs.x.reshape(-1, runs.x.shape[2])).reshape(runs.x.shape)
@@ -72,9 +73,7 @@ def divergence_of(runs: Runs, claims: list[Claim], draws: int) -> tuple[pl.DataF
     slopes = np.array([half, 1]) * slope(distance[:half])
     others = np.array([np.array([half, 1]) * slope(d[:half]) for d in without])
     low, high = jackknife_interval(slopes, others)
-    rng = rng_of("divergence null", claims[0].group)
-    null = np.array([growth(rng.permuted(each, axis=1).mean(axis=0)) for _ in range(draws)])
-    return table, [claim.found(float(slopes[i]), (low[i], high[i]), null[:, i]) for i, claim in enumerate(claims)]
+    return table, [claim.untested(float(slopes[i]), (low[i], high[i]), UNTESTED) for i, claim in enumerate(claims)]
 
 
 def saturation(distance: np.ndarray) -> int:
@@ -91,10 +90,3 @@ def slope(distance: np.ndarray) -> float:
 def growing(distance: np.ndarray) -> int:
     """The number of positions before the distance is half as large as where it saturates: beyond, growth slows down."""
     return int(np.argmax(distance >= distance[last_third(len(distance))].mean() / 2 - EQUAL))
-
-
-def growth(distance: np.ndarray) -> tuple[float, float]:
-    """What the slope before saturation comes to, and the slope; 0 where too few positions are left to measure one."""
-    half = growing(distance)
-    rate = slope(distance[:half]) if half >= FEWEST else 0.0
-    return half * rate, rate

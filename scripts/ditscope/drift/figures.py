@@ -343,13 +343,14 @@ def draw_interval(axis: Axes, x: pl.Series, y: pl.Series, low: pl.Series, high: 
 
 
 def finish(files: Files, cells: dict, claims: list[str]) -> None:
-    """A legend, and the p-values of the claims in the titles."""
+    """A legend, and the p-values of the claims in the titles; of those without a test what they came to."""
     tests = texts(concat_tables(named(files, "drift", "claims.parquet"), "drift.claims"), "claim", "seeds")
     for (embedder, network), axis in cells.items():
         panel = tests.filter(pl.col("claim").is_in(claims), embedder=embedder, network=network)
-        for claim, p, runs, reason in panel.select("claim", "p_holm", "runs", "reason").rows():
+        for claim, value, p, runs, reason in panel.select("claim", "statistic", "p_holm", "runs", "reason").rows():
             title = CLAIMED.get(claim, claim)
-            tell(axis, f"{title}: p = {p:.2g}, n = {runs} runs" if p is not None else f"{title}: {reason}")
+            found = f"p = {p:.2g}" if p is not None else None if value is None else f"{value:.2g}"
+            tell(axis, f"{title}: {found}, n = {runs} runs" if found else f"{title}: {reason}")
     legend(cells)
 
 

@@ -33,7 +33,6 @@ from ditscope.drift.tables import (
     DISTANCES,
     DIVERGENCE,
     DRIFT,
-    GROUP_CLAIMS,
     JUMPS,
     LIFETIMES,
     MEMORY,
@@ -43,6 +42,7 @@ from ditscope.drift.tables import (
     SIMILARITY,
     STEPS,
     SURVIVAL,
+    TESTED,
 )
 from ditscope.embed.files import (
     RUN,
@@ -127,9 +127,9 @@ def lasting(runs: Trajectories, read: list[Readings]) -> list[tuple[pl.DataFrame
 
 def claims(states: pl.DataFrame) -> list[tuple[pl.DataFrame, Table]]:
     """The tables of claims about groups of runs, and `drift.claims`, which has them beside their nulls."""
-    draws = draws_for(states.select(KIND).n_unique() * len(GROUP_CLAIMS))
+    draws = draws_for(states.select(KIND).n_unique() * len(TESTED))
     made = (memory_tables(states, draws), MEMORY), (displacement_tables(states, draws), DISPLACEMENT), (
-        divergence_tables(states, draws), DIVERGENCE)  # fmt: skip
+        divergence_tables(states), DIVERGENCE)  # fmt: skip
     whole = claims_table([claim for (_, of_table), _ in made for claim in of_table])
     return [*((frame, table) for (frame, _), table in made), (whole, CLAIMS_TABLE)]
 

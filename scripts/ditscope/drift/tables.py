@@ -185,7 +185,8 @@ RUNS = Column("Int64", "how many runs went in: without gaps and of full length, 
 PROMPTS = Column("Int64", "how many prompts they are of")
 BOUNDS = dict.fromkeys(("low", "high"), Column("Float64", "95 % interval over prompts; null below 8", nullable=True))
 
-GROUP_CLAIMS = ("memory", "walk", "plateau", "divergence", "rate")
+TESTED = ("memory", "walk", "plateau")
+GROUP_CLAIMS = (*TESTED, "divergence", "rate")
 CLAIMS_TABLE = Table(
     "drift.claims",
     "drift/claims.parquet",
@@ -197,8 +198,8 @@ CLAIMS_TABLE = Table(
             one_of(GROUP_CLAIMS),
             "`memory`: of the prompt, in the last third of positions; null: prompts permuted among runs. `walk`, "
             "`plateau`: growth of the displacement; nulls: walks of the observed increments; states of each run "
-            "shuffled. `divergence`, `rate`: how far and how fast twins part before their distance saturates; null: "
-            "positions shuffled",
+            "shuffled (both of a prompt's runs alike). `divergence`, `rate`: how far and how fast twins part before "
+            "their distance saturates, without a null",
         ),
         "runs": RUNS,
         "prompts": PROMPTS,
@@ -215,9 +216,9 @@ CLAIMS_TABLE = Table(
             ("null_low", "null_median", "null_high"),
             Column("Float64", "2.5, 50 and 97.5 % quantile of the statistic under the null", nullable=True),
         ),
-        "p_value": Column("Float64", "two-sided", nullable=True),
+        "p_value": Column("Float64", "two-sided; none of `divergence` and `rate`", nullable=True),
         "p_holm": Column("Float64", "corrected for all tests of the table (Holm 1979)", nullable=True),
-        "reason": Column("String", "why there is none", nullable=True),
+        "reason": Column("String", "why there is no statistic, or no p-value", nullable=True),
         "degenerate": DEGENERATE,
     },
 )
@@ -288,7 +289,7 @@ DISPLACEMENT = Table(
         ),
         **dict.fromkeys(
             ("plateau_low", "plateau_median", "plateau_high"),
-            Column("Float64", "the same with the states of each run shuffled"),
+            Column("Float64", "the same with the states of each run shuffled, those of a prompt's runs alike"),
         ),
         "degenerate": DEGENERATE,
     },
