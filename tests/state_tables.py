@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ditscope.drift.tables import SEEDS
+from ditscope.embed.tables import SEEDS
 from loose_tables import write_loosely
 
 DERIVED = 1000  # seeds of runs from here on are derived ones

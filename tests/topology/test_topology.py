@@ -9,6 +9,7 @@ from persim.persistent_entropy import persistent_entropy
 
 from ditscope.core.tables import read_table
 from ditscope.embed.files import RUN
+from ditscope.topology.figures import diagram_distances
 from ditscope.topology.settings import Topology
 from ditscope.topology.stage import (
     DIAGRAMS,
@@ -22,7 +23,7 @@ from ditscope.topology.stage import (
     sorted_length_l1,
     topology,
 )
-from state_tables import MODALITY, random_states, write_states
+from state_tables import DERIVED, MODALITY, random_states, write_states
 
 TABLES = ["diagrams", "distances", "entropy"]
 
@@ -153,28 +154,28 @@ def test_sorted_length_l1_pads_with_zeros():
     assert sorted_length_l1(np.array([[0.0, 1], [2, 5]]), np.array([[1.0, 3]])) == pytest.approx(1 + 1)
 
 
-def runs_table():
+def runs_table(kind="fixed"):
     rows = [
-        (embedder, network, f"{network}:{prompt}/{seed}", prompt, seed)
+        (embedder, network, f"{network}:{prompt}/{seed}", prompt, seed, kind)
         for embedder in "ef"
         for network in "mn"
         for prompt in ("p0", "p1", "p2")
         for seed in (0, 1)
     ]
-    return pl.DataFrame(rows, schema=[*RUN, "prompt_id", "seed"], orient="row")
+    return pl.DataFrame(rows, schema=[*RUN, "prompt_id", "seed", "seeds"], orient="row")
 
 
 def test_related_runs_differ_in_the_one_thing():
     runs = runs_table()
     pairs = related_runs(runs, 0)
-    names = runs.columns
+    names = [*RUN, "prompt_id", "seed"]
     related = {
         (row["relation"], *sorted(tuple(row[f"{name}_{side}"] for name in names) for side in "ab"))
         for row in pairs.iter_rows(named=True)
     }
     assert len(related) == pairs.height
     expected = set()
-    for a, b in combinations(sorted(runs.rows()), 2):
+    for a, b in combinations(sorted(runs.select(names).rows()), 2):
         differ = {name for name, p, q in zip(names, a, b, strict=True) if p != q}
         if differ == {"embedder"}:
             expected.add(("other_embedder", a, b))
@@ -183,6 +184,44 @@ def test_related_runs_differ_in_the_one_thing():
         elif a[0] == b[0] and a[3] == b[3]:
             expected.add(("other_network", a, b))
     assert related == expected
+
+
+def test_runs_of_fixed_and_of_derived_seeds_are_not_paired():
+    """A network of both kinds of seeds is two by name, which does not make the one another network than the other."""
+    both = pl.concat([
+        kind.with_columns(pl.format("{} ({} seeds)", "network", "seeds").alias("network"))
+        for kind in (runs_table(), runs_table("derived"))
+    ])  # fmt: skip
+    pairs = related_runs(both, 0)
+    assert not pairs.filter(pl.col("network_a").str.extract(r"\((\w+)") != pl.col("seeds")).height
+    assert not pairs.filter(pl.col("network_b").str.extract(r"\((\w+)") != pl.col("seeds")).height
+    counts = related_runs(runs_table(), 0).group_by("relation").len().sort("relation")
+    for kind in ("fixed", "derived"):
+        assert pairs.filter(seeds=kind).group_by("relation").len().sort("relation").equals(counts)
+    plain = pl.concat([runs_table().filter(network="m"), runs_table("derived").filter(network="n")])
+    assert set(related_runs(plain, 0)["relation"]) == {"other_seed", "other_prompt", "other_embedder"}
+
+
+def test_the_stage_and_its_figure_keep_kinds_of_seeds_apart(tmp_path):
+    rng = np.random.default_rng(4)
+    vectors = {
+        ("image", network, f"p{prompt}/{seed}"): 1 + rng.normal(size=(6, 4)).cumsum(axis=0)
+        for network, seeds in (("net-a", (0, 1, 1000, 1001)), ("net-b", (0, 1000)), ("net-c", (0,)))
+        for prompt in range(2)
+        for seed in seeds
+    }
+    table = run_topology(tmp_path, vectors, max_dimension=0)["distances"]
+    derived = [pl.col(f"seed_{side}") >= DERIVED for side in "ab"]
+    assert table.filter(derived[0] != derived[1]).is_empty()
+    assert table.filter((pl.col("seeds") == "derived") != derived[0]).is_empty()
+    # By hand, per prompt: fixed 2 x 1 (a, b) + 2 x 1 (a, c) + 1 (b, c), derived 2 x 1 (a, b).
+    other = table.filter(relation="other_network").group_by("seeds").len().sort("seeds")
+    assert other.rows() == [("fixed", 10), ("derived", 4)]
+    figure, _ = diagram_distances({"topology": [tmp_path / "topology/distances.parquet"]})
+    (axis,) = (axis for page in figure.subfigs for axis in page.axes)
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert {"other network, fixed (10)", "other network, derived (4)", "other seed, derived (2)"} <= set(labels)
+    assert len(axis.collections) == len(labels) == 8
 
 
 def test_pairs_are_cut_evenly_and_always_alike():

@@ -3,15 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from ditscope.core.identity import derived_seed
-from ditscope.core.tables import concat_tables
-from ditscope.drift.tables import SEEDS, SEEDS_KINDS
-from ditscope.embed.files import apart_by_seeds, parts_of, run_starts, vectors
+from ditscope.embed.files import parts_of, run_starts, vectors
 
 KIND = ["embedder", "network", "seeds"]
 MOST_RUNS = 100  # of a group, sampled by prompts where there are more: what is drawn costs runs^2 or runs x states^2
@@ -29,20 +26,6 @@ class Runs:
 
     def __len__(self) -> int:
         return len(self.x)
-
-
-def with_kind_of_seeds(states: pl.DataFrame, trajectories: list[Path]) -> pl.DataFrame:
-    """States with the column `seeds`: whether their run has one seed, or one for each invocation."""
-    rows = concat_tables(
-        trajectories, "trajectories", part=lambda table: table.select("network", "run_id", "derived_seed")
-    )
-    runs = apart_by_seeds(rows).group_by("network", "run_id").agg(pl.col("derived_seed").first())
-    fixed, derived = (pl.lit(kind, SEEDS.dtype()) for kind in SEEDS_KINDS)
-    kind = pl.when(pl.col("derived_seed").fill_null(False)).then(derived).otherwise(fixed).alias("seeds")
-    names = states.select("network", "run_id").join(
-        runs.select("network", "run_id", kind), on=["network", "run_id"], how="left", maintain_order="left"
-    )
-    return states.with_columns(names["seeds"])
 
 
 def generated(states: pl.DataFrame) -> pl.DataFrame:

@@ -15,8 +15,9 @@ from ditscope.core.identity import derived_seed
 from ditscope.core.picture_file import rgb_image
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables
-from ditscope.drift.tables import LIFETIMES, PICTURE, PROMPT, SEEDS_KINDS
+from ditscope.drift.tables import LIFETIMES, PICTURE, PROMPT
 from ditscope.embed.files import CYCLE, by_embedder, continue_loops, parts_of, unit, unmarked, vectors
+from ditscope.embed.tables import SEEDS_KINDS
 from ditscope.shapes.oracle import UNCLEAR, oracle
 from ditscope.shapes.world import ATTRIBUTES, parse_caption
 

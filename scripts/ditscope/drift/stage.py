@@ -16,7 +16,7 @@ from ditscope.drift.autoregression import autoregression, autoregression_runs
 from ditscope.drift.claims import claims_table
 from ditscope.drift.displacement import displacement_tables
 from ditscope.drift.divergence import divergence_tables
-from ditscope.drift.groups import KIND, with_kind_of_seeds
+from ditscope.drift.groups import KIND
 from ditscope.drift.jumps import jumps
 from ditscope.drift.lifetimes import Readings, Trajectories, lifetimes, readings
 from ditscope.drift.memory import memory_tables
@@ -58,6 +58,7 @@ from ditscope.embed.files import (
     unit,
     unmarked,
     vectors,
+    with_kind_of_seeds,
 )
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from ditscope.embed.tables import (
     POSITION,
     RUN,
     RUN_KEY,
+    SEEDS,
     SEQUENCE_NUMBER,
     SIDES,
     START,
@@ -179,10 +180,6 @@ NORMALITY = Table(
 
 # Claims about groups of runs, of which fixed and derived seeds are never pooled --------------------------------------
 
-SEEDS_KINDS = ("fixed", "derived")
-SEEDS = Column(
-    one_of(SEEDS_KINDS), "`fixed`: a run has one seed for all invocations; `derived`: one of its own for each"
-)
 GROUP = {"embedder": EMBEDDER, "network": NETWORK, "seeds": SEEDS}
 RUNS = Column("Int64", "how many runs went in: without gaps and of full length, at most 100 (drawn by prompts)")
 PROMPTS = Column("Int64", "how many prompts they are of")

@@ -10,6 +10,7 @@ import polars as pl
 from ditscope.core.errors import InputError
 from ditscope.core.schema import Table
 from ditscope.core.tables import concat_tables, read_table
+from ditscope.embed.tables import SEEDS, SEEDS_KINDS
 
 log = logging.getLogger(__name__)
 RUN = ["embedder", "network", "run_id"]
@@ -80,6 +81,20 @@ def apart_by_seeds(steps: pl.DataFrame) -> pl.DataFrame:
     both = derived.any().over("network") & ~derived.all().over("network")
     kind = pl.when(derived).then(pl.lit(" (derived seeds)")).otherwise(pl.lit(" (fixed seeds)"))
     return steps.with_columns(pl.when(both).then(pl.col("network") + kind).otherwise("network").alias("network"))
+
+
+def with_kind_of_seeds(states: pl.DataFrame, trajectories: list[Path]) -> pl.DataFrame:
+    """States with the column `seeds`: whether their run has one seed, or one for each invocation."""
+    rows = concat_tables(
+        trajectories, "trajectories", part=lambda table: table.select("network", "run_id", "derived_seed")
+    )
+    runs = apart_by_seeds(rows).group_by("network", "run_id").agg(pl.col("derived_seed").first())
+    fixed, derived = (pl.lit(kind, SEEDS.dtype()) for kind in SEEDS_KINDS)
+    kind = pl.when(pl.col("derived_seed").fill_null(False)).then(derived).otherwise(fixed).alias("seeds")
+    names = states.select("network", "run_id").join(
+        runs.select("network", "run_id", kind), on=["network", "run_id"], how="left", maintain_order="left"
+    )
+    return states.with_columns(names["seeds"])
 
 
 def vector_facts(table: pl.DataFrame) -> pl.DataFrame:

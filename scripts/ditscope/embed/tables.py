@@ -1,6 +1,6 @@
 """Tables of the stage `embed`, and the columns that analyses of embedded states share."""
 
-from ditscope.core.schema import Column, Table
+from ditscope.core.schema import Column, Table, one_of
 
 EMBEDDER = Column("String", "the embedder's name in the config")
 MODALITY = Column("String", "what it embeds: `text` or `image`")
@@ -12,6 +12,10 @@ SEQUENCE_NUMBER = Column(
     "Int32", "place of the state in the trajectory, text and images counted together; -1: the initial prompt"
 )
 POSITION = Column("Int64", "place among the run's generated states of the embedder's modality: 0, 1, ...")
+SEEDS_KINDS = ("fixed", "derived")
+SEEDS = Column(
+    one_of(SEEDS_KINDS), "`fixed`: a run has one seed for all invocations; `derived`: one of its own for each"
+)
 DEGENERATE = Column(
     "String",
     "why the runs of the network show nothing under the embedder, with the number that decided; null: they may",

@@ -1,10 +1,13 @@
 """Figures of the stage `topology`."""
 
+from itertools import product
+
 import numpy as np
 import polars as pl
 from matplotlib.figure import Figure as Canvas
 
 from ditscope.core.tables import concat_tables
+from ditscope.embed.tables import SEEDS_KINDS
 from ditscope.style import COLOURS, GREY, Files, empty, facets, legend, named, note, tell
 from ditscope.topology.tables import HOMOLOGY, RELATIONS, SURROGATES
 
@@ -68,28 +71,32 @@ def persistence_entropy(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 
 def diagram_distances(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Wasserstein distances of diagrams of two runs, by what they differ in; seeds alone are the noise floor."""
+    """Wasserstein distances of diagrams of two runs of one kind of seeds, by what they differ in, and by that kind.
+
+    Pairs that differ in the seed alone are the noise floor.
+    """
     table = concat_tables(named(files, "topology", "distances.parquet"), "topology.distances")
     if table.is_empty():
         return note("No two runs to compare."), table
-    shown = table.with_columns(pl.col("dimension").cast(pl.String), pl.col("relation").cast(pl.String))
+    shown = table.with_columns(pl.col("dimension", "relation", "seeds").cast(pl.String))
+    kinds = [kind for kind in SEEDS_KINDS if kind in shown["seeds"]]
+    rows = list(product(RELATIONS, kinds))
     figure, cells = facets(shown, by=("embedder_a", "dimension"), xlabel="Wasserstein distance")
     rng = np.random.default_rng(0)
     for (embedder, dimension), axis in cells.items():
         panel = shown.filter(embedder_a=embedder, dimension=dimension)
         names = []
-        for y, relation in enumerate(RELATIONS):
-            values = panel.filter(relation=relation)["wasserstein"].to_numpy()
-            names.append(f"{relation.replace('_', ' ')} ({len(values)})")
-            axis.scatter(
-                values, y + rng.uniform(-0.25, 0.25, len(values)), s=3, color=COLOURS[y], linewidth=0, alpha=0.5
-            )
+        for y, (relation, kind) in enumerate(rows):
+            values = panel.filter(relation=relation, seeds=kind)["wasserstein"].to_numpy()
+            names.append(f"{relation.replace('_', ' ')}, {kind} ({len(values)})")
+            colour, height = COLOURS[RELATIONS.index(relation)], y + rng.uniform(-0.25, 0.25, len(values))
+            axis.scatter(values, height, s=3, color=colour, linewidth=0, alpha=0.5)
             if len(values) >= FEWEST:
                 low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
                 axis.plot([low, high], [y, y], color="black", linewidth=1.2)
                 axis.plot(middle, y, "|", color="black", markersize=8)
-        axis.set_yticks(range(len(RELATIONS)), names, fontsize=6)
-        axis.set_ylim(len(RELATIONS) - 0.5, -0.5)
+        axis.set_yticks(range(len(rows)), names, fontsize=6 if len(kinds) == 1 else 5)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlim(left=0)
     return figure, table
 

@@ -22,6 +22,7 @@ from ditscope.embed.files import (
     unit,
     unmarked,
     vectors,
+    with_kind_of_seeds,
 )
 from ditscope.topology.diagrams import duplicates, persistence, some
 from ditscope.topology.nulls import shape_tests
@@ -30,7 +31,8 @@ from ditscope.topology.tables import DIAGRAMS, DISTANCES, ENTROPY, NULLS
 
 log = logging.getLogger(__name__)
 DIMENSION = DIAGRAMS.schema()["dimension"]
-# What two compared runs have in common, and what must differ; runs of one network and prompt differ in their seed.
+# What two compared runs have in common beside their kind of seeds, and what must differ; runs of one network and prompt
+# differ in their seed.
 RELATIONS: dict[str, tuple[list[str], str]] = {
     "other_seed": (["embedder", "network", "prompt_id"], ""),
     "other_network": (["embedder", "prompt_id"], "network"),
@@ -73,7 +75,9 @@ def topology(
     asked = states.filter(pl.col("position") >= 0).select(RUN).unique().rows()
     left = ((row[:-1], row[-1]) for row in measured.select(*RUN, "dimension").rows())
     check_complete(folder / "entropy.parquet", "runs and dimensions", product(asked, dimensions["dimension"]), left)
-    distances = diagram_distances(related_runs(runs, settings.max_pairs), dimensions["dimension"], diagrams)
+    distances = diagram_distances(
+        related_runs(with_kind_of_seeds(runs, trajectories), settings.max_pairs), dimensions["dimension"], diagrams
+    )
     poor = degenerate_networks(states)
     for frame, table in (
         (diagrams, DIAGRAMS),
@@ -162,19 +166,24 @@ def sorted_length_l1(a: np.ndarray, b: np.ndarray) -> float:
 def related_runs(runs: pl.DataFrame, max_pairs: int) -> pl.DataFrame:
     """Pairs of `runs` that agree in all but one thing, which `relation` names; columns with the suffixes _a and _b.
 
+    A run of one seed and one of derived seeds differ in more than their network or prompt: such pairs are left out, and
+    what both runs have is the column `seeds`. (A network that has both kinds is two by name, see `apart_by_seeds`.)
     The pairs of one relation, pair of networks and pair of embedders are cut to a fixed random sample of `max_pairs`
     (0: all). O(R^2) memory for the R runs of a network.
     """
-    runs = runs.select(*RUN, "prompt_id", "seed").sort("embedder", "network", "prompt_id", "seed", "run_id")
+    sides = [*RUN, "prompt_id", "seed"]
+    runs = runs.select(*sides, "seeds").sort("embedder", "network", "prompt_id", "seed", "run_id")
     index = runs.with_row_index("row")
     tables = []
     for relation, (same, other) in RELATIONS.items():
-        pairs = index.join(index, on=same, suffix="_b", coalesce=False).filter(pl.col("row") < pl.col("row_b"))
+        pairs = index.join(index, on=[*same, "seeds"], suffix="_b", coalesce=False).filter(
+            pl.col("row") < pl.col("row_b")
+        )
         if other:
             pairs = pairs.filter(pl.col(other) != pl.col(f"{other}_b"))
-        pairs = pairs.sort("row", "row_b").drop("row", "row_b").rename({name: f"{name}_a" for name in runs.columns})
+        pairs = pairs.sort("row", "row_b").drop("row", "row_b", "seeds_b").rename({name: f"{name}_a" for name in sides})
         group = ["embedder_a", "embedder_b", "network_a", "network_b"]
         lot = pl.Series("lot", np.random.default_rng(SEED).permutation(pairs.height))
         chosen = pairs.with_columns(lot).filter(pl.col("lot").rank().over(group) <= (max_pairs or pairs.height))
-        tables.append(chosen.select(pl.lit(relation, RELATION).alias("relation"), pl.exclude("lot")))
+        tables.append(chosen.select(pl.lit(relation, RELATION).alias("relation"), "seeds", pl.exclude("lot", "seeds")))
     return pl.concat(tables)

@@ -1,7 +1,7 @@
 """Tables of the stage `topology`."""
 
 from ditscope.core.schema import Column, Table, one_of
-from ditscope.embed.tables import DEGENERATE, EMBEDDER, NETWORK, RUN, RUN_KEY, SIDES, START
+from ditscope.embed.tables import DEGENERATE, EMBEDDER, NETWORK, RUN, RUN_KEY, SEEDS, SIDES, START
 
 HOMOLOGY = ("H₀", "H₁", "H₂")
 DIMENSION = Column(one_of(HOMOLOGY), "components, loops or voids")
@@ -53,7 +53,7 @@ ENTROPY = Table(
 DISTANCES = Table(
     "topology.distances",
     "topology/distances.parquet",
-    "pair of runs and dimension",
+    "pair of runs of one kind of seeds and dimension",
     key=("relation", *(f"{name}_{side}" for side in "ab" for name in RUN_KEY), "dimension"),
     columns={
         "relation": Column(
@@ -61,6 +61,7 @@ DISTANCES = Table(
             "in what the two runs differ: `other_seed` (the noise floor), `other_network` (same prompt), "
             "`other_prompt` (same network), `other_embedder` (the same run)",
         ),
+        "seeds": Column(SEEDS.type, f"{SEEDS.meaning}; that of both runs"),
         **SIDES,
         "dimension": DIMENSION,
         "wasserstein": Column("Float64", "1-Wasserstein distance of the diagrams, Euclidean ground distance"),
