@@ -17,7 +17,8 @@ def distinct_states(files: Files) -> tuple[Canvas, pl.DataFrame]:
     figure, cells = facets(table, xlabel="states of the run", ylabel="distinct states", sharex=True, sharey="all")
     top = table["states"].max()
     for (embedder, network), axis in cells.items():
-        counts = table.filter(embedder=embedder, network=network).group_by("states", "distinct").len("runs")
+        cell = table.filter(embedder=embedder, network=network)
+        counts = cell.group_by("states", "distinct").len("runs").sort("states", "distinct")
         axis.plot([0, top], [0, top], color=GREY, linewidth=0.6, linestyle="--", label="all differ")
         axis.axhline(FEWEST_DISTINCT, color=COLOURS[1], linewidth=0.6, label="median needed")
         size = 8 * counts["runs"].to_numpy() ** 0.8

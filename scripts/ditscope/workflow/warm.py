@@ -5,12 +5,15 @@ That process is the worker of `warm_worker.py`, which says what this is for.
 
 import json
 import os
+import resource
 import signal
 import socket
 import sys
 from contextlib import suppress
 
 WORKER = "DITSCOPE_WARM"  # in the environment of jobs: the socket that the worker listens on
+
+LIMITS = sorted({number for name, number in vars(resource).items() if name.startswith("RLIMIT_")})
 
 
 def hand_over() -> None:
@@ -20,7 +23,9 @@ def hand_over() -> None:
     """
     if WORKER not in os.environ:
         return
+    limits = [(limit, resource.getrlimit(limit)) for limit in LIMITS]
     work = {"pids": [os.getpid(), os.getppid()], "argv": sys.argv, "cwd": os.getcwd(), "environ": dict(os.environ)}
+    work |= {"limits": limits}
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as worker:
         try:
             worker.connect(os.environ[WORKER])

@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import runpy
 import select
 import shutil
@@ -222,6 +223,8 @@ def run(work: dict[str, Any], libraries: list[tuple[int, int]]) -> None:
             os._exit(1)
     script = work["argv"][0]
     os.chdir(work["cwd"])
+    for limit, values in work["limits"]:  # as of `ulimit`
+        resource.setrlimit(limit, values)
     for target, file in enumerate(work["files"]):
         os.dup2(file, target)
         os.close(file)
