@@ -68,11 +68,11 @@ WORKERS ?= $(shell echo $$(($(CORES) < 8 ? $(CORES) : 8)))
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations 20
 
 .PHONY: test
-test: setup ## functions, configs, the tiny study for real (about 8 minutes on two cores)
+test: setup ## functions, configs, the tiny study for real (about 10 minutes on two cores)
 	@time $(PYTEST)
 
 .PHONY: test-system
-test-system: setup ## whole runs, SLURM, browser (about 30 minutes more)
+test-system: setup ## whole runs, SLURM, browser (about 22 minutes more)
 	@time $(BIN)/pytest -m "system and not long and not hardware" --durations 20
 
 .PHONY: test-envs
