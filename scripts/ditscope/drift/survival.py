@@ -121,7 +121,7 @@ def reference(lasting: list[Lasted], positions: int) -> np.ndarray:
 
 
 def quantized(lifetimes: pl.DataFrame, runs: Trajectories) -> pl.DataFrame:
-    """The table `drift.quantized`: does what a prompt named last as long in a quantized network as in its base?
+    """The table `drift.quantized`: does what runs began with last as long in a quantized network as in its base?
 
     Runs are paired by prompt and seed. Each counts up to the `horizon`, so that none is censored; pairs that were not
     followed as far, as for a gap, are left out. The difference is a mean over prompts with Student's interval; its null
@@ -170,10 +170,9 @@ def difference(told: pl.DataFrame, cell: dict[str, str], draws: int, tests: int)
     null = signs @ each / len(each)
     low, median, high = map(float, np.quantile(null, (0.025, 0.5, 0.975)))
     least = 2 / 2 ** len(each)
-    reason = (
-        None if least * tests < 0.05 else f"{len(each)} prompts: no p-value of {tests} tests can be below {least:.2g}"
-    )
-    reason = reason if (here - base).any() else ALIKE
+    reason = None if (here - base).any() else ALIKE
+    if not reason and least * tests >= 0.05:
+        reason = f"{len(each)} prompts: no p-value of {tests} tests can be below {least:.2g}"
     return {
         "pairs": len(pairs), "left_out": paired - len(pairs), "prompts": interval.units, "horizon": horizon,
         "base_lasted": float(unit_means(base, prompts).mean()), "lasted": float(unit_means(here, prompts).mean()),

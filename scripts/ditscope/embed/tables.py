@@ -16,6 +16,13 @@ SEEDS_KINDS = ("fixed", "derived")
 SEEDS = Column(
     one_of(SEEDS_KINDS), "`fixed`: a run has one seed for all invocations; `derived`: one of its own for each"
 )
+# What analyses of embeddings say of a two-sided test.
+DRAWS = Column("Int64", "draws from the null: 999, or 40 for each test if that is more", nullable=True)
+NULL_QUANTILES = dict.fromkeys(
+    ("null_low", "null_median", "null_high"),
+    Column("Float64", "2.5, 50 and 97.5 % quantile of the statistic under the null", nullable=True),
+)
+P_HOLM = Column("Float64", "corrected for all tests of the table (Holm 1979)", nullable=True)
 DEGENERATE = Column(
     "String",
     "why the runs of the network show nothing under the embedder, with the number that decided; null: they may",

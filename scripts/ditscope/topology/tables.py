@@ -1,7 +1,19 @@
 """Tables of the stage `topology`."""
 
 from ditscope.core.schema import Column, Table, one_of
-from ditscope.embed.tables import DEGENERATE, EMBEDDER, NETWORK, RUN, RUN_KEY, SEEDS, SIDES, START
+from ditscope.embed.tables import (
+    DEGENERATE,
+    DRAWS,
+    EMBEDDER,
+    NETWORK,
+    NULL_QUANTILES,
+    P_HOLM,
+    RUN,
+    RUN_KEY,
+    SEEDS,
+    SIDES,
+    START,
+)
 
 HOMOLOGY = ("H₀", "H₁", "H₂")
 DIMENSION = Column(one_of(HOMOLOGY), "components, loops or voids")
@@ -93,16 +105,13 @@ NULLS = Table(
         "duplicate_correlation": Column(
             "Float64", "Spearman's, over runs, of total length and number of repeated states", nullable=True
         ),
-        "draws": Column("Int64", "draws from the null: 999, or 40 for each test if that is more", nullable=True),
+        "draws": DRAWS,
         "statistic": Column(
             "Float64", "total length of the finite bars of a run's distinct states, mean", nullable=True
         ),
-        **dict.fromkeys(
-            ("null_low", "null_median", "null_high"),
-            Column("Float64", "2.5, 50 and 97.5 % quantile of the statistic under the null", nullable=True),
-        ),
+        **NULL_QUANTILES,
         "p_value": Column("Float64", "two-sided", nullable=True),
-        "p_holm": Column("Float64", "corrected for all tests of the table (Holm 1979)", nullable=True),
+        "p_holm": P_HOLM,
         "verdict": Column(
             "String",
             f"{', '.join(f'`{verdict}`' for verdict in VERDICTS)}, by both nulls of the dimension",

@@ -12,7 +12,6 @@ import sys
 from contextlib import suppress
 
 WORKER = "DITSCOPE_WARM"  # in the environment of jobs: the socket that the worker listens on
-
 LIMITS = sorted({number for name, number in vars(resource).items() if name.startswith("RLIMIT_")})
 
 
@@ -23,9 +22,13 @@ def hand_over() -> None:
     """
     if WORKER not in os.environ:
         return
-    limits = [(limit, resource.getrlimit(limit)) for limit in LIMITS]
-    work = {"pids": [os.getpid(), os.getppid()], "argv": sys.argv, "cwd": os.getcwd(), "environ": dict(os.environ)}
-    work |= {"limits": limits}
+    work = {
+        "pids": [os.getpid(), os.getppid()],
+        "argv": sys.argv,
+        "cwd": os.getcwd(),
+        "environ": dict(os.environ),
+        "limits": [(limit, resource.getrlimit(limit)) for limit in LIMITS],
+    }
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as worker:
         try:
             worker.connect(os.environ[WORKER])
