@@ -125,9 +125,7 @@ def measured(study: Study, folder: str, model: str, codes: pl.DataFrame, setting
     return measure(latents, codes["code"].to_numpy(), codebook, encoder, refiner, settings)
 
 
-def check_record(
-    study: Study, file: str, model: str, tables: dict[str, pl.DataFrame | None], settings: Refine
-) -> None:
+def check_record(study: Study, file: str, model: str, tables: dict[str, pl.DataFrame | None], settings: Refine) -> None:
     """The record of a training names the model and the settings of the config, and what the tables give."""
     record = study.json("refine", file)
     if record is None:
