@@ -1,4 +1,4 @@
-"""The refiner's data: what is written is what is read, splits are stable, statistics are those of all training samples."""
+"""The refiner's data: what is written is what is read, splits are stable, statistics are of the training split."""
 
 import json
 from dataclasses import replace
@@ -99,7 +99,7 @@ def test_renders_hold_out_the_combinations_that_no_model_knows(tmp_path):
     assert (data.channels, data.space) == (8, (16, 16))
     text, there = read_text(data, np.arange(40))
     assert text.shape == (40, data.words, 64)
-    assert len({count for count in there.sum(1)}) > 1  # prompts differ in length
+    assert len(set(there.sum(1))) > 1  # prompts differ in length
     pictures = load_adapter(data.adapter).decode(read_raw(data, np.arange(2)))
     assert pictures.shape == (2, 64, 64, 3) and pictures.dtype == np.uint8
 
