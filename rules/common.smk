@@ -26,7 +26,7 @@ from ditscope.prompts.files import first_runs, shard_index, slice_name
 from ditscope.core.plugins import module_of
 from ditscope.models.registry import ON_MLX, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
-from ditscope.refine.settings import INTERPOLATIONS
+from ditscope.refine.settings import INTERPOLATIONS, settings_of
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow.sources import check_sources
 from ditscope.workflow.staleness import code_digest, defines, prefer_this_library
@@ -106,6 +106,7 @@ wildcard_constraints:
     slice=r"\d+-\d+",
     model=any_of(CONFIG.models),
     network=any_of(CONFIG.networks),
+    refiner=any_of(CONFIG.refiners),
     embedder=any_of(CONFIG.embedders),
     scheme=any_of(CONFIG.schemes),
     budget=any_of(CONFIG.plan.budgets),
@@ -237,9 +238,25 @@ def scheme_plan(model, scheme):
     return [f"{RESULTS}/plans/{model}/{entry.plan}.json"] if entry.kind == "plan" else []
 
 
-def interpolation_digest():
+def refiner_model(name):
+    """The model that a refiner's samples come from."""
+    return WHOLE.refiners[name].source.model
+
+
+def refiner_settings(*keys, without=()):
+    """An input function: some of a refiner's settings, or all but some."""
+
+    def settings(wildcards):
+        entry = WHOLE.refiners[wildcards.refiner]
+        values = plain(settings_of(wildcards.refiner, entry, WHOLE.refine))
+        return {k: v for k, v in values.items() if k in keys or (not keys and k not in ("refiners", *without))}
+
+    return settings
+
+
+def interpolation_digest(wildcards):
     """Digest of the module that fills in what is missing, and of what it imports."""
-    name = CONFIG.refine.interpolation
+    name = refiner_settings("interpolation")(wildcards)["interpolation"]
     return plugin(module_of(name, INTERPOLATIONS, "refine.interpolation", "an interpolation"))
 
 
