@@ -254,7 +254,8 @@ def all_targets(x: Tensor, targets: Sequence[Targets]) -> Tensor:
     """Targets (classes, vectors, M, D) = [x | unconditional | positives] of features whose vectors follow in x."""
     generated, unconditional = x.shape[-2], targets[0].unconditional.shape[-2]
     count = generated + unconditional + targets[0].positives.shape[-2]
-    y = x.new_empty(*x.shape[:2], count, x.shape[-1])  # filled in place: copies of targets are most of what a loss costs
+    # Filled in place: copies of the targets are most of what a loss costs.
+    y = x.new_empty(*x.shape[:2], count, x.shape[-1])
     y[:, :, :generated] = x
     for t, part in zip(targets, y.split([t.positives.shape[1] for t in targets], 1), strict=True):
         part[:, :, generated : generated + unconditional] = t.unconditional

