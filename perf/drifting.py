@@ -3,8 +3,8 @@
 python perf/drifting.py [loss | scales | step]
 
 Shapes are those of a ResNet-18 with patch statistics: 125 vectors at 64 px, 242 at 256 px. The loop computes each class
-and vector on its own with one `cdist` (as seed 004 first did), in the seed's mode of one scale for each, and the batched
-loss must give its numbers. `loss`: forward and backward on feature tensors. `scales`: what official scales, bf16
+and vector on its own with one `cdist` (as seed 004 first did), in the seed's mode of one scale for each, and the
+batched loss must give its numbers. `loss`: forward and backward on feature tensors. `scales`: what official scales, bf16
 features and compilation make of it. `step`: whole training steps of a refiner through a ResNet-18 with random weights,
 with the loss's share of them.
 """
@@ -12,6 +12,8 @@ with the loss's share of them.
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -38,7 +40,11 @@ VECTORS = {
 SIZES = ((8, 4, 125), (8, 4, 242), (16, 8, 125), (32, 16, 125))  # classes, generated of each, vectors
 
 
-def draw(classes: int, generated: int, vectors: int, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Targets]]:
+Features = dict[str, Tensor]
+Loss = Callable[[Features, dict[str, Targets]], Tensor]
+
+
+def draw(classes: int, generated: int, vectors: int, device: torch.device) -> tuple[Features, dict[str, Targets]]:
     """Features that ask for a gradient, and their targets."""
     random = torch.Generator().manual_seed(0)
     weight = unconditional_weight(1 + 3 * torch.rand(classes, generator=random), generated, UNCONDITIONAL).to(device)
@@ -50,7 +56,8 @@ def draw(classes: int, generated: int, vectors: int, device: torch.device) -> tu
     for number, (locations, size) in enumerate(VECTORS[vectors]):
         name = f"feature{number}"
         features[name] = normal(locations, generated, size).requires_grad_()
-        targets[name] = Targets(normal(locations, UNCONDITIONAL, size), normal(locations, POSITIVES, size) + 0.5, weight)
+        unconditional, positives = normal(locations, UNCONDITIONAL, size), normal(locations, POSITIVES, size) + 0.5
+        targets[name] = Targets(unconditional, positives, weight)
     return features, targets
 
 
@@ -77,7 +84,7 @@ def loss_of_one(x: Tensor, unconditional: Tensor, positives: Tensor, w: Tensor) 
     return (scaled - (scaled.detach() + field)).square().mean()
 
 
-def looped(features: dict[str, Tensor], targets: dict[str, Targets]) -> Tensor:
+def looped(features: Features, targets: dict[str, Targets]) -> Tensor:
     """Sum over features of the mean over classes and locations, one after the other."""
     total = []
     for name, x in features.items():
@@ -89,7 +96,7 @@ def looped(features: dict[str, Tensor], targets: dict[str, Targets]) -> Tensor:
     return torch.stack(total).sum()
 
 
-def batched(features: dict[str, Tensor], targets: dict[str, Targets], kernel: Kernel = LOOP) -> Tensor:
+def batched(features: Features, targets: dict[str, Targets], kernel: Kernel = LOOP) -> Tensor:
     """The same sum at once."""
     return torch.stack(list(drifting_losses(features, targets, kernel)[0].values())).sum()
 
@@ -108,51 +115,49 @@ def seconds(device: torch.device, ways: dict[str, Callable[[], None]], turns: in
     return {name: median(values) for name, values in taken.items()}
 
 
-def both_ways(features: dict[str, Tensor], loss: Callable[[], Tensor]) -> Callable[[], None]:
+def both_ways(features: Features, targets: dict[str, Targets], loss: Loss) -> Callable[[], None]:
     """Forward and backward."""
 
     def once() -> None:
         for x in features.values():
             x.grad = None
-        loss().backward()
+        loss(features, targets).backward()
 
     return once
 
 
-def check(features: dict[str, Tensor], targets: dict[str, Targets]) -> float:
+def check(features: Features, targets: dict[str, Targets]) -> float:
     """The largest difference of the gradients over the largest gradient; the losses must agree as well."""
-    values, gradients = [], []
+    torch.testing.assert_close(looped(features, targets), batched(features, targets), rtol=1e-4, atol=1e-6)
+    gradients = []
     for way in (looped, batched):
-        both_ways(features, lambda way=way: values.append(way(features, targets)) or values[-1])()
+        both_ways(features, targets, way)()
         gradients.append(torch.cat([x.grad.flatten() for x in features.values()]))
-    torch.testing.assert_close(values[0], values[1], rtol=1e-4, atol=1e-6)
     return float((gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max())
 
 
 def loss_only(device: torch.device) -> None:
     """The loop against the batch, by size."""
-    print("| classes | generated | vectors | loop: s | batched: s | ratio | gradients differ by |\n|---|---|---|---|---|---|---|")
+    print("| classes | generated | vectors | loop: s | batched: s | ratio | gradients differ by |")
+    print("|---|---|---|---|---|---|---|")
     for classes, generated, vectors in SIZES:
         features, targets = draw(classes, generated, vectors, device)
         apart = check(features, targets)
-        ways = {
-            way.__name__: both_ways(features, lambda way=way: way(features, targets)) for way in (looped, batched)
-        }
+        ways = {name: both_ways(features, targets, way) for name, way in (("loop", looped), ("batch", batched))}
         took = seconds(device, ways, 5)
-        ratio = took["looped"] / took["batched"]
-        print(f"| {classes} | {generated} | {vectors} | {took['looped']:.3f} | {took['batched']:.4f} | {ratio:.1f} | {apart:.0e} |")
+        sizes, ratio = f"{classes} | {generated} | {vectors}", took["loop"] / took["batch"]
+        print(f"| {sizes} | {took['loop']:.3f} | {took['batch']:.4f} | {ratio:.1f} | {apart:.0e} |")
 
 
 def scales(device: torch.device) -> None:
     """What the other modes cost, at the smallest size."""
     features, targets = draw(*SIZES[0], device)
     low = {name: x.detach().bfloat16().requires_grad_() for name, x in features.items()}
-    kernels = {"a scale for each class and vector": LOOP, "official": Kernel(RADII), "compiled": Kernel(RADII, compiled=True)}
-    ways = {
-        name: both_ways(features, lambda kernel=kernel: batched(features, targets, kernel))
-        for name, kernel in kernels.items()
-    }
-    ways["features in bf16"] = both_ways(low, lambda: batched(low, targets, Kernel(RADII)))
+    official = Kernel(RADII)
+    kernels = {"a scale for each class and vector": LOOP, "official": official}
+    kernels["compiled"] = replace(official, compiled=True)
+    ways = {name: both_ways(features, targets, partial(batched, kernel=kernel)) for name, kernel in kernels.items()}
+    ways["features in bf16"] = both_ways(low, targets, partial(batched, kernel=official))
     for name, value in seconds(device, ways, 9).items():
         print(f"{name}: {value:.4f} s")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ditscope.core.errors import InputError
 from ditscope.core.settings import decode, setting
+from ditscope.refine.data_settings import Source
 
 INTERPOLATIONS = {
     name: f"ditscope.refine.interpolations.{name}"
@@ -151,14 +152,6 @@ class Refine:
     # diagnostics
     top_k: int = setting(5, "Nearest neighbours looked at in the retrieval diagnostics", positive=True)
     gallery: int = setting(4, "Samples drawn at each corruption level")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a refiner's samples come from."""
-
-    kind: str = setting("generated", "generated: latents of the images that `model` generates", choices=("generated",))
-    model: str = setting("", "Model whose images these are, or whose VAE encodes them, by name in `models`")
 
 
 @dataclass(frozen=True)
