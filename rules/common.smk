@@ -27,7 +27,7 @@ from ditscope.core.plugins import module_of
 from ditscope.models.registry import ON_MLX, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
 from ditscope.refine.data_settings import ADAPTERS, SOURCES, adapter_of
-from ditscope.refine.settings import INTERPOLATIONS, settings_of
+from ditscope.refine.settings import ENCODERS, INTERPOLATIONS, settings_of
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow.sources import check_sources
 from ditscope.workflow.staleness import code_digest, defines, prefer_this_library
@@ -274,6 +274,12 @@ def interpolation_digest(wildcards):
     """Digest of the module that fills in what is missing, and of what it imports."""
     name = refiner_settings("interpolation")(wildcards)["interpolation"]
     return plugin(module_of(name, INTERPOLATIONS, "refine.interpolation", "an interpolation"))
+
+
+def encoder_digest(wildcards):
+    """Digest of the module of the encoder that the drifting loss looks through, and of what it imports."""
+    name = refiner_settings("encoder")(wildcards)["encoder"]
+    return plugin(module_of(name, ENCODERS, "refine.encoder", "an encoder"))
 
 
 def scaled(amount):

@@ -75,6 +75,7 @@ rule refine_train:
     params:
         code=code("refine.train"),
         interpolation=interpolation_digest,
+        encoder=encoder_digest,
         settings=refiner_settings(without=("top_k", "gallery")),
     script:
         "../scripts/refine_train.py"
@@ -109,6 +110,7 @@ rule refine_diagnose:
     params:
         code=code("refine.diagnose"),
         interpolation=interpolation_digest,
+        encoder=encoder_digest,
         name=lambda w: refiner_model(w.refiner),
         model=lambda w: model_params(refiner_model(w.refiner)),
         settings=refiner_settings(),

@@ -25,4 +25,4 @@ def load(about: Mapping[str, Any]) -> Adapter:
         pictures = np.concatenate(made)  # (n, 3, [frames,] height, width)
         return to_bytes(np.moveaxis(pictures, 1, -3))
 
-    return Adapter(None, decode)
+    return Adapter(None, decode, lambda values: family.decode(pipe, values))
