@@ -82,8 +82,8 @@ TENSORS = json.dumps({"__metadata__": {"a": "b"}, "w": {"dtype": "U8", "shape": 
 CLIP = {"__key__": "k", "json": {"a": 1}, "prompt.txt": b"p", "embed.npy": np.zeros((2, 3), np.float16)}
 DATA = {
     "kind": "refine.data", "schema_version": "1", "folder": "", "shape": [2, 4, 4], "mean": [0.0, 0.5],
-    "std": [1.0, 2.0], "samples": {"train": 0, "held-out": 0}, "words": 0, "text_width": 0, "dtype": "float16", "text_dtype": "",
-    "adapter": {"kind": "pixels"}, "text": {},
+    "std": [1.0, 2.0], "samples": {"train": 0, "held-out": 0}, "words": 0, "text_width": 0, "dtype": "float16",
+    "text_dtype": "", "adapter": {"kind": "pixels"}, "text": {},
 }  # fmt: skip
 
 
