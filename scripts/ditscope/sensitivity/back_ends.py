@@ -10,8 +10,9 @@ from types import ModuleType
 from ditscope.models.loading import Generator
 
 BACK_ENDS = {"torch": "ditscope.sensitivity.on_torch", "mlx": "ditscope.sensitivity.on_mlx"}
+ON_CALLS = "ditscope.sensitivity.on_calls"  # of any transformer, on recorded calls
 
 
 def back_end(model: Generator) -> ModuleType:
     """The module that scores the layers of this model."""
-    return import_module(BACK_ENDS[model.entry.backend])
+    return import_module(ON_CALLS if model.entry.family == "dit" else BACK_ENDS[model.entry.backend])
