@@ -55,7 +55,7 @@ demo: setup ## every stage on the shipped models, then the report (CONFIGFILE=ex
 .PHONY: report
 report: setup ## results/<experiment>/report.html of a finished study
 	@name=$$($(BIN)/python -c 'import sys; from ditscope.cli import Path, read_config; print(read_config([Path(p) for p in sys.argv[1:]]).experiment)' $(CONFIGFILE)) && \
-		$(SNAKEMAKE) $(OVERLAY) --report results/$$name/report.html
+		$(SNAKEMAKE) $(OVERLAY) --report results/$$name/report.html --report-stylesheet report/style.css
 
 .PHONY: dag
 dag: setup ## the rule graph as mermaid, on standard output
