@@ -19,6 +19,7 @@ from ditscope.sensitivity.files import PARTS, part_files
 from ditscope.models.settings import backends_of
 from ditscope.video.settings import FORMATS
 
+TEXTS = Path(workflow.current_basedir.join("../report").get_path_or_uri(secret_free=True))  # how to read figures
 FILM = FORMATS[CONFIG.video.output_format]  # suffix of films
 
 
@@ -202,7 +203,7 @@ def caption_of(name):
 def caption_texts():
     """What says how to read each figure, and the whole report, by name."""
     names = dict.fromkeys([*(figure.caption for figure in figures()), "workflow"])
-    return {name: (Path(workflow.basedir) / "report" / f"{name}.rst").read_text(encoding="utf-8") for name in names}
+    return {name: (TEXTS / f"{name}.rst").read_text(encoding="utf-8") for name in names}
 
 
 def caption_files():

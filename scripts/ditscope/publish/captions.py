@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ditscope.core.answer import counted, listed
+from ditscope.core.answer import counted, cut, listed
 from ditscope.core.atomic import write_text
 from ditscope.core.intervals import LEAST_UNITS
 from ditscope.core.schema import STAGE_OF, tables_with
@@ -18,6 +18,7 @@ ABOUT = {"model": "model", "network": "network", "embedder": "embedder", "scheme
 COUNTED = {"prompt_id": "prompt", "run_id": "run", "generation_id": "generation"}
 SAMPLES = {"prompts": "prompt", "n_prompts": "prompt", "runs": "run", "n_images": "image", "n": "sample"}
 LOW = "(value_|quality_loss_)?low"  # names of the lower bounds of intervals
+LONGEST = 4000  # characters of a paragraph
 WORKFLOW = "workflow"  # the caption of the whole report
 MENU = "Figures, films and pages stand in the menu by stage; statistics of all jobs under *Statistics*.\n"
 
@@ -51,8 +52,11 @@ def front_text(answers: pl.DataFrame) -> str:
 
 
 def rst(text: str) -> str:
-    """Text as reStructuredText inside a template of Jinja: no character of it is markup of either."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    """Text as reStructuredText inside a template of Jinja: no character of it is markup of either.
+
+    Of more than LONGEST characters the middle is left out: docutils refuses lines of 10,000.
+    """
+    line = cut("".join(c if c.isprintable() else " " for c in text), LONGEST)
     return re.sub(r"([^A-Za-z0-9\s])", r"\\\1", line)
 
 
@@ -78,9 +82,9 @@ def samples(numbers: pl.DataFrame, tables: Sequence[str]) -> Iterator[str]:
             about.append(f"{word if len(names) == 1 else f'{word}s'} {listed(names, 6, '; ')}")
     units = [counted(len(found), word) for column, word in COUNTED.items() if (found := set(values(numbers, column)))]
     for column, word in SAMPLES.items():
-        found = [int(n) for n in values(numbers, column) if n]
-        if found and not any(word in unit for unit in units):
-            span = f"{min(found):,} to {max(found):,} {word}s" if min(found) < max(found) else counted(found[0], word)
+        sizes = [int(n) for n in values(numbers, column) if n]
+        if sizes and not any(word in unit for unit in units):
+            span = f"{min(sizes):,} to {max(sizes):,} {word}s" if min(sizes) < max(sizes) else counted(sizes[0], word)
             units.append(f"{span} per number")
     if not units:
         for column, word in COUNTED.items():
