@@ -17,6 +17,8 @@ def answer(files: Files, controls: Collection[str] = ()) -> Answer:
         if path.name != "diagnostics.parquet":
             continue
         table = read_table(path, "refine.diagnostics")
+        if not {"group", "metric", "value"} <= set(table.columns):
+            continue
         errors = {metric: table.filter(metric=metric).drop_nulls("value") for metric in ERRORS}
         levels = len(errors[ERRORS[1]])
         if levels and levels == len(errors[ERRORS[0]]):
