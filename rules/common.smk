@@ -25,7 +25,7 @@ from ditscope.trajectories.networks import plan_file, resolve_network, trajector
 from ditscope.prompts.files import first_runs, shard_index, slice_name
 from ditscope.core.plugins import module_of
 from ditscope.models.registry import ON_MLX, module_of_family
-from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
+from ditscope.models.settings import ABOUT, EMBEDDER_FAMILIES, SCHEMES
 from ditscope.refine.settings import INTERPOLATIONS, settings_of
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow.sources import check_sources
@@ -149,8 +149,8 @@ def scheme_params(name):
 
 
 def determining(entry):
-    """A registry entry as a job's parameter: not the memory that is asked for, which changes no result."""
-    return {key: value for key, value in plain(entry).items() if key != "memory_mb"}
+    """A registry entry as a job's parameter: not what it says about the model, which changes no result."""
+    return {key: value for key, value in plain(entry).items() if key not in ABOUT}
 
 
 def on_mlx(*names):
