@@ -97,12 +97,28 @@ class Refine:
     weighting: str = setting(
         "official", "Where the weight of unconditional negatives enters", choices=("official", "log")
     )
+    softmax: str = setting(
+        "both",
+        "Softmaxes of the kernel: over targets and over refined samples, over targets only, or none",
+        choices=("both", "targets", "none"),
+    )
+    shared_scales: list[str] = setting(
+        ["classes", "locations"],
+        "What shares one scale of distances and one strength of the field: the classes of a batch (of all processes), "
+        "the locations of a feature (seed 004: locations alone, or none)",
+        choices=("classes", "locations"),
+    )
+    vanilla_weight: float = setting(1.0, "Weight of the feature set `vanilla` beside the others", positive=True)
+    compile_loss: bool = setting(False, "Compile the field of the loss; needs a C++ compiler, and some minutes")
     classes_per_step: int = setting(4, "Pseudo-classes of a training batch", positive=True)
     generated_per_class: int = setting(8, "Refined samples of each class in a batch", positive=True)
     positives: int = setting(16, "Real samples of the class in a batch", positive=True)
     unconditional: int = setting(8, "Real samples of any class in a batch, negatives under guidance")
     alpha_power: float = setting(3.0, "Guidance alpha on [1, 4] has density proportional to alpha^-power")
     alpha_atom: float = setting(0.5, "Probability that alpha is 1, no guidance", most=1)
+    alpha_choices: list[float] = setting(
+        [], "Guidance alpha is one of these instead, each as often as the others (seed 004: 1, 2, 4)", positive=True
+    )
     # optimization
     optimizer: str = setting("adamw", "Optimizer of the matrices inside blocks", choices=("adamw", "muon"))
     learning_rate: float = setting(4e-4, "Peak learning rate of the refiner", positive=True)
