@@ -65,7 +65,10 @@ COMMANDS = {
     "refine-diagnose": ("refine.diagnose:diagnose", "measure what the refiner learnt"),
     "download": ("workflow.download:download", "get a model of the hub, after saying its size, licence and gating"),
     "model": ("workflow.described:model", "what a generator is made of: blocks, streams, layers, schedule, guidance"),
-    "pipelines": ("workflow.pipelines_page:pipelines", "which pipelines of diffusers are driven, and why others are not"),
+    "pipelines": (
+        "workflow.pipelines_page:pipelines",
+        "which pipelines of diffusers are driven, and why others are not",
+    ),
     "check": (
         "workflow.prerequisites:check",
         "what this machine has, which schemes can run on it, and whether it can hold a model",

@@ -7,7 +7,7 @@ from math import ceil
 from ditscope.models.places import COMPONENTS, place
 from ditscope.models.settings import Model
 
-USABLE = 0.95  # of a GPU's memory: the rest is CUDA's own context
+USABLE, USABLE_HOST = 0.95, 0.9  # of a GPU's memory: the rest is CUDA's own context; of the host's, the system's
 # What sampling takes beside the weights, as an estimate: activations and the VAE's decode grow with the picture, and in
 # a video with the frames that are computed at once.
 WORKING_MB_PER_MEGAPIXEL = 4000
@@ -80,7 +80,7 @@ def ways(model: Needs, machine: Machine) -> list[Way]:
     small = quantized - off
     found = [
         one_gpu("on one GPU", model.weights + model.working, machine),
-        one_gpu("int8 weights, on one GPU", max(model.weights, quantized + model.working), machine),
+        one_gpu("int8 weights, on one GPU", max(model.weights, quantized + model.working), machine),  # loaded before
         *spread(model, machine),
     ]
     if off and not machine.shared:
@@ -88,7 +88,7 @@ def ways(model: Needs, machine: Machine) -> list[Way]:
             one_gpu("--offload", on_gpu + model.working, machine, host=model.weights),
             one_gpu("--offload, int8 weights", max(on_gpu, small + model.working), machine, host=model.weights),
         ]
-    room = machine.host_mb >= model.weights + model.working
+    room = model.weights + model.working <= machine.host_mb * USABLE_HOST
     cpu = f"{gb(model.weights + model.working)} of {gb(machine.host_mb)} host memory; minutes to hours per picture"
     return [*found, Way("on the CPU", room, cpu)]
 
@@ -99,7 +99,7 @@ def one_gpu(name: str, wanted: int, machine: Machine, host: int = 0) -> Way:
     text = f"{gb(wanted)} of {gb(largest)} GPU memory" if largest else f"{gb(wanted)} of GPU memory; there is no GPU"
     if host:
         text += f", {gb(host)} of {gb(machine.host_mb)} host memory"
-    return Way(name, wanted <= largest * USABLE and host <= machine.host_mb, text)
+    return Way(name, wanted <= largest * USABLE and host <= machine.host_mb * USABLE_HOST, text)
 
 
 def spread(model: Needs, machine: Machine) -> list[Way]:
@@ -137,5 +137,5 @@ def is_network(part: str) -> bool:
 
 
 def gb(megabytes: float) -> str:
-    """`23.8 GB`."""
-    return f"{megabytes / 1000:.1f} GB"
+    """`23.8 GB`, or `9 MB` of what is small."""
+    return f"{megabytes / 1000:.1f} GB" if megabytes >= 100 or not megabytes else f"{megabytes:.0f} MB"

@@ -1,5 +1,6 @@
 """What a model is made of, said without a weight: `ditscope model NAME`."""
 
+import inspect
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from ditscope.config import Config
 from ditscope.core.errors import MALFORMED, InputError
 from ditscope.core.names import unknown
 from ditscope.models.folders import COMMIT, HUB_ID, INDEX, MODULAR, check_revision, source_folder
-from ditscope.models.registry import has_weights, is_generator
+from ditscope.models.registry import FAMILIES, has_weights, is_generator
 from ditscope.models.remote_code import hub_cache
 from ditscope.models.settings import Model
 from ditscope.workflow.download import hub_errors
@@ -128,8 +129,10 @@ def pipeline_lines(index: Mapping[str, Any]) -> list[str]:
     cls = pipeline_class(index)
     if cls is None:
         return [str(index.get("_class_name")), "not driven: the installed diffusers has no such pipeline"]
-    reason = refusal(cls)
-    return [cls.__name__, f"not driven: {reason}" if reason else "driven (`family: dit`)"]
+    families = [name for name, facts in FAMILIES.items() if facts.pipeline == cls.__name__]
+    reason = "" if families else refusal(cls)
+    family = f"`family: {'` or `'.join([*families, 'dit'] if not refusal(cls) else families)}`"
+    return [cls.__name__, f"not driven: {reason}" if reason else f"driven ({family})"]
 
 
 def transformer_rows(part: str, config: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -201,27 +204,36 @@ def schedule_line(index: Mapping[str, Any], config: Mapping[str, Any], entry: Mo
 
 def guidance_line(index: Mapping[str, Any], config: Mapping[str, Any], entry: Model) -> str:
     """How the model is guided, by the config of its transformer and the arguments of its pipeline."""
-    takes = defaults_of(index)
-    scales = [name for name in ("guidance_scale", "true_cfg_scale", "guidance_scale_2") if name in takes]
-    values = [f"`{name}` {entry.call.get(name, given(name, takes, entry))}" for name in scales]
-    how = []
-    if config.get("guidance_embeds"):
-        how.append("embedded")
-    if "negative_prompt" in takes or "negative_prompt_embeds" in takes:
-        how.append("classifier-free, reads negative prompts")
-    return f"{' and '.join(how) or 'none'}{': ' if values else ''}{', '.join(values)}"
+    takes, embedded = defaults_of(index), reads_guidance(config)
+    negative = "negative_prompt" in takes or "negative_prompt_embeds" in takes
+    scale = "true_cfg_scale" if "true_cfg_scale" in takes else "guidance_scale" if not embedded else ""
+    parts = [f"embedded, `guidance_scale` {value_of('guidance_scale', takes, entry)}"] if embedded else []
+    if negative and scale in takes:
+        value = value_of(scale, takes, entry)
+        off = " (off at 1)" if isinstance(value, (int, float)) and value <= 1 else ""
+        parts.append(f"classifier-free with negative prompts, `{scale}` {value}{off}")
+    if "guidance_scale_2" in takes:
+        parts.append(f"`guidance_scale_2` {value_of('guidance_scale_2', takes, entry)} of the second transformer")
+    return "; ".join(parts) or "none"
 
 
-def given(name: str, takes: Mapping[str, Any], entry: Model) -> Any:
+def reads_guidance(config: Mapping[str, Any]) -> bool:
+    """Whether a transformer embeds the guidance: by its config, else by its class's default."""
+    import diffusers
+
+    cls = getattr(diffusers, str(config.get("_class_name")), None)
+    default = inspect.signature(cls.__init__).parameters.get("guidance_embeds") if cls else None
+    return bool(config.get("guidance_embeds", default.default if default else False))
+
+
+def value_of(scale: str, takes: Mapping[str, Any], entry: Model) -> Any:
     """The value of a scale: the entry's where it says one, else the pipeline's default."""
-    own = entry.guidance if name == "guidance_scale" and entry.guidance >= 0 else None
-    return takes[name] if own is None else own
+    own = entry.guidance if scale == "guidance_scale" and entry.guidance >= 0 else None
+    return entry.call.get(scale, takes.get(scale) if own is None else own)
 
 
 def defaults_of(index: Mapping[str, Any]) -> dict[str, Any]:
     """What a pipeline's `__call__` takes, each with its default."""
-    import inspect
-
     cls = pipeline_class(index)
     return {n: p.default for n, p in inspect.signature(cls.__call__).parameters.items()} if cls else {}
 

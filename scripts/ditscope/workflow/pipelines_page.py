@@ -10,9 +10,9 @@ HEAD = """# Pipelines of diffusers
 
 What `family: dit` drives, and why it does not drive the others, of diffusers {version}. Found by reading each class
 (`scripts/ditscope/models/pipelines.py`): a pipeline is driven where it has one transformer that its `__call__` calls, a
-scheduler with noise levels whose `step` it calls, `encode_prompt`, and nothing but a text that it must be given. Families
-that are driven for real, on tiny random models, are in the tests (`tests/models`).
-`ditscope model NAME` says it of one model, with its blocks and streams.
+scheduler with noise levels whose `step` it calls, `encode_prompt`, and nothing but a text that it must be given. The
+tests drive tiny random models of more than twenty families for real (`tests/any_pipelines.py`); of the others only the
+code was read. `ditscope model NAME` says it of one model, with its blocks and streams.
 """
 
 
@@ -40,7 +40,7 @@ def page(verdicts: Mapping[str, str], version: str) -> str:
             f"## Driven: {len(driven)}\n",
             f"{listed(driven)}\n",
             f"## Not driven: {len(verdicts) - len(driven)}\n",
-            "| because it | | pipelines |",
+            "| reason | | pipelines |",
             "|---|---|---|",
             *rows,
             "",
