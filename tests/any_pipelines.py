@@ -29,6 +29,11 @@ FLOW = d.FlowMatchEulerDiscreteScheduler
 SHIFT = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 
 
+def shifted() -> Any:
+    """The scheduler of FLUX: its shift depends on the number of tokens."""
+    return FLOW(use_dynamic_shifting=True, **SHIFT)
+
+
 def bytes_tokenizer(length: int = 512, end: bool = True) -> t.PreTrainedTokenizerFast:
     """A tokenizer whose tokens are bytes, with the special tokens and a chat template as language models have them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -46,7 +51,9 @@ def bytes_tokenizer(length: int = 512, end: bool = True) -> t.PreTrainedTokenize
 
 def t5(width: int = 32) -> t.T5EncoderModel:
     """A T5 of one layer."""
-    return t.T5EncoderModel(t.T5Config(vocab_size=VOCABULARY, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+    return t.T5EncoderModel(
+        t.T5Config(vocab_size=VOCABULARY, d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    )
 
 
 def umt5(width: int = 16) -> t.UMT5EncoderModel:
@@ -114,7 +121,13 @@ def flux1() -> Any:
         joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=True, axes_dims_rope=(4, 6, 6),
     )  # fmt: skip
     return d.FluxPipeline(
-        FLOW(use_dynamic_shifting=True, **SHIFT), vae(), clip(), bytes_tokenizer(77), t5(), bytes_tokenizer(), transformer
+        FLOW(use_dynamic_shifting=True, **SHIFT),
+        vae(),
+        clip(),
+        bytes_tokenizer(77),
+        t5(),
+        bytes_tokenizer(),
+        transformer,
     )
 
 
@@ -127,8 +140,10 @@ def flux2_klein() -> Any:
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, layers_per_block=1,
     )  # fmt: skip
-    scheduler = FLOW(use_dynamic_shifting=True, **SHIFT)
-    return d.Flux2KleinPipeline(scheduler, coder, language("Qwen3", headed=True), bytes_tokenizer(end=False), transformer)
+    scheduler = shifted()
+    return d.Flux2KleinPipeline(
+        scheduler, coder, language("Qwen3", headed=True), bytes_tokenizer(end=False), transformer
+    )
 
 
 def sd3(dual: tuple[int, ...] = ()) -> Any:
@@ -148,7 +163,7 @@ def qwen_image() -> Any:
         in_channels=16, out_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=16, axes_dims_rope=(8, 4, 4),
     )  # fmt: skip
-    scheduler = FLOW(use_dynamic_shifting=True, **SHIFT)
+    scheduler = shifted()
     return d.QwenImagePipeline(scheduler, qwen_vae(), qwen_vl(), bytes_tokenizer(end=False), transformer)
 
 
@@ -315,10 +330,10 @@ def mochi() -> Any:
 
 def ovis_image() -> Any:
     transformer = d.OvisImageTransformer2DModel(
-        in_channels=16, out_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=16, axes_dims_rope=(4, 6, 6),
+        in_channels=16, out_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=16, axes_dims_rope=(4, 6, 6),
     )  # fmt: skip
-    scheduler = FLOW(use_dynamic_shifting=True, **SHIFT)
+    scheduler = shifted()
     return d.OvisImagePipeline(scheduler, vae(), language("Qwen3"), bytes_tokenizer(end=False), transformer)
 
 
@@ -327,7 +342,7 @@ def longcat_image() -> Any:
         in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=[4, 6, 6],
     )  # fmt: skip
-    scheduler = FLOW(use_dynamic_shifting=True, **SHIFT)
+    scheduler = shifted()
     processor = t.Qwen2VLProcessor(
         t.Qwen2VLImageProcessor(), bytes_tokenizer(end=False), t.Qwen2VLVideoProcessor(), chat_template=CHAT
     )

@@ -123,8 +123,8 @@ def check_pipeline(name: str, entry: Model) -> None:
     folder, index = source_folder(entry), config_at_hand(entry, INDEX)
     if not index and (folder / MODULAR).is_file():
         raise InputError(
-            f"models.{name}.source: {folder} is a modular pipeline ({MODULAR} alone), which has no `__call__` to watch; "
-            "give the folder or hub id of a whole pipeline of the model"
+            f"models.{name}.source: {folder} is a modular pipeline ({MODULAR} alone), which has no `__call__` to "
+            "watch; give the folder or hub id of a whole pipeline of the model"
         )
     if not index:
         alone = sorted(folder.glob("*.safetensors"))

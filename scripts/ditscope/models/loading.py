@@ -123,7 +123,9 @@ def load_pipeline(name: str, entry: Model, folder: Path, **parts: Any) -> Any:
 
     family, pipeline = family_of(name, entry), pipeline_class(entry)
     if pipeline is None:
-        raise InputError(f"models.{name}.source: its pipeline {pipeline_name(entry)} is none of the installed diffusers")
+        raise InputError(
+            f"models.{name}.source: its pipeline {pipeline_name(entry)} is none of the installed diffusers"
+        )
     check_call(name, entry, pipeline)
     dtype: Any = DTYPES[entry.dtype]
     if hasattr(family, "VAE_DTYPE"):

@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,11 @@ class Call:
     context: str  # what the pipeline calls it (`cond`, `uncond`); empty where it has no name
     args: tuple[Any, ...]
     options: dict[str, Any]
+    forward: Callable[..., Any]  # the transformer's own
+
+    def run(self) -> Any:
+        """What the transformer puts out, seen by no observer."""
+        return self.forward(*self.args, **self.options)
 
     @property
     def latents(self) -> Any:
@@ -62,7 +67,8 @@ class Observer:
     def start(self, model: Generator, sigmas: Tensor, cond: Conditioning, guidance: float) -> None:
         """Before the first step; the place to register forward hooks.
 
-        `cond` is what the transformer's first call is given, `sigmas` (steps + 1,) the scheduler's noise levels.
+        `cond` is what the transformer's first call is given of the text, None where that is not the two tensors of
+        FLUX.1 and SD3; `sigmas` (steps + 1,) are the scheduler's noise levels.
         """
 
     def before(self, index: int, x: Tensor) -> None:
@@ -198,12 +204,13 @@ def in_one_step(
     step is at `timestep`, where one is given.
     """
     pipe, scheduler = model.pipe, model.pipe.scheduler
-    own_step, own_timesteps = scheduler.step, scheduler.set_timesteps if timestep is not None else None
+    own_step, own_timesteps = scheduler.step, getattr(scheduler, "set_timesteps", None)
 
     def forward_of(transformer: Any) -> Callable[..., tuple[Any]]:
         return lambda *args, **options: (answer(latents_given(args, options), transformer),)
 
     def set_timesteps(*args: Any, **options: Any) -> None:
+        assert own_timesteps is not None
         own_timesteps(*args, **options)
         scheduler.timesteps = torch.as_tensor(timestep).reshape(1).to(scheduler.timesteps)
 
@@ -216,8 +223,8 @@ def in_one_step(
         **guided(guidance),
     }
     seams: dict[str, Any] = {"step": functools.wraps(own_step)(step)}
-    if own_timesteps is not None:
-        seams["set_timesteps"] = functools.wraps(own_timesteps)(set_timesteps)
+    if timestep is not None:
+        seams["set_timesteps"] = functools.wraps(scheduler.set_timesteps)(set_timesteps)
     with ExitStack() as stack:
         stack.enter_context(remembered(model))
         stack.enter_context(patched(scheduler, **seams))
@@ -306,8 +313,9 @@ def size(encoded: Any) -> int:
 @contextmanager
 def last_state(model: Generator) -> Iterator[list[Tensor]]:
     """Within the context, the list holds what the scheduler's last step left: what the pipeline then decodes."""
-    scheduler, states = model.pipe.scheduler, []
+    scheduler = model.pipe.scheduler
     step = scheduler.step
+    states: list[Tensor] = []
 
     @functools.wraps(step)
     def noting(*args: Any, **options: Any) -> Any:
@@ -325,86 +333,105 @@ def watched(model: Generator, observers: Sequence[Observer], batch: int, guidanc
     if not observers:
         yield
         return
-    scheduler, entry = model.pipe.scheduler, model.entry
-    step, context = scheduler.step, ""
-    index, calls, sigmas = 0, 0, torch.empty(0)
+    seams = Seams(model, observers, batch, guidance)
+    try:
+        with ExitStack() as stack:
+            for transformer in transformers_of(model.pipe):
+                wrapped = {"forward": seams.forward_of(transformer), "_compiled_call_impl": None}
+                if hasattr(transformer, "cache_context"):
+                    wrapped["cache_context"] = seams.naming(transformer.cache_context)
+                stack.enter_context(patched(transformer, **wrapped))
+            scheduler = model.pipe.scheduler
+            stack.enter_context(patched(scheduler, step=seams.step_of(scheduler.step)))
+            yield
+    finally:
+        for observer in observers if len(seams.sigmas) else ():
+            observer.stop()
 
-    def latents(x: Tensor) -> Tensor:
-        return unpacked(model, x, entry.height, entry.width)
 
-    def begin(call: Call) -> None:
-        nonlocal sigmas
-        if index == 0:
-            sigmas = noise_levels(scheduler).to(model.device)
-            for observer in observers:
-                observer.start(model, sigmas, conditioning(call.options, batch), guidance)
-        given = call.latents
-        x = latents(given[:batch] if isinstance(given, Tensor) else torch.stack(tuple(given[:batch])))
-        for observer in observers:
-            observer.before(index, x)
+@dataclass
+class Seams:
+    """What stands in for a pipeline's seams while observers watch it, and how far the run has come."""
 
-    def forward_of(transformer: Any) -> Callable[..., Any]:
+    model: Generator
+    observers: Sequence[Observer]
+    batch: int
+    guidance: float
+    index: int = 0  # of the step
+    calls: int = 0  # of the transformer in this step
+    context: str = ""  # the pipeline's name of the call
+    sigmas: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def latents(self, x: Tensor) -> Tensor:
+        """What the pipeline holds, in the shape of latents."""
+        return unpacked(self.model, x, self.model.entry.height, self.model.entry.width)
+
+    def begin(self, call: Call) -> None:
+        """Before the first call of a step."""
+        if self.index == 0:
+            self.sigmas = noise_levels(self.model.pipe.scheduler).to(self.model.device)
+            for observer in self.observers:
+                observer.start(self.model, self.sigmas, conditioning(call.options, self.batch), self.guidance)
+        given = call.latents[: self.batch]
+        x = self.latents(given if isinstance(given, Tensor) else torch.stack(tuple(given)))
+        for observer in self.observers:
+            observer.before(self.index, x)
+
+    def forward_of(self, transformer: Any) -> Callable[..., Any]:
+        """A transformer's forward that tells the observers."""
         forward = transformer.forward
 
         @functools.wraps(forward)
         def watched_forward(*args: Any, **options: Any) -> Any:
-            nonlocal calls
-            call = Call(transformer, index, calls, batch, context, args, options)
-            calls += 1
-            if calls == 1:
-                begin(call)
-            elif any(observer.one_pass for observer in observers):
+            call = Call(transformer, self.index, self.calls, self.batch, self.context, args, options, forward)
+            self.calls += 1
+            if call.number == 0:
+                self.begin(call)
+            elif any(observer.one_pass for observer in self.observers):
                 raise InputError(
-                    f"{model.name}: its pipeline calls the transformer more than once per step; captures and "
+                    f"{self.model.name}: its pipeline calls the transformer more than once per step; captures and "
                     "calibration sets hold one call: leave out what asks for the others (`call` of the model's entry)"
                 )
-            for observer in observers:
+            for observer in self.observers:
                 observer.called(call)
             output = forward(*args, **options)
-            for observer in observers:
+            for observer in self.observers:
                 observer.answered(call, output)
             return output
 
         return watched_forward
 
-    def naming(own: Callable[..., Any]) -> Callable[..., Any]:
+    def naming(self, own: Callable[..., Any]) -> Callable[..., Any]:
+        """A transformer's `cache_context`, by which a pipeline names its calls, that notes the name."""
+
         @contextmanager
         def cache_context(name: str, *args: Any, **options: Any) -> Iterator[None]:
-            nonlocal context
-            before, context = context, name
+            before, self.context = self.context, name
             try:
                 with own(name, *args, **options):
                     yield
             finally:
-                context = before
+                self.context = before
 
         return cache_context
 
-    @functools.wraps(step)
-    def watched_step(*args: Any, **options: Any) -> Any:
-        nonlocal index, calls
-        result = step(*args, **options)
-        x_next = result[0] if isinstance(result, tuple) else result.prev_sample
-        given = inspect.signature(step).bind(*args, **options).arguments
-        tensors = (latents(t) for t in (given["sample"], given["model_output"], x_next))
-        seen = Step(index, sigmas[index], sigmas[index + 1], *tensors, given["timestep"])
-        for observer in observers:
-            observer.after(seen)
-        index, calls = index + 1, 0
-        return result
+    def step_of(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """A scheduler's step that tells the observers."""
 
-    try:
-        with ExitStack() as stack:
-            for transformer in transformers_of(model.pipe):
-                seams = {"forward": forward_of(transformer), "_compiled_call_impl": None}
-                if hasattr(transformer, "cache_context"):
-                    seams["cache_context"] = naming(transformer.cache_context)
-                stack.enter_context(patched(transformer, **seams))
-            stack.enter_context(patched(scheduler, step=watched_step))
-            yield
-    finally:
-        for observer in observers if len(sigmas) else ():
-            observer.stop()
+        @functools.wraps(step)
+        def watched_step(*args: Any, **options: Any) -> Any:
+            result = step(*args, **options)
+            given = inspect.signature(step).bind(*args, **options).arguments
+            x_next = result[0] if isinstance(result, tuple) else result.prev_sample
+            x, prediction, x_next = (self.latents(t) for t in (given["sample"], given["model_output"], x_next))
+            levels = self.sigmas[self.index], self.sigmas[self.index + 1]
+            seen = Step(self.index, *levels, x, prediction, x_next, given["timestep"])
+            for observer in self.observers:
+                observer.after(seen)
+            self.index, self.calls = self.index + 1, 0
+            return result
+
+        return watched_step
 
 
 def transformers_of(pipe: Any) -> list[Any]:
@@ -435,7 +462,7 @@ def latents_given(args: Sequence[Any], options: dict[str, Any]) -> Any:
     return args[0] if args else next(options[name] for name in ("hidden_states", "x", "sample") if name in options)
 
 
-def conditioning(options: dict[str, Any], batch: int) -> Conditioning | None:
+def conditioning(options: dict[str, Any], batch: int) -> Any:
     """What the transformer is given of the text; diffusers puts the negative half of a doubled batch first.
 
     None where it is not the two tensors that FLUX.1 and SD3 take: an observer of any model watches its calls.
