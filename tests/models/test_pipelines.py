@@ -13,7 +13,8 @@ from workflow import ROOT
 # Families that must be driven, and pipelines whose reason is known from their documentation.
 MUST = (
     "Flux", "Flux2", "Flux2Klein", "StableDiffusion3", "QwenImage", "ZImage", "Chroma", "Sana", "PixArtSigma",
-    "Lumina2", "HunyuanImage", "AuraFlow", "CogView4", "Wan", "LTX", "CogVideoX", "HunyuanVideo", "Mochi", "HiDreamImage",
+    "Lumina2", "HunyuanImage", "AuraFlow", "CogView4", "Wan", "LTX", "CogVideoX", "HunyuanVideo", "Mochi",
+    "HiDreamImage",
 )  # fmt: skip
 REFUSED = {
     "StableDiffusion": "U-Net", "StableDiffusionXL": "family: sdxl", "FluxModular": "modular", "StableAudio": "sound",
