@@ -140,7 +140,8 @@ def model_params(name):
     entry = CONFIG.models[name]
     weights = entry.revision or (digest_of(source_folder(entry)) if entry.source else "")
     family = plugin(module) if (module := module_of_family(entry)) else ""
-    family += "".join(map(plugin, TABLES.values())) if is_generator(entry) and facts_of(entry.family).pipeline == ANY else ""
+    if is_generator(entry) and facts_of(entry.family).pipeline == ANY:  # which class it is, its folder says later
+        family += "".join(map(plugin, TABLES.values()))
     mlx = "".join(map(plugin, ON_MLX.values())) if entry.backend == "mlx" else ""
     return determining(entry) | {"digest": weights + family + mlx}
 
