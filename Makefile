@@ -99,10 +99,15 @@ format: setup ## rewrite Python and rules files in the house style
 # Generated files -----------------------------------------------------------------------------------------------------
 
 .PHONY: docs
-docs: setup ## regenerate docs/config.md, tables in docs/outputs and the rule graph in docs/how-it-fits.md
+docs: setup ## regenerate docs/config.md, docs/pipelines.md, tables in docs/outputs and the graph in docs/how-it-fits.md
 	@$(BIN)/ditscope reference > docs/config.md
+	@$(BIN)/ditscope pipelines > docs/pipelines.md
 	@$(BIN)/python -m ditscope.workflow.reference docs/outputs/*.md
 	@$(BIN)/python tests/rulegraph.py --fix
+
+.PHONY: docs-site
+docs-site: setup ## the docs as a site: site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict && echo site/index.html
 
 .PHONY: lock
 lock: setup ## resolve requirements.lock again from pyproject.toml
@@ -120,5 +125,5 @@ install-models: ## copy freshly trained models over the shipped ones
 
 .PHONY: clean
 clean: ## remove what the project made (results, caches); downloads and .venv stay
-	@rm -rf results resources/.cache .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+	@rm -rf results site resources/.cache .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build
 	@find Snakefile rules scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

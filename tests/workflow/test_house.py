@@ -31,6 +31,7 @@ TARGETS = (
     "report",
     "dag",
     "docs",
+    "docs-site",
     "lock",
     "clean",
 )
