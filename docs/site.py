@@ -36,7 +36,8 @@ def on_page_markdown(markdown: str, page, config: MkDocsConfig, files: Files) ->
         if outside and (root / outside).is_file():
             return found[1] + relative(uri, f"{SOURCE}/{outside}.txt")
         if uri == "index.md" and link.startswith("docs/"):
-            return found[1] + (link.removeprefix("docs/") if not (root / link).is_dir() else "outputs/publish.md")
+            inside = "outputs/publish.md" if (root / link).is_dir() else link.removeprefix("docs/")
+            return found[1] + (re.sub(r"\.md$", ".html", inside) if found[1].startswith("href") else inside)
         return found[0]
 
     return LINK.sub(moved, markdown)
