@@ -86,7 +86,7 @@ export function Range({ label, name, value, min = 0, max, step = 1, told, onInpu
   return (
     <label class="field range">
       <span>
-        {label} <output>{told}</output>
+        {label} <b>{told}</b>
       </span>
       <input
         type="range"
@@ -210,6 +210,7 @@ export function Chart({ label, plot, deps, onPick, onHover, least = 0 }: ChartPr
     const svg = drawn.tagName.toLowerCase() === "svg" ? drawn : drawn.querySelector("svg:last-of-type")!;
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", label);
+    drawn.querySelectorAll("g[aria-label]").forEach((mark) => mark.removeAttribute("aria-label")); // groups have no role
     place.current!.replaceChildren(drawn);
     const datum = () => (drawn as unknown as { value?: unknown }).value;
     if (onPick) {

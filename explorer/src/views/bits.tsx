@@ -281,7 +281,7 @@ function LayerMap({ rows, choices, chosen }: { rows: Row[]; choices: Choices; ch
           marginTop: 34,
           x: { domain: unique(cells.map((row) => number(row.bits))).sort((a, b) => a - b), label: "bits", axis: "top", tickSize: 0 },
           y: { domain: layers, label: null, tickSize: 0, ...(many ? { axis: null } : {}) },
-          color: { scheme: "viridis", type: db ? "linear" : "log", label: NAMES[metric] ?? metric, ...LEGEND, tickFormat: (v: number) => shown(v, 2) },
+          color: { scheme: "viridis", type: db ? "linear" : "log", label: NAMES[metric] ?? metric, ...LEGEND, tickFormat: (v: number) => (db || Math.abs(Math.log10(v) - Math.round(Math.log10(v))) < 1e-9 ? shown(v, 2) : "") },
           marks: [
             Plot.cell(cells.filter((row) => db || number(row.value) > 0), { x: "bits", y: "layer", fill: "value", inset: many ? 0 : 0.5 }),
             Plot.cell(picked, { x: "bits", y: "layer", stroke: colour(1, dark), strokeWidth: many ? 1 : 2, fill: "none" }),

@@ -160,7 +160,7 @@ function Search() {
   const all = useMemo(() => documents(ready), [ready]);
   const most = query ? 60 : 12;
   const index = useMemo(() => {
-    const made = new MiniSearch<Found>({ fields: ["words", "where"], searchOptions: { prefix: true, fuzzy: 0.15, combineWith: "AND" } });
+    const made = new MiniSearch<Found>({ fields: ["words", "where"], tokenize: (words) => words.split(/[^\p{L}\p{N}]+/u).filter(Boolean), searchOptions: { prefix: true, fuzzy: 0.15, combineWith: "AND" } });
     made.addAll(all.map((doc) => (doc.words.length > 20_000 ? { ...doc, words: doc.words.slice(0, 20_000) } : doc)));
     return made;
   }, [all]);

@@ -36,11 +36,12 @@ export function Trajectories() {
   if (!states && !map) return <Missing stages={["trajectories", "embed", "drift", "cluster"]} what="No trajectory has been walked yet." />;
 
   const asked = (fragment.get("run") ?? "").split(",").filter(Boolean);
-  const known = asked.filter((run) => byRun.has(run));
+  const known = asked.filter((run) => networkOf.has(run));
   const distinct = (run: string) => new Set(byRun.get(run)!.map((row) => row.output_key)).size;
   const some = [...byRun.keys()].filter((run) => !off.has(networkOf.get(run)!)).slice(0, 200);
   const first = some.toSorted((a, b) => distinct(b) - distinct(a))[0]; // the most to see
   const runs = known.length ? known : first ? [first] : [];
+  const walked = runs.filter((run) => byRun.has(run)); // a map may be there without its trajectories
   const at = fragment.get("at") === undefined ? undefined : Number(fragment.get("at"));
   const tints = networks.map((_, i) => colour(i, dark));
   const strips = (
@@ -48,10 +49,10 @@ export function Trajectories() {
         title={runs.length > 1 ? `${asked.length} selected runs` : "The run"}
         note={`States in order, from the prompt (−1) on: what the generator painted and what the captioner said of it. ${asked.length > MOST ? `The first ${MOST} of ${asked.length} selected runs. ` : ""}Press a state, or use the arrow keys: it is marked on the map and on the drift curve.`}
       >
-        {runs.slice(0, MOST).map((run) => (
+        {walked.slice(0, MOST).map((run) => (
           <Strip key={run} rows={byRun.get(run)!} at={run === runs[0] ? at : undefined} others={runs} run={run} />
         ))}
-        {!runs.length && <Missing stages={["trajectories"]} what="The states of the runs are not in this page." />}
+        {!walked.length && <Missing stages={["trajectories"]} what="The states of the runs are not in this page." />}
       </Section>
   );
   return (
@@ -63,9 +64,9 @@ export function Trajectories() {
         <Select
           label="Run"
           name="run"
-          value={runs[0] ?? ""}
+          value={walked[0] ?? ""}
           also={{ at: undefined }}
-          choices={unique([...runs, ...[...byRun.keys()].filter((run) => !off.has(networkOf.get(run)!)).slice(0, 1000)]).map((run) => {
+          choices={unique([...walked, ...[...byRun.keys()].filter((run) => !off.has(networkOf.get(run)!)).slice(0, 1000)]).map((run) => {
             const row = byRun.get(run)![0]!;
             return [run, `${row.prompt_id} · ${networkOf.get(run)} · seed ${row.seed}`] as [string, string];
           })}

@@ -1,13 +1,13 @@
 """An interactive page over a study, in one file that works without a network: the front-end of `explorer/` with data.
 
-The page is built from `explorer/` at the root of the repository (`make explorer`) to `explorer.html` beside this module;
-here it gets the study's tables, thumbnails of its pictures, its settings and where they come from.
+The page is built from `explorer/` at the root of the repository (`make explorer`) to `explorer.html` beside this
+module; here it gets the study's tables, thumbnails of its pictures, its settings and where they come from.
 """
 
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from ditscope import __version__
 from ditscope.core.atomic import write_text
 from ditscope.core.errors import InputError, read_json
 from ditscope.publish.explorer_pictures import (
-    Pictures,
     Source,
     ablation_sources,
     benchmark_sources,
@@ -26,12 +25,13 @@ from ditscope.publish.explorer_pictures import (
     state_sources,
     thumbnails,
 )
-from ditscope.publish.explorer_tables import gather, packed_tables
+from ditscope.publish.explorer_tables import MOST_ROWS, Gathered, gather, packed_tables
 from ditscope.publish.settings import Publish
 from ditscope.style import COLOURS, Files
 
 PAGE = Path(__file__).with_name("explorer.html")
 PLACE = '<script type="application/json" id="{}">'  # of the data in the page, which are put in before its end
+TABLES_SHARE, LEAST_ROWS = 0.6, 1_000  # of the bytes for data, for tables; rows that each of them keeps in any case
 # Which stages each stage reads: the arrows between them in the page.
 READS = {
     "prompts": (),
@@ -53,6 +53,7 @@ READS = {
     "analyse": (),
 }
 
+
 @dataclass(frozen=True)
 class Study:
     """What a page is about: what the config says, and the files that each stage leaves, there or not."""
@@ -63,38 +64,57 @@ class Study:
     beside: tuple[str, ...] = ()  # files to open from the page, by their paths below the results
 
 
-def write_explorer(files: Files, out: Path, study: Study = Study(), settings: Publish = Publish()) -> None:
+def write_explorer(files: Files, out: Path, study: Study = Study(), most_bytes: int = Publish.explorer_bytes) -> None:
     """Write one page of a study's finished stages; what is missing is said in it, with the command that makes it.
 
-    `files` are what the stages leave, there or not. Equal files give equal bytes.
+    `files` are what the stages leave, there or not. Equal files give equal bytes, at most `most_bytes` where the tables
+    alone are not more.
     """
-    page, budget = PAGE.read_text(encoding="utf-8"), settings.explorer_bytes
-    gathered = gather(files)
-    told = captures(files.get("capture", []), gathered.problems.setdefault("capture", []))
-    data = {
-        "experiment": study.config.get("experiment", out.parent.name),
+    page, most_rows = PAGE.read_text(encoding="utf-8"), MOST_ROWS
+    problems: dict[str, list[str]] = {}
+    told = captures(files.get("capture", []), problems.setdefault("capture", []))
+    made = list(plans(files.get("plan", []), problems.setdefault("plan", [])))
+    shown = list(sources(files, told, problems))
+    while True:
+        gathered = gather(files, most_rows)
+        text = compact(data_of(files, study, gathered, problems, told, made))
+        if len(text.encode()) <= TABLES_SHARE * (most_bytes - len(page)) or most_rows <= LEAST_ROWS:
+            break
+        most_rows //= 2
+    left = most_bytes - sum(map(len, (page.encode(), text.encode(), *(source.name.encode() for source in shown))))
+    pictures = thumbnails(shown, max(left - 16 * len(shown), 0))  # a place takes its name and some letters
+    write_text(out, filled(page, {"study": text, "pictures": compact(asdict(pictures))}))
+
+
+def data_of(
+    files: Files,
+    study: Study,
+    gathered: Gathered,
+    problems: dict[str, list[str]],
+    told: list[dict[str, Any]],
+    made: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """All that the page has but pictures."""
+    stages_with = {*problems, *gathered.problems}
+    return {
+        "experiment": study.config.get("experiment", ""),
         "version": __version__,
         "palette": list(COLOURS),
         "config": study.config,
         "configfiles": list(study.configfiles),
         "stages": stages(files, study),
         "captures": [{key: value for key, value in one.items() if key != "folder"} for one in told],
-        "plans": list(plans(files.get("plan", []), gathered.problems.setdefault("plan", []))),
+        "plans": made,
         "tables": packed_tables(gathered.tables),
-        "problems": gathered.problems,
+        "problems": {name: [*problems.get(name, []), *gathered.problems.get(name, [])] for name in sorted(stages_with)},
         "sampled": gathered.sampled,
         "beside": list(study.beside),
     }
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=str)
-    left = budget - len(page.encode()) - len(text.encode()) - 100_000  # places and names of pictures
-    shown = thumbnails(list(sources(files, told, gathered.problems)), max(left, 0))
-    write_text(out, filled(page, {"study": text, "pictures": pictures_text(shown)}))
 
 
-def pictures_text(shown: Pictures) -> str:
-    """Thumbnails as JSON."""
-    data = {"side": shown.side, "notes": shown.notes, "places": shown.places, "data": shown.data}
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+def compact(data: dict[str, Any]) -> str:
+    """Data as JSON without blanks."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=str)
 
 
 def filled(page: str, data: dict[str, str]) -> str:

@@ -5,7 +5,9 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -121,7 +123,7 @@ def thumbnail(source: Source, form: tuple[int, int]) -> bytes:
         image = opened.convert("RGB")
     image.thumbnail((side * source.sides, side * source.sides), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    image.save(out, "WEBP", lossless=not quality, quality=quality or 75, method=4)
+    image.save(out, "WEBP", lossless=not quality, quality=quality or 20, method=4 if quality else 3)
     return out.getvalue()
 
 
@@ -136,7 +138,7 @@ def members(path: Path) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
             found = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
     for name, offset, size in found:
         key, _, extension = Path(name).name.partition(".")
-        yield key, extension, lambda offset=offset, size=size: part_of(path, offset, size)
+        yield key, extension, partial(part_of, path, offset, size)
 
 
 def part_of(path: Path, offset: int, size: int) -> bytes:
@@ -228,10 +230,8 @@ def capture_sources(told: list[dict[str, Any]]) -> Iterator[Source]:
     """Final pictures and decoded intermediates: `capture/<generation>/final`, `capture/<generation>/<step>/<block>`."""
     for one in told:
         folder, name = one["folder"], f"capture/{one['generation']}"
-        try:
+        with suppress(InputError):  # the page says that there is none
             yield Source(f"{name}/final", "blocks", picture_file(folder).read_bytes)
-        except InputError:
-            pass  # the page says that there is none
         for step in one["captured_steps"] if one["decode"] else []:
             for block in one["blocks"]:
                 if (path := decoded_file(folder, one["decode"], step, block)).exists():
@@ -243,16 +243,20 @@ def refiner_sources(files: list[Path]) -> Iterator[Source]:
 
     The grid `samples.png` is cut into such samples where it has the layout that this ditscope draws; other pictures are
     shown as they are, `refine/<model>/<name>/whole`.
-    """  # fmt: skip
-    pngs = [png for p in files for png in (sorted(p.rglob("*.png")) if p.is_dir() else [p] if p.suffix == ".png" else [])]
+    """
+    pngs = [
+        png for p in files for png in (sorted(p.rglob("*.png")) if p.is_dir() else [p] if p.suffix == ".png" else [])
+    ]
     for path in filter(Path.exists, pngs):
         sample, _, kind = path.stem.rpartition(".")
-        model = next((parent.parent.name == "refine" and parent.name for parent in path.parents), None) or path.parent.name
+        model = (
+            next((parent.parent.name == "refine" and parent.name for parent in path.parents), None) or path.parent.name
+        )
         if kind in REFINED and sample:
             yield Source(f"refine/{model}/{sample}/{kind}", "refiner", path.read_bytes)
         elif path.name == "samples.png" and (cut := cut_grid(path)):
             for name, box in cut.items():
-                yield Source(f"refine/{model}/{name}", "refiner", lambda path=path, box=box: cropped(path, box))
+                yield Source(f"refine/{model}/{name}", "refiner", partial(cropped, path, box))
         else:
             yield Source(f"refine/{model}/{path.stem}/whole", "refiner", path.read_bytes, sides=4)
 
@@ -262,7 +266,10 @@ def cut_grid(path: Path) -> dict[str, tuple[int, int, int, int]]:
     with whole(), Image.open(path) as grid:
         width, height = grid.size
     pitch = GRID_TILE + GRID_MARGIN
-    (columns, right), (rows, below) = divmod(width - GRID_LABEL - GRID_MARGIN, pitch), divmod(height - GRID_MARGIN, pitch)
+    (columns, right), (rows, below) = (
+        divmod(width - GRID_LABEL - GRID_MARGIN, pitch),
+        divmod(height - GRID_MARGIN, pitch),
+    )
     if right or below or columns < 1 or rows < 3 or rows % 2 == 0:
         return {}
 

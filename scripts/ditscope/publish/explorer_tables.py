@@ -15,9 +15,9 @@ from ditscope.core.schema import table_named
 from ditscope.core.tables import read_table
 
 MOST_ROWS = 120_000  # of one table in the page
-RUN = ("embedder", "network", "run_id")
-PLACE = ("generation_id", "model", "prompt_id", "step", "block", "depth")
-CASE = ("model", "hardware", "scheme", "compile")
+RUN = "embedder network run_id sequence_number"
+PLACE = "generation_id model prompt_id step block depth"
+CASE = "model hardware scheme compile"
 
 
 @dataclass(frozen=True)
@@ -26,47 +26,63 @@ class Shown:
 
     stage: str
     name: str
-    columns: tuple[str, ...]
+    columns: str  # names with blanks between them; `*`: those that there are
     unit: str = ""  # column whose values are kept or left out with all their rows; else single rows
     where: tuple[tuple[str, str], ...] = ()  # values that rows have
 
 
 SHOWN = (
-    Shown("prompts", "prompts", ("prompt_id", "prompt", "negative_prompt", "family", "seed", "derived_seed")),
-    Shown("capture", "capture_statistics", (*PLACE, "stream", "half", "rms", "absmax", "std"), "generation_id"),
-    Shown("blocks", "blocks.similarity", (*PLACE, "stream", "half", "cosine", "linear_cka"), "generation_id"),
-    Shown("blocks", "blocks.residual", (*PLACE, "stream", "half", "relative_update", "update_cosine"), "generation_id"),
-    Shown("blocks", "blocks.text_drift", (*PLACE, "half", "cosine_distance"), "generation_id"),
-    Shown("blocks", "blocks.decodability", (*PLACE, "psnr_db", "feature_cosine_distance"), "generation_id"),
-    Shown("ablate", "ablation", ("request_hash", "model", "prompt_id", "seed", "block", "depth", "kind",
-                                 "latent_relative_l2", "psnr_db", "ssim", "feature_cosine_distance")),  # fmt: skip
-    Shown("sensitivity", "sensitivity", ("model", "backend", "layer", "kind", "depth", "module", "bits", "bucket",
-                                         "metric", "value", "value_low", "value_high", "n_images", "n_samples",
-                                         "parameters", "packed_bytes", "mode"), "layer"),  # fmt: skip
-    Shown("benchmark", "benchmark", (*CASE, "kind", "mean_bits", "nominal_bytes", "stored_bytes", "simulated",
-                                     "quality_bound", "quality_verdict", "reason")),  # fmt: skip
-    Shown("benchmark", "benchmark.quality", (*CASE, "metric", "value", "low", "high", "n", "n_prompts", "small_n",
-                                             "reason")),  # fmt: skip
-    Shown("benchmark", "benchmark.timing", (*CASE, "batch", "repeats", "latency_median_ms", "latency_p10_ms",
-                                            "latency_p90_ms", "steady_peak_bytes", "peak_covers", "speedup",
-                                            "speedup_low", "speedup_high", "verdict", "noisy_because", "reason",
-                                            "cpu", "gpu", "platform", "python", "packages")),  # fmt: skip
-    Shown("benchmark", "benchmark.targets", ("target", "model", "source", "batch", "latency_ms")),
-    Shown("trajectories", "trajectories", ("network", "run_id", "prompt_id", "prompt", "seed", "sequence_number",
-                                           "entry", "type", "output_key", "output_text", "stop_reason",
-                                           "loop_length"), "run_id"),  # fmt: skip
-    Shown("drift", "drift", (*RUN, "sequence_number", "cosine_distance", "degenerate"), "run_id",
-          (("control", "observed"),)),  # fmt: skip
-    Shown("drift", "drift.bands", ("embedder", "network", "claim", "sequence_number", "runs", "observed", "low",
-                                   "median", "high")),  # fmt: skip
-    Shown("drift", "drift.nulls", ("embedder", "network", "claim", "runs", "prompts", "draws", "statistic", "null_low",
-                                   "null_high", "p_holm", "reason", "degenerate")),  # fmt: skip
-    Shown("cluster", "clusters", (*RUN, "sequence_number", "label", "is_medoid"), "run_id"),
-    Shown("cluster", "clusters.map", (*RUN, "sequence_number", "position", "x", "y", "reason"), "run_id"),
-    Shown("cluster", "clusters.medoids", ("embedder", "label", "states", "runs", "medoid_text", "jaccard")),
-    Shown("refine", "refine.training", ("model", "network", "step", "metric", "value")),
-    Shown("refine", "refine.diagnostics", ("model", "group", "metric", "value")),
-)  # fmt: skip
+    Shown("prompts", "prompts", "prompt_id prompt negative_prompt family seed derived_seed"),
+    Shown("capture", "capture_statistics", f"{PLACE} stream half rms absmax std", "generation_id"),
+    Shown("blocks", "blocks.similarity", f"{PLACE} stream half cosine linear_cka", "generation_id"),
+    Shown("blocks", "blocks.residual", f"{PLACE} stream half relative_update update_cosine", "generation_id"),
+    Shown("blocks", "blocks.text_drift", f"{PLACE} half cosine_distance", "generation_id"),
+    Shown("blocks", "blocks.decodability", f"{PLACE} psnr_db feature_cosine_distance", "generation_id"),
+    Shown(
+        "ablate",
+        "ablation",
+        "request_hash model prompt_id seed block depth kind latent_relative_l2 psnr_db ssim feature_cosine_distance",
+    ),
+    Shown(
+        "sensitivity",
+        "sensitivity",
+        "model backend layer kind depth module bits bucket metric value value_low value_high n_images n_samples "
+        "parameters packed_bytes mode",
+        "layer",
+    ),
+    Shown(
+        "benchmark",
+        "benchmark",
+        f"{CASE} kind mean_bits nominal_bytes stored_bytes simulated quality_bound quality_verdict reason",
+    ),
+    Shown("benchmark", "benchmark.quality", f"{CASE} metric value low high n n_prompts small_n reason"),
+    Shown(
+        "benchmark",
+        "benchmark.timing",
+        f"{CASE} batch repeats latency_median_ms latency_p10_ms latency_p90_ms steady_peak_bytes peak_covers speedup "
+        "speedup_low speedup_high verdict noisy_because reason cpu gpu platform python packages",
+    ),
+    Shown("benchmark", "benchmark.targets", "target model source batch latency_ms"),
+    Shown(
+        "trajectories",
+        "trajectories",
+        "network run_id prompt_id prompt seed sequence_number entry type output_key output_text stop_reason "
+        "loop_length",
+        "run_id",
+    ),
+    Shown("drift", "drift", f"{RUN} cosine_distance degenerate", "run_id", (("control", "observed"),)),
+    Shown("drift", "drift.bands", "embedder network claim sequence_number runs observed low median high"),
+    Shown(
+        "drift",
+        "drift.nulls",
+        "embedder network claim runs prompts draws statistic null_low null_high p_holm reason degenerate",
+    ),
+    Shown("cluster", "clusters", f"{RUN} label is_medoid", "run_id"),
+    Shown("cluster", "clusters.map", f"{RUN} position x y reason", "run_id"),
+    Shown("cluster", "clusters.medoids", "embedder label states runs medoid_text jaccard"),
+    Shown("refine", "refine.training", "*"),
+    Shown("refine", "refine.diagnostics", "*"),
+)
 
 
 @dataclass
@@ -81,8 +97,8 @@ class Gathered:
 def gather(files: dict[str, list[Path]], most_rows: int = MOST_ROWS) -> Gathered:
     """Read what the stages left of the tables that the page shows; what is not there, or not readable, is told.
 
-    A table of more than `most_rows` rows is thinned. Tables of states keep whole runs, all of them the same ones, so that
-    a run that is seen in one view is there in the others.
+    A table of more than `most_rows` rows is thinned. Tables of states keep whole runs, all of them the same ones, so
+    that a run that is seen in one view is there in the others.
     """
     gathered = Gathered()
     for shown in SHOWN:
@@ -126,9 +142,10 @@ def read_part(shown: Shown, path: Path, problems: dict[str, list[str]]) -> Itera
     except InputError as error:
         problems.setdefault(shown.stage, []).append(str(error))
         return
-    if "model" in table_named(shown.name).places:
+    if table_named(shown.name).places:
         table = table.with_columns(model=pl.lit(path.parent.name))
-    missing = [name for name in (*shown.columns, *(name for name, _ in shown.where)) if name not in table.columns]
+    wanted = [*shown.columns.replace("*", "").split(), *(name for name, _ in shown.where)]
+    missing = [name for name in wanted if name not in table.columns]
     if missing:
         problems.setdefault(shown.stage, []).append(
             f"{path}: the table `{shown.name}` has no column {', '.join(missing)}; run the stage again"
@@ -146,17 +163,20 @@ def with_summary(shown: Shown, table: pl.DataFrame, gathered: Gathered) -> pl.Da
         gathered.tables["drift.summary"] = by_state
     for name, value in shown.where:
         table = table.filter(pl.col(name).cast(pl.String) == value)
-    return table.select(shown.columns)
+    return table if shown.columns == "*" else table.select(shown.columns.split())
 
 
 def thinned(table: pl.DataFrame, unit: str, share: int, most_rows: int) -> pl.DataFrame:
-    """About one in `share` of the values of `unit` with all their rows, and at most `most_rows` rows, evenly."""
+    """About one in `share` of the values of `unit` with all their rows, the same ones in every table.
+
+    Where that leaves far more than `most_rows` rows, since few values have many, or there is no unit: every n-th row.
+    """
     if unit and share > 1:
         names = table[unit].unique().to_list()
         kept = [name for name in names if zlib.crc32(str(name).encode()) % share == 0]
         if kept:  # else one value has all the rows
             table = table.filter(pl.col(unit).is_in(kept))
-    if table.height > most_rows:
+    if table.height > (1.5 if unit else 1) * most_rows:
         table = table.gather_every(-(-table.height // most_rows))
     return table
 
@@ -170,9 +190,11 @@ def packed_tables(tables: dict[str, pl.DataFrame]) -> dict[str, Any]:
 
 
 def packed(column: pl.Series) -> dict[str, Any]:
-    """A column: `u1`, `u2` or `u4` places in a dictionary `d` of texts from 1 on (0 is null), `b` of truth values (2 is
-    null), `f4` or `f8` of numbers (NaN is null); whole numbers that a float of four bytes cannot hold take eight.
-    """  # fmt: skip
+    """A column as its kind and its values in base64.
+
+    `u1`, `u2`, `u4`: places in a dictionary `d` of texts, from 1 on (0: null). `b`: truth values (2: null). `f4`, `f8`:
+    numbers (NaN: null); whole numbers that a float of four bytes cannot hold take eight.
+    """
     if column.dtype == pl.Boolean:
         return {"k": "b", "v": encoded(column.cast(pl.UInt8).fill_null(2).to_numpy().astype("u1"))}
     if column.dtype.is_numeric():
