@@ -264,16 +264,17 @@ test("hostile prompts are words", async () => {
     if (view === "study") {
       await page.locator("#search").fill("alert");
       await settled(page);
-      assert.ok((await page.locator(".hits li").count()) >= 1);
+    }
+    const told = await page.locator("main").textContent();
+    assert.ok(told.includes("</script><img src=x onerror=alert(1)>"), view);
+    assert.ok(told.includes("$x^$"), view);
+    if (view === "study") {
       await page.locator("#search").fill("zzlong");
       await settled(page);
       const long = page.locator(".hits details");
       await long.locator("summary").click();
       assert.ok((await long.locator("span").last().textContent()).length >= 70_000);
     }
-    const told = await page.locator("main").textContent();
-    assert.ok(told.includes("</script><img src=x onerror=alert(1)>"), view);
-    assert.ok(told.includes("$x^$"), view);
     assert.equal(await page.locator('img[src="x"]').count(), 0);
     const [wide, width] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
     assert.ok(wide <= width, `${view} is ${wide} pixels wide`);

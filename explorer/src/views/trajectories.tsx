@@ -129,7 +129,7 @@ function StateMap({ embedder, networks, tints, off, runs, at, byRun }: MapProps)
         ? networks.map((name, i) => ({ name, colour: tints[i]!, key: "" }))
         : by === "time"
           ? TIMES.map((c, i) => ({ name: i === 0 ? "first states" : i === TIMES.length - 1 ? `state ${last}` : "", colour: c, key: "" }))
-          : [...largest.map((l, i) => ({ name: `${l}: ${short(text(named.get(l)?.medoid_text) || "no caption", 40)}`, colour: colour(i, dark), key: String(l) })), { name: "smaller clusters", colour: dark ? "#9a8fb0" : "#882255", key: "" }, { name: "outliers", colour: grey, key: "-1" }];
+          : [...largest.map((l, i) => ({ name: `${l}: ${short(text(named.get(l)?.medoid_text) || "no caption", 34)}`, colour: colour(i, dark), key: String(l) })), { name: "smaller clusters", colour: dark ? "#9a8fb0" : "#882255", key: "" }, { name: "outliers", colour: grey, key: "-1" }];
     const category = (i: number): number => {
       if (by === "network") return networks.indexOf(text(nets[i]));
       if (by === "time") return Math.min(TIMES.length - 1, Math.floor((number(position[i]) / last) * TIMES.length));
