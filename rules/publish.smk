@@ -84,7 +84,7 @@ rule explorer:
         "../envs/figures.yaml"
     params:
         code=[code("publish.explorer"), *declarations()],
-        page=digest_of(f"{workflow.basedir}/scripts/ditscope/publish/explorer.html"),
+        page=digest_of(SCRIPTS / "ditscope/publish/explorer.html"),
         study=explored(),
         budget=CONFIG.publish.explorer_bytes,
     script:
