@@ -9,7 +9,7 @@ from ditscope.core.tables import write_table
 from ditscope.publish.answers import answers_table
 from ditscope.publish.catalog import table_files, write_catalog
 from ditscope.publish.draw import draw_figures
-from ditscope.publish.explorer import write_explorer
+from ditscope.publish.explorer import study_of, write_explorer
 from ditscope.publish.figures import available
 from ditscope.publish.front_page import write_front_page
 from ditscope.publish.paper_tables import write_paper_tables
@@ -34,4 +34,5 @@ def publish(results: InputFolder, settings: Publish = Publish()) -> None:
     write_front_page(results.name, answers, results / "figures", results / "answers.html")
     write_catalog([*table_files(complete), results / "answers.parquet"], results / "catalog.duckdb")
     write_paper_tables(complete, results / "tables")
-    write_explorer(complete, results / "explorer.html")
+    left, study = study_of(plan)
+    write_explorer(left, results / "explorer.html", study, settings.explorer_bytes)
