@@ -16,6 +16,7 @@ ADAPTERS = {name: f"ditscope.refine.adapters.{name}" for name in ("vae", "pixels
 # The adapter of a source that names none; of one that is not here, latents.
 OWN_ADAPTER = {"renders": "vae", "clips": "vae", "images": "vae", "mazes": "maze"}
 IN_FOLDERS = ("images", "shards")  # kinds that read `folder`
+MADE = ("renders", "clips", "mazes", "fake")  # kinds of which `count` are made
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
