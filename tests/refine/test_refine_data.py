@@ -1,6 +1,7 @@
 """The refiner's data: what is written is what is read, splits are stable, statistics are of the training split."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ditscope.refine.data_settings import Source
 from ditscope.refine.dataset import Dataset, open_dataset, read_raw, read_text, read_values
 from ditscope.refine.mazes import ends, make_maze, maze_tokens, resampled, shortest_path, walls_of
 from ditscope.refine.prepare import prepare
+from ditscope.refine.text import load_text_encoder
 from ditscope.shapes.moving import MOTIONS, VALUES, all_moves, held_out_moves, way
 from ditscope.shapes.world import caption, held_out, parse_caption
 from workflow import ROOT
@@ -90,16 +92,20 @@ def test_by_label_a_class_is_on_one_side(tmp_path):
 
 
 def test_renders_hold_out_the_combinations_that_no_model_knows(tmp_path):
-    data = made(tmp_path, Source(kind="renders", count=40, model="flux"))
+    data = made(tmp_path, Source(kind="renders", count=24, model="flux"))
     kept = {caption(scene) for scene in held_out()}
-    assert data.samples["label"].n_unique() == 40
+    assert data.samples["label"].n_unique() == 24
     for prompt, label, split in data.samples.select("prompt", "label", "split").rows():
         assert parse_caption(prompt) == parse_caption(label)
         assert (split == "held-out") == (label in kept)
     assert (data.channels, data.space) == (8, (16, 16))
-    text, there = read_text(data, np.arange(40))
-    assert text.shape == (40, data.words, 64)
+    text, there = read_text(data, np.arange(24))
+    assert text.shape == (24, data.words, 64)
     assert len(set(there.sum(1))) > 1  # prompts differ in length
+    encoder = load_text_encoder(data.text)
+    prompt = data.samples["prompt"][3]
+    np.testing.assert_allclose(encoder([prompt])[0], text[3, there[3]], atol=2e-3)
+    assert len(encoder(["red " * 99, prompt])[0]) == encoder.longest and encoder.cut == {"red " * 99}
     pictures = load_adapter(data.adapter).decode(read_raw(data, np.arange(2)))
     assert pictures.shape == (2, 64, 64, 3) and pictures.dtype == np.uint8
 
@@ -169,6 +175,29 @@ def test_what_cannot_be_is_refused(tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(told | {"schema_version": "0"}))
     with pytest.raises(InputError, match="schema version 0"):
         open_dataset(tmp_path / "samples.parquet", tmp_path / "data.json")
+    whole = (tmp_path / "data" / "00000.tar").read_bytes()
+    (tmp_path / "data" / "00000.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"00000.tar: shorter than its table says"):
+        read_values(data, np.arange(8))
     (tmp_path / "data" / "00000.tar").unlink()
     with pytest.raises(InputError, match=r"00000.tar: no such shard"):
         read_values(data, np.arange(2))
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path):
+    """Making a set and reading it once holds a few batches, whatever its size."""
+    peaks = []
+    for count in (128, 384):
+        tracemalloc.start()
+        data = made(tmp_path / str(count), Source(kind="fake", count=count, shape=[4, 32, 32], shard_samples=64))
+        for start in range(0, count, 32):
+            read_values(data, np.arange(start, start + 32))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_a_shorter_set_leaves_no_shards_of_a_longer_one(tmp_path):
+    made(tmp_path, FAKE)
+    made(tmp_path, replace(FAKE, count=20))
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["00000.tar"]
