@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from any_pipelines import PIPELINES, save_tiny, tiny_generator
-from ditscope.calibrate.call_files import about_calls, read_calls, write_calls
 from ditscope.calibrate.call_recorder import CallRecorder
 from ditscope.calibrate.files import Reference, load_calibration, validate_calibration
 from ditscope.calibrate.settings import Calibrate
@@ -16,6 +15,7 @@ from ditscope.core.errors import InputError
 from ditscope.core.tables import read_table
 from ditscope.models import guided
 from ditscope.models.bit_plan import load_plan, to_fqn_config
+from ditscope.models.call_files import about_calls, read_calls, write_calls
 from ditscope.models.quantizers import QUANTIZERS
 from ditscope.models.sampling import Observer, sample
 from ditscope.models.settings import Model

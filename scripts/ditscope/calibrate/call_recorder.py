@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ditscope.calibrate.call_files import SUFFIX, write_calls
 from ditscope.core.errors import InputError
 from ditscope.models import guided
+from ditscope.models.call_files import SUFFIX, write_calls
 from ditscope.models.loading import Generator
 from ditscope.models.sampling import Call, Observer, Step, transformers_of
 

@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 
 from ditscope.calibrate.activation_table import activation_table
-from ditscope.calibrate.call_files import SUFFIX, about_calls, read_calls
 from ditscope.calibrate.files import (
     CalibrationSet,
     calibration_images,
@@ -28,6 +27,7 @@ from ditscope.core.errors import InputError
 from ditscope.core.identity import weights_id
 from ditscope.core.patterns import select_indices
 from ditscope.core.study import Study, alike, check_picture
+from ditscope.models.call_files import SUFFIX, about_calls, read_calls
 from ditscope.models.loading import settled
 from ditscope.prompts.files import read_prompts
 

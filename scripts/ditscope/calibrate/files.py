@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ditscope.calibrate.call_files import SUFFIX, about_calls, read_calls
 from ditscope.core.atomic import replacing, write_text
 from ditscope.core.errors import InputError, check_version, parsing, read_json
 from ditscope.core.npy import npy_bytes
 from ditscope.core.paths import InputFolder, is_inside
+from ditscope.models.call_files import SUFFIX, about_calls, read_calls
 from ditscope.models.settings import Model
 from ditscope.prompts.files import Prompt, check_seed
 

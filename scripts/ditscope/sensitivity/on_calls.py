@@ -1,6 +1,6 @@
 """Sensitivity of any transformer on torch: recorded calls are run again, one sample at a time.
 
-What `ditscope.sensitivity.on_torch` has, for samples that are calls (`calibrate.call_files`). A step may have several
+What `ditscope.sensitivity.on_torch` has, for samples that are calls (`models.call_files`). A step may have several
 calls, each with a recording of its own; the prediction that is scored is what the pipeline makes of them.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditscope.calibrate.call_files import read_calls
 from ditscope.calibrate.files import CalibrationSet, Reference
 from ditscope.models import guided
+from ditscope.models.call_files import read_calls
 from ditscope.models.families.common import DTYPES
 from ditscope.models.loading import Generator
 from ditscope.models.readout import aside

@@ -14,7 +14,6 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
-from ditscope.calibrate.call_files import SUFFIX, read_calls
 from ditscope.calibrate.files import (
     CalibrationSet,
     Reference,
@@ -32,6 +31,7 @@ from ditscope.core.identity import file_digest
 from ditscope.core.paths import InputFolder, OutputFile, OutputFolder
 from ditscope.core.scratch import discard, unfinished
 from ditscope.core.tables import concat_tables, write_table
+from ditscope.models.call_files import SUFFIX, read_calls
 from ditscope.models.families.common import DTYPES
 from ditscope.models.folders import transformer_config
 from ditscope.models.loading import Generator, load_generator
