@@ -3,8 +3,8 @@
 python perf/newcomer.py [folder]
 
 Clones this repository into an empty folder (default: a temporary one, which stays), runs `make setup` and `make demo`
-there, and prints the seconds and bytes of each part as JSON. With a Chromium on PATH each page is opened and its picture
-taken, beside the clone: the walk ends when the explorer shows something.
+there, and prints the seconds and bytes of each part as JSON. With a Chromium on PATH each page is opened and a picture
+of it taken, beside the clone: the walk ends when the explorer shows something.
 """
 
 import json
