@@ -5,8 +5,10 @@ vector of the prompt's words and the mean of the anchor patches at the hardest c
 are the same for every sample. A codebook file holds all that is needed to assign a new prompt with its anchors.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -115,15 +117,24 @@ def assign(codebook: Codebook, embedding: np.ndarray) -> tuple[np.ndarray, np.nd
     return distances.argmin(1), distances.min(1)
 
 
+def codebook_parts(codebook: Codebook) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A codebook as plain data and arrays, for a file of its own or a part of a refiner's."""
+    return {"words": codebook.words}, {name: np.ascontiguousarray(a) for name, a in codebook.arrays.items()}
+
+
+def codebook_from(about: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> Codebook:
+    """The inverse of `codebook_parts`."""
+    return Codebook(list(about["words"]), arrays)
+
+
 def save_codebook(codebook: Codebook, path: Path) -> None:
     """Write a codebook to one safetensors file that describes itself."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in codebook.arrays.items()}
+    about, arrays = codebook_parts(codebook)
     with replacing(path) as partial:
-        save_file(arrays, partial, describe("codebook", words=codebook.words))
+        save_file(arrays, partial, describe("codebook", **about))
         give_usual_mode(partial)
 
 
 def load_codebook(path: Path) -> Codebook:
     """Read what `save_codebook` wrote."""
-    about, arrays = read_described(path, "codebook", "np")
-    return Codebook(about["words"], arrays)
+    return codebook_from(*read_described(path, "codebook", "np"))
