@@ -59,6 +59,7 @@ COMMANDS = {
     "video": ("video.stage:create_visualization", "draw the decoded blocks of a captured generation as a GIF or MP4"),
     "trajectory-video": ("video.mosaic:trajectory_video", "draw trajectories side by side in one film"),
     "timeline": ("video.timeline:timeline", "draw trajectories on one sheet, and one of them as a strip"),
+    "refine-data": ("refine.prepare:prepare", "make or index the samples that a refiner is trained on"),
     "refine-codebook": ("refine.codebook:build_codebook", "quantize prompts and kept patches to pseudo-classes"),
     "refine-train": ("refine.train:train", "train the feature encoder and the one-step refiner"),
     "refine-diagnose": ("refine.diagnose:diagnose", "measure what the refiner learnt"),

@@ -14,7 +14,7 @@ from ditscope.refine.settings import Refine
 
 
 def apply(network: nn.Module, inputs: RefinerInput, grid: Grid, clamp: bool = True) -> Tensor:
-    """Refined tokens (batch, tokens, size) in one step; keys that are trusted stay as they are where `clamp` says so."""
+    """Refined tokens (batch, tokens, size) in one step; with `clamp` keys that are trusted stay as they are."""
     refined = network(inputs, grid)
     if not clamp:
         return refined
@@ -32,7 +32,7 @@ class Conditions:
 
 
 def as_input(corrupted: Corrupted, keys: np.ndarray, conditions: Conditions) -> RefinerInput:
-    """Corrupted tokens and the mask of their keys (batch, nodes) as what a refiner is given, on the conditions' device."""
+    """What a refiner is given: corrupted tokens with the mask of their keys (batch, nodes), where the conditions are."""
     each, device = corrupted.tokens.shape[1] // keys.shape[1], conditions.text.device
 
     def tokenwise(mask: np.ndarray) -> Tensor:

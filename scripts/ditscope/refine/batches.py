@@ -55,7 +55,9 @@ def samples_of(data: Data, split: str, codes: np.ndarray, settings: Refine) -> S
     counts = key_counts(count, settings.levels, settings.min_anchors, settings.schedule, settings.keys)
     protected = end_nodes(nodes) if settings.endpoints else np.zeros(count, bool)
     if protected.sum() > settings.min_anchors:
-        raise InputError(f"refine.min_anchors: {settings.min_anchors} are fewer than the {protected.sum()} endpoints; raise it")
+        raise InputError(
+            f"refine.min_anchors: {settings.min_anchors} are fewer than the {protected.sum()} endpoints; raise it"
+        )
     own = codes[rows]
     members = {int(code): rows[own == code] for code in np.unique(own)}
     return Samples(data, rows, own, members, grid, count, counts, protected)
@@ -68,6 +70,7 @@ class Banks:
     alpha: Tensor  # (classes,)
     positives: Tensor  # (classes * positives, channels, *space)
     unconditional: Tensor  # (unconditional, channels, *space), shared by the classes
+    sources: Tensor  # (classes, unconditional + positives) which row each is
     own: Tensor  # (classes, generated, unconditional + positives) bool: the sample that a generated one was made from
 
 
@@ -90,9 +93,11 @@ def draw_batch(samples: Samples, settings: Refine, step: int, number: int) -> Ba
     classes = without_replacement(rng, np.array(list(samples.members)), settings.classes_per_step)
     rows = np.stack([without_replacement(rng, samples.members[c], settings.generated_per_class) for c in classes])
     draws, atoms = torch.from_numpy(rng.random((2, len(classes)), dtype=np.float32))
-    alpha = sample_alpha(draws, atoms, settings.alpha_power, settings.alpha_atom)
+    alpha = sample_alpha(draws, atoms, settings.alpha_power, settings.alpha_atom, settings.alpha_choices)
     each = alpha.repeat_interleave(settings.generated_per_class).numpy()
-    return corrupted_batch(samples, rows.ravel(), each, settings, rng, draw_banks(samples, classes, rows, alpha, settings, rng))
+    return corrupted_batch(
+        samples, rows.ravel(), each, settings, rng, draw_banks(samples, classes, rows, alpha, settings, rng)
+    )
 
 
 def number_of_batch(step: int, number: int, settings: Refine) -> int:
@@ -101,7 +106,7 @@ def number_of_batch(step: int, number: int, settings: Refine) -> int:
 
 
 def epoch_rows(rows: np.ndarray, seed: int, start: int, count: int) -> np.ndarray:
-    """`count` rows from place `start` of epochs without end, each of which has every row once in an order of its own."""
+    """`count` rows from place `start` of epochs without end, each of which has every row once, in its own order."""
     epochs, places = np.divmod(np.arange(start, start + count), len(rows))
     return rows[[epoch_order(len(rows), seed, int(epoch))[place] for epoch, place in zip(epochs, places, strict=True)]]
 
@@ -114,7 +119,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 def without_replacement(rng: np.random.Generator, pool: np.ndarray, count: int) -> np.ndarray:
     """`count` draws from `pool` that repeat an item only when every other one has been drawn as often."""
-    rounds = -(-count // len(pool))
+    rounds = max(-(-count // len(pool)), 1)
     return np.concatenate([rng.permutation(pool) for _ in range(rounds)])[:count]
 
 
@@ -123,19 +128,25 @@ def draw_banks(
 ) -> Banks:
     """Positives of each class and unconditional samples, both without replacement, for `rows` (classes, generated)."""
     positives = np.stack([without_replacement(rng, samples.members[c], settings.positives) for c in classes])
-    unconditional = without_replacement(rng, samples.rows, settings.unconditional) if settings.unconditional else rows[:0, 0]
+    unconditional = without_replacement(rng, samples.rows, settings.unconditional)
     shared = np.broadcast_to(unconditional, (len(classes), len(unconditional)))
     sources = np.concatenate([shared, positives], 1)
     return Banks(
         alpha=alpha,
         positives=torch.from_numpy(read_values(samples.data, positives.ravel())),
         unconditional=torch.from_numpy(read_values(samples.data, unconditional)),
+        sources=torch.from_numpy(sources),
         own=torch.from_numpy(rows[:, :, None] == sources[:, None]),
     )
 
 
 def corrupted_batch(
-    samples: Samples, rows: np.ndarray, alpha: np.ndarray, settings: Refine, rng: np.random.Generator, banks: Banks | None = None
+    samples: Samples,
+    rows: np.ndarray,
+    alpha: np.ndarray,
+    settings: Refine,
+    rng: np.random.Generator,
+    banks: Banks | None = None,
 ) -> Batch:
     """Corrupt rows to levels drawn evenly; some lose their text or their pseudo-class, so that both can be left out."""
     levels = rng.integers(1, settings.levels + 1, len(rows))
@@ -149,7 +160,7 @@ def corrupted_batch(
 def conditions_of(
     samples: Samples, rows: np.ndarray, alpha: np.ndarray, settings: Refine, rng: np.random.Generator | None = None
 ) -> Conditions:
-    """Text, pseudo-class and guidance of rows; with `rng` texts and classes are dropped at the rates of the settings."""
+    """Text, pseudo-class and guidance of rows; with `rng` texts and classes are dropped as the settings say."""
     text, words = read_text(samples.data, rows)
     codes = samples.codes[np.searchsorted(samples.rows, rows)].astype(np.int64)
     if rng is not None:
@@ -207,7 +218,9 @@ class Draws(Dataset):
 
 def load_batches(draw: Any, arguments: tuple, workers: int, numbers: list[tuple[int, int]]) -> Iterator[Any]:
     """`draw(*arguments, step, number)` of all `numbers` in order, made by `workers` processes ahead of their use."""
-    return iter(DataLoader(Draws(draw, arguments), batch_size=None, sampler=numbers, num_workers=workers, collate_fn=same))
+    return iter(
+        DataLoader(Draws(draw, arguments), batch_size=None, sampler=numbers, num_workers=workers, collate_fn=same)
+    )
 
 
 def same(batch: T) -> T:

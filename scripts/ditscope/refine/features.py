@@ -14,6 +14,7 @@ from ditscope.refine.networks import LatentMAE
 from ditscope.refine.patches import patchify
 
 PATCHES = (2, 4)  # sides of the windows whose mean and standard deviation are taken
+VANILLA = "input.vanilla"  # the feature without an encoder
 EPSILON = 1e-6  # keeps the gradient of a standard deviation finite
 
 Features = dict[str, Tensor]
@@ -51,7 +52,7 @@ def input_rms(latents: Tensor, maps: Sequence[Tensor]) -> Features:
 
 def vanilla(latents: Tensor, maps: Sequence[Tensor]) -> Features:
     """The latents themselves as one vector: drifting without an encoder."""
-    return {"input.vanilla": latents.flatten(1)[:, None]}
+    return {VANILLA: latents.flatten(1)[:, None]}
 
 
 FEATURES: dict[str, Callable[[Tensor, Sequence[Tensor]], Features]] = {

@@ -23,8 +23,8 @@ from ditscope.refine.processes import data_parallel, mean_over_processes, rank, 
 
 log = logging.getLogger(__name__)
 
-# loss(network, batch, logged) of one batch and, where the step is `logged`, numbers to record; the network may be wrapped
-# for data parallel training.
+# loss(network, batch, logged) of one batch and, where the step is `logged`, numbers to record; the network may be
+# wrapped for data parallel training.
 Loss = Callable[[nn.Module, Any, bool], tuple[Tensor, dict[str, float]]]
 # batches(numbers) gives the batch of each (step, number), `number` counting those of a step over all processes.
 Batches = Callable[[list[tuple[int, int]]], Iterator[Any]]
@@ -187,7 +187,9 @@ def optimizers(parameters: dict[str, torch.Tensor], settings: LoopSettings) -> l
     """AdamW for all, or Muon (Liu et al., arXiv:2502.16982) for the matrices inside blocks and AdamW for the rest."""
     inside = ("blocks.", "layers.", ".layer.")
     hidden = [
-        p for name, p in parameters.items() if settings.muon and p.ndim == 2 and name.endswith("weight") and any(mark in name for mark in inside)
+        p
+        for name, p in parameters.items()
+        if settings.muon and p.ndim == 2 and name.endswith("weight") and any(mark in name for mark in inside)
     ]
     chosen = {id(p) for p in hidden}
     rest = [p for p in parameters.values() if id(p) not in chosen]

@@ -7,7 +7,7 @@ pseudo-class and the guidance alpha by modulation (adaLN-single, Chen et al., ar
 
 from dataclasses import dataclass
 from functools import cache
-from math import log2, prod
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor, turns: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
-        """x (batch, n, width) attends to context (batch, m, ...), of which `seen` (batch, m) is there."""
+        """Tokens x (batch, n, width) attends to context (batch, m, ...), of which `seen` (batch, m) is there."""
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.norms[0](q), self.norms[1](k)
@@ -116,8 +116,9 @@ class Block(nn.Module):
         self.table = nn.Parameter(torch.randn(3 * len(self.parts), width) / width**0.5)
 
     def forward(self, x: Tensor, modulation: Tensor, scene: Scene) -> Tensor:
-        """x (batch, tokens, width); modulation (batch, 3 for each part, width)."""
-        for (name, part), entry in zip(self.parts.items(), (modulation + self.table).chunk(len(self.parts), 1)):
+        """Tokens x (batch, tokens, width); modulation (batch, 3 for each part, width)."""
+        entries = (modulation + self.table).chunk(len(self.parts), 1)
+        for (name, part), entry in zip(self.parts.items(), entries, strict=True):
             shift, scale, gate = entry[:, :, None].unbind(1)
             y = F.rms_norm(x, x.shape[-1:]) * (1 + scale) + shift
             x = x + gate * attend(name, part, y, scene)
@@ -150,6 +151,7 @@ class Refiner(nn.Module):
         size = config.channels * prod(patch_sides(config.axes, config.patch))
         self.embed = nn.Linear(size + MARKS, width)
         self.class_embed = nn.Embedding(config.classes + 1, width)
+        nn.init.normal_(self.class_embed.weight, std=0.02)
         self.numbers = nn.Sequential(nn.Linear(2 * WAVES * 2, width), nn.SiLU(), nn.Linear(width, width))
         if config.text_width:
             self.text_embed = nn.Linear(config.text_width, width)

@@ -70,7 +70,9 @@ def load_weights(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], 
     for name in sorted(wanted.keys() | tensors.keys()):
         shapes = [tuple(t[name].shape) if name in t else None for t in (tensors, wanted)]
         if shapes[0] != shapes[1]:
-            raise InputError(f"{path}: `{name}` has the shape {shapes[0]}, this refiner {shapes[1]}; set its sizes alike")
+            raise InputError(
+                f"{path}: `{name}` has the shape {shapes[0]}, this refiner {shapes[1]}; set its sizes alike"
+            )
     network.load_state_dict(dict(tensors))
 
 

@@ -78,7 +78,9 @@ class Refine:
     width: int = setting(96, "Width of the refiner", positive=True)
     depth: int = setting(3, "Transformer blocks of the refiner", positive=True)
     heads: int = setting(4, "Attention heads of the refiner", positive=True)
-    clamp_anchors: bool = setting(True, "Keep anchors as they are, but those that were replaced; false: refine them too")
+    clamp_anchors: bool = setting(
+        True, "Keep anchors as they are, but those that were replaced; false: refine them too"
+    )
     text_dropout: float = setting(0.1, "Share of the samples that are trained on without their text", most=1)
     class_dropout: float = setting(0.1, "Share of the samples that are trained on without their pseudo-class", most=1)
     refinement: str = setting(
@@ -107,12 +109,28 @@ class Refine:
     weighting: str = setting(
         "official", "Where the weight of unconditional negatives enters", choices=("official", "log")
     )
+    softmax: str = setting(
+        "both",
+        "Softmaxes of the kernel: over targets and over refined samples, over targets only, or none",
+        choices=("both", "targets", "none"),
+    )
+    shared_scales: list[str] = setting(
+        ["classes", "locations"],
+        "What shares one scale of distances and one strength of the field: the classes of a batch (of all processes), "
+        "the locations of a feature (seed 004: locations alone, or none)",
+        choices=("classes", "locations"),
+    )
+    vanilla_weight: float = setting(1.0, "Weight of the feature set `vanilla` beside the others", positive=True)
+    compile_loss: bool = setting(False, "Compile the field of the loss; needs a C++ compiler, and some minutes")
     classes_per_step: int = setting(4, "Pseudo-classes of a training batch", positive=True)
     generated_per_class: int = setting(8, "Refined samples of each class in a batch", positive=True)
     positives: int = setting(16, "Real samples of the class in a batch", positive=True)
     unconditional: int = setting(8, "Real samples of any class in a batch, negatives under guidance")
     alpha_power: float = setting(3.0, "Guidance alpha on [1, 4] has density proportional to alpha^-power")
     alpha_atom: float = setting(0.5, "Probability that alpha is 1, no guidance", most=1)
+    alpha_choices: list[float] = setting(
+        [], "Guidance alpha is one of these instead, each as often as the others (seed 004: 1, 2, 4)", positive=True
+    )
     # optimization
     optimizer: str = setting("adamw", "Optimizer of the matrices inside blocks", choices=("adamw", "muon"))
     learning_rate: float = setting(4e-4, "Peak learning rate of the refiner", positive=True)
@@ -120,11 +138,11 @@ class Refine:
     grad_accum: int = setting(1, "Batches of one optimizer step", positive=True)
     decay: float = setting(0.0, "Share of the steps, at their end, in which the learning rate falls to 0", most=1)
     ema: float = setting(0.999, "Decay of the moving average of the weights, which is what is kept", most=1)
-    dtype: str = setting(
-        "float32", "bfloat16 runs the networks under autocast", choices=("float32", "bfloat16")
-    )
+    dtype: str = setting("float32", "bfloat16 runs the networks under autocast", choices=("float32", "bfloat16"))
     workers: int = setting(0, "Processes that read and corrupt batches ahead of the training step", most=64)
-    log_every: int = setting(1, "Steps between rows of the training table, which hold the numbers of that step", positive=True)
+    log_every: int = setting(
+        1, "Steps between rows of the training table, which hold the numbers of that step", positive=True
+    )
     checkpoint_every: int = setting(
         50, "Steps between checkpoints that an interrupted training resumes from", positive=True
     )

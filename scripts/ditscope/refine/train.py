@@ -27,7 +27,7 @@ from ditscope.refine.features import Features, check_features, extract
 from ditscope.refine.loop import LoopSettings, fit
 from ditscope.refine.networks import LatentMAE, LatentMAEConfig, mae_loss, patch_mask, save_network
 from ditscope.refine.objectives import OBJECTIVES, Step, by_class
-from ditscope.refine.patches import token_grid, unpatchify
+from ditscope.refine.patches import unpatchify
 from ditscope.refine.processes import process_group, rank, world_size
 from ditscope.refine.refiner import Refiner, RefinerConfig
 from ditscope.refine.refiner_file import load_refiner, load_weights, save_refiner
@@ -205,6 +205,7 @@ def real_targets(encoder: LatentMAE, batch: Batch, settings: Refine) -> dict[str
             by_class(f[:split], classes),
             weight,
             banks.own,
+            banks.sources,
         )
         for name, f in features.items()
     }
