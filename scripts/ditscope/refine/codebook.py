@@ -20,9 +20,10 @@ from ditscope.core.atomic import give_usual_mode, replacing
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.tables import write_table
+from ditscope.refine.dataset import open_dataset
 from ditscope.refine.files import describe, read_described
 from ditscope.refine.keys import key_grid
-from ditscope.refine.latents import LatentSet, read_latents
+from ditscope.refine.latents import LatentSet, latent_set
 from ditscope.refine.patches import patchify, token_grid
 from ditscope.refine.settings import Refine
 from ditscope.refine.tables import ASSIGNMENTS
@@ -39,14 +40,15 @@ class Codebook:
 
 
 def build_codebook(
-    images: list[InputFile], codebook: OutputFile, assignments: OutputFile, settings: Refine = Refine()
+    samples: InputFile, about: InputFile, codebook: OutputFile, assignments: OutputFile, settings: Refine = Refine()
 ) -> None:
-    """Quantize prompts and anchor patches of generated images to pseudo-classes.
+    """Quantize prompts and anchor patches of the training split to pseudo-classes; held-out samples are assigned.
 
-    Leaves `codebook` (safetensors) and `assignments` (table `refine.assignments`, one row per sample, in shard order).
+    Leaves `codebook` (safetensors) and `assignments` (table `refine.assignments`, one row per sample, in their order).
     """
-    latents = read_latents(images, settings.patch)
-    fitted = fit_codebook(latents, settings)
+    data = open_dataset(samples, about)
+    latents = latent_set(data, np.arange(len(data)))
+    fitted = fit_codebook(latent_set(data, data.rows("train")), settings)
     save_codebook(fitted, codebook)
     write_table(assignments_of(fitted, latents, settings), assignments, ASSIGNMENTS)
 

@@ -1,13 +1,12 @@
 """The record of a refiner experiment: data, models, settings, results and the decision, written by the machine."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 import ditscope
-from ditscope.refine.latents import LatentSet
+from ditscope.refine.dataset import Dataset
 from ditscope.refine.processes import world_size
 from ditscope.refine.settings import Refine
 
@@ -16,7 +15,7 @@ WINDOW = 0.1  # share of the steps that "first" and "last" are averaged over
 
 
 def experiment_record(
-    model: str, images: list[Path], latents: LatentSet, settings: Refine, rows: list[tuple], training: pl.DataFrame
+    name: str, data: Dataset, settings: Refine, rows: list[tuple], training: pl.DataFrame
 ) -> dict[str, Any]:
     """Everything that the logging contract of the experiment asks for, times and machine left out."""
     values = {(group, metric): value for group, metric, value in rows}
@@ -24,12 +23,12 @@ def experiment_record(
     failed = [name for name, check in checks.items() if not check["passed"]]
     return {
         "schema_version": "1",
-        "header": {"model": model, "ditscope": ditscope.__version__, "seed": settings.seed},
+        "header": {"refiner": name, "ditscope": ditscope.__version__, "seed": settings.seed},
         "data": {
-            "pattern": [str(Path(*path.parts[-3:])) for path in images],
-            "shards": len(images),
-            "samples": len(latents),
-            "latent_shape": list(latents.values.shape[1:]),
+            "shards": data.samples["shard"].n_unique(),
+            "samples": {split: len(data.rows(split)) for split in ("train", "held-out")},
+            "shape": [data.channels, *data.space],
+            "adapter": data.adapter,
         },
         "model": {
             "encoder": "latent_mae.safetensors",
