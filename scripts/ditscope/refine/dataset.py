@@ -63,21 +63,21 @@ def open_dataset(samples: Path, about: Path) -> Dataset:
         raise InputError(
             f"{samples}: {len(table)} samples, {about} tells of {sum(told['samples'].values())}; make both again"
         )
+    return dataset(table, told, Path(about).parent)
+
+
+def dataset(table: pl.DataFrame, told: dict[str, Any], home: Path) -> Dataset:
+    """A table of samples with what data.json, which lies in the folder `home`, tells of them."""
     channels, *space = told["shape"]
     return Dataset(
         samples=table,
-        root=Path(told["folder"]) if told["folder"] else Path(about).parent,
+        root=Path(told["folder"] or home),
         channels=channels,
         space=tuple(space),
         mean=np.array(told["mean"], np.float32),
         std=np.array(told["std"], np.float32),
-        words=told["words"],
-        text_width=told["text_width"],
-        dtype=told["dtype"],
-        text_dtype=told["text_dtype"],
-        adapter=told["adapter"],
-        text=told["text"],
-    )  # fmt: skip
+        **{name: told[name] for name in ("words", "text_width", "dtype", "text_dtype", "adapter", "text")},
+    )
 
 
 def read_about(path: Path) -> dict[str, Any]:

@@ -96,7 +96,7 @@ TSNE = Table(
 )
 SAMPLES = Table(
     "refine.samples",
-    "",  # no rule makes it yet
+    "refine/*/samples.parquet",
     "sample",
     key=("row",),
     places=("refiner",),
