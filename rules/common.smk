@@ -253,6 +253,11 @@ def refiner_source(wildcards):
     return {"source": plain(source), "models": models, "digest": [given, *(plugin(module_of(*kind)) for kind in kinds)]}
 
 
+def refiner_start(name):
+    """The file of the refiner that one goes on from; nothing where it starts anew."""
+    return ancient(WHOLE.refiners[name].start) if WHOLE.refiners[name].start else []
+
+
 def refiner_images(name):
     """The image shards that a refiner's samples are, where `generate` makes them."""
     source = WHOLE.refiners[name].source

@@ -32,7 +32,7 @@ class Conditions:
 
 
 def as_input(corrupted: Corrupted, keys: np.ndarray, conditions: Conditions) -> RefinerInput:
-    """What a refiner is given: corrupted tokens with the mask of their keys (batch, nodes), where the conditions are."""
+    """What a refiner is given of corrupted tokens and their keys (batch, nodes), on the conditions' device."""
     each, device = corrupted.tokens.shape[1] // keys.shape[1], conditions.text.device
 
     def tokenwise(mask: np.ndarray) -> Tensor:
@@ -71,7 +71,7 @@ def coarse_to_fine(
     refined = None
     for count in [given, *sorted(n for n in counts if n > given)]:
         keys = key_masks(orders, np.full(len(orders), count))
-        corrupted = corrupt(values, keys, grid, settings, rng, known.all(0))
+        corrupted = corrupt(values, keys, grid, settings, rng, known)
         confidence = np.where(known, corrupted.confidence, np.where(keys, REPLACED, MISSING))
         inputs = as_input(Corrupted(corrupted.tokens, confidence, corrupted.interpolation), keys, conditions)
         refined = apply(network, inputs, grid, settings.clamp_anchors)

@@ -22,11 +22,12 @@ from ditscope.refine.batches import Batch, Samples, conditions_of, corrupted_inp
 from ditscope.refine.codebook import anchor_means, embed_set, embed_text, load_codebook
 from ditscope.refine.dataset import Dataset, open_dataset, read_values
 from ditscope.refine.drifting import kernel_of, kernel_statistics
+from ditscope.refine.encoder import Encoder
 from ditscope.refine.features import check_features, extract, pooled_embedding
 from ditscope.refine.gallery import draw_grid
 from ditscope.refine.keys import draw_orders
 from ditscope.refine.latents import expand, latent_set
-from ditscope.refine.networks import LatentMAE, load_network
+from ditscope.refine.networks import load_network
 from ditscope.refine.objectives import by_class
 from ditscope.refine.patches import patchify, unpatchify
 from ditscope.refine.record import experiment_record
@@ -123,7 +124,9 @@ def measure(
     counts = np.bincount(codes, minlength=settings.codes)
     rows += [(f"code {code}", "samples", float(count)) for code, count in enumerate(counts)]
     errors, pictures = evaluate_levels(samples_of(data, split, codes, settings), network, settings, device)
-    rows += errors + kernel_rows(samples_of(data, "train", codes, settings), encoder, network, settings, device)
+    rows += errors + kernel_rows(
+        samples_of(data, "train", codes, settings), Encoder(encoder), network, settings, device
+    )
     diagnostics = pl.DataFrame(rows, schema=DIAGNOSTICS.schema(), orient="row")
     return Measured(diagnostics, table, pooled, pictures)
 
@@ -167,13 +170,15 @@ def slice_input(inputs: RefinerInput, start: int, stop: int) -> RefinerInput:
 
 @torch.no_grad()
 def kernel_rows(
-    samples: Samples, encoder: LatentMAE, network: Refiner, settings: Settings, device: torch.device
+    samples: Samples, encoder: Encoder, network: Refiner, settings: Settings, device: torch.device
 ) -> list[Row]:
     """What the drifting kernel sees of the trained refiner in one batch, for each feature and radius."""
     drawn = draw_batch(samples, replace(settings, objective="drifting"), settings.steps, 0)
     batch: Batch = to_device(drawn, device)
     refined = apply(network, batch.inputs, samples.grid, settings.clamp_anchors)
-    generated = extract(encoder, unpatchify(refined, samples.grid, settings.patch), settings.features)
+    generated = extract(
+        encoder, unpatchify(refined, samples.grid, settings.patch), settings.features, settings.most_locations
+    )
     targets = real_targets(encoder, batch, settings)
     rows: list[Row] = []
     for feature, values in generated.items():

@@ -20,9 +20,10 @@ from ditscope.core.scratch import discard, unfinished
 from ditscope.core.tables import read_table, write_table
 from ditscope.refine.apply import apply
 from ditscope.refine.batches import Batch, Samples, draw_batch, draw_latents, load_batches, samples_of, to_device
-from ditscope.refine.codebook import Codebook, load_codebook
+from ditscope.refine.codebook import load_codebook
 from ditscope.refine.dataset import Dataset, open_dataset
 from ditscope.refine.drifting import Targets, unconditional_weight
+from ditscope.refine.encoder import Encoder, is_trained_here, load_encoder
 from ditscope.refine.features import Features, check_features, extract
 from ditscope.refine.loop import LoopSettings, fit
 from ditscope.refine.networks import LatentMAE, LatentMAEConfig, mae_loss, patch_mask, save_network
@@ -67,7 +68,10 @@ def train(
     with deterministic(), tensor_cores(), process_group() as device:
         log.info("refine: %d samples on %s, process %d of %d", len(drawn.rows), device, rank() + 1, world_size())
         encoder, mae_history = train_latent_mae(drawn, settings, parts / "latent_mae", device)
-        network, history = train_refiner(drawn, book, encoder, settings, start, parts / "refiner", device)
+        eyes = Encoder(encoder)
+        if settings.objective != "paired" and not is_trained_here(settings):
+            eyes = load_encoder(settings, data.adapter, data.mean, data.std, device)
+        network, history = train_refiner(drawn, eyes, settings, start, parts / "refiner", device)
         if rank() != 0:
             return
         save_network(encoder, torch.from_numpy(data.mean), torch.from_numpy(data.std), latent_mae)
@@ -120,8 +124,7 @@ def train_latent_mae(
 
 def train_refiner(
     samples: Samples,
-    codebook: Codebook,
-    encoder: LatentMAE,
+    encoder: Encoder,
     settings: Refine,
     start: str,
     folder: Path,
@@ -140,7 +143,9 @@ def train_refiner(
 
         @cache
         def features() -> tuple[Features, dict[str, Targets]]:
-            generated = extract(encoder, unpatchify(refined, grid, settings.patch), settings.features)
+            generated = extract(
+                encoder, unpatchify(refined, grid, settings.patch), settings.features, settings.most_locations
+            )
             return generated, real_targets(encoder, batch, settings)
 
         value, numbers = OBJECTIVES[settings.objective](Step(refined, batch, features, logged), settings)
@@ -183,7 +188,8 @@ def loop_settings(settings: Refine, steps: int, batch: int, learning_rate: float
 @torch.no_grad()
 def errors(batch: Batch, refined: Tensor) -> dict[str, float]:
     """Mean squared errors to the clean tokens of a batch, over all tokens and over the missing ones."""
-    numbers, missing = {}, ~batch.inputs.keys
+    numbers: dict[str, float] = {}
+    missing = ~batch.inputs.keys
     for name, tokens in (("interp/mse", batch.inputs.tokens), ("refined/mse", refined)):
         squared = (tokens - batch.clean).square().mean(-1)
         numbers |= {f"{name}_all": float(squared.mean()), f"{name}_missing": float(squared[missing].mean())}
@@ -191,12 +197,14 @@ def errors(batch: Batch, refined: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def real_targets(encoder: LatentMAE, batch: Batch, settings: Refine) -> dict[str, Targets]:
+def real_targets(encoder: Encoder, batch: Batch, settings: Refine) -> dict[str, Targets]:
     """Features of the real samples of a batch by name, with the weight of the unconditional ones."""
     banks = batch.banks
     assert banks is not None  # drawn for every objective that asks for features
     classes = len(banks.alpha)
-    features = extract(encoder, torch.cat([banks.positives, banks.unconditional]), settings.features)
+    features = extract(
+        encoder, torch.cat([banks.positives, banks.unconditional]), settings.features, settings.most_locations
+    )
     weight = unconditional_weight(banks.alpha, settings.generated_per_class, len(banks.unconditional))
     split = len(banks.positives)
     return {
