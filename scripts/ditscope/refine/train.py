@@ -1,6 +1,7 @@
 """Train the latent masked autoencoder, freeze it, and train the refiner."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from functools import partial as bound
@@ -165,7 +166,7 @@ def refiner_config(data: Dataset, settings: Refine) -> RefinerConfig:
 
 def autocast(settings: Refine, device: torch.device) -> Any:
     """Networks in bfloat16 where the settings say so."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16) if settings.dtype == "bfloat16" else nullcontext()
 
 
 def loop_settings(settings: Refine, steps: int, batch: int, learning_rate: float) -> LoopSettings:
