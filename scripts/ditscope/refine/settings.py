@@ -148,7 +148,14 @@ class Refine:
     )
     # diagnostics
     top_k: int = setting(5, "Nearest neighbours looked at in the retrieval diagnostics", positive=True)
-    gallery: int = setting(4, "Samples drawn at each corruption level")
+    evaluated: int = setting(256, "Held-out samples that the refiner is judged on, evenly over all", positive=True)
+    judge: str = setting(
+        "", "Embedder of images for feature distance and KID; empty: the pooled features of the encoder"
+    )
+    generator: str = setting(
+        "", "Model whose pictures of the prompts, with the keys pasted in, are a control; empty: without"
+    )
+    gallery: int = setting(4, "Held-out samples drawn at each corruption level")
 
 
 @dataclass(frozen=True)
