@@ -83,6 +83,7 @@ class Shown:
     level: int
     keys: np.ndarray  # (nodes,) bool
     pictures: dict[str, np.ndarray]  # by method, `truth` among them: ([frames,] height, width, 3) uint8
+    given: np.ndarray | None = None  # what is known, where that is no part of the picture: the points of a path
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,8 @@ def measure_chunk(
         if true.pictures is not None:
             for place in shown:
                 drawn = {method: p[place] for method, p in pictures.items() if p is not None}
-                row = int(chunk.rows[place])
-                gallery.append(Shown(row, level, keys[place], drawn | {"truth": true.pictures[place]}))
+                pictures_of = drawn | {"truth": true.pictures[place]}
+                gallery.append(Shown(int(chunk.rows[place]), level, keys[place], pictures_of, true.given(place, keys)))
     return gallery
 
 
@@ -250,6 +251,13 @@ class Measurer:
         if pictures is None and len(self.told.grid) == 1 and self.judge.adapter.metrics:
             pictures = draw_maze(raw, self.chunk.text)
         return raw, pictures, self.judge.features(values, pictures)
+
+    def given(self, place: int, keys: np.ndarray) -> np.ndarray | None:
+        """The known points of a path as a picture; None of what is no path."""
+        if len(self.told.grid) != 1:
+            return None
+        known = self.values[place : place + 1, :, keys[place]]
+        return draw_maze(known, self.chunk.text[place : place + 1], joined=False)[0]
 
     def measure(
         self, tokens: np.ndarray, keys: np.ndarray

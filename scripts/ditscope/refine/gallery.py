@@ -1,14 +1,77 @@
-"""Picture grids of the refiner: clean, corrupted and refined samples, and the images nearest to each centroid."""
+"""The gallery of a refiner: a picture per sample, level and method, and grids that show many at once."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ditscope.core.atomic import replacing
+from ditscope.refine.dataset import Dataset
+from ditscope.refine.evaluate import INTERPOLATED, REFINED, Shown
+from ditscope.refine.grids import Grid
+from ditscope.refine.pictures import given_only, key_frames_of, save_film, save_png, still_of
+from ditscope.refine.tables import GALLERY
 
 MARGIN = 4
 LABEL_WIDTH = 150
+FPS = 6.0  # of films in the gallery
+FILM = "film"  # the method of a film of interpolated, refined and true, side by side
+
+
+def write_gallery(shown: Sequence[Shown], data: Dataset, nodes: Grid, folder: Path) -> pl.DataFrame:
+    """Write a PNG per sample, level and method (films as strips, and side by side as a GIF); the table of them."""
+    rows = []
+    for sample in shown:
+        truth, key_frames = sample.pictures["truth"], key_frames_of(sample.keys, nodes)
+        film = truth.ndim == 4
+        drawn = {"keys": sample.given} if sample.given is not None else {"keys": given_only(truth, sample.keys, nodes)}
+        files = {}
+        for method, picture in (drawn | sample.pictures).items():
+            file = folder / f"{sample.row:08d}-{sample.level}-{method.replace(', ', '-').replace(' ', '-')}.png"
+            save_png(still_of(picture, key_frames if film else None), file)
+            files[method] = file
+        if film and key_frames is not None:
+            files[FILM] = folder / f"{sample.row:08d}-{sample.level}-{FILM}.gif"
+            films = {m: sample.pictures[m] for m in (INTERPOLATED, REFINED, "truth")}
+            save_film(films, key_frames, files[FILM], FPS)
+        key, prompt = data.samples.row(sample.row, named=True)["key"], data.samples["prompt"][sample.row]
+        own = {"key": key, "prompt": prompt, "level": sample.level, "keys": int(sample.keys.sum())}
+        for method, file in files.items():
+            label = f"{method}, level {sample.level}: {own['keys']} of {sample.keys.size} known"
+            rows.append({"picture": f"{folder.name}/{file.name}"} | own | {"method": method, "label": label})
+    return pl.DataFrame(rows, schema=GALLERY.schema())
+
+
+def draw_overview(shown: Sequence[Shown], nodes: Grid, path: Path) -> None:
+    """Draw what is known, interpolated and refined at each level, and the truth; a column per sample, or frame."""
+    if not shown:
+        draw_grid([("no samples asked for", [])], path)
+        return
+    if shown[0].pictures["truth"].ndim == 4:
+        shown = [s for s in shown if s.row == shown[0].row]  # frames of one film are enough for a grid
+    rows = []
+    for level in sorted({s.level for s in shown}):
+        at = [s for s in shown if s.level == level]
+        known = f"level {level}: {int(at[0].keys.sum())} of {at[0].keys.size}"
+        given = [given_only(s.pictures["truth"], s.keys, nodes) if s.given is None else s.given for s in at]
+        rows.append((f"{known}\nkeys", frames_of(given)))
+        for method in (INTERPOLATED, REFINED):
+            rows.append((f"{known}\n{method}", frames_of([s.pictures[method] for s in at])))
+    first = min(s.level for s in shown)
+    rows.append(("truth", frames_of([s.pictures["truth"] for s in shown if s.level == first])))
+    draw_grid(rows, path)
+
+
+def frames_of(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Pictures as they are, of films all frames."""
+    return [frame for p in pictures for frame in (p if p.ndim == 4 else [p])]
+
+
+def draw_exemplars(labels: Sequence[str], rows: Sequence[list[np.ndarray]], path: Path) -> None:
+    """Draw the samples nearest to the centroid of each pseudo-class, nearest first."""
+    draw_grid(list(zip(labels, rows, strict=True)) or [("no pictures\nof these values", [])], path)
 
 
 def draw_grid(rows: list[tuple[str, list[np.ndarray]]], path: Path, tile: int = 96) -> None:

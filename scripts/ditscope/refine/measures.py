@@ -11,12 +11,14 @@ import numpy as np
 from PIL import Image
 
 from ditscope.core import metrics
-from ditscope.core.intervals import MeanInterval, jackknife_interval, mean_interval
+from ditscope.core.intervals import jackknife_interval, mean_interval, share_interval
 from ditscope.refine.warps import FlowOf, warp
 from ditscope.shapes.oracle import oracle
 from ditscope.shapes.world import parse_caption
 
 HIGHER_IS_BETTER = frozenset({"psnr_db", "oracle_all", "oracle_frames", "off_walls"})
+SHARES = frozenset({"oracle_all", "oracle_frames", "off_walls", "in_walls"})  # from 0 to 1
+READ = 3  # frames of a film that the oracle reads; each takes some 50 ms
 PLACE = "place"  # what a film has none of
 
 
@@ -89,12 +91,22 @@ def attributes_of(label: str, film: bool) -> dict[str, str]:
 
 
 def oracle_share(pictures: np.ndarray, wanted: Sequence[Mapping[str, str]]) -> np.ndarray:
-    """Share (samples,) of the frames in which the oracle reads every wanted attribute; of a picture 0 or 1."""
+    """Share (samples,) of frames in which the oracle reads every wanted attribute; of a picture 0 or 1.
+
+    Of a film at most READ frames are read, evenly between the first and the last, which are keys most often.
+    """
     shares = []
     for picture, attributes in zip(pictures, wanted, strict=True):
-        read = [oracle(Image.fromarray(frame)) for frame in (picture if picture.ndim == 4 else picture[None])]
+        frames = picture[None] if picture.ndim == 3 else picture[inner(len(picture))]
+        read = [oracle(Image.fromarray(frame)) for frame in frames]
         shares.append(np.mean([all(seen[k] == v for k, v in attributes.items()) for seen in read]))
     return np.array(shares, float)
+
+
+def inner(frames: int) -> np.ndarray:
+    """At most READ numbers of frames, evenly between the first and the last."""
+    count = max(min(READ, frames - 2), 1)
+    return np.unique(np.linspace(0, frames - 1, count + 2).round().astype(int)[1:-1])
 
 
 # Sets ---------------------------------------------------------------------------------------------------------------
@@ -136,11 +148,15 @@ def mean_row(values: np.ndarray, plain: np.ndarray | None, units: np.ndarray, me
     paired: its interval is that of the mean difference.
     """
     own = mean_interval(values, units.tolist())
-    row: dict[str, float | None] = {"value": own.mean, "low": own.low, "high": own.high}
+    low, high = own.low, own.high
+    if metric in SHARES and own.std is not None:
+        bounds = share_interval(np.array(own.mean), np.array(own.std / np.sqrt(own.units)), np.array(own.units))
+        low, high = map(finite, bounds)
+    row: dict[str, float | None] = {"value": own.mean, "low": low, "high": high}
     if plain is None:
         return row | {"gain": None, "gain_low": None, "gain_high": None}
     better = values - plain if metric in HIGHER_IS_BETTER else plain - values
-    gain: MeanInterval = mean_interval(better, units.tolist())
+    gain = mean_interval(better, units.tolist())
     return row | {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
 
 

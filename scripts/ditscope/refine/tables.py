@@ -47,6 +47,8 @@ TIMING = Table(
         "step": STEP,
         "seconds": Column("Float64", "seconds of the step"),
         "world_size": Column("Int64", "processes"),
+        "device": Column("String", "what the first process computed on, as `hardware` in `benchmark`"),
+        "peak_memory_bytes": Column("Int64", "most that this process held of its GPU, or else of the host's memory"),
     },
 )
 DIAGNOSTICS = Table(
@@ -155,7 +157,7 @@ GALLERY = Table(
         "prompt": Column("String", "its prompt"),
         "level": Column("Int64", "corruption level"),
         "keys": Column("Int64", "known patches, frames or steps"),
-        "method": Column("String", "`keys` (what is given, the rest grey), a method of `refine.evaluation`, or `truth`"),
+        "method": Column("String", "`keys` (what is given, the rest grey), a method of `refine.evaluation`, `truth`, or `film` (three side by side)"),
         "label": Column("String", "what to write beside it"),
     },
 )

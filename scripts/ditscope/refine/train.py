@@ -1,6 +1,8 @@
 """Train the latent masked autoencoder, freeze it, and train the refiner."""
 
 import logging
+import resource
+import sys
 from dataclasses import replace
 from functools import cache
 from functools import partial as bound
@@ -18,6 +20,7 @@ from ditscope.core.identity import file_digest
 from ditscope.core.paths import InputFile, OutputFile, OutputFolder
 from ditscope.core.scratch import discard, unfinished
 from ditscope.core.tables import read_table, write_table
+from ditscope.models.hardware import hardware_id
 from ditscope.refine.apply import apply
 from ditscope.refine.batches import Batch, Samples, draw_batch, draw_latents, load_batches, samples_of, to_device
 from ditscope.refine.codebook import Codebook, load_codebook
@@ -221,9 +224,18 @@ def write_histories(histories: dict[str, list[dict[str, float]]], training: Path
         if metric not in ("step", "seconds")
     ]
     write_table(pl.DataFrame(rows, schema=TRAINING.schema()), training, TRAINING)
+    made_on = {"world_size": world_size(), "device": hardware_id(), "peak_memory_bytes": peak_memory_bytes()}
     seconds = [
-        {"network": network, "step": record["step"], "seconds": record["seconds"], "world_size": world_size()}
+        {"network": network, "step": record["step"], "seconds": record["seconds"]} | made_on
         for network, history in histories.items()
         for record in history
     ]
     write_table(pl.DataFrame(seconds, schema=TIMING.schema()), timing, TIMING)
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that this process held at once: what torch allocated of its GPU, else of the host's."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
