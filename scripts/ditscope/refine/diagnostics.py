@@ -10,6 +10,8 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import davies_bouldin_score, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
+from ditscope.refine.quantizers import occupancy as occupancy
+
 MOST_SAMPLES = 2000  # of a pairwise metric; a larger set is thinned evenly
 
 
@@ -32,25 +34,6 @@ def separation(embedding: np.ndarray, codes: np.ndarray) -> dict[str, float | No
         "intra_inter_ratio": intra / inter if intra is not None and inter else None,
         "silhouette": float(silhouette_score(x, labels)) if scores else None,
         "davies_bouldin": float(davies_bouldin_score(x, labels)) if scores else None,
-    }
-
-
-def occupancy(codes: np.ndarray, classes: int) -> dict[str, float]:
-    """How samples spread over the classes; entropy in nats, and over ln(classes) as `normalised_entropy`."""
-    counts = np.bincount(codes, minlength=classes)
-    share = counts[counts > 0] / counts.sum()
-    entropy = float(-(share * np.log(share)).sum())
-    return {
-        "classes": float(classes),
-        "non_empty_classes": float((counts > 0).sum()),
-        "mean": float(counts.mean()),
-        "median": float(np.median(counts)),
-        "p10": float(np.percentile(counts, 10)),
-        "p90": float(np.percentile(counts, 90)),
-        "singleton_or_empty_fraction": float((counts <= 1).mean()),
-        "entropy": entropy,
-        "normalised_entropy": entropy / np.log(classes) if classes > 1 else 1.0,
-        "max_class_share": float(share.max()),
     }
 
 

@@ -70,6 +70,17 @@ class Refine:
     )
     # pseudo-classes
     codes: int = setting(8, "Pseudo-classes of the codebook", positive=True)
+    fallback_codes: int = setting(
+        0,
+        "Pseudo-classes instead of `codes` where more than a quarter of these have one training sample or none, or one "
+        "has more than half of the samples (seed 004: 512 for 1024); 0: never",
+    )
+    quantizer: str = setting(
+        "kmeans",
+        "How pseudo-classes come about: mini-batch k-means, or codes that text and anchors are best rebuilt from (vq)",
+        choices=("kmeans", "vq"),
+    )
+    vq_steps: int = setting(1000, "vq: training steps of its encoder and codes", positive=True)
     keyframe_weight: float = setting(1.0, "Weight of the anchor patches beside the prompt in the condition embedding")
     # encoder
     encoder: str = setting(
