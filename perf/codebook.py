@@ -42,21 +42,18 @@ def main(samples: int = 248_320, codes: int = 1024, dimensions: int = 832) -> No
     """Print seconds and memory."""
     held = conditions(samples, dimensions)
     rows = np.arange(samples)
-    print(
-        f"{samples} samples x {codes} codes x {dimensions}: {held.nbytes / 2**30:.2f} GB of conditions, peak {peak():.2f} GB"
-    )
+    print(f"{samples} samples x {codes} codes x {dimensions}")
+    print(f"conditions: {held.nbytes / 2**30:.2f} GB, peak {peak():.2f} GB")
     began, clock = time.perf_counter(), time.process_time()
     arrays = kmeans(lambda part: held[part].astype(np.float32), rows, codes, 0, 0)
-    print(
-        f"fit: {time.perf_counter() - began:.0f} s ({time.process_time() - clock:.0f} s of a core), peak {peak():.2f} GB"
-    )
+    seconds = f"{time.perf_counter() - began:.0f} s ({time.process_time() - clock:.0f} s of a core)"
+    print(f"fit: {seconds}, peak {peak():.2f} GB")
     began, clock = time.perf_counter(), time.process_time()
     found, _ = quantized(arrays, lambda part: held[part].astype(np.float32), rows)
     print(f"assign: {time.perf_counter() - began:.0f} s ({time.process_time() - clock:.0f} s), peak {peak():.2f} GB")
     numbers = occupancy(found, codes)
-    print(
-        f"codes without samples: {codes - numbers['non_empty_classes']:.0f}, p10 {numbers['p10']:.0f}, p90 {numbers['p90']:.0f}"
-    )
+    empty = codes - numbers["non_empty_classes"]
+    print(f"codes without samples: {empty:.0f}; samples of a code, p10 {numbers['p10']:.0f}, p90 {numbers['p90']:.0f}")
     print(f"all distances at once: {samples * codes * dimensions * 8 / 2**40:.2f} TB")
 
 
