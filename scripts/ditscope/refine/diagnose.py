@@ -2,10 +2,8 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,39 +12,39 @@ from torch import Tensor
 
 from ditscope.core.atomic import write_text
 from ditscope.core.paths import InputFile, OutputFile
-from ditscope.core.picture_file import pixels
-from ditscope.core.shards import read_tar
 from ditscope.core.tables import read_table, write_table
-from ditscope.models.folders import resolve_source
 from ditscope.models.loading import default_device
-from ditscope.models.registry import family_of
-from ditscope.models.settings import Model
 from ditscope.refine import diagnostics as metrics
-from ditscope.refine.batches import RefinerInput, TrainingSet, draw_batch, refiner_input, training_set
-from ditscope.refine.codebook import anchor_means, embed_set, embed_text, load_codebook
+from ditscope.refine.adapter import load_adapter
+from ditscope.refine.apply import apply
+from ditscope.refine.batches import Batch, Samples, conditions_of, corrupted_input, draw_batch, samples_of, to_device
+from ditscope.refine.codebook import load_codebook
+from ditscope.refine.dataset import Dataset, open_dataset, read_values
 from ditscope.refine.drifting import kernel_of, kernel_statistics
-from ditscope.refine.features import check_features, extract, pooled_embedding
+from ditscope.refine.encoder import Encoder
+from ditscope.refine.features import check_features, features_of
 from ditscope.refine.gallery import draw_grid
 from ditscope.refine.keys import draw_orders
-from ditscope.refine.latents import LatentSet, expand, read_latents
-from ditscope.refine.networks import LatentMAE, Refiner, load_network
+from ditscope.refine.latents import expand
+from ditscope.refine.networks import LatentMAE, load_network
 from ditscope.refine.objectives import by_class
-from ditscope.refine.patches import unpatchify
+from ditscope.refine.patches import patchify, unpatchify
 from ditscope.refine.record import experiment_record
+from ditscope.refine.refiner import Refiner, RefinerInput
+from ditscope.refine.refiner_file import load_refiner
+from ditscope.refine.representation import Row, as_rows, judged_split, represent
 from ditscope.refine.settings import Refine as Settings
 from ditscope.refine.tables import DIAGNOSTICS, NEIGHBOURS, TSNE
-from ditscope.refine.train import read_codes, real_targets, refine, to_device
+from ditscope.refine.train import encoder_of, read_codes, real_targets
 
 log = logging.getLogger(__name__)
 EXEMPLARS = 8  # images drawn of each pseudo-class
 
-Row = tuple[str, str, float | None]  # group, metric, value
-
 
 def diagnose(
     name: str,
-    model: Model,
-    images: list[InputFile],
+    samples: InputFile,
+    about: InputFile,
     codebook: InputFile,
     assignments: InputFile,
     latent_mae: InputFile,
@@ -56,32 +54,29 @@ def diagnose(
     neighbours: OutputFile,
     tsne: OutputFile,
     record: OutputFile,
-    samples: OutputFile,
+    gallery: OutputFile,
     exemplars: OutputFile,
     settings: Settings = Settings(),
 ) -> None:
     """Measure codebook, encoder and refiner, and draw what the refiner does.
 
     Leaves the tables `refine.diagnostics` (group, metric, value), `refine.neighbours` and `refine.tsne`, the
-    experiment's `record` (json) and two picture grids: `samples` (clean, interpolated, refined) and `exemplars` (the
+    experiment's `record` (json) and two picture grids: `gallery` (clean, interpolated, refined) and `exemplars` (the
     images nearest to each centroid).
     """
     check_features(settings.features)
-    source = resolve_source(name, model)
-    latents = read_latents(images, settings.patch)
-    codes = read_codes(assignments, latents)
-    measured = measure(latents, codes, codebook, latent_mae, refiner, settings)
+    data = open_dataset(samples, about)
+    codes = read_codes(assignments, data)
+    measured = measure(data, codes, codebook, latent_mae, refiner, settings)
     write_table(measured.diagnostics, diagnostics, DIAGNOSTICS)
     write_table(measured.neighbours, neighbours, NEIGHBOURS)
-    points = metrics.tsne(measured.pooled, settings.seed)
-    who = pl.DataFrame({column: [r[column] for r in latents.records] for column in ("key", "prompt_id")})
-    write_table(who.with_columns(code=codes, x=points[:, 0], y=points[:, 1]), tsne, TSNE)
+    write_table(measured.points, tsne, TSNE)
 
-    rows, device = measured.diagnostics.rows(), torch.device(default_device())
-    summary = experiment_record(name, images, latents, settings, rows, read_table(training, "refine.training"))
+    rows = measured.diagnostics.rows()
+    summary = experiment_record(name, data, settings, rows, read_table(training, "refine.training"))
     write_text(record, json.dumps(summary, indent=2, sort_keys=True) + "\n")
-    draw_grid(decode_pictures(measured.pictures, latents, source, name, model, device), samples)
-    draw_exemplars(images, read_table(assignments, "refine.assignments"), exemplars)
+    draw_grid(decode_pictures(measured.pictures, data), gallery)
+    draw_exemplars(data, read_table(assignments, "refine.assignments"), exemplars)
     log.info("refine: %s, decision %s", name, summary["results"]["decision"])
 
 
@@ -91,80 +86,50 @@ class Measured:
 
     diagnostics: pl.DataFrame  # the table `refine.diagnostics`
     neighbours: pl.DataFrame  # the table `refine.neighbours`
-    pooled: np.ndarray  # (samples, dimensions), the encoder's embedding
+    points: pl.DataFrame  # the table `refine.tsne`
     pictures: list[tuple[str, Tensor]]  # latents to draw, by label
 
 
 def measure(
-    latents: LatentSet, codes: np.ndarray, codebook: Path, latent_mae: Path, refiner: Path, settings: Settings
+    data: Dataset, codes: np.ndarray, codebook: Path, latent_mae: Path, refiner: Path, settings: Settings
 ) -> Measured:
-    """Every diagnostic of latents with their pseudo-classes `codes` (samples,)."""
-    encoder, *_ = load_network(latent_mae, "latent_mae")
-    network, *_ = load_network(refiner, "refiner")
+    """Every diagnostic of a data set with its pseudo-classes `codes` (samples,), on what is held out of training."""
     device = torch.device(default_device())
-    encoder, network = encoder.to(device).requires_grad_(False), network.to(device).requires_grad_(False)
-    data = training_set(latents, codes, settings)
-    book = load_codebook(codebook)
-
-    pooled = pooled_embedding(encoder, torch.from_numpy(latents.values).to(device)).numpy()
-    spaces = {
-        "condition": embed_set(book, latents, settings),
-        "latent_mae": pooled,
-        "latents": latents.values.reshape(len(latents), -1).astype(np.float64),
-    }
-    text = embed_text(book, [r["prompt"] for r in latents.records])
-    keyframes = anchor_means(latents.values, book.arrays["anchors"], settings.patch)
-    keys = [r["key"] for r in latents.records]
-    table = metrics.neighbour_table(keys, *metrics.nearest(pooled, settings.top_k), codes, text, keyframes)
-
-    rows: list[Row] = []
-    for space, embedding in spaces.items():
-        rows += as_rows(f"separation {space}", metrics.separation(embedding, codes))
-    rows += as_rows("retrieval latent_mae", metrics.retrieval(table, codes, text, keyframes))
-    rows += as_rows("occupancy", metrics.occupancy(codes, settings.codes))
-    counts = np.bincount(codes, minlength=settings.codes)
-    rows += [(f"code {code}", "samples", float(count)) for code, count in enumerate(counts)]
-    errors, pictures = evaluate_levels(data, network, settings, device)
-    rows += errors + kernel_rows(data, encoder, network, settings, device)
-    diagnostics = pl.DataFrame(rows, schema=DIAGNOSTICS.schema(), orient="row")
-    return Measured(diagnostics, table, pooled, pictures)
-
-
-def as_rows(group: str, values: dict[str, Any]) -> list[Row]:
-    """Metrics of one group as rows of the long table."""
-    return [(group, metric, value) for metric, value in values.items()]
+    encoder = load_network(latent_mae, "latent_mae")[0].to(device).requires_grad_(False)
+    network = load_refiner(refiner).network.to(device)
+    found = represent(data, codes, load_codebook(codebook), encoder, settings, device)
+    samples = samples_of(data, judged_split(data), codes, settings)
+    errors, pictures = evaluate_levels(samples, network, settings, device)
+    kernel = kernel_rows(samples, encoder_of(settings, data, encoder, device), network, settings, device)
+    diagnostics = pl.DataFrame(found.rows + errors + kernel, schema=DIAGNOSTICS.schema(), orient="row")
+    return Measured(diagnostics, found.neighbours, found.points, pictures)
 
 
 @torch.no_grad()
 def evaluate_levels(
-    data: TrainingSet, network: Refiner, settings: Settings, device: torch.device
+    samples: Samples, network: Refiner, settings: Settings, device: torch.device
 ) -> tuple[list[Row], list[tuple[str, Tensor]]]:
-    """Errors of interpolated and of refined tokens at every level over all samples (alpha = 1), and latents to draw."""
+    """Errors of interpolated and of refined tokens at every level (alpha = 1), and values to draw."""
     rows: list[Row] = []
-    shown = np.linspace(0, len(data.latents) - 1, min(settings.gallery, len(data.latents))).astype(int)
-    pictures = [("clean", torch.from_numpy(data.latents[shown]))]
+    count = len(samples.rows)
+    clean = patchify(read_values(samples.data, samples.rows), settings.patch)
+    shown = np.linspace(0, count - 1, min(settings.gallery, count)).astype(int)
+    pictures = [("clean", unpatchify(torch.from_numpy(clean[shown]), samples.grid, settings.patch))]
     rng = np.random.default_rng(settings.seed)
-    orders = draw_orders(rng, len(data.latents), data.nodes, data.protected)
-    for level, count in enumerate(data.counts, start=1):
-        inputs = level_input(data, level, orders, settings, rng)
-        parts = [to_device(slice_input(inputs, i, i + 64), device) for i in range(0, len(data.latents), 64)]
-        refined = torch.cat([refine(network, part).cpu() for part in parts])
-        anchors, clean = inputs.anchors.numpy(), inputs.clean.numpy()
-        for kind, tokens in (("corrupted", inputs.corrupted), ("refined", refined)):
-            everywhere, missing = metrics.squared_errors(tokens.numpy(), clean, anchors)
+    orders = draw_orders(rng, count, samples.nodes, samples.protected)
+    conditions = conditions_of(samples, samples.rows, np.ones(count, np.float32), settings)
+    for level, keys in enumerate(samples.counts, start=1):
+        levels = np.full(count, level)
+        inputs = corrupted_input(samples, clean, levels, orders, conditions, settings, rng, samples.rows)
+        parts = [to_device(slice_input(inputs, i, i + 64), device) for i in range(0, count, 64)]
+        refined = torch.cat([apply(network, part, samples.grid, settings.clamp_anchors).cpu() for part in parts])
+        for kind, tokens in (("corrupted", inputs.tokens), ("refined", refined)):
+            everywhere, missing = metrics.squared_errors(tokens.numpy(), clean, inputs.keys.numpy())
             rows += as_rows(f"level {level}", {f"mse_{kind}": everywhere, f"mse_{kind}_missing": missing})
-            label = f"level {level}, {kind}\n{count} of {data.nodes} kept"
-            pictures.append((label, unpatchify(tokens[shown], data.grid, settings.patch)))
-        rows.append((f"level {level}", "anchors", float(count)))
+            label = f"level {level}, {kind}\n{keys} of {samples.nodes} kept"
+            pictures.append((label, unpatchify(tokens[shown], samples.grid, settings.patch)))
+        rows.append((f"level {level}", "anchors", float(keys)))
     return rows, pictures
-
-
-def level_input(
-    data: TrainingSet, level: int, orders: np.ndarray, settings: Settings, rng: np.random.Generator
-) -> RefinerInput:
-    """All samples, corrupted to one level of their nested keys, without guidance."""
-    rows = np.arange(len(data.latents))
-    return refiner_input(data, rows, np.full(len(rows), level), torch.ones(len(rows)), settings, rng, orders)
 
 
 def slice_input(inputs: RefinerInput, start: int, stop: int) -> RefinerInput:
@@ -174,13 +139,14 @@ def slice_input(inputs: RefinerInput, start: int, stop: int) -> RefinerInput:
 
 @torch.no_grad()
 def kernel_rows(
-    data: TrainingSet, encoder: LatentMAE, network: Refiner, settings: Settings, device: torch.device
+    samples: Samples, encoder: Encoder | LatentMAE, network: Refiner, settings: Settings, device: torch.device
 ) -> list[Row]:
     """What the drifting kernel sees of the trained refiner in one batch, for each feature and radius."""
-    batch = draw_batch(data, settings, np.random.default_rng([settings.seed, settings.steps, 0]))
-    refined = refine(network, to_device(batch.inputs, device))
-    generated = extract(encoder, unpatchify(refined, data.grid, settings.patch), settings.features)
-    targets = real_targets(data, encoder, batch, settings, device)
+    drawn = draw_batch(samples, replace(settings, objective="drifting"), settings.steps, 0)
+    batch: Batch = to_device(drawn, device)
+    refined = apply(network, batch.inputs, samples.grid, settings.clamp_anchors)
+    generated = features_of(encoder, unpatchify(refined, samples.grid, settings.patch), settings)
+    targets = real_targets(encoder, batch, settings)
     rows: list[Row] = []
     for feature, values in generated.items():
         x = by_class(values, settings.classes_per_step)
@@ -190,42 +156,30 @@ def kernel_rows(
     return rows
 
 
-@torch.no_grad()
-def decode_pictures(
-    pictures: list[tuple[str, Tensor]],
-    latents: LatentSet,
-    source: Path,
-    name: str,
-    model: Model,
-    device: torch.device,
-) -> list[tuple[str, list[np.ndarray]]]:
-    """The same rows as images, decoded by the model's VAE alone; of videos, frames along the first one."""
-    from diffusers import AutoModel
-
-    family = family_of(name, model)
-    vae = AutoModel.from_pretrained(str(source), subfolder="vae", dtype=torch.float32).to(device)
+def decode_pictures(pictures: list[tuple[str, Tensor]], data: Dataset) -> list[tuple[str, list[np.ndarray]]]:
+    """The same rows as pictures; of films, frames along the first one. Nothing where values have no decoder."""
+    decode = load_adapter(data.adapter).decode
+    if decode is None:
+        return []
     drawn = []
     for label, values in pictures:
         columns = len(values)
         values = values if values.ndim == 4 else values[:1]
-        stored = values.numpy() * expand(latents.std, values.ndim) + expand(latents.mean, values.ndim)
-        tensor = torch.from_numpy(stored).to(device)
-        decoded = family.decode(SimpleNamespace(vae=vae), tensor)
-        images = (decoded * 255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
+        images = decode(values.numpy() * expand(data.std, values.ndim) + expand(data.mean, values.ndim))
         if images.ndim == 5:
             images = images[0, np.linspace(0, images.shape[1] - 1, columns).astype(int)]
         drawn.append((label, list(images)))
     return drawn
 
 
-def draw_exemplars(images: list[Path], assignments: pl.DataFrame, path: Path) -> None:
-    """Draw the images nearest to the centroid of each pseudo-class, nearest first."""
-    nearest = assignments.sort("code", "distance", "key").group_by("code", maintain_order=True).head(EXEMPLARS)
-    wanted = set(nearest["key"])
-    pictures = {s["__key__"]: s["png"] for path in images for s in read_tar(path) if s["__key__"] in wanted}
-    rows = []
+def draw_exemplars(data: Dataset, assignments: pl.DataFrame, path: Path) -> None:
+    """Draw the samples nearest to the centroid of each pseudo-class, nearest first."""
+    numbered = assignments.with_row_index("row").sort("code", "distance", "key")
+    nearest = numbered.group_by("code", maintain_order=True).head(EXEMPLARS)
+    groups = []
     for (code,), group in nearest.group_by("code", maintain_order=True):
         total = int((assignments["code"] == code).sum())
-        samples = [pixels(pictures[key]) for key in group["key"]]
-        rows.append((f"class {code}\n{total} samples", samples))
-    draw_grid(rows, path)
+        values = torch.from_numpy(read_values(data, group["row"].to_numpy()))
+        values = values if values.ndim == 4 else values[:, :, 0]
+        groups.append((f"class {code}\n{total} samples", values))
+    draw_grid(decode_pictures(groups, data), path)

@@ -1,13 +1,12 @@
 """The record of a refiner experiment: data, models, settings, results and the decision, written by the machine."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 import ditscope
-from ditscope.refine.latents import LatentSet
+from ditscope.refine.dataset import Dataset
 from ditscope.refine.processes import world_size
 from ditscope.refine.settings import Refine
 
@@ -16,7 +15,7 @@ WINDOW = 0.1  # share of the steps that "first" and "last" are averaged over
 
 
 def experiment_record(
-    model: str, images: list[Path], latents: LatentSet, settings: Refine, rows: list[tuple], training: pl.DataFrame
+    name: str, data: Dataset, settings: Refine, rows: list[tuple], training: pl.DataFrame
 ) -> dict[str, Any]:
     """Everything that the logging contract of the experiment asks for, times and machine left out."""
     values = {(group, metric): value for group, metric, value in rows}
@@ -24,12 +23,12 @@ def experiment_record(
     failed = [name for name, check in checks.items() if not check["passed"]]
     return {
         "schema_version": "1",
-        "header": {"model": model, "ditscope": ditscope.__version__, "seed": settings.seed},
+        "header": {"refiner": name, "ditscope": ditscope.__version__, "seed": settings.seed},
         "data": {
-            "pattern": [str(Path(*path.parts[-3:])) for path in images],
-            "shards": len(images),
-            "samples": len(latents),
-            "latent_shape": list(latents.values.shape[1:]),
+            "shards": data.samples["shard"].n_unique(),
+            "samples": {split: len(data.rows(split)) for split in ("train", "held-out")},
+            "shape": [data.channels, *data.space],
+            "adapter": data.adapter,
         },
         "model": {
             "encoder": "latent_mae.safetensors",
@@ -66,17 +65,15 @@ def experiment_record(
 
 def criteria(values: dict[tuple, Any], training: pl.DataFrame, settings: Refine) -> dict[str, dict[str, Any]]:
     """What must hold for an experiment to be kept: each with its value, its bound and whether it passed."""
-    hardest = f"level {settings.levels}"
     mae_first, mae_last = ends(training, "latent_mae", "loss")
     bounds: dict[str, tuple[float | None, float | None]] = {"latent_mae_learns": (mae_last, mae_first)}
-    if settings.objective != "paired":
-        first, last = ends(training, "refiner", f"field_strength_R{settings.radii[-1]:g}")
-        bounds["drifting_field_weakens"] = (last, first)
+    for radius in settings.radii if settings.objective != "paired" else []:
+        first, last = ends(training, "refiner", f"field_strength_R{radius:g}")
+        bounds[f"drifting_field_weakens_at_R{radius:g}"] = (last, first)
+    for level in range(1, settings.levels + 1):
+        errors = [values[f"level {level}", f"mse_{kind}_missing"] for kind in ("refined", "corrupted")]
+        bounds[f"refined_nearer_than_interpolated_at_level_{level}"] = (errors[0], errors[1])
     bounds |= {
-        "refined_nearer_than_interpolated": (
-            values[hardest, "mse_refined_missing"],
-            values[hardest, "mse_corrupted_missing"],
-        ),
         "classes_separate": (values["separation latent_mae", "intra_inter_ratio"], 1.0),
         "retrieval_above_chance": (
             values["retrieval latent_mae", "chance_consistency"],

@@ -107,7 +107,19 @@ class Refine:
     width: int = setting(96, "Width of the refiner", positive=True)
     depth: int = setting(3, "Transformer blocks of the refiner", positive=True)
     heads: int = setting(4, "Attention heads of the refiner", positive=True)
-    clamp_anchors: bool = setting(False, "Put the known patches back into the refiner's output")
+    clamp_anchors: bool = setting(
+        True, "Keep anchors as they are, but those that were replaced; false: refine them too"
+    )
+    text_dropout: float = setting(0.1, "Share of the samples that are trained on without their text", most=1)
+    class_dropout: float = setting(0.1, "Share of the samples that are trained on without their pseudo-class", most=1)
+    refinement: str = setting(
+        "one-step",
+        "How the trained refiner is used: at once, or from coarse to fine over the levels",
+        choices=("one-step", "coarse-to-fine"),
+    )
+    teacher: str = setting(
+        "", "A refiner file whose coarse-to-fine result is what `paired` trains on: one-step distillation", path=True
+    )
     # objective
     objective: str = setting(
         "paired",
@@ -156,7 +168,13 @@ class Refine:
     learning_rate: float = setting(4e-4, "Peak learning rate of the refiner", positive=True)
     mae_learning_rate: float = setting(2e-3, "Peak learning rate of the autoencoder", positive=True)
     grad_accum: int = setting(1, "Batches of one optimizer step", positive=True)
+    decay: float = setting(0.0, "Share of the steps, at their end, in which the learning rate falls to 0", most=1)
     ema: float = setting(0.999, "Decay of the moving average of the weights, which is what is kept", most=1)
+    dtype: str = setting("float32", "bfloat16 runs the networks under autocast", choices=("float32", "bfloat16"))
+    workers: int = setting(0, "Processes that read and corrupt batches ahead of the training step", most=64)
+    log_every: int = setting(
+        1, "Steps between rows of the training table, which hold the numbers of that step", positive=True
+    )
     checkpoint_every: int = setting(
         50, "Steps between checkpoints that an interrupted training resumes from", positive=True
     )

@@ -77,7 +77,7 @@ NEIGHBOURS = Table(
         "code": CODE,
         "neighbour_code": Column("Int64", "the neighbour's pseudo-class"),
         "same_code": Column("Boolean", "whether both are the same"),
-        "text_cosine": Column("Float64", "cosine of the prompts' TF-IDF vectors"),
+        "text_cosine": Column("Float64", "cosine of the centred vectors of both texts"),
         "keyframe_cosine": Column("Float64", "cosine of the centred mean anchor patches"),
     },
 )
@@ -92,6 +92,10 @@ TSNE = Table(
         "prompt_id": PROMPT_ID,
         "code": CODE,
         **dict.fromkeys("xy", Column("Float64", "openTSNE coordinate of the pooled `latent_mae` features, no unit")),
+        **dict.fromkeys(
+            ("umap_x", "umap_y"),
+            Column("Float64", "UMAP coordinate of the same; null where umap-learn is not installed", nullable=True),
+        ),
     },
 )
 SAMPLES = Table(
