@@ -24,12 +24,13 @@ def check_data(study: Study, folder: str, refiner: str) -> None:
         home = study.results / folder
         elsewhere = Path(told["folder"]) if told["folder"] else None
         places = [(elsewhere or home) / shard for shard in table["shard"].unique(maintain_order=True)]
-        shards = sorted({*places, *(home / "data").glob("*.tar")})
+        shards = sorted({*places, *(elsewhere or home / "data").rglob("*.tar")})
         damage = Damage(source.damaged)
-        wanted, shared = indexed(shards, elsewhere or home, source, damage)
+        wanted, shared = indexed(shards, elsewhere or home, source, damage, elsewhere is not None)
         study.agree("refine", file, table, wanted)
         gives = told_of(wanted, shared, elsewhere, home, source, study.config.models)
-        for key, value in (gives | ({"left_out": damage.noted} if elsewhere else {})).items():
+        left = {"left_out": damage.noted, "short": damage.short} if elsewhere else {}
+        for key, value in (gives | left).items():
             if not alike(told.get(key), value):
                 study.note("refine", about, f"its `{key}` is not what the shards and the config give")
         if source.kind == "generated":

@@ -16,6 +16,7 @@ ADAPTERS = {name: f"ditscope.refine.adapters.{name}" for name in ("vae", "pixels
 # The adapter of a source that names none; of one that is not here, latents.
 OWN_ADAPTER = {"renders": "vae", "clips": "vae", "images": "vae", "mazes": "maze"}
 IN_FOLDERS = ("images", "shards")  # kinds that read `folder`
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -86,5 +87,7 @@ def check_source_of(where: str, source: Source) -> None:
         raise InputError(f"{where}.model: name the model whose generated pictures these are")
     if adapter_of(source) == "vae" and not source.model:
         raise InputError(f"{where}.model: name the model whose VAE makes the latents, or set `adapter: pixels`")
+    if source.kind == "images" and adapter_of(source) == "vae" and source.size % 16:
+        raise InputError(f"{where}.size: {source.size} is not a multiple of 16, which the model's VAE needs")
     if len(source.shape) not in (2, 3, 4):
         raise InputError(f"{where}.shape: {source.shape} is not channels and one to three sides")

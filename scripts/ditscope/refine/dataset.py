@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ditscope.core.errors import InputError, check_version, read_json
+from ditscope.core.errors import MALFORMED, InputError, check_version, parsing, read_json
 from ditscope.core.tables import read_table
 
 SCHEMA_VERSION = "1"
@@ -57,13 +57,14 @@ class Dataset:
 
 def open_dataset(samples: Path, about: Path) -> Dataset:
     """Open what `prepare` left: the table of samples and data.json beside which (or in whose `root`) the shards lie."""
-    told = read_about(about)
-    table = read_table(samples, "refine.samples")
-    if len(table) != sum(told["samples"].values()):
-        raise InputError(
-            f"{samples}: {len(table)} samples, {about} tells of {sum(told['samples'].values())}; make both again"
-        )
-    return dataset(table, told, Path(about).parent)
+    told, table = read_about(about), read_table(samples, "refine.samples")
+    with parsing(about, "not a whole data.json ({}); make the refiner's data again", MALFORMED):
+        data, count = dataset(table, told, Path(about).parent), sum(told["samples"].values())
+        if not len(data.mean) == len(data.std) == data.channels or not (data.std > 0).all():
+            raise ValueError("statistics of other channels")
+    if len(table) != count:
+        raise InputError(f"{samples}: {len(table)} samples, {about} tells of {count}; make both again")
+    return data
 
 
 def dataset(table: pl.DataFrame, told: dict[str, Any], home: Path) -> Dataset:

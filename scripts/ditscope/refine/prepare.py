@@ -23,7 +23,7 @@ from ditscope.core.tables import write_table
 from ditscope.models.settings import Model
 from ditscope.refine.adapter import Adapter, load_adapter
 from ditscope.refine.data_settings import SOURCES, Source, adapter_of, check_source_of
-from ditscope.refine.dataset import HELD_OUT, KIND, SCHEMA_VERSION, TRAIN, Dataset, dataset, read_raw
+from ditscope.refine.dataset import HELD_OUT, KIND, SCHEMA_VERSION, TRAIN, Dataset, dataset, mapped, numbers, read_raw
 from ditscope.refine.samples import Damage, Sample
 from ditscope.refine.shard_index import TEXT, VALUES, Entry, entries
 from ditscope.refine.tables import SAMPLES
@@ -32,6 +32,8 @@ from ditscope.refine.text import load_text_encoder
 log = logging.getLogger(__name__)
 ENCODED = 64  # samples that are encoded together
 CHUNK = 256  # samples that statistics are taken of together
+# The columns of the table `refine.samples` less the split, and what the source says of that.
+INDEX = {name: kind for name, kind in SAMPLES.schema().items() if name != "split"} | {"held_out": pl.Boolean()}
 ENTRY = ("family", "source", "revision", "width", "height")  # what of a model its VAE and text encoder depend on
 
 
@@ -60,19 +62,23 @@ def prepare(
         folder = data.parent
         made = encoded(plugin.samples(source, images, damage), adapter, text, source, damage)
         shards = write_shards(made, data, source)
-    table, shared = indexed(shards, folder, source, damage)
+    table, shared = indexed(shards, folder, source, damage, hasattr(plugin, "shards"))
     told = told_of(table, shared, folder if folder != data.parent else None, data.parent, source, models)
     write_table(table, samples, SAMPLES)
-    write_text(about, json.dumps(told | {"left_out": damage.noted}, indent=2, sort_keys=True) + "\n")
+    write_text(
+        about, json.dumps(told | {"left_out": damage.noted, "short": damage.short}, indent=2, sort_keys=True) + "\n"
+    )
     lost = sum(noted["samples"] for noted in damage.noted)
     log.info("refine: %d samples, %d of them held out; %d left out", len(table), told["samples"][HELD_OUT], lost)
 
 
-def indexed(shards: list[Path], folder: Path, source: Source, damage: Damage) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """The table `refine.samples` of shards below `folder`, and what all samples share."""
-    rows, shared = index(shards, folder, damage)
+def indexed(
+    shards: list[Path], folder: Path, source: Source, damage: Damage, given: bool
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The table `refine.samples` of shards below `folder`, and what all samples share; `given` are the user's own."""
+    rows, shared = index(shards, folder, damage, given)
     plugin = load_plugin(source.kind, SOURCES, "source.kind", "a source")
-    return split(pl.DataFrame(rows), source, plugin), shared
+    return split(rows, source, plugin), shared
 
 
 def told_of(
@@ -177,22 +183,54 @@ def write_shards(made: Iterator[dict[str, Any]], folder: Path, source: Source) -
     return shards
 
 
-def index(shards: list[Path], folder: Path, damage: Damage) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row of the table `refine.samples`, without its split, for each sample of shards; and what all share."""
-    rows: list[dict[str, Any]] = []
+def index(shards: list[Path], folder: Path, damage: Damage, given: bool) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """A row of the table `refine.samples`, without its split, for each sample of shards; and what all share.
+
+    Of shards that are `given` by the user one that cannot be read to its end is damaged as a whole, all but the last
+    are to have as many samples as the first, and where damage is skipped all values are read, to find NaN in them.
+    """
+    tables: list[pl.DataFrame] = []
+    rows = 0
     like: dict[str, Any] = {}
-    words = 0
-    for path in shards:
-        for entry in entries(path):
-            if reason := misfit(entry, like):
+    words = expected = 0
+    verify = given and damage.policy == "skip"
+    for path in tqdm(shards, desc="shards", unit="shard", disable=None):
+        part: list[dict[str, Any]] = []
+        name = path.relative_to(folder).as_posix()
+        found = list_entries(path, damage, expected) if given else list(entries(path))
+        expected = expected or len(found)
+        if given and found and len(found) < expected and path != shards[-1]:
+            damage.note_short(path, len(found), expected)
+        for entry in found:
+            if reason := misfit(entry, like) or (not_finite(path, entry) if verify else ""):
                 damage.note(path, f"sample {entry.key} {reason}")
                 continue
             like = like or kind_of(entry)
             words = max(words, entry.blocks[TEXT].shape[0] if TEXT in entry.blocks else 0)
-            rows.append({"row": len(rows)} | row_of(entry) | {"shard": path.relative_to(folder).as_posix()})
+            part.append({"row": rows + len(part)} | row_of(entry) | {"shard": name})
+        rows += len(part)
+        tables.append(pl.DataFrame(part, INDEX))
     if not rows:
         raise InputError(f"{folder}: no whole sample in {len(shards)} shards; see what it was given")
-    return rows, like | {"words": words}
+    return pl.concat(tables), like | {"words": words, "shards": len(shards), "estimated": expected * len(shards)}
+
+
+def list_entries(path: Path, damage: Damage, expected: int) -> list[Entry]:
+    """The samples of a shard; none of one that cannot be read to its end, which counts as many as the first had."""
+    found: list[Entry] = []
+    try:
+        found.extend(entries(path))
+    except InputError as error:
+        damage.note(path, str(error).removeprefix(f"{path}: "), max(expected, len(found)))
+        return []
+    return found
+
+
+def not_finite(path: Path, entry: Entry) -> str:
+    """What is wrong where a sample's values hold NaN or Inf; empty where they do not."""
+    block = entry.blocks[VALUES]
+    values = numbers(mapped(path), block.dtype, int(np.prod(block.shape)), block.offset)
+    return "" if np.isfinite(values).all() else "has NaN or Inf in its values"
 
 
 def kind_of(entry: Entry) -> dict[str, Any]:
@@ -226,7 +264,7 @@ def row_of(entry: Entry) -> dict[str, Any]:
         "prompt_id": str(record.get("prompt_id", key)),
         "prompt": str(record.get("prompt", entry.prompt)),
         "seed": int(record.get("seed", 0)),
-        "label": str(record.get("label", "")),
+        "label": str(record.get("label", entry.label)),
         "held_out": record.get("held_out"),
         "values_offset": values.offset,
         "values_bytes": values.size,
