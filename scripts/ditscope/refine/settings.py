@@ -164,7 +164,9 @@ class Refine:
         [], "Guidance alpha is one of these instead, each as often as the others (seed 004: 1, 2, 4)", positive=True
     )
     # optimization
-    optimizer: str = setting("adamw", "Optimizer of the matrices inside blocks", choices=("adamw", "muon"))
+    optimizer: str = setting(
+        "adamw", "Optimizer of the matrices and convolutions inside blocks, of both networks", choices=("adamw", "muon")
+    )
     learning_rate: float = setting(4e-4, "Peak learning rate of the refiner", positive=True)
     mae_learning_rate: float = setting(2e-3, "Peak learning rate of the autoencoder", positive=True)
     grad_accum: int = setting(1, "Batches of one optimizer step", positive=True)

@@ -1,7 +1,6 @@
 """Train the latent masked autoencoder, freeze it, and train the refiner."""
 
 import logging
-from dataclasses import replace
 from functools import cache
 from functools import partial as bound
 from pathlib import Path
@@ -115,7 +114,7 @@ def train_latent_mae(
 
     loop = loop_settings(settings, settings.mae_steps, settings.mae_batch, settings.mae_learning_rate)
     batches = bound(load_batches, draw_latents, (samples, settings), settings.workers)
-    history = fit("latent_mae", network, loss, replace(loop, muon=False), folder, settings.grad_accum, batches)
+    history = fit("latent_mae", network, loss, loop, folder, settings.grad_accum, batches)
     return network.requires_grad_(False), history
 
 
