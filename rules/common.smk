@@ -26,12 +26,13 @@ from ditscope.prompts.files import first_runs, shard_index, slice_name
 from ditscope.core.plugins import module_of
 from ditscope.models.registry import ON_MLX, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
-from ditscope.refine.settings import INTERPOLATIONS, settings_of
+from ditscope.refine.data_settings import ADAPTERS, SOURCES, adapter_of
+from ditscope.refine.settings import ENCODERS, INTERPOLATIONS, settings_of
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow.sources import check_sources
 from ditscope.workflow.staleness import code_digest, defines, prefer_this_library
 from ditscope.workflow.warm_worker import start_worker
-from ditscope.core.digests import cached, source_digest
+from ditscope.core.digests import cached, folder_stamp, source_digest
 from ditscope.core.yaml_file import read_yaml
 
 CACHE = Path("resources/.cache")
@@ -243,6 +244,21 @@ def refiner_model(name):
     return WHOLE.refiners[name].source.model
 
 
+def refiner_source(wildcards):
+    """Where a refiner's samples come from, the model that this takes, and what makes both stale."""
+    source = WHOLE.refiners[wildcards.refiner].source
+    kinds = (source.kind, SOURCES, "source.kind", "a source"), (adapter_of(source), ADAPTERS, "adapter", "an adapter")
+    given = folder_stamp(source.folder) if source.folder else ""
+    models = {source.model: model_params(source.model)} if source.model else {}
+    return {"source": plain(source), "models": models, "digest": [given, *(plugin(module_of(*kind)) for kind in kinds)]}
+
+
+def refiner_images(name):
+    """The image shards that a refiner's samples are, where `generate` makes them."""
+    source = WHOLE.refiners[name].source
+    return image_shards(source.model) if source.kind == "generated" else []
+
+
 def refiner_settings(*keys, without=()):
     """An input function: some of a refiner's settings, or all but some."""
 
@@ -258,6 +274,12 @@ def interpolation_digest(wildcards):
     """Digest of the module that fills in what is missing, and of what it imports."""
     name = refiner_settings("interpolation")(wildcards)["interpolation"]
     return plugin(module_of(name, INTERPOLATIONS, "refine.interpolation", "an interpolation"))
+
+
+def encoder_digest(wildcards):
+    """Digest of the module of the encoder that the drifting loss looks through, and of what it imports."""
+    name = refiner_settings("encoder")(wildcards)["encoder"]
+    return plugin(module_of(name, ENCODERS, "refine.encoder", "an encoder"))
 
 
 def scaled(amount):

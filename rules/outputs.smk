@@ -303,12 +303,13 @@ def benchmark_tables():
 
 
 def refinements(*refiners):
-    return expand(made_by("refine_codebook", "refine_train", "refine_diagnose"), refiner=refiners)
+    return expand(made_by("refine_data", "refine_codebook", "refine_train", "refine_diagnose"), refiner=refiners)
 
 
 def refined_models():
-    """The models whose images refiners are trained on."""
-    return list(dict.fromkeys(refiner_model(name) for name in CONFIG.refine.refiners))
+    """The models whose generated images refiners are trained on."""
+    sources = [CONFIG.refiners[name].source for name in CONFIG.refine.refiners]
+    return list(dict.fromkeys(source.model for source in sources if source.kind == "generated"))
 
 
 # What the workflow knows of itself ---------------------------------------------------------------------------------
@@ -357,7 +358,7 @@ def upstream():
     plans = list(dict.fromkeys([*plans, *(path for pair in pairs for path in scheme_plan(*pair))]))
     scored = list(dict.fromkeys([*CONFIG.sensitivity.models, *(Path(plan).parent.name for plan in plans)]))
     measured = CONFIG.sensitivity.models if "sensitivity" in CONFIG.asked() else []
-    if CONFIG.generate.models or CONFIG.refine.refiners:
+    if CONFIG.generate.models or refined_models():
         prompts = prompt_shards()
     else:
         prompts = benchmark_prompts() if CONFIG.benchmark.models else []

@@ -8,6 +8,31 @@ rule refine:
         lambda w: refinements(*CONFIG.refine.refiners),
 
 
+rule refine_data:
+    input:
+        images=lambda w: refiner_images(w.refiner),
+        weights=lambda w: model_files(*filter(None, [refiner_model(w.refiner)])),
+    output:
+        samples="<results>/refine/{refiner}/samples.parquet",
+        about="<results>/refine/{refiner}/data.json",
+        data=directory("<results>/refine/{refiner}/data"),
+    log:
+        "<logs>/refine/{refiner}/data.log",
+    benchmark:
+        "<benchmarks>/refine/{refiner}/data.tsv"
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        gpu=lambda w: int(bool(refiner_model(w.refiner))),
+        mem_mb=memory(4000, lambda w: list(filter(None, [refiner_model(w.refiner)]))),
+        runtime=scaled(240),
+    params:
+        code=code("refine.prepare"),
+        source=refiner_source,
+    script:
+        "../scripts/refine_data.py"
+
+
 rule refine_codebook:
     input:
         images=lambda w: image_shards(refiner_model(w.refiner)),
@@ -50,6 +75,7 @@ rule refine_train:
     params:
         code=code("refine.train"),
         interpolation=interpolation_digest,
+        encoder=encoder_digest,
         settings=refiner_settings(without=("top_k", "gallery")),
     script:
         "../scripts/refine_train.py"
@@ -84,6 +110,7 @@ rule refine_diagnose:
     params:
         code=code("refine.diagnose"),
         interpolation=interpolation_digest,
+        encoder=encoder_digest,
         name=lambda w: refiner_model(w.refiner),
         model=lambda w: model_params(refiner_model(w.refiner)),
         settings=refiner_settings(),

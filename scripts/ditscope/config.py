@@ -35,6 +35,7 @@ from ditscope.models.settings import BACKENDS, Embedder, Model, Scheme
 from ditscope.plan.settings import Plan
 from ditscope.prompts.settings import Prompts
 from ditscope.publish.settings import Publish
+from ditscope.refine.data_settings import check_source_of
 from ditscope.refine.settings import Refine, Refiner, settings_of
 from ditscope.sensitivity.buckets import bucket_of_step
 from ditscope.sensitivity.settings import Sensitivity
@@ -273,8 +274,10 @@ def check_refiners(config: Config) -> None:
     for name, entry in config.refiners.items():
         settings_of(name, entry, config.refine)
         if name in config.refine.refiners:
-            check_known(f"refiners.{name}.source.model", [entry.source.model], config, "models")
-            require_weights(f"refiners.{name}.source.model", entry.source.model, config.models[entry.source.model])
+            check_source_of(f"refiners.{name}.source", entry.source)
+            if model := entry.source.model:
+                check_known(f"refiners.{name}.source.model", [model], config, "models")
+                require_weights(f"refiners.{name}.source.model", model, config.models[model])
 
 
 def check_networks(config: Config) -> None:
@@ -405,7 +408,8 @@ def of_backends(config: Config, backends: Collection[str]) -> Config:
         if hasattr(stage, "models")
     }
     networks = [n for n in config.trajectories.networks if all(map(runs, config.networks[n]))]
-    refiners = [name for name in config.refine.refiners if runs(config.refiners[name].source.model)]
+    needed = {name: config.refiners[name].source.model for name in config.refine.refiners}
+    refiners = [name for name, model in needed.items() if not model or runs(model)]
     return replace(
         config,
         **kept,

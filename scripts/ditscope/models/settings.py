@@ -34,8 +34,8 @@ class Model:
     """A generator (text to image) or a captioner (image to text): its weights and how it is run."""
 
     family: str = setting(
-        help="flux, sd3, sdxl, wan or dummy (generators); blip, blip2, florence2, qwen3-vl, moondream or "
-        "dummy-captioner (captioners); or a module of your own"
+        help="flux, sd3, sdxl, wan, dit (any diffusion transformer) or dummy (generators); blip, blip2, florence2, "
+        "qwen3-vl, moondream or dummy-captioner (captioners); or a module of your own"
     )
     source: str = setting("", "A diffusers / transformers folder, or a hub id; empty for a dummy alone", path=True)
     revision: str = setting("", "Commit of a hub id; required for one, so that results stay reproducible")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ditscope.core.errors import InputError
 from ditscope.core.plugins import load_plugin
@@ -24,6 +25,8 @@ class Adapter:
 
     encode: Callable[[np.ndarray], np.ndarray] | None  # (n, [frames,] height, width, 3) uint8 -> (n, channels, *space)
     decode: Callable[[np.ndarray], np.ndarray] | None  # the inverse; values are not standardised
+    # decode as a tensor with a gradient: (n, channels, *space) -> (n, 3, [frames,] height, width) in [0, 1]
+    pictures: Callable[[Tensor], Tensor] | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # of values alone, by name
 
 

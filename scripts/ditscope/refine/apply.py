@@ -32,7 +32,7 @@ class Conditions:
 
 
 def as_input(corrupted: Corrupted, keys: np.ndarray, conditions: Conditions) -> RefinerInput:
-    """What a refiner is given: corrupted tokens with the mask of their keys (batch, nodes), where the conditions are."""
+    """What a refiner is given of corrupted tokens and their keys (batch, nodes), on the conditions' device."""
     each, device = corrupted.tokens.shape[1] // keys.shape[1], conditions.text.device
 
     def tokenwise(mask: np.ndarray) -> Tensor:

@@ -8,6 +8,7 @@ import polars as pl
 from ditscope.core.settings import plain
 from ditscope.core.study import Study, alike, beside, check_picture, positive
 from ditscope.models.folders import check_safetensors
+from ditscope.refine.data_check import check_data
 from ditscope.refine.settings import Refine, settings_of
 
 TRAINED = 1e-2  # of what networks give: another device adds up in another order, and the refiner's kernel is steep
@@ -38,6 +39,7 @@ def check_refine(study: Study) -> None:
                     check_picture(path)
             elif name.endswith(".parquet"):
                 tables[stem] = study.table("refine", file, f"refine.{stem}")
+        check_data(study, folder, refiner)
         check_training(study, folder, tables.get("training"), settings)
         keys = image_keys(study, model)
         for stem in ("assignments", "tsne"):

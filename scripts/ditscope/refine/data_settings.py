@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ditscope.core.errors import InputError
 from ditscope.core.settings import setting
 
 # Where samples come from, each with the module that gives them.
@@ -11,6 +12,11 @@ SOURCES = {
 }
 # What values are of a picture, a film or a path, each with the module that computes them.
 ADAPTERS = {name: f"ditscope.refine.adapters.{name}" for name in ("vae", "pixels", "maze", "latents")}
+
+# The adapter of a source that names none; of one that is not here, latents.
+OWN_ADAPTER = {"renders": "vae", "clips": "vae", "images": "vae", "mazes": "maze"}
+IN_FOLDERS = ("images", "shards")  # kinds that read `folder`
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -66,3 +72,22 @@ class Source:
     statistics: int = setting(
         16384, "Training samples, evenly over all, that mean and standard deviation are taken of; 0: all"
     )
+
+
+def adapter_of(source: Source) -> str:
+    """The kind of a source's adapter: its own choice, or what the kind of source has."""
+    return source.adapter or OWN_ADAPTER.get(source.kind, "latents")
+
+
+def check_source_of(where: str, source: Source) -> None:
+    """Refuse a source that lacks what its kind needs; `where` names its key."""
+    if source.kind in IN_FOLDERS and not source.folder:
+        raise InputError(f"{where}.folder: name the folder of the `{source.kind}`")
+    if source.kind == "generated" and not source.model:
+        raise InputError(f"{where}.model: name the model whose generated pictures these are")
+    if adapter_of(source) == "vae" and not source.model:
+        raise InputError(f"{where}.model: name the model whose VAE makes the latents, or set `adapter: pixels`")
+    if source.kind == "images" and adapter_of(source) == "vae" and source.size % 16:
+        raise InputError(f"{where}.size: {source.size} is not a multiple of 16, which the model's VAE needs")
+    if len(source.shape) not in (2, 3, 4):
+        raise InputError(f"{where}.shape: {source.shape} is not channels and one to three sides")

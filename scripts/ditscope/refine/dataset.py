@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ditscope.core.errors import InputError, check_version, read_json
+from ditscope.core.errors import MALFORMED, InputError, check_version, parsing, read_json
 from ditscope.core.tables import read_table
 
 SCHEMA_VERSION = "1"
@@ -57,27 +57,28 @@ class Dataset:
 
 def open_dataset(samples: Path, about: Path) -> Dataset:
     """Open what `prepare` left: the table of samples and data.json beside which (or in whose `root`) the shards lie."""
-    told = read_about(about)
-    table = read_table(samples, "refine.samples")
-    if len(table) != sum(told["samples"].values()):
-        raise InputError(
-            f"{samples}: {len(table)} samples, {about} tells of {sum(told['samples'].values())}; make both again"
-        )
+    told, table = read_about(about), read_table(samples, "refine.samples")
+    with parsing(about, "not a whole data.json ({}); make the refiner's data again", MALFORMED):
+        data, count = dataset(table, told, Path(about).parent), sum(told["samples"].values())
+        if not len(data.mean) == len(data.std) == data.channels or not (data.std > 0).all():
+            raise ValueError("statistics of other channels")
+    if len(table) != count:
+        raise InputError(f"{samples}: {len(table)} samples, {about} tells of {count}; make both again")
+    return data
+
+
+def dataset(table: pl.DataFrame, told: dict[str, Any], home: Path) -> Dataset:
+    """A table of samples with what data.json, which lies in the folder `home`, tells of them."""
     channels, *space = told["shape"]
     return Dataset(
         samples=table,
-        root=Path(told["folder"]) if told["folder"] else Path(about).parent,
+        root=Path(told["folder"] or home),
         channels=channels,
         space=tuple(space),
         mean=np.array(told["mean"], np.float32),
         std=np.array(told["std"], np.float32),
-        words=told["words"],
-        text_width=told["text_width"],
-        dtype=told["dtype"],
-        text_dtype=told["text_dtype"],
-        adapter=told["adapter"],
-        text=told["text"],
-    )  # fmt: skip
+        **{name: told[name] for name in ("words", "text_width", "dtype", "text_dtype", "adapter", "text")},
+    )
 
 
 def read_about(path: Path) -> dict[str, Any]:

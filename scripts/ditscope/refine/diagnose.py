@@ -20,33 +20,39 @@ from ditscope.models.embedders.registry import embedder_named, load_embedder
 from ditscope.models.loading import default_device, load_generator
 from ditscope.models.sampling import decode, sample
 from ditscope.models.settings import Embedder, Model
-from ditscope.refine import diagnostics as metrics
 from ditscope.refine.adapter import Adapter, load_adapter
 from ditscope.refine.apply import apply
 from ditscope.refine.batches import draw_batch, samples_of, to_device
-from ditscope.refine.codebook import embed_conditions, embed_text
-from ditscope.refine.dataset import HELD_OUT, TRAIN, Dataset, open_dataset, read_about, read_values
+from ditscope.refine.dataset import TRAIN, Dataset, open_dataset, read_about, read_values
 from ditscope.refine.drifting import kernel_of, kernel_statistics
-from ditscope.refine.evaluate import Features, Generate, Judge, Shown, evaluate, pooled_by, stored
-from ditscope.refine.features import extract, pooled_embedding
-from ditscope.refine.gallery import draw_exemplars, draw_overview, write_gallery
+from ditscope.refine.evaluate import (
+    Features,
+    Generate,
+    Judge,
+    Shown,
+    evaluate,
+    held_out,
+    pooled_by,
+    shown_places,
+    stored,
+)
+from ditscope.refine.features import features_of
+from ditscope.refine.gallery import FILM, draw_exemplars, draw_overview, gallery_table, write_gallery
 from ditscope.refine.keys import key_grid
 from ditscope.refine.networks import LatentMAE, load_network
 from ditscope.refine.objectives import by_class
-from ditscope.refine.patches import patchify, token_grid, unpatchify
+from ditscope.refine.patches import token_grid, unpatchify
 from ditscope.refine.record import experiment_record, timing_record
 from ditscope.refine.record_page import record_page
 from ditscope.refine.refiner_file import Trained, load_refiner
+from ditscope.refine.representation import Row, as_rows, judged_split, represent
 from ditscope.refine.settings import Refine
 from ditscope.refine.tables import DIAGNOSTICS, EVALUATION, GALLERY, NEIGHBOURS, TSNE
-from ditscope.refine.train import read_codes, real_targets
+from ditscope.refine.train import encoder_of, read_codes, real_targets
 
 log = logging.getLogger(__name__)
-LOOKED_AT = 2000  # held-out samples of the diagnostics of codebook and encoder, evenly over all
 EXEMPLARS = 8  # samples drawn of each pseudo-class
 EMBEDDED = 64  # pictures that an embedder takes at once
-
-Row = tuple[str, str, float | None]  # group, metric, value
 
 
 def diagnose(
@@ -81,33 +87,71 @@ def diagnose(
     settings those of the diagnostics count: what the refiner was trained with is in its own file.
     """
     trained, data = load_refiner(refiner), open_dataset(samples, about)
-    encoder, *_ = load_network(latent_mae, "latent_mae")
-    encoder = encoder.to(default_device()).requires_grad_(False)
-    codes = read_codes(assignments, data)
+    encoder, codes = read_encoder(latent_mae), read_codes(assignments, data)
     judge = judge_of(trained, encoder, models, embedders, settings)
-    judged, shown = evaluate(trained, data, judge, settings.evaluated, settings.gallery, settings.seed)
-    write_table(judged, evaluation, EVALUATION)
-    looked = looked_at(trained, data, codes, encoder, settings)
-    write_table(looked.diagnostics, diagnostics, DIAGNOSTICS)
-    write_table(looked.neighbours, neighbours, NEIGHBOURS)
-    write_table(looked.points, tsne, TSNE)
+    measured = measure(trained, data, codes, encoder, judge, settings)
+    write_table(measured.evaluation, evaluation, EVALUATION)
+    write_table(measured.diagnostics, diagnostics, DIAGNOSTICS)
+    write_table(measured.neighbours, neighbours, NEIGHBOURS)
+    write_table(measured.points, tsne, TSNE)
+    shown, nodes = measured.shown, nodes_of(trained, data)
     make_folder(pictures)
-    drawn = write_gallery(shown, data, nodes_of(trained, data), pictures)
+    write_gallery(shown, nodes, pictures)
+    drawn = gallery_of(trained, data, measured.evaluation, settings if shown else replace(settings, gallery=0))
     write_table(drawn, gallery, GALLERY)
-    draw_overview(shown, nodes_of(trained, data), overview)
+    draw_overview(shown, nodes, overview)
     draw_exemplars(*exemplar_pictures(trained, data, codes, assignments, judge.adapter), exemplars)
 
     clock, curves = read_table(timing, "refine.training.timing"), read_table(training, "refine.training")
     processes = int(clock["world_size"][0])
     summary = experiment_record(
-        name, read_about(about), data.samples["shard"].n_unique(), trained.settings, looked.diagnostics, judged, curves,
-        processes,
+        name, read_about(about), data.samples["shard"].n_unique(), trained.settings, measured.diagnostics,
+        measured.evaluation, curves, processes,
     )  # fmt: skip
     write_text(record, json.dumps(summary, indent=2, sort_keys=True) + "\n")
     when = timing_record(name, clock, summary["runtime"]["batch"])
     write_text(record_timing, json.dumps(when, indent=2, sort_keys=True) + "\n")
-    write_text(page, record_page(summary, judged, drawn, page.parent))
+    write_text(page, record_page(summary, measured.evaluation, drawn, page.parent))
     log.info("refine: %s, decision %s", name, summary["results"]["decision"])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a refiner, its codebook and its encoder are worth."""
+
+    evaluation: pl.DataFrame  # the table `refine.evaluation`
+    diagnostics: pl.DataFrame  # the table `refine.diagnostics`
+    neighbours: pl.DataFrame  # the table `refine.neighbours`
+    points: pl.DataFrame  # the table `refine.tsne`
+    shown: list[Shown]
+
+
+def measure(
+    trained: Trained, data: Dataset, codes: np.ndarray, encoder: LatentMAE, judge: Judge, settings: Refine
+) -> Measured:
+    """All tables of a refiner; `codes` are the pseudo-classes of the whole data set, by which it was trained."""
+    judged, shown = evaluate(trained, data, judge, settings.evaluated, settings.gallery, settings.seed)
+    looking = replace(trained.settings, top_k=settings.top_k, seed=settings.seed)
+    found = represent(data, codes, trained.codebook, encoder, looking, torch.device(default_device()))
+    rows = found.rows + kernel_rows(trained, data, codes, encoder, settings.seed)
+    diagnosed = pl.DataFrame(rows, schema=DIAGNOSTICS.schema(), orient="row")
+    return Measured(judged, diagnosed, found.neighbours, found.points, shown)
+
+
+def read_encoder(latent_mae: Path) -> LatentMAE:
+    """The autoencoder that diagnostics look through, on the device."""
+    encoder: LatentMAE = load_network(latent_mae, "latent_mae")[0]
+    return encoder.to(default_device()).requires_grad_(False)
+
+
+def gallery_of(trained: Trained, data: Dataset, evaluation: pl.DataFrame, settings: Refine) -> pl.DataFrame:
+    """The table `refine.gallery`, by what was judged: the same samples at each level, each by every method."""
+    told = held_out(data, trained.settings, settings.evaluated)
+    rows = [int(told.rows[place]) for place in shown_places(told, settings.gallery)]
+    methods = ["keys", *evaluation["method"].unique(maintain_order=True), "truth"]
+    film = [FILM] if len(told.grid) == 3 and len(told.nodes) in (1, 3) else []
+    nodes = int(np.prod(told.nodes))
+    return gallery_table(data.samples, rows, told.counts, nodes, [*methods, *film])
 
 
 def nodes_of(trained: Trained, data: Dataset) -> tuple[int, ...]:
@@ -115,7 +159,7 @@ def nodes_of(trained: Trained, data: Dataset) -> tuple[int, ...]:
     return key_grid(token_grid(data.space, trained.settings.patch), trained.settings.keys)
 
 
-# What evaluation looks with -------------------------------------------------------------------------------------------
+# What evaluation looks with -----------------------------------------------------------------------------------------
 
 
 def judge_of(
@@ -167,67 +211,20 @@ def generator_of(trained: Trained, adapter: Adapter, models: Mapping[str, Model]
     return generate
 
 
-# Codebook and encoder -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Looked:
-    """What codebook and encoder are worth on held-out samples."""
-
-    diagnostics: pl.DataFrame
-    neighbours: pl.DataFrame
-    points: pl.DataFrame
-
-
-def looked_at(trained: Trained, data: Dataset, codes: np.ndarray, encoder: LatentMAE, settings: Refine) -> Looked:
-    """The tables `refine.diagnostics`, `refine.neighbours` and `refine.tsne`; `codes` (rows of the data,)."""
-    rows = data.rows(HELD_OUT)
-    if len(rows) < 2:
-        raise InputError(f"refine: {len(rows)} held-out samples have no neighbours; hold out at least 2")
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), LOOKED_AT)).astype(int)]
-    values, own = read_values(data, rows), codes[rows]
-    told = data.samples[rows.tolist()]
-    pooled = pooled_embedding(encoder, torch.from_numpy(values).to(default_device())).numpy()
-    text = embed_text(trained.codebook, told["prompt"].to_list())
-    anchors = trained.codebook.arrays["anchors"]
-    keyframes = patchify(values, trained.settings.patch)[:, anchors].mean(1, dtype=np.float64)
-    spaces = {
-        "condition": embed_conditions(trained.codebook, text, keyframes),
-        "latent_mae": pooled,
-        "values": values.reshape(len(values), -1).astype(np.float64),
-    }
-    found = metrics.nearest(pooled, settings.top_k)
-    table = metrics.neighbour_table(told["key"].to_list(), *found, own, text, keyframes)
-    classes = trained.settings.codes
-    out: list[Row] = []
-    for space, embedding in spaces.items():
-        out += as_rows(f"separation {space}", metrics.separation(embedding, own))
-    out += as_rows("retrieval latent_mae", metrics.retrieval(table, own, text, keyframes))
-    for split in (TRAIN, HELD_OUT):
-        out += as_rows(f"occupancy {split}", metrics.occupancy(codes[data.rows(split)], classes))
-    counts = np.bincount(codes[data.rows(TRAIN)], minlength=classes)
-    out += [(f"code {code}", "samples", float(count)) for code, count in enumerate(counts)]
-    out += kernel_rows(trained, data, codes, encoder, settings.seed)
-    xy = metrics.tsne(pooled, settings.seed)
-    points = told.select("key", "prompt_id").with_columns(code=own, x=xy[:, 0], y=xy[:, 1])
-    return Looked(pl.DataFrame(out, schema=DIAGNOSTICS.schema(), orient="row"), table, points)
-
-
-def as_rows(group: str, values: Mapping[str, Any]) -> list[Row]:
-    """Metrics of one group as rows of the long table."""
-    return [(group, metric, value) for metric, value in values.items()]
+# The drifting kernel ------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def kernel_rows(trained: Trained, data: Dataset, codes: np.ndarray, encoder: LatentMAE, seed: int) -> list[Row]:
-    """What the drifting kernel sees of the trained refiner in one batch of held-out samples, by feature and radius."""
-    settings = replace(trained.settings, objective="drifting", seed=seed, refinement="one-step")
-    drawn = samples_of(data, HELD_OUT, codes, settings)
-    batch = to_device(draw_batch(drawn, settings, 0, 0), torch.device(default_device()))
-    network = trained.network.to(default_device())
-    refined = apply(network, batch.inputs, drawn.grid, settings.clamp_anchors)
-    generated = extract(encoder, unpatchify(refined, drawn.grid, settings.patch), settings.features)
-    targets = real_targets(encoder, batch, settings)
+    """What the drifting kernel sees of the trained refiner in one batch of judged samples, by feature and radius."""
+    device = torch.device(default_device())
+    settings = replace(trained.settings, objective="drifting", seed=seed)
+    drawn = samples_of(data, judged_split(data), codes, settings)
+    batch = to_device(draw_batch(drawn, settings, 0, 0), device)
+    looked = encoder_of(settings, data, encoder, device)
+    refined = apply(trained.network.to(device), batch.inputs, drawn.grid, settings.clamp_anchors)
+    generated = features_of(looked, unpatchify(refined, drawn.grid, settings.patch), settings)
+    targets = real_targets(looked, batch, settings)
     rows: list[Row] = []
     for feature, values in generated.items():
         x = by_class(values, settings.classes_per_step)
@@ -237,7 +234,7 @@ def kernel_rows(trained: Trained, data: Dataset, codes: np.ndarray, encoder: Lat
     return rows
 
 
-# Pictures -------------------------------------------------------------------------------------------------------------
+# Pictures -----------------------------------------------------------------------------------------------------------
 
 
 def exemplar_pictures(

@@ -242,14 +242,25 @@ def side_by_side(features: Mapping[str, Tensor], targets: Mapping[str, Targets])
     for names in alike.values():
         first = targets[names[0]]
         x = torch.cat([single(features[name]) for name in names], 1)
-        unconditional = torch.cat([targets[name].unconditional.to(x) for name in names], 1)
-        positives = torch.cat([targets[name].positives.to(x) for name in names], 1)
+        y = all_targets(x.detach(), [targets[name] for name in names])
         weights, masked = pair_weights(x, first)
-        y = torch.cat([x.detach(), unconditional, positives], -2)
         sizes = tuple(features[name].shape[1] for name in names)
         negatives = x.shape[-2] + first.unconditional.shape[-2]
         groups.append(Group(tuple(names), sizes, x, y, weights, masked, negatives))
     return groups
+
+
+def all_targets(x: Tensor, targets: Sequence[Targets]) -> Tensor:
+    """Targets (classes, vectors, M, D) = [x | unconditional | positives] of features whose vectors follow in x."""
+    generated, unconditional = x.shape[-2], targets[0].unconditional.shape[-2]
+    count = generated + unconditional + targets[0].positives.shape[-2]
+    # Filled in place: copies of the targets are most of what a loss costs.
+    y = x.new_empty(*x.shape[:2], count, x.shape[-1])
+    y[:, :, :generated] = x
+    for t, part in zip(targets, y.split([t.positives.shape[1] for t in targets], 1), strict=True):
+        part[:, :, generated : generated + unconditional] = t.unconditional
+        part[:, :, generated + unconditional :] = t.positives
+    return y
 
 
 def single(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Judge a refiner on held-out samples, level by level, beside interpolation and beside what keys and text each carry."""
+"""Judge a refiner on held-out samples, level by level, beside interpolation and what keys and text alone give."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from ditscope.core.metrics import FID_LEAST_IMAGES, fid
 from ditscope.models.loading import default_device
 from ditscope.refine import measures
 from ditscope.refine.adapter import Adapter
-from ditscope.refine.dataset import HELD_OUT, Dataset, read_text, read_values
+from ditscope.refine.dataset import Dataset, read_text, read_values
 from ditscope.refine.grids import Grid
 from ditscope.refine.inference import conditions, interpolate, level_counts, pseudo_classes, refined
 from ditscope.refine.interpolations.flow import optical_flow
@@ -24,6 +24,7 @@ from ditscope.refine.keys import draw_orders, end_nodes, key_grid, key_masks
 from ditscope.refine.mazes import draw as draw_maze
 from ditscope.refine.patches import patchify, token_grid, unpatchify
 from ditscope.refine.refiner_file import Trained
+from ditscope.refine.representation import judged_split
 from ditscope.refine.settings import Refine
 from ditscope.refine.tables import EVALUATION
 
@@ -42,8 +43,9 @@ class Judge:
     """What evaluation looks with: how values become pictures and features, and a generator for a control."""
 
     adapter: Adapter
-    features: Features
+    features: Features | None  # None: without
     generate: Generate | None = None
+    oracle: bool = True  # whether the oracle of the shapes world is asked, where labels are of it
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,11 @@ class HeldOut:
 
 
 def held_out(data: Dataset, settings: Refine, most: int) -> HeldOut:
-    """At most `most` held-out samples, evenly over all. Raises InputError where there is none, or patches do not fit."""
-    rows = data.rows(HELD_OUT)
-    if not len(rows):
-        raise InputError("refine: no sample is held out of training, so nothing can be judged; raise `held_out`")
+    """At most `most` held-out samples, evenly over all (of training ones, where none is held out).
+
+    Raises InputError where the refiner's patches do not fit.
+    """
+    rows = data.rows(judged_split(data))
     if len(rows) > most:
         rows = rows[np.linspace(0, len(rows) - 1, most).astype(int)]
     if any(n % settings.patch for n in data.space[-2:]) and len(data.space) > 1:
@@ -132,13 +135,18 @@ def evaluate(
     """
     check_data(trained, data)
     told = held_out(data, trained.settings, most)
-    picked = set(np.linspace(0, len(told.rows) - 1, min(gallery, len(told.rows))).astype(int).tolist())
+    picked = shown_places(told, gallery)
     collected, shown = Collected(), []
     for start, chunk in tqdm(chunks(told, trained, judge, seed), total=-(-len(told.rows) // CHUNK), disable=None):
         own = sorted(n - start for n in picked if start <= n < start + len(chunk.rows))
         shown += measure_chunk(told, trained, judge, chunk, collected, own)
     log.info("refine: judged %d held-out samples of %d units", len(told.rows), told.units.max() + 1)
     return pl.DataFrame(rows_of(told, collected), schema=EVALUATION.schema()), shown
+
+
+def shown_places(told: HeldOut, gallery: int) -> list[int]:
+    """Which of the held-out samples are drawn: as many as the settings ask for, evenly."""
+    return np.linspace(0, len(told.rows) - 1, min(gallery, len(told.rows))).astype(int).tolist()
 
 
 def check_data(trained: Trained, data: Dataset) -> None:
@@ -212,12 +220,12 @@ def methods(
     told: HeldOut, trained: Trained, chunk: Chunk, keys: np.ndarray, count: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Tokens that each method gives of the keys of a level: interpolation, the refiner, and its controls."""
-    settings, grid = trained.settings, told.grid
+    settings, grid, book = trained.settings, told.grid, trained.codebook
     each = chunk.clean.shape[1] // keys.shape[1]
 
     def use(prompts: list[str], text: np.ndarray, words: np.ndarray, classes: bool = True) -> np.ndarray:
         none = np.full(len(keys), trained.network.config.classes, np.int64)
-        codes = pseudo_classes(trained.codebook, prompts, chunk.clean, keys) if classes else none
+        codes = pseudo_classes(book, prompts, text, words, chunk.clean, keys) if classes else none
         return refined(trained, chunk.clean, chunk.orders, count, grid, conditions(text, words, codes))
 
     yield INTERPOLATED, interpolate(chunk.clean, keys, grid, settings)
@@ -238,19 +246,19 @@ class Measurer:
         self.values, self.pictures, self.features = self.seen(chunk.clean)
         labels = told.data.samples.select(pl.coalesce(pl.col("label").replace("", None), "prompt"))[:, 0]
         wanted = [measures.attributes_of(label, self.film) for label in labels.gather(chunk.rows)]
-        self.wanted = wanted if all(wanted) and self.pictures is not None else None
+        self.wanted = wanted if judge.oracle and all(wanted) else None
         self.flows = None
         if self.film and self.pictures is not None:
             self.flows = [measures.true_flow(film, optical_flow) for film in self.pictures]
 
-    def seen(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """Values as they are stored, pictures (None where there are none) and features of tokens."""
+    def seen(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Values as they are stored, pictures and features of tokens; None where there are none."""
         values = unpatchify(tokens, self.told.grid, self.trained.settings.patch)
         raw = stored(values, self.trained)
         pictures = self.judge.adapter.decode(raw) if self.judge.adapter.decode else None
         if pictures is None and len(self.told.grid) == 1 and self.judge.adapter.metrics:
             pictures = draw_maze(raw, self.chunk.text)
-        return raw, pictures, self.judge.features(values, pictures)
+        return raw, pictures, self.judge.features(values, pictures) if self.judge.features else None
 
     def given(self, place: int, keys: np.ndarray) -> np.ndarray | None:
         """The known points of a path as a picture; None of what is no path."""
@@ -261,7 +269,7 @@ class Measurer:
 
     def measure(
         self, tokens: np.ndarray, keys: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray | None]:
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None, np.ndarray | None]:
         """Numbers per sample by metric, features, and pictures of tokens refined or filled in from `keys`."""
         each = tokens.shape[1] // keys.shape[1]
         known, clean = keys.repeat(each, axis=1), self.chunk.clean
@@ -269,8 +277,9 @@ class Measurer:
         numbers = {
             "missing_error": measures.masked_error(tokens, clean, ~known),
             "key_error": measures.masked_error(tokens, clean, known),
-            "feature_distance": measures.feature_distance(features, self.features),
         }
+        if features is not None and self.features is not None:
+            numbers["feature_distance"] = measures.feature_distance(features, self.features)
         for name, metric in self.judge.adapter.metrics.items():
             numbers[name] = metric(raw, self.values, self.chunk.text)
         if pictures is not None and self.pictures is not None and self.judge.adapter.decode:
@@ -295,14 +304,14 @@ def rows_of(told: HeldOut, collected: Collected) -> list[dict[str, Any]]:
         named = {"level": level, "keys": told.counts[level - 1], "method": method, "metric": metric}
         rows.append(named | measures.mean_row(values, plain, units, metric) | shared)
     features = {place: np.concatenate(parts).mean(1) for place, parts in collected.features.items()}
-    truth = features.pop((0, "truth"))
-    if shared["units"] < 2:
+    truth = features.pop((0, "truth"), None)
+    if truth is None or shared["units"] < 2:
         return rows
     distances = {place: measures.kernel_distances(truth, f, units) for place, f in features.items()}
     for (level, method), distance in distances.items():
         named = {"level": level, "keys": told.counts[level - 1], "method": method}
-        plain = None if method == INTERPOLATED else distances[level, INTERPOLATED]
-        rows.append(named | {"metric": "kid"} | measures.kernel_row(distance, plain) | shared)
+        start = None if method == INTERPOLATED else distances[level, INTERPOLATED]
+        rows.append(named | {"metric": "kid"} | measures.kernel_row(distance, start) | shared)
         if len(truth) >= FID_LEAST_IMAGES:
             own, other = (fid(truth, features[level, m]) for m in (method, INTERPOLATED))
             gain = None if method == INTERPOLATED else other - own

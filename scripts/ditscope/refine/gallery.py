@@ -1,6 +1,7 @@
 """The gallery of a refiner: a picture per sample, level and method, and grids that show many at once."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,6 @@ import polars as pl
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ditscope.core.atomic import replacing
-from ditscope.refine.dataset import Dataset
 from ditscope.refine.evaluate import INTERPOLATED, REFINED, Shown
 from ditscope.refine.grids import Grid
 from ditscope.refine.pictures import given_only, key_frames_of, save_film, save_png, still_of
@@ -17,31 +17,54 @@ from ditscope.refine.tables import GALLERY
 MARGIN = 4
 LABEL_WIDTH = 150
 FPS = 6.0  # of films in the gallery
+FOLDER = "gallery"
 FILM = "film"  # the method of a film of interpolated, refined and true, side by side
 
 
-def write_gallery(shown: Sequence[Shown], data: Dataset, nodes: Grid, folder: Path) -> pl.DataFrame:
-    """Write a PNG per sample, level and method (films as strips, and side by side as a GIF); the table of them."""
-    rows = []
+def write_gallery(shown: Sequence[Shown], nodes: Grid, folder: Path) -> None:
+    """Write a PNG per sample, level and method (films as strips, and side by side as a GIF)."""
     for sample in shown:
         truth, key_frames = sample.pictures["truth"], key_frames_of(sample.keys, nodes)
         film = truth.ndim == 4
-        drawn = {"keys": sample.given} if sample.given is not None else {"keys": given_only(truth, sample.keys, nodes)}
-        files = {}
-        for method, picture in (drawn | sample.pictures).items():
-            file = folder / f"{sample.row:08d}-{sample.level}-{method.replace(', ', '-').replace(' ', '-')}.png"
-            save_png(still_of(picture, key_frames if film else None), file)
-            files[method] = file
+        for method, picture in ({"keys": given_of(sample, nodes)} | sample.pictures).items():
+            image = still_of(picture, key_frames if film else None)
+            save_png(image, folder / file_name(sample.row, sample.level, method))
         if film and key_frames is not None:
-            files[FILM] = folder / f"{sample.row:08d}-{sample.level}-{FILM}.gif"
             films = {m: sample.pictures[m] for m in (INTERPOLATED, REFINED, "truth")}
-            save_film(films, key_frames, files[FILM], FPS)
-        key, prompt = data.samples.row(sample.row, named=True)["key"], data.samples["prompt"][sample.row]
-        own = {"key": key, "prompt": prompt, "level": sample.level, "keys": int(sample.keys.sum())}
-        for method, file in files.items():
-            label = f"{method}, level {sample.level}: {own['keys']} of {sample.keys.size} known"
-            rows.append({"picture": f"{folder.name}/{file.name}"} | own | {"method": method, "label": label})
-    return pl.DataFrame(rows, schema=GALLERY.schema())
+            save_film(films, key_frames, folder / file_name(sample.row, sample.level, FILM), FPS)
+
+
+def given_of(sample: Shown, nodes: Grid) -> np.ndarray:
+    """What is known of a sample, as a picture."""
+    return given_only(sample.pictures["truth"], sample.keys, nodes) if sample.given is None else sample.given
+
+
+def file_name(row: int, level: int, method: str) -> str:
+    """The file of a picture of the gallery."""
+    slug = method.replace(", ", "-").replace(" ", "-")
+    return f"{row:08d}-{level}-{slug}.{'gif' if method == FILM else 'png'}"
+
+
+def gallery_table(
+    samples: pl.DataFrame, rows: Sequence[int], counts: Sequence[int], nodes: int, methods: Sequence[str]
+) -> pl.DataFrame:
+    """The table `refine.gallery` of rows of the table `refine.samples`, at levels of so many keys of `nodes`."""
+    table = []
+    for row, (level, count) in product(rows, enumerate(counts, start=1)):
+        own = samples.row(row, named=True)
+        for method in methods:
+            table.append(
+                {
+                    "picture": f"{FOLDER}/{file_name(row, level, method)}",
+                    "key": own["key"],
+                    "prompt": own["prompt"],
+                    "level": level,
+                    "keys": count,
+                    "method": method,
+                    "label": f"{method}, level {level}: {count} of {nodes} known",
+                }
+            )
+    return pl.DataFrame(table, schema=GALLERY.schema())
 
 
 def draw_overview(shown: Sequence[Shown], nodes: Grid, path: Path) -> None:
@@ -55,8 +78,7 @@ def draw_overview(shown: Sequence[Shown], nodes: Grid, path: Path) -> None:
     for level in sorted({s.level for s in shown}):
         at = [s for s in shown if s.level == level]
         known = f"level {level}: {int(at[0].keys.sum())} of {at[0].keys.size}"
-        given = [given_only(s.pictures["truth"], s.keys, nodes) if s.given is None else s.given for s in at]
-        rows.append((f"{known}\nkeys", frames_of(given)))
+        rows.append((f"{known}\nkeys", frames_of([given_of(s, nodes) for s in at])))
         for method in (INTERPOLATED, REFINED):
             rows.append((f"{known}\n{method}", frames_of([s.pictures[method] for s in at])))
     first = min(s.level for s in shown)

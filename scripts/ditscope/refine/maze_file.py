@@ -1,4 +1,4 @@
-"""Mazes as text, to be drawn by hand: `#` wall, space or `.` free, `S` start, `G` goal, `a` to `z` waypoints in order."""
+"""Mazes as text, drawn by hand: `#` wall, space or `.` free, `S` start, `G` goal, `a` to `z` waypoints in order."""
 
 from dataclasses import dataclass
 from itertools import pairwise

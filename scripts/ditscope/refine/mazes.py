@@ -86,7 +86,10 @@ def walls_of(text: np.ndarray) -> np.ndarray:
 
 
 def draw(values: np.ndarray, text: np.ndarray, scale: int = 8, joined: bool = True) -> np.ndarray:
-    """Pictures (n, side, side, 3) uint8 of paths (n, 2, steps), or of their points alone, in mazes (n, cells, 4 cells)."""
+    """Pictures (n, side, side, 3) uint8 of paths (n, 2, steps) in their mazes (n, cells, 4 cells).
+
+    Not `joined`: of the points alone.
+    """
     cells = walls_of(text)
     side = cells.shape[1]
     pictures = np.where(cells, 60, 245).astype(np.uint8).repeat(scale, 1).repeat(scale, 2)[..., None].repeat(3, 3)

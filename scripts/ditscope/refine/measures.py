@@ -160,9 +160,7 @@ def mean_row(values: np.ndarray, plain: np.ndarray | None, units: np.ndarray, me
     return row | {"gain": gain.mean, "gain_low": gain.low, "gain_high": gain.high}
 
 
-def kernel_row(
-    own: tuple[float, np.ndarray], plain: tuple[float, np.ndarray] | None
-) -> dict[str, float | None]:
+def kernel_row(own: tuple[float, np.ndarray], plain: tuple[float, np.ndarray] | None) -> dict[str, float | None]:
     """The same of a kernel distance, given as `kernel_distances` gives it; intervals by the jackknife over units."""
     low, high = jackknife_interval(own[0], own[1])
     row = {"value": own[0], "low": finite(low), "high": finite(high)}

@@ -65,7 +65,7 @@ def key_frames_of(keys: np.ndarray, nodes: Grid) -> np.ndarray | None:
     """Which frames of a film are wholly known, (frames,) bool; None of what is no film."""
     if len(nodes) == 2:
         return None
-    return keys.reshape(nodes[0], -1).all(1)
+    return np.asarray(keys.reshape(nodes[0], -1).all(1))
 
 
 def beside(pictures: Mapping[str, Image.Image]) -> Image.Image:

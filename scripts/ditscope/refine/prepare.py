@@ -22,8 +22,8 @@ from ditscope.core.shards import write_tar
 from ditscope.core.tables import write_table
 from ditscope.models.settings import Model
 from ditscope.refine.adapter import Adapter, load_adapter
-from ditscope.refine.data_settings import SOURCES, Source
-from ditscope.refine.dataset import HELD_OUT, KIND, SCHEMA_VERSION, TRAIN, Dataset, read_raw
+from ditscope.refine.data_settings import SOURCES, Source, adapter_of, check_source_of
+from ditscope.refine.dataset import HELD_OUT, KIND, SCHEMA_VERSION, TRAIN, Dataset, dataset, mapped, numbers, read_raw
 from ditscope.refine.samples import Damage, Sample
 from ditscope.refine.shard_index import TEXT, VALUES, Entry, entries
 from ditscope.refine.tables import SAMPLES
@@ -32,6 +32,8 @@ from ditscope.refine.text import load_text_encoder
 log = logging.getLogger(__name__)
 ENCODED = 64  # samples that are encoded together
 CHUNK = 256  # samples that statistics are taken of together
+# The columns of the table `refine.samples` less the split, and what the source says of that.
+INDEX = {name: kind for name, kind in SAMPLES.schema().items() if name != "split"} | {"held_out": pl.Boolean()}
 ENTRY = ("family", "source", "revision", "width", "height")  # what of a model its VAE and text encoder depend on
 
 
@@ -48,46 +50,65 @@ def prepare(
     `images` are the shards of `generate`, for sources of the kind `generated`. Leaves `samples` (table
     `refine.samples`) and `about` (json: shapes, types, statistics of the training split, what was left out).
     """
+    check_source_of("source", source)
     plugin = load_plugin(source.kind, SOURCES, "source.kind", "a source")
     damage = Damage(source.damaged)
-    adapter, text = described(source, plugin, models)
+    adapter, text = described(source, models)
     make_folder(data)
     if hasattr(plugin, "shards"):
         folder, shards = plugin.shards(source)
+        write_text(data / "where.txt", f"The shards lie in {folder}.\n")
     else:
         folder = data.parent
         made = encoded(plugin.samples(source, images, damage), adapter, text, source, damage)
         shards = write_shards(made, data, source)
-    rows, told = index(shards, folder, damage)
-    table = split(pl.DataFrame(rows), source, plugin)
-    opened = Dataset(
-        table, folder, told["shape"][0], tuple(told["shape"][1:]), np.zeros(0), np.zeros(0), told["words"],
-        told["text_width"], told["dtype"], told["text_dtype"], adapter, text,
-    )  # fmt: skip
-    mean, std = statistics(opened, source.statistics)
-    counts = {name: int((table["split"] == name).sum()) for name in (TRAIN, HELD_OUT)}
-    left = {"left_out": damage.noted, "samples": counts}
-    own = {"kind": KIND, "schema_version": SCHEMA_VERSION, "folder": "" if folder == data.parent else str(folder)}
-    numbers = {"mean": mean.tolist(), "std": std.tolist()}
-    described_as = {"source": plain(source), "adapter": adapter, "text": text}
+    table, shared = indexed(shards, folder, source, damage, hasattr(plugin, "shards"))
+    told = told_of(table, shared, folder if folder != data.parent else None, data.parent, source, models)
     write_table(table, samples, SAMPLES)
-    write_text(about, json.dumps(own | told | numbers | described_as | left, indent=2, sort_keys=True) + "\n")
-    log.info("refine: %d samples to train on, %d held out, %d left out",
-             *counts.values(), sum(noted["samples"] for noted in damage.noted))  # fmt: skip
+    write_text(
+        about, json.dumps(told | {"left_out": damage.noted, "short": damage.short}, indent=2, sort_keys=True) + "\n"
+    )
+    lost = sum(noted["samples"] for noted in damage.noted)
+    log.info("refine: %d samples, %d of them held out; %d left out", len(table), told["samples"][HELD_OUT], lost)
 
 
-def described(source: Source, plugin: ModuleType, models: Mapping[str, Model]) -> tuple[dict[str, Any], dict[str, Any]]:
+def indexed(
+    shards: list[Path], folder: Path, source: Source, damage: Damage, given: bool
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The table `refine.samples` of shards below `folder`, and what all samples share; `given` are the user's own."""
+    rows, shared = index(shards, folder, damage, given)
+    plugin = load_plugin(source.kind, SOURCES, "source.kind", "a source")
+    return split(rows, source, plugin), shared
+
+
+def told_of(
+    table: pl.DataFrame,
+    shared: dict[str, Any],
+    elsewhere: Path | None,
+    home: Path,
+    source: Source,
+    models: Mapping[str, Model],
+) -> dict[str, Any]:
+    """What data.json tells of samples, whose shards lie in the folder `elsewhere`, or else below `home`."""
+    adapter, text = described(source, models)
+    told = shared | {"kind": KIND, "schema_version": SCHEMA_VERSION, "folder": str(elsewhere or "")}
+    told |= {"source": plain(source), "adapter": adapter, "text": text}
+    zeros = {"mean": [0.0] * shared["shape"][0], "std": [1.0] * shared["shape"][0]}
+    mean, std = statistics(dataset(table, told | zeros, home), source.statistics)
+    counts = {name: int((table["split"] == name).sum()) for name in (TRAIN, HELD_OUT)}
+    return told | {"mean": mean.tolist(), "std": std.tolist(), "samples": counts}
+
+
+def described(source: Source, models: Mapping[str, Model]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The descriptions of a source's adapter and of its text encoder, the latter empty where there is none."""
-    kind = source.adapter or plugin.ADAPTER
+    kind = adapter_of(source)
     named: dict[str, Any] = {}
     if source.model:
         if source.model not in models:
             raise InputError(f"source.model: `{source.model}` is not in the config's `models`")
         entry = models[source.model]
         named = {"model": source.model, "entry": {k: getattr(entry, k) for k in ENTRY}}
-    elif kind == "vae":
-        raise InputError("source.model: name the model whose VAE makes the latents, or set `adapter: pixels`")
-    reads = named and source.text_encoder and getattr(plugin, "TEXT", True)
+    reads = named and source.text_encoder
     return {"kind": kind} | (named if kind in ("vae", "latents") else {}), (
         named | {"folder": source.text_encoder} if reads else {}
     )
@@ -97,10 +118,13 @@ def encoded(
     samples: Iterable[Sample], adapter: dict[str, Any], text: dict[str, Any], source: Source, damage: Damage
 ) -> Iterator[dict[str, Any]]:
     """Samples as members of a shard: their values encoded and their prompts' tokens, in one type."""
-    loaded, encoder = load_adapter(adapter), load_text_encoder(text) if text else None
+    loaded: Adapter | None = None
+    encoder = load_text_encoder(text) if text else None
     shape: tuple[int, ...] = ()
     number = 0
     for group in batched(samples, ENCODED):
+        if group[0].pictures is not None:
+            loaded = loaded or load_adapter(adapter)
         values = values_of(group, loaded, adapter["kind"])
         tokens = encoder([s.prompt for s in group]) if encoder else [None] * len(group)
         for sample, value, words in zip(group, values, tokens, strict=True):
@@ -117,10 +141,10 @@ def encoded(
             number += 1
 
 
-def values_of(group: list[Sample], adapter: Adapter, kind: str) -> list[np.ndarray]:
+def values_of(group: list[Sample], adapter: Adapter | None, kind: str) -> list[np.ndarray]:
     """The values of samples of one shape, encoded where they are pictures."""
     pictures = [s.pictures for s in group if s.pictures is not None]
-    if not pictures:
+    if adapter is None:
         return [s.values for s in group if s.values is not None]
     if adapter.encode is None:
         raise InputError(f"source.adapter: `{kind}` encodes no pictures; choose vae or pixels")
@@ -159,22 +183,54 @@ def write_shards(made: Iterator[dict[str, Any]], folder: Path, source: Source) -
     return shards
 
 
-def index(shards: list[Path], folder: Path, damage: Damage) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row of the table `refine.samples`, without its split, for each sample of shards; and what all share."""
-    rows: list[dict[str, Any]] = []
+def index(shards: list[Path], folder: Path, damage: Damage, given: bool) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """A row of the table `refine.samples`, without its split, for each sample of shards; and what all share.
+
+    Of shards that are `given` by the user one that cannot be read to its end is damaged as a whole, all but the last
+    are to have as many samples as the first, and where damage is skipped all values are read, to find NaN in them.
+    """
+    tables: list[pl.DataFrame] = []
+    rows = 0
     like: dict[str, Any] = {}
-    words = 0
-    for path in shards:
-        for entry in entries(path):
-            if reason := misfit(entry, like):
+    words = expected = 0
+    verify = given and damage.policy == "skip"
+    for path in tqdm(shards, desc="shards", unit="shard", disable=None):
+        part: list[dict[str, Any]] = []
+        name = path.relative_to(folder).as_posix()
+        found = list_entries(path, damage, expected) if given else list(entries(path))
+        expected = expected or len(found)
+        if given and found and len(found) < expected and path != shards[-1]:
+            damage.note_short(path, len(found), expected)
+        for entry in found:
+            if reason := misfit(entry, like) or (not_finite(path, entry) if verify else ""):
                 damage.note(path, f"sample {entry.key} {reason}")
                 continue
             like = like or kind_of(entry)
             words = max(words, entry.blocks[TEXT].shape[0] if TEXT in entry.blocks else 0)
-            rows.append({"row": len(rows)} | row_of(entry) | {"shard": path.relative_to(folder).as_posix()})
+            part.append({"row": rows + len(part)} | row_of(entry) | {"shard": name})
+        rows += len(part)
+        tables.append(pl.DataFrame(part, INDEX))
     if not rows:
         raise InputError(f"{folder}: no whole sample in {len(shards)} shards; see what it was given")
-    return rows, like | {"words": words}
+    return pl.concat(tables), like | {"words": words, "shards": len(shards), "estimated": expected * len(shards)}
+
+
+def list_entries(path: Path, damage: Damage, expected: int) -> list[Entry]:
+    """The samples of a shard; none of one that cannot be read to its end, which counts as many as the first had."""
+    found: list[Entry] = []
+    try:
+        found.extend(entries(path))
+    except InputError as error:
+        damage.note(path, str(error).removeprefix(f"{path}: "), max(expected, len(found)))
+        return []
+    return found
+
+
+def not_finite(path: Path, entry: Entry) -> str:
+    """What is wrong where a sample's values hold NaN or Inf; empty where they do not."""
+    block = entry.blocks[VALUES]
+    values = numbers(mapped(path), block.dtype, int(np.prod(block.shape)), block.offset)
+    return "" if np.isfinite(values).all() else "has NaN or Inf in its values"
 
 
 def kind_of(entry: Entry) -> dict[str, Any]:
@@ -208,7 +264,7 @@ def row_of(entry: Entry) -> dict[str, Any]:
         "prompt_id": str(record.get("prompt_id", key)),
         "prompt": str(record.get("prompt", entry.prompt)),
         "seed": int(record.get("seed", 0)),
-        "label": str(record.get("label", "")),
+        "label": str(record.get("label", entry.label)),
         "held_out": record.get("held_out"),
         "values_offset": values.offset,
         "values_bytes": values.size,

@@ -47,7 +47,9 @@ def experiment_record(
 
     `about` is data.json, `settings` those in the refiner's file, the tables those of the stage.
     """
-    checks = criteria(diagnostics, evaluation, training, settings)
+    out = about["samples"].get("held-out", 0)
+    checks = {"judged on held-out samples": above(float(out), 0.0)}
+    checks |= criteria(diagnostics, evaluation, training, settings)
     failed = [criterion for criterion, check in checks.items() if not check["passed"]]
     return {
         "schema_version": "2",
@@ -127,13 +129,13 @@ def criteria(
         for radius in settings.radii:
             first, last = ends(training, "refiner", f"field_strength_R{radius:g}")
             checks[f"drifting field weakens at R={radius:g}"] = below(last, first)
-    share = diagnostics.filter(group="occupancy train", metric="max_class_share")["value"][0]
+    share = diagnostics.filter(group="occupancy", metric="max_class_share")["value"][0]
     return checks | {"no class dominates": below(share, MOST_DOMINANT)}
 
 
 def below(value: float | None, bound: float | None) -> dict[str, Any]:
     """A criterion that asks for less than a bound."""
-    return {"value": value, "must_be_below": bound, "passed": None not in (value, bound) and value < bound}
+    return {"value": value, "must_be_below": bound, "passed": value is not None and bound is not None and value < bound}
 
 
 def above(value: float | None, bound: float) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def ends(training: pl.DataFrame, network: str, metric: str) -> tuple[float | Non
     return curve.head(window).mean(), curve.tail(window).mean()
 
 
-# Date, place and cost -------------------------------------------------------------------------------------------------
+# Date, place and cost -----------------------------------------------------------------------------------------------
 
 
 def timing_record(name: str, timing: pl.DataFrame, batch: int) -> dict[str, Any]:

@@ -15,7 +15,8 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 0.7em 0 } td, th { padding: 0.15em 0.7em; text-align: right }
 th { border-bottom: 1px solid #999 } td:first-child, th:first-child { text-align: left }
-figure { display: inline-block; margin: 0 0.6em 0.8em 0; vertical-align: top } figcaption { font-size: 12px; color: #555 }
+figure { display: inline-block; margin: 0 0.6em 0.8em 0; vertical-align: top }
+figcaption { font-size: 12px; color: #555 }
 img { image-rendering: pixelated; max-width: 100% } .no { color: #a00 } .yes { color: #060 } pre { overflow-x: auto }
 """
 

@@ -31,11 +31,24 @@ class Damage:
     """What was found damaged: refused at once, or noted and left out."""
 
     policy: str  # refuse | skip
-    noted: list[dict[str, Any]] = field(default_factory=list)
+    noted: list[dict[str, Any]] = field(default_factory=list)  # file, reason and number of the samples left out
+    short: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # shards of fewer samples than the first, all of them kept
 
     def note(self, file: Any, reason: str, samples: int = 1) -> None:
         """Refuse the file, by one line, or note how many samples are left out of it and why."""
         if self.policy == "refuse":
-            raise InputError(f"{file}: {reason}; mend or remove it, or leave such samples out by `damaged: skip`")
+            raise InputError(f"{file}: {reason}; mend or remove it, or leave it out by `damaged: skip`")
         log.warning("%s: %s; left out, %d samples", file, reason, samples)
         self.noted.append({"file": str(file), "reason": reason, "samples": samples})
+
+    def note_short(self, file: Any, samples: int, expected: int) -> None:
+        """Refuse a whole shard of fewer samples than the first, by one line, or note it; its samples are kept."""
+        if self.policy == "refuse":
+            raise InputError(
+                f"{file}: {samples} samples, the first shard has {expected}; if it is whole, keep them by "
+                "`damaged: skip`"
+            )
+        log.warning("%s: %d samples, the first shard has %d", file, samples, expected)
+        self.short.append({"file": str(file), "samples": samples})

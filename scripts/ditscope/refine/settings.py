@@ -6,11 +6,15 @@ from typing import Any
 
 from ditscope.core.errors import InputError
 from ditscope.core.settings import decode, setting
+from ditscope.refine.data_settings import Source
 
 INTERPOLATIONS = {
     name: f"ditscope.refine.interpolations.{name}"
     for name in ("linear", "smoothed", "idw", "laplacian", "flow", "sinkhorn")
 }
+
+# What the drifting loss looks through, each with the module that loads it.
+ENCODERS = {name: f"ditscope.refine.encoders.{name}" for name in ("latent_mae", "resnet", "efficientnet_lite0", "clip")}
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,32 @@ class Refine:
     )
     # pseudo-classes
     codes: int = setting(8, "Pseudo-classes of the codebook", positive=True)
+    fallback_codes: int = setting(
+        0,
+        "Pseudo-classes instead of `codes` where more than a quarter of these have one training sample or none, or one "
+        "has more than half of the samples (seed 004: 512 for 1024); 0: never",
+    )
+    quantizer: str = setting(
+        "kmeans",
+        "How pseudo-classes come about: mini-batch k-means, or codes that text and anchors are best rebuilt from (vq)",
+        choices=("kmeans", "vq"),
+    )
+    vq_steps: int = setting(1000, "vq: training steps of its encoder and codes", positive=True)
     keyframe_weight: float = setting(1.0, "Weight of the anchor patches beside the prompt in the condition embedding")
+    # encoder
+    encoder: str = setting(
+        "latent_mae",
+        "What the drifting loss looks through: latent_mae (trained here on the values themselves, as for diagnostics), "
+        "resnet, efficientnet_lite0 or clip (of decoded pictures), or a module of your own",
+        choices=tuple(ENCODERS),
+        importable=True,
+    )
+    encoder_weights: str = setting(
+        "",
+        "Its weights: a file (resnet, efficientnet_lite0, a latent_mae of another refiner) or a folder (clip); empty: "
+        "train the latent_mae, the package's efficientnet_lite0, the shapes world's clip",
+        path=True,
+    )
     # latent masked autoencoder
     mae_steps: int = setting(200, "Training steps of the latent masked autoencoder", positive=True)
     mae_batch: int = setting(16, "Latents of one of its steps", positive=True)
@@ -105,6 +134,9 @@ class Refine:
         ["locations", "global", "patches", "input_rms"],
         "Feature sets of the loss: also vanilla (raw latents, no encoder)",
     )
+    most_locations: int = setting(
+        0, "Most locations of a feature that are compared, evenly spaced (seed 004: 16 at 64 px); 0: all"
+    )
     radii: list[float] = setting([0.02, 0.05, 0.2], "Kernel radii R of the drifting field", positive=True, filled=True)
     weighting: str = setting(
         "official", "Where the weight of unconditional negatives enters", choices=("official", "log")
@@ -132,7 +164,9 @@ class Refine:
         [], "Guidance alpha is one of these instead, each as often as the others (seed 004: 1, 2, 4)", positive=True
     )
     # optimization
-    optimizer: str = setting("adamw", "Optimizer of the matrices inside blocks", choices=("adamw", "muon"))
+    optimizer: str = setting(
+        "adamw", "Optimizer of the matrices and convolutions inside blocks, of both networks", choices=("adamw", "muon")
+    )
     learning_rate: float = setting(4e-4, "Peak learning rate of the refiner", positive=True)
     mae_learning_rate: float = setting(2e-3, "Peak learning rate of the autoencoder", positive=True)
     grad_accum: int = setting(1, "Batches of one optimizer step", positive=True)
@@ -156,14 +190,6 @@ class Refine:
         "", "Model whose pictures of the prompts, with the keys pasted in, are a control; empty: without"
     )
     gallery: int = setting(4, "Held-out samples drawn at each corruption level")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a refiner's samples come from."""
-
-    kind: str = setting("generated", "generated: latents of the images that `model` generates", choices=("generated",))
-    model: str = setting("", "Model whose images these are, or whose VAE encodes them, by name in `models`")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Where the numbers of every sample lie in WebDataset shards, read from headers alone: a shard may be gigabytes.
 
-Members of a sample are KEY.values.npy (or latent), optionally KEY.text.npy (or embed), KEY.json and KEY.prompt.txt (or
-txt). Arrays are .npy, or .pth as torch saves one tensor: both hold their numbers uncompressed, in one piece, so that a
-sample is read by mapping the file.
+Members of a sample are KEY.values.npy (or latent), optionally KEY.text.npy (or embed), KEY.json, KEY.prompt.txt (or
+txt) and KEY.cls. Arrays are .npy, or .pth as torch saves one tensor: both hold their numbers uncompressed and in one
+piece, so that a sample is read by mapping the file.
 """
 
 import io
@@ -11,7 +11,7 @@ import math
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -21,12 +21,13 @@ from ditscope.core.errors import InputError, parsing
 from ditscope.core.paths import is_inside
 from ditscope.core.shards import check_end
 
-VALUES, TEXT, RECORD, PROMPT = "values", "text", "record", "prompt"
+VALUES, TEXT, RECORD, PROMPT, LABEL = "values", "text", "record", "prompt", "label"
 ROLES = {
     **{f"{name}.{ending}": VALUES for name in ("values", "latent", "latents") for ending in ("npy", "pth")},
     **{f"{name}.{ending}": TEXT for name in ("text", "embed", "embeds") for ending in ("npy", "pth")},
     "json": RECORD,
     **dict.fromkeys(("prompt.txt", "prompts.txt", "prompt", "txt"), PROMPT),
+    "cls": LABEL,
 }
 TORCH_TYPES = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "float64": "float64"}
 
@@ -53,6 +54,7 @@ class Entry:
     blocks: dict[str, Block] = field(default_factory=dict)  # by role: values, text
     record: dict[str, Any] = field(default_factory=dict)
     prompt: str = ""
+    label: str = ""
 
 
 def entries(path: Path) -> Iterator[Entry]:
@@ -92,17 +94,18 @@ def with_member(entry: Entry, ending: str, file: IO[bytes], offset: int, size: i
         if role in entry.blocks:
             raise ValueError(f"a second array of {role}")
         block = (npy_block if ending.endswith("npy") else pth_block)(file, offset, size)
-        return Entry(entry.key, entry.blocks | {role: block}, entry.record, entry.prompt)
+        return replace(entry, blocks=entry.blocks | {role: block})
     if role is None:
         return entry
     file.seek(offset)
     data = file.read(size)
-    if role == PROMPT:
-        return Entry(entry.key, entry.blocks, entry.record, data.decode().strip())
-    record = json.loads(data)
-    if not isinstance(record, dict):
-        raise ValueError("not a map")
-    return Entry(entry.key, entry.blocks, record, entry.prompt)
+    if role == RECORD:
+        record = json.loads(data)
+        if not isinstance(record, dict):
+            raise ValueError("not a map")
+        return replace(entry, record=record)
+    text = data.decode().strip()
+    return replace(entry, label=text) if role == LABEL else replace(entry, prompt=text)
 
 
 def npy_block(file: IO[bytes], offset: int, size: int) -> Block:

@@ -79,7 +79,7 @@ NEIGHBOURS = Table(
         "code": CODE,
         "neighbour_code": Column("Int64", "the neighbour's pseudo-class"),
         "same_code": Column("Boolean", "whether both are the same"),
-        "text_cosine": Column("Float64", "cosine of the prompts' TF-IDF vectors"),
+        "text_cosine": Column("Float64", "cosine of the centred vectors of both texts"),
         "keyframe_cosine": Column("Float64", "cosine of the centred mean anchor patches"),
     },
 )
@@ -94,11 +94,15 @@ TSNE = Table(
         "prompt_id": PROMPT_ID,
         "code": CODE,
         **dict.fromkeys("xy", Column("Float64", "openTSNE coordinate of the pooled `latent_mae` features, no unit")),
+        **dict.fromkeys(
+            ("umap_x", "umap_y"),
+            Column("Float64", "UMAP coordinate of the same; null where umap-learn is not installed", nullable=True),
+        ),
     },
 )
 SAMPLES = Table(
     "refine.samples",
-    "",  # no rule makes it yet
+    "refine/*/samples.parquet",
     "sample",
     key=("row",),
     places=("refiner",),
@@ -157,7 +161,10 @@ GALLERY = Table(
         "prompt": Column("String", "its prompt"),
         "level": Column("Int64", "corruption level"),
         "keys": Column("Int64", "known patches, frames or steps"),
-        "method": Column("String", "`keys` (what is given, the rest grey), a method of `refine.evaluation`, `truth`, or `film` (three side by side)"),
+        "method": Column(
+            "String",
+            "`keys` (what is given, the rest grey), a method of `refine.evaluation`, `truth`, or `film` of these",
+        ),
         "label": Column("String", "what to write beside it"),
     },
 )

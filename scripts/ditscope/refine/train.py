@@ -3,7 +3,6 @@
 import logging
 import resource
 import sys
-from dataclasses import replace
 from functools import cache
 from functools import partial as bound
 from pathlib import Path
@@ -26,7 +25,8 @@ from ditscope.refine.batches import Batch, Samples, draw_batch, draw_latents, lo
 from ditscope.refine.codebook import Codebook, load_codebook
 from ditscope.refine.dataset import Dataset, open_dataset
 from ditscope.refine.drifting import Targets, unconditional_weight
-from ditscope.refine.features import Features, check_features, extract
+from ditscope.refine.encoder import Encoder, is_trained_here, load_encoder
+from ditscope.refine.features import Features, check_features, features_of
 from ditscope.refine.loop import LoopSettings, fit
 from ditscope.refine.networks import LatentMAE, LatentMAEConfig, mae_loss, patch_mask, save_network
 from ditscope.refine.objectives import OBJECTIVES, Step, by_class
@@ -117,14 +117,14 @@ def train_latent_mae(
 
     loop = loop_settings(settings, settings.mae_steps, settings.mae_batch, settings.mae_learning_rate)
     batches = bound(load_batches, draw_latents, (samples, settings), settings.workers)
-    history = fit("latent_mae", network, loss, replace(loop, muon=False), folder, settings.grad_accum, batches)
+    history = fit("latent_mae", network, loss, loop, folder, settings.grad_accum, batches)
     return network.requires_grad_(False), history
 
 
 def train_refiner(
     samples: Samples,
     codebook: Codebook,
-    encoder: LatentMAE,
+    trained: LatentMAE,
     settings: Refine,
     start: str,
     folder: Path,
@@ -135,6 +135,7 @@ def train_refiner(
     if start:
         load_weights(network, load_refiner(Path(start)).network.state_dict(), Path(start))
     grid = samples.grid
+    encoder = encoder_of(settings, samples.data, trained, device) if settings.objective != "paired" else trained
 
     def loss(forward: nn.Module, batch: Batch, logged: bool) -> tuple[Tensor, dict[str, float]]:
         batch = to_device(batch, device)
@@ -143,7 +144,7 @@ def train_refiner(
 
         @cache
         def features() -> tuple[Features, dict[str, Targets]]:
-            generated = extract(encoder, unpatchify(refined, grid, settings.patch), settings.features)
+            generated = features_of(encoder, unpatchify(refined, grid, settings.patch), settings)
             return generated, real_targets(encoder, batch, settings)
 
         value, numbers = OBJECTIVES[settings.objective](Step(refined, batch, features, logged), settings)
@@ -153,6 +154,13 @@ def train_refiner(
     loop = loop_settings(settings, settings.steps, size, settings.learning_rate)
     batches = bound(load_batches, draw_batch, (samples, settings), settings.workers)
     return network, fit("refiner", network, loss, loop, folder, settings.grad_accum, batches)
+
+
+def encoder_of(settings: Refine, data: Dataset, trained: LatentMAE, device: torch.device) -> Encoder | LatentMAE:
+    """What the drifting loss looks through: the autoencoder trained here, or the encoder of the settings."""
+    if is_trained_here(settings):
+        return trained
+    return load_encoder(settings, data.adapter, data.mean, data.std, device)
 
 
 def refiner_config(data: Dataset, settings: Refine) -> RefinerConfig:
@@ -194,12 +202,12 @@ def errors(batch: Batch, refined: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def real_targets(encoder: LatentMAE, batch: Batch, settings: Refine) -> dict[str, Targets]:
+def real_targets(encoder: Encoder | LatentMAE, batch: Batch, settings: Refine) -> dict[str, Targets]:
     """Features of the real samples of a batch by name, with the weight of the unconditional ones."""
     banks = batch.banks
     assert banks is not None  # drawn for every objective that asks for features
     classes = len(banks.alpha)
-    features = extract(encoder, torch.cat([banks.positives, banks.unconditional]), settings.features)
+    features = features_of(encoder, torch.cat([banks.positives, banks.unconditional]), settings)
     weight = unconditional_weight(banks.alpha, settings.generated_per_class, len(banks.unconditional))
     split = len(banks.positives)
     return {

@@ -123,7 +123,7 @@ def check_keys_of(trained: Trained, storyboard: Sequence[Path], image: str, path
         raise InputError(f"this refiner was trained on {kinds[trained.network.config.axes]}")
 
 
-# Storyboards ----------------------------------------------------------------------------------------------------------
+# Storyboards --------------------------------------------------------------------------------------------------------
 
 
 def pictures_in(storyboard: Sequence[Path]) -> list[tuple[str, np.ndarray]]:
@@ -259,7 +259,7 @@ def text_of(trained: Trained, prompt: str) -> np.ndarray:
     return load_text_encoder(trained.text)([prompt])[0].astype(np.float32)
 
 
-# Pictures and paths -----------------------------------------------------------------------------------------------------
+# Pictures and paths -------------------------------------------------------------------------------------------------
 
 
 def picture_of(trained: Trained, adapter: Adapter, file: Path, prompt: str, keep: str, seed: int) -> Given:
@@ -288,7 +288,7 @@ def kept(keep: str, grid: Grid, picture: np.ndarray, seed: int) -> np.ndarray:
     mask = read_picture(Path(keep))
     if mask.dtype != np.uint8 or (picture.dtype == np.uint8 and mask.shape != picture.shape):
         raise InputError(f"{keep}: is {size_of(mask)}, the picture {size_of(picture)}; draw the mask over the picture")
-    white = np.asarray(Image.fromarray(mask).convert("L").resize(grid[::-1], Image.Resampling.BOX)) >= 254
+    white = np.asarray(Image.fromarray(mask).convert("L").resize((grid[1], grid[0]), Image.Resampling.BOX)) >= 254
     if not white.any() or white.all():
         raise InputError(f"{keep}: {white.sum()} of {nodes} patches are wholly white; some must be, and not all")
     return white.ravel()
@@ -309,7 +309,7 @@ def path_of(trained: Trained, maze: Maze, points: int, positions: Sequence[int])
     return Given(values, keys, SPOKEN.format(*ends[0], *ends[1]), maze_tokens(maze.walls, *ends), True)
 
 
-# Completing and showing -------------------------------------------------------------------------------------------------
+# Completing and showing ---------------------------------------------------------------------------------------------
 
 
 def complete(trained: Trained, given: Given, seed: int = 0) -> Completed:
@@ -322,13 +322,14 @@ def complete(trained: Trained, given: Given, seed: int = 0) -> Completed:
     keys, count = given.keys[None], int(given.keys.sum())
     orders = draw_orders(np.random.default_rng(seed), 1, len(given.keys), given.keys)
     text = given.text[None]
-    codes = pseudo_classes(trained.codebook, [given.prompt], clean, keys)
-    if not given.prompt:
-        codes = np.full(1, trained.network.config.classes, np.int64)
-    told = conditions(text, np.ones(text.shape[:2], bool), codes)
+    words = np.ones(text.shape[:2], bool)
+    codes = np.full(1, trained.network.config.classes, np.int64)
+    if given.prompt:
+        codes = pseudo_classes(trained.codebook, [given.prompt], text, words, clean, keys)
+    told = conditions(text, words, codes)
     tokens = interpolate(clean, keys, grid, settings), refined(trained, clean, orders, count, grid, told, seed)
-    made = [stored(unpatchify(t, grid, settings.patch), trained)[0] for t in tokens]
-    return Completed(*made, key_grid(grid, settings.keys))
+    filled, better = (stored(unpatchify(t, grid, settings.patch), trained)[0] for t in tokens)
+    return Completed(filled, better, key_grid(grid, settings.keys))
 
 
 def show(

@@ -8,7 +8,7 @@ import torch
 
 from ditscope.models.loading import default_device
 from ditscope.refine.adapter import Adapter
-from ditscope.refine.adapters.vae import load_vae, to_bytes
+from ditscope.refine.adapters.vae import BATCH, load_vae, to_bytes
 
 
 def load(about: Mapping[str, Any]) -> Adapter:
@@ -20,8 +20,9 @@ def load(about: Mapping[str, Any]) -> Adapter:
     @torch.no_grad()
     def decode(values: np.ndarray) -> np.ndarray:
         latents = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-        made = [family.decode(pipe, one[None].to(default_device())).float().cpu().numpy() for one in latents]
+        parts = latents.split(BATCH if latents.ndim == 4 else 1)
+        made = [family.decode(pipe, part.to(default_device())).float().cpu().numpy() for part in parts]
         pictures = np.concatenate(made)  # (n, 3, [frames,] height, width)
         return to_bytes(np.moveaxis(pictures, 1, -3))
 
-    return Adapter(None, decode)
+    return Adapter(None, decode, lambda values: family.decode(pipe, values))

@@ -11,7 +11,7 @@ from ditscope.refine.mazes import walls_of
 
 def load(about: Mapping[str, Any]) -> Adapter:
     """The adapter; a path has no picture without its maze, see `mazes.draw`."""
-    return Adapter(None, None, {"in_walls": in_walls, "off_walls": off_walls})
+    return Adapter(None, None, metrics={"in_walls": in_walls, "off_walls": off_walls})
 
 
 def in_walls(values: np.ndarray, truth: np.ndarray, text: np.ndarray) -> np.ndarray:

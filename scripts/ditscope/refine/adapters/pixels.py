@@ -10,7 +10,7 @@ from ditscope.refine.adapter import Adapter
 
 def load(about: Mapping[str, Any]) -> Adapter:
     """The adapter; there is nothing to load."""
-    return Adapter(encode, decode)
+    return Adapter(encode, decode, lambda values: (values + 1) / 2)
 
 
 def encode(pictures: np.ndarray) -> np.ndarray:

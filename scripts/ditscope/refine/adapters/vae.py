@@ -34,7 +34,13 @@ def load(about: Mapping[str, Any]) -> Adapter:
         frames = latents.movedim(2, 1) if latents.ndim == 5 else latents
         return to_bytes(by_frame(lambda batch: family.decode(pipe, batch), frames, 1, 1))
 
-    return Adapter(encode, decode)
+    def pictures(values: Tensor) -> Tensor:
+        if values.ndim == 4:
+            return family.decode(pipe, values)
+        frames = family.decode(pipe, values.movedim(2, 1).flatten(0, 1))
+        return frames.unflatten(0, (len(values), -1)).movedim(1, 2)
+
+    return Adapter(encode, decode, pictures)
 
 
 def load_vae(about: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 from ditscope.refine.data_settings import Source
 from ditscope.refine.samples import Damage, Sample
 
-ADAPTER, HELD_OUT_BY = "latents", "sample"
+HELD_OUT_BY = "sample"
 CLASSES = 8
 WORDS, WIDTH = 4, 16
 

@@ -9,7 +9,7 @@ from ditscope.refine.data_settings import Source
 from ditscope.refine.samples import Damage, Sample
 from ditscope.shapes.world import ATTRIBUTES, Scene, caption, held_out, parse_caption
 
-ADAPTER, HELD_OUT_BY = "vae", "attributes"
+HELD_OUT_BY = "attributes"
 
 
 def samples(source: Source, images: Sequence[Path], damage: Damage) -> Iterator[Sample]:

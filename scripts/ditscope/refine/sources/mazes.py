@@ -10,7 +10,7 @@ from ditscope.refine.data_settings import Source
 from ditscope.refine.mazes import ends, make_maze, maze_tokens, resampled, shortest_path
 from ditscope.refine.samples import Damage, Sample
 
-ADAPTER, HELD_OUT_BY = "maze", "label"
+HELD_OUT_BY = "label"
 
 
 def samples(source: Source, images: Sequence[Path], damage: Damage) -> Iterator[Sample]:
