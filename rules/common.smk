@@ -108,6 +108,7 @@ wildcard_constraints:
     model=any_of(CONFIG.models),
     network=any_of(CONFIG.networks),
     refiner=any_of(CONFIG.refiners),
+    storyboard=any_of([board for entry in CONFIG.refiners.values() for board in entry.storyboards]),
     embedder=any_of(CONFIG.embedders),
     scheme=any_of(CONFIG.schemes),
     budget=any_of(CONFIG.plan.budgets),
@@ -251,6 +252,27 @@ def refiner_source(wildcards):
     given = folder_stamp(source.folder) if source.folder else ""
     models = {source.model: model_params(source.model)} if source.model else {}
     return {"source": plain(source), "models": models, "digest": [given, *(plugin(module_of(*kind)) for kind in kinds)]}
+
+
+def refiner_start(name):
+    """The file of the refiner that one goes on from; nothing where it starts anew."""
+    return ancient(WHOLE.refiners[name].start) if WHOLE.refiners[name].start else []
+
+
+def refiner_judge(name):
+    """The embedder that a refiner is judged with, as a list; empty where that is its own encoder."""
+    return chosen(settings_of(name, WHOLE.refiners[name], WHOLE.refine).judge)
+
+
+def judges(name):
+    """The models that judging a refiner loads: whose VAE decodes its values, and whose pictures are a control."""
+    generator = settings_of(name, WHOLE.refiners[name], WHOLE.refine).generator
+    return list(dict.fromkeys(filter(None, [refiner_model(name), generator])))
+
+
+def storyboard_of(wildcards):
+    """A refiner's storyboard."""
+    return WHOLE.refiners[wildcards.refiner].storyboards[wildcards.storyboard]
 
 
 def refiner_images(name):

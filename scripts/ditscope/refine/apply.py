@@ -71,7 +71,7 @@ def coarse_to_fine(
     refined = None
     for count in [given, *sorted(n for n in counts if n > given)]:
         keys = key_masks(orders, np.full(len(orders), count))
-        corrupted = corrupt(values, keys, grid, settings, rng, known.all(0))
+        corrupted = corrupt(values, keys, grid, settings, rng, known)
         confidence = np.where(known, corrupted.confidence, np.where(keys, REPLACED, MISSING))
         inputs = as_input(Corrupted(corrupted.tokens, confidence, corrupted.interpolation), keys, conditions)
         refined = apply(network, inputs, grid, settings.clamp_anchors)

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ditscope.models.hardware import hardware_id
 from ditscope.refine.settings import Refine
 
 MOST_DOMINANT = 0.5  # share of the largest pseudo-class above which the codebook counts as collapsed
+DIAGNOSTIC = ("top_k", "evaluated", "judge", "generator", "gallery")
 WINDOW = 0.1  # share of the steps that "first" and "last" are averaged over
 UNTOUCHED = 1e-9  # squared error of keys, in variances, up to which they count as left alone
 # What a refiner must be better in than interpolation at every level, where its samples have it.
@@ -80,7 +81,7 @@ def experiment_record(
             "optimizer": settings.optimizer,
             "processes": processes,
         },
-        "settings": {name: value for name, value in asdict(settings).items() if name != "refiners"},
+        "settings": {k: v for k, v in asdict(without_diagnostics(settings)).items() if k != "refiners"},
         "results": {
             "rule": RULE,
             "held_out": held_out(evaluation),
@@ -89,6 +90,12 @@ def experiment_record(
             "why": f"failed: {', '.join(failed)}" if failed else "all criteria passed",
         },
     }
+
+
+def without_diagnostics(settings: Refine) -> Refine:
+    """The settings less those of the diagnostics, which a refiner's file need not have: these at their defaults."""
+    default = Refine()
+    return replace(settings, **{name: getattr(default, name) for name in DIAGNOSTIC})
 
 
 def policy(settings: Refine) -> dict[str, str]:

@@ -193,11 +193,25 @@ class Refine:
 
 
 @dataclass(frozen=True)
+class Storyboard:
+    """What a refiner is given of pictures that a model makes of prompts: key frames of a film, or patches of each."""
+
+    model: str = setting("", "Model whose pictures these are, by name in `models`")
+    prompts: list[str] = setting([], "Prompts (prompt_id) whose pictures are taken, in order", filled=True)
+    prompt: str = setting("", "What the refiner is told that the film is; of pictures each its own prompt")
+    frames: int = setting(0, "Frames of the film", most=4096)
+    positions: list[int] = setting([], "Frames, from 0, at which the pictures stand; empty: evenly")
+    keep: int = setting(0, "Of pictures, without frames: patches of each that are known", most=2**20)
+
+
+@dataclass(frozen=True)
 class Refiner:
     """A refiner: its samples, and what it sets otherwise than the section `refine`."""
 
     source: Source = setting(Source(), "Where its samples come from")
+    start: str = setting("", "File of a refiner of the same shape whose weights its training starts from", path=True)
     settings: dict[str, Any] = setting({}, "Settings of `refine` that are others for this one")
+    storyboards: dict[str, Storyboard] = setting({}, "Pictures of generators that it completes, by name")
 
 
 def settings_of(name: str, entry: Refiner, stage: Refine) -> Refine:

@@ -42,6 +42,14 @@ SPOKEN = "from row {} column {} to row {} column {}"  # the prompt of a maze, as
 
 
 @dataclass(frozen=True)
+class Named:
+    """A picture (height, width, 3) uint8, or values (channels, y, x) float32, and what messages call it."""
+
+    name: str
+    picture: np.ndarray
+
+
+@dataclass(frozen=True)
 class Given:
     """What a refiner is to complete: values of which some nodes are known."""
 
@@ -88,7 +96,7 @@ def refine_apply(
     if storyboard:
         given = film_of(trained, adapter, pictures_in(storyboard), prompt, frames, positions)
     elif image:
-        given = picture_of(trained, adapter, Path(image), prompt, keep, seed)
+        given = picture_of(trained, adapter, Named(image, read_picture(Path(image))), prompt, keep, seed)
     else:
         given = path_of(trained, read_maze(Path(path)), frames or Source().path_steps, positions)
     done = complete(trained, given, seed)
@@ -126,11 +134,8 @@ def check_keys_of(trained: Trained, storyboard: Sequence[Path], image: str, path
 # Storyboards --------------------------------------------------------------------------------------------------------
 
 
-def pictures_in(storyboard: Sequence[Path]) -> list[tuple[str, np.ndarray]]:
-    """Pictures (height, width, 3) uint8, or values (channels, y, x) of .npy files, by file name, all of one shape.
-
-    Files of a folder go by name, numbers in them by size. Raises InputError for none, and for one unlike the first.
-    """
+def pictures_in(storyboard: Sequence[Path]) -> list[Named]:
+    """The pictures of files and folders; those of a folder by name, numbers in it by size. InputError for none."""
     files: list[Path] = []
     for place in storyboard:
         if place.is_dir():
@@ -140,12 +145,16 @@ def pictures_in(storyboard: Sequence[Path]) -> list[tuple[str, np.ndarray]]:
             files += sorted(inside, key=by_number)
         else:
             files.append(place)
-    read = [(str(file), read_picture(file)) for file in files]
-    first, like = read[0]
-    for name, picture in read:
-        if picture.shape != like.shape or picture.dtype != like.dtype:
-            raise InputError(f"{name}: is {size_of(picture)}, and {first} {size_of(like)}; give frames of one size")
-    return read
+    return [Named(str(file), read_picture(file)) for file in files]
+
+
+def check_alike(read: Sequence[Named]) -> None:
+    """Refuse pictures that are not all of one size."""
+    first = read[0]
+    for one in read:
+        if one.picture.shape != first.picture.shape or one.picture.dtype != first.picture.dtype:
+            sizes = size_of(one.picture), size_of(first.picture)
+            raise InputError(f"{one.name}: is {sizes[0]}, and {first.name} {sizes[1]}; give frames of one size")
 
 
 def by_number(file: Path) -> tuple[Any, ...]:
@@ -199,12 +208,13 @@ def read_values_file(file: Path) -> np.ndarray:
 def film_of(
     trained: Trained,
     adapter: Adapter,
-    read: Sequence[tuple[str, np.ndarray]],
+    read: Sequence[Named],
     prompt: str,
     frames: int,
     positions: Sequence[int],
 ) -> Given:
     """A film of which key frames are known, at `positions`, or evenly from the first to the last frame."""
+    check_alike(read)
     frames = frames or (max(positions) + 1 if positions else 0)
     if frames < 1:
         raise InputError("--frames: say how many frames the film has, or at which --positions the pictures stand")
@@ -217,11 +227,10 @@ def film_of(
     known = given_keys(positions, frames)
     if known.all():
         raise InputError(f"--frames: all {frames} are given, so nothing is left to refine; give more frames")
-    names, pictures = zip(*read, strict=True)
-    encoded = encode_frames(adapter, np.stack(pictures), names[0])
+    encoded = encode_frames(adapter, np.stack([one.picture for one in read]), read[0].name)
     values = np.zeros((encoded.shape[0], frames, *encoded.shape[2:]), np.float32)
     values[:, np.arange(frames) if all_there else np.flatnonzero(known)] = encoded
-    check_shape(trained, values, names[0])
+    check_shape(trained, values, read[0].name)
     nodes = key_grid(token_grid(values.shape[1:], trained.settings.patch), trained.settings.keys)
     keys = known.repeat(int(np.prod(nodes)) // frames)
     return Given(values, keys, prompt, text_of(trained, prompt), all_there)
@@ -262,14 +271,14 @@ def text_of(trained: Trained, prompt: str) -> np.ndarray:
 # Pictures and paths -------------------------------------------------------------------------------------------------
 
 
-def picture_of(trained: Trained, adapter: Adapter, file: Path, prompt: str, keep: str, seed: int) -> Given:
+def picture_of(trained: Trained, adapter: Adapter, one: Named, prompt: str, keep: str, seed: int) -> Given:
     """A picture of which the patches are known that `keep` tells."""
-    picture = read_picture(file)
+    picture = one.picture
     if adapter.encode is None and picture.dtype == np.uint8:
-        raise InputError(f"{file}: this refiner's values have no encoder of pictures; give them as .npy")
+        raise InputError(f"{one.name}: this refiner's values have no encoder of pictures; give them as .npy")
     encode: Any = adapter.encode
     values = picture if picture.dtype != np.uint8 else np.asarray(encode(picture[None]))[0]
-    check_shape(trained, values, str(file))
+    check_shape(trained, values, one.name)
     grid = token_grid(values.shape[1:], trained.settings.patch)
     keys = kept(keep, grid, picture, seed)
     return Given(values, keys, prompt, text_of(trained, prompt), True)
