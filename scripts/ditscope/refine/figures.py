@@ -110,7 +110,19 @@ def refiner_gains(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 def refiner_controls_table(files: Files) -> pl.DataFrame:
     """Refiners and their controls beside each other: mean and paired gain over interpolation, a row per level."""
-    kept = ["refiner", "method", "metric", "level", "keys", "value", "gain", "gain_low", "gain_high", "samples", "units"]
+    kept = [
+        "refiner",
+        "method",
+        "metric",
+        "level",
+        "keys",
+        "value",
+        "gain",
+        "gain_low",
+        "gain_high",
+        "samples",
+        "units",
+    ]
     return evaluations(files).select(kept)
 
 

@@ -22,7 +22,7 @@ from ditscope.core.tables import read_table, write_table
 from ditscope.models.hardware import hardware_id
 from ditscope.refine.apply import apply
 from ditscope.refine.batches import Batch, Samples, draw_batch, draw_latents, load_batches, samples_of, to_device
-from ditscope.refine.codebook import Codebook, load_codebook
+from ditscope.refine.codebook import load_codebook
 from ditscope.refine.dataset import Dataset, open_dataset
 from ditscope.refine.drifting import Targets, unconditional_weight
 from ditscope.refine.encoder import Encoder, is_trained_here, load_encoder
@@ -70,7 +70,8 @@ def train(
     with deterministic(), tensor_cores(), process_group() as device:
         log.info("refine: %d samples on %s, process %d of %d", len(drawn.rows), device, rank() + 1, world_size())
         encoder, mae_history = train_latent_mae(drawn, settings, parts / "latent_mae", device)
-        network, history = train_refiner(drawn, book, encoder, settings, start, parts / "refiner", device)
+        eyes = encoder_of(settings, data, encoder, device) if settings.objective != "paired" else encoder
+        network, history = train_refiner(drawn, eyes, settings, start, parts / "refiner", device)
         if rank() != 0:
             return
         save_network(encoder, torch.from_numpy(data.mean), torch.from_numpy(data.std), latent_mae)
@@ -123,8 +124,7 @@ def train_latent_mae(
 
 def train_refiner(
     samples: Samples,
-    codebook: Codebook,
-    trained: LatentMAE,
+    encoder: Encoder | LatentMAE,
     settings: Refine,
     start: str,
     folder: Path,
@@ -135,7 +135,6 @@ def train_refiner(
     if start:
         load_weights(network, load_refiner(Path(start)).network.state_dict(), Path(start))
     grid = samples.grid
-    encoder = encoder_of(settings, samples.data, trained, device) if settings.objective != "paired" else trained
 
     def loss(forward: nn.Module, batch: Batch, logged: bool) -> tuple[Tensor, dict[str, float]]:
         batch = to_device(batch, device)
@@ -194,7 +193,8 @@ def loop_settings(settings: Refine, steps: int, batch: int, learning_rate: float
 @torch.no_grad()
 def errors(batch: Batch, refined: Tensor) -> dict[str, float]:
     """Mean squared errors to the clean tokens of a batch, over all tokens and over the missing ones."""
-    numbers, missing = {}, ~batch.inputs.keys
+    numbers: dict[str, float] = {}
+    missing = ~batch.inputs.keys
     for name, tokens in (("interp/mse", batch.inputs.tokens), ("refined/mse", refined)):
         squared = (tokens - batch.clean).square().mean(-1)
         numbers |= {f"{name}_all": float(squared.mean()), f"{name}_missing": float(squared[missing].mean())}
