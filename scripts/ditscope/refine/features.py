@@ -14,6 +14,7 @@ from ditscope.core.names import unknown
 from ditscope.refine.encoder import Encoder
 from ditscope.refine.networks import LatentMAE
 from ditscope.refine.patches import patchify
+from ditscope.refine.settings import Refine
 
 PATCHES = (2, 4)  # sides of the windows whose mean and standard deviation are taken
 VANILLA = "input.vanilla"  # the feature without an encoder
@@ -88,6 +89,11 @@ def extract(encoder: Encoder | LatentMAE, latents: Tensor, names: Sequence[str],
     maps = encoder.maps(latents)
     features = {key: value for name in names for key, value in FEATURES[name](latents, maps).items()}
     return {key: value[:, spaced(value.shape[1], most)] for key, value in features.items()}
+
+
+def features_of(encoder: Encoder | LatentMAE, values: Tensor, settings: Refine) -> Features:
+    """The features of values (samples, channels, *space) that the settings name."""
+    return extract(encoder, values, settings.features, settings.most_locations)
 
 
 def spaced(count: int, most: int) -> slice | list[int]:

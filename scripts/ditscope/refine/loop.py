@@ -183,22 +183,43 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict] | None
     return load_file(folder / state["tensors"]), state
 
 
-def optimizers(parameters: dict[str, torch.Tensor], settings: LoopSettings) -> list[torch.optim.Optimizer]:
-    """AdamW for all, or Muon (Liu et al., arXiv:2502.16982) for the matrices inside blocks and AdamW for the rest."""
-    inside = ("blocks.", "layers.", ".layer.")
-    hidden = [
-        p
+INSIDE = ("blocks.", "layers.", ".layer.", ".convs.")  # of a network's inside, not its first and last layers
+
+
+class Muon(torch.optim.Muon):
+    """Muon (Liu et al., arXiv:2502.16982) of matrices and of convolutions, as matrices (outputs, inputs x cells)."""
+
+    def __init__(self, parameters: list[nn.Parameter], **settings: Any) -> None:
+        self.whole = parameters
+        super().__init__([nn.Parameter(p.detach().view(len(p), -1)) for p in parameters], **settings)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        for p in self.whole:
+            p.grad = None
+
+    def step(self, closure: Any = None) -> Any:
+        """Move the parameters, which share their memory with these matrices."""
+        for matrix, p in zip(self.param_groups[0]["params"], self.whole, strict=True):
+            matrix.grad = None if p.grad is None else p.grad.reshape(matrix.shape)
+        return super().step(closure)
+
+
+def optimizers(parameters: dict[str, nn.Parameter], settings: LoopSettings) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the matrices and convolutions inside blocks and AdamW for the rest."""
+    hidden = {
+        name: p
         for name, p in parameters.items()
-        if settings.muon and p.ndim == 2 and name.endswith("weight") and any(mark in name for mark in inside)
-    ]
-    chosen = {id(p) for p in hidden}
-    rest = [p for p in parameters.values() if id(p) not in chosen]
+        if settings.muon and p.ndim >= 2 and name.endswith("weight") and any(mark in name for mark in INSIDE)
+    }
+    rest = [p for name, p in parameters.items() if name not in hidden]
     decay = settings.weight_decay
     result: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.99), weight_decay=decay, fused=True)
     ]
     if hidden:
-        result.append(torch.optim.Muon(hidden, lr=settings.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        matrices = list(hidden.values())
+        result.append(Muon(matrices, lr=settings.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return result
 
 

@@ -17,6 +17,12 @@ INTERPOLATIONS = {
 ENCODERS = {name: f"ditscope.refine.encoders.{name}" for name in ("latent_mae", "resnet", "efficientnet_lite0", "clip")}
 
 
+# The settings that a codebook depends on.
+CODEBOOK = (
+    "seed", "patch", "keys", "min_anchors", "codes", "fallback_codes", "keyframe_weight", "quantizer", "vq_steps",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Refine:
     """Train a one-step refiner of interpolated latents."""
@@ -70,6 +76,17 @@ class Refine:
     )
     # pseudo-classes
     codes: int = setting(8, "Pseudo-classes of the codebook", positive=True)
+    fallback_codes: int = setting(
+        0,
+        "Pseudo-classes instead of `codes` where more than a quarter of these have one training sample or none, or one "
+        "has more than half of the samples (seed 004: 512 for 1024); 0: never",
+    )
+    quantizer: str = setting(
+        "kmeans",
+        "How pseudo-classes come about: mini-batch k-means, or codes that text and anchors are best rebuilt from (vq)",
+        choices=("kmeans", "vq"),
+    )
+    vq_steps: int = setting(1000, "vq: training steps of its encoder and codes", positive=True)
     keyframe_weight: float = setting(1.0, "Weight of the anchor patches beside the prompt in the condition embedding")
     # encoder
     encoder: str = setting(
@@ -153,7 +170,9 @@ class Refine:
         [], "Guidance alpha is one of these instead, each as often as the others (seed 004: 1, 2, 4)", positive=True
     )
     # optimization
-    optimizer: str = setting("adamw", "Optimizer of the matrices inside blocks", choices=("adamw", "muon"))
+    optimizer: str = setting(
+        "adamw", "Optimizer of the matrices and convolutions inside blocks, of both networks", choices=("adamw", "muon")
+    )
     learning_rate: float = setting(4e-4, "Peak learning rate of the refiner", positive=True)
     mae_learning_rate: float = setting(2e-3, "Peak learning rate of the autoencoder", positive=True)
     grad_accum: int = setting(1, "Batches of one optimizer step", positive=True)
@@ -169,7 +188,26 @@ class Refine:
     )
     # diagnostics
     top_k: int = setting(5, "Nearest neighbours looked at in the retrieval diagnostics", positive=True)
-    gallery: int = setting(4, "Samples drawn at each corruption level")
+    evaluated: int = setting(256, "Held-out samples that the refiner is judged on, evenly over all", positive=True)
+    judge: str = setting(
+        "", "Embedder of images for feature distance and KID; empty: the pooled features of the encoder"
+    )
+    generator: str = setting(
+        "", "Model whose pictures of the prompts, with the keys pasted in, are a control; empty: without"
+    )
+    gallery: int = setting(4, "Held-out samples drawn at each corruption level")
+
+
+@dataclass(frozen=True)
+class Storyboard:
+    """What a refiner is given of pictures that a model makes of prompts: key frames of a film, or patches of each."""
+
+    model: str = setting("", "Model whose pictures these are, by name in `models`")
+    prompts: list[str] = setting([], "Prompts (prompt_id) whose pictures are taken, in order", filled=True)
+    prompt: str = setting("", "What the refiner is told that the film is; of pictures each its own prompt")
+    frames: int = setting(0, "Frames of the film", most=4096)
+    positions: list[int] = setting([], "Frames, from 0, at which the pictures stand; empty: evenly")
+    keep: int = setting(0, "Of pictures, without frames: patches of each that are known", most=2**20)
 
 
 @dataclass(frozen=True)
@@ -179,6 +217,7 @@ class Refiner:
     source: Source = setting(Source(), "Where its samples come from")
     start: str = setting("", "File of a refiner of the same shape whose weights its training starts from", path=True)
     settings: dict[str, Any] = setting({}, "Settings of `refine` that are others for this one")
+    storyboards: dict[str, Storyboard] = setting({}, "Pictures of generators that it completes, by name")
 
 
 def settings_of(name: str, entry: Refiner, stage: Refine) -> Refine:
