@@ -358,7 +358,7 @@ def show(
         stack = adapter.decode(np.stack(list(values.values())))
         drawn = dict(zip(values, stack, strict=True))
         keys = given_only(adapter.decode(given.values[None])[0], given.keys, done.nodes)
-    key_frames = key_frames_of(given.keys, done.nodes) if keys.ndim == 4 else None
+    key_frames = key_frames_of(given.keys, done.nodes, len(keys)) if keys.ndim == 4 else None
     if key_frames is None:
         save_png(compared({"keys": keys} | drawn), out / "compared.png")
         for name in (INTERPOLATED, REFINED):
