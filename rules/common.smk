@@ -27,7 +27,7 @@ from ditscope.core.plugins import module_of
 from ditscope.models.registry import ON_MLX, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
 from ditscope.refine.data_settings import ADAPTERS, SOURCES, adapter_of
-from ditscope.refine.settings import ENCODERS, INTERPOLATIONS, settings_of
+from ditscope.refine.settings import CODEBOOK, ENCODERS, INTERPOLATIONS, settings_of
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow.sources import check_sources
 from ditscope.workflow.staleness import code_digest, defines, prefer_this_library
@@ -273,6 +273,12 @@ def judges(name):
 def storyboard_of(wildcards):
     """A refiner's storyboard."""
     return WHOLE.refiners[wildcards.refiner].storyboards[wildcards.storyboard]
+
+
+def refiner_start_digest(wildcards):
+    """Digest of that file; nothing where there is none."""
+    start = WHOLE.refiners[wildcards.refiner].start
+    return digest_of(start) if start else ""
 
 
 def refiner_images(name):

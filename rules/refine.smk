@@ -40,6 +40,7 @@ rule refine_codebook:
         samples="<results>/refine/{refiner}/samples.parquet",
         about="<results>/refine/{refiner}/data.json",
         data="<results>/refine/{refiner}/data",
+        start=lambda w: refiner_start(w.refiner),
     output:
         codebook="<results>/refine/{refiner}/codebook.safetensors",
         assignments="<results>/refine/{refiner}/assignments.parquet",
@@ -52,7 +53,8 @@ rule refine_codebook:
         runtime=scaled(60),
     params:
         code=code("refine.codebook"),
-        settings=refiner_settings("seed", "patch", "keys", "min_anchors", "codes", "keyframe_weight"),
+        start=refiner_start_digest,
+        settings=refiner_settings(*CODEBOOK),
     script:
         "../scripts/refine_codebook.py"
 
@@ -84,7 +86,7 @@ rule refine_train:
         code=code("refine.train"),
         interpolation=interpolation_digest,
         encoder=encoder_digest,
-        start=lambda w: [digest_of(path) for path in [WHOLE.refiners[w.refiner].start] if path],
+        start=refiner_start_digest,
         settings=refiner_settings(without=("top_k", "gallery", "evaluated", "judge", "generator")),
     script:
         "../scripts/refine_train.py"

@@ -3,6 +3,7 @@
 import logging
 import resource
 import sys
+from contextlib import nullcontext
 from functools import cache
 from functools import partial as bound
 from pathlib import Path
@@ -170,7 +171,7 @@ def refiner_config(data: Dataset, settings: Refine) -> RefinerConfig:
 
 def autocast(settings: Refine, device: torch.device) -> Any:
     """Networks in bfloat16 where the settings say so."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16) if settings.dtype == "bfloat16" else nullcontext()
 
 
 def loop_settings(settings: Refine, steps: int, batch: int, learning_rate: float) -> LoopSettings:
