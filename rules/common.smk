@@ -24,8 +24,9 @@ from ditscope.models.folders import download_mark, resolve_source, source_folder
 from ditscope.trajectories.networks import plan_file, resolve_network, trajectory_index
 from ditscope.prompts.files import first_runs, shard_index, slice_name
 from ditscope.core.plugins import module_of
-from ditscope.models.registry import ON_MLX, module_of_family
-from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
+from ditscope.models.facts.facts import TABLES
+from ditscope.models.registry import ANY, ON_MLX, facts_of, is_generator, module_of_family
+from ditscope.models.settings import ABOUT, EMBEDDER_FAMILIES, SCHEMES
 from ditscope.refine.data_settings import ADAPTERS, SOURCES, adapter_of
 from ditscope.refine.settings import ENCODERS, INTERPOLATIONS, settings_of
 from ditscope.sensitivity.back_ends import BACK_ENDS
@@ -139,6 +140,8 @@ def model_params(name):
     entry = CONFIG.models[name]
     weights = entry.revision or (digest_of(source_folder(entry)) if entry.source else "")
     family = plugin(module) if (module := module_of_family(entry)) else ""
+    if is_generator(entry) and facts_of(entry.family).pipeline == ANY:  # which class it is, its folder says later
+        family += "".join(map(plugin, TABLES.values()))
     mlx = "".join(map(plugin, ON_MLX.values())) if entry.backend == "mlx" else ""
     return determining(entry) | {"digest": weights + family + mlx}
 
@@ -150,8 +153,8 @@ def scheme_params(name):
 
 
 def determining(entry):
-    """A registry entry as a job's parameter: not the memory that is asked for, which changes no result."""
-    return {key: value for key, value in plain(entry).items() if key != "memory_mb"}
+    """A registry entry as a job's parameter: not what it says about the model, which changes no result."""
+    return {key: value for key, value in plain(entry).items() if key not in ABOUT}
 
 
 def on_mlx(*names):
@@ -251,6 +254,11 @@ def refiner_source(wildcards):
     given = folder_stamp(source.folder) if source.folder else ""
     models = {source.model: model_params(source.model)} if source.model else {}
     return {"source": plain(source), "models": models, "digest": [given, *(plugin(module_of(*kind)) for kind in kinds)]}
+
+
+def refiner_start(name):
+    """The file of the refiner that one goes on from; nothing where it starts anew."""
+    return ancient(WHOLE.refiners[name].start) if WHOLE.refiners[name].start else []
 
 
 def refiner_images(name):

@@ -1,5 +1,6 @@
-# Refiner. Needs: all image shards of the model whose latents a refiner works on. Leaves: <results>/refine/<refiner>/: codebook, latent_mae and refiner
-# (safetensors), the tables `refine.assignments`, `refine.training` (and its timing), `refine.diagnostics`,
+# Refiner. Needs: what a refiner's source names: all image shards of a model, a folder, or nothing. Leaves:
+# <results>/refine/<refiner>/: shards of samples with the table `refine.samples` and data.json, codebook, latent_mae and
+# refiner (safetensors), the tables `refine.assignments`, `refine.training` (and its timing), `refine.diagnostics`,
 # `refine.neighbours`, `refine.tsne`, the experiment's record.json and two picture grids.
 
 
@@ -35,7 +36,9 @@ rule refine_data:
 
 rule refine_codebook:
     input:
-        images=lambda w: image_shards(refiner_model(w.refiner)),
+        samples="<results>/refine/{refiner}/samples.parquet",
+        about="<results>/refine/{refiner}/data.json",
+        data="<results>/refine/{refiner}/data",
     output:
         codebook="<results>/refine/{refiner}/codebook.safetensors",
         assignments="<results>/refine/{refiner}/assignments.parquet",
@@ -55,8 +58,12 @@ rule refine_codebook:
 
 rule refine_train:
     input:
-        images=lambda w: image_shards(refiner_model(w.refiner)),
+        samples="<results>/refine/{refiner}/samples.parquet",
+        about="<results>/refine/{refiner}/data.json",
+        data="<results>/refine/{refiner}/data",
         assignments="<results>/refine/{refiner}/assignments.parquet",
+        codebook="<results>/refine/{refiner}/codebook.safetensors",
+        start=lambda w: refiner_start(w.refiner),
     output:
         latent_mae="<results>/refine/{refiner}/latent_mae.safetensors",
         refiner="<results>/refine/{refiner}/refiner.safetensors",
@@ -76,6 +83,7 @@ rule refine_train:
         code=code("refine.train"),
         interpolation=interpolation_digest,
         encoder=encoder_digest,
+        start=lambda w: [digest_of(path) for path in [WHOLE.refiners[w.refiner].start] if path],
         settings=refiner_settings(without=("top_k", "gallery")),
     script:
         "../scripts/refine_train.py"
@@ -83,19 +91,21 @@ rule refine_train:
 
 rule refine_diagnose:
     input:
-        images=lambda w: image_shards(refiner_model(w.refiner)),
+        samples="<results>/refine/{refiner}/samples.parquet",
+        about="<results>/refine/{refiner}/data.json",
+        data="<results>/refine/{refiner}/data",
         codebook="<results>/refine/{refiner}/codebook.safetensors",
         assignments="<results>/refine/{refiner}/assignments.parquet",
         latent_mae="<results>/refine/{refiner}/latent_mae.safetensors",
         refiner="<results>/refine/{refiner}/refiner.safetensors",
         training="<results>/refine/{refiner}/training.parquet",
-        weights=lambda w: model_files(refiner_model(w.refiner)),
+        weights=lambda w: model_files(*filter(None, [refiner_model(w.refiner)])),
     output:
         diagnostics="<results>/refine/{refiner}/diagnostics.parquet",
         neighbours="<results>/refine/{refiner}/neighbours.parquet",
         tsne="<results>/refine/{refiner}/tsne.parquet",
         record="<results>/refine/{refiner}/record.json",
-        samples="<results>/refine/{refiner}/samples.png",
+        gallery="<results>/refine/{refiner}/gallery.png",
         exemplars="<results>/refine/{refiner}/exemplars.png",
     log:
         "<logs>/refine/{refiner}/diagnose.log",
@@ -105,14 +115,13 @@ rule refine_diagnose:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=memory(4000, lambda w: [refiner_model(w.refiner)]),
+        mem_mb=memory(4000, lambda w: list(filter(None, [refiner_model(w.refiner)]))),
         runtime=scaled(60),
     params:
         code=code("refine.diagnose"),
         interpolation=interpolation_digest,
         encoder=encoder_digest,
-        name=lambda w: refiner_model(w.refiner),
-        model=lambda w: model_params(refiner_model(w.refiner)),
+        encoder=encoder_digest,
         settings=refiner_settings(),
     script:
         "../scripts/refine_diagnose.py"

@@ -210,7 +210,9 @@ def pixart() -> Any:
         num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=3,
         cross_attention_dim=16, sample_size=8, caption_channels=32, use_additional_conditions=False,
     )  # fmt: skip
-    return d.PixArtSigmaPipeline(bytes_tokenizer(), t5(), vae(shift_factor=None), transformer, d.DDIMScheduler())
+    return d.PixArtSigmaPipeline(
+        bytes_tokenizer(), t5(), vae(shift_factor=None), transformer, d.DDIMScheduler(clip_sample=False)
+    )
 
 
 def lumina2() -> Any:

@@ -65,7 +65,15 @@ COMMANDS = {
     "refine-train": ("refine.train:train", "train the feature encoder and the one-step refiner"),
     "refine-diagnose": ("refine.diagnose:diagnose", "measure what the refiner learnt"),
     "download": ("workflow.download:download", "get a model of the hub, after saying its size, licence and gating"),
-    "check": ("workflow.prerequisites:check", "what this machine has, and which schemes can run on it"),
+    "model": ("workflow.described:model", "what a generator is made of: blocks, streams, layers, schedule, guidance"),
+    "pipelines": (
+        "workflow.pipelines_page:pipelines",
+        "which pipelines of diffusers are driven, and why others are not",
+    ),
+    "check": (
+        "workflow.prerequisites:check",
+        "what this machine has, which schemes can run on it, and whether it can hold a model",
+    ),
     "clean-caches": ("core.caches:clean_caches", "remove this project's caches and say how many bytes"),
     "analyse": ("analyse.stage:analyse", "run an analysis of your own on a finished study"),
     "publish": ("publish.stage:publish", "every figure and table that a study's finished stages allow"),

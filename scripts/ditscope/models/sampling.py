@@ -434,6 +434,12 @@ class Seams:
         return watched_step
 
 
+def keeps_variance(scheduler: Any) -> bool:
+    """Whether a scheduler's latents are sqrt(1 - s^2) x0 + s noise, and its sigmas s / sqrt(1 - s^2)."""
+    flow = scheduler.config.get("use_flow_sigmas") or scheduler.config.get("prediction_type") == "flow_prediction"
+    return not flow and type(scheduler).__name__.startswith(("DPMSolver", "UniPC", "DEIS", "SASolver"))
+
+
 def transformers_of(pipe: Any) -> list[Any]:
     """The networks that a pipeline denoises with: one, or the two of Wan 2.2, for high noise and for low."""
     return [part for part in (pipe.transformer, getattr(pipe, "transformer_2", None)) if part is not None]
@@ -442,11 +448,13 @@ def transformers_of(pipe: Any) -> list[Any]:
 def noise_levels(scheduler: Any) -> Tensor:
     """Noise levels (steps + 1,) float32 of a scheduler whose timesteps are set, the last one 0.
 
-    Its own sigmas, or sqrt(1 - alpha) where it counts by cumulated alphas (DDIM). Raises InputError where it has none.
+    Its own sigmas, or sqrt(1 - alpha) where it counts by cumulated alphas (DDIM) or keeps the variance (DPM-Solver).
+    Raises InputError where it has none.
     """
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and len(sigmas) == len(scheduler.timesteps) + 1:
-        return torch.as_tensor(sigmas).float()
+        levels = torch.as_tensor(sigmas).float()
+        return levels / (1 + levels**2).sqrt() if keeps_variance(scheduler) else levels
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:
         raise InputError(

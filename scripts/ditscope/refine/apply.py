@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ditscope.refine.corruption import KEY, MISSING, REPLACED, Corrupted, corrupt
+from ditscope.refine.corruption import KEY, MISSING, PROTECTED, REPLACED, Corrupted, corrupt
 from ditscope.refine.grids import Grid
-from ditscope.refine.keys import key_masks
+from ditscope.refine.keys import end_nodes, key_grid, key_masks
 from ditscope.refine.refiner import RefinerInput
 from ditscope.refine.settings import Refine
 
@@ -32,7 +32,7 @@ class Conditions:
 
 
 def as_input(corrupted: Corrupted, keys: np.ndarray, conditions: Conditions) -> RefinerInput:
-    """What a refiner is given: corrupted tokens with the mask of their keys (batch, nodes), where the conditions are."""
+    """What a refiner is given of corrupted tokens and their keys (batch, nodes), on the conditions' device."""
     each, device = corrupted.tokens.shape[1] // keys.shape[1], conditions.text.device
 
     def tokenwise(mask: np.ndarray) -> Tensor:
@@ -67,12 +67,13 @@ def coarse_to_fine(
     """
     nodes, values = orders.shape[1], clean.astype(np.float64).copy()
     known = key_masks(orders, np.full(len(orders), given))
+    ends = end_nodes(key_grid(grid, settings.keys)) if settings.endpoints else np.zeros(nodes, bool)
     each = clean.shape[1] // nodes
     refined = None
     for count in [given, *sorted(n for n in counts if n > given)]:
         keys = key_masks(orders, np.full(len(orders), count))
-        corrupted = corrupt(values, keys, grid, settings, rng, known.all(0))
-        confidence = np.where(known, corrupted.confidence, np.where(keys, REPLACED, MISSING))
+        corrupted = corrupt(values, keys, grid, settings, rng, known)
+        confidence = np.select([known & ends, known, keys], [PROTECTED, KEY, REPLACED], MISSING)
         inputs = as_input(Corrupted(corrupted.tokens, confidence, corrupted.interpolation), keys, conditions)
         refined = apply(network, inputs, grid, settings.clamp_anchors)
         values = np.where(known.repeat(each, axis=1)[..., None], clean, refined.cpu().numpy())

@@ -5,9 +5,9 @@ processes share out the batches that one process would accumulate.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ditscope.refine.dataset import read_text, read_values
 from ditscope.refine.drifting import sample_alpha
 from ditscope.refine.grids import Grid
 from ditscope.refine.keys import draw_orders, end_nodes, key_counts, key_grid, key_masks
-from ditscope.refine.patches import patchify, token_grid
+from ditscope.refine.patches import patch_sides, patchify, token_grid
 from ditscope.refine.processes import world_size
 from ditscope.refine.refiner import RefinerInput
 from ditscope.refine.settings import Refine
@@ -49,6 +49,8 @@ def samples_of(data: Data, split: str, codes: np.ndarray, settings: Refine) -> S
     rows = data.rows(split)
     if not len(rows):
         raise InputError(f"refine: no samples in the split `{split}`; give more, or another `held_out`")
+    if bad := [n for n, side in zip(data.space, patch_sides(len(data.space), settings.patch), strict=True) if n % side]:
+        raise InputError(f"refine.patch: {settings.patch} does not divide the values' side {bad[0]}; choose a divisor")
     grid = token_grid(data.space, settings.patch)
     nodes = key_grid(grid, settings.keys)
     count = int(np.prod(nodes))
@@ -234,4 +236,5 @@ def to_device(batch: T, device: torch.device) -> T:
         return batch.to(device)
     if not is_dataclass(batch):
         return batch
-    return type(batch)(**{f.name: to_device(getattr(batch, f.name), device) for f in fields(batch)})
+    moved: Any = {f.name: to_device(getattr(batch, f.name), device) for f in fields(batch)}
+    return replace(cast(Any, batch), **moved)

@@ -21,12 +21,12 @@ from ditscope.refine.batches import Batch, Samples, conditions_of, corrupted_inp
 from ditscope.refine.codebook import load_codebook
 from ditscope.refine.dataset import Dataset, open_dataset, read_values
 from ditscope.refine.drifting import kernel_of, kernel_statistics
-from ditscope.refine.encoder import Encoder
+from ditscope.refine.encoder import Encoder, encoder_of
 from ditscope.refine.features import check_features, features_of
 from ditscope.refine.gallery import draw_grid
 from ditscope.refine.keys import draw_orders
 from ditscope.refine.latents import expand
-from ditscope.refine.networks import LatentMAE, load_network
+from ditscope.refine.networks import load_network
 from ditscope.refine.objectives import by_class
 from ditscope.refine.patches import patchify, unpatchify
 from ditscope.refine.record import experiment_record
@@ -35,7 +35,7 @@ from ditscope.refine.refiner_file import load_refiner
 from ditscope.refine.representation import Row, as_rows, judged_split, represent
 from ditscope.refine.settings import Refine as Settings
 from ditscope.refine.tables import DIAGNOSTICS, NEIGHBOURS, TSNE
-from ditscope.refine.train import encoder_of, read_codes, real_targets
+from ditscope.refine.train import read_codes, real_targets
 
 log = logging.getLogger(__name__)
 EXEMPLARS = 8  # images drawn of each pseudo-class
@@ -97,7 +97,7 @@ def measure(
     device = torch.device(default_device())
     encoder = load_network(latent_mae, "latent_mae")[0].to(device).requires_grad_(False)
     network = load_refiner(refiner).network.to(device)
-    found = represent(data, codes, load_codebook(codebook), encoder, settings, device)
+    found = represent(data, codes, load_codebook(codebook), Encoder(encoder), settings, device)
     samples = samples_of(data, judged_split(data), codes, settings)
     errors, pictures = evaluate_levels(samples, network, settings, device)
     kernel = kernel_rows(samples, encoder_of(settings, data, encoder, device), network, settings, device)
@@ -139,7 +139,7 @@ def slice_input(inputs: RefinerInput, start: int, stop: int) -> RefinerInput:
 
 @torch.no_grad()
 def kernel_rows(
-    samples: Samples, encoder: Encoder | LatentMAE, network: Refiner, settings: Settings, device: torch.device
+    samples: Samples, encoder: Encoder, network: Refiner, settings: Settings, device: torch.device
 ) -> list[Row]:
     """What the drifting kernel sees of the trained refiner in one batch, for each feature and radius."""
     drawn = draw_batch(samples, replace(settings, objective="drifting"), settings.steps, 0)

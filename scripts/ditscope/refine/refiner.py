@@ -186,13 +186,13 @@ class Refiner(nn.Module):
         """What all blocks see: rotary turns of the grid, text with a token for no text, and the keys."""
         size = self.config.width // self.config.heads
         still = grid if len(grid) == 2 else grid[1:]
-        turns = [rotary_turns(part, size).to(x) for part in (still or (1,), grid[:1], grid)]
+        space, time, everywhere = (rotary_turns(part, size).to(x) for part in (still or (1,), grid[:1], grid))
         text, words = inputs.text, inputs.words
         if self.config.text_width:
             none = self.no_text.expand(len(x), -1, -1).to(x.dtype)
             text = torch.cat([none, self.text_embed(text)], 1)
             words = F.pad(words, (1, 0), value=True)
-        return Scene(grid, *turns, text, words, x, inputs.keys)
+        return Scene(grid, space, time, everywhere, text, words, x, inputs.keys)
 
 
 WAVES = 8

@@ -190,6 +190,7 @@ class Refiner:
     """A refiner: its samples, and what it sets otherwise than the section `refine`."""
 
     source: Source = setting(Source(), "Where its samples come from")
+    start: str = setting("", "File of a refiner of the same shape whose weights its training starts from", path=True)
     settings: dict[str, Any] = setting({}, "Settings of `refine` that are others for this one")
 
 

@@ -1,6 +1,7 @@
 """Train the latent masked autoencoder, freeze it, and train the refiner."""
 
 import logging
+from contextlib import nullcontext
 from functools import cache
 from functools import partial as bound
 from pathlib import Path
@@ -19,10 +20,10 @@ from ditscope.core.scratch import discard, unfinished
 from ditscope.core.tables import read_table, write_table
 from ditscope.refine.apply import apply
 from ditscope.refine.batches import Batch, Samples, draw_batch, draw_latents, load_batches, samples_of, to_device
-from ditscope.refine.codebook import Codebook, load_codebook
+from ditscope.refine.codebook import load_codebook
 from ditscope.refine.dataset import Dataset, open_dataset
 from ditscope.refine.drifting import Targets, unconditional_weight
-from ditscope.refine.encoder import Encoder, is_trained_here, load_encoder
+from ditscope.refine.encoder import Encoder, encoder_of
 from ditscope.refine.features import Features, check_features, features_of
 from ditscope.refine.loop import LoopSettings, fit
 from ditscope.refine.networks import LatentMAE, LatentMAEConfig, mae_loss, patch_mask, save_network
@@ -67,7 +68,8 @@ def train(
     with deterministic(), tensor_cores(), process_group() as device:
         log.info("refine: %d samples on %s, process %d of %d", len(drawn.rows), device, rank() + 1, world_size())
         encoder, mae_history = train_latent_mae(drawn, settings, parts / "latent_mae", device)
-        network, history = train_refiner(drawn, book, encoder, settings, start, parts / "refiner", device)
+        eyes = Encoder(encoder) if settings.objective == "paired" else encoder_of(settings, data, encoder, device)
+        network, history = train_refiner(drawn, eyes, settings, start, parts / "refiner", device)
         if rank() != 0:
             return
         save_network(encoder, torch.from_numpy(data.mean), torch.from_numpy(data.std), latent_mae)
@@ -120,8 +122,7 @@ def train_latent_mae(
 
 def train_refiner(
     samples: Samples,
-    codebook: Codebook,
-    trained: LatentMAE,
+    encoder: Encoder,
     settings: Refine,
     start: str,
     folder: Path,
@@ -132,7 +133,6 @@ def train_refiner(
     if start:
         load_weights(network, load_refiner(Path(start)).network.state_dict(), Path(start))
     grid = samples.grid
-    encoder = encoder_of(settings, samples.data, trained, device) if settings.objective != "paired" else trained
 
     def loss(forward: nn.Module, batch: Batch, logged: bool) -> tuple[Tensor, dict[str, float]]:
         batch = to_device(batch, device)
@@ -153,13 +153,6 @@ def train_refiner(
     return network, fit("refiner", network, loss, loop, folder, settings.grad_accum, batches)
 
 
-def encoder_of(settings: Refine, data: Dataset, trained: LatentMAE, device: torch.device) -> Encoder | LatentMAE:
-    """What the drifting loss looks through: the autoencoder trained here, or the encoder of the settings."""
-    if is_trained_here(settings):
-        return trained
-    return load_encoder(settings, data.adapter, data.mean, data.std, device)
-
-
 def refiner_config(data: Dataset, settings: Refine) -> RefinerConfig:
     """The shape of a refiner of a data set."""
     sizes = settings.width, settings.depth, settings.heads, settings.codes
@@ -168,7 +161,7 @@ def refiner_config(data: Dataset, settings: Refine) -> RefinerConfig:
 
 def autocast(settings: Refine, device: torch.device) -> Any:
     """Networks in bfloat16 where the settings say so."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16) if settings.dtype == "bfloat16" else nullcontext()
 
 
 def loop_settings(settings: Refine, steps: int, batch: int, learning_rate: float) -> LoopSettings:
@@ -191,7 +184,8 @@ def loop_settings(settings: Refine, steps: int, batch: int, learning_rate: float
 @torch.no_grad()
 def errors(batch: Batch, refined: Tensor) -> dict[str, float]:
     """Mean squared errors to the clean tokens of a batch, over all tokens and over the missing ones."""
-    numbers, missing = {}, ~batch.inputs.keys
+    numbers: dict[str, float] = {}
+    missing = ~batch.inputs.keys
     for name, tokens in (("interp/mse", batch.inputs.tokens), ("refined/mse", refined)):
         squared = (tokens - batch.clean).square().mean(-1)
         numbers |= {f"{name}_all": float(squared.mean()), f"{name}_missing": float(squared[missing].mean())}
@@ -199,7 +193,7 @@ def errors(batch: Batch, refined: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def real_targets(encoder: Encoder | LatentMAE, batch: Batch, settings: Refine) -> dict[str, Targets]:
+def real_targets(encoder: Encoder, batch: Batch, settings: Refine) -> dict[str, Targets]:
     """Features of the real samples of a batch by name, with the weight of the unconditional ones."""
     banks = batch.banks
     assert banks is not None  # drawn for every objective that asks for features
