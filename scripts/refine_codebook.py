@@ -13,5 +13,6 @@ with job(snakemake):
         about=Path(snakemake.input.about),
         codebook=Path(snakemake.output.codebook),
         assignments=Path(snakemake.output.assignments),
+        start=str(snakemake.input.get("start", "")),
         settings=decode(Refine, snakemake.params.settings),
     )

@@ -63,7 +63,8 @@ COMMANDS = {
     "refine-codebook": ("refine.codebook:build_codebook", "quantize prompts and kept patches to pseudo-classes"),
     "refine-assign": ("refine.codebook:assign_codes", "give new samples the pseudo-classes of a codebook"),
     "refine-train": ("refine.train:train", "train the feature encoder and the one-step refiner"),
-    "refine-diagnose": ("refine.diagnose:diagnose", "measure what the refiner learnt"),
+    "refine-diagnose": ("refine.diagnose:diagnose", "judge a refiner on what was held out of its training"),
+    "refine-apply": ("refine.use:refine_apply", "complete a storyboard, a picture or a path by a trained refiner"),
     "download": ("workflow.download:download", "get a model of the hub, after saying its size, licence and gating"),
     "model": ("workflow.described:model", "what a generator is made of: blocks, streams, layers, schedule, guidance"),
     "pipelines": (

@@ -278,6 +278,11 @@ def check_refiners(config: Config) -> None:
             if model := entry.source.model:
                 check_known(f"refiners.{name}.source.model", [model], config, "models")
                 require_weights(f"refiners.{name}.source.model", model, config.models[model])
+            own = settings_of(name, entry, config.refine)
+            check_known("refine.judge", [own.judge] if own.judge else [], config, "embedders")
+            check_known("refine.generator", [own.generator] if own.generator else [], config, "models")
+            for board, told in entry.storyboards.items():
+                check_known(f"refiners.{name}.storyboards.{board}.model", [told.model], config, "models")
 
 
 def check_networks(config: Config) -> None:

@@ -14,6 +14,7 @@ PAPER_TABLES = {  # the stage that each one sums up
     "drift": "drift",
     "lifetimes": "drift",
     "clusters": "cluster",
+    "refiner-controls": "refine",
 }
 
 
@@ -83,7 +84,8 @@ FIGURES = {
         Figure("diagram-distances", ("topology",), "Trajectories"),
         Figure("shape-nulls", ("topology",), "Trajectories"),
         Figure("refiner-training", ("refine",), "Refiner"),
-        Figure("refiner-diagnostics", ("refine",), "Refiner"),
+        Figure("refiner-evaluation", ("refine",), "Refiner"),
+        Figure("refiner-gains", ("refine",), "Refiner"),
     )
 }
 

@@ -9,7 +9,7 @@ holds all that is needed to assign a new sample.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
@@ -51,14 +51,23 @@ class Codebook:
 
 
 def build_codebook(
-    samples: InputFile, about: InputFile, codebook: OutputFile, assignments: OutputFile, settings: Refine = Refine()
+    samples: InputFile,
+    about: InputFile,
+    codebook: OutputFile,
+    assignments: OutputFile,
+    settings: Refine = Refine(),
+    start: Annotated[str, "file of the refiner that training goes on from, whose pseudo-classes stay"] = "",
 ) -> None:
     """Quantize texts and anchor patches of the training split to pseudo-classes; held-out samples are assigned.
 
     Leaves `codebook` (safetensors) and `assignments` (table `refine.assignments`, one row per sample, in their order).
     """
     data = open_dataset(samples, about)
-    fitted, conditions = fit_codebook(data, settings)
+    if start:
+        fitted = codebook_within(Path(start))
+        conditions = conditions_of(fitted, data)
+    else:
+        fitted, conditions = fit_codebook(data, settings)
     save_codebook(fitted, codebook)
     write_table(assignments_of(fitted, data, conditions), assignments, ASSIGNMENTS)
 
@@ -226,6 +235,13 @@ def save_codebook(codebook: Codebook, path: Path) -> None:
     with replacing(path) as partial:
         save_file(arrays, partial, describe("codebook", **about))
         give_usual_mode(partial)
+
+
+def codebook_within(refiner: Path) -> Codebook:
+    """The codebook that the file of a refiner holds."""
+    about, tensors = read_described(refiner, "refiner", "np")
+    arrays = {name.removeprefix("codebook."): a for name, a in tensors.items() if name.startswith("codebook.")}
+    return codebook_from(about["codebook"], arrays)
 
 
 def load_codebook(path: Path) -> Codebook:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ditscope.core.errors import InputError
 from ditscope.core.plugins import load_plugin
 from ditscope.refine.adapter import load_adapter
-from ditscope.refine.dataset import Dataset
 from ditscope.refine.settings import ENCODERS, Refine
 
 
@@ -58,13 +57,6 @@ class Encoder:
 def is_trained_here(settings: Refine) -> bool:
     """Whether the encoder is the latent masked autoencoder that is trained with the refiner."""
     return settings.encoder == "latent_mae" and not settings.encoder_weights
-
-
-def encoder_of(settings: Refine, data: Dataset, trained: nn.Module, device: torch.device) -> Encoder:
-    """What the drifting loss looks through: the latent masked autoencoder, or the encoder of the settings."""
-    if is_trained_here(settings):
-        return Encoder(trained)
-    return load_encoder(settings, data.adapter, data.mean, data.std, device)
 
 
 def load_encoder(

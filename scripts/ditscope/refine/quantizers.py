@@ -20,7 +20,7 @@ Arrays = dict[str, np.ndarray]
 CHUNK = 4096  # samples that are compared with all codes at once
 EPOCHS = 10  # passes of mini-batch k-means over the samples
 ROUNDS = 5  # in which codes that no sample has are put elsewhere
-# Fallback to fewer codes (seed 004: "if occupancy or collapse diagnostics are poor").
+# Fallback to fewer codes where occupancy or collapse diagnostics are poor.
 MOST_SPARSE = 0.25  # share of the codes that have one sample or none
 MOST_DOMINANT = 0.5  # share of the samples that have one code
 # VQ

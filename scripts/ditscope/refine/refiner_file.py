@@ -37,7 +37,8 @@ class Trained:
 def save_refiner(network: Refiner, settings: Refine, data: Dataset, codebook: Codebook, path: Path) -> None:
     """Write averaged weights and what they go with to one safetensors file."""
     about, arrays = codebook_parts(codebook)
-    tensors = {f"network.{name}": value.cpu() for name, value in network.state_dict().items()}
+    dtype = getattr(torch, settings.stored_dtype)
+    tensors = {f"network.{name}": value.to("cpu", dtype) for name, value in network.state_dict().items()}
     tensors |= {f"codebook.{name}": torch.from_numpy(value) for name, value in arrays.items()}
     tensors |= {"mean": torch.from_numpy(data.mean), "std": torch.from_numpy(data.std)}
     told = {"adapter": data.adapter, "text": data.text, "codebook": about}

@@ -1,6 +1,8 @@
 """Train the latent masked autoencoder, freeze it, and train the refiner."""
 
 import logging
+import resource
+import sys
 from contextlib import nullcontext
 from functools import cache
 from functools import partial as bound
@@ -18,12 +20,13 @@ from ditscope.core.identity import file_digest
 from ditscope.core.paths import InputFile, OutputFile, OutputFolder
 from ditscope.core.scratch import discard, unfinished
 from ditscope.core.tables import read_table, write_table
+from ditscope.models.hardware import hardware_id
 from ditscope.refine.apply import apply
 from ditscope.refine.batches import Batch, Samples, draw_batch, draw_latents, load_batches, samples_of, to_device
 from ditscope.refine.codebook import load_codebook
 from ditscope.refine.dataset import Dataset, open_dataset
 from ditscope.refine.drifting import Targets, unconditional_weight
-from ditscope.refine.encoder import Encoder, encoder_of
+from ditscope.refine.encoder import Encoder, is_trained_here, load_encoder
 from ditscope.refine.features import Features, check_features, features_of
 from ditscope.refine.loop import LoopSettings, fit
 from ditscope.refine.networks import LatentMAE, LatentMAEConfig, mae_loss, patch_mask, save_network
@@ -68,7 +71,7 @@ def train(
     with deterministic(), tensor_cores(), process_group() as device:
         log.info("refine: %d samples on %s, process %d of %d", len(drawn.rows), device, rank() + 1, world_size())
         encoder, mae_history = train_latent_mae(drawn, settings, parts / "latent_mae", device)
-        eyes = Encoder(encoder) if settings.objective == "paired" else encoder_of(settings, data, encoder, device)
+        eyes = encoder_of(settings, data, encoder, device) if settings.objective != "paired" else encoder
         network, history = train_refiner(drawn, eyes, settings, start, parts / "refiner", device)
         if rank() != 0:
             return
@@ -122,7 +125,7 @@ def train_latent_mae(
 
 def train_refiner(
     samples: Samples,
-    encoder: Encoder,
+    encoder: Encoder | LatentMAE,
     settings: Refine,
     start: str,
     folder: Path,
@@ -151,6 +154,13 @@ def train_refiner(
     loop = loop_settings(settings, settings.steps, size, settings.learning_rate)
     batches = bound(load_batches, draw_batch, (samples, settings), settings.workers)
     return network, fit("refiner", network, loss, loop, folder, settings.grad_accum, batches)
+
+
+def encoder_of(settings: Refine, data: Dataset, trained: LatentMAE, device: torch.device) -> Encoder | LatentMAE:
+    """What the drifting loss looks through: the autoencoder trained here, or the encoder of the settings."""
+    if is_trained_here(settings):
+        return trained
+    return load_encoder(settings, data.adapter, data.mean, data.std, device)
 
 
 def refiner_config(data: Dataset, settings: Refine) -> RefinerConfig:
@@ -193,7 +203,7 @@ def errors(batch: Batch, refined: Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def real_targets(encoder: Encoder, batch: Batch, settings: Refine) -> dict[str, Targets]:
+def real_targets(encoder: Encoder | LatentMAE, batch: Batch, settings: Refine) -> dict[str, Targets]:
     """Features of the real samples of a batch by name, with the weight of the unconditional ones."""
     banks = batch.banks
     assert banks is not None  # drawn for every objective that asks for features
@@ -223,9 +233,18 @@ def write_histories(histories: dict[str, list[dict[str, float]]], training: Path
         if metric not in ("step", "seconds")
     ]
     write_table(pl.DataFrame(rows, schema=TRAINING.schema()), training, TRAINING)
+    made_on = {"world_size": world_size(), "device": hardware_id(), "peak_memory_bytes": peak_memory_bytes()}
     seconds = [
-        {"network": network, "step": record["step"], "seconds": record["seconds"], "world_size": world_size()}
+        {"network": network, "step": record["step"], "seconds": record["seconds"]} | made_on
         for network, history in histories.items()
         for record in history
     ]
     write_table(pl.DataFrame(seconds, schema=TIMING.schema()), timing, TIMING)
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that this process held at once: what torch allocated of its GPU, else of the host's."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
