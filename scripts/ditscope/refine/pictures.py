@@ -64,7 +64,8 @@ def still_of(picture: np.ndarray, key_frames: np.ndarray | None) -> Image.Image:
 
 def key_frames_of(keys: np.ndarray, nodes: Grid, frames: int) -> np.ndarray:
     """Which of the frames of a film that values decode to are wholly known, (frames,) bool."""
-    return np.asarray(keys.reshape(nodes[0], -1).all(1)[node_of_frame(frames, nodes[0])])
+    whole = np.asarray(keys.reshape(nodes[0], -1).all(1))
+    return whole[node_of_frame(frames, nodes[0])]
 
 
 def node_of_frame(frames: int, nodes: int) -> np.ndarray:
