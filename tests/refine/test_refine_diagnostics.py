@@ -81,7 +81,8 @@ def test_occupancy_of_known_counts():
 
 def test_neighbours_and_retrieval_are_the_brute_force_ones():
     x, codes = blobs(2.0)
-    text, keyframes = RNG.random((30, 6)), RNG.standard_normal((30, 5))  # as they come: who calls it centres them
+    text, keyframes = RNG.random((30, 6)), RNG.standard_normal((30, 5))
+    keyframes -= keyframes.mean(0)
     rows, distances = metrics.nearest(x, 3)
     table = metrics.neighbour_table([f"k{i}" for i in range(30)], rows, distances, codes, text, keyframes)
 
