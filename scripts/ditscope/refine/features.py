@@ -12,7 +12,6 @@ from torch import Tensor
 from ditscope.core.errors import InputError
 from ditscope.core.names import unknown
 from ditscope.refine.encoder import Encoder
-from ditscope.refine.networks import LatentMAE
 from ditscope.refine.patches import patchify
 from ditscope.refine.settings import Refine
 
@@ -81,7 +80,7 @@ def check_features(names: Sequence[str]) -> None:
             raise InputError(unknown("refine.features", name, FEATURES, "a feature set"))
 
 
-def extract(encoder: Encoder | LatentMAE, latents: Tensor, names: Sequence[str], most: int = 0) -> Features:
+def extract(encoder: Encoder, latents: Tensor, names: Sequence[str], most: int = 0) -> Features:
     """All features of the sets `names` for latents (samples, channels, *space).
 
     Of a feature with more than `most` locations as many are kept, evenly spaced; 0 keeps all.
@@ -91,7 +90,7 @@ def extract(encoder: Encoder | LatentMAE, latents: Tensor, names: Sequence[str],
     return {key: value[:, spaced(value.shape[1], most)] for key, value in features.items()}
 
 
-def features_of(encoder: Encoder | LatentMAE, values: Tensor, settings: Refine) -> Features:
+def features_of(encoder: Encoder, values: Tensor, settings: Refine) -> Features:
     """The features of values (samples, channels, *space) that the settings name."""
     return extract(encoder, values, settings.features, settings.most_locations)
 
@@ -109,7 +108,7 @@ def vectors(features: Features) -> int:
 
 
 @torch.no_grad()
-def pooled_embedding(encoder: Encoder | LatentMAE, latents: Tensor, batch: int = 64) -> Tensor:
+def pooled_embedding(encoder: Encoder, latents: Tensor, batch: int = 64) -> Tensor:
     """One vector per sample for diagnostics, (samples, channels) float64, on the CPU: mean and deviation of maps."""
     parts = []
     for chunk in latents.split(batch):

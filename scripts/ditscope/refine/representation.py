@@ -12,7 +12,6 @@ from ditscope.refine.codebook import Codebook, condition, embed, parts_of
 from ditscope.refine.dataset import HELD_OUT, TRAIN, Dataset, read_text, read_values
 from ditscope.refine.encoder import Encoder
 from ditscope.refine.features import pooled_embedding
-from ditscope.refine.networks import LatentMAE
 from ditscope.refine.settings import Refine
 
 Row = tuple[str, str, float | None]  # group, metric, value
@@ -43,7 +42,7 @@ def represent(
     data: Dataset,
     codes: np.ndarray,
     book: Codebook,
-    encoder: Encoder | LatentMAE,
+    encoder: Encoder,
     settings: Refine,
     device: torch.device,
 ) -> Representation:
