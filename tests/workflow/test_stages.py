@@ -82,6 +82,8 @@ PLANNED = {
         "capture_set": 2,
         "block_analysis": 2,
         "figures": 1,
+        "answers": 1,
+        "captions": 1,
         "catalog": 1,
         "explorer": 1,
     },
