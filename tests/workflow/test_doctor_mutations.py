@@ -35,6 +35,8 @@ UNSEEN: dict[tuple[str, str, str], str] = {
     ("clusters.map", "", "y"): PLACED,
     ("refine.tsne", "", "x"): PLACED,
     ("refine.tsne", "", "y"): PLACED,
+    ("refine.tsne", "", "umap_x"): PLACED,
+    ("refine.tsne", "", "umap_y"): PLACED,
     ("blocks.decodability", "", "feature_cosine_distance"): "needs the embedder; those that `decodable` names are seen",
     ("trajectories", "", "input_truncated"): "needs the tokenizer; of requests that an image shard has it is seen",
     ("refine.training", "", "value"): "needs the training; the ends of the curves that the record names are seen",
