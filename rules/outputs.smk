@@ -345,13 +345,18 @@ def benchmark_tables():
 
 
 def refinements(*refiners):
-    return expand(made_by("refine_data", "refine_codebook", "refine_train", "refine_diagnose"), refiner=refiners)
+    """What is left of refiners, and what becomes of their storyboards."""
+    trained = expand(made_by("refine_data", "refine_codebook", "refine_train", "refine_diagnose"), refiner=refiners)
+    boards = [(name, board) for name in refiners for board in CONFIG.refiners[name].storyboards]
+    films = [p.format(refiner=name, storyboard=board) for name, board in boards for p in made_by("refine_storyboard")]
+    return [*trained, *films]
 
 
 def refined_models():
-    """The models whose generated images refiners are trained on."""
-    sources = [CONFIG.refiners[name].source for name in CONFIG.refine.refiners]
-    return list(dict.fromkeys(source.model for source in sources if source.kind == "generated"))
+    """The models whose generated images refiners are trained on, or complete."""
+    entries = [CONFIG.refiners[name] for name in CONFIG.refine.refiners]
+    trained = [entry.source.model for entry in entries if entry.source.kind == "generated"]
+    return list(dict.fromkeys([*trained, *(board.model for entry in entries for board in entry.storyboards.values())]))
 
 
 # What the workflow knows of itself ---------------------------------------------------------------------------------

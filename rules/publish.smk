@@ -52,7 +52,7 @@ rule answers:
     conda:
         "../envs/figures.yaml"
     params:
-        code=[code("publish.answers"), *(code(f"{name}.answer") for name in answer_inputs())],
+        code=[code("publish.answers"), *(code(f"{name}.answer") for name in answer_inputs()), *declarations()],
         controls=[name for name in CONFIG.embed.embedders if CONFIG.embedders[name].family == "random-walk"],
         stages=answer_inputs(),
     script:
@@ -77,7 +77,7 @@ rule captions:
     conda:
         "../envs/figures.yaml"
     params:
-        code=[code("publish.captions"), code("publish.front_page")],
+        code=[code("publish.captions"), code("publish.front_page"), *declarations()],
         texts=caption_texts(),
         experiment=CONFIG.experiment,
         figures=f"{RESULTS}/figures",
@@ -91,7 +91,17 @@ rule paper_tables:
     input:
         unpack(paper_table_inputs),
     output:
-        paper_table_files(),
+        [
+            report(
+                file,
+                caption="../report/paper-table.rst",
+                category=category(PAPER_TABLES[Path(file).stem]),
+                labels={"figure": f"table {Path(file).stem}"},
+            )
+            for file in paper_table_files()
+            if file.endswith(".csv")
+        ],
+        [file for file in paper_table_files() if not file.endswith(".csv")],
     log:
         "<logs>/paper_tables.log",
     conda:

@@ -35,6 +35,8 @@ UNSEEN: dict[tuple[str, str, str], str] = {
     ("clusters.map", "", "y"): PLACED,
     ("refine.tsne", "", "x"): PLACED,
     ("refine.tsne", "", "y"): PLACED,
+    ("refine.tsne", "", "umap_x"): PLACED,
+    ("refine.tsne", "", "umap_y"): PLACED,
     ("blocks.decodability", "", "feature_cosine_distance"): "needs the embedder; those that `decodable` names are seen",
     ("trajectories", "", "input_truncated"): "needs the tokenizer; of requests that an image shard has it is seen",
     ("refine.training", "", "value"): "needs the training; the ends of the curves that the record names are seen",
@@ -143,7 +145,10 @@ FILES: dict[str, set[str]] = {
     "refine/*/latent_mae.safetensors": {"flip"},  # a bit of one weight hardly moves what a network gives
     "refine/*/refiner.safetensors": {"flip"},
     "refine/*/record.json": set(),
+    "refine/*/record.timing.json": {"flip", "number"},  # a date
+    "refine/*/record.html": {"flip", "number"},
     "refine/*/*.png": {"another"},
+    "refine/*/gallery/*.png": {"another"},
     "videos/captures/*/*.gif": {"flip", "another"},
     "videos/captures/*/*/*.png": {"another", "removed"},  # a folder of sheets, whose number its digests alone tell
     "videos/captures/*/*.html": {"flip", "number", "another"},

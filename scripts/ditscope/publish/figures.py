@@ -15,6 +15,7 @@ PAPER_TABLES = {  # the stage that each one sums up
     "drift": "drift",
     "lifetimes": "drift",
     "clusters": "cluster",
+    "refiner-controls": "refine",
 }
 ANSWERING = (  # stages that answer a question, in the order of the front page
     "generate", "blocks", "ablate", "calibrate", "sensitivity", "plan", "benchmark", "trajectories", "drift", "cluster",
@@ -88,7 +89,8 @@ FIGURES = {
         Figure("diagram-distances", ("topology",), "Trajectories"),
         Figure("shape-nulls", ("topology",), "Trajectories"),
         Figure("refiner-training", ("refine",), "Refiner"),
-        Figure("refiner-diagnostics", ("refine",), "Refiner"),
+        Figure("refiner-evaluation", ("refine",), "Refiner"),
+        Figure("refiner-gains", ("refine",), "Refiner"),
     )
 }
 
