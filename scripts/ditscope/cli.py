@@ -275,7 +275,8 @@ def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
     if option.kind is bool:
         parser.add_argument(*option.spellings, nargs="?", const=True, type=kind, metavar="True|False", **extra)
     elif option.many:
-        parser.add_argument(*option.spellings, nargs="+", type=kind, metavar=name, **extra)
+        count = "+" if required or option.default else "*"  # what is empty by default can be told to be empty
+        parser.add_argument(*option.spellings, nargs=count, type=kind, metavar=name, **extra)
     else:
         extra |= {} if option.choices else {"metavar": name}
         parser.add_argument(*option.spellings, type=kind, **extra)

@@ -26,7 +26,12 @@ from ditscope.models.hardware import host_memory_bytes
 from ditscope.models.placement import keep_encoders_in_host_memory
 from ditscope.models.sampling import Observer, pictures, sample
 from ditscope.models.settings import Model
+from ditscope.refine.adapter import Adapter
 from ditscope.refine.codebook import build_codebook
+from ditscope.refine.dataset import open_dataset
+from ditscope.refine.diagnose import read_encoder
+from ditscope.refine.evaluate import Judge, pooled_by
+from ditscope.refine.refiner_file import load_refiner
 from ditscope.sensitivity import gradient_memory
 from ditscope.sensitivity import image as sensitivity_image
 from ditscope.sensitivity import stage as sensitivity_stage
@@ -136,17 +141,12 @@ def test_the_refiner_makes_no_float64_on_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr(nn.Module, "to", lambda module, device: moved(module) if device == DEVICE else module)
     with accelerator():
         refine_train.train(*data, *codebook, *files, settings=TINY)
-        monkeypatch.setattr(refine_diagnose, "decode_pictures", lambda *args: [])
-        monkeypatch.setattr(refine_diagnose, "draw_grid", lambda *args: None)
-        refine_diagnose.diagnose(
-            "tiny",
-            *data,
-            *codebook,
-            *files[:3],
-            *(tmp_path / name for name in ("d.parquet", "n.parquet", "t.parquet", "record.json", "s.png", "e.png")),
-            settings=TINY,
-        )
-    assert read_table(tmp_path / "d.parquet", "refine.diagnostics").height > 20
+        judge = Judge(Adapter(None, None), pooled_by(read_encoder(files[0])))
+        opened = open_dataset(*data)
+        codes = refine_train.read_codes(codebook[1], opened)
+        encoder = read_encoder(files[0])
+        measured = refine_diagnose.measure(load_refiner(files[1]), opened, codes, encoder, judge, TINY)
+    assert measured.diagnostics.height > 20 and measured.evaluation.height > 10
 
 
 # Memory of backward passes -------------------------------------------------------------------------------------------

@@ -275,19 +275,6 @@ def test_codebook_separates_prompts_and_assigns_what_it_was_fitted_on(files, tmp
     assert table["code"].n_unique() == 6
 
 
-def test_codebook_assigns_every_sample_to_its_nearest_centroid(files):
-    from ditscope.refine.codebook import assign, embed, fit_codebook
-
-    data = open_dataset(*files)
-    book, conditions = fit_codebook(data, TINY)
-    embedding = embed(book, conditions)
-    codes, distances = assign(book, conditions)
-    for row, code, distance in zip(embedding.astype(np.float64), codes, distances, strict=True):
-        by_hand = [float(np.sqrt(((row - c) ** 2).sum())) for c in book.arrays["centroids"]]
-        assert int(np.argmin(by_hand)) == code
-        assert min(by_hand) == pytest.approx(distance)
-
-
 def test_bad_input_is_one_line_before_anything_trains(files, tmp_path):
     with pytest.raises(InputError, match=r"refine.patch: 3 does not divide"):
         samples_of(open_dataset(*files), "train", np.zeros(32, int), replace(TINY, patch=3))
@@ -371,15 +358,6 @@ def test_keys_of_a_video_are_whole_frames(videos):
     assert (kept == kept[..., :1]).all()
     assert set(kept[..., 0].sum(1).tolist()) <= set(samples.counts)
     torch.testing.assert_close(batch.clean[batch.inputs.keys], batch.inputs.tokens[batch.inputs.keys])
-
-
-def test_anchors_of_a_codebook_of_videos_are_all_patches_of_the_same_frames(videos):
-    from ditscope.refine.codebook import fit_codebook
-
-    anchors = fit_codebook(open_dataset(*videos), VIDEO)[0].arrays["anchors"]
-    frames = np.unique(anchors // 16)
-    assert len(frames) == VIDEO.min_anchors
-    np.testing.assert_array_equal(anchors, (frames[:, None] * 16 + np.arange(16)).ravel())
 
 
 def test_features_of_a_video_are_windows_of_one_frame():

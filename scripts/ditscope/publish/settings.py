@@ -13,3 +13,6 @@ class Publish:
         ["svg", "png", "pdf"], "File types of each figure", choices=("svg", "png", "pdf"), filled=True
     )
     dpi: int = setting(160, "Resolution of PNG figures", positive=True)
+    explorer_bytes: int = setting(
+        15_000_000, "Most bytes of explorer.html: its pictures are as large as fit", positive=True
+    )

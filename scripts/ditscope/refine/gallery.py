@@ -26,6 +26,8 @@ def write_gallery(shown: Sequence[Shown], nodes: Grid, folder: Path) -> None:
     for sample in shown:
         truth, key_frames = sample.pictures["truth"], key_frames_of(sample.keys, nodes)
         film = truth.ndim == 4
+        if film and key_frames is not None and len(key_frames) != len(truth):
+            key_frames = np.zeros(len(truth), bool)  # a latent frame is several of the film: none is known alone
         for method, picture in ({"keys": given_of(sample, nodes)} | sample.pictures).items():
             image = still_of(picture, key_frames if film else None)
             save_png(image, folder / file_name(sample.row, sample.level, method))
