@@ -1,5 +1,6 @@
 # Helper functions of every rules file: the checked config, and parameters that make jobs stale.
 import re
+import shutil
 import sys
 from contextlib import suppress
 from dataclasses import fields
@@ -37,6 +38,18 @@ from ditscope.core.yaml_file import read_yaml
 
 CACHE = Path("resources/.cache")
 prefer_this_library()
+
+asked = workflow.deployment_settings
+if (
+    workflow.is_main_process
+    and {str(method) for method in asked.deployment_method} == {"conda"}
+    and not (asked.conda_base_path or shutil.which("conda"))
+):
+    raise WorkflowError(
+        "`conda` is not on PATH, and this profile or --sdm runs each rule in its conda environment: load conda (on "
+        "clusters often `module load conda`), or, where this virtual environment is to run the rules, add `--sdm "
+        "env-modules`; see docs/slurm.md"
+    )
 
 
 @cache

@@ -21,6 +21,7 @@ from ditscope.refine.data_settings import Source
 from ditscope.refine.diagnose import diagnose
 from ditscope.refine.figures import refiner_controls_table, refiner_evaluation, refiner_gains, refiner_training
 from ditscope.refine.gallery import draw_grid
+from ditscope.refine.pictures import node_of_frame
 from ditscope.refine.prepare import prepare
 from ditscope.refine.settings import Refine
 from ditscope.refine.train import train
@@ -84,7 +85,6 @@ def test_neighbours_and_retrieval_are_the_brute_force_ones():
     keyframes -= keyframes.mean(0)
     rows, distances = metrics.nearest(x, 3)
     table = metrics.neighbour_table([f"k{i}" for i in range(30)], rows, distances, codes, text, keyframes)
-    centred = keyframes - keyframes.mean(0)
 
     def cosine(a, b):
         return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
@@ -96,7 +96,7 @@ def test_neighbours_and_retrieval_are_the_brute_force_ones():
         assert of_key["neighbour_key"].to_list() == [f"k{j}" for j in order[:3]]
         hits += [codes[j] == codes[i] for j in order[:3]]
         agreements += [cosine(text[i], text[j]) for j in order[:3]]
-        pairs += [cosine(centred[i], centred[j]) for j in range(30) if j != i]
+        pairs += [cosine(keyframes[i], keyframes[j]) for j in range(30) if j != i]
         chance += [codes[i] == codes[j] for j in range(30) if j != i]
     retrieval = metrics.retrieval(table, codes, text, keyframes)
     assert retrieval["k"] == 3
@@ -243,9 +243,9 @@ def test_the_gallery_has_a_picture_per_sample_level_and_method_and_may_be_empty(
 
 
 def test_a_video_refiner_is_judged_by_the_same_code(tmp_path):
-    """Wan's own VAE decodes the gallery; of latents of one in four frames, keys are not marked but known."""
+    """Wan's own VAE decodes the gallery, four frames to a frame of latents but the first."""
     torch.manual_seed(0)
-    settings = replace(TINY, keys="frames", levels=2, min_anchors=2, gallery=1, evaluated=2, interpolation="linear")
+    settings = replace(TINY, keys="frames", levels=2, min_anchors=2, gallery=1, evaluated=1, interpolation="linear")
     AutoencoderKLWan(
         base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
     ).save_pretrained(tmp_path / "tiny" / "model" / "vae")
@@ -257,9 +257,11 @@ def test_a_video_refiner_is_judged_by_the_same_code(tmp_path):
     assert judged.select("level", "keys").unique().sort("level").rows() == [(1, 3), (2, 2)]
     assert {"warp_error", "flicker", "missing_error"} <= set(judged["metric"])
     assert any(name.endswith("film.gif") for name in left)
+    assert node_of_frame(17, 5).tolist() == [0, *[1] * 4, *[2] * 4, *[3] * 4, *[4] * 4]
+    assert node_of_frame(5, 5).tolist() == [0, 1, 2, 3, 4]
     record = json.loads((tmp_path / "out" / "record.json").read_text())
     assert record["data"]["shape"] == [4, 5, 8, 8]
-    assert record["results"]["decision"] == "drop"  # two samples give no interval
+    assert record["results"]["decision"] == "drop"  # one sample gives no interval
 
 
 def test_a_collapsed_codebook_is_dropped(study, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 Adding a figure: a line here, a function of its name in `figures.py` of its first stage, a caption report/<name>.rst.
 Adding a table of the paper: a line here, a function of its name and `_table` in `figures.py` of its stage.
+Adding an answer of the front page: its stage's name here, a function `answer` in `answer.py` of the stage.
 """
 
 from collections.abc import Iterable
@@ -16,6 +17,10 @@ PAPER_TABLES = {  # the stage that each one sums up
     "clusters": "cluster",
     "refiner-controls": "refine",
 }
+ANSWERING = (  # stages that answer a question, in the order of the front page
+    "generate", "blocks", "ablate", "calibrate", "sensitivity", "plan", "benchmark", "trajectories", "drift", "cluster",
+    "topology", "refine",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def gallery_of(trained: Trained, data: Dataset, evaluation: pl.DataFrame, settin
     told = held_out(data, trained.settings, settings.evaluated)
     rows = [int(told.rows[place]) for place in shown_places(told, settings.gallery)]
     methods = ["keys", *evaluation["method"].unique(maintain_order=True), "truth"]
-    film = [FILM] if len(told.grid) == 3 and len(told.nodes) in (1, 3) else []
+    film = [FILM] if len(told.grid) == 3 else []
     nodes = int(np.prod(told.nodes))
     return gallery_table(data.samples, rows, told.counts, nodes, [*methods, *film])
 

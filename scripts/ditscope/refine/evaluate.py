@@ -18,7 +18,7 @@ from ditscope.refine import measures
 from ditscope.refine.adapter import Adapter
 from ditscope.refine.dataset import Dataset, read_text, read_values
 from ditscope.refine.grids import Grid
-from ditscope.refine.inference import conditions, interpolate, level_counts, pseudo_classes, refined
+from ditscope.refine.inference import conditions_of, interpolate, level_counts, refined
 from ditscope.refine.interpolations.flow import optical_flow
 from ditscope.refine.keys import draw_orders, end_nodes, key_grid, key_masks
 from ditscope.refine.mazes import draw as draw_maze
@@ -220,18 +220,17 @@ def methods(
     told: HeldOut, trained: Trained, chunk: Chunk, keys: np.ndarray, count: int
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Tokens that each method gives of the keys of a level: interpolation, the refiner, and its controls."""
-    settings, grid, book = trained.settings, told.grid, trained.codebook
+    settings, grid = trained.settings, told.grid
     each = chunk.clean.shape[1] // keys.shape[1]
 
-    def use(prompts: list[str], text: np.ndarray, words: np.ndarray, classes: bool = True) -> np.ndarray:
-        none = np.full(len(keys), trained.network.config.classes, np.int64)
-        codes = pseudo_classes(book, prompts, text, words, chunk.clean, keys) if classes else none
-        return refined(trained, chunk.clean, chunk.orders, count, grid, conditions(text, words, codes))
+    def use(prompts: list[str], text: np.ndarray, words: np.ndarray, told: bool = True) -> np.ndarray:
+        conditions = conditions_of(trained, prompts, text, words, chunk.clean, keys, told)
+        return refined(trained, chunk.clean, chunk.orders, count, grid, conditions)
 
     yield INTERPOLATED, interpolate(chunk.clean, keys, grid, settings)
     yield REFINED, use(chunk.prompts, chunk.text, chunk.words)
     if trained.network.config.text_width:
-        yield NO_TEXT, use(chunk.prompts, chunk.text, np.zeros_like(chunk.words), classes=False)
+        yield NO_TEXT, use(chunk.prompts, chunk.text, chunk.words, told=False)
         yield OTHER_TEXT, use(*chunk.others)
     if chunk.pasted is not None:
         yield PASTED, np.where(keys.repeat(each, axis=1)[..., None], chunk.clean, chunk.pasted)

@@ -24,14 +24,12 @@ FILM = "film"  # the method of a film of interpolated, refined and true, side by
 def write_gallery(shown: Sequence[Shown], nodes: Grid, folder: Path) -> None:
     """Write a PNG per sample, level and method (films as strips, and side by side as a GIF)."""
     for sample in shown:
-        truth, key_frames = sample.pictures["truth"], key_frames_of(sample.keys, nodes)
-        film = truth.ndim == 4
-        if film and key_frames is not None and len(key_frames) != len(truth):
-            key_frames = np.zeros(len(truth), bool)  # a latent frame is several of the film: none is known alone
+        truth = sample.pictures["truth"]
+        key_frames = key_frames_of(sample.keys, nodes, len(truth)) if truth.ndim == 4 else None
         for method, picture in ({"keys": given_of(sample, nodes)} | sample.pictures).items():
-            image = still_of(picture, key_frames if film else None)
+            image = still_of(picture, key_frames)
             save_png(image, folder / file_name(sample.row, sample.level, method))
-        if film and key_frames is not None:
+        if key_frames is not None:
             films = {m: sample.pictures[m] for m in (INTERPOLATED, REFINED, "truth")}
             save_film(films, key_frames, folder / file_name(sample.row, sample.level, FILM), FPS)
 

@@ -31,8 +31,31 @@ def pseudo_classes(
     return assign(book, conditions)[0].astype(np.int64)
 
 
+def conditions_of(
+    trained: Trained,
+    prompts: Sequence[str],
+    text: np.ndarray,
+    words: np.ndarray,
+    clean: np.ndarray,
+    keys: np.ndarray,
+    told: bool = True,
+) -> Conditions:
+    """What a refiner is told of samples beside their keys; with `told` false nothing, as in training by dropout.
+
+    A refiner that was never told a pseudo-class, or a text, in training is told none here. Shapes are those of
+    `pseudo_classes`.
+    """
+    settings, none = trained.settings, trained.network.config.classes
+    codes = np.full(len(keys), none, np.int64)
+    if told and settings.class_dropout < 1:
+        found = pseudo_classes(trained.codebook, prompts, text, words, clean, keys)
+        some = np.array([bool(prompt) for prompt in prompts]) | words.any(1)
+        codes = np.where(some, found, none)
+    return conditions(text, words & (told and settings.text_dropout < 1), codes)
+
+
 def conditions(text: np.ndarray, words: np.ndarray, codes: np.ndarray) -> Conditions:
-    """What a refiner is told of samples, without guidance: text (samples, words, width), which words, classes."""
+    """The same of given pseudo-classes (samples,), without guidance: text (samples, words, width), which words."""
     device = default_device()
     alpha = np.ones(len(codes), np.float32)
     return Conditions(

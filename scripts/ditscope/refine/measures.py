@@ -167,7 +167,8 @@ def kernel_row(own: tuple[float, np.ndarray], plain: tuple[float, np.ndarray] | 
     if plain is None:
         return row | {"gain": None, "gain_low": None, "gain_high": None}
     gain = plain[0] - own[0]
-    low, high = jackknife_interval(gain, plain[1] - own[1])
+    with np.errstate(invalid="ignore"):  # without one of two units there is no pair
+        low, high = jackknife_interval(gain, plain[1] - own[1])
     return row | {"gain": gain, "gain_low": finite(low), "gain_high": finite(high)}
 
 

@@ -26,7 +26,8 @@ def given_only(truth: np.ndarray, keys: np.ndarray, nodes: Grid) -> np.ndarray:
         nodes = (nodes[0], 1, 1)
     mask = keys.reshape(nodes)
     for axis, (many, few) in enumerate(zip(space, nodes, strict=True)):
-        mask = mask.take(np.arange(many) * few // many, axis)
+        time = len(space) == 3 and axis == 0
+        mask = mask.take(node_of_frame(many, few) if time else np.arange(many) * few // many, axis)
     return np.where(mask[..., None], truth, np.uint8(GREY))
 
 
@@ -61,11 +62,18 @@ def still_of(picture: np.ndarray, key_frames: np.ndarray | None) -> Image.Image:
     return strip(picture, np.zeros(len(picture), bool) if key_frames is None else key_frames)
 
 
-def key_frames_of(keys: np.ndarray, nodes: Grid) -> np.ndarray | None:
-    """Which frames of a film are wholly known, (frames,) bool; None of what is no film."""
-    if len(nodes) == 2:
-        return None
-    return np.asarray(keys.reshape(nodes[0], -1).all(1))
+def key_frames_of(keys: np.ndarray, nodes: Grid, frames: int) -> np.ndarray:
+    """Which of the frames of a film that values decode to are wholly known, (frames,) bool."""
+    whole = np.asarray(keys.reshape(nodes[0], -1).all(1))
+    return whole[node_of_frame(frames, nodes[0])]
+
+
+def node_of_frame(frames: int, nodes: int) -> np.ndarray:
+    """Of each frame of a film the frame of values that it is decoded from, (frames,).
+
+    Of causal VAEs, as Wan's, the first is one frame of the film, and each other one as many as the rest share out.
+    """
+    return np.ceil(np.arange(frames) * (nodes - 1) / max(frames - 1, 1) - 1e-9).astype(int)
 
 
 def beside(pictures: Mapping[str, Image.Image]) -> Image.Image:

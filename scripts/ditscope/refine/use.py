@@ -18,7 +18,7 @@ from ditscope.refine.adapter import Adapter, load_adapter
 from ditscope.refine.data_settings import Source
 from ditscope.refine.evaluate import INTERPOLATED, REFINED, standardised, stored
 from ditscope.refine.grids import Grid
-from ditscope.refine.inference import conditions, interpolate, pseudo_classes, refined
+from ditscope.refine.inference import conditions_of, interpolate, refined
 from ditscope.refine.keys import draw_orders, given_keys, key_grid
 from ditscope.refine.maze_file import Maze, read_maze
 from ditscope.refine.mazes import draw as draw_maze
@@ -331,11 +331,7 @@ def complete(trained: Trained, given: Given, seed: int = 0) -> Completed:
     keys, count = given.keys[None], int(given.keys.sum())
     orders = draw_orders(np.random.default_rng(seed), 1, len(given.keys), given.keys)
     text = given.text[None]
-    words = np.ones(text.shape[:2], bool)
-    codes = np.full(1, trained.network.config.classes, np.int64)
-    if given.prompt:
-        codes = pseudo_classes(trained.codebook, [given.prompt], text, words, clean, keys)
-    told = conditions(text, words, codes)
+    told = conditions_of(trained, [given.prompt], text, np.ones(text.shape[:2], bool), clean, keys)
     tokens = interpolate(clean, keys, grid, settings), refined(trained, clean, orders, count, grid, told, seed)
     filled, better = (stored(unpatchify(t, grid, settings.patch), trained)[0] for t in tokens)
     return Completed(filled, better, key_grid(grid, settings.keys))
@@ -358,7 +354,7 @@ def show(
         stack = adapter.decode(np.stack(list(values.values())))
         drawn = dict(zip(values, stack, strict=True))
         keys = given_only(adapter.decode(given.values[None])[0], given.keys, done.nodes)
-    key_frames = key_frames_of(given.keys, done.nodes) if keys.ndim == 4 else None
+    key_frames = key_frames_of(given.keys, done.nodes, len(keys)) if keys.ndim == 4 else None
     if key_frames is None:
         save_png(compared({"keys": keys} | drawn), out / "compared.png")
         for name in (INTERPOLATED, REFINED):
