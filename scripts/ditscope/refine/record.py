@@ -53,7 +53,7 @@ def experiment_record(
     checks |= criteria(diagnostics, evaluation, training, settings)
     failed = [criterion for criterion, check in checks.items() if not check["passed"]]
     return {
-        "schema_version": "2",
+        "schema_version": "1",
         "header": {"refiner": name, "ditscope": ditscope.__version__, "seed": settings.seed},
         "data": {
             "source": about["source"],
