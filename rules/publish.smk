@@ -91,7 +91,17 @@ rule paper_tables:
     input:
         unpack(paper_table_inputs),
     output:
-        paper_table_files(),
+        [
+            report(
+                file,
+                caption="../report/paper-table.rst",
+                category=category(PAPER_TABLES[Path(file).stem]),
+                labels={"figure": f"table {Path(file).stem}"},
+            )
+            for file in paper_table_files()
+            if file.endswith(".csv")
+        ],
+        [file for file in paper_table_files() if not file.endswith(".csv")],
     log:
         "<logs>/paper_tables.log",
     conda:

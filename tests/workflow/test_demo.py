@@ -74,7 +74,7 @@ def test_every_figure_and_film_of_the_report_is_a_picture(demo, tmp_path):
     films = {path: uri for path, uri in results.items() if "/videos/" in path and path.endswith(".html")}
     for uri in films.values():
         check_page(b64decode(uri.partition("base64,")[2]))
-    pictures = {path: uri for path, uri in results.items() if not path.endswith(".html")}
+    pictures = {path: uri for path, uri in results.items() if uri.startswith("data:image/")}
     page = tmp_path / "pictures.html"
     images = "".join(f'<img id="{path}" src="{uri}">' for path, uri in pictures.items())
     script = "onload=()=>document.title=JSON.stringify([...document.images].map(i=>[i.id,i.naturalWidth]))"
