@@ -7,8 +7,14 @@ picture in one process, in turn, each ending with its files closed. Decoding, of
 image, is in none. Processor seconds are those of all threads, the work that is added whoever else is on the machine;
 read them with OMP_NUM_THREADS=1, since OpenMP's threads wait by spinning. Memory is the peak of the resident set in a
 process of its own, above what it was after one step of sampling without capture (Linux).
+
+"capture, any family" is the recorder of the family `dit` on the same model. "nnsight" traces each call of the
+transformer and keeps every block's output in memory; it writes nothing, and is there where nnsight can be imported.
+It is installed apart: `python -m venv DIR`, a .pth file in DIR's site-packages that names those of this environment,
+`DIR/bin/pip install --no-deps nnsight==0.8.1`, then `PYTHONPATH=scripts DIR/bin/python perf/capture.py`.
 """
 
+import copy
 import os
 import statistics
 import subprocess
@@ -16,6 +22,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -23,10 +31,11 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from torch import Tensor
 
 from ditscope.benchmark.memory import peak_rss, reset_peaks
+from ditscope.capture.any_recorder import AnyRecorder
 from ditscope.capture.recorder import Recorder
 from ditscope.capture.settings import CaptureSet
-from ditscope.models.families import flux
-from ditscope.models.loading import Generator, load_generator
+from ditscope.models.families import dit, flux
+from ditscope.models.loading import Generator, load_generator, text_length
 from ditscope.models.sampling import Observer, sample
 from ditscope.models.settings import Model
 
@@ -57,6 +66,36 @@ class Plain(Observer):
         for handle in self.handles:
             handle.remove()
         torch.save(self.outputs, self.folder / "capture.pt")
+
+
+def traced(model: Generator) -> Generator:
+    """The same model, each call of whose transformer is a trace of nnsight that saves every block's output."""
+    from nnsight import NNsight
+
+    transformer = copy.deepcopy(model.pipe.transformer)  # nnsight leaves its own in the modules
+    pipe = copy.copy(model.pipe)
+    vars(pipe)["transformer"] = transformer
+    wrapped = NNsight(transformer)
+    own = transformer.forward  # nnsight's by now
+    kept: list[list[Tensor]] = []
+
+    def forward(*args, **options):
+        transformer.forward = own
+        saved = []
+        try:
+            with wrapped.trace(*args, **options):
+                for block in wrapped.transformer_blocks:
+                    saved.append(block.output.save())
+                for block in getattr(wrapped, "single_transformer_blocks", ()):
+                    saved.append(block.output.save())
+                out = wrapped.output.save()
+        finally:
+            transformer.forward = forward
+        kept[:] = [*kept[-100:], saved]
+        return out
+
+    transformer.forward = forward
+    return replace(model, pipe=pipe, encoded={})
 
 
 def wide(width: int = 1024, doubles: int = 2, singles: int = 4) -> Generator:
@@ -93,10 +132,26 @@ def ways(model: Generator) -> dict[str, Way]:
         settings = CaptureSet(should_decode_intermediates=predictions)
         run(folder, steps, [Recorder(folder, blocks, range(steps), settings, RECORD)])
 
-    return {
+    def any_family(folder: Path, steps: int) -> None:
+        entry = replace(model.entry, family="dit", max_sequence_length=text_length(model))
+        held = replace(model, family=dit, entry=entry, encoded={})
+        settings = CaptureSet(should_decode_intermediates=False)
+        recorder = AnyRecorder(folder, blocks, range(steps), settings, RECORD)
+        sample(held, ["a large red ring"], [""], [0], [recorder], steps=steps)
+
+    peers: dict[str, Way] = {}
+    if find_spec("nnsight"):
+        apart = traced(model)
+
+        def by_nnsight(folder: Path, steps: int) -> None:
+            sample(apart, ["a large red ring"], [""], [0], steps=steps)
+
+        peers = {"nnsight, in memory": by_nnsight}
+    return peers | {
         "without": lambda folder, steps: run(folder, steps, []),
         "plain": lambda folder, steps: run(folder, steps, [Plain(folder)]),
         "capture": lambda folder, steps: capture(folder, steps, False),
+        "capture, any family": any_family,
         "capture + read-outs": lambda folder, steps: capture(folder, steps, True),
     }
 
