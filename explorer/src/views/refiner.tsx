@@ -20,7 +20,7 @@ export function Refiner() {
       <Problems stages={["refine"]} />
       {models.length > 1 && (
         <div class="controls">
-          <Select label="Model" name="model" value={model} choices={models} />
+          <Select label="Refiner" name="model" value={model} choices={models} />
         </div>
       )}
       {samples.length > 0 ? <Samples model={model} samples={samples} /> : <Missing stages={["refine"]} what="The page has no samples of this refiner." />}
