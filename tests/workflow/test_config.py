@@ -108,6 +108,21 @@ REFUSALS = {
         25,
         "every 25th of 8 steps (model `shapes-flux`) leaves a third of them without a sample; set it lower",
     ),
+    "refiner's source without a folder": (
+        "refiners.pictures.source",
+        {"kind": "shards"},
+        "refiners.pictures.source.folder: name the folder of the `shards`",
+    ),
+    "refiner's source without a VAE": (
+        "refiners.pictures.source",
+        {"kind": "renders"},
+        "refiners.pictures.source.model: name the model whose VAE makes the latents, or set `adapter: pixels`",
+    ),
+    "unknown source of a refiner": (
+        "refiners.pictures.source",
+        {"kind": "render"},
+        "refiners.pictures.source.kind: `render` is not one of",
+    ),
     "offload with multi_gpu": (
         "capture.sets.all",
         {"offload": True, "multi_gpu": True},
