@@ -20,7 +20,6 @@ from ditscope.core.study_plan import read_plan
 from ditscope.publish.explorer import PAGE, READS, study_of, write_explorer
 from ditscope.publish.explorer_pictures import (
     FORMS,
-    REFINED,
     Source,
     first_of_each,
     refiner_sources,
@@ -28,7 +27,6 @@ from ditscope.publish.explorer_pictures import (
     thumbnails,
 )
 from ditscope.publish.explorer_tables import SHOWN, gather, packed
-from ditscope.refine.gallery import draw_grid
 from loose_tables import write_loosely
 
 HOSTILE = '</script><img src=x onerror=alert(1)> & "quotes" <!-- $x^$ \u2028 \u05d0\u05d1'
@@ -123,9 +121,9 @@ def test_equal_studies_give_equal_pages_of_all_stages(study, tmp_path, monkeypat
     page = (tmp_path / "a").read_text()
     assert (tmp_path / "b").read_text() == page
     data, pictures = data_in(page, "study"), data_in(page, "pictures")
-    assert {name for name, shown in ((s.name, s) for s in SHOWN) if shown.stage in files} == set(data["tables"]) - {
-        "drift.summary"
-    }
+    left = [file for paths in files.values() for path in paths for file in [path, *path.glob("**/*.parquet")]]
+    names = {pl.read_parquet_metadata(file).get("table") for file in left if file.suffix == ".parquet"}
+    assert {shown.name for shown in SHOWN} & names == set(data["tables"]) - {"drift.summary"}
     assert not any(data["problems"].values()) and not data["sampled"] and not pictures["notes"]
     assert {name.split("/")[0] for name in pictures["places"]} == {
         "ablation", "benchmark", "capture", "image", "refine", "state",
@@ -225,21 +223,18 @@ def test_states_are_named_by_network_and_key(tmp_path):
     assert [s.name for s in sources] == ["state/net/k1", "state/net/k2"] and sources[1].read() == picture(2)
 
 
-def test_the_refiner_s_grid_is_cut_into_its_samples(tmp_path):
-    folder = tmp_path / "refine/model"
-    folder.mkdir(parents=True)
-    flat = {i: np.full((96, 96, 3), i, np.uint8) for i in range(10)}
-    draw_grid([(f"row {r}", [flat[2 * r], flat[2 * r + 1]]) for r in range(5)], folder / "samples.png")
-    for kind in REFINED:
-        Image.fromarray(flat[3]).save(folder / f"mine.{kind}.png")
-    Image.fromarray(flat[9]).save(folder / "exemplars.png")
-    read = {source.name: source.read for source in refiner_sources([folder])}
-    values = {}
-    for name, value in read.items():
-        (values[name.removeprefix("refine/model/")],) = set(np.asarray(Image.open(io.BytesIO(value()))).flat)
-    triples = [[values.pop(f"level {lv}, sample {n}/{kind}") for kind in REFINED] for lv in (1, 2) for n in (1, 2)]
-    assert triples == [[2, 4, 0], [3, 5, 1], [6, 8, 0], [7, 9, 1]]
-    assert values == {"exemplars/whole": 9, **{f"mine/{kind}": 3 for kind in REFINED}}
+def test_the_refiner_s_pictures_are_those_of_its_gallery(tmp_path):
+    folder = tmp_path / "refine/mine"
+    (folder / "gallery").mkdir(parents=True)
+    (folder / "gallery/a.png").write_bytes(picture(1))
+    (folder / "exemplars.png").write_bytes(picture(2))
+    row = {"key": "k", "prompt": "p", "level": 1, "keys": 8, "label": ""}
+    names = {"truth": "a.png", "refined": "missing.png", "film": "a.gif"}
+    table = pl.DataFrame([row | {"picture": f"gallery/{name}", "method": method} for method, name in names.items()])
+    write_loosely(table, folder / "gallery.parquet", "refine.gallery")
+    left = [folder / "gallery.parquet", folder / "gallery", folder / "exemplars.png", folder / "record.json"]
+    read = {source.name: source.read() for source in refiner_sources(left)}
+    assert read == {"refine/mine/1/k/truth": picture(1), "refine/mine/exemplars/whole": picture(2)}
 
 
 def test_the_committed_page_is_one_file_without_an_address_to_ask():

@@ -6,15 +6,18 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 
 from ditscope.core.study_plan import read_plan
-from ditscope.core.tables import read_table
+from ditscope.core.tables import read_table, write_table
 from ditscope.publish.explorer import PAGE, study_of, write_explorer
+from ditscope.refine.tables import EVALUATION, GALLERY
 from loose_tables import write_loosely
 from workflow import ROOT
 
@@ -94,6 +97,7 @@ def write_pages(study: Path, copy: Path, folder: Path) -> None:
         plan["config"]["stages"] = [stage for stage in files if stage != "refine"]
         files, about = study_of(plan | {"targets": {k: v for k, v in plan["targets"].items() if k != "refine"}})
         write_explorer(files, folder / "half.html", about)
+        write_explorer({"refine": refined(Path("refine/shapes"))}, folder / "refiner.html")
         many(Path("many"))
         write_explorer({"cluster": sorted(Path("many/clusters").iterdir())}, folder / "many.html")
         shutil.copyfile(PAGE, folder / "empty.html")
@@ -137,6 +141,33 @@ def spoil(results: Path) -> None:
     pl.read_parquet(path).write_parquet(path, metadata={"table": "sensitivity", "schema_version": "1"})
     for folder in results.glob("captures/*/*/*/intermediates/decoded/step_0"):
         shutil.rmtree(folder)
+
+
+def refined(folder: Path) -> list[Path]:
+    """A refiner's gallery of two samples at two levels, and how it was judged."""
+    (folder / "gallery").mkdir(parents=True)
+    rows, seen = [], []
+    for level, (number, key) in product((1, 2), enumerate("ab")):
+        for shade, method in enumerate(("keys", "interpolated", "refined", "truth")):
+            name = f"gallery/{number:08d}-{level}-{method}.png"
+            Image.new("RGB", (64, 64), (60 * shade, 99 * number, 99 * level)).save(folder / name)
+            rows.append({"picture": name, "key": key, "prompt": f"a {key}", "level": level, "keys": 9 - level})
+            rows[-1] |= {"method": method, "label": method}
+    for level, (method, gain) in product((1, 2), (("interpolated", None), ("refined", 0.1))):
+        seen.append({"level": level, "keys": 9 - level, "method": method, "metric": "mse_missing", "value": 0.3})
+        seen[-1] |= {
+            "low": 0.2,
+            "high": 0.4,
+            "gain": gain,
+            "gain_low": gain,
+            "gain_high": gain,
+            "samples": 40,
+            "units": 8,
+        }
+    paths = [folder / "gallery.parquet", folder / "evaluation.parquet"]
+    write_table(pl.DataFrame(rows, schema=GALLERY.schema()), paths[0], GALLERY)
+    write_table(pl.DataFrame(seen, schema=EVALUATION.schema()), paths[1], EVALUATION)
+    return [*paths, folder / "gallery"]
 
 
 def many(folder: Path, runs: int = 20_000, states: int = 50) -> None:

@@ -18,14 +18,13 @@ from ditscope.capture.files import DECODED, captures_in, decoded_file, picture_f
 from ditscope.core.errors import InputError, parsing
 from ditscope.core.picture_file import whole
 from ditscope.core.shards import check_end
+from ditscope.core.tables import read_table
 from ditscope.publish.explorer_tables import encoded
 
 # Longest side of a thumbnail in pixels, and the quality of its WebP (0: lossless): the first at which all fit is taken.
 FORMS = ((256, 0), (256, 90), (192, 85), (160, 80), (128, 80), (96, 80), (64, 80), (48, 75), (32, 75))
 PROBES = 40  # pictures by which the size of all is estimated
 FLAT = 0.75  # bytes of a picture in a page: base64 has 4 letters for 3 bytes
-REFINED = ("interpolated", "refined", "truth")  # pictures of one sample, as `<sample>.<kind>.png`
-GRID_LABEL, GRID_TILE, GRID_MARGIN = 150, 96, 4  # pixels of the refiner's grid of samples
 
 
 @dataclass(frozen=True)
@@ -239,55 +238,16 @@ def capture_sources(told: list[dict[str, Any]]) -> Iterator[Source]:
 
 
 def refiner_sources(files: list[Path]) -> Iterator[Source]:
-    """Pictures of the refiner, `refine/<model>/<sample>/<kind>`: files `<sample>.<kind>.png` of the kinds of REFINED.
+    """Pictures of a refiner's gallery, `refine/<refiner>/<level>/<sample>/<method>`.
 
-    The grid `samples.png` is cut into such samples where it has the layout that this ditscope draws; other pictures are
-    shown as they are, `refine/<model>/<name>/whole`.
+    Sheets that a refiner left are shown as they are, `refine/<refiner>/<name>/whole`.
     """
-    pngs = [
-        png for p in files for png in (sorted(p.rglob("*.png")) if p.is_dir() else [p] if p.suffix == ".png" else [])
-    ]
-    for path in filter(Path.exists, pngs):
-        sample, _, kind = path.stem.rpartition(".")
-        model = (
-            next((parent.parent.name == "refine" and parent.name for parent in path.parents), None) or path.parent.name
-        )
-        if kind in REFINED and sample:
-            yield Source(f"refine/{model}/{sample}/{kind}", "refiner", path.read_bytes)
-        elif path.name == "samples.png" and (cut := cut_grid(path)):
-            for name, box in cut.items():
-                yield Source(f"refine/{model}/{name}", "refiner", partial(cropped, path, box))
-        else:
-            yield Source(f"refine/{model}/{path.stem}/whole", "refiner", path.read_bytes, sides=4)
-
-
-def cut_grid(path: Path) -> dict[str, tuple[int, int, int, int]]:
-    """Where the pictures of a grid of samples are: a row of the truth, then a corrupted and a refined one per level."""
-    with whole(), Image.open(path) as grid:
-        width, height = grid.size
-    pitch = GRID_TILE + GRID_MARGIN
-    (columns, right), (rows, below) = (
-        divmod(width - GRID_LABEL - GRID_MARGIN, pitch),
-        divmod(height - GRID_MARGIN, pitch),
-    )
-    if right or below or columns < 1 or rows < 3 or rows % 2 == 0:
-        return {}
-
-    def box(row: int, column: int) -> tuple[int, int, int, int]:
-        left, top = GRID_LABEL + GRID_MARGIN + column * pitch, GRID_MARGIN + row * pitch
-        return left, top, left + GRID_TILE, top + GRID_TILE
-
-    return {
-        f"level {level}, sample {column + 1}/{kind}": box(row, column)
-        for level in range(1, (rows + 1) // 2)
-        for column in range(columns)
-        for kind, row in zip(REFINED, (2 * level - 1, 2 * level, 0), strict=True)
-    }
-
-
-def cropped(path: Path, box: tuple[int, int, int, int]) -> bytes:
-    """A part of a picture as PNG."""
-    out = io.BytesIO()
-    with whole(), Image.open(path) as grid:
-        grid.crop(box).save(out, "PNG")
-    return out.getvalue()
+    for path in (file for file in files if file.exists()):
+        refiner = path.parent.name
+        if path.name == "gallery.parquet":
+            for row in read_table(path, "refine.gallery").iter_rows(named=True):
+                if (picture := path.parent / row["picture"]).suffix == ".png" and picture.exists():
+                    name = f"refine/{refiner}/{row['level']}/{row['key']}/{row['method']}"
+                    yield Source(name, "refiner", picture.read_bytes, sides=2)
+        elif path.suffix == ".png":
+            yield Source(f"refine/{refiner}/{path.stem}/whole", "refiner", path.read_bytes, sides=4)
