@@ -223,18 +223,23 @@ def test_states_are_named_by_network_and_key(tmp_path):
     assert [s.name for s in sources] == ["state/net/k1", "state/net/k2"] and sources[1].read() == picture(2)
 
 
-def test_the_refiner_s_pictures_are_those_of_its_gallery(tmp_path):
+def test_the_refiner_s_pictures_are_those_of_its_gallery_and_storyboards(tmp_path):
     folder = tmp_path / "refine/mine"
-    (folder / "gallery").mkdir(parents=True)
+    board = folder / "storyboards/crossing"
+    for place in (folder / "gallery", board / "film/refined"):
+        place.mkdir(parents=True)
     (folder / "gallery/a.png").write_bytes(picture(1))
     (folder / "exemplars.png").write_bytes(picture(2))
+    (board / "film/compared.png").write_bytes(picture(3))
+    (board / "film/refined/0000.png").write_bytes(picture(4))
     row = {"key": "k", "prompt": "p", "level": 1, "keys": 8, "label": ""}
     names = {"truth": "a.png", "refined": "missing.png", "film": "a.gif"}
     table = pl.DataFrame([row | {"picture": f"gallery/{name}", "method": method} for method, name in names.items()])
     write_loosely(table, folder / "gallery.parquet", "refine.gallery")
-    left = [folder / "gallery.parquet", folder / "gallery", folder / "exemplars.png", folder / "record.json"]
-    read = {source.name: source.read() for source in refiner_sources(left)}
-    assert read == {"refine/mine/1/k/truth": picture(1), "refine/mine/exemplars/whole": picture(2)}
+    left = ["gallery.parquet", "gallery", "exemplars.png", "storyboards/crossing", "record.json"]
+    read = {source.name: source.read() for source in refiner_sources([folder / name for name in left])}
+    shown = {"1/k/truth": picture(1), "exemplars/whole": picture(2), "crossing-film/whole": picture(3)}
+    assert read == {f"refine/mine/{name}": value for name, value in shown.items()}
 
 
 def test_the_committed_page_is_one_file_without_an_address_to_ask():

@@ -451,7 +451,7 @@ DAMAGE = {
         f"refine/{MODEL}/training.parquet",
         lambda p: rewrite(p, lambda t: t.filter(pl.col("step") != 2)),
         "refine",
-        "networks with all their steps",
+        "networks with all their logged steps",
     ),
     "video truncated": ("videos/trajectories.gif", truncate, "video", "trajectories.gif"),
     "page of a video truncated": ("videos/trajectories.html", truncate, "video", "does not end with </html>"),

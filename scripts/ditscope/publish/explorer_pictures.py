@@ -240,14 +240,18 @@ def capture_sources(told: list[dict[str, Any]]) -> Iterator[Source]:
 def refiner_sources(files: list[Path]) -> Iterator[Source]:
     """Pictures of a refiner's gallery, `refine/<refiner>/<level>/<sample>/<method>`.
 
-    Sheets that a refiner left are shown as they are, `refine/<refiner>/<name>/whole`.
+    Sheets that a refiner left, and `compared.png` of its storyboards, are shown as they are:
+    `refine/<refiner>/<name>/whole`.
     """
     for path in (file for file in files if file.exists()):
-        refiner = path.parent.name
         if path.name == "gallery.parquet":
             for row in read_table(path, "refine.gallery").iter_rows(named=True):
                 if (picture := path.parent / row["picture"]).suffix == ".png" and picture.exists():
-                    name = f"refine/{refiner}/{row['level']}/{row['key']}/{row['method']}"
+                    name = f"refine/{path.parent.name}/{row['level']}/{row['key']}/{row['method']}"
                     yield Source(name, "refiner", picture.read_bytes, sides=2)
         elif path.suffix == ".png":
-            yield Source(f"refine/{refiner}/{path.stem}/whole", "refiner", path.read_bytes, sides=4)
+            yield Source(f"refine/{path.parent.name}/{path.stem}/whole", "refiner", path.read_bytes, sides=4)
+        elif path.parent.name == "storyboards":
+            for picture in sorted(path.rglob("compared.png")):
+                name = "-".join(picture.relative_to(path.parent).parts[:-1])
+                yield Source(f"refine/{path.parent.parent.name}/{name}/whole", "refiner", picture.read_bytes, sides=4)
