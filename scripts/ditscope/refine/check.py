@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from ditscope.core.errors import InputError
+from ditscope.core.settings import plain
 from ditscope.core.study import Study, alike, check_picture, positive
 from ditscope.models.folders import check_safetensors
 from ditscope.refine.data_check import check_data
@@ -239,6 +240,10 @@ def check_record(study: Study, file: str, refiner: str, tables: dict[str, pl.Dat
         return
     folder = file.rpartition("/")[0]
     with study.noting("refine", file):
+        settings = without_diagnostics(refiner_settings(study, refiner))
+        study.same("refine", file, record["header"], {"refiner": refiner, "seed": settings.seed})
+        wanted = {key: value for key, value in plain(settings).items() if key in record["settings"]}
+        study.same("refine", file, record["settings"], wanted)
         gives = recorded(study, folder, refiner, whole)
         for key, value in gives.items():
             told = record[key] if key != "header" else record[key] | {"ditscope": value["ditscope"]}
