@@ -174,8 +174,8 @@ def paper_table_files():
 
 
 def figure_rooms():
-    """The stages whose `figures.py` draws something."""
-    return list(dict.fromkeys(figure.stages[0] for figure in available(set(figure_inputs()))))
+    """The modules that draw something."""
+    return list(dict.fromkeys(figure.source for figure in available(set(figure_inputs()))))
 
 
 def figure_files():

@@ -31,7 +31,7 @@ rule figures:
     params:
         code=[
             code("publish.draw"),
-            *(code(f"{name}.figures") for name in figure_rooms()),
+            *map(code, figure_rooms()),
             *map(plugin, own_drawings().values()),
         ],
         settings=stage("publish"),

@@ -1,17 +1,22 @@
 """One look for all figures, and their saving as reproducible files."""
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise, product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf, PdfPages
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.image import AxesImage
+from matplotlib.ticker import LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 from PIL import Image, ImageOps
 
@@ -23,21 +28,26 @@ from ditscope.core.atomic import replacing, write_text
 
 GREY = "#666666"  # nulls, and what is said about a figure
 NO_CLUSTER = "#cccccc"  # states outside all clusters
-WIDTH, NARROW = 7.0, 3.4  # inches of a page of facets: as wide as the text of a paper; the least, for its title
+WIDTH, NARROW = 7.0, 3.4  # inches: two columns of a paper and one; figures have one of these widths, and are printed so
+SMALL = 6  # points: no text is smaller
 PAGE_HEAD, TITLE = 0.5, 0.3  # inches above the facets of a page, and of each one's title
 # Okabe & Ito's colours: told apart by readers with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 STYLE = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.labelsize": 8,
+    "figure.figsize": (WIDTH, WIDTH),  # its width is that of the page: `columns` narrows it
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.labelsize": 7,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
     "legend.frameon": False,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
+    "legend.fontsize": 6.5,
+    "legend.title_fontsize": 6.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
     "figure.constrained_layout.use": True,
     "image.cmap": "viridis",
     "svg.hashsalt": "ditscope",
@@ -50,6 +60,19 @@ METADATA = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     "png": {"Software": None},
 }
+# What the formats call a figure's title, of how many it is, and the command that makes it.
+WORDS = {
+    "svg": {"title": "Title", "description": "Description", "source": "Source"},
+    "pdf": {"title": "Title", "description": "Subject", "source": "Keywords"},
+    "png": {"title": "Title", "description": "Description", "source": "Comment"},
+}
+NOTHING: Mapping[str, str] = MappingProxyType({})
+# Writing by the canvases themselves: `savefig` draws every figure twice.
+PRINT: dict[str, Callable[[Canvas, Path, Mapping], None]] = {
+    "svg": lambda figure, path, about: FigureCanvasSVG(figure).print_svg(path, metadata=about),
+    "pdf": lambda figure, path, about: FigureCanvasPdf(figure).print_pdf(path, metadata=about),
+    "png": lambda figure, path, about: FigureCanvasAgg(figure).print_png(path, metadata=about),
+}
 matplotlib.rcParams.update(STYLE)
 
 
@@ -57,38 +80,80 @@ Files = dict[str, list[Path]]  # what each stage left
 TILES_SIDE, GAP = 4096, 4  # longest side of pictures drawn as one, and the white between two of them, in pixels
 
 
-def grid(rows: int, columns: int, width: float = 7.0, height: float | None = None, **kwargs):
+def columns(count: int):
+    """A context in which figures are drawn for `count` columns (1 or 2) of a paper."""
+    return matplotlib.rc_context({"figure.figsize": (NARROW if count == 1 else WIDTH, WIDTH)})
+
+
+def page_width() -> float:
+    """The most inches that a figure is wide."""
+    return matplotlib.rcParams["figure.figsize"][0]
+
+
+def across(inches: float, count: int = 99) -> int:
+    """How many of `count` panels of so many inches stand side by side on a page."""
+    return max(1, min(count, int(page_width() / inches + 1e-6)))
+
+
+def sized(width: float, height: float) -> Canvas:
+    """An empty figure of one column, or of the page where it is to be wider; sizes in inches."""
+    return Canvas(figsize=(NARROW if width <= NARROW else page_width(), height))
+
+
+def grid(rows: int, columns: int, width: float = WIDTH, height: float | None = None, **kwargs):
     """A figure of `rows` x `columns` axes, always as a 2-D array; sizes in inches."""
-    figure = Canvas(figsize=(width, height or width * rows / max(columns, 1)))
+    figure = sized(width, height or width * rows / max(columns, 1))
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
-def note(text: str, width: float = 5.0) -> Canvas:
+def note(text: str) -> Canvas:
     """A figure that says why there is nothing to draw."""
-    figure = Canvas(figsize=(width, 1.2))
-    figure.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
+    figure = Canvas(figsize=(NARROW, 1.2))
+    figure.text(0.5, 0.5, textwrap.fill(text, 52), ha="center", va="center", parse_math=False)
     return figure
 
 
-def save(figure: Canvas, data: pl.DataFrame, stem: Path, formats: list[str], dpi: int) -> None:
-    """Write `stem`.svg / .png / .pdf and the drawn data as `stem`.csv; a PDF has the pages of `facets` as its pages."""
-    for axis in figure.axes:  # now: while a figure is drawn, each limit that is not yet known draws all of it once more
-        axis.get_xlim(), axis.get_ylim()
+def save(
+    figure: Canvas, data: pl.DataFrame, stem: Path, formats: list[str], dpi: int, about: Mapping[str, str] = NOTHING
+) -> None:
+    """Write `stem`.svg / .png / .pdf and the drawn data as `stem`.csv; a PDF has the pages of `facets` as its pages.
+
+    `about` stands in the files' metadata: `title`, `description` (of how many), `source` (the command that makes it).
+    """
+    place(figure, dpi)
     for kind in formats:
+        figure.set_dpi(dpi)
         if kind == "pdf" and len(figure.subfigs) > 1:
-            save_pages(figure, Path(f"{stem}.pdf"))
+            save_pages(figure, Path(f"{stem}.pdf"), metadata(kind, about))
         else:
             with replacing(f"{stem}.{kind}") as partial:
-                figure.savefig(partial, format=kind, dpi=dpi, metadata=METADATA[kind])
+                PRINT[kind](figure, partial, metadata(kind, about))
     flat = [c for c, kind in data.schema.items() if not isinstance(kind, (pl.List, pl.Array, pl.Struct, pl.Object))]
     write_text(f"{stem}.csv", data.select(flat).write_csv())
 
 
-def save_pages(figure: Canvas, path: Path) -> None:
-    """Write each subfigure as a page of its own of a PDF."""
-    figure.draw_without_rendering()  # places everything, once for all pages
+def place(figure: Canvas, dpi: int) -> None:
+    """Place all that is in a figure: once, where each format would do so twice."""
+    FigureCanvasAgg(figure)
+    figure.set_dpi(dpi)
+    for (
+        axis
+    ) in figure.axes:  # now: while a figure is placed, each limit that is not yet known places all of it once more
+        axis.get_xlim(), axis.get_ylim()
+    engine = figure.get_layout_engine()
+    if engine is not None and figure.axes:
+        engine.execute(figure)
     figure.set_layout_engine("none")
-    with replacing(path) as partial, PdfPages(partial, metadata=METADATA["pdf"]) as pages:
+
+
+def metadata(kind: str, about: Mapping[str, str]) -> dict[str, str | None]:
+    """What stands in a file of a format about a figure."""
+    return METADATA[kind] | {WORDS[kind][key]: text for key, text in about.items()}
+
+
+def save_pages(figure: Canvas, path: Path, about: Mapping[str, str | None]) -> None:
+    """Write each subfigure as a page of its own of a PDF."""
+    with replacing(path) as partial, PdfPages(partial, metadata=about) as pages:
         for page in figure.subfigs:
             for other in figure.subfigs:  # what is cut off need not be drawn
                 other.set_visible(other is page)
@@ -109,7 +174,7 @@ def draw_tiles(axis: Axes, shape: tuple[int, int], cells: Iterable[tuple[tuple[i
     would take minutes for some hundred.
     """
     axis.spines[:].set_visible(False)
-    axis.tick_params(length=0, labelsize=6)
+    axis.tick_params(length=0, labelsize=SMALL)
     axis.xaxis.tick_top()
     axis.set_xticks([])
     axis.set_yticks([])
@@ -151,11 +216,12 @@ def facets(
     """  # fmt: skip
     if table.is_empty():
         return note("Nothing to show."), {}
-    rows, columns, places = layout(table, by, most[1] if wrap or len(by) == 1 else 0)
-    blocks = [(r, c) for r in chunks(rows, most[0]) for c in chunks(columns, most[1])]
+    abreast = across(WIDTH / most[1])
+    rows, columns, places = layout(table, by, abreast if wrap or len(by) == 1 else 0)
+    blocks = [(r, c) for r in chunks(rows, most[0]) for c in chunks(columns, abreast)]
     wide = max(len(c) for _, c in blocks)
     heights = [PAGE_HEAD + (height + TITLE) * len(r) for r, _ in blocks]
-    figure = Canvas(figsize=(max(NARROW, WIDTH * wide / most[1]), sum(heights)))
+    figure = sized(WIDTH / most[1] * wide, sum(heights))
     pages = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
     reasons = degenerate_reasons(table, by)
     cells: dict[tuple, Axes] = {}
@@ -257,12 +323,26 @@ def by_page(cells: Mapping[tuple, Axes]) -> dict[Any, list[Axes]]:
     return pages
 
 
+def plain(axis: Axis) -> None:
+    """Plain numbers on a logarithmic axis: the exponents of powers of ten are too small to be read in print.
+
+    To be called when the limits of the axis are what they will be.
+    """
+    if axis.get_scale() != "log":
+        return
+    low, high = sorted(axis.get_view_interval())
+    subs = (1.0,) if high / low > 300 else (1.0, 3.0) if high / low > 30 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=subs) if high / low > 3 else MaxNLocator(4))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+
+
 def colour_scale(axis: Axes, image: AxesImage, label: str) -> None:
     """The colours of a matrix beside it, as high as it is."""
     beside = axis.inset_axes((1.03, 0, 0.04, 1))
     axis.figure.colorbar(image, cax=beside)
     beside.set_ylabel(label, fontsize=6.5)
-    beside.tick_params(labelsize=6)
+    beside.tick_params(labelsize=SMALL)
 
 
 def short(text: str | None, most: int) -> str:
@@ -286,6 +366,6 @@ def write_counts(axis: Axes, x: Iterable[float], counts: Iterable[int], span: fl
         if count != before and not near_end and far:
             text = f"n = {count}{unit}" if before is None else f"{count}"
             side = "center" if len(points) == 1 else {0: "left", len(points) - 1: "right"}.get(i, "center")
-            axis.annotate(text, (place, 0.99), xycoords=("data", "axes fraction"), fontsize=5.5, va="top", ha=side)
+            axis.annotate(text, (place, 0.99), xycoords=("data", "axes fraction"), fontsize=SMALL, va="top", ha=side)
             last = place + gap if before is None else place  # the first one is longer
             before = count

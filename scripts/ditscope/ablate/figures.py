@@ -10,7 +10,7 @@ from ditscope.blocks.tables import BLOCK
 from ditscope.core.picture_file import pixels
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables
-from ditscope.style import COLOURS, Files, draw_tiles
+from ditscope.style import COLOURS, SMALL, Files, draw_tiles
 
 PICTURES_INCHES = 24  # width of all ablated pictures at most
 
@@ -37,13 +37,13 @@ def ablation_effects(files: Files) -> tuple[Canvas, pl.DataFrame]:
             axis.bar(places, heights, 0.8 / len(kinds), label=kind, color=COLOURS[i])
         axis.set_xticks(range(len(names)), [f"{k[0]}{i}" for _, k, i, _ in names])
         axis.set_xlim(-0.5, len(names) - 0.5)
-        axis.set_title(f"{model}: relative change of the latents", fontsize=8)
+        axis.set_title(f"{model}: relative change of the latents")
         axis.legend()
         pictures = first_pictures(files["ablate"], model)
         first = figure.add_subplot(layout[2 * number + 1, 0])
         unchanged = [pixels(pictures[place]) for place in [("none", "none")] if place in pictures]
         draw_tiles(first, (len(kinds), 1), (((0, 0), image) for image in unchanged))
-        first.set_title("unchanged", fontsize=6)
+        first.set_title("unchanged", fontsize=SMALL)
         first.set_yticks(range(len(kinds)), kinds)
         cells = (
             ((row, column), pixels(pictures[block, kind]))

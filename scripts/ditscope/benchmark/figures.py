@@ -12,7 +12,7 @@ from ditscope.benchmark.run_tables import CASE_KEY
 from ditscope.core.picture_file import pixels
 from ditscope.core.shards import samples_of_runs
 from ditscope.core.tables import concat_tables, read_table
-from ditscope.style import COLOURS, Files, draw_tiles, grid, named, note
+from ditscope.style import COLOURS, SMALL, Files, draw_tiles, grid, named, note
 
 # Marker, colour and line of each compile state.
 STATES = {
@@ -47,8 +47,8 @@ def benchmark_quality(files: Files) -> tuple[Canvas, pl.DataFrame]:
         axis.set_axis_off()
     for axis, metric in zip(axes.flat, metrics, strict=False):
         few = drawn.filter(metric=metric)["small_n"].any()
-        axis.set_title(f"{metric}{' (few images)' if few else ''}", fontsize=8)
-        axis.set_yticks(range(len(cases)), labels_of(cases), fontsize=5.5)
+        axis.set_title(f"{metric}{' (few images)' if few else ''}")
+        axis.set_yticks(range(len(cases)), labels_of(cases), fontsize=SMALL)
         axis.set_ylim(len(cases) - 0.5, -0.5)
         axis.grid(axis="x", alpha=0.3)
         axis.ticklabel_format(axis="x", useOffset=False)
@@ -215,7 +215,7 @@ def benchmark_latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
     for axis, batch in zip(axes[0], batches, strict=True):
         axis.set_title(f"batch {batch}")
         axis.set_xlabel("ms per batch")
-        axis.set_yticks(range(len(cases)), labels_of(cases), fontsize=6)
+        axis.set_yticks(range(len(cases)), labels_of(cases), fontsize=SMALL)
         axis.set_ylim(len(cases) - 0.5, -0.5)
         for y, case in enumerate(cases):
             for row in table.filter(batch=batch, **dict(zip(CASE, case, strict=True))).to_dicts():
@@ -283,7 +283,9 @@ def benchmark_batches(files: Files) -> tuple[Canvas, pl.DataFrame]:
             axis.set_ylabel(f"{title} ({covered(timings)})" if column == "peak_mb" else title)
             left_out = noisy_text(timings) if column == "images_per_second" else ""
             axis.set_title("\n".join(filter(None, [f"{model}, {hardware}", left_out])), fontsize=7)
-        row[1].legend(*row[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=5.5)
+        row[1].legend(
+            *row[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=SMALL
+        )
     return figure, table
 
 
@@ -321,7 +323,7 @@ def benchmark_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for key in spread(base[rows[0][:2]])
         for title in ("\n".join([*wrap(key[0], 24)[:3], f"seed {key[1]}"]), f"difference\nx {GAIN}")
     ]
-    axes[0, 0].set_xticks(range(len(titles)), titles, fontsize=4.5, parse_math=False)
+    axes[0, 0].set_xticks(range(len(titles)), titles, fontsize=SMALL, parse_math=False)
     return figure, pl.DataFrame(records)
 
 
@@ -377,7 +379,7 @@ def benchmark_flat_field(files: Files) -> tuple[Canvas, pl.DataFrame]:
         axis.set_xlabel("steps")
         axis.set_ylabel("noise on a flat field / levels of 255")
         axis.set_title(f"{model}, {hardware}", fontsize=7)
-        axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=5.5)
+        axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=SMALL)
     return figure, table
 
 

@@ -49,7 +49,7 @@ def curves(table: pl.DataFrame, labels: dict[str, str]) -> tuple[Canvas, pl.Data
             axis = axes[row, column]
             for (_, sigma, stream), line in part.group_by("step", "sigma", "stream", maintain_order=True):
                 axis.plot(line["depth"], line[measure], styles[str(stream)], color=colours(1 - float(sigma)), lw=1)
-            axis.set_title(f"{model}: {label}", fontsize=8)
+            axis.set_title(f"{model}: {label}")
             block_ticks(axis, names)
     if len(styles) > 1:
         lines = [matplotlib.lines.Line2D([], [], color="black", ls=style) for style in styles.values()]
@@ -100,7 +100,7 @@ def decodability(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 if depth in depths:
                     corner = depths.index(depth) - 0.5, steps.index(step) - 0.5
                     axis.add_patch(Rectangle(corner, 1, 1, fill=False, ec=COLOURS[1], lw=1.8, clip_on=False))
-            axis.set_title(f"{model}: {label}", fontsize=8)
+            axis.set_title(f"{model}: {label}")
             axis.set_yticks(range(len(steps)), [str(step) for step in steps])
             axis.set_ylabel("step")
             block_ticks(axis, names)

@@ -1,4 +1,4 @@
-"""Figures of the stage `cluster`."""
+"""Figures of the stage `cluster`: where the clusters are, the moves between them, how far they can be trusted."""
 
 import numpy as np
 import polars as pl
@@ -12,6 +12,7 @@ from ditscope.style import (
     COLOURS,
     GREY,
     NO_CLUSTER,
+    SMALL,
     Files,
     by_page,
     colour_scale,
@@ -22,7 +23,6 @@ from ditscope.style import (
     note,
     short,
     tell,
-    write_counts,
 )
 
 STATE = ["embedder", "network", "run_id", "sequence_number"]
@@ -32,8 +32,6 @@ SHOWN = 8  # largest clusters, told apart in figures; the rest is one group
 COLOUR_OF = {**dict(enumerate((*COLOURS[:7], "#882255"))), SHOWN: "#444444", OUTLIER: NO_CLUSTER}
 CAPTION = 26  # letters of a medoid's caption
 COLOURINGS = ("cluster", "network", "run", "time")
-STAYS = ("starts outside all clusters", "never left", "left, never back", "back once", "back more often")
-STAY_COLOURS = (NO_CLUSTER, COLOURS[0], COLOURS[1], COLOURS[4], COLOURS[2])
 
 
 def table_of(files: Files, stem: str) -> pl.DataFrame:
@@ -63,7 +61,7 @@ def names_of(files: Files) -> dict[str, dict[int, str]]:
 def name_rows(axis: Axes, labels: list[int], names: dict[int, str], counts: dict[int, str] | None = None) -> None:
     """The clusters' names beside the rows of an axis, the first on top."""
     texts = [names.get(label, str(label)) + (f" ({counts[label]})" if counts else "") for label in labels]
-    axis.set_yticks(range(len(labels)), texts, fontsize=5.5, parse_math=False)
+    axis.set_yticks(range(len(labels)), texts, fontsize=SMALL, parse_math=False)
     axis.set_ylim(len(labels) - 0.5, -0.5)
 
 
@@ -158,7 +156,7 @@ def cluster_transitions(files: Files) -> tuple[Canvas, pl.DataFrame]:
         }
         name_rows(axis, labels, names.get(embedder, {}), told)
         marks = {SHOWN: "+", OUTLIER: "x"}
-        axis.set_xticks(range(len(labels)), [marks.get(label, str(label)) for label in labels], fontsize=5.5)
+        axis.set_xticks(range(len(labels)), [marks.get(label, str(label)) for label in labels], fontsize=SMALL)
         runs = seen.filter(embedder=embedder, network=network)["run_id"].n_unique()
         tell(axis, f"n = {counts.sum()} transitions, {runs} runs")
     for axes in by_page(cells).values():
@@ -179,7 +177,7 @@ def draw_transitions(axis: Axes, counts: np.ndarray, seen: list[bool]) -> None:
                 f"{count}",
                 ha="center",
                 va="center",
-                fontsize=5.5,
+                fontsize=SMALL,
                 color="white" if share[i, j] > 0.6 else "black",
             )
     for i, row in enumerate(counts):
@@ -190,81 +188,6 @@ def draw_transitions(axis: Axes, counts: np.ndarray, seen: list[bool]) -> None:
             axis.add_patch(Rectangle((-0.5, i - 0.5), len(counts), 1, linewidth=0, **style))
         elif row[i] == row.sum():
             axis.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=1.2))
-
-
-def run_lengths(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """How long stays in each cluster last: areas are numbers of stays, those that were cut are hollow."""
-    table, names = table_of(files, "run_lengths"), names_of(files)
-    if table.is_empty():
-        return note("No runs: too few states were clustered."), table
-    grouped = table.with_columns(group_of(), (pl.col("entry_seen") & pl.col("exit_seen")).alias("whole"))
-    counts = grouped.group_by("embedder", "network", "label", "length", "whole").agg(pl.len().alias("stays"))
-    figure, cells = facets(table, most=(4, 2), wrap=True, height=1.7, xlabel="length of the stay / states")
-    for (embedder, network), axis in cells.items():
-        panel = counts.filter(embedder=embedder, network=network).sort("label", "length")
-        labels = labels_in(panel["label"])
-        for whole, part in ((False, panel.filter(~pl.col("whole"))), (True, panel.filter("whole"))):
-            y = [labels.index(label) + (-0.12 if whole else 0.12) for label in part["label"]]
-            colours = [COLOUR_OF[label] for label in part["label"]]
-            fill = {"facecolors": colours} if whole else {"facecolors": "none", "edgecolors": colours}
-            axis.scatter(
-                part["length"], y, s=6 * part["stays"].to_numpy() ** 0.8, linewidth=0.7 * (not whole), alpha=0.8, **fill
-            )
-        stays = dict(panel.group_by("label").agg(pl.col("stays").sum()).rows())
-        name_rows(axis, labels, names.get(embedder, {}), {label: f"{stays[label]}" for label in labels})
-        cut = panel.filter(~pl.col("whole"))["stays"].sum()
-        tell(axis, f"n = {panel['stays'].sum()} stays, {cut} cut (hollow)")
-        axis.set_xlim(0, panel["length"].max() + 1)
-    return figure, table
-
-
-def dwell_times(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Share of stays in a cluster that last longer than so many states (Kaplan-Meier), and how many were followed.
-
-    Band: 95 % interval over prompts, from 8 prompts on.
-    """
-    table = table_of(files, "dwell_times")
-    if table.is_empty():
-        return note("No stay in a cluster was followed over a state."), table
-    figure, cells = facets(table, xlabel="stay / states", ylabel="share that stays", sharex=True, sharey="all")
-    for (embedder, network), axis in cells.items():
-        stays = table.filter(embedder=embedder, network=network)
-        axis.step([0, *stays["duration"]], [1, *stays["survival"]], where="post", color=COLOURS[0])
-        low, high = (stays[name].cast(pl.Float64).to_numpy() for name in ("low", "high"))
-        axis.fill_between(stays["duration"], low, high, step="post", color=COLOURS[0], alpha=0.2, linewidth=0,
-                          label="95 % interval over prompts")  # fmt: skip
-        cut = stays.filter(pl.col("censored") > 0)
-        axis.plot(cut["duration"], cut["survival"], "|", color=COLOURS[0], markersize=4, label="stays that were cut")
-        write_counts(axis, stays["duration"], stays["at_risk"], table["duration"].max())
-        tell(axis, f"{stays['prompts'].max()} prompts, {stays['runs'].max()} runs")
-        axis.set_ylim(0, 1.15)
-    legend(cells)
-    return figure, table
-
-
-def longest_runs(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Trajectories in order of their longest stay in one cluster, from the start and anytime; cut ones are hollow."""
-    table = table_of(files, "longest_runs")
-    if table.is_empty():
-        return note("No runs: too few states were clustered."), table
-    figure, cells = facets(table, xlabel="rank of the run", ylabel="longest stay / states", sharey="row")
-    for (embedder, network), axis in cells.items():
-        panel = table.filter(embedder=embedder, network=network).sort("rank")
-        for scope, colour in (("anytime", COLOURS[0]), ("from_start", COLOURS[1])):
-            part = panel.filter(pl.col("scope").cast(pl.String) == scope)
-            axis.step(
-                part["rank"], part["length"], where="mid", color=colour, linewidth=0.8, label=scope.replace("_", " ")
-            )
-            for cut, face in ((False, colour), (True, "white")):
-                marks = part.filter(pl.col("exit_seen").fill_null(True) != cut)
-                style = {"markerfacecolor": face, "markeredgecolor": colour, "markersize": 3, "markeredgewidth": 0.7}
-                axis.plot(marks["rank"], marks["length"], "o", **style)
-        anytime = panel.filter(pl.col("scope").cast(pl.String) == "anytime")
-        tell(axis, f"n = {anytime.height} runs; median {anytime['length'].median():g} states")
-    for axis in cells.values():
-        axis.set_ylim(bottom=-0.5)
-    legend(cells)
-    return figure, table
 
 
 def label_phases(files: Files) -> tuple[Canvas, pl.DataFrame]:
@@ -285,35 +208,10 @@ def label_phases(files: Files) -> tuple[Canvas, pl.DataFrame]:
         axis.imshow(share, vmin=0, vmax=1, aspect="auto", cmap="Blues")
         for (i, j), value in np.ndenumerate(share):
             text = f"{value:.0%}" if value else "\u2013"
-            axis.text(j, i, text, ha="center", va="center", fontsize=5.5, color="white" if value > 0.6 else "black")
+            axis.text(j, i, text, ha="center", va="center", fontsize=SMALL, color="white" if value > 0.6 else "black")
         states = dict(panel.group_by("phase").agg(pl.col("states").sum()).rows())
         axis.set_xticks(range(len(phases)), [f"{phase}\nn = {states.get(phase, 0)}" for phase in phases])
         name_rows(axis, labels, names.get(embedder, {}))
-    return figure, table
-
-
-def returns(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """How many trajectories never left the cluster of their first state, left it for good, or came back."""
-    table = table_of(files, "returns")
-    if table.is_empty():
-        return note("No labels: too few states were clustered."), table
-    came = pl.col("returns").clip(upper_bound=2)
-    kind = pl.when(came.is_null()).then(0).when(~pl.col("left")).then(1).otherwise(came + 2)
-    counts = table.with_columns(kind.alias("kind"))
-    figure, cells = facets(table, by=("embedder",), most=(4, 2), xlabel="share of the runs")
-    for (embedder,), axis in cells.items():
-        panel = counts.filter(embedder=embedder)
-        networks = panel["network"].unique(maintain_order=True).to_list()
-        for y, network in enumerate(networks):
-            runs = panel.filter(network=network)
-            counts_of = [(runs["kind"] == k).sum() for k in range(len(STAYS))]
-            for k, (start, many) in enumerate(zip(np.cumsum([0, *counts_of]), counts_of, strict=False)):
-                axis.barh(y, many / runs.height, left=start / runs.height, color=STAY_COLOURS[k], label=STAYS[k])
-                if many / runs.height > 0.06:
-                    axis.text((start + many / 2) / runs.height, y, f"{many}", fontsize=6, ha="center", va="center")
-        name_networks(axis, panel, networks)
-        axis.set_xlim(0, 1)
-    legend(cells, ncols=3)
     return figure, table
 
 
@@ -326,7 +224,7 @@ def name_networks(axis: Axes, table: pl.DataFrame, networks: list[str]) -> None:
         short(n, 22) + (f" ({unit} = {count[n]})" if unit else "") + ("\ndegenerate" if poor[n] else "")
         for n in networks
     ]
-    axis.set_yticks(range(len(networks)), texts, fontsize=6, parse_math=False)
+    axis.set_yticks(range(len(networks)), texts, fontsize=SMALL, parse_math=False)
     axis.set_ylim(len(networks) - 0.4, -0.6)
 
 
@@ -343,7 +241,7 @@ def outliers(files: Files) -> tuple[Canvas, pl.DataFrame]:
             share = row["outliers_share"]
             axis.barh(y, share or 0, color=GREY, height=0.6)
             text = row["reason"] or f"{row['clusters']} clusters, n = {row['states']}"
-            axis.text((share or 0) + 0.02, y, text, fontsize=5.5, va="center", parse_math=False)
+            axis.text((share or 0) + 0.02, y, text, fontsize=SMALL, va="center", parse_math=False)
         name_networks(axis, panel, networks)
         axis.set_xlim(0, 1)
     return figure, table
@@ -371,7 +269,7 @@ def agreement(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for y, row in enumerate(panel.iter_rows(named=True)):
             draw_agreement(axis, y, row)
         texts = [f"{short(a, 17)}, {short(b, 17)}" for a, b in panel.select("a", "b").rows()]
-        axis.set_yticks(range(len(texts)), texts, fontsize=5.5, parse_math=False)
+        axis.set_yticks(range(len(texts)), texts, fontsize=SMALL, parse_math=False)
         axis.set_ylim(len(texts) - 0.5, -0.5)
         tell(axis, f"between {panel['between'][0]}, {panel['prompts'].max()} prompts")
         axis.set_xlim(-0.25, 1.05)
@@ -382,7 +280,7 @@ def agreement(files: Files) -> tuple[Canvas, pl.DataFrame]:
 def draw_agreement(axis: Axes, y: int, row: dict) -> None:
     """One pair of labellings: its score, and up to where 95 % of permutations are; filled where p < 0.05 (Holm)."""
     if row["ari"] is None:
-        axis.text(0, y, row["reason"], fontsize=5.5, va="center", color=GREY)
+        axis.text(0, y, row["reason"], fontsize=SMALL, va="center", color=GREY)
         return
     if row["ari_null_high"] is not None:
         ends = [row["ari_null_median"], row["ari_null_high"]]

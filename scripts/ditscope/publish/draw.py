@@ -23,7 +23,7 @@ NO_ANALYSES: Mapping[str, str] = MappingProxyType({})
 
 def function_of(name: str) -> Callable[[Files], tuple[Canvas, pl.DataFrame]]:
     """The function of a figure: `block_grid` in `capture/figures.py` for `block-grid`, whose first stage is capture."""
-    return getattr(import_module(f"ditscope.{FIGURES[name].stages[0]}.figures"), name.replace("-", "_"))
+    return getattr(import_module(f"ditscope.{FIGURES[name].source}"), name.replace("-", "_"))
 
 
 def draw_figures(

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Canvas
 
 from ditscope.core.tables import concat_tables
 from ditscope.embed.tables import SEEDS_KINDS
-from ditscope.style import COLOURS, GREY, Files, empty, facets, legend, named, note, tell
+from ditscope.style import COLOURS, GREY, SMALL, Files, empty, facets, legend, named, note, tell
 from ditscope.topology.tables import HOMOLOGY, RELATIONS, SURROGATES
 
 FEWEST = 8  # pairs below which no box is drawn
@@ -128,7 +128,7 @@ def shape_nulls(files: Files) -> tuple[Canvas, pl.DataFrame]:
             names.append(f"{dimension}, {null}: p = {row['p_holm']:.2g}")
             if null == SURROGATES[-1]:
                 tell(axis, f"{dimension}: {row['verdict']}")
-        axis.set_yticks(range(len(names)), names, fontsize=5.5)
+        axis.set_yticks(range(len(names)), names, fontsize=SMALL)
         axis.set_ylim(len(names) - 0.5, -0.5)
     legend(cells)
     return figure, table

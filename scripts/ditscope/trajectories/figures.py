@@ -10,7 +10,7 @@ from ditscope.core.picture_file import pixels
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables
 from ditscope.embed.files import FEWEST_DISTINCT
-from ditscope.style import COLOURS, Files, grid, note, short
+from ditscope.style import COLOURS, SMALL, Files, grid, note, short
 
 STRIPS = 12  # runs drawn
 FRAMES = 8  # pictures of a run, evenly spaced
@@ -45,14 +45,19 @@ def trajectory_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
             axis.set_axis_off()
         network = states["network"][0]
         heading = "\n".join([network, textwrap.fill(states["prompt"][0], 24), *poor.get(network, [])])
-        row[0].text(0, 0.5, heading, va="center", fontsize=6, parse_math=False)
+        row[0].text(0, 0.5, heading, va="center", fontsize=SMALL, parse_math=False)
         row[-1].text(
-            0, 0.5, textwrap.fill(captions[-1] if len(captions) else "", 24), va="center", fontsize=6, parse_math=False
+            0,
+            0.5,
+            textwrap.fill(captions[-1] if len(captions) else "", 24),
+            va="center",
+            fontsize=SMALL,
+            parse_math=False,
         )
         for axis, index in zip(row[1:-1], spaced(len(pictures), FRAMES), strict=False):
             shown = pictures.row(index, named=True)
             axis.imshow(pixels(images[shown["network"], shown["output_key"]]), interpolation="nearest")
-            axis.set_title(f"{shown['sequence_number']}", fontsize=5, pad=1)
+            axis.set_title(f"{shown['sequence_number']}", fontsize=SMALL, pad=1)
     return figure, table
 
 
@@ -99,7 +104,7 @@ def invocation_times(files: Files) -> tuple[Canvas, pl.DataFrame]:
         sizes = of_entry["batch_size"]
         batch = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
         names.append(f"{short(entry, 40)}\nn = {len(of_entry)}, batches of {batch}, median {seconds.median():.3g} s")
-    axis.set_yticks(range(len(names)), names, fontsize=6, parse_math=False)
+    axis.set_yticks(range(len(names)), names, fontsize=SMALL, parse_math=False)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set(xscale="log", xlabel="seconds per invocation (its share of the batch)")
     axis.set_title(f"images: blue, texts: orange; {times.height - own.height} shared answers left out", fontsize=6.5)
