@@ -26,6 +26,7 @@ rule figures:
         "<logs>/figures.log",
     benchmark:
         "<benchmarks>/figures.tsv"
+    threads: 2
     conda:
         "../envs/figures.yaml"
     params:

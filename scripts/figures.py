@@ -14,4 +14,5 @@ with job(snakemake):
         out=Path(snakemake.output[0]).parent,
         settings=decode(Publish, snakemake.params.settings),
         own=snakemake.params.own,
+        processes=snakemake.threads,
     )

@@ -20,6 +20,7 @@ class Line:
     size: float
     formula: bool
     box: tuple[float, float, float, float]
+    angle: float = 0
 
     def overlaps(self, other: "Line", slack: float = 1.5) -> bool:
         """Whether two lines hide parts of each other, by more than `slack` points in both directions."""
@@ -41,7 +42,7 @@ class Recorder(RendererAgg):
         corners = np.array([(a * cos - b * sin, a * sin + b * cos) for a in (0, w) for b in (-d, h - d)])
         corners += (x, self.height - y)
         box = (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
-        self.lines.append(Line(s, prop.get_size_in_points(), bool(ismath), box))
+        self.lines.append(Line(s, prop.get_size_in_points(), bool(ismath), box, angle))
 
 
 def lines_of(figure: Figure) -> list[Line]:
@@ -62,6 +63,6 @@ def faults(figure: Figure, least: float = 6) -> list[str]:
         left, bottom, right, top = line.box
         if left < -1 or bottom < -1 or right > width + 1 or top > height + 1:
             told.append(f"cut off: {line.text}")
-    upright = [line for line in lines if line.box[2] - line.box[0] > line.size / 2]
+    upright = [line for line in lines if line.angle == 0]
     told += [f"overlap: {a.text} | {b.text}" for a, b in combinations(upright, 2) if a.overlaps(b)]
     return told

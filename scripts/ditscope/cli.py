@@ -66,6 +66,7 @@ COMMANDS = {
     "check": ("workflow.prerequisites:check", "what this machine has, and which schemes can run on it"),
     "clean-caches": ("core.caches:clean_caches", "remove this project's caches and say how many bytes"),
     "analyse": ("analyse.stage:analyse", "run an analysis of your own on a finished study"),
+    "figures": ("publish.stage:figures", "the figures and tables of a study for print, from what its stages left"),
     "publish": ("publish.stage:publish", "every figure and table that a study's finished stages allow"),
     "estimate": ("workflow.estimate:estimate", "jobs, hours and disk that a study will take"),
     "new": ("workflow.new:new", "write a commented overlay for a study of your own model and prompts"),

@@ -1,5 +1,6 @@
 """Heat maps of what is known of every layer of a model: grouped by kind and block, or layer by layer on pages."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -93,7 +94,7 @@ def draw_page(sheet: SubFigure, panels: Sequence[Panel], rows: Mapping[str, list
     for i, (by, names) in enumerate(rows.items()):
         for j, (axis, panel) in enumerate(zip(axes[i], panels, strict=True)):
             draw_map(axis, panel, by, names)
-            axis.set_title(panel.title if i == 0 else "", fontsize=6.5)
+            axis.set_title(wrapped(panel.title, len(panels)) if i == 0 else "", fontsize=6.5)
             if j:
                 axis.tick_params(labelleft=False)
         if len(rows) > 1:
@@ -105,9 +106,14 @@ def draw_page(sheet: SubFigure, panels: Sequence[Panel], rows: Mapping[str, list
         scales[id(panel.norm)][1].extend(column)
     for panel, column in scales.values():
         bar = sheet.colorbar(column[0].images[0], ax=column, location="bottom", aspect=45, pad=0.02)
-        bar.set_label(panel.label, fontsize=6.5)
+        bar.set_label(wrapped(panel.label, len(panels) if len(scales) > 1 else 1), fontsize=6.5)
         bar.ax.tick_params(labelsize=SMALL)
         plain(bar.ax.xaxis)
+
+
+def wrapped(text: str, beside: int) -> str:
+    """A label of one of so many scales side by side, in lines that fit below it."""
+    return textwrap.fill(text, int(7 * page_width() / beside) + 6)
 
 
 def draw_map(axis: Axes, panel: Panel, by: str, names: list[str]) -> None:

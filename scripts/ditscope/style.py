@@ -50,6 +50,7 @@ STYLE = {
     "lines.linewidth": 1.2,
     "figure.constrained_layout.use": True,
     "image.cmap": "viridis",
+    "text.parse_math": False,  # a prompt with dollar signs is no formula
     "svg.hashsalt": "ditscope",
     "svg.fonttype": "none",  # words that can be searched, in half of the bytes; a font of another system may stand in
     "pdf.fonttype": 42,
@@ -109,7 +110,7 @@ def grid(rows: int, columns: int, width: float = WIDTH, height: float | None = N
 def note(text: str) -> Canvas:
     """A figure that says why there is nothing to draw."""
     figure = Canvas(figsize=(NARROW, 1.2))
-    figure.text(0.5, 0.5, textwrap.fill(text, 52), ha="center", va="center", parse_math=False)
+    figure.text(0.5, 0.5, textwrap.fill(text, 52), ha="center", va="center")
     return figure
 
 
@@ -141,7 +142,10 @@ def place(figure: Canvas, dpi: int) -> None:
     ) in figure.axes:  # now: while a figure is placed, each limit that is not yet known places all of it once more
         axis.get_xlim(), axis.get_ylim()
     engine = figure.get_layout_engine()
-    if engine is not None and figure.axes:
+    passes = (
+        1 if all(axis.get_aspect() == "auto" for axis in figure.axes) else 2
+    )  # what is kept in shape moves once more
+    for _ in range(passes if engine is not None and figure.axes else 0):
         engine.execute(figure)
     figure.set_layout_engine("none")
 
@@ -206,14 +210,16 @@ def facets(
     sharex: bool = False,
     sharey: str = "",
     wrap: bool = False,
+    whole: bool = False,
+    letters: int = 44,
 ) -> tuple[Canvas, dict[tuple, Axes]]:
     """Axes by the values of `by`: rows by the first, columns by the second. Of one key, or to `wrap`, in reading order.
 
-    A page is as wide as the text of a paper and has at most `most` (rows, columns) axes, so that any number of them
+    A page has at most `most` (rows, columns) axes, fewer columns where the page is narrow, so that any number of them
     stays legible: pages are subfigures, one below the other. `height` of an axis is in inches; `sharey` is `row`, `all`
-    or nothing. Cells of which the table has no row say so and are not among the axes. A column `degenerate` of the
-    table is told in the titles.
-    """  # fmt: skip
+    or nothing; x is `whole` numbers or any; lines of titles have at most `letters`. Cells of which the table has no row
+    say so and are not among the axes. A column `degenerate` of the table is told in the titles.
+    """
     if table.is_empty():
         return note("Nothing to show."), {}
     abreast = across(WIDTH / most[1])
@@ -232,11 +238,12 @@ def facets(
             if key is None:
                 axis[i].set_axis_off()
                 continue
-            tell(axis[i], " ~ ".join(map(str, key)), reasons.get(key, ""))
+            tell(axis[i], " ~ ".join(map(str, key)), reasons.get(key, ""), wide=letters)
             if table.filter(pl.col(name).eq_missing(value) for name, value in zip(by, key, strict=True)).is_empty():
                 empty(axis[i], "nothing to show")
                 continue
             cells[key] = axis[i]
+            axis[i].xaxis.get_major_locator().set_params(**{"integer": True} if whole else {})
             lowest = i == len(r) - 1 or (r[i + 1], c[j]) not in places
             axis[i].set(xlabel=xlabel if lowest else "", ylabel=ylabel if j == 0 else "")
         if len(blocks) > 1:
@@ -282,19 +289,20 @@ def share(cells: Mapping[tuple, Axes], sharex: bool, sharey: str) -> None:
             axis.sharey(lead)
 
 
-def tell(axis: Axes, *lines: str) -> None:
-    """Add lines to the title of an axis: what is seen in it, and what is to be said of it. Long ones are wrapped."""
-    wide = max(20, int(38 * axis.get_subplotspec().get_position(axis.figure).width * axis.figure.bbox.width
-                       / axis.figure.dpi / 1.75))  # fmt: skip
-    wide = min(wide, 44)  # of a broad axis a part is its names
+def tell(axis: Axes, *lines: str, wide: int = 44) -> None:
+    """Add lines to the title of an axis: what is seen in it, and what is to be said of it.
+
+    Lines are wrapped at what an axis is wide, at most `wide` letters: of a broad one a part is the names beside it.
+    """
+    wide = min(max(20, int(22 * page_inches(axis))), wide if page_width() > NARROW else min(wide, 32))
     wrapped = [part for line in lines for part in textwrap.wrap(line, wide, break_long_words=True)]
     title = "\n".join(filter(None, [axis.get_title(), *wrapped]))
-    axis.set_title(title, fontsize=6.5, parse_math=False, linespacing=1.1)
+    axis.set_title(title, fontsize=6.5, linespacing=1.2)
 
 
 def empty(axis: Axes, why: str) -> None:
     """An axis that has only the reason why there is nothing in it."""
-    axis.text(0.5, 0.5, textwrap.fill(why, 30), ha="center", va="center", fontsize=6.5, color=GREY, parse_math=False,
+    axis.text(0.5, 0.5, textwrap.fill(why, 30), ha="center", va="center", fontsize=6.5, color=GREY,
               transform=axis.transAxes)  # fmt: skip
     axis.set(xlabel="", ylabel="")
     axis.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)  # not those of axes that share it
@@ -337,6 +345,15 @@ def plain(axis: Axis) -> None:
     axis.set_minor_formatter("")
 
 
+def is_leftmost(axis: Axes, cells: dict) -> bool:
+    """Whether an axis is the first of its row on a page: the others have the same rows."""
+    place = axis.get_subplotspec()
+    return not any(
+        other.get_subplotspec().rowspan == place.rowspan and other.get_subplotspec().colspan.start < place.colspan.start
+        for other in by_page(cells)[axis.figure]
+    )
+
+
 def colour_scale(axis: Axes, image: AxesImage, label: str) -> None:
     """The colours of a matrix beside it, as high as it is."""
     beside = axis.inset_axes((1.03, 0, 0.04, 1))
@@ -346,8 +363,9 @@ def colour_scale(axis: Axes, image: AxesImage, label: str) -> None:
 
 
 def short(text: str | None, most: int) -> str:
-    """A text on one line of at most `most` characters."""
-    line = " ".join((text or "").split())
+    """A text on one line of at most `most` characters; those that cannot be printed, nor stand in an SVG, are marked."""
+    start = " ".join((text or "")[: 20 * most + 100].split())  # the rest is never seen, and may be long
+    line = "".join(letter if letter.isprintable() else "\ufffd" for letter in start)
     return line if len(line) <= most else f"{line[: most - 1].rstrip()}\u2026"
 
 
@@ -358,14 +376,21 @@ def write_counts(axis: Axes, x: Iterable[float], counts: Iterable[int], span: fl
     is more than these points; `unit` is said of the first number.
     """
     points = list(zip(x, counts, strict=True))
-    gap = max(span, points[-1][0] - points[0][0]) / 8 if points else 0
-    before = last = None
+    long = points[-1][0] - points[0][0] if points else 0
+    letter = max(span, long) * 0.05 / (0.7 * page_inches(axis))  # wide, at SMALL points
+    gap, free, before = 4 * letter, float("-inf"), None
     for i, (place, count) in enumerate(points):
-        near_end = i < len(points) - 1 and points[-1][1] != count and points[-1][0] - place < gap
-        far = last is None or place - last >= gap or (i == len(points) - 1 and place - last > gap / 3)
-        if count != before and not near_end and far:
-            text = f"n = {count}{unit}" if before is None else f"{count}"
-            side = "center" if len(points) == 1 else {0: "left", len(points) - 1: "right"}.get(i, "center")
+        first, last = before is None, i == len(points) - 1
+        text = f"n = {count}{unit}" if first else f"{count}"
+        side = "center" if len(points) == 1 else "left" if first else "right" if last and long > gap else "center"
+        start = place - letter * len(text) * {"left": 0, "center": 0.5, "right": 1}[side]
+        near_end = not last and points[-1][1] != count and points[-1][0] - place < gap
+        if count != before and not near_end and (first or start >= free):
             axis.annotate(text, (place, 0.99), xycoords=("data", "axes fraction"), fontsize=SMALL, va="top", ha=side)
-            last = place + gap if before is None else place  # the first one is longer
-            before = count
+            free, before = start + letter * (len(text) + 1.5), count
+
+
+def page_inches(axis: Axes) -> float:
+    """How wide an axis is before it is placed, in inches."""
+    within = axis.get_subplotspec().get_position(axis.figure).width
+    return within * axis.figure.bbox.width / axis.get_figure(root=True).dpi

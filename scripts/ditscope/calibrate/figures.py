@@ -12,7 +12,7 @@ MEASURES = {"absmax": "largest magnitude", "outlier_ratio": "largest / median ch
 
 
 def activation_range(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Largest magnitude that the layers of a kind and of a block are given at each step, and its ratio to the median channel."""
+    """Largest magnitude that layers are given at each step, and how far above the median channel: by kind and block."""
     table = activations(files)
     return grouped(panels_of(table), "step"), table
 

@@ -4,8 +4,17 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure as Canvas
 
-from ditscope.cluster.figures import COLOUR_OF, group_of, labels_in, name_networks, name_rows, names_of, table_of
-from ditscope.style import COLOURS, NO_CLUSTER, SMALL, Files, facets, legend, note, tell, write_counts
+from ditscope.cluster.figures import (
+    COLOUR_OF,
+    group_of,
+    height_of,
+    labels_in,
+    name_networks,
+    name_rows,
+    names_of,
+    table_of,
+)
+from ditscope.style import COLOURS, NO_CLUSTER, SMALL, Files, across, facets, legend, note, tell, write_counts
 
 STAYS = ("starts outside all clusters", "never left", "left, never back", "back once", "back more often")
 STAY_COLOURS = (NO_CLUSTER, COLOURS[0], COLOURS[1], COLOURS[4], COLOURS[2])
@@ -18,7 +27,7 @@ def run_lengths(files: Files) -> tuple[Canvas, pl.DataFrame]:
         return note("No runs: too few states were clustered."), table
     grouped = table.with_columns(group_of(), (pl.col("entry_seen") & pl.col("exit_seen")).alias("whole"))
     counts = grouped.group_by("embedder", "network", "label", "length", "whole").agg(pl.len().alias("stays"))
-    figure, cells = facets(table, most=(4, 2), wrap=True, height=1.7, xlabel="length of the stay / states")
+    figure, cells = facets(table, most=(4, 2), wrap=True, height=1.7, xlabel="length of the stay / states", whole=True)
     for (embedder, network), axis in cells.items():
         panel = counts.filter(embedder=embedder, network=network).sort("label", "length")
         labels = labels_in(panel["label"])
@@ -45,7 +54,9 @@ def dwell_times(files: Files) -> tuple[Canvas, pl.DataFrame]:
     table = table_of(files, "dwell_times")
     if table.is_empty():
         return note("No stay in a cluster was followed over a state."), table
-    figure, cells = facets(table, xlabel="stay / states", ylabel="share that stays", sharex=True, sharey="all")
+    figure, cells = facets(
+        table, xlabel="stay / states", ylabel="share that stays", sharex=True, sharey="all", whole=True
+    )
     for (embedder, network), axis in cells.items():
         stays = table.filter(embedder=embedder, network=network)
         axis.step([0, *stays["duration"]], [1, *stays["survival"]], where="post", color=COLOURS[0])
@@ -66,7 +77,7 @@ def longest_runs(files: Files) -> tuple[Canvas, pl.DataFrame]:
     table = table_of(files, "longest_runs")
     if table.is_empty():
         return note("No runs: too few states were clustered."), table
-    figure, cells = facets(table, xlabel="rank of the run", ylabel="longest stay / states", sharey="row")
+    figure, cells = facets(table, xlabel="rank of the run", ylabel="longest stay / states", sharey="row", whole=True)
     for (embedder, network), axis in cells.items():
         panel = table.filter(embedder=embedder, network=network).sort("rank")
         for scope, colour in (("anytime", COLOURS[0]), ("from_start", COLOURS[1])):
@@ -94,7 +105,7 @@ def returns(files: Files) -> tuple[Canvas, pl.DataFrame]:
     came = pl.col("returns").clip(upper_bound=2)
     kind = pl.when(came.is_null()).then(0).when(~pl.col("left")).then(1).otherwise(came + 2)
     counts = table.with_columns(kind.alias("kind"))
-    figure, cells = facets(table, by=("embedder",), most=(4, 2), xlabel="share of the runs")
+    figure, cells = facets(table, by=("embedder",), most=(4, 2), height=height_of(table), xlabel="share of the runs")
     for (embedder,), axis in cells.items():
         panel = counts.filter(embedder=embedder)
         networks = panel["network"].unique(maintain_order=True).to_list()
@@ -104,8 +115,10 @@ def returns(files: Files) -> tuple[Canvas, pl.DataFrame]:
             for k, (start, many) in enumerate(zip(np.cumsum([0, *counts_of]), counts_of, strict=False)):
                 axis.barh(y, many / runs.height, left=start / runs.height, color=STAY_COLOURS[k], label=STAYS[k])
                 if many / runs.height > 0.06:
-                    axis.text((start + many / 2) / runs.height, y, f"{many}", fontsize=SMALL, ha="center", va="center")
+                    ink = "white" if STAY_COLOURS[k] in (COLOURS[0], COLOURS[1], COLOURS[2]) else "black"
+                    middle = (start + many / 2) / runs.height
+                    axis.text(middle, y, f"{many}", fontsize=SMALL, ha="center", va="center", color=ink)
         name_networks(axis, panel, networks)
         axis.set_xlim(0, 1)
-    legend(cells, ncols=3)
+    legend(cells, ncols=across(2.3, 3))
     return figure, table

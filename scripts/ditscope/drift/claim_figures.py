@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Canvas
 from ditscope.core.tables import concat_tables
 from ditscope.drift.figures import KINDS, texts
 from ditscope.drift.tables import BEYOND_WALK
-from ditscope.style import COLOURS, GREY, Files, empty, facets, legend, named, note, tell, write_counts
+from ditscope.style import COLOURS, GREY, Files, empty, facets, legend, named, note, plain, tell, write_counts
 
 CLAIMED = {"walk": "not a walk", "plateau": "not a plateau"}  # what a small p says
 
@@ -19,12 +19,14 @@ def drift_memory(files: Files) -> tuple[Canvas, pl.DataFrame]:
     table = texts(concat_tables(named(files, "drift", "memory.parquet"), "drift.memory"), "seeds")
     if table.is_empty():
         return note(reasons(files, "memory")), table
-    figure, cells = facets(table, xlabel="sequence number", ylabel="memory of the prompt", sharex=True, sharey="all")
+    figure, cells = facets(
+        table, xlabel="sequence number", ylabel="memory of the prompt", sharex=True, sharey="all", whole=True
+    )
     for axis, kind, line in lines(table, cells):
         x = line["sequence_number"]
         axis.fill_between(x, line["null_low"], line["null_high"], color=GREY, alpha=0.25, linewidth=0)
         draw_interval(axis, x, line["memory"], line["low"], line["high"], kind)
-        write_counts(axis, x, line["prompts"], unit=" prompts")
+        write_counts(axis, x, line["prompts"], span_of(table), " prompts")
     finish(files, cells, ["memory"])
     return figure, table
 
@@ -34,7 +36,7 @@ def drift_displacement(files: Files) -> tuple[Canvas, pl.DataFrame]:
     table = texts(concat_tables(named(files, "drift", "displacement.parquet"), "drift.displacement"), "seeds")
     if table.is_empty():
         return note(reasons(files, "walk")), table
-    figure, cells = facets(table, xlabel="lag / states", ylabel="squared displacement", sharex=True)
+    figure, cells = facets(table, xlabel="lag / states", ylabel="squared displacement", sharex=True, whole=True)
     for axis, kind, line in lines(table, cells):
         for null, colour in (("walk", GREY), ("plateau", COLOURS[5])):
             x, low, middle, high = line.select("lag", f"{null}_low", f"{null}_median", f"{null}_high")
@@ -42,7 +44,7 @@ def drift_displacement(files: Files) -> tuple[Canvas, pl.DataFrame]:
             axis.plot(x, middle, color=colour, linestyle="--", label="walk" if null == "walk" else "shuffled")
         draw_interval(axis, line["lag"], line["displacement"], line["low"], line["high"], kind)
         axis.set_ylim(0, 2.5 * max(line["displacement"].max(), line["plateau_high"].max()) or 1)
-        write_counts(axis, line["lag"], line["prompts"], unit=" prompts")
+        write_counts(axis, line["lag"], line["prompts"], span_of(table, "lag"), " prompts")
     finish(files, cells, ["walk", "plateau"])
     return figure, table
 
@@ -52,7 +54,7 @@ def drift_divergence(files: Files) -> tuple[Canvas, pl.DataFrame]:
     table = texts(concat_tables(named(files, "drift", "divergence.parquet"), "drift.divergence"), "seeds")
     if table.is_empty() or not (table["distance"] > 0).any():
         return note(reasons(files, "rate")), table
-    figure, cells = facets(table, xlabel="sequence number", ylabel="distance of twins", sharex=True)
+    figure, cells = facets(table, xlabel="sequence number", ylabel="distance of twins", sharex=True, whole=True)
     for axis, kind, line in lines(table.filter(pl.col("distance") > 0), cells):
         x = line["sequence_number"]
         axis.plot(x, line["stranger"], color=GREY, linestyle="--", label="strangers")
@@ -60,8 +62,10 @@ def drift_divergence(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for place in x.filter(line["saturated"])[:1]:
             axis.axvline(place, color=KINDS[kind], linestyle=":", label="saturated")
         axis.set_yscale("log")
-        write_counts(axis, x, line["prompts"], unit=" prompts")
+        write_counts(axis, x, line["prompts"], span_of(table), " prompts")
     finish(files, cells, ["rate"])
+    for axis in cells.values():
+        plain(axis.yaxis)
     return figure, table
 
 
@@ -74,7 +78,9 @@ def drift_jumps(files: Files) -> tuple[Canvas, pl.DataFrame]:
     shown = table.drop_nulls("size")
     if shown.is_empty():
         return note(f"No steps to test: {', '.join(table['reason'].unique().sort()) or 'there are no runs'}."), table
-    figure, cells = facets(table, xlabel="sequence number", ylabel="size / threshold", sharex=True, sharey="all")
+    figure, cells = facets(
+        table, xlabel="sequence number", ylabel="size / threshold", sharex=True, sharey="all", whole=True
+    )
     for (embedder, network), axis in cells.items():
         there, panel = (rows.filter(embedder=embedder, network=network) for rows in (table, shown))
         if panel.is_empty():
@@ -96,6 +102,11 @@ def drift_jumps(files: Files) -> tuple[Canvas, pl.DataFrame]:
         tell(axis, f"more than a walk: {with_jump} of {runs} runs ({chance}), {every - runs} not tested")
     legend(cells)
     return figure, table
+
+
+def span_of(table: pl.DataFrame, name: str = "sequence_number") -> float:
+    """How long the x axis of all panels is."""
+    return table[name].max() - table[name].min()
 
 
 def lines(table: pl.DataFrame, cells: dict) -> Iterator[tuple[Axes, str, pl.DataFrame]]:

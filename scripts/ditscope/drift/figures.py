@@ -1,5 +1,7 @@
 """Figures of the stage `drift`: distances over runs, and how the steps are made."""
 
+import textwrap
+
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
@@ -39,15 +41,16 @@ def drift_curves(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """
     curves = drift_quantiles(files)
     figure, cells = facets(
-        curves, xlabel="sequence number", ylabel="cosine distance", sharex=True, sharey="row"
+        curves, xlabel="sequence number", ylabel="cosine distance", sharex=True, sharey="row", whole=True
     )  # fmt: skip
+    span = curves["sequence_number"].max() - curves["sequence_number"].min()
     for (embedder, network), axis in cells.items():
         line = curves.filter(pl.col("control").cast(pl.String) == "observed", embedder=embedder, network=network)
         x, low, high, n = line.select("sequence_number", "q25", "q75", "runs")
         draw_median(axis, x, line["q50"], n, "observed: median, quartiles")
         axis.fill_between(x, low, high, where=n >= FEWEST, color=COLOURS[0], alpha=0.2, linewidth=0)
         draw_null(files, "ordered", axis, embedder, network, n.max() or 0)
-        write_counts(axis, x, n)
+        write_counts(axis, x, n, span)
         axis.margins(y=0.15)
     legend(cells)
     return figure, curves
@@ -63,13 +66,14 @@ def drift_walks(files: Files) -> tuple[Canvas, pl.DataFrame]:
     if bands.is_empty():
         return note("No run has enough states for a walk."), bands
     figure, cells = facets(
-        bands, xlabel="sequence number", ylabel="Euclidean distance", sharex=True, sharey="row"
+        bands, xlabel="sequence number", ylabel="Euclidean distance", sharex=True, sharey="row", whole=True
     )  # fmt: skip
+    span = bands["sequence_number"].max() - bands["sequence_number"].min()
     for (embedder, network), axis in cells.items():
         line = bands.filter(embedder=embedder, network=network)
         draw_median(axis, line["sequence_number"], line["observed"], line["runs"], "observed: median")
         draw_null(files, "walk", axis, embedder, network, line["runs"].max())
-        write_counts(axis, line["sequence_number"], line["runs"])
+        write_counts(axis, line["sequence_number"], line["runs"], span)
         axis.margins(y=0.15)
     legend(cells)
     return figure, bands
@@ -218,7 +222,7 @@ def mark_blocks(axis: Axes, names: list[str]) -> None:
         axis.axvline(start - 0.5, color="white", linewidth=0.8)
     middles = [(a + b - 1) / 2 for a, b in zip(starts, [*starts[1:], len(names)], strict=True)]
     shown = list(zip(middles, (names[start] for start in starts), strict=True))[:MATRIX_NAMES]
-    axis.set_yticks([y for y, _ in shown], [short(name, 18) for _, name in shown], fontsize=SMALL)
+    axis.set_yticks([y for y, _ in shown], [textwrap.fill(short(name, 44), 22) for _, name in shown], fontsize=SMALL)
     axis.set_xticks([])
 
 

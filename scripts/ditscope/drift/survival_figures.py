@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Canvas
 from ditscope.core.tables import concat_tables
 from ditscope.drift.figures import KINDS, texts
 from ditscope.drift.tables import PROMPT
-from ditscope.style import COLOURS, GREY, SMALL, Files, facets, grid, named, note, tell, write_counts
+from ditscope.style import COLOURS, GREY, SMALL, Files, across, facets, grid, named, note, tell, write_counts
 
 
 def attribute_survival(files: Files) -> tuple[Canvas, pl.DataFrame]:
@@ -44,8 +44,12 @@ def quantized_difference(files: Files) -> tuple[Canvas, pl.DataFrame]:
         return note(f"Nothing to compare: {why}."), table
     pairs = shown.select("network", "base", "seeds").unique(maintain_order=True).rows()
     most = max(len(shown.filter(network=n, base=b, seeds=s)) for n, b, s in pairs)
-    figure, axes = grid(1, len(pairs), width=max(4, 3.2 * len(pairs)), height=0.8 + 0.22 * most, sharex=True)
-    for axis, (network, base, kind) in zip(axes[0], pairs, strict=True):
+    abreast = across(3.2, len(pairs))
+    rows = -(-len(pairs) // abreast)
+    figure, axes = grid(rows, abreast, width=3.2 * abreast, height=rows * (0.9 + 0.17 * most), sharex=True)
+    for axis in axes.flat[len(pairs) :]:
+        axis.set_axis_off()
+    for axis, (network, base, kind) in zip(axes.flat, pairs, strict=False):
         panel = shown.filter(network=network, base=base, seeds=kind)
         place, (low, high) = range(len(panel)), (panel[end].to_numpy() for end in ("null_low", "null_high"))
         axis.barh(place, high - low, left=low, color=GREY, alpha=0.3)
@@ -56,7 +60,7 @@ def quantized_difference(files: Files) -> tuple[Canvas, pl.DataFrame]:
             place, [f"{what} ({by}), n = {n}" for by, what, n in panel.select("by", "what", "prompts").rows()]
         )
         poor = panel["degenerate"].drop_nulls()
-        tell(axis, f"{network} - {base}, {kind} seeds", f"degenerate: {poor[0]}" if len(poor) else "")
+        tell(axis, f"{network} - {base}, {kind} seeds", f"degenerate: {poor[0]}" if len(poor) else "", wide=32)
         axis.set(xlabel="difference / states")
     return figure, table
 
@@ -72,7 +76,7 @@ def survival_table(files: Files) -> pl.DataFrame:
 def draw_survival(table: pl.DataFrame, y: str) -> Canvas:
     """Curves of survival with their intervals; rows are readers, columns networks, lines what is read."""
     figure, cells = facets(
-        table, most=(3, 2), wrap=True, xlabel="position", ylabel=y, sharex=True, sharey="all"
+        table, most=(3, 2), wrap=True, xlabel="position", ylabel=y, sharex=True, sharey="all", whole=True
     )  # fmt: skip
     for (reader, network), axis in cells.items():
         panel = table.filter(embedder=reader, network=network)
@@ -86,7 +90,9 @@ def draw_survival(table: pl.DataFrame, y: str) -> Canvas:
             axis.plot(cut["position"], cut["survival"], "|", color=colour, markersize=4)
         if len(panel):
             counts = panel.group_by("position").agg(pl.col("at_risk").max()).sort("position")
-            write_counts(axis, counts["position"], counts["at_risk"], unit=" at most")
-            axis.legend(fontsize=SMALL)
+            write_counts(axis, counts["position"], counts["at_risk"], table["position"].max(), " at most")
+            axis.legend(
+                fontsize=SMALL, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1
+            )  # beside: curves fill it
         axis.set_ylim(0, 1.15)
     return figure

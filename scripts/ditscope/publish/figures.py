@@ -17,6 +17,8 @@ PAPER_TABLES = {  # the stage that each one sums up
     "clusters": "cluster",
 }
 
+INDEX = "index.csv"  # beside the figures: what each shows, of how many, and the command that makes it
+
 
 @dataclass(frozen=True)
 class Figure:

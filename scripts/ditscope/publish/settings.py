@@ -12,4 +12,7 @@ class Publish:
     formats: list[str] = setting(
         ["svg", "png", "pdf"], "File types of each figure", choices=("svg", "png", "pdf"), filled=True
     )
+    columns: int = setting(
+        2, "Columns of a paper that the figures fit: 2 (7 inches at most) or 1 (3.4 inches)", choices=(1, 2)
+    )
     dpi: int = setting(160, "Resolution of PNG figures", positive=True)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Canvas
 from ditscope.core.tables import concat_tables
 from ditscope.layer_maps import Panel, grouped, layer_by_layer
 from ditscope.sensitivity.buckets import BUCKETS
-from ditscope.style import COLOURS, SMALL, Files, grid, named, note, plain, tell
+from ditscope.style import COLOURS, NARROW, SMALL, Files, grid, named, note, page_width, plain, tell
 
 RANKED = 20  # layers in the ranking
 
@@ -19,7 +19,7 @@ IMAGE = "image_rms", "root mean square change of the image, whose values are 0 t
 
 
 def sensitivity_heatmap(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Relative L2 error of the velocity by bits: of each kind of layers and of each block the largest. Grey: no effect."""
+    """Relative L2 error of the velocity by bits: the largest of each kind of layers and each block. Grey: no effect."""
     return layers_map(files, grouped, *VELOCITY)
 
 
@@ -80,12 +80,12 @@ def sensitivity_ranking(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 axis.plot(row["value"], y, "o", color=COLOURS[number], markersize=3, label=label)
         spearman = agreement.filter(model=model, metric="relative_l2")["spearman"].drop_nulls()
         ranks = f"Spearman of fast mode {spearman.min():.3f} to {spearman.max():.3f}" if len(spearman) else ""
-        tell(axis, f"{model}, n = {scores['n_images'].max()} images", ranks)
+        tell(axis, f"{model}, n = {scores['n_images'].max()} images", ranks, wide=44 if page_width() > NARROW else 24)
         axis.set_yticks(range(len(top)), top, fontsize=SMALL)
         axis.invert_yaxis()
         axis.set_xscale("log")
         plain(axis.xaxis)
-        axis.set_xlabel(f"relative L2 error of the velocity at {scores['bits'][0]} bits")
+        axis.set_xlabel(f"relative L2 error of the\nvelocity at {scores['bits'][0]} bits")
         axis.legend()
     return figure, pl.DataFrame(drawn, infer_schema_length=None)
 
