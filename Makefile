@@ -99,8 +99,9 @@ format: setup ## rewrite Python and rules files in the house style
 # Generated files -----------------------------------------------------------------------------------------------------
 
 .PHONY: docs
-docs: setup ## regenerate docs/config.md, tables in docs/outputs and the rule graph in docs/how-it-fits.md
+docs: setup ## regenerate docs/config.md, docs/pipelines.md, tables in docs/outputs and the graph in docs/how-it-fits.md
 	@$(BIN)/ditscope reference > docs/config.md
+	@$(BIN)/ditscope pipelines > docs/pipelines.md
 	@$(BIN)/python -m ditscope.workflow.reference docs/outputs/*.md
 	@$(BIN)/python tests/rulegraph.py --fix
 

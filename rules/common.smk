@@ -24,14 +24,16 @@ from ditscope.models.folders import download_mark, resolve_source, source_folder
 from ditscope.trajectories.networks import plan_file, resolve_network, trajectory_index
 from ditscope.prompts.files import first_runs, shard_index, slice_name
 from ditscope.core.plugins import module_of
-from ditscope.models.registry import ON_MLX, module_of_family
-from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
-from ditscope.refine.settings import INTERPOLATIONS
+from ditscope.models.facts.facts import TABLES
+from ditscope.models.registry import ANY, ON_MLX, facts_of, is_generator, module_of_family
+from ditscope.models.settings import ABOUT, EMBEDDER_FAMILIES, SCHEMES
+from ditscope.refine.data_settings import ADAPTERS, SOURCES, adapter_of
+from ditscope.refine.settings import ENCODERS, INTERPOLATIONS, settings_of
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow.sources import check_sources
 from ditscope.workflow.staleness import code_digest, defines, prefer_this_library
 from ditscope.workflow.warm_worker import start_worker
-from ditscope.core.digests import cached, source_digest
+from ditscope.core.digests import cached, folder_stamp, source_digest
 from ditscope.core.yaml_file import read_yaml
 
 CACHE = Path("resources/.cache")
@@ -106,6 +108,7 @@ wildcard_constraints:
     slice=r"\d+-\d+",
     model=any_of(CONFIG.models),
     network=any_of(CONFIG.networks),
+    refiner=any_of(CONFIG.refiners),
     embedder=any_of(CONFIG.embedders),
     scheme=any_of(CONFIG.schemes),
     budget=any_of(CONFIG.plan.budgets),
@@ -137,6 +140,8 @@ def model_params(name):
     entry = CONFIG.models[name]
     weights = entry.revision or (digest_of(source_folder(entry)) if entry.source else "")
     family = plugin(module) if (module := module_of_family(entry)) else ""
+    if is_generator(entry) and facts_of(entry.family).pipeline == ANY:  # which class it is, its folder says later
+        family += "".join(map(plugin, TABLES.values()))
     mlx = "".join(map(plugin, ON_MLX.values())) if entry.backend == "mlx" else ""
     return determining(entry) | {"digest": weights + family + mlx}
 
@@ -148,8 +153,8 @@ def scheme_params(name):
 
 
 def determining(entry):
-    """A registry entry as a job's parameter: not the memory that is asked for, which changes no result."""
-    return {key: value for key, value in plain(entry).items() if key != "memory_mb"}
+    """A registry entry as a job's parameter: not what it says about the model, which changes no result."""
+    return {key: value for key, value in plain(entry).items() if key not in ABOUT}
 
 
 def on_mlx(*names):
@@ -237,10 +242,47 @@ def scheme_plan(model, scheme):
     return [f"{RESULTS}/plans/{model}/{entry.plan}.json"] if entry.kind == "plan" else []
 
 
-def interpolation_digest():
+def refiner_model(name):
+    """The model that a refiner's samples come from."""
+    return WHOLE.refiners[name].source.model
+
+
+def refiner_source(wildcards):
+    """Where a refiner's samples come from, the model that this takes, and what makes both stale."""
+    source = WHOLE.refiners[wildcards.refiner].source
+    kinds = (source.kind, SOURCES, "source.kind", "a source"), (adapter_of(source), ADAPTERS, "adapter", "an adapter")
+    given = folder_stamp(source.folder) if source.folder else ""
+    models = {source.model: model_params(source.model)} if source.model else {}
+    return {"source": plain(source), "models": models, "digest": [given, *(plugin(module_of(*kind)) for kind in kinds)]}
+
+
+def refiner_images(name):
+    """The image shards that a refiner's samples are, where `generate` makes them."""
+    source = WHOLE.refiners[name].source
+    return image_shards(source.model) if source.kind == "generated" else []
+
+
+def refiner_settings(*keys, without=()):
+    """An input function: some of a refiner's settings, or all but some."""
+
+    def settings(wildcards):
+        entry = WHOLE.refiners[wildcards.refiner]
+        values = plain(settings_of(wildcards.refiner, entry, WHOLE.refine))
+        return {k: v for k, v in values.items() if k in keys or (not keys and k not in ("refiners", *without))}
+
+    return settings
+
+
+def interpolation_digest(wildcards):
     """Digest of the module that fills in what is missing, and of what it imports."""
-    name = CONFIG.refine.interpolation
+    name = refiner_settings("interpolation")(wildcards)["interpolation"]
     return plugin(module_of(name, INTERPOLATIONS, "refine.interpolation", "an interpolation"))
+
+
+def encoder_digest(wildcards):
+    """Digest of the module of the encoder that the drifting loss looks through, and of what it imports."""
+    name = refiner_settings("encoder")(wildcards)["encoder"]
+    return plugin(module_of(name, ENCODERS, "refine.encoder", "an encoder"))
 
 
 def scaled(amount):

@@ -303,8 +303,14 @@ def benchmark_tables():
     return [*made_by("benchmark_table"), *benchmark_runs(*CONFIG.benchmark.models, suffix="tar"), *weights]
 
 
-def refinements(*models):
-    return expand(made_by("refine_codebook", "refine_train", "refine_diagnose"), model=models)
+def refinements(*refiners):
+    return expand(made_by("refine_data", "refine_codebook", "refine_train", "refine_diagnose"), refiner=refiners)
+
+
+def refined_models():
+    """The models whose generated images refiners are trained on."""
+    sources = [CONFIG.refiners[name].source for name in CONFIG.refine.refiners]
+    return list(dict.fromkeys(source.model for source in sources if source.kind == "generated"))
 
 
 # What the workflow knows of itself ---------------------------------------------------------------------------------
@@ -339,7 +345,7 @@ def every_stage():
         "drift": analysis_tables("drift"),
         "cluster": analysis_tables("cluster"),
         "topology": analysis_tables("topology"),
-        "refine": refinements(*CONFIG.refine.models),
+        "refine": refinements(*CONFIG.refine.refiners),
         "video": [*capture_videos(*CONFIG.capture.models), *trajectory_videos()],
         "analyse": analyses(),
     }
@@ -353,13 +359,13 @@ def upstream():
     plans = list(dict.fromkeys([*plans, *(path for pair in pairs for path in scheme_plan(*pair))]))
     scored = list(dict.fromkeys([*CONFIG.sensitivity.models, *(Path(plan).parent.name for plan in plans)]))
     measured = CONFIG.sensitivity.models if "sensitivity" in CONFIG.asked() else []
-    if CONFIG.generate.models or CONFIG.refine.models:
+    if CONFIG.generate.models or refined_models():
         prompts = prompt_shards()
     else:
         prompts = benchmark_prompts() if CONFIG.benchmark.models else []
     made = {
         "prompts": prompts,
-        "generate": image_shards(*CONFIG.refine.models),
+        "generate": image_shards(*refined_models()),
         "capture": capture_sets(*CONFIG.capture.models),
         "calibrate": calibration_manifests(*(name for name in scored if name not in CONFIG.calibrate.sources)),
         "sensitivity": [
@@ -408,7 +414,7 @@ def half(backend):
         *(path for kind in kinds for path in benchmark_runs(*benchmarked, suffix=kind)),
         *benchmark_qualities(*benchmarked),
         *trajectory_shards(*networks),
-        *refinements(*study.refine.models),
+        *refinements(*study.refine.refiners),
     ]
 
 

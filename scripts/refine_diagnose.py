@@ -11,7 +11,7 @@ with job(snakemake, warm=True):
 
     files = [*snakemake.input.items(), *snakemake.output.items()]
     diagnose(
-        name=snakemake.wildcards.model,
+        name=snakemake.params.name,
         model=model_entry(snakemake.params.model),
         images=[Path(path) for path in snakemake.input.images],
         settings=decode(Refine, snakemake.params.settings),

@@ -35,7 +35,8 @@ from ditscope.models.settings import BACKENDS, Embedder, Model, Scheme
 from ditscope.plan.settings import Plan
 from ditscope.prompts.settings import Prompts
 from ditscope.publish.settings import Publish
-from ditscope.refine.settings import Refine
+from ditscope.refine.data_settings import check_source_of
+from ditscope.refine.settings import Refine, Refiner, settings_of
 from ditscope.sensitivity.buckets import bucket_of_step
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.topology.settings import Topology
@@ -60,7 +61,7 @@ WORKS_ON = {
     "drift": STATES,
     "cluster": STATES,
     "topology": STATES,
-    "refine": ("refine.models",),
+    "refine": ("refine.refiners",),
     "analyse": ("analyse.analyses",),
 }
 
@@ -100,6 +101,7 @@ class Config:
     networks: dict[str, list[str]] = setting(
         {}, "Cycles of models by name; an entry may be `model:scheme` or `model:budget`"
     )
+    refiners: dict[str, Refiner] = setting({}, "Refiners by name: their samples and their own settings of `refine`")
     prompts: Prompts = setting(Prompts(), "")
     generate: Generate = setting(Generate(), "")
     capture: Capture = setting(Capture(), "")
@@ -123,6 +125,7 @@ class Config:
         """Names of the models that some stage uses, in the registry's order."""
         names = {name for stage in self.by_stage().values() for name in getattr(stage, "models", [])}
         names |= {entry.partition(":")[0] for network in self.trajectories.networks for entry in self.networks[network]}
+        names |= {self.refiners[name].source.model for name in self.refine.refiners}
         return [name for name in self.models if name in names]
 
     def asked(self) -> tuple[str, ...]:
@@ -151,6 +154,7 @@ def check(config: Config) -> None:
     check_selections(config)
     check_analyses(config)
     check_networks(config)
+    check_refiners(config)
     check_schemes(config)
     check_benchmark(config)
     check_remote(config)
@@ -166,6 +170,7 @@ def check_names(config: Config) -> None:
         "schemes": config.schemes,
         "embedders": config.embedders,
         "networks": config.networks,
+        "refiners": config.refiners,
         "capture.sets": config.capture.sets,
         "plan.budgets": config.plan.budgets,
         "benchmark.targets": config.benchmark.targets,
@@ -225,7 +230,7 @@ def check_selections(config: Config) -> None:
         ("calibrate", "models"),
         ("sensitivity", "models"),
         ("benchmark", "models"),
-        ("refine", "models"),
+        ("refine", "refiners"),
         ("benchmark", "schemes"),
         ("trajectories", "networks"),
         ("embed", "embedders"),
@@ -241,9 +246,8 @@ def check_selections(config: Config) -> None:
         for name in getattr(config, stage).models:
             backends = ("torch", "mlx") if stage in ("calibrate", "sensitivity") else ("torch",)
             require_blocks(f"{stage}.models", name, config.models[name], backends)
-    for stage in ("benchmark", "refine"):
-        for name in getattr(config, stage).models:
-            require_weights(f"{stage}.models", name, config.models[name])
+    for name in config.benchmark.models:
+        require_weights("benchmark.models", name, config.models[name])
 
 
 def check_known(where: str, names: Collection[str], config: Config, registry: str) -> None:
@@ -263,6 +267,17 @@ def check_analyses(config: Config) -> None:
         for stage in analysis.stages:
             if stage not in STAGES[: STAGES.index("analyse")]:
                 raise InputError(unknown(f"{where}.stages", stage, STAGES, "a stage that comes before"))
+
+
+def check_refiners(config: Config) -> None:
+    """Check the refiners of the registry: their own settings, and the models that their samples come from."""
+    for name, entry in config.refiners.items():
+        settings_of(name, entry, config.refine)
+        if name in config.refine.refiners:
+            check_source_of(f"refiners.{name}.source", entry.source)
+            if model := entry.source.model:
+                check_known(f"refiners.{name}.source.model", [model], config, "models")
+                require_weights(f"refiners.{name}.source.model", model, config.models[model])
 
 
 def check_networks(config: Config) -> None:
@@ -393,4 +408,11 @@ def of_backends(config: Config, backends: Collection[str]) -> Config:
         if hasattr(stage, "models")
     }
     networks = [n for n in config.trajectories.networks if all(map(runs, config.networks[n]))]
-    return replace(config, **kept, trajectories=replace(config.trajectories, networks=networks))
+    needed = {name: config.refiners[name].source.model for name in config.refine.refiners}
+    refiners = [name for name, model in needed.items() if not model or runs(model)]
+    return replace(
+        config,
+        **kept,
+        trajectories=replace(config.trajectories, networks=networks),
+        refine=replace(config.refine, refiners=refiners),
+    )

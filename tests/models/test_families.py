@@ -154,14 +154,15 @@ def test_benchmarks_by_the_same_door(entry, csv, tmp_path, request):
 def test_the_families_with_blocks_are_those_that_can_read_them():
     for family, facts in FAMILIES.items():
         module = family_of("x", Model(family, "x"))
-        assert bool(facts.blocks) == (hasattr(module, "project") and hasattr(module, "block_streams"))
+        explicit = hasattr(module, "project") and hasattr(module, "block_streams")
+        assert bool(facts.blocks) == (explicit or hasattr(module, "AS_HELD"))
 
 
 @pytest.mark.parametrize("stage", ["capture", "ablate", "calibrate", "sensitivity"])
 @pytest.mark.parametrize("family", ["sdxl", "wan", "blip"])
 def test_stages_that_need_blocks_refuse_other_families_when_the_config_is_read(stage, family):
     config = {"experiment": "x", "models": {"m": {"family": family, "source": "m"}}, stage: {"models": ["m"]}}
-    message = rf"^{stage}.models: `m` is of the family `{family}`, whose blocks cannot be read; .*: flux, sd3$"
+    message = rf"^{stage}.models: `m` is of the family `{family}`, whose blocks cannot be read; .*: flux, sd3, dit$"
     with pytest.raises(InputError, match=message):
         load_config(config)
 
@@ -180,7 +181,7 @@ def test_stages_that_need_blocks_refuse_other_families_without_the_workflow(tmp_
 @pytest.mark.parametrize(
     ("family", "frames", "message"),
     [
-        ("flux", 5, r"models.m.frames: `flux` makes images, so 1; families of videos: wan"),
+        ("flux", 5, r"models.m.frames: `flux` makes images, so 1; families of videos: wan, dit"),
         ("wan", 16, r"models.m.frames: 16 is not 4 n \+ 1, as the VAE decodes; take 17"),
         ("wan", 0, r"models.m.frames: 0 is not 4 n \+ 1, as the VAE decodes; take 1"),
     ],

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_refine_drifting import RADII, reference_field
+from test_refine_drifting import RADII, Kernel, reference_field
 
 from ditscope.core.errors import InputError
 from ditscope.core.settings import decode
@@ -15,7 +15,9 @@ from ditscope.refine.objectives import OBJECTIVES, Step, by_class
 from ditscope.refine.settings import Refine
 
 CLASSES, GENERATED, TOKENS, SIZE = 2, 3, 4, 2
-SETTINGS = replace(Refine(), classes_per_step=CLASSES, generated_per_class=GENERATED, radii=RADII, drifting_weight=0.7)
+SETTINGS = replace(
+    Refine(), classes_per_step=CLASSES, generated_per_class=GENERATED, radii=list(RADII), drifting_weight=0.7
+)
 
 
 def step(refined: torch.Tensor, clean: torch.Tensor, calls: list) -> tuple[Step, dict[str, Targets]]:
@@ -52,9 +54,9 @@ def reference(refined, clean, targets, wanted):
         ("tokens", refined, lambda g: g),
         ("mean", 3 * refined.mean(1, keepdim=True), lambda g: 3 * g.expand(-1, TOKENS, -1) / TOKENS),
     ):
-        field, unit = reference_field(by_class(feature, CLASSES), targets[name], RADII, "official")
+        field, units = reference_field(by_class(feature, CLASSES), targets[name], Kernel(RADII))
         drifting += float((field**2).mean())
-        gradient = -2 * field / (field.numel() * unit)
+        gradient = -2 * field / (field.numel() * units[..., None, None])
         drift += back(gradient.transpose(1, 2).flatten(0, 1))
     if wanted == "drifting":
         return drifting, drift

@@ -278,13 +278,16 @@ def test_bad_input_is_one_line_before_anything_trains(shard, tmp_path):
 
 @pytest.mark.system
 def test_two_processes_share_out_the_batches_of_one(shard, tmp_path):
-    """Two gloo processes under torchrun against one process that accumulates the same two batches per step."""
+    """Two gloo processes under torchrun against one process that accumulates the same two batches per step.
+
+    That of `paired`: the scales of `drifting` are taken over the batches of all processes, not over accumulated ones.
+    """
     import os
     import subprocess
     import sys
 
     scripts = Path(stage.__file__).resolve().parents[2]
-    settings = replace(TINY, mae_steps=1)
+    settings = replace(TINY, mae_steps=1, objective="paired")
     build_codebook([shard], tmp_path / "codebook.safetensors", tmp_path / "assignments.parquet", settings)
     program = tmp_path / "program.py"
     program.write_text(

@@ -37,7 +37,7 @@ sensitivity: {models: [shapes-flux], bits: [4, 8], layer_groups: 1}
 benchmark: {models: []}
 trajectories: {networks: [flux-blip]}
 embed: {embedders: [random-walk]}
-refine: {models: [shapes-flux], checkpoint_every: 2}
+refine: {refiners: [shapes-flux], checkpoint_every: 2}
 """
 
 

@@ -137,6 +137,8 @@ FILES: dict[str, set[str]] = {
     "benchmarks/recommendation.md": set(),
     "checkpoints/*/*.safetensors": {"flip"},
     "trajectories/*/*.tar": set(),
+    "refine/*/data.json": {"flip"},  # the last digits of a mean are rounding
+    "refine/*/data/*.tar": {"flip"},  # of the values it is seen; a bit of a text token needs the encoder
     "refine/*/codebook.safetensors": set(),
     "refine/*/latent_mae.safetensors": {"flip"},  # a bit of one weight hardly moves what a network gives
     "refine/*/refiner.safetensors": {"flip"},

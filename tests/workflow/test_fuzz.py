@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 import fuzz
@@ -20,8 +21,12 @@ from ditscope.core.checksums import read_record
 from ditscope.core.errors import InputError
 from ditscope.core.shards import read_tar, write_tar
 from ditscope.core.study_plan import read_plan
+from ditscope.core.tables import write_table
 from ditscope.models.folders import check_safetensors
 from ditscope.prompts.files import read_prompts
+from ditscope.refine.dataset import open_dataset
+from ditscope.refine.shard_index import entries
+from ditscope.refine.tables import SAMPLES
 from ditscope.workflow.doctor import open_study
 from ditscope.workflow.progress import stages_of
 from workflow import ROOT
@@ -74,6 +79,28 @@ RECORD = {"schema_version": "1", "rule": "r", "files": {"a/b.tar": {"sha256": "0
 TENSORS = json.dumps({"__metadata__": {"a": "b"}, "w": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}}).encode()
 
 
+CLIP = {"__key__": "k", "json": {"a": 1}, "prompt.txt": b"p", "embed.npy": np.zeros((2, 3), np.float16)}
+DATA = {
+    "kind": "refine.data", "schema_version": "1", "folder": "", "shape": [2, 4, 4], "mean": [0.0, 0.5],
+    "std": [1.0, 2.0], "samples": {"train": 0, "held-out": 0}, "words": 0, "text_width": 0, "dtype": "float16",
+    "text_dtype": "", "adapter": {"kind": "pixels"}, "text": {},
+}  # fmt: skip
+
+
+def tensor() -> bytes:
+    import torch
+
+    torch.save(torch.zeros(2, 3), buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
+def read_data(file: Path) -> None:
+    samples = file.parent.parent / "samples.parquet"
+    if not samples.exists():
+        write_table(pl.DataFrame(schema=SAMPLES.schema()), samples, SAMPLES)
+    open_dataset(samples, file)
+
+
 def read_samples(file: Path) -> None:
     for reference in load_calibration(file.parent).samples:
         read_sample(reference)
@@ -108,6 +135,12 @@ TARGETS = {
             )
         ],
     ),
+    "shard of a refiner's data": (
+        "s.tar",
+        lambda file: list(entries(file)),
+        lambda: [written(write_tar, [CLIP]), written(write_tar, [CLIP | {"latent.pth": tensor()}])],
+    ),
+    "data.json of a refiner": ("data.json", read_data, lambda: [json.dumps(DATA).encode()]),
     "config YAML": (
         "c.yaml",
         lambda file: read_config([file]),

@@ -45,7 +45,7 @@ def test_models_of_other_stages_are_left_out():
     [
         ({"stages": ["capture"]}, "stages: `capture` has nothing to work on; set `capture.models` and `capture.sets`"),
         ({"stages": ["plan"]}, "stages: `plan` has nothing to work on; set `sensitivity.models` and `plan.budgets`"),
-        ({"stages": ["refine"]}, "stages: `refine` has nothing to work on; set `refine.models`"),
+        ({"stages": ["refine"]}, "stages: `refine` has nothing to work on; set `refine.refiners`"),
         ({"stages": ["drift"]}, "stages: `drift` has nothing .* set `trajectories.networks` and `embed.embedders`"),
         ({"stages": ["prompts", "video"]}, "`video` draws captures and trajectories; name `capture` or `trajectories`"),
         ({"stages": ["publish"]}, "`publish` draws what other stages leave; name these as well"),

@@ -27,8 +27,9 @@ from ditscope.models.embedders.registry import EmbedBatch, embedder_named, load_
 from ditscope.models.families.common import Conditioning
 from ditscope.models.loading import Generator, load_generator
 from ditscope.models.requests import describe, requests, runs_by_picture
-from ditscope.models.sampling import Observer, decode, sample
+from ditscope.models.sampling import Observer, decode, sample, still, transformers_of
 from ditscope.models.settings import Embedder, Model
+from ditscope.models.structure import blocks, bound, facts, found, observed
 from ditscope.prompts.files import read_runs
 
 log = logging.getLogger(__name__)
@@ -58,21 +59,26 @@ class Ablation(Observer):
         self.active = False
 
     def start(self, model: Generator, sigmas: Tensor, cond: Conditioning, guidance: float) -> None:
-        """Hook the block."""
-        block = model.family.blocks(model.pipe.transformer)[self.block]
-        self.handles = [block.register_forward_hook(self.hook, with_kwargs=True)]
+        """Hook the block, in each transformer of the pipeline."""
+        self.told = facts(model.pipe.transformer)
+        described = {block.name: block for block in found(model.pipe.transformer)}
+        self.described = described[self.block]
+        modules = [blocks(transformer)[self.block] for transformer in transformers_of(model.pipe)]
+        self.handles = [module.register_forward_hook(self.hook, with_kwargs=True) for module in modules]
 
     def before(self, index: int, x: Tensor) -> None:
         """Ablate only at the chosen steps."""
         self.active = index in self.steps
 
-    def hook(self, module: nn.Module, inputs: Any, named: dict[str, Tensor], output: Any) -> Any:
-        """The block's output, replaced in both streams; a stream that it does not put out stays absent."""
+    def hook(self, module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> Any:
+        """The block's output, replaced in every stream; one that it does not put out stays absent."""
         if not self.active:
             return None
-        text, image = output  # the order of both families in diffusers
-        text = None if text is None else self.replace(named["encoder_hidden_states"], text)
-        return text, self.replace(named["hidden_states"], image)
+        arguments = bound(module, inputs, named)
+        block = observed(self.described, module, arguments, output, self.told)
+        streams = zip(block.streams, [output] if block.bare else output, strict=True)
+        left = tuple(self.replace(arguments[s.argument], made) if s.argument else made for s, made in streams)
+        return left[0] if block.bare else left
 
     def stop(self) -> None:
         """Remove the hook."""
@@ -163,7 +169,7 @@ def sampled(
     for begin in range(0, len(runs), batch_size):
         x = sample(model, *requests(runs[begin : begin + batch_size]), observers)
         latents.append(x.float().cpu().numpy())
-        pictures.append(decode(model, x).numpy())
+        pictures.append(np.stack([still(image) for image in decode(model, x).numpy()]))
     return np.concatenate(latents), np.concatenate(pictures)
 
 

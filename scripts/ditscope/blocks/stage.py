@@ -139,24 +139,29 @@ def stream_rows(capture: dict, depths: dict[str, int], rows: dict[str, list[dict
     names = [EMBEDDING] * (EMBEDDING in capture) + list(metadata["captured_blocks"])
     every = {EMBEDDING: -1} | depths
     for position, step in enumerate(metadata["captured_steps"]):
-        previous: tuple[str, dict[str, Tensor]] = ("", {})
+        previous: dict[str, tuple[str, Any]] = {}  # of each stream, since the last block that was not captured
+        before = -2
         text: Tensor | None = None
         for block in names:
             here, now = where(metadata, step, block, every[block]), tokens(capture, block, position)
-            if previous[0] and every[block] == every[previous[0]] + 1:
-                pairs = [
-                    ({"stream": s, "half": HALVES[i], "previous": previous[0]}, previous[1][s][i], now[s][i])
-                    for s in now
-                    for i in range(len(now[s]))
-                ]
-                for about, before, after in pairs:
-                    alike = {"cosine": token_cosine(before, after), "linear_cka": linear_cka(before, after)}
+            previous = previous if every[block] == before + 1 else {}
+            pairs = [
+                ({"stream": s, "half": HALVES[i], "previous": previous[s][0]}, previous[s][1][i], now[s][i])
+                for s in now
+                if s in previous
+                for i in range(len(now[s]))
+            ]
+            for about, given, made in pairs:
+                if given.shape == made.shape:
+                    alike = {"cosine": token_cosine(given, made), "linear_cka": linear_cka(given, made)}
                     rows["similarity"].append(here | about | alike)
-                    rows["residual"].append(here | about | residual(before, after))
+                    rows["residual"].append(here | about | residual(given, made))
             if "txt" in now:
                 text = now["txt"] if text is None else text
                 first = tokens(capture, block, 0)["txt"]
                 for i, half in enumerate(HALVES[: len(text)]):
+                    if text[i].shape != now["txt"][i].shape:  # padded on the way
+                        continue
                     rows["text_drift"].append(
                         here
                         | {
@@ -167,7 +172,8 @@ def stream_rows(capture: dict, depths: dict[str, int], rows: dict[str, list[dict
                             "step_relative_l2": relative_l2(first[i], now["txt"][i]),
                         }
                     )
-            previous = block, now
+            previous |= {stream: (block, values) for stream, values in now.items()}
+            before = every[block]
 
 
 def decodability_rows(

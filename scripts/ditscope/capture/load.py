@@ -7,6 +7,10 @@ A step file holds, each in the type that the model computes in:
   embedding.img, .txt        tokens that the network's first block is given, where that block is captured
   context.latents, context.velocity, context.pooled, context.temb
 Under classifier-free guidance tokens, pooled and temb have a batch of two: conditional, then unconditional.
+
+Of a model of the family `dit` every block has its streams, <block>.img, .txt, or .joint where their places in it are
+not known; embedding has the streams of the first block; there is no pooled and no temb. Where the halves of guidance
+have texts of unequal length, <block>.txt is the conditional half alone and <block>.txt.uncond the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +38,7 @@ CONTEXT = {
 class Steps(Sequence):
     """One tensor, or one tuple of tensors, for each captured step; read from its mapped file when it is asked for."""
 
-    def __init__(self, files: Sequence[Path], keys: tuple[str | None, ...]) -> None:
+    def __init__(self, files: Sequence[Path], keys: tuple[str | tuple[str, ...] | None, ...]) -> None:
         self.files, self.keys = files, keys
 
     def __len__(self) -> int:
@@ -48,8 +52,22 @@ class Steps(Sequence):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         with safe_open(self.files[index], "pt") as file:
-            tensors = tuple(file.get_tensor(key) if key else None for key in self.keys)
+            tensors = tuple(read(file, key) for key in self.keys)
         return tensors if len(tensors) > 1 else tensors[0]
+
+
+def read(file: Any, key: str | tuple[str, ...] | None) -> Any:
+    """The tensor of a key, a list of those of several keys, or None."""
+    return file.get_tensor(key) if isinstance(key, str) else [file.get_tensor(one) for one in key] if key else None
+
+
+def streams_in(keys: set[str], block: str) -> tuple[str | tuple[str, ...] | None, ...]:
+    """The keys of a block's image and text tokens, and of its joint ones where it has those."""
+    names = [f"{block}.{stream}" for stream in ("img", "txt", "joint")]
+    found = tuple(
+        (name, f"{name}.uncond") if f"{name}.uncond" in keys else name if name in keys else None for name in names
+    )
+    return found if found[-1] else found[:-1]
 
 
 def load_capture(path: Path | str) -> dict[str, Any]:
@@ -80,15 +98,14 @@ def load_capture(path: Path | str) -> dict[str, Any]:
         of_kind, name = f"{block_type(block)}_blocks", f"block_{block_index(block)}"
         if block in keys:
             capture.setdefault(of_kind, {})[name] = Steps(files, (block,))
-        elif f"{block}.img" in keys:
-            text = f"{block}.txt" if f"{block}.txt" in keys else None
-            capture.setdefault(of_kind, {})[name] = Steps(files, (f"{block}.img", text))
+        elif any(streams := streams_in(keys, block)):
+            capture.setdefault(of_kind, {})[name] = Steps(files, streams)
         if f"{block}.prediction" in keys:
             capture.setdefault("predictions", {})[block] = Steps(files, (f"{block}.prediction",))
-    if "embedding.img" in keys:
-        capture["embedding"] = Steps(files, ("embedding.img", "embedding.txt"))
+    if any(streams := streams_in(keys, EMBEDDING)):
+        capture["embedding"] = Steps(files, streams)
     sigmas = metadata["sigmas"]
-    context: dict[str, Any] = {name: Steps(files, (key,)) for name, key in CONTEXT.items()}
+    context: dict[str, Any] = {name: Steps(files, (key,)) for name, key in CONTEXT.items() if key in keys}
     context |= {
         "timestep_pairs": [(sigmas[i], sigmas[i + 1]) for i in metadata["captured_steps"]],
         "txt_seq_len": [metadata["txt_seq_len"]] * len(files),
@@ -167,8 +184,11 @@ def layout_bytes(layout: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> i
     return sum(torch.Size(shape).numel() for shape in layout.values()) * dtype.itemsize
 
 
-def tokens(capture: dict, block: str, position: int) -> dict[str, Tensor]:
-    """Tokens (batch, n, d) of a block by stream at a captured step, by the step's position; none where not stored."""
+def tokens(capture: dict, block: str, position: int) -> dict[str, Any]:
+    """Tokens (batch, n, d) of a block by stream at a captured step, by the step's position; none where not stored.
+
+    A list of the two halves of guidance, (n, d) each, where their lengths differ.
+    """
     if block == EMBEDDING:
         stored = capture[EMBEDDING][position]
     else:
@@ -180,4 +200,9 @@ def tokens(capture: dict, block: str, position: int) -> dict[str, Tensor]:
     if isinstance(stored, Tensor):  # a single block: text first
         length = capture["denoising_context"]["txt_seq_len"][position]
         stored = stored[:, length:], stored[:, :length]
-    return {stream: tensor for stream, tensor in zip(("img", "txt"), stored, strict=True) if tensor is not None}
+    named = zip(("img", "txt", "joint"), stored, strict=False)
+    return {
+        stream: [half[0] for half in value] if isinstance(value, list) else value
+        for stream, value in named
+        if value is not None
+    }

@@ -87,9 +87,8 @@ class Recorder(Observer):
 
     def start(self, model: Generator, sigmas: Tensor, cond: Conditioning, guidance: float) -> None:
         """Register the hooks: the blocks, and the embedding of time and text that the last norm needs."""
-        self.model, self.cond, self.guidance, self.sigmas = model, cond, guidance, sigmas.tolist()
-        self.copies = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
-        self.writer = ThreadPoolExecutor(1, "capture writer")
+        self.begin(model, sigmas, guidance)
+        self.cond = cond
         transformer = model.pipe.transformer
         every = model.family.blocks(transformer)
         self.handles = [transformer.time_text_embed.register_forward_hook(self.keep_temb)]
@@ -99,6 +98,12 @@ class Recorder(Observer):
         for name, block in every.items():
             if name in self.blocks:
                 self.handles.append(block.register_forward_hook(self.block_hook(name)))
+
+    def begin(self, model: Generator, sigmas: Tensor, guidance: float) -> None:
+        """Begin a run."""
+        self.model, self.guidance, self.sigmas = model, guidance, sigmas.tolist()
+        self.copies = torch.cuda.Stream(model.device) if model.device.type == "cuda" else None
+        self.writer = ThreadPoolExecutor(1, "capture writer")
 
     def before(self, index: int, x: Tensor) -> None:
         """Begin a step: `x` are the latents that the model is about to see."""
@@ -166,6 +171,10 @@ class Recorder(Observer):
         last = {"latents": step.x, "velocity": step.velocity, "pooled": self.cond.stacked()[1], "temb": done.temb}
         for name, tensor in last.items():
             self.keep(done, f"context.{name}", tensor)
+        self.hand_over(done)
+
+    def hand_over(self, done: Captured) -> None:
+        """Hand a step to the thread that writes, once it has written the one before."""
         self.pool(done)
         copied = self.copies and self.copies.record_event(torch.cuda.Event(blocking=True))  # sleeps, does not spin
         if self.writing:
@@ -204,6 +213,10 @@ class Recorder(Observer):
             "captured_steps": sorted(self.steps),
             "captured_blocks": list(self.blocks),
             "store": "tensors" if self.store_tensors else "statistics",
-            "txt_seq_len": self.cond.embeds.shape[1],
+            "txt_seq_len": self.text_length(),
             "files": self.files,
         }
+
+    def text_length(self) -> int:
+        """Tokens of the text."""
+        return int(self.cond.embeds.shape[1])

@@ -10,7 +10,9 @@ class CaptureSet:
     """Record the output of every block at every denoising step, and decode it."""
 
     generations: int = setting(2, "How many runs (the first of the prompt list) to capture; 0: all")
-    blocks: str = setting("*", "Blocks by pattern, as `double:0,9,-1,single:*`; -1 is the last of its type")
+    blocks: str = setting(
+        "*", "Blocks by pattern, as `double:0,9,-1,single:*`, or by running number, as `0,-1`; -1 is the last"
+    )
     steps: str = setting("*", "Steps by pattern, as `0,2,-1` or `0-3`")
     decode: list[str] = setting(
         ["x0"], "Decodes to draw: x0 (clean estimate) and / or x_prev (next noisy state)", choices=("x0", "x_prev")

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
 from tqdm import tqdm
 
+from ditscope.capture.any_recorder import AnyRecorder
 from ditscope.capture.files import (
     DECODED,
     METADATA,
@@ -40,11 +41,10 @@ from ditscope.core.picture_file import JPEG
 from ditscope.core.scratch import discard, unfinished
 from ditscope.core.tables import read_table, write_table
 from ditscope.models.block_names import block_names
-from ditscope.models.families.common import DTYPES
 from ditscope.models.loading import Generator
 from ditscope.models.placement import load_placed
 from ditscope.models.requests import RUN, describe, requests
-from ditscope.models.sampling import decode, sample
+from ditscope.models.sampling import decode, sample, still
 from ditscope.models.settings import Model
 from ditscope.prompts.files import check_seed, read_runs
 
@@ -239,12 +239,13 @@ def capture_run(
     def admit(step_bytes: int) -> None:
         check_room(folder, runs * len(steps) * step_bytes, settings.max_bytes)
 
-    recorder = Recorder(folder / "intermediates", blocks, steps, settings, record, admit)
+    recording = AnyRecorder if getattr(model.family, "AS_HELD", False) else Recorder
+    recorder = recording(folder / "intermediates", blocks, steps, settings, record, admit)
     kinds = settings.decode if settings.should_decode_intermediates else []
     try:
         recorder.intermediates.mkdir(parents=True)
         latents = sample(model, *requests([record]), [recorder])
-        image = Image.fromarray(decode(model, latents)[0].numpy())
+        image = Image.fromarray(still(decode(model, latents)[0].numpy()))
         save_image(image, folder / f"img_0.{settings.image_format}", record, settings.add_sampling_metadata)
         write_table(rows_of_runs(recorder.table(), record), folder / "statistics.parquet", STATISTICS)
         write_metadata(recorder.metadata() | {"decoded": list(kinds)}, recorder.intermediates)
@@ -275,30 +276,52 @@ def check_room(folder: Path, expected: int, max_bytes: int) -> None:
         raise InputError(f"capture would take {expected:,} bytes, and {disk} has {free:,} free; {fix}")
 
 
-def read_out(kind: str, latents: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> Tensor:
+def read_out(
+    kind: str, latents: Tensor, velocity: Tensor, sigma: float, sigma_next: float, parameterization: str = "flow"
+) -> Tensor:
     """Latents that a velocity at noise level `sigma` leads to: the clean estimate x0, or the next noisy state x_prev.
 
     On the straight path x = (1 - sigma) x0 + sigma noise the velocity is noise - x0 (Liu et al. 2023), so that
-    x0 = x - sigma v; one Euler step gives x_prev = x + (sigma_next - sigma) v.
+    x0 = x - sigma v; one Euler step gives x_prev = x + (sigma_next - sigma) v. Of a scheduler that keeps the variance,
+    x = sqrt(1 - sigma^2) x0 + sigma noise, and x_prev is a step of DDIM (Song et al. 2021, equation 12, eta = 0).
     """
+    if parameterization != "flow":
+        return kept_variance(kind, latents.float(), velocity.float(), sigma, sigma_next, parameterization)
     change = {"x0": -sigma, "x_prev": sigma_next - sigma}[kind]
     return latents.float() + change * velocity.float()
+
+
+def kept_variance(
+    kind: str, x: Tensor, prediction: Tensor, sigma: float, sigma_next: float, parameterization: str
+) -> Tensor:
+    """`read_out` where the prediction is the noise (`epsilon`), `v_prediction` (sqrt(1 - s^2) noise - s x0) or x0."""
+    signal = max(1 - sigma**2, 1e-12) ** 0.5
+    if parameterization == "epsilon":
+        x0, noise = (x - sigma * prediction) / signal, prediction
+    elif parameterization == "v_prediction":
+        x0, noise = signal * x - sigma * prediction, sigma * x + signal * prediction
+    else:
+        x0, noise = prediction, (x - signal * prediction) / max(sigma, 1e-6)
+    return x0 if kind == "x0" else (1 - sigma_next**2) ** 0.5 * x0 + sigma_next * noise
 
 
 def decode_blocks(model: Generator, intermediates: Path, kinds: Sequence[str]) -> None:
     """Draw every block's stored prediction as `<decoded>/step_<i>/<block>.jpg`, for each of `kinds` (x0, x_prev)."""
     data = load_capture(intermediates)
     pairs, latents = data["denoising_context"]["timestep_pairs"], data["denoising_context"]["img_state"]
-    dtype = DTYPES[model.entry.dtype]
+    of = data["metadata"].get("parameterization", "flow")
     for i, index in enumerate(tqdm(data["metadata"]["captured_steps"], desc="decoding", unit="step", disable=None)):
         for kind in kinds:
             decoded_file(intermediates, kind, index, "").parent.mkdir(parents=True)
-            states = {b: read_out(kind, latents[i], v[i], *pairs[i]) for b, v in data["predictions"].items()}
+            states = {
+                b: read_out(kind, latents[i], v[i], pairs[i][0], pairs[i][1], of)
+                for b, v in data["predictions"].items()
+            }
             names = list(states)
             for begin in range(0, len(names), DECODE_BATCH):
                 batch = names[begin : begin + DECODE_BATCH]
-                images = decode(model, torch.cat([states[name] for name in batch]).to(dtype))
-                for name, image in zip(batch, images.numpy(), strict=True):
+                images = decode(model, torch.cat([states[name] for name in batch]).to(latents[i].dtype))
+                for name, image in zip(batch, map(still, images.numpy()), strict=True):
                     with replacing(decoded_file(intermediates, kind, index, name)) as partial:
                         Image.fromarray(image).save(partial, "JPEG", **JPEG)
 

@@ -14,7 +14,8 @@ from ditscope.core.patterns import block_index, block_type
 STATISTICS = ("mean", "std", "rms", "absmax", "mean_token_norm")
 HALVES = ("cond", "uncond")
 TOGETHER_BYTES = 512_000  # of streams pooled in one call: few calls, and what they read stays in a core's cache
-Stream = tuple[int, str, str, Tensor]  # step, block, stream (img or txt), tokens (batch, tokens, width)
+# Step, block, stream (img, txt, joint, or txt@uncond: that half alone), tokens (batch, tokens, width).
+Stream = tuple[int, str, str, Tensor]
 Arrays = tuple[list[tuple[int, str, str]], np.ndarray, np.ndarray]  # step, block, stream; values; norms of tokens
 
 
@@ -78,7 +79,8 @@ def statistics_table(
     norms: list[np.ndarray] = []
     for streams, values, token_norms in pooled:
         for (step, block, stream), halves, lengths in zip(streams, values, token_norms, strict=True):
-            for half, numbers, length in zip(HALVES, halves, lengths, strict=False):
+            stream, _, alone = stream.partition("@")  # one half, whose tokens are not as many as the other's
+            for half, numbers, length in zip([alone] if alone else HALVES, halves, lengths, strict=False):
                 rows.append(
                     {
                         "generation_id": record["generation_id"],

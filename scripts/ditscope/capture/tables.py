@@ -15,7 +15,7 @@ PLACE = {
     "depth": Column("Int64", "place of the block in the whole network, from 0"),
 }
 HALF = Column("String", "`cond`, and under classifier-free guidance `uncond`")
-STREAM = Column("String", "`img` or `txt` tokens")
+STREAM = Column("String", "`img` or `txt` tokens; `joint` where both are one stream whose places are not known")
 
 STATISTICS = Table(
     "capture_statistics",

@@ -32,6 +32,15 @@ def source_digest(path: Path | str, cache_dir: Path | None = None) -> str:
     return cached(f"digest {path}", stats, compute, cache_dir)
 
 
+def folder_stamp(path: Path | str) -> str:
+    """Digest of the names, sizes and times of all files under a folder, for one that is too large to be read."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder")
+    stats = [(f.relative_to(path).as_posix(), f.stat()) for f in sorted(filter(counts, path.rglob("*")))]
+    return hashlib.sha256(json.dumps([(n, s.st_size, s.st_mtime_ns) for n, s in stats]).encode()).hexdigest()[:16]
+
+
 def counts(path: Path) -> bool:
     """Whether a file of a folder can matter to what is made from it."""
     return path.is_file() and path.suffix != ".md" and not path.name.startswith(".")

@@ -37,15 +37,16 @@ def select_indices(pattern: str, count: int, what: str) -> list[int]:
 def select_blocks(pattern: str, blocks: Sequence[str], what: str = "blocks") -> list[str]:
     """Those of `blocks` that `pattern` names, in network order: `*`, or parts `type`, `type:*`, `type:0-5`, `type:-1`.
 
-    A number or range without a type belongs to the type before it: `double:0,9,18,single:0`. `blocks` are all block
-    names of a model in network order. Raises InputError, with the blocks that exist, for a part that matches none.
+    A number or range without a type belongs to the type before it: `double:0,9,18,single:0`; where there is none, it
+    counts all blocks as they run: `0,5,-1`. `blocks` are all block names of a model in network order. Raises
+    InputError, with the blocks that exist, for a part that matches none.
     """
     chosen: set[str] = set()
     before = ""
     for part in pattern.split(","):
         kind, _, indices = part.strip().partition(":")
-        if before and RANGE.fullmatch(kind):
-            kind, indices = before, kind
+        if RANGE.fullmatch(kind):
+            kind, indices = before or "*", kind
         before = kind
         of_kind = [b for b in blocks if kind in ("*", block_type(b))]
         named = [of_kind[i] for i in part_indices(indices or "*", len(of_kind))]

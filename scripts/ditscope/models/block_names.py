@@ -5,7 +5,7 @@ from typing import Any
 
 from ditscope.core.errors import InputError
 from ditscope.models.folders import config_at_hand, resolve_source
-from ditscope.models.registry import facts_of, require_blocks
+from ditscope.models.registry import ANY, facts_of, require_blocks
 from ditscope.models.settings import Model
 
 FLUX = {"num_layers": 19, "num_single_layers": 38}
@@ -35,8 +35,19 @@ def known_blocks(entry: Model) -> list[str]:
     return named(entry, config_at_hand(entry) or HUB.get(entry.source, {}))
 
 
+def found(config: Mapping[str, Any]) -> list[str]:
+    """Names of the blocks that a transformer of diffusers has by its config, built without weights."""
+    import diffusers
+
+    from ditscope.models.structure import blocks, on_meta
+
+    return list(blocks(on_meta(getattr(diffusers, config["_class_name"]), config)))
+
+
 def named(entry: Model, config: Mapping[str, Any]) -> list[str]:
     """Block names of a transformer's config; none where it lacks a number."""
+    if facts_of(entry.family).pipeline == ANY:
+        return found(config) if config else []
     counts = {kind: config.get(key) for kind, key in facts_of(entry.family).blocks.items()}
     known = {kind: count for kind, count in counts.items() if isinstance(count, int)}
     return [f"{kind}_block_{i}" for kind, count in known.items() for i in range(count)] if known == counts else []

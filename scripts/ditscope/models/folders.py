@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ditscope.core.errors import MALFORMED, InputError
-from ditscope.models.registry import CAPTIONERS, FAMILIES, facts_of, is_generator
+from ditscope.models.registry import ANY, CAPTIONERS, FAMILIES, facts_of, is_generator
 from ditscope.models.settings import Embedder, Model
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 SHIPPED = dict.fromkeys(CAPTIONERS, "shapes-blip") | {"sd3": "shapes-sd3"}  # what to try instead; else shapes-flux
 INDEX = "model_index.json"
+MODULAR = "modular_model_index.json"
 VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema)(?=[.-])")
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
@@ -120,6 +121,11 @@ def check_pipeline(name: str, entry: Model) -> None:
     if not is_generator(entry):
         return
     folder, index = source_folder(entry), config_at_hand(entry, INDEX)
+    if not index and (folder / MODULAR).is_file():
+        raise InputError(
+            f"models.{name}.source: {folder} is a modular pipeline ({MODULAR} alone), which has no `__call__` to "
+            "watch; give the folder or hub id of a whole pipeline of the model"
+        )
     if not index:
         alone = sorted(folder.glob("*.safetensors"))
         what = f"{alone[0].name} is a single-file checkpoint" if alone else "it is no pipeline of diffusers"
@@ -128,7 +134,12 @@ def check_pipeline(name: str, entry: Model) -> None:
             "`from_single_file(...).save_pretrained(FOLDER)` of diffusers, or give its hub id"
         )
     wanted, pipeline = facts_of(entry.family).pipeline, index.get("_class_name")
-    if pipeline != wanted:
+    if wanted == ANY and not (index.get("transformer") or [None])[-1]:
+        raise InputError(
+            f"models.{name}.family: {folder} is a {pipeline}, which has no transformer; `{entry.family}` drives "
+            "pipelines that denoise with a transformer"
+        )
+    if pipeline != wanted and wanted != ANY:
         fitting = [family for family, facts in FAMILIES.items() if facts.pipeline == pipeline]
         fix = f"set `family: {fitting[0]}`" if fitting else f"families: {', '.join(FAMILIES)}"
         raise InputError(f"models.{name}.family: {folder} is a {pipeline}, `{entry.family}` a {wanted}; {fix}")

@@ -10,8 +10,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ditscope.core.errors import InputError
-from ditscope.models.folders import config_at_hand, resolve_source
-from ditscope.models.registry import check_backend, check_frames, check_source, facts_of, family_of, has_weights, on_mlx
+from ditscope.models.folders import INDEX, config_at_hand, resolve_source
+from ditscope.models.registry import (
+    ANY,
+    check_backend,
+    check_frames,
+    check_source,
+    facts_of,
+    family_of,
+    has_weights,
+    on_mlx,
+)
 from ditscope.models.settings import Model
 
 if TYPE_CHECKING:
@@ -110,12 +119,13 @@ def available(device: str) -> "torch.device":
 
 def load_pipeline(name: str, entry: Model, folder: Path, **parts: Any) -> Any:
     """The diffusers pipeline of a folder; `parts` are components that are loaded already, or None to leave them out."""
-    import diffusers
-
     from ditscope.models.families.common import DTYPES
 
-    family = family_of(name, entry)
-    pipeline = getattr(diffusers, facts_of(entry.family).pipeline)
+    family, pipeline = family_of(name, entry), pipeline_class(entry)
+    if pipeline is None:
+        raise InputError(
+            f"models.{name}.source: its pipeline {pipeline_name(entry)} is none of the installed diffusers"
+        )
     check_call(name, entry, pipeline)
     dtype: Any = DTYPES[entry.dtype]
     if hasattr(family, "VAE_DTYPE"):
@@ -126,6 +136,26 @@ def load_pipeline(name: str, entry: Model, folder: Path, **parts: Any) -> Any:
     if not hasattr(pipe, "transformer"):
         pipe.transformer = pipe.unet  # the network that is quantized and watched, under the name of every other family
     return pipe
+
+
+def pipeline_name(entry: Model) -> str:
+    """The name of the class of diffusers that samples a model; empty where its folder is not here to tell."""
+    named = facts_of(entry.family).pipeline
+    return str(config_at_hand(entry, INDEX).get("_class_name", "")) if named == ANY else named
+
+
+def pipeline_class(entry: Model) -> Any:
+    """The class of diffusers that samples a model; None where that has none of its name, or it is not known yet."""
+    import diffusers
+
+    return getattr(diffusers, pipeline_name(entry) or "none", None)
+
+
+def defaults_of(entry: Model) -> dict[str, Any]:
+    """What the pipeline of a model of any family takes, each with its default; empty where it is not known yet."""
+    pipeline = pipeline_class(entry)
+    parameters = inspect.signature(pipeline.__call__).parameters if pipeline else {}
+    return {name: parameter.default for name, parameter in parameters.items()}
 
 
 def check_call(name: str, entry: Model, pipeline: type) -> None:
@@ -145,12 +175,20 @@ def settled(entry: Model) -> Model:
     0 where the model reads none, so that a setting without effect is neither hashed nor recorded.
     """
     guidance = entry.guidance if entry.guidance >= 0 else facts_of(entry.family).guidance
-    read = config_at_hand(entry).get("guidance_embeds", True)
+    if guidance < 0:
+        guidance = float(defaults_of(entry).get("guidance_scale") or 0)
+    named = facts_of(entry.family).pipeline != ANY  # of others, embedded guidance need not be the only one
+    read = config_at_hand(entry).get("guidance_embeds", True) or not named
     return replace(entry, guidance=guidance if read else 0.0)
 
 
 def reads_negative(entry: Model) -> bool:
     """Whether a model reads a negative prompt: under classifier-free guidance, which FLUX has by `true_cfg_scale`."""
+    if facts_of(entry.family).pipeline == ANY:
+        defaults = defaults_of(entry)
+        scale = defaults.get("true_cfg_scale", 1.0) or 1.0
+        scale = entry.call.get("true_cfg_scale", scale) if "true_cfg_scale" in defaults else settled(entry).guidance
+        return "negative_prompt" in defaults and scale > 1
     return bool((entry.call.get("true_cfg_scale", 1) if entry.family == "flux" else entry.guidance) > 1)
 
 
@@ -163,5 +201,5 @@ def text_length(model: Generator) -> int:
     if "max_sequence_length" not in parameters:
         return 0
     tokenizer = getattr(model.pipe, model.family.T5, None)
-    limit = parameters["max_sequence_length"].default
+    limit = parameters["max_sequence_length"].default or 0
     return model.entry.max_sequence_length or (min(limit, tokenizer.model_max_length) if tokenizer else limit)

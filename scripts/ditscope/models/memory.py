@@ -5,7 +5,7 @@ from functools import cache
 from math import ceil, prod
 from pathlib import Path
 
-from ditscope.models.folders import download_mark
+from ditscope.models.folders import INDEX, download_mark, source_folder
 from ditscope.models.settings import Embedder, Model
 
 MB = 1_000_000
@@ -37,11 +37,29 @@ def weight_bytes(index: Path, itemsize: int, with_t5: bool = True) -> int:
     Of a diffusers folder the components that its index names, of any other all. Half-precision variants
     (`*.fp16.safetensors`) lie beside the weights that are loaded, and do not count.
     """
+    parts = [index.parent / part for part in components(index, with_t5)] if index.name == INDEX else [index.parent]
+    files = [file for part in parts for file in weights_in(part)]
+    return sum(max(file.stat().st_size, values(file) * itemsize) for file in files)
+
+
+def parameters(entry: Model) -> dict[str, float]:
+    """Millions of parameters by component: of its files, where they are here, else as its entry says."""
+    index = source_folder(entry) / INDEX
+    if not index.is_file():
+        return {part: n for part, n in entry.parameters.items() if entry.use_t5 or part != "text_encoder_3"}
+    parts = {part: weights_in(index.parent / part) for part in components(index, entry.use_t5)}
+    return {part: sum(map(values, files)) / 1e6 for part, files in parts.items() if files}
+
+
+def components(index: Path, with_t5: bool = True) -> list[str]:
+    """The components that a model_index.json names, some of which have weights."""
     names = json.loads(index.read_text())
-    pipeline = [key for key, what in names.items() if isinstance(what, list) and (with_t5 or what[1] != T5)]
-    parts = [index.parent / key for key in pipeline] if index.name == "model_index.json" else [index.parent]
-    files = [file for part in parts for file in sorted(part.glob("*.safetensors"))]
-    return sum(max(f.stat().st_size, values(f) * itemsize) for f in files if not f.stem.endswith(VARIANTS))
+    return [key for key, what in names.items() if isinstance(what, list) and (with_t5 or what[1] != T5)]
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """The files of weights in a component's folder; half-precision variants lie beside those that are loaded."""
+    return [file for file in sorted(folder.glob("*.safetensors")) if not file.stem.endswith(VARIANTS)]
 
 
 def values(file: Path) -> int:

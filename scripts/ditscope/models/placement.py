@@ -16,39 +16,11 @@ from ditscope.core.errors import InputError
 from ditscope.models.families.common import DTYPES
 from ditscope.models.folders import resolve_source
 from ditscope.models.loading import Generator, default_device, load_generator, load_pipeline, settled
+from ditscope.models.places import COMPONENTS, component_of, place
 from ditscope.models.registry import family_of
 from ditscope.models.settings import Model
 
 log = logging.getLogger(__name__)
-
-COMPONENTS = ("t5", "clip", "transformer", "vae_encoder", "vae_decoder")
-# The GPU of each component, by the fewest GPUs that a row needs. The transformer, largest by far, never shares where
-# there are two; the last row is the layout published for eight GPUs.
-PLACES = {
-    1: (0, 0, 0, 0, 0),
-    2: (0, 0, 1, 0, 0),
-    3: (0, 0, 1, 2, 2),
-    4: (0, 1, 2, 3, 3),
-    5: (0, 1, 2, 3, 4),
-    7: (0, 1, 2, 5, 6),
-}
-# The component that a class of a pipeline's model_index.json is.
-CLASSES = {
-    "T5EncoderModel": "t5",
-    "CLIPTextModel": "clip",
-    "CLIPTextModelWithProjection": "clip",
-    "FluxTransformer2DModel": "transformer",
-    "SD3Transformer2DModel": "transformer",
-    "AutoencoderKL": "vae_encoder",
-}
-
-
-def place(components: Sequence[str], n_gpus: int) -> dict[str, int]:
-    """The GPU, 0 to n_gpus - 1, of each of `components` (some of COMPONENTS)."""
-    if n_gpus < 1:
-        raise InputError("multi_gpu: no GPU is visible; leave the option out, or set CUDA_VISIBLE_DEVICES")
-    row = dict(zip(COMPONENTS, PLACES[max(n for n in PLACES if n <= n_gpus)], strict=True))
-    return {component: row[component] for component in components}
 
 
 def load_placed(name: str, entry: Model, *, offload: bool = False, multi_gpu: bool = False) -> Generator:
@@ -92,9 +64,10 @@ def load_across(name: str, entry: Model, devices: Sequence[torch.device]) -> Gen
     family, entry = family_of(name, entry), settled(entry)
     index = json.loads((folder / "model_index.json").read_text())
     parts = {
-        attribute: (CLASSES[spec[1]], getattr(import_module(spec[0]), spec[1]))
+        attribute: (component_of(attribute, spec[1]), getattr(import_module(spec[0]), spec[1]))
         for attribute, spec in index.items()
-        if isinstance(spec, list) and spec[1] in CLASSES and (entry.use_t5 or spec[1] != "T5EncoderModel")
+        if isinstance(spec, list) and spec[0] and component_of(attribute, spec[1])
+        if entry.use_t5 or spec[1] != "T5EncoderModel"
     }
     loaded = {}
     for attribute, (component, cls) in tqdm(parts.items(), desc=f"loading {name}", unit="component", disable=None):
@@ -107,8 +80,9 @@ def load_across(name: str, entry: Model, devices: Sequence[torch.device]) -> Gen
         log.info("%s: %s on %s", name, attribute, places[component])
     vae = loaded["vae"]
     hooked = [(module, places[parts[a][0]]) for a, module in loaded.items() if module is not vae]
-    hooked += [(vae.encoder, places["vae_encoder"]), (vae.quant_conv, places["vae_encoder"])]
-    hooked += [(vae.decoder, places["vae_decoder"]), (vae.post_quant_conv, places["vae_decoder"])]
+    halves = {"encoder": "vae_encoder", "quant_conv": "vae_encoder"}
+    halves |= {"decoder": "vae_decoder", "post_quant_conv": "vae_decoder"}
+    hooked += [(getattr(vae, half, None), places[component]) for half, component in halves.items()]
     for module, device in hooked:
         if module is not None:
             add_hook_to_module(module.to(device), AlignDevicesHook(execution_device=device, io_same_device=True))

@@ -15,8 +15,10 @@ class Family:
     """What is known of a family of generators without loading it; its module has the rest."""
 
     module: str
-    pipeline: str  # the class of diffusers that loads and samples it; empty: its module's own, without weights
-    guidance: float  # the default of that pipeline's call
+    # The class of diffusers that loads and samples it; ANY: the one that its folder names; empty: its module's own,
+    # without weights.
+    pipeline: str
+    guidance: float  # the default of that pipeline's call; below 0: as its signature says
     # Settings of its transformer's config that count blocks, by type, in network order: such blocks can be read one by
     # one, and are captured, calibrated, scored and ablated.
     blocks: Mapping[str, str] = field(default_factory=dict)
@@ -24,12 +26,14 @@ class Family:
     video: bool = False
 
 
+ANY = "any"  # for the class of a pipeline: the one that the model's folder names
 FLUX_BLOCKS = {"double": "num_layers", "single": "num_single_layers"}
 FAMILIES = {
     "flux": Family("ditscope.models.families.flux", "FluxPipeline", 3.5, FLUX_BLOCKS, mlx=True),
     "sd3": Family("ditscope.models.families.sd3", "StableDiffusion3Pipeline", 7.0, {"joint": "num_layers"}, mlx=True),
     "sdxl": Family("ditscope.models.families.sdxl", "StableDiffusionXLPipeline", 5.0),
     "wan": Family("ditscope.models.families.wan", "WanPipeline", 5.0, video=True),
+    "dit": Family("ditscope.models.families.dit", ANY, -1.0, {ANY: ANY}, video=True),
     "dummy": Family("ditscope.models.families.dummy", "", 0.0),
 }
 # What a transformer on MLX needs: named, not imported, since torch jobs neither have MLX nor depend on the code for it.
@@ -135,6 +139,8 @@ def check_frames(name: str, entry: Model) -> None:
     if entry.frames != 1 and not (is_generator(entry) and facts_of(entry.family).video):
         valid = families_with("video")
         raise InputError(f"models.{name}.frames: `{entry.family}` makes images, so 1; families of videos: {valid}")
+    if entry.frames >= 1 and is_generator(entry) and facts_of(entry.family).pipeline == ANY:
+        return  # its VAE knows
     if entry.frames < 1 or entry.frames % 4 != 1:
         near = max(round((entry.frames - 1) / 4), 0) * 4 + 1
         raise InputError(f"models.{name}.frames: {entry.frames} is not 4 n + 1, as the VAE decodes; take {near}")

@@ -109,6 +109,10 @@ def prompt_tokens(model: Generator, prompt: str) -> tuple[int, bool]:
     """Tokens of a prompt under the tokenizer that reads most of it, and whether its text encoder still cuts it."""
     pipe = model.pipe
     t5 = getattr(pipe, model.family.T5, None)
-    tokenizer, length = (t5, text_length(model)) if t5 else (pipe.tokenizer, pipe.tokenizer.model_max_length)
+    tokenizer = t5 or getattr(pipe, "tokenizer", None)
+    if tokenizer is None:
+        return 0, False
+    of_call = t5 or getattr(model.family, "AS_HELD", False)
+    length = (text_length(model) if of_call else 0) or tokenizer.model_max_length
     count = len(tokenizer(prompt, verbose=False).input_ids)
     return count, count > length

@@ -8,8 +8,8 @@ knows a family, but for the facts that its module in `ditscope.models.families` 
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,29 @@ ENCODED_BYTES = 1_000_000_000  # of text encodings that a job keeps
 
 
 @dataclass(frozen=True)
+class Call:
+    """One call of a transformer, with the arguments that the pipeline gives it."""
+
+    transformer: Any
+    index: int  # of the step
+    number: int  # of the call within the step
+    batch: int  # pictures; a tensor may have twice as many rows
+    context: str  # what the pipeline calls it (`cond`, `uncond`); empty where it has no name
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    forward: Callable[..., Any]  # the transformer's own
+
+    def run(self) -> Any:
+        """What the transformer puts out, seen by no observer."""
+        return self.forward(*self.args, **self.options)
+
+    @property
+    def latents(self) -> Any:
+        """What is denoised: the first argument, a tensor or a list of tensors."""
+        return latents_given(self.args, self.options)
+
+
+@dataclass(frozen=True)
 class Step:
     """One denoising step of a batch, as observers see it."""
 
@@ -33,6 +56,7 @@ class Step:
     x: Tensor  # (batch, channels, [frames,] height, width) latents before the step
     velocity: Tensor  # like x: the prediction after guidance
     x_next: Tensor  # like x
+    timestep: Any = None  # as the scheduler is given it
 
 
 class Observer:
@@ -43,11 +67,18 @@ class Observer:
     def start(self, model: Generator, sigmas: Tensor, cond: Conditioning, guidance: float) -> None:
         """Before the first step; the place to register forward hooks.
 
-        `cond` is what the transformer's first call is given, `sigmas` (steps + 1,) the scheduler's noise levels.
+        `cond` is what the transformer's first call is given of the text, None where that is not the two tensors of
+        FLUX.1 and SD3; `sigmas` (steps + 1,) are the scheduler's noise levels.
         """
 
     def before(self, index: int, x: Tensor) -> None:
         """Before the model is called at step `index` with latents `x`, as it is given them."""
+
+    def called(self, call: Call) -> None:
+        """Before each call of a transformer: once per step, or more often under guidance."""
+
+    def answered(self, call: Call, output: Any) -> None:
+        """After each call of a transformer, with what it put out."""
 
     def after(self, step: Step) -> None:
         """After a step."""
@@ -91,13 +122,18 @@ def sample(
         "width": entry.width,
         "num_frames": entry.frames,
         "num_inference_steps": entry.steps if steps is None else steps,
-        "max_sequence_length": text_length(model),
+        "max_sequence_length": text_length(model) or None,
     }
     arguments = accepted(pipe, wanted | guided(guidance)) | entry.call
     bar = {"desc": "steps", "unit": "step", "leave": False, "disable": None}
-    with remembered(model), watched(model, observers, len(prompts), guidance), patched(pipe, _progress_bar_config=bar):
-        latents = pipe(**arguments, output_type="latent", return_dict=False)[0]
-    latents = unpacked(model, latents, entry.height, entry.width)
+    with (
+        remembered(model),
+        watched(model, observers, len(prompts), guidance),
+        last_state(model) as states,
+        patched(pipe, _progress_bar_config=bar),
+    ):
+        pipe(**arguments, output_type="latent", return_dict=False)
+    latents = unpacked(model, states[-1], entry.height, entry.width)
     if not latents.isfinite().all():
         raise FloatingPointError(f"{model.name}: sampling left NaN or Inf in the latents")
     return latents
@@ -142,31 +178,71 @@ def pictures(model: Generator, latents: Tensor) -> Tensor:
 
     `__call__` runs one step whose prediction is zeros and whose result is `latents`. Gradients reach `latents`.
     """
-    pipe, transformer = model.pipe, model.pipe.transformer
     last = packed(model, latents.to(model.device))
 
-    def zeros(*args: Any, **options: Any) -> tuple[Tensor]:
-        return (torch.zeros_like(latents_given(args, options)),)
-
-    @functools.wraps(pipe.scheduler.step)
     def step(*args: Any, **options: Any) -> tuple[Tensor]:
         return (last,)
 
-    wanted = {
-        "prompt": [""] * len(latents),
-        "num_inference_steps": 1,
-        "generator": [torch.Generator("cpu").manual_seed(0) for _ in latents],
-        "max_sequence_length": text_length(model),
-        **pixels(model, latents),
-        **guided(0.0),
-    }
-    with (
-        remembered(model),
-        patched(pipe.scheduler, step=step),
-        patched(transformer, forward=zeros, _compiled_call_impl=None),
-    ):
-        images: Tensor = call(pipe)(pipe, **accepted(pipe, wanted), output_type="pt", return_dict=False)[0]
+    size = pixels(model, latents)
+    images = in_one_step(model, len(latents), lambda given, transformer: zeros_for(given, transformer), step, size, 0.0)
     return images.transpose(1, 2).squeeze(2) if images.ndim == 5 else images  # a video has its frames first
+
+
+def in_one_step(
+    model: Generator,
+    batch: int,
+    answer: Callable[[Any, Any], Any],
+    step: Callable[..., tuple[Tensor]],
+    size: dict[str, int],
+    guidance: float,
+    timestep: Any = None,
+    output: str = "pt",
+) -> Any:
+    """What the pipeline's `__call__` makes of `batch` pictures in one step, with stand-ins for its two seams.
+
+    `answer` (what is denoised, transformer) stands in for the transformer's forward, `step` for the scheduler's. The
+    step is at `timestep`, where one is given.
+    """
+    pipe, scheduler = model.pipe, model.pipe.scheduler
+    own_step, own_timesteps = scheduler.step, getattr(scheduler, "set_timesteps", None)
+
+    def forward_of(transformer: Any) -> Callable[..., tuple[Any]]:
+        return lambda *args, **options: (answer(latents_given(args, options), transformer),)
+
+    def set_timesteps(*args: Any, **options: Any) -> None:
+        assert own_timesteps is not None
+        own_timesteps(*args, **options)
+        scheduler.timesteps = torch.as_tensor(timestep).reshape(1).to(scheduler.timesteps)
+
+    wanted = {
+        "prompt": [""] * batch,
+        "num_inference_steps": 2 if getattr(model.family, "AS_HELD", False) else 1,  # Mochi has no schedule of one
+        "generator": [torch.Generator("cpu").manual_seed(0) for _ in range(batch)],
+        "max_sequence_length": text_length(model),
+        **size,
+        **guided(guidance),
+    }
+    seams: dict[str, Any] = {"step": functools.wraps(own_step)(step)}
+    if timestep is not None:
+        seams["set_timesteps"] = functools.wraps(scheduler.set_timesteps)(set_timesteps)
+    with ExitStack() as stack:
+        stack.enter_context(remembered(model))
+        stack.enter_context(patched(scheduler, **seams))
+        for transformer in transformers_of(pipe):
+            stack.enter_context(patched(transformer, forward=forward_of(transformer), _compiled_call_impl=None))
+        arguments = accepted(pipe, wanted) | model.entry.call
+        return call(pipe)(pipe, **arguments, output_type=output, return_dict=False)[0]
+
+
+def zeros_for(given: Any, transformer: Any) -> Any:
+    """What a transformer would put out of what is denoised, as zeros: PixArt and its kin predict a variance as well."""
+    if not isinstance(given, Tensor):
+        return [zeros_for(one, transformer) for one in given]
+    config = getattr(transformer, "config", {})
+    channels = config.get("in_channels")
+    if channels and config.get("out_channels") == 2 * channels and given.shape[1] == channels:
+        return given.new_zeros(len(given), 2 * channels, *given.shape[2:])
+    return torch.zeros_like(given)
 
 
 @torch.no_grad()
@@ -206,7 +282,10 @@ def remembered(model: Generator) -> Iterator[None]:
     Lists are remembered whole: an encoder's last bits depend on the batch, and a picture must not depend on what the
     job did before it.
     """
-    encode, kept = model.pipe.encode_prompt, model.encoded
+    encode, kept = getattr(model.pipe, "encode_prompt", None), model.encoded
+    if encode is None:
+        yield
+        return
 
     @functools.wraps(encode)
     def encode_prompt(*args: Any, **options: Any) -> Any:
@@ -224,9 +303,28 @@ def remembered(model: Generator) -> Iterator[None]:
         yield
 
 
-def size(encoded: Sequence[Any]) -> int:
+def size(encoded: Any) -> int:
     """Bytes of the tensors of one text encoding."""
-    return sum(t.nbytes for t in encoded if isinstance(t, Tensor))
+    if isinstance(encoded, Tensor):
+        return encoded.nbytes
+    return sum(map(size, encoded)) if isinstance(encoded, (tuple, list)) else 0
+
+
+@contextmanager
+def last_state(model: Generator) -> Iterator[list[Tensor]]:
+    """Within the context, the list holds what the scheduler's last step left: what the pipeline then decodes."""
+    scheduler = model.pipe.scheduler
+    step = scheduler.step
+    states: list[Tensor] = []
+
+    @functools.wraps(step)
+    def noting(*args: Any, **options: Any) -> Any:
+        result = step(*args, **options)
+        states[:] = [result[0] if isinstance(result, tuple) else result.prev_sample]
+        return result
+
+    with patched(scheduler, step=noting):
+        yield states
 
 
 @contextmanager
@@ -235,64 +333,151 @@ def watched(model: Generator, observers: Sequence[Observer], batch: int, guidanc
     if not observers:
         yield
         return
-    transformer, scheduler, entry = model.pipe.transformer, model.pipe.scheduler, model.entry
-    forward, step = transformer.forward, scheduler.step
-    index, calls, sigmas = 0, 0, torch.empty(0)
-
-    def latents(x: Tensor) -> Tensor:
-        return unpacked(model, x, entry.height, entry.width)
-
-    @functools.wraps(forward)
-    def watched_forward(*args: Any, **options: Any) -> Any:
-        nonlocal calls, sigmas
-        calls += 1
-        if calls == 1:
-            if index == 0:
-                sigmas = scheduler.sigmas.float().to(model.device)
-                for observer in observers:
-                    observer.start(model, sigmas, conditioning(options, batch), guidance)
-            x = latents(latents_given(args, options)[:batch])
-            for observer in observers:
-                observer.before(index, x)
-        elif any(observer.one_pass for observer in observers):
-            raise InputError(
-                f"{model.name}: its pipeline calls the transformer more than once per step; captures and calibration "
-                "sets hold one call: leave out what asks for the others (`call` of the model's entry)"
-            )
-        return forward(*args, **options)
-
-    @functools.wraps(step)
-    def watched_step(prediction: Tensor, timestep: Any, x: Tensor, *args: Any, **options: Any) -> Any:
-        nonlocal index, calls
-        result = step(prediction, timestep, x, *args, **options)
-        x_next = result[0] if isinstance(result, tuple) else result.prev_sample
-        tensors = (latents(t) for t in (x, prediction, x_next))
-        seen = Step(index, sigmas[index], sigmas[index + 1], *tensors)
-        for observer in observers:
-            observer.after(seen)
-        index, calls = index + 1, 0
-        return result
-
+    seams = Seams(model, observers, batch, guidance)
     try:
-        with (
-            patched(transformer, forward=watched_forward, _compiled_call_impl=None),
-            patched(scheduler, step=watched_step),
-        ):
+        with ExitStack() as stack:
+            for transformer in transformers_of(model.pipe):
+                wrapped = {"forward": seams.forward_of(transformer), "_compiled_call_impl": None}
+                if hasattr(transformer, "cache_context"):
+                    wrapped["cache_context"] = seams.naming(transformer.cache_context)
+                stack.enter_context(patched(transformer, **wrapped))
+            scheduler = model.pipe.scheduler
+            stack.enter_context(patched(scheduler, step=seams.step_of(scheduler.step)))
             yield
     finally:
-        for observer in observers if len(sigmas) else ():
+        for observer in observers if len(seams.sigmas) else ():
             observer.stop()
 
 
-def latents_given(args: Sequence[Any], options: dict[str, Any]) -> Tensor:
+@dataclass
+class Seams:
+    """What stands in for a pipeline's seams while observers watch it, and how far the run has come."""
+
+    model: Generator
+    observers: Sequence[Observer]
+    batch: int
+    guidance: float
+    index: int = 0  # of the step
+    calls: int = 0  # of the transformer in this step
+    context: str = ""  # the pipeline's name of the call
+    sigmas: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def latents(self, x: Tensor) -> Tensor:
+        """What the pipeline holds, in the shape of latents."""
+        return unpacked(self.model, x, self.model.entry.height, self.model.entry.width)
+
+    def begin(self, call: Call) -> None:
+        """Before the first call of a step."""
+        if self.index == 0:
+            self.sigmas = noise_levels(self.model.pipe.scheduler).to(self.model.device)
+            for observer in self.observers:
+                observer.start(self.model, self.sigmas, conditioning(call.options, self.batch), self.guidance)
+        given = call.latents[: self.batch]
+        x = self.latents(given if isinstance(given, Tensor) else torch.stack(tuple(given)))
+        for observer in self.observers:
+            observer.before(self.index, x)
+
+    def forward_of(self, transformer: Any) -> Callable[..., Any]:
+        """A transformer's forward that tells the observers."""
+        forward = transformer.forward
+
+        @functools.wraps(forward)
+        def watched_forward(*args: Any, **options: Any) -> Any:
+            call = Call(transformer, self.index, self.calls, self.batch, self.context, args, options, forward)
+            self.calls += 1
+            if call.number == 0:
+                self.begin(call)
+            elif any(observer.one_pass for observer in self.observers):
+                raise InputError(
+                    f"{self.model.name}: its pipeline calls the transformer more than once per step; captures and "
+                    "calibration sets hold one call: leave out what asks for the others (`call` of the model's entry)"
+                )
+            for observer in self.observers:
+                observer.called(call)
+            output = forward(*args, **options)
+            for observer in self.observers:
+                observer.answered(call, output)
+            return output
+
+        return watched_forward
+
+    def naming(self, own: Callable[..., Any]) -> Callable[..., Any]:
+        """A transformer's `cache_context`, by which a pipeline names its calls, that notes the name."""
+
+        @contextmanager
+        def cache_context(name: str, *args: Any, **options: Any) -> Iterator[None]:
+            before, self.context = self.context, name
+            try:
+                with own(name, *args, **options):
+                    yield
+            finally:
+                self.context = before
+
+        return cache_context
+
+    def step_of(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """A scheduler's step that tells the observers."""
+
+        @functools.wraps(step)
+        def watched_step(*args: Any, **options: Any) -> Any:
+            result = step(*args, **options)
+            given = inspect.signature(step).bind(*args, **options).arguments
+            x_next = result[0] if isinstance(result, tuple) else result.prev_sample
+            x, prediction, x_next = (self.latents(t) for t in (given["sample"], given["model_output"], x_next))
+            levels = self.sigmas[self.index], self.sigmas[self.index + 1]
+            seen = Step(self.index, *levels, x, prediction, x_next, given["timestep"])
+            for observer in self.observers:
+                observer.after(seen)
+            self.index, self.calls = self.index + 1, 0
+            return result
+
+        return watched_step
+
+
+def keeps_variance(scheduler: Any) -> bool:
+    """Whether a scheduler's latents are sqrt(1 - s^2) x0 + s noise, and its sigmas s / sqrt(1 - s^2)."""
+    flow = scheduler.config.get("use_flow_sigmas") or scheduler.config.get("prediction_type") == "flow_prediction"
+    return not flow and type(scheduler).__name__.startswith(("DPMSolver", "UniPC", "DEIS", "SASolver"))
+
+
+def transformers_of(pipe: Any) -> list[Any]:
+    """The networks that a pipeline denoises with: one, or the two of Wan 2.2, for high noise and for low."""
+    return [part for part in (pipe.transformer, getattr(pipe, "transformer_2", None)) if part is not None]
+
+
+def noise_levels(scheduler: Any) -> Tensor:
+    """Noise levels (steps + 1,) float32 of a scheduler whose timesteps are set, the last one 0.
+
+    Its own sigmas, or sqrt(1 - alpha) where it counts by cumulated alphas (DDIM) or keeps the variance (DPM-Solver).
+    Raises InputError where it has none.
+    """
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is not None and len(sigmas) == len(scheduler.timesteps) + 1:
+        levels = torch.as_tensor(sigmas).float()
+        return levels / (1 + levels**2).sqrt() if keeps_variance(scheduler) else levels
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is None:
+        raise InputError(
+            f"{type(scheduler).__name__} has neither sigmas nor cumulated alphas: its steps have no noise level to "
+            "record; generate with it, or take another scheduler"
+        )
+    levels = (1 - alphas[scheduler.timesteps.long().cpu()].float()).sqrt()
+    return torch.cat([levels, levels.new_zeros(1)])
+
+
+def latents_given(args: Sequence[Any], options: dict[str, Any]) -> Any:
     """The latents in a call of a transformer: its first argument."""
-    given: Tensor = args[0] if args else options["hidden_states"]
-    return given
+    return args[0] if args else next(options[name] for name in ("hidden_states", "x", "sample") if name in options)
 
 
-def conditioning(options: dict[str, Any], batch: int) -> Conditioning:
-    """What the transformer is given of the text; diffusers puts the negative half of a doubled batch first."""
-    embeds = options["encoder_hidden_states"]
+def conditioning(options: dict[str, Any], batch: int) -> Any:
+    """What the transformer is given of the text; diffusers puts the negative half of a doubled batch first.
+
+    None where it is not the two tensors that FLUX.1 and SD3 take: an observer of any model watches its calls.
+    """
+    embeds = options.get("encoder_hidden_states")
+    if not isinstance(embeds, Tensor) or len(embeds) not in (batch, 2 * batch):
+        return None
     pooled = options.get("pooled_projections")
     pooled = embeds.new_zeros(len(embeds), 0) if pooled is None else pooled
     if len(embeds) == batch:
@@ -322,8 +507,13 @@ def guided(guidance: float) -> dict[str, float]:
 
 
 def pixels(model: Generator, latents: Tensor) -> dict[str, int]:
-    """Height, width and frames of the pictures of `latents` (batch, channels, [frames,] height, width)."""
-    pipe = model.pipe
+    """Height, width and frames of the pictures of `latents` (batch, channels, [frames,] height, width).
+
+    Those of the model's entry where latents keep the shape that the pipeline holds them in.
+    """
+    pipe, entry = model.pipe, model.entry
+    if getattr(model.family, "AS_HELD", False):
+        return {"height": entry.height, "width": entry.width, "num_frames": entry.frames}
     space = getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor
     height, width = latents.shape[-2:]
     frames = (latents.shape[2] - 1) * pipe.vae_scale_factor_temporal + 1 if latents.ndim == 5 else 1

@@ -34,8 +34,8 @@ class Model:
     """A generator (text to image) or a captioner (image to text): its weights and how it is run."""
 
     family: str = setting(
-        help="flux, sd3, sdxl, wan or dummy (generators); blip, blip2, florence2, qwen3-vl, moondream or "
-        "dummy-captioner (captioners); or a module of your own"
+        help="flux, sd3, sdxl, wan, dit (any diffusion transformer) or dummy (generators); blip, blip2, florence2, "
+        "qwen3-vl, moondream or dummy-captioner (captioners); or a module of your own"
     )
     source: str = setting("", "A diffusers / transformers folder, or a hub id; empty for a dummy alone", path=True)
     revision: str = setting("", "Commit of a hub id; required for one, so that results stay reproducible")
@@ -77,6 +77,18 @@ class Model:
     memory_mb: int = setting(
         0, "Host memory that its weights take, in MB, which its jobs ask for; 0: as its files, once they are there"
     )
+    licence: str = setting("", "Licence of its weights, as their repository names it")
+    gated: bool = setting(False, "Its licence must be accepted on the hub, and HF_TOKEN set, before it is downloaded")
+    disk_mb: int = setting(0, "Megabytes of its files, which a download brings")
+    parameters: dict[str, float] = setting(
+        {},
+        "Millions of parameters by component, as `{transformer: 3876, text_encoder: 4022, vae: 84}`: what memory it "
+        "takes, said by `ditscope check --model` before its files are here",
+    )
+
+
+# What an entry says about a model, and no result depends on.
+ABOUT = ("memory_mb", "licence", "gated", "disk_mb", "parameters")
 
 
 def backends_of(kind: str) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def training_set(latents: LatentSet, codes: np.ndarray, settings: Refine) -> Tra
 
 def without_replacement(rng: np.random.Generator, pool: np.ndarray, count: int) -> np.ndarray:
     """`count` draws from `pool` that repeat an item only when every other one has been drawn as often."""
-    rounds = -(-count // len(pool))
+    rounds = max(-(-count // len(pool)), 1)
     return np.concatenate([rng.permutation(pool) for _ in range(rounds)])[:count]
 
 
@@ -114,7 +114,7 @@ def draw_batch(data: TrainingSet, settings: Refine, rng: np.random.Generator) ->
     positives = np.stack([without_replacement(rng, data.members[c], settings.positives) for c in classes])
     unconditional = without_replacement(rng, np.arange(len(data.latents)), settings.unconditional)
     draws, atoms = torch.from_numpy(rng.random((2, len(classes)), dtype=np.float32))
-    alpha = sample_alpha(draws, atoms, settings.alpha_power, settings.alpha_atom)
+    alpha = sample_alpha(draws, atoms, settings.alpha_power, settings.alpha_atom, settings.alpha_choices)
     levels = rng.integers(1, settings.levels + 1, len(rows))
     inputs = refiner_input(data, rows, levels, alpha.repeat_interleave(generated), settings, rng)
     return Batch(inputs, rows.reshape(len(classes), -1), alpha, positives, unconditional)

@@ -8,6 +8,8 @@ import polars as pl
 from ditscope.core.settings import plain
 from ditscope.core.study import Study, alike, beside, check_picture, positive
 from ditscope.models.folders import check_safetensors
+from ditscope.refine.data_check import check_data
+from ditscope.refine.settings import Refine, settings_of
 
 TRAINED = 1e-2  # of what networks give: another device adds up in another order, and the refiner's kernel is steep
 
@@ -16,7 +18,8 @@ def check_refine(study: Study) -> None:
     """Networks are whole, tables are what they and the images give, the record repeats the config's settings."""
     folders = sorted({file.rpartition("/")[0] for file in study.targets("refine")})
     for folder in folders:
-        model = folder.split("/")[1]
+        refiner = folder.split("/")[1]
+        model, settings = study.config.refiners[refiner].source.model, refiner_settings(study, refiner)
         files = [file for file in study.targets("refine") if file.rpartition("/")[0] == folder]
         tables: dict[str, pl.DataFrame | None] = {}
         whole = True
@@ -36,7 +39,8 @@ def check_refine(study: Study) -> None:
                     check_picture(path)
             elif name.endswith(".parquet"):
                 tables[stem] = study.table("refine", file, f"refine.{stem}")
-        check_training(study, folder, tables.get("training"))
+        check_data(study, folder, refiner)
+        check_training(study, folder, tables.get("training"), settings)
         keys = image_keys(study, model)
         for stem in ("assignments", "tsne"):
             table = tables.get(stem)
@@ -45,14 +49,14 @@ def check_refine(study: Study) -> None:
                 study.same_rows("refine", name, sorted(table["key"], key=str), sorted(keys), "images")
         if whole:
             with study.noting("refine", f"{folder}/codebook.safetensors"):
-                check_refined(study, folder, model, tables)
+                check_refined(study, folder, model, tables, settings)
         if f"{folder}/record.json" in files:
-            check_record(study, f"{folder}/record.json", model, tables)
+            check_record(study, f"{folder}/record.json", model, tables, settings)
 
 
-def check_training(study: Study, folder: str, table: pl.DataFrame | None) -> None:
+def check_training(study: Study, folder: str, table: pl.DataFrame | None, settings: Refine) -> None:
     """Both networks have every step with the same metrics, and a time for each step."""
-    settings, file = study.config.refine, f"{folder}/training.parquet"
+    file = f"{folder}/training.parquet"
     clock = f"{folder}/training.timing.parquet"
     timing = study.table("refine", clock, "refine.training.timing", file)
     wanted = {"latent_mae": settings.mae_steps, "refiner": settings.steps}
@@ -73,10 +77,12 @@ def check_training(study: Study, folder: str, table: pl.DataFrame | None) -> Non
             study.note("refine", clock, "column `world_size` is not the same at every step", file)
 
 
-def check_refined(study: Study, folder: str, model: str, tables: dict[str, pl.DataFrame | None]) -> None:
+def check_refined(
+    study: Study, folder: str, model: str, tables: dict[str, pl.DataFrame | None], settings: Refine
+) -> None:
     """Pseudo-classes, neighbours and diagnostics are what images, codebook and networks give."""
     assignments = tables.get("assignments")
-    wanted = study.once(f"codes {folder}", lambda: assigned(study, folder, model))
+    wanted = study.once(f"codes {folder}", lambda: assigned(study, folder, model, settings))
     if assignments is not None:
         study.agree("refine", f"{folder}/assignments.parquet", assignments, wanted)
     if (tsne := tables.get("tsne")) is not None:
@@ -84,10 +90,15 @@ def check_refined(study: Study, folder: str, model: str, tables: dict[str, pl.Da
         study.agree("refine", file, tsne, wanted.select("key", "prompt_id", "code"))
     if study.findings and any(f.file == f"{folder}/assignments.parquet" for f in study.findings):
         return  # the rest would only repeat it
-    again = study.once(f"measured {folder}", lambda: measured(study, folder, model, wanted))
+    again = study.once(f"measured {folder}", lambda: measured(study, folder, model, wanted, settings))
     for stem, gives in (("diagnostics", again.diagnostics), ("neighbours", again.neighbours)):
         if (table := tables.get(stem)) is not None:
             study.agree("refine", f"{folder}/{stem}.parquet", table, gives, "", TRAINED, 1e-4)
+
+
+def refiner_settings(study: Study, name: str) -> Refine:
+    """The settings of a refiner of the study."""
+    return settings_of(name, study.config.refiners[name], study.config.refine)
 
 
 def shard_paths(study: Study, model: str) -> list[Path]:
@@ -95,53 +106,55 @@ def shard_paths(study: Study, model: str) -> list[Path]:
     return [study.results / tar for tar in study.targets("generate") if tar.split("/")[1] == model]
 
 
-def assigned(study: Study, folder: str, model: str) -> pl.DataFrame:
+def assigned(study: Study, folder: str, model: str, settings: Refine) -> pl.DataFrame:
     """The table of pseudo-classes that a codebook gives the images of its model."""
     from ditscope.refine.codebook import assignments_of, load_codebook
     from ditscope.refine.latents import read_latents
 
-    latents = read_latents(shard_paths(study, model), study.config.refine.patch)
+    latents = read_latents(shard_paths(study, model), settings.patch)
     codebook = load_codebook(study.results / folder / "codebook.safetensors")
-    return assignments_of(codebook, latents, study.config.refine)
+    return assignments_of(codebook, latents, settings)
 
 
-def measured(study: Study, folder: str, model: str, codes: pl.DataFrame) -> Any:
+def measured(study: Study, folder: str, model: str, codes: pl.DataFrame, settings: Refine) -> Any:
     """What the networks of a refiner give of their images."""
     from ditscope.refine.diagnose import measure
     from ditscope.refine.latents import read_latents
 
-    settings, place = study.config.refine, study.results / folder
+    place = study.results / folder
     latents = read_latents(shard_paths(study, model), settings.patch)
     codebook, encoder, refiner = (place / f"{name}.safetensors" for name in ("codebook", "latent_mae", "refiner"))
     return measure(latents, codes["code"].to_numpy(), codebook, encoder, refiner, settings)
 
 
-def check_record(study: Study, file: str, model: str, tables: dict[str, pl.DataFrame | None]) -> None:
+def check_record(study: Study, file: str, model: str, tables: dict[str, pl.DataFrame | None], settings: Refine) -> None:
     """The record of a training names the model and the settings of the config, and what the tables give."""
     record = study.json("refine", file)
     if record is None:
         return
     folder = file.rpartition("/")[0]
     with study.noting("refine", file):
-        study.same("refine", file, record["header"], {"model": model, "seed": study.config.refine.seed})
-        wanted = {key: value for key, value in plain(study.config.refine).items() if key in record["settings"]}
+        study.same("refine", file, record["header"], {"model": model, "seed": settings.seed})
+        wanted = {key: value for key, value in plain(settings).items() if key in record["settings"]}
         study.same("refine", file, record["settings"], wanted)
         whole = {name: table for name, table in tables.items() if table is not None}
         if not {"diagnostics", "training"} <= whole.keys():
             return
-        gives = recorded(study, folder, model, whole)
+        gives = recorded(study, folder, model, whole, settings)
         for key, value in gives.items():
             told = record[key] if key != "header" else record[key] | {"ditscope": value["ditscope"]}
             if not alike(told, value):
                 study.note("refine", file, f"its `{key}` is not what the tables and the config give")
 
 
-def recorded(study: Study, folder: str, model: str, tables: dict[str, pl.DataFrame]) -> dict[str, Any]:
+def recorded(
+    study: Study, folder: str, model: str, tables: dict[str, pl.DataFrame], settings: Refine
+) -> dict[str, Any]:
     """The record of a refiner from its tables, the config, and the number of processes that its timing tells."""
     from ditscope.refine.latents import read_latents
     from ditscope.refine.record import experiment_record
 
-    settings, paths = study.config.refine, shard_paths(study, model)
+    paths = shard_paths(study, model)
     latents = read_latents(paths, settings.patch)
     rows = tables["diagnostics"].rows()
     record = experiment_record(model, paths, latents, settings, rows, tables["training"])

@@ -24,7 +24,7 @@ from ditscope.models.settings import Model
 from ditscope.refine import diagnostics as metrics
 from ditscope.refine.batches import RefinerInput, TrainingSet, draw_batch, refiner_input, training_set
 from ditscope.refine.codebook import anchor_means, embed_set, embed_text, load_codebook
-from ditscope.refine.drifting import kernel_statistics
+from ditscope.refine.drifting import kernel_of, kernel_statistics
 from ditscope.refine.features import check_features, extract, pooled_embedding
 from ditscope.refine.gallery import draw_grid
 from ditscope.refine.keys import draw_orders
@@ -185,7 +185,7 @@ def kernel_rows(
     for feature, values in generated.items():
         x = by_class(values, settings.classes_per_step)
         for radius in settings.radii:
-            statistics = kernel_statistics(x, targets[feature], radius, settings.weighting)
+            statistics = kernel_statistics(x, targets[feature], radius, kernel_of(settings))
             rows += as_rows(f"kernel {feature} R={radius:g}", statistics)
     return rows
 

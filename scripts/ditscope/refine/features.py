@@ -5,15 +5,18 @@ Each feature is (samples, locations, channels); the locations of one feature sha
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ditscope.core.errors import InputError
 from ditscope.core.names import unknown
+from ditscope.refine.encoder import Encoder
 from ditscope.refine.networks import LatentMAE
 from ditscope.refine.patches import patchify
 
 PATCHES = (2, 4)  # sides of the windows whose mean and standard deviation are taken
+VANILLA = "input.vanilla"  # the feature without an encoder
 EPSILON = 1e-6  # keeps the gradient of a standard deviation finite
 
 Features = dict[str, Tensor]
@@ -51,7 +54,7 @@ def input_rms(latents: Tensor, maps: Sequence[Tensor]) -> Features:
 
 def vanilla(latents: Tensor, maps: Sequence[Tensor]) -> Features:
     """The latents themselves as one vector: drifting without an encoder."""
-    return {"input.vanilla": latents.flatten(1)[:, None]}
+    return {VANILLA: latents.flatten(1)[:, None]}
 
 
 FEATURES: dict[str, Callable[[Tensor, Sequence[Tensor]], Features]] = {
@@ -77,14 +80,30 @@ def check_features(names: Sequence[str]) -> None:
             raise InputError(unknown("refine.features", name, FEATURES, "a feature set"))
 
 
-def extract(encoder: LatentMAE, latents: Tensor, names: Sequence[str]) -> Features:
-    """All features of the sets `names` for latents (samples, channels, *space)."""
+def extract(encoder: Encoder | LatentMAE, latents: Tensor, names: Sequence[str], most: int = 0) -> Features:
+    """All features of the sets `names` for latents (samples, channels, *space).
+
+    Of a feature with more than `most` locations as many are kept, evenly spaced; 0 keeps all.
+    """
     maps = encoder.maps(latents)
-    return {key: value for name in names for key, value in FEATURES[name](latents, maps).items()}
+    features = {key: value for name in names for key, value in FEATURES[name](latents, maps).items()}
+    return {key: value[:, spaced(value.shape[1], most)] for key, value in features.items()}
+
+
+def spaced(count: int, most: int) -> slice | list[int]:
+    """Which of `count` locations are kept: all, or `most` evenly spaced ones."""
+    if most == 0 or count <= most:
+        return slice(None)
+    return np.linspace(0, count - 1, most).round().astype(int).tolist()
+
+
+def vectors(features: Features) -> int:
+    """Vectors that a sample is compared by: the locations of all its features."""
+    return sum(feature.shape[1] for feature in features.values())
 
 
 @torch.no_grad()
-def pooled_embedding(encoder: LatentMAE, latents: Tensor, batch: int = 64) -> Tensor:
+def pooled_embedding(encoder: Encoder | LatentMAE, latents: Tensor, batch: int = 64) -> Tensor:
     """One vector per sample for diagnostics, (samples, channels) float64, on the CPU: mean and deviation of maps."""
     parts = []
     for chunk in latents.split(batch):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ditscope.refine.batches import RefinerInput
-from ditscope.refine.drifting import Targets, drifting_loss
-from ditscope.refine.features import Features
+from ditscope.refine.drifting import Targets, drifting_losses, kernel_of
+from ditscope.refine.features import VANILLA, Features
 from ditscope.refine.settings import Refine
 
 
@@ -19,6 +19,7 @@ class Step:
     refined: Tensor  # (batch, tokens, size)
     inputs: RefinerInput
     features: Callable[[], tuple[Features, dict[str, Targets]]]  # of the refined and of real samples, made when asked
+    logged: bool = True  # whether numbers are wanted beside the loss; they cost a wait for the device
 
 
 Objective = Callable[[Step, Refine], tuple[Tensor, dict[str, float]]]
@@ -32,15 +33,14 @@ def paired(step: Step, settings: Refine) -> tuple[Tensor, dict[str, float]]:
 def drifting(step: Step, settings: Refine) -> tuple[Tensor, dict[str, float]]:
     """The sum of the drifting losses of all features, and the mean strength of the field at each radius."""
     generated, targets = step.features()
-    losses, strengths = [], []
-    for name, feature in generated.items():
-        x = by_class(feature, settings.classes_per_step)
-        loss, strength = drifting_loss(x, targets[name], settings.radii, settings.weighting)
-        losses.append(loss)
-        strengths.append(strength)
-    mean = torch.stack(strengths).mean(0).tolist()
-    fields = {f"field_strength_R{radius:g}": value for radius, value in zip(settings.radii, mean, strict=True)}
-    return torch.stack(losses).sum(), fields
+    by_name = {name: by_class(feature, settings.classes_per_step) for name, feature in generated.items()}
+    losses, strengths = drifting_losses(by_name, targets, kernel_of(settings))
+    weights = {name: settings.vanilla_weight if name == VANILLA else 1.0 for name in losses}
+    loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+    if not step.logged:
+        return loss, {}
+    mean = torch.stack(list(strengths.values())).mean(0).tolist()
+    return loss, {f"field_strength_R{radius:g}": value for radius, value in zip(settings.radii, mean, strict=True)}
 
 
 def both(step: Step, settings: Refine) -> tuple[Tensor, dict[str, float]]:
@@ -49,6 +49,8 @@ def both(step: Step, settings: Refine) -> tuple[Tensor, dict[str, float]]:
     alike, fields = drifting(step, settings)
     generated, _ = step.features()
     alike = alike / len(generated)
+    if not step.logged:
+        return near + settings.drifting_weight * alike, {}
     terms = {"loss_paired": float(near.detach()), "loss_drifting": float(alike.detach())}
     return near + settings.drifting_weight * alike, fields | terms
 

@@ -55,7 +55,7 @@ def experiment_record(
             "steps": {"latent_mae": settings.mae_steps, "refiner": settings.steps},
             "optimizer": settings.optimizer,
         },
-        "settings": {name: value for name, value in asdict(settings).items() if name != "models"},
+        "settings": {name: value for name, value in asdict(settings).items() if name != "refiners"},
         "results": {
             "criteria": checks,
             "decision": "drop" if failed else "keep",

@@ -1,20 +1,27 @@
-"""Settings of the stage `refine`."""
+"""Settings of the stage `refine`, and of each refiner that the config's registry `refiners` names."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
-from ditscope.core.settings import setting
+from ditscope.core.errors import InputError
+from ditscope.core.settings import decode, setting
+from ditscope.refine.data_settings import Source
 
 INTERPOLATIONS = {
     name: f"ditscope.refine.interpolations.{name}"
     for name in ("linear", "smoothed", "idw", "laplacian", "flow", "sinkhorn")
 }
 
+# What the drifting loss looks through, each with the module that loads it.
+ENCODERS = {name: f"ditscope.refine.encoders.{name}" for name in ("latent_mae", "resnet", "efficientnet_lite0", "clip")}
+
 
 @dataclass(frozen=True)
 class Refine:
     """Train a one-step refiner of interpolated latents."""
 
-    models: list[str] = setting([], "Models whose latents are refined", config_only=True)
+    refiners: list[str] = setting([], "Refiners to train, by name in `refiners`", config_only=True)
     seed: int = setting(0, "Seed of codebook, corruption and training", most=2**32 - 1)
     # corruption
     patch: int = setting(2, "Side of a patch of latents (of one frame), which is one token", positive=True)
@@ -64,6 +71,20 @@ class Refine:
     # pseudo-classes
     codes: int = setting(8, "Pseudo-classes of the codebook", positive=True)
     keyframe_weight: float = setting(1.0, "Weight of the anchor patches beside the prompt in the condition embedding")
+    # encoder
+    encoder: str = setting(
+        "latent_mae",
+        "What the drifting loss looks through: latent_mae (trained here on the values themselves, as for diagnostics), "
+        "resnet, efficientnet_lite0 or clip (of decoded pictures), or a module of your own",
+        choices=tuple(ENCODERS),
+        importable=True,
+    )
+    encoder_weights: str = setting(
+        "",
+        "Its weights: a file (resnet, efficientnet_lite0, a latent_mae of another refiner) or a folder (clip); empty: "
+        "train the latent_mae, the package's efficientnet_lite0, the shapes world's clip",
+        path=True,
+    )
     # latent masked autoencoder
     mae_steps: int = setting(200, "Training steps of the latent masked autoencoder", positive=True)
     mae_batch: int = setting(16, "Latents of one of its steps", positive=True)
@@ -90,16 +111,35 @@ class Refine:
         ["locations", "global", "patches", "input_rms"],
         "Feature sets of the loss: also vanilla (raw latents, no encoder)",
     )
+    most_locations: int = setting(
+        0, "Most locations of a feature that are compared, evenly spaced (seed 004: 16 at 64 px); 0: all"
+    )
     radii: list[float] = setting([0.02, 0.05, 0.2], "Kernel radii R of the drifting field", positive=True, filled=True)
     weighting: str = setting(
         "official", "Where the weight of unconditional negatives enters", choices=("official", "log")
     )
+    softmax: str = setting(
+        "both",
+        "Softmaxes of the kernel: over targets and over refined samples, over targets only, or none",
+        choices=("both", "targets", "none"),
+    )
+    shared_scales: list[str] = setting(
+        ["classes", "locations"],
+        "What shares one scale of distances and one strength of the field: the classes of a batch (of all processes), "
+        "the locations of a feature (seed 004: locations alone, or none)",
+        choices=("classes", "locations"),
+    )
+    vanilla_weight: float = setting(1.0, "Weight of the feature set `vanilla` beside the others", positive=True)
+    compile_loss: bool = setting(False, "Compile the field of the loss; needs a C++ compiler, and some minutes")
     classes_per_step: int = setting(4, "Pseudo-classes of a training batch", positive=True)
     generated_per_class: int = setting(8, "Refined samples of each class in a batch", positive=True)
     positives: int = setting(16, "Real samples of the class in a batch", positive=True)
     unconditional: int = setting(8, "Real samples of any class in a batch, negatives under guidance")
     alpha_power: float = setting(3.0, "Guidance alpha on [1, 4] has density proportional to alpha^-power")
     alpha_atom: float = setting(0.5, "Probability that alpha is 1, no guidance", most=1)
+    alpha_choices: list[float] = setting(
+        [], "Guidance alpha is one of these instead, each as often as the others (seed 004: 1, 2, 4)", positive=True
+    )
     # optimization
     optimizer: str = setting("adamw", "Optimizer of the matrices inside blocks", choices=("adamw", "muon"))
     learning_rate: float = setting(4e-4, "Peak learning rate of the refiner", positive=True)
@@ -112,3 +152,25 @@ class Refine:
     # diagnostics
     top_k: int = setting(5, "Nearest neighbours looked at in the retrieval diagnostics", positive=True)
     gallery: int = setting(4, "Samples drawn at each corruption level")
+
+
+@dataclass(frozen=True)
+class Refiner:
+    """A refiner: its samples, and what it sets otherwise than the section `refine`."""
+
+    source: Source = setting(Source(), "Where its samples come from")
+    settings: dict[str, Any] = setting({}, "Settings of `refine` that are others for this one")
+
+
+def settings_of(name: str, entry: Refiner, stage: Refine) -> Refine:
+    """The settings of a refiner: those of the stage, and its own over them.
+
+    Raises InputError where one of its own is unknown or out of its range.
+    """
+    where = f"refiners.{name}.settings"
+    if "refiners" in entry.settings:
+        raise InputError(f"{where}.refiners: a refiner has none; list names in `refine.refiners`")
+    common = {f.name: getattr(stage, f.name) for f in fields(stage)} | {"refiners": []}
+    own: Mapping[str, Any] = entry.settings
+    decode(Refine, own, where)
+    return decode(Refine, common | dict(own), where)

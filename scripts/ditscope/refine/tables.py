@@ -94,3 +94,26 @@ TSNE = Table(
         **dict.fromkeys("xy", Column("Float64", "openTSNE coordinate of the pooled `latent_mae` features, no unit")),
     },
 )
+SAMPLES = Table(
+    "refine.samples",
+    "refine/*/samples.parquet",
+    "sample",
+    key=("row",),
+    places=("refiner",),
+    columns={
+        "row": Column("Int64", "its number, from 0"),
+        "key": Column("String", "what it is known by: of a generated image its request hash"),
+        "prompt_id": Column("String", "the run's prompt, as in the table `prompts`; else the key"),
+        "prompt": Column("String", "its prompt"),
+        "seed": Column("Int64", "the run's seed, or that of what was made"),
+        "split": Column("String", "`train` or `held-out`"),
+        "label": Column(
+            "String", "what it is: a combination of attributes, a class folder; empty where nothing is said"
+        ),
+        "shard": Column("String", "the shard that holds it, below the folder of data.json"),
+        "values_offset": Column("Int64", "byte of the shard at which its values begin"),
+        "values_bytes": Column("Int64", "their size"),
+        "text_offset": Column("Int64", "byte at which its text tokens begin; 0 without"),
+        "text_bytes": Column("Int64", "their size; 0 without"),
+    },
+)

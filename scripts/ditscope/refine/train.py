@@ -197,6 +197,7 @@ def real_targets(
             by_class(f[: classes * positives], classes),
             weight,
             own,
+            torch.from_numpy(sources).to(device),
         )
         for name, f in features.items()
     }

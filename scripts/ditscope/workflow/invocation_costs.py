@@ -14,6 +14,7 @@ from ditscope.core.errors import InputError
 from ditscope.core.settings import decode
 from ditscope.core.study_plan import PLAN, read_plan
 from ditscope.core.tables import read_table
+from ditscope.models.settings import ABOUT
 from ditscope.trajectories.networks import Entry, resolve_network, trajectory_index
 
 TIMINGS = "trajectories/*/shard-*.timing.parquet"
@@ -94,10 +95,9 @@ def same_entries(config: Config, wanted: dict[str, Entry], results: Path) -> lis
 
 
 def alike(one: Entry, other: Entry) -> bool:
-    """Whether two entries take the same time: all their settings agree but the memory that jobs ask for."""
-    return replace(one, model=replace(one.model, memory_mb=0)) == replace(
-        other, model=replace(other.model, memory_mb=0)
-    )
+    """Whether two entries take the same time: all their settings agree but what they say about the model."""
+    settings = [{key: value for key, value in vars(entry.model).items() if key not in ABOUT} for entry in (one, other)]
+    return settings[0] == settings[1] and replace(one, model=other.model) == other
 
 
 def planned_invocations(config: Config) -> dict[str, int]:

@@ -84,11 +84,13 @@ def overlay(name: str, named: Sequence[str], model: str, prompts: str, family: s
     data: dict[str, Any] = {"experiment": name, "stages": stages, "models": {label: entry}}
     if "trajectories.networks" in works_on:
         data["networks"] = {f"{label}-{CAPTIONER}": [label, CAPTIONER]}
+    if "refine.refiners" in works_on:
+        data["refiners"] = {label: {"source": {"kind": "generated", "model": label}}}
     for stage in (stage for stage in STAGES if stage in read or stage in stages):
         data[stage] = own_settings(stage, demo)
     for where in works_on:
         stage, _, key = where.partition(".")
-        own = {"models": [label], "networks": list(data.get("networks", {}))}
+        own = {"models": [label], **{key: list(data.get(key, {})) for key in ("networks", "refiners")}}
         if key in own or where in INSTEAD:
             data.setdefault(stage, {})[key] = own.get(key, INSTEAD.get(where))
     data["prompts"]["csv"] = prompts
@@ -177,9 +179,9 @@ def lines_of(data: dict[str, Any], config: Config, label: str) -> Iterator[str]:
         value, kind = getattr(config.models[label], f.name), get_type_hints(Model)[f.name]
         yield from setting_lines(f, data["models"][label], value, kind, "    ")
     hints = get_type_hints(Config)
-    if "networks" in data:
+    for registry in (f for f in fields(Config) if f.name in ("networks", "refiners") and f.name in data):
         yield ""
-        yield from setting_lines(next(f for f in fields(Config) if f.name == "networks"), data, {}, str, "")
+        yield from setting_lines(registry, data, {}, str, "")
     for stage in (stage for stage in STAGES if stage in data):
         kinds, settings = get_type_hints(hints[stage]), getattr(config, stage)
         yield ""

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -18,6 +19,7 @@ from ditscope.models.prepare import uncompilable
 from ditscope.models.quantize import unsupported
 from ditscope.models.registry import has_weights, is_generator
 from ditscope.models.settings import COMPILE_STATES, Model
+from ditscope.workflow.holding import holding
 from ditscope.workflow.job import SECRETS
 
 GB = 1e9
@@ -36,8 +38,17 @@ class Finding:
     text: str
 
 
-def check(config: Config) -> None:
-    """Say what this machine has, which models are here, and what each scheme and compile state can do."""
+def check(
+    config: Config, model: Annotated[str, "an entry of the config's `models` or a folder; empty: the study's"] = ""
+) -> None:
+    """Say what this machine has, which models are here, and what each scheme and compile state can do.
+
+    With --model: whether this machine can hold that one model, and how (in its own type, with int8 weights, with text
+    encoders in host memory, on several GPUs, on the CPU).
+    """
+    if model:
+        print("\n".join(holding(model, config)))
+        return
     findings = [*machine(), *models(config), *schemes(config), *compile_states()]
     width = max(len(f.name) for f in findings)
     for number, finding in enumerate(findings):

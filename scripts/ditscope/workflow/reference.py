@@ -13,6 +13,8 @@ from ditscope.config import STAGES, Config
 from ditscope.core.atomic import write_text
 from ditscope.core.ranges import INT64
 from ditscope.core.schema import Table, table_named
+from ditscope.refine.data_settings import Source
+from ditscope.refine.settings import Refiner
 
 # Where a page of docs/outputs shows a table: what is between these lines is made from its declaration.
 TABLE = re.compile(r"<!-- table ([\w.]+) -->\n.*?<!-- end -->", re.S)
@@ -81,8 +83,9 @@ def reference() -> str:
         "",
     ]
     hints = get_type_hints(Config)
-    sections = [("(top level)", Config)]
+    sections: list[tuple[str, Any]] = [("(top level)", Config)]
     sections += [(f"{n}.<name>", get_args(hints[n])[1]) for n in ("models", "schemes", "embedders")]
+    sections += [("refiners.<name>", Refiner), ("refiners.<name>.source", Source)]
     for stage in STAGES:
         sections.append((stage, hints[stage]))
         for name, kind in get_type_hints(hints[stage]).items():

@@ -6,6 +6,7 @@ from pathlib import Path
 from ditscope.config import Config
 from ditscope.core.errors import InputError
 from ditscope.publish.figures import FIGURES, INDEX
+from ditscope.refine.data_settings import PICTURES
 from ditscope.workflow.staleness import module_path
 
 # What the `sources` of a stage hold, and how such files end.
@@ -14,6 +15,8 @@ HOLDS = {
     "capture": ("capture", (".safetensors", ".pt")),
     "calibrate": ("calibration sample", (".npz",)),
 }
+# The same of the `folder` of a refiner's source, by its kind.
+FOLDER_HOLDS = {"images": ("picture", PICTURES), "shards": ("shard", (".tar",))}
 
 
 def check_sources(config: Config) -> None:
@@ -21,6 +24,10 @@ def check_sources(config: Config) -> None:
     for stage, (what, endings) in HOLDS.items():
         for name, path in getattr(config, stage).sources.items():
             check_source(f"{stage}.sources.{name}", Path(path), what, endings)
+    for name in config.refine.refiners:
+        source = config.refiners[name].source
+        if source.folder and source.kind in FOLDER_HOLDS:
+            check_source(f"refiners.{name}.source.folder", Path(source.folder), *FOLDER_HOLDS[source.kind])
     for name in config.embed.embedders:
         if config.embedders[name].family == "vectors":
             check_source(f"embedders.{name}.source", Path(config.embedders[name].source), "table", (".parquet",))
@@ -57,6 +64,9 @@ def own_modules(config: Config) -> Iterator[tuple[str, str]]:
             if name in embedders
         ),
     ]
+    for name in config.refine.refiners:
+        where, source = f"refiners.{name}.source", config.refiners[name].source
+        named += [(f"{where}.kind", source.kind), (f"{where}.adapter", source.adapter)]
     yield from ((where, path) for where, path in named if "." in path)
     if "analyse" in config.asked():
         yield from ((f"analyse.analyses.{name}.module", a.module) for name, a in config.analyse.analyses.items())

@@ -36,9 +36,9 @@ class Pipeline:
         self.tokenizer = Words()
 
     @staticmethod
-    def step(prediction: Tensor, timestep: int, latents: Tensor) -> tuple[Tensor]:
+    def step(model_output: Tensor, timestep: int, sample: Tensor) -> tuple[Tensor]:
         """The one step from noise to the picture."""
-        return (latents + prediction,)
+        return (sample + model_output,)
 
     def encode_prompt(self, prompts: Sequence[str]) -> Sequence[str]:
         """Texts as they are: nothing encodes them."""

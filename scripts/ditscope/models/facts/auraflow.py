@@ -1,0 +1,5 @@
+"""AuraFlow (fal, 2024): joint blocks over two streams, then single ones over both, joined."""
+
+from ditscope.models.facts.facts import Facts
+
+FACTS = Facts(joint={"single_transformer_blocks": "first"})
