@@ -363,7 +363,7 @@ def colour_scale(axis: Axes, image: AxesImage, label: str) -> None:
 
 
 def short(text: str | None, most: int) -> str:
-    """A text on one line of at most `most` characters; those that cannot be printed, nor stand in an SVG, are marked."""
+    """A text on one line of at most `most` characters; those that cannot be printed, or stand in an SVG, are marked."""
     start = " ".join((text or "")[: 20 * most + 100].split())  # the rest is never seen, and may be long
     line = "".join(letter if letter.isprintable() else "\ufffd" for letter in start)
     return line if len(line) <= most else f"{line[: most - 1].rstrip()}\u2026"

@@ -11,16 +11,15 @@ import matplotlib
 import polars as pl
 import pytest
 
-from ditscope.config import STAGES
-from ditscope.core.schema import tables_of
+from ditscope.core.schema import STAGE_OF, tables_of
 from ditscope.core.shards import png_bytes, write_tar
 from ditscope.core.study_plan import read_plan
 from ditscope.core.tables import read_table
 from ditscope.layer_maps import block_of, part_of
 from ditscope.publish.draw import draw_figures, function_of, size_of
 from ditscope.publish.figures import FIGURES, available
+from ditscope.publish.printing import figures
 from ditscope.publish.settings import Publish
-from ditscope.publish.stage import figures
 from ditscope.style import NARROW, SMALL, WIDTH, columns, save
 from drawn_texts import faults, lines_of
 
@@ -31,14 +30,26 @@ HOSTILE = [
     "a\x00b\x08c\ud7ff",
     "word " * 14_000,
 ]
+BLOCKED = """
+import builtins, sys
+whole = builtins.__import__
+def without(name, *rest, **names):
+    if name.partition(".")[0] in ("torch", "diffusers", "transformers", "sklearn"):
+        raise ImportError(f"{name} is not here")
+    return whole(name, *rest, **names)
+builtins.__import__ = without
+"""
 # Tables that no figure draws, and why.
 UNDRAWN = {
     "analysis": "of the user's own",
     "images": "what the pictures are made of", "prompts": "input", "prompts.runs": "input",
-    "captures": "an index of folders", "capture.statistics": "norms, of which blocks.residual holds what matters",
+    "captures": "an index of folders", "capture_statistics": "sizes of tokens, which blocks.residual holds too",
+    "sensitivity.samples": "what the values of sensitivity are means of",
+    **dict.fromkeys(("refine.assignments", "refine.samples", "refine.neighbours", "refine.tsne"), "rows of one sample"),
     "calibration": "an index of samples",
     "drift.lifetimes": "summed up by drift.survival",
-    "benchmark.checkpoints": "sizes of files", "benchmark.recommendations": "advice in words",
+    "benchmark.run": "joined into benchmark", "benchmark.checkpoints": "sizes of files",
+    "benchmark.recommendations": "advice in words",
 }  # fmt: skip
 
 
@@ -96,9 +107,9 @@ def test_a_pdf_has_the_sizes_that_were_drawn(files, tmp_path):
 def test_every_table_of_an_analysis_is_drawn(files, monkeypatch):
     read = set()
 
-    def reading(path, name):
+    def reading(path, name, *columns):
         read.add(name)
-        return read_table(path, name)
+        return read_table(path, name, *columns)
 
     monkeypatch.setattr("ditscope.core.tables.read_table", reading)
     for module in [name for name in sys.modules if re.fullmatch(r"ditscope\.\w+\.\w*figures", name)]:
@@ -106,7 +117,7 @@ def test_every_table_of_an_analysis_is_drawn(files, monkeypatch):
             monkeypatch.setattr(f"{module}.read_table", reading)
     for figure in available(set(files)):
         drawn(figure.name, files)
-    declared = {table.name for stage in STAGES for table in tables_of(stage)}
+    declared = {table.name for stage in set(STAGE_OF.values()) for table in tables_of(stage)}
     analyses = {name for name in declared if not name.startswith(tuple(UNDRAWN)) and ".timing" not in name}
     assert sorted(analyses - read) == []
 
@@ -143,8 +154,7 @@ def test_figures_need_no_torch(study, tmp_path):
     )
     first = {figure.source: figure.name for figure in reversed(available(set(files_of(study))))}
     arguments = ["figures", "results/tiny", "--only", *first.values(), "--formats", "svg"]
-    blocked = "import sys; sys.modules |= dict.fromkeys(('torch', 'diffusers', 'transformers', 'sklearn'))"
-    program = f"{blocked}; from ditscope.cli import main; sys.exit(main({arguments}))"
+    program = f"{BLOCKED}\nfrom ditscope.cli import main\nsys.exit(main({arguments}))"
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {path.stem for path in (tmp_path / "results/tiny/figures").glob("*.svg")} == set(first.values())

@@ -28,6 +28,8 @@ TARGETS = (
     "test-envs",
     "lint",
     "report",
+    "figures",
+    "paper",
     "dag",
     "docs",
     "lock",

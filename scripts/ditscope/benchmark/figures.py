@@ -121,7 +121,7 @@ def benchmark_pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
             left_out = noisy_text(schemes.filter(~pl.col("simulated"))) if column == "latency_ms" else ""
             tell(axis, f"{model}, {hardware}", left_out or f"n = {schemes['n'].max()} images")
             if shown.is_empty():
-                empty(axis, left_out or "not measured")
+                empty(axis, "nothing to show")
         for row in axes[rows * number : rows * (number + 1)]:
             row[0].set_ylabel("quality loss")
     handles, names = axes[0, 0].get_legend_handles_labels()

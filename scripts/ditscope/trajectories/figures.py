@@ -46,7 +46,7 @@ def trajectory_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
     wide = 24 if page_width() > NARROW else 17
     for row, (first, caption, pictures) in enumerate(rows):
         told = "\n".join([*poor.get(first["network"], [])][:2])
-        heading = f"{first['network']}\n{fitted(first['prompt'], wide, 3)}" + (f"\n{told}" if told else "")
+        heading = f"{first['network']}\n{fitted(first['prompt'], wide, 2 if told else 3)}" + f"\n{told}" * bool(told)
         style = {"va": "center", "fontsize": SMALL}
         axes[0, 0].text(-0.6, row, heading, ha="right", **style)
         axes[0, 0].text(frames - 0.4, row, fitted(caption, wide, 4), ha="left", **style)
