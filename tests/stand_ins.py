@@ -1,5 +1,7 @@
 """Stand-ins for hub models: the same classes, schedulers, text lengths and depth, random weights of tiny width.
 
+Those of the family `dit` are the pipelines of `any_pipelines` made as deep; they read a text byte by byte.
+
 A stand-in is saved where the download of its hub model would lie, so a study of hub models runs without a hub. Text
 encoders, captioners and embedders, whose depth nothing reads, have two layers. Generators can be had shallow as well:
 the time of a sensitivity grows with the square of the depth. Pictures and captions mean nothing.
@@ -17,6 +19,7 @@ from diffusers import (
     AutoencoderKLWan,
     EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2Pipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -57,12 +60,16 @@ from transformers import (
     Florence2Processor,
     GemmaTokenizer,
     GPT2Tokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
     MPNetConfig,
     MPNetModel,
     MPNetTokenizer,
     NomicBertConfig,
     NomicBertModel,
     OPTConfig,
+    PixtralVisionConfig,
     Qwen2Tokenizer,
     Qwen2VLImageProcessorPil,
     Qwen3VLConfig,
@@ -80,6 +87,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+import any_pipelines
 from ditscope.config import Config
 from ditscope.models.folders import source_folder
 from ditscope.models.settings import Embedder, Model
@@ -160,12 +168,12 @@ def flux_dev(folder: Path, doubles: int = 19) -> None:
     flux(folder, guidance_embeds=True, doubles=doubles, shift=3.0, use_dynamic_shifting=True)
 
 
-def sd3_medium(folder: Path, blocks: int = 24) -> None:
+def sd3_medium(folder: Path, blocks: int = 24, **more: Any) -> None:
     """Stable Diffusion 3 medium: joint blocks, two CLIP encoders and T5, float16, static shift of 3."""
     transformer = SD3Transformer2DModel(
         sample_size=128, patch_size=2, in_channels=16, num_layers=blocks, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64, out_channels=16,
-        pos_embed_max_size=192,
+        **{"pos_embed_max_size": 192} | more,
     )  # fmt: skip
     encoders = [CLIPTextModelWithProjection(clip_config(hidden_act=act)) for act in ("quick_gelu", "gelu")]
     pipe = StableDiffusion3Pipeline(
@@ -174,6 +182,47 @@ def sd3_medium(folder: Path, blocks: int = 24) -> None:
     )  # fmt: skip
     pipe.to(torch.float16).save_pretrained(folder)
     pipe.text_encoder_3.save_pretrained(folder / "text_encoder_3", max_shard_size="100KB")
+
+
+def sd35_medium(folder: Path, blocks: int = 24) -> None:
+    """Stable Diffusion 3.5 medium: norms of query and key, a second attention in the first half of the blocks."""
+    sd3_medium(folder, blocks, dual_attention_layers=tuple(range(13)), qk_norm="rms_norm", pos_embed_max_size=384)
+
+
+def dit(name: str, folder: Path, text: Any = None, pipeline: type | None = None, **depth: int) -> None:
+    """A pipeline of `any_pipelines` in bfloat16 with transformers as deep as the hub model's.
+
+    `text` is its text encoder, and `pipeline` its class, where these are others than the tiny one's.
+    """
+    pipe = any_pipelines.PIPELINES[name].build()
+    for part in ("transformer", "transformer_2"):
+        if (network := getattr(pipe, part, None)) is not None:
+            deep = type(network).from_config(network.config | depth)
+            for key, weights in deep.named_parameters():  # some classes leave theirs uninitialised
+                scale = key.endswith("weight") and weights.ndim == 1
+                weights.data = torch.randn(weights.shape) * 0.05 + float(scale)
+            pipe.register_modules(**{part: deep})
+    if text is not None:
+        pipe.register_modules(text_encoder=text())
+    pipe = (pipeline or type(pipe))(**pipe.components)
+    pipe.to(torch.bfloat16).save_pretrained(folder)
+
+
+def mistral3() -> Mistral3ForConditionalGeneration:
+    """The text encoder of FLUX.2 [dev], which reads its layers 10, 20 and 30."""
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    text |= {"head_dim": 8, "num_hidden_layers": 31, "vocab_size": any_pipelines.VOCABULARY}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return Mistral3ForConditionalGeneration(
+        Mistral3Config(
+            text_config=MistralConfig(**text), vision_config=PixtralVisionConfig(**vision, image_size=32, patch_size=16)
+        )
+    )
+
+
+def qwen3() -> Any:
+    """The text encoder of FLUX.2 [klein], which reads its layers 9, 18 and 27."""
+    return any_pipelines.language("Qwen3", layers=28, headed=True)
 
 
 def sdxl_turbo(folder: Path) -> None:
@@ -371,6 +420,27 @@ STAND_INS: dict[str, Callable[[Path], None]] = {
     "stabilityai/stable-diffusion-3-medium-diffusers": sd3_medium,
     "stabilityai/sdxl-turbo": sdxl_turbo,
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": wan,
+    "black-forest-labs/FLUX.2-klein-4B": partial(
+        dit, "flux2-klein", text=qwen3, num_layers=5, num_single_layers=20, joint_attention_dim=48
+    ),
+    "black-forest-labs/FLUX.2-dev": partial(
+        dit,
+        "flux2-klein",
+        text=mistral3,
+        pipeline=Flux2Pipeline,
+        num_layers=8,
+        num_single_layers=48,
+        joint_attention_dim=48,
+        guidance_embeds=True,
+    ),
+    "Qwen/Qwen-Image": partial(dit, "qwen-image", num_layers=60),
+    "Tongyi-MAI/Z-Image-Turbo": partial(dit, "z-image", n_layers=30, n_refiner_layers=2),
+    "stabilityai/stable-diffusion-3.5-medium": sd35_medium,
+    "stabilityai/stable-diffusion-3.5-large": partial(sd3_medium, blocks=38, qk_norm="rms_norm"),
+    "lodestones/Chroma1-HD": partial(dit, "chroma", num_layers=19, num_single_layers=38),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": partial(dit, "wan", num_layers=30),
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": partial(dit, "wan22", num_layers=40),
+    "Lightricks/LTX-Video": partial(dit, "ltx", num_layers=28),
     "Salesforce/blip2-opt-2.7b": blip2,
     "florence-community/Florence-2-large": florence2,
     "sentence-transformers/all-mpnet-base-v2": mpnet,

@@ -22,6 +22,7 @@ PROMPTS = ["a tabby cat asleep on a stack of newspapers", "a lighthouse on a cli
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8))
 FLUX = "black-forest-labs/FLUX.1-"
 SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
+SHIFTED = {"use_dynamic_shifting": True}
 # Blocks by list, class of the scheduler, and some of its settings, as the hub repositories have them.
 DENOISERS = {
     f"{FLUX}schnell": ({"transformer_blocks": 19, "single_transformer_blocks": 38}, {"use_dynamic_shifting": False}),
@@ -30,6 +31,18 @@ DENOISERS = {
     SD3: ({"transformer_blocks": 24}, {"shift": 3.0}),
     "stabilityai/sdxl-turbo": ({"down_blocks": 3, "up_blocks": 3}, {"timestep_spacing": "trailing"}),
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ({"blocks": 30}, {"flow_shift": 3.0, "use_flow_sigmas": True}),
+    "black-forest-labs/FLUX.2-klein-4B": ({"transformer_blocks": 5, "single_transformer_blocks": 20}, SHIFTED),
+    "Tongyi-MAI/Z-Image-Turbo": ({"noise_refiner": 2, "context_refiner": 2, "layers": 30}, {"shift": 3.0}),
+}
+DEEP = {  # of the same makers and makes as others: in the slower tier
+    "black-forest-labs/FLUX.2-dev": ({"transformer_blocks": 8, "single_transformer_blocks": 48}, SHIFTED),
+    "Qwen/Qwen-Image": ({"transformer_blocks": 60}, SHIFTED),
+    "stabilityai/stable-diffusion-3.5-medium": ({"transformer_blocks": 24}, {"shift": 3.0}),
+    "stabilityai/stable-diffusion-3.5-large": ({"transformer_blocks": 38}, {"shift": 3.0}),
+    "lodestones/Chroma1-HD": ({"transformer_blocks": 19, "single_transformer_blocks": 38}, {}),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": ({"blocks": 30}, {}),
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": ({"blocks": 40}, {}),
+    "Lightricks/LTX-Video": ({"transformer_blocks": 28}, {}),
 }
 CAPTIONERS = ("Salesforce/blip2-opt-2.7b", "florence-community/Florence-2-large")
 
@@ -85,17 +98,23 @@ def test_embedders_of_the_registry_give_unit_vectors_in_any_batch(name, folder):
     assert np.allclose(np.concatenate([embed([item]) for item in items]), vectors, atol=1e-5)
 
 
-@pytest.mark.parametrize("source", DENOISERS)
+@pytest.mark.parametrize(
+    "source",
+    [*DENOISERS, *(pytest.param(source, marks=[pytest.mark.system, pytest.mark.long]) for source in DEEP)],
+)
 def test_a_generator_runs_by_its_own_call_and_has_the_hub_model_s_depth(source, folder):
     pipe = DiffusionPipeline.from_pretrained(folder(source), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-    depths, schedule = DENOISERS[source]
+    depths, schedule = (DENOISERS | DEEP)[source]
     assert {name: len(getattr(denoiser, name)) for name in depths} == depths
     assert {key: pipe.scheduler.config[key] for key in schedule} == schedule
     seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    options = {"num_frames": 5} if "Wan" in source else {}
-    made = pipe(PROMPTS, height=32, width=32, num_inference_steps=2, generator=seeds, output_type="np", **options)[0]
+    options = {"num_frames": 9} if "Wan" in source or "LTX" in source else {}
+    options |= {"max_sequence_length": 16} if "LTX" in source else {}  # its defaults are those of long texts
+    made = pipe(
+        prompt=PROMPTS, height=32, width=32, num_inference_steps=2, generator=seeds, output_type="np", **options
+    )[0]
     assert np.isfinite(made).all()
     assert not np.array_equal(made[0], made[1])
 

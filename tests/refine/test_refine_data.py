@@ -1,6 +1,7 @@
 """The refiner's data: what is written is what is read, splits are stable, statistics are of the training split."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,15 +91,15 @@ def test_by_label_a_class_is_on_one_side(tmp_path):
 
 
 def test_renders_hold_out_the_combinations_that_no_model_knows(tmp_path):
-    data = made(tmp_path, Source(kind="renders", count=40, model="flux"))
+    data = made(tmp_path, Source(kind="renders", count=24, model="flux"))
     kept = {caption(scene) for scene in held_out()}
-    assert data.samples["label"].n_unique() == 40
+    assert data.samples["label"].n_unique() == 24
     for prompt, label, split in data.samples.select("prompt", "label", "split").rows():
         assert parse_caption(prompt) == parse_caption(label)
         assert (split == "held-out") == (label in kept)
     assert (data.channels, data.space) == (8, (16, 16))
-    text, there = read_text(data, np.arange(40))
-    assert text.shape == (40, data.words, 64)
+    text, there = read_text(data, np.arange(24))
+    assert text.shape == (24, data.words, 64)
     assert len(set(there.sum(1))) > 1  # prompts differ in length
     pictures = load_adapter(data.adapter).decode(read_raw(data, np.arange(2)))
     assert pictures.shape == (2, 64, 64, 3) and pictures.dtype == np.uint8
@@ -172,3 +173,22 @@ def test_what_cannot_be_is_refused(tmp_path):
     (tmp_path / "data" / "00000.tar").unlink()
     with pytest.raises(InputError, match=r"00000.tar: no such shard"):
         read_values(data, np.arange(2))
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path):
+    """Making a set and reading it once holds a few batches, whatever its size."""
+    peaks = []
+    for count in (128, 384):
+        tracemalloc.start()
+        data = made(tmp_path / str(count), Source(kind="fake", count=count, shape=[4, 32, 32], shard_samples=64))
+        for start in range(0, count, 32):
+            read_values(data, np.arange(start, start + 32))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_a_shorter_set_leaves_no_shards_of_a_longer_one(tmp_path):
+    made(tmp_path, FAKE)
+    made(tmp_path, replace(FAKE, count=20))
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["00000.tar"]

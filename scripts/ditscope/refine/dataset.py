@@ -51,8 +51,9 @@ class Dataset:
     def where(self) -> dict[str, Any]:
         """The columns that reading needs, as arrays."""
         columns = ("values_offset", "text_offset", "text_bytes")
-        shards, number = np.unique(self.samples["shard"].to_numpy(), return_inverse=True)
-        return {c: self.samples[c].to_numpy() for c in columns} | {"shards": shards, "shard": number}
+        shards = self.samples["shard"].unique().sort()
+        number = shards.search_sorted(self.samples["shard"]).to_numpy()
+        return {c: self.samples[c].to_numpy() for c in columns} | {"shards": shards.to_list(), "shard": number}
 
 
 def open_dataset(samples: Path, about: Path) -> Dataset:

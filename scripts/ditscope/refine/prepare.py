@@ -31,7 +31,7 @@ from ditscope.refine.text import load_text_encoder
 
 log = logging.getLogger(__name__)
 ENCODED = 64  # samples that are encoded together
-CHUNK = 256  # samples that statistics are taken of together
+CHUNK = 64  # samples that statistics are taken of together
 # The columns of the table `refine.samples` less the split, and what the source says of that.
 INDEX = {name: kind for name, kind in SAMPLES.schema().items() if name != "split"} | {"held_out": pl.Boolean()}
 ENTRY = ("family", "source", "revision", "width", "height")  # what of a model its VAE and text encoder depend on
@@ -178,6 +178,8 @@ def write_shards(made: Iterator[dict[str, Any]], folder: Path, source: Source) -
         rest = itertools.islice(made, source.shard_samples - 1)
         write_tar((bar.update() or sample for sample in itertools.chain([first], rest)), path)
         shards.append(path)
+    for stale in set(folder.glob("[0-9]" * 5 + ".tar")) - set(shards):  # of an earlier, longer set
+        stale.unlink()
     if not shards:
         raise InputError(f"source: `{source.kind}` gives no samples; see what it was given")
     return shards
@@ -305,7 +307,7 @@ def statistics(data: Dataset, most: int) -> tuple[np.ndarray, np.ndarray]:
     rows = data.rows(TRAIN)
     if most and len(rows) > most:
         rows = rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
-    chunk = max(1, min(CHUNK, 2**24 // (data.channels * int(np.prod(data.space)))))
+    chunk = max(1, min(CHUNK, 2**21 // (data.channels * int(np.prod(data.space)))))
     count, mean, squares = 0, np.zeros(data.channels), np.zeros(data.channels)
     for start in range(0, len(rows), chunk):
         part = read_raw(data, rows[start : start + chunk])

@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -29,7 +30,7 @@ ROLES = {
     **dict.fromkeys(("prompt.txt", "prompts.txt", "prompt", "txt"), PROMPT),
     "cls": LABEL,
 }
-TORCH_TYPES = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "float64": "float64"}
+TORCH_TYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)
@@ -111,46 +112,105 @@ def with_member(entry: Entry, ending: str, file: IO[bytes], offset: int, size: i
 def npy_block(file: IO[bytes], offset: int, size: int) -> Block:
     """The numbers of a .npy of `size` bytes that begins at `offset`."""
     file.seek(offset)
-    version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-    if read is None:
-        raise ValueError(f"npy of version {version}")
-    shape, fortran, dtype = read(file)
+    start = file.read(12)
+    wide = start[6:7] != b"\x01"  # the length of the head has two bytes in version 1, then four
+    length = 12 + int.from_bytes(start[8:12], "little") if wide else 10 + int.from_bytes(start[8:10], "little")
+    shape, fortran, dtype = npy_header(start + file.read(min(length, size) - len(start)))
     if fortran and len(shape) > 1:
         raise ValueError("an array in Fortran order")
     if dtype.kind != "f" or dtype.byteorder == ">":
         raise ValueError(f"numbers of type {dtype}, not little-endian floats")
-    return within(Block(file.tell(), shape, dtype.name), offset, size)
+    return within(Block(offset + length, shape, dtype.name), offset, size)
+
+
+@lru_cache(64)  # the samples of a set have few
+def npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran order, and type that the head of a .npy tells."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"npy of version {version}")
+    return read(file)
 
 
 def pth_block(file: IO[bytes], offset: int, size: int) -> Block:
-    """The numbers of one tensor that torch saved, a zip of `size` bytes that begins at `offset`.
+    """The numbers of one tensor that torch saved: a zip of `size` bytes that begins at `offset`, read by its directory.
 
     Its pickle is read by torch's own reader of weights, which makes nothing but tensors.
     """
+    with zipfile.ZipFile(Part(file, offset, size)) as archive:
+        members = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+        numbers = members.get("data/0")
+        stored = [info for name, info in members.items() if name.startswith("data/")]
+        if (
+            numbers is None
+            or len(stored) > 1
+            or numbers.compress_type != zipfile.ZIP_STORED
+            or "data.pkl" not in members
+        ):
+            raise ValueError("not one tensor of torch")
+        if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+            raise ValueError("numbers that are not little-endian")
+        if numbers.file_size > size:
+            raise ValueError("its directory promises more than there is")
+        shape, dtype = tensor_header(archive.read(members["data.pkl"]), numbers.file_size)
+    file.seek(offset + numbers.header_offset)
+    head = file.read(30)  # two lengths in it tell where the numbers begin
+    start = numbers.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+    return within(Block(offset + start, shape, dtype), offset, size)
+
+
+@lru_cache(64)  # the samples of a set have few
+def tensor_header(pickled: bytes, size: int) -> tuple[tuple[int, ...], str]:
+    """Shape and type of a whole, contiguous tensor of floats by its pickle, read over `size` bytes of zeros."""
     import pickle
 
     import torch
 
-    file.seek(offset)
-    data = file.read(size)
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        numbers = [info for info in archive.infolist() if info.filename.endswith("/data/0")]
-        others = [info for info in archive.infolist() if "/data/" in info.filename]
-    if len(numbers) != 1 or len(others) != 1 or numbers[0].compress_type != zipfile.ZIP_STORED:
-        raise ValueError("not one tensor of torch")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in (("data.pkl", pickled), ("version", b"3\n"), ("data/0", bytes(size))):
+            archive.writestr(f"archive/{name}", data)
+    buffer.seek(0)
     try:
-        tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        tensor = torch.load(buffer, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise ValueError(str(error).splitlines()[0]) from None
     dtype = str(getattr(tensor, "dtype", "")).removeprefix("torch.")
     if dtype not in TORCH_TYPES or not tensor.is_contiguous() or tensor.storage_offset():
         raise ValueError("not one whole tensor of floats")
-    head = data[numbers[0].header_offset :][:30]
-    start = (
-        numbers[0].header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-    )
-    return within(Block(offset + start, tuple(tensor.shape), dtype), offset, size)
+    return tuple(tensor.shape), dtype
+
+
+class Part(io.RawIOBase):
+    """`size` bytes of an open file from `offset` on, as a file of their own."""
+
+    def __init__(self, file: IO[bytes], offset: int, size: int) -> None:
+        self.file, self.offset, self.size, self.place = file, offset, size, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.place
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        place += (0, self.place, self.size)[whence]
+        if place < 0:
+            raise ValueError("a place before the beginning")
+        self.place = place
+        return place
+
+    def read(self, count: int = -1) -> bytes:
+        left = max(0, self.size - self.place)
+        self.file.seek(self.offset + self.place)
+        data = self.file.read(left if count < 0 else min(count, left))
+        self.place += len(data)
+        return data
 
 
 def within(block: Block, offset: int, size: int) -> Block:
