@@ -26,9 +26,9 @@ rule figures:
         "<logs>/figures.log",
     benchmark:
         "<benchmarks>/figures.tsv"
-    threads: 2
     conda:
         "../envs/figures.yaml"
+    threads: 2
     params:
         code=[
             code("publish.draw"),

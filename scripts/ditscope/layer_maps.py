@@ -101,7 +101,7 @@ def draw_page(sheet: SubFigure, panels: Sequence[Panel], rows: Mapping[str, list
             axes[i, 0].set_ylabel(f"by {by}")
     for axis in axes[-1]:
         axis.set_xlabel(xlabel)
-    scales = {id(panel.norm): (panel, []) for panel in panels}
+    scales: dict[int, tuple[Panel, list[Axes]]] = {id(panel.norm): (panel, []) for panel in panels}
     for panel, column in zip(panels, axes.T, strict=True):
         scales[id(panel.norm)][1].extend(column)
     for panel, column in scales.values():

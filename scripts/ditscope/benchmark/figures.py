@@ -251,11 +251,11 @@ def benchmark_latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 axis.barh(y, row["latency_median_ms"], color=STATES[row["compile"]][1], **noisy)
                 axis.errorbar(row["latency_median_ms"], y, xerr=spread, color="black", capsize=2, linewidth=0.8)
         for number, target in enumerate(wanted.filter(batch=batch).iter_rows(named=True)):
-            rows = [y for y, (model, *_) in enumerate(cases) if model == target["model"]]
-            if rows:
+            places = [y for y, (model, *_) in enumerate(cases) if model == target["model"]]
+            if places:
                 name = f"{target['target']}: {target['latency_ms']:g} ms, batch {batch} ({target['source']})"
                 axis.vlines(
-                    target["latency_ms"], min(rows) - 0.5, max(rows) + 0.5, color=COLOURS[3],
+                    target["latency_ms"], min(places) - 0.5, max(places) + 0.5, color=COLOURS[3],
                     linestyle=("--", ":", "-.")[number % 3], label=name,
                 )  # fmt: skip
     for state in dict.fromkeys(case[3] for case in cases):

@@ -89,7 +89,7 @@ def draw_figure(name: str, files: Files, out: Path, settings: Publish, own: Mapp
             "caption": " ".join(caption.split()),
             "command": command_of(name, out, settings),
         }
-        about = {"title": name, "description": f"{row['caption']} {row['n']}.", "source": row["command"]}
+        about = {"title": name, "description": f"{row['caption']} {row['n']}.", "source": f"{row['command']}"}
         save(figure, data, out / name, settings.formats, settings.dpi, about)
     log.info("drew %s (%d rows)", name, len(data))
     return row
@@ -103,7 +103,8 @@ def size_of(data: pl.DataFrame) -> str:
             found[what] = max(found.get(what, 0), int(most))
     for what, column in THINGS.items():
         if column in data.columns:
-            told = [c for c in ("network", column) if column == "run_id" and c in data.columns] or [column]
+            within = {"run_id": "network", "layer": "model"}.get(column)  # names that others may have too
+            told = [name for name in (within, column) if name in data.columns]
             found[what] = max(found.get(what, 0), data.select(pl.struct(told).n_unique()).item())
     things = ", ".join(f"{count} {what if count != 1 else what.removesuffix('s')}" for what, count in found.items())
     rows = f"{len(data)} row{'s' * (len(data) != 1)}"
