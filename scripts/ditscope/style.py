@@ -182,6 +182,7 @@ def draw_tiles(axis: Axes, shape: tuple[int, int], cells: Iterable[tuple[tuple[i
     axis.xaxis.tick_top()
     axis.set_xticks([])
     axis.set_yticks([])
+    axis.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
     most = max(1, TILES_SIDE // shape[1] - GAP), max(1, TILES_SIDE // shape[0] - GAP)
     tiles: dict[tuple[int, int], Image.Image] = {}
     for place, image in cells:

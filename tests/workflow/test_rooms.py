@@ -16,7 +16,8 @@ LIBRARY = ROOT / "scripts" / "ditscope"
 # From the foundation up: a module imports from its own floor's room and from the floors below.
 FLOORS = [
     {"core"},
-    {"shapes", "style", "layer_maps"},
+    {"shapes", "style"},
+    {"layer_maps"},
     {"models"},
     set(STAGES) - {"publish"},
     {"config"},
