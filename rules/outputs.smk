@@ -154,8 +154,19 @@ def own_drawings():
 
 
 def explorer_inputs(w=None):
-    """What the explorer reads, by stage."""
-    return {name: files for name, files in figure_inputs().items() if name in ("cluster", "drift", "benchmark")}
+    """What the explorer shows, by stage: all that there is."""
+    return left_by_stages()
+
+
+def explored():
+    """What the explorer tells of the study: its plan, without what changes no result."""
+    config = {k: v for k, v in plain(CONFIG).items() if k not in ("staleness", "warm_starts")}
+    models = {name: determining(CONFIG.models[name]) for name in CONFIG.selected_models()}
+    return {
+        "targets": left_by_stages() | {"publish": [path for path in publications() if "/figures/" in path]},
+        "config": config | {"models": models},
+        "configfiles": [str(path) for path in workflow.overwrite_configfiles],
+    }
 
 
 def paper_table_inputs(w=None):

@@ -35,7 +35,7 @@ rule figures:
             *map(code, figure_rooms()),
             *map(plugin, own_drawings().values()),
         ],
-        settings=stage("publish"),
+        settings={k: v for k, v in stage("publish").items() if k != "explorer_bytes"},
         names=[figure.name for figure in figures()],
         own=own_drawings(),
         stages=figure_inputs(),
@@ -84,7 +84,9 @@ rule explorer:
     conda:
         "../envs/figures.yaml"
     params:
-        code=code("publish.explorer"),
-        stages=explorer_inputs(),
+        code=[code("publish.explorer"), *declarations()],
+        page=digest_of(SCRIPTS / "ditscope/publish/explorer.html"),
+        study=explored(),
+        budget=CONFIG.publish.explorer_bytes,
     script:
         "../scripts/explorer.py"

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from ditscope.publish.explorer import write_explorer
+from ditscope.publish.explorer import study_of, write_explorer
 from ditscope.workflow.job import job
 
 with job(snakemake):
-    write_explorer(
-        {stage: [Path(path) for path in paths] for stage, paths in snakemake.params.stages.items()},
-        Path(snakemake.output.page),
-    )
+    files, study = study_of(snakemake.params.study)
+    write_explorer(files, Path(snakemake.output.page), study, snakemake.params.budget)

@@ -13,7 +13,6 @@ from ditscope.core.study_plan import read_plan
 from ditscope.publish import paper_tables
 from ditscope.publish.catalog import table_files, write_catalog
 from ditscope.publish.draw import function_of
-from ditscope.publish.explorer import write_explorer
 from ditscope.publish.figures import FIGURES, PAPER_TABLES, available
 from ditscope.style import WIDTH, grid, save
 from ditscope.trajectories.figures import trajectory_strips
@@ -101,20 +100,6 @@ def test_only_the_formats_that_are_asked_for_are_planned(tmp_path):
     kinds = {Path(name).suffix for name in outputs.split(", ")}
     assert kinds == {".csv", ".pdf", ".png"} and outputs.count("/image-grid.") == 3
     assert "figures/index.csv" in outputs
-
-
-def test_captions_cannot_break_out_of_the_explorer(tmp_path):
-    state = {"embedder": ["e"] * 2, "network": ["n"] * 2, "run_id": ["r"] * 2, "sequence_number": [0, 1]}
-    labels = pl.DataFrame(state | {"label": [0, 0], "text": [HOSTILE, "plain"]})
-    points = pl.DataFrame(state | {"x": [0.0, 1.0], "y": [1.0, 2.0]})
-    write_loosely(labels, tmp_path / "clusters.parquet", "clusters")
-    write_loosely(points, tmp_path / "map.parquet", "clusters.map")
-    write_explorer({"cluster": [tmp_path / "clusters.parquet", tmp_path / "map.parquet"]}, tmp_path / "e.html")
-    page = (tmp_path / "e.html").read_text()
-    assert "onerror=alert(1)" in page, "the caption is data of the page"
-    assert "</script><img" not in page
-    data = page.rpartition("const spec = ")[2].partition(";\n")[0]
-    assert "<" not in data
 
 
 # Tables whose rows a later job joins into another one, which is in the catalog.

@@ -17,6 +17,7 @@ from ditscope.refine.data_settings import Source
 from ditscope.refine.dataset import Dataset, open_dataset, read_raw, read_text, read_values
 from ditscope.refine.mazes import ends, make_maze, maze_tokens, resampled, shortest_path, walls_of
 from ditscope.refine.prepare import prepare
+from ditscope.refine.text import load_text_encoder
 from ditscope.shapes.moving import MOTIONS, VALUES, all_moves, held_out_moves, way
 from ditscope.shapes.world import caption, held_out, parse_caption
 from workflow import ROOT
@@ -101,6 +102,10 @@ def test_renders_hold_out_the_combinations_that_no_model_knows(tmp_path):
     text, there = read_text(data, np.arange(24))
     assert text.shape == (24, data.words, 64)
     assert len(set(there.sum(1))) > 1  # prompts differ in length
+    encoder = load_text_encoder(data.text)
+    prompt = data.samples["prompt"][3]
+    np.testing.assert_allclose(encoder([prompt])[0], text[3, there[3]], atol=2e-3)
+    assert len(encoder(["red " * 99, prompt])[0]) == encoder.longest and encoder.cut == {"red " * 99}
     pictures = load_adapter(data.adapter).decode(read_raw(data, np.arange(2)))
     assert pictures.shape == (2, 64, 64, 3) and pictures.dtype == np.uint8
 
@@ -170,6 +175,10 @@ def test_what_cannot_be_is_refused(tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(told | {"schema_version": "0"}))
     with pytest.raises(InputError, match="schema version 0"):
         open_dataset(tmp_path / "samples.parquet", tmp_path / "data.json")
+    whole = (tmp_path / "data" / "00000.tar").read_bytes()
+    (tmp_path / "data" / "00000.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"00000.tar: shorter than its table says"):
+        read_values(data, np.arange(8))
     (tmp_path / "data" / "00000.tar").unlink()
     with pytest.raises(InputError, match=r"00000.tar: no such shard"):
         read_values(data, np.arange(2))

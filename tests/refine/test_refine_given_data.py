@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from PIL import Image
 
 from ditscope.core.errors import InputError
+from ditscope.core.films import write_film
 from ditscope.core.shards import read_tar, write_tar
 from ditscope.refine.data_settings import Source, check_source_of
 from ditscope.refine.dataset import Dataset, open_dataset, read_raw, read_text, read_values
@@ -197,6 +199,49 @@ def test_pictures_that_are_none_are_refused_or_counted(tmp_path):
     (tmp_path / "p/empty").mkdir()
     with pytest.raises(InputError, match=r"p/empty: a class without pictures"):
         made(tmp_path / "refused", source)
+
+
+def test_films_are_files_or_folders_of_frames(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [Image.fromarray(np.full((20, 30, 3), 25 * n, np.uint8)) for n in range(9)]
+    folder = tmp_path / "f/slow"
+    folder.mkdir(parents=True)
+    frames[0].save(folder / "a.gif", save_all=True, append_images=frames[1:])
+    write_film([frame.resize((32, 32)) for frame in frames], folder / "b.mp4", 8)
+    for n, frame in enumerate(frames):
+        picture(folder / f"c/{n:02d}.png", tuple(frame.getpixel((0, 0))))
+    (folder / "c.txt").write_text("gets brighter")
+    source = Source(kind="films", folder=str(tmp_path / "f"), adapter="pixels", size=8, frames=3, held_out=0.0)
+    data, _ = made(tmp_path / "out", source)
+    assert (data.channels, data.space) == (3, (3, 8, 8))
+    assert data.samples.select("key", "prompt").rows() == [
+        ("slow/a", "slow"), ("slow/b", "slow"), ("slow/c", "gets brighter"),
+    ]  # fmt: skip
+    for film in read_raw(data, np.arange(3)):
+        np.testing.assert_allclose((film[0, :, 4, 4] + 1) * 127.5, [0, 100, 200], atol=3)
+    with pytest.raises(InputError, match=r"slow/a\.gif: 9 frames, where `frames` asks for 10"):
+        made(tmp_path / "out", replace(source, frames=10))
+    picture(folder / "c/03.png", (1, 2, 3), (9, 9))
+    data, told = made(tmp_path / "out", replace(source, damaged="skip"))
+    assert [n["reason"] for n in told["left_out"]] == ["frame 3 has 9 x 9 and the first 40 x 30 pixels"]
+    (folder / "b.mp4").write_bytes(rng.bytes(3000))
+    with pytest.raises(InputError, match=r"slow/b\.mp4: not a readable film"):
+        made(tmp_path / "out", source)
+
+
+def test_a_source_of_the_users_own_is_a_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ownpackage").mkdir()
+    (tmp_path / "ownpackage/ramps.py").write_text(
+        "import numpy as np\nfrom ditscope.refine.samples import Sample\nHELD_OUT_BY = 'prompt'\n"
+        "def samples(source, images, damage):\n"
+        "    for n in range(source.count):\n"
+        "        yield Sample(key=str(n), prompt=f'ramp {n % 5}', values=np.linspace(0, n, 24).reshape(2, 12))\n"
+    )
+    data, _ = made(tmp_path / "out", Source(kind="ownpackage.ramps", count=20))
+    assert (data.channels, data.space, len(data)) == (2, (12,), 20)
+    split = data.samples.group_by("prompt").agg(n=pl.col("split").n_unique())
+    assert split["n"].to_list() == [1] * 5
 
 
 def test_sources_that_lack_something_are_refused_at_once(tmp_path):

@@ -82,7 +82,7 @@ def finished(run):
 def environments(folder):
     """Prefix of each environment that Snakemake made, by the packages that only it has."""
     prefixes = [path for path in (folder / ".snakemake" / "conda").iterdir() if path.is_dir()]
-    return {"figures" if list(prefix.glob("conda-meta/altair-*.json")) else "tables": prefix for prefix in prefixes}
+    return {"figures" if list(prefix.glob("conda-meta/matplotlib-*.json")) else "tables": prefix for prefix in prefixes}
 
 
 def test_each_rule_runs_in_its_environment(run, finished):

@@ -108,6 +108,21 @@ REFUSALS = {
         25,
         "every 25th of 8 steps (model `shapes-flux`) leaves a third of them without a sample; set it lower",
     ),
+    "refiner's source without a folder": (
+        "refiners.shapes-flux.source",
+        {"kind": "shards"},
+        "refiners.shapes-flux.source.folder: name the folder of the `shards`",
+    ),
+    "refiner's source without a VAE": (
+        "refiners.shapes-flux.source",
+        {"kind": "renders"},
+        "refiners.shapes-flux.source.model: name the model whose VAE makes the latents, or set `adapter: pixels`",
+    ),
+    "unknown source of a refiner": (
+        "refiners.shapes-flux.source",
+        {"kind": "render"},
+        "refiners.shapes-flux.source.kind: `render` is not one of",
+    ),
     "offload with multi_gpu": (
         "capture.sets.all",
         {"offload": True, "multi_gpu": True},

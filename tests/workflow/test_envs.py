@@ -33,7 +33,6 @@ MODULES = {
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
     "torch-fidelity": "torch_fidelity",
-    "vl-convert-python": "vl_convert",
 }
 # Modules read by jobs without torch too; their functions that take a loaded model import what loading it needs.
 LAZY = {"ditscope/models/registry.py", "ditscope/models/bit_plan.py"}

@@ -77,8 +77,8 @@ def test_appended_prompts_rerun_the_unfilled_shard_and_add_new_ones(edited):
 @pytest.mark.parametrize(
     "module, stale",
     [
-        ("topology", {"topology", "figures", "catalog"}),
-        ("video", {"capture_video"}),
+        ("topology", {"topology", "figures", "catalog", "explorer"}),
+        ("video", {"capture_video", "explorer"}),
     ],
 )
 def test_edited_stage_code_reruns_that_stage_and_its_downstream_only(edited, module, stale):
@@ -109,4 +109,4 @@ def test_edited_config_key_reruns_its_stage_and_downstream(study, tmp_path):
     clone = workflow.reclone(study, tmp_path / "clone")
     overlay = clone / "edit.yaml"
     overlay.write_text("topology: {max_dimension: 1}\n")
-    assert set(planned(clone, str(overlay))) == {"topology", "figures", "catalog"}
+    assert set(planned(clone, str(overlay))) == {"topology", "figures", "catalog", "explorer"}

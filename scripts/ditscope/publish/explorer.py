@@ -1,95 +1,185 @@
-"""An interactive page over a study's tables: the map of states, drift, quality against size. One file, no network."""
+"""An interactive page over a study, in one file that works without a network: the front-end of `explorer/` with data.
 
+The page is built from `explorer/` at the root of the repository (`make explorer`) to `explorer.html` beside this
+module; here it gets the study's tables, thumbnails of its pictures, its settings and where they come from.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import altair as alt
-import polars as pl
-
-from ditscope.benchmark.figures import benchmark_points
-from ditscope.cluster.figures import labelled_map
+from ditscope import __version__
 from ditscope.core.atomic import write_text
-from ditscope.drift.figures import drift_quantiles
-from ditscope.style import Files
-
-WIDTH = 360
-
-
-def write_explorer(files: Files, out: Path) -> None:
-    """Write one HTML page with what the finished stages allow; every library it needs is inside the file."""
-    charts = [make(files) for stages, make in CHARTS if set(stages) <= set(files)]
-    charts = charts or [alt.Chart(pl.DataFrame()).mark_point()]
-    page = alt.vconcat(*charts).resolve_scale(color="independent", shape="independent", strokeDash="independent")
-    write_text(out, escaped(page.to_html(inline=True)))
-
-
-def escaped(html: str) -> str:
-    """The page with every `<` of its data written as \\u003c, so that no prompt or caption can close the script."""
-    head, start, rest = html.rpartition("const spec = ")
-    spec, end, tail = rest.partition(";\n")
-    return head + start + spec.replace("<", "\\u003c") + end + tail
-
-
-def state_map(files: Files) -> alt.Chart:
-    """The t-SNE map: choose a network in the legend, hover a state to read it."""
-    table = labelled_map(files)
-    network = alt.selection_point(fields=["network"], bind="legend")
-    base = alt.Chart(table, width=WIDTH, height=WIDTH).mark_circle(size=36)
-    return (
-        base.encode(
-            x=alt.X("x", axis=None),
-            y=alt.Y("y", axis=None),
-            color=alt.Color("network"),
-            opacity=alt.condition(network, alt.value(0.9), alt.value(0.08)),
-            tooltip=["text", "network", "run_id", "sequence_number", "label"],
-        )
-        .add_params(network)
-        .facet(column=alt.Column("embedder", title=None), title="Embedded states (t-SNE)")
-        .resolve_scale(x="independent", y="independent")
-    )
-
-
-def drift_lines(files: Files) -> alt.Chart:
-    """Median cosine distance to the start, by network and embedder."""
-    table = drift_quantiles(files).with_columns(pl.col("control").cast(pl.String))
-    base = alt.Chart(table, width=WIDTH, height=200).encode(
-        x=alt.X("sequence_number", title="sequence number", axis=alt.Axis(tickMinStep=1)),
-        y=alt.Y("q50", title="cosine distance"),
-        color="network",
-        tooltip=["network", "control", "sequence_number", "q25", "q50", "q75", "runs"],
-    )
-    lines = base.mark_line().encode(strokeDash="control") + base.mark_circle(size=30).encode(detail="control")
-    return lines.facet(column=alt.Column("embedder", title=None), title="Drift from the first state (median)")
-
-
-def quality_by_size(files: Files) -> alt.Chart:
-    """Quality loss of each scheme against its nominal size."""
-    table = benchmark_points(files)
-    base = alt.Chart(table, width=WIDTH, height=240, title="Quantization: quality loss against size").mark_point(
-        size=80, filled=True
-    )
-    return base.encode(
-        x=alt.X("nominal_bytes", title="nominal bytes", scale=alt.Scale(zero=False)),
-        y=alt.Y("value", title="quality loss"),
-        color="scheme",
-        shape="compile",
-        tooltip=[
-            "model",
-            "hardware",
-            "scheme",
-            "compile",
-            "nominal_bytes",
-            "stored_bytes",
-            "simulated",
-            "value",
-            "low",
-            "high",
-        ],
-    )
-
-
-# (stages a chart needs, its function)
-CHARTS = (
-    (("cluster",), state_map),
-    (("drift",), drift_lines),
-    (("benchmark",), quality_by_size),
+from ditscope.core.errors import InputError, read_json
+from ditscope.publish.explorer_pictures import (
+    Source,
+    ablation_sources,
+    benchmark_sources,
+    capture_sources,
+    captures,
+    image_sources,
+    refiner_sources,
+    state_sources,
+    thumbnails,
 )
+from ditscope.publish.explorer_tables import MOST_ROWS, Gathered, gather, packed_tables
+from ditscope.publish.settings import Publish
+from ditscope.style import COLOURS, Files
+
+PAGE = Path(__file__).with_name("explorer.html")
+PLACE = '<script type="application/json" id="{}">'  # of the data in the page, which are put in before its end
+TABLES_SHARE, LEAST_ROWS = 0.6, 1_000  # of the bytes for data, for tables; rows that each of them keeps in any case
+# Which stages each stage reads: the arrows between them in the page.
+READS = {
+    "prompts": (),
+    "generate": ("prompts",),
+    "capture": ("prompts",),
+    "blocks": ("capture",),
+    "ablate": ("prompts",),
+    "calibrate": ("prompts",),
+    "sensitivity": ("calibrate",),
+    "plan": ("sensitivity",),
+    "benchmark": ("prompts", "plan"),
+    "trajectories": ("prompts", "plan"),
+    "embed": ("trajectories",),
+    "drift": ("trajectories", "embed"),
+    "cluster": ("trajectories", "embed"),
+    "topology": ("trajectories", "embed"),
+    "refine": ("generate",),
+    "video": ("capture", "trajectories", "drift"),
+    "analyse": (),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a page is about: what the config says, and the files that each stage leaves, there or not."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    configfiles: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()  # stages of this study
+    beside: tuple[str, ...] = ()  # files to open from the page, by their paths below the results
+
+
+def write_explorer(files: Files, out: Path, study: Study = Study(), most_bytes: int = Publish.explorer_bytes) -> None:
+    """Write one page of a study's finished stages; what is missing is said in it, with the command that makes it.
+
+    `files` are what the stages leave, there or not. Equal files give equal bytes, at most `most_bytes` where the tables
+    alone are not more.
+    """
+    page, most_rows = PAGE.read_text(encoding="utf-8"), MOST_ROWS
+    problems: dict[str, list[str]] = {}
+    told = captures(files.get("capture", []), problems.setdefault("capture", []))
+    made = list(plans(files.get("plan", []), problems.setdefault("plan", [])))
+    shown = list(sources(files, told, problems))
+    while True:
+        gathered = gather(files, most_rows)
+        text = compact(data_of(files, study, gathered, problems, told, made))
+        if len(text.encode()) <= TABLES_SHARE * (most_bytes - len(page)) or most_rows <= LEAST_ROWS:
+            break
+        most_rows //= 2
+    left = most_bytes - sum(map(len, (page.encode(), text.encode(), *(source.name.encode() for source in shown))))
+    pictures = thumbnails(shown, max(left - 16 * len(shown), 0))  # a place takes its name and some letters
+    write_text(out, filled(page, {"study": text, "pictures": compact(asdict(pictures))}))
+
+
+def data_of(
+    files: Files,
+    study: Study,
+    gathered: Gathered,
+    problems: dict[str, list[str]],
+    told: list[dict[str, Any]],
+    made: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """All that the page has but pictures."""
+    stages_with = {*problems, *gathered.problems}
+    return {
+        "experiment": study.config.get("experiment", ""),
+        "version": __version__,
+        "palette": list(COLOURS),
+        "config": study.config,
+        "configfiles": list(study.configfiles),
+        "stages": stages(files, study),
+        "captures": [{key: value for key, value in one.items() if key != "folder"} for one in told],
+        "plans": made,
+        "tables": packed_tables(gathered.tables),
+        "problems": {name: [*problems.get(name, []), *gathered.problems.get(name, [])] for name in sorted(stages_with)},
+        "sampled": gathered.sampled,
+        "beside": list(study.beside),
+    }
+
+
+def compact(data: dict[str, Any]) -> str:
+    """Data as JSON without blanks."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=str)
+
+
+def filled(page: str, data: dict[str, str]) -> str:
+    """The page with JSON texts in their scripts; every `<` as \\u003c, so that no prompt can close one."""
+    for name, text in data.items():
+        start = PLACE.format(name)
+        if page.count(start) != 1:
+            raise RuntimeError(f"{PAGE.name} has not one place for `{name}`; build it again with `make explorer`")
+        page = page.replace(start, start + text.replace("<", "\\u003c"))
+    return page
+
+
+def sources(files: Files, told: list[dict[str, Any]], problems: dict[str, list[str]]) -> Iterator[Source]:
+    """Every picture that the page can show; what cannot be read is a problem of its stage."""
+    yield from capture_sources(told)
+    readers = {
+        "ablate": ablation_sources,
+        "benchmark": benchmark_sources,
+        "trajectories": state_sources,
+        "refine": refiner_sources,
+        "generate": image_sources,
+    }
+    for stage, read in readers.items():
+        try:
+            yield from read(files.get(stage, []))
+        except InputError as error:
+            problems.setdefault(stage, []).append(str(error))
+
+
+def stages(files: Files, study: Study) -> list[dict[str, Any]]:
+    """Each stage: whether the study asks for it, how many of its files are there, what it reads, how it is made."""
+    overlay = ["--configfile", *study.configfiles] if study.configfiles else []
+    return [
+        {
+            "name": name,
+            "asked": name in (study.asked or files),
+            "files": len(files.get(name, [])),
+            "there": sum(path.exists() for path in files.get(name, [])),
+            "reads": list(reads),
+            "command": shlex.join(["snakemake", "--profile", "local", *overlay, "--", name]),
+        }
+        for name, reads in READS.items()
+    ]
+
+
+def plans(files: list[Path], problems: list[str]) -> Iterator[dict[str, Any]]:
+    """The study's bit plans, as they were written."""
+    for path in filter(Path.exists, files):
+        try:
+            yield read_json(path, "not a bit plan in JSON; run the stage `plan` again")
+        except InputError as error:
+            problems.append(str(error))
+
+
+def study_of(plan: dict[str, Any]) -> tuple[Files, Study]:
+    """What the stages leave, there or not, and what the page is about, from the plan that the workflow wrote."""
+    targets, config = plan["targets"], plan["config"]
+    files = {stage: [Path(path) for path in paths] for stage, paths in targets.items() if stage != "publish"}
+    asked = config.get("stages") or list(targets)
+    results = f"results/{config.get('experiment')}/"
+    opened = [path for path in (*targets.get("publish", []), *targets.get("video", [])) if may_be_opened(path)]
+    beside = ["report.html", *(path.removeprefix(results) for path in opened)]
+    return files, Study(config, tuple(plan.get("configfiles", ())), tuple(asked), tuple(beside))
+
+
+def may_be_opened(path: str) -> bool:
+    """Whether a browser shows a file that a stage leaves, and it is not the page itself."""
+    return path.endswith((".html", ".svg", ".csv", ".md")) and not path.endswith("/explorer.html")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ditscope.core.study import Study, alike
-from ditscope.refine.data_settings import Source
+from ditscope.refine.data_settings import MADE, Source
 from ditscope.refine.dataset import Dataset, dataset, read_raw
 from ditscope.refine.prepare import indexed, told_of
 from ditscope.refine.samples import Damage
@@ -33,6 +33,11 @@ def check_data(study: Study, folder: str, refiner: str) -> None:
         for key, value in (gives | left).items():
             if not alike(told.get(key), value):
                 study.note("refine", about, f"its `{key}` is not what the shards and the config give")
+        lost = sum(noted["samples"] for noted in told["left_out"])
+        if source.kind in MADE and len(table) + lost != source.count:
+            study.note(
+                "refine", file, f"{len(table)} samples and {lost} left out are not the {source.count} of the config"
+            )
         if source.kind == "generated":
             check_latents(study, f"{folder}/data", dataset(wanted, gives, home), source)
 

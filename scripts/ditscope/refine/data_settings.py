@@ -8,15 +8,17 @@ from ditscope.core.settings import setting
 # Where samples come from, each with the module that gives them.
 SOURCES = {
     name: f"ditscope.refine.sources.{name}"
-    for name in ("generated", "renders", "clips", "mazes", "images", "shards", "fake")
+    for name in ("generated", "renders", "clips", "mazes", "images", "films", "shards", "fake")
 }
 # What values are of a picture, a film or a path, each with the module that computes them.
 ADAPTERS = {name: f"ditscope.refine.adapters.{name}" for name in ("vae", "pixels", "maze", "latents")}
 
 # The adapter of a source that names none; of one that is not here, latents.
-OWN_ADAPTER = {"renders": "vae", "clips": "vae", "images": "vae", "mazes": "maze"}
-IN_FOLDERS = ("images", "shards")  # kinds that read `folder`
+OWN_ADAPTER = {"renders": "vae", "clips": "vae", "images": "vae", "films": "vae", "mazes": "maze"}
+IN_FOLDERS = ("images", "films", "shards")  # kinds that read `folder`
+MADE = ("renders", "clips", "mazes", "fake")  # kinds of which `count` are made
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FILMS = (".gif", ".webp", ".mp4")
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Source:
     kind: str = setting(
         "generated",
         "generated (pictures that `generate` left for `model`); renders and clips (still and moving pictures of the "
-        "shapes world); mazes (shortest paths); images (a folder of pictures or of class folders); shards (WebDataset "
-        "in place); fake (noise); or a module of your own",
+        "shapes world); mazes (shortest paths); images and films (a folder of them, or of class folders); shards "
+        "(WebDataset in place); fake (noise); or a module of your own",
         choices=tuple(SOURCES),
         importable=True,
     )
@@ -41,11 +43,11 @@ class Source:
     text_encoder: str = setting(
         "text_encoder", "Folder of the model's text encoder whose tokens are the condition; empty: no text"
     )
-    folder: str = setting("", "images, shards: the folder they lie in", path=True)
+    folder: str = setting("", "images, films, shards: the folder they lie in", path=True)
     count: int = setting(1152, "Samples to make (renders, clips, mazes, fake)", positive=True)
     seed: int = setting(0, "Seed of what is made", most=2**32 - 1)
-    size: int = setting(64, "images: pixels of a side, to which pictures are cropped and scaled", positive=True)
-    frames: int = setting(9, "clips: frames of one", positive=True)
+    size: int = setting(64, "images, films: pixels of a side, to which pictures are cropped and scaled", positive=True)
+    frames: int = setting(9, "clips, films: frames of one", positive=True)
     rooms: int = setting(6, "mazes: rooms along a side", positive=True)
     path_steps: int = setting(32, "mazes: points of a path", positive=True)
     shape: list[int] = setting(
@@ -87,7 +89,7 @@ def check_source_of(where: str, source: Source) -> None:
         raise InputError(f"{where}.model: name the model whose generated pictures these are")
     if adapter_of(source) == "vae" and not source.model:
         raise InputError(f"{where}.model: name the model whose VAE makes the latents, or set `adapter: pixels`")
-    if source.kind == "images" and adapter_of(source) == "vae" and source.size % 16:
+    if source.kind in ("images", "films") and adapter_of(source) == "vae" and source.size % 16:
         raise InputError(f"{where}.size: {source.size} is not a multiple of 16, which the model's VAE needs")
     if len(source.shape) not in (2, 3, 4):
         raise InputError(f"{where}.shape: {source.shape} is not channels and one to three sides")

@@ -50,10 +50,12 @@ class Dataset:
     @cached_property
     def where(self) -> dict[str, Any]:
         """The columns that reading needs, as arrays."""
-        columns = ("values_offset", "text_offset", "text_bytes")
+        columns = ("values_offset", "values_bytes", "text_offset", "text_bytes")
+        told = {column: self.samples[column].to_numpy() for column in columns}
+        ends = np.maximum(told["values_offset"] + told["values_bytes"], told["text_offset"] + told["text_bytes"])
         shards = self.samples["shard"].unique().sort()
         number = shards.search_sorted(self.samples["shard"]).to_numpy()
-        return {c: self.samples[c].to_numpy() for c in columns} | {"shards": shards.to_list(), "shard": number}
+        return told | {"end": ends, "shards": shards.to_list(), "shard": number}
 
 
 def open_dataset(samples: Path, about: Path) -> Dataset:
@@ -138,15 +140,18 @@ def read_text(data: Dataset, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def by_shard(data: Dataset, rows: np.ndarray) -> Iterator[tuple[int, mmap.mmap, int]]:
-    """Of each row its place in `rows`, the map of its shard, and itself; shard by shard."""
+    """Of each row its place in `rows`, the map of its shard, which holds all of it, and itself; shard by shard."""
     where = data.where
     order = np.argsort(where["shard"][rows], kind="stable")
-    opened, shard = None, -1
+    opened, shard, path = None, -1, data.root
     for place in order:
         row = int(rows[place])
         if where["shard"][row] != shard or opened is None:
             shard = where["shard"][row]
-            opened = mapped(data.root / where["shards"][shard])
+            path = data.root / where["shards"][shard]
+            opened = mapped(path)
+        if where["end"][row] > len(opened):
+            raise InputError(f"{path}: shorter than its table says; make the refiner's data again")
         yield int(place), opened, row
 
 
@@ -172,8 +177,6 @@ def itemsize(dtype: str) -> int:
 
 def numbers(shard: mmap.mmap, dtype: str, count: int, offset: int) -> np.ndarray:
     """`count` numbers of a mapped file as float32, or as they are where that is exact."""
-    if offset + count * itemsize(dtype) > len(shard):
-        raise InputError("a shard is shorter than its table says; make the refiner's data again")
     if dtype == "bfloat16":  # the upper half of a float32
         return (np.frombuffer(shard, np.uint16, count, offset).astype(np.uint32) << 16).view(np.float32)
     return np.frombuffer(shard, np.dtype(dtype), count, offset)

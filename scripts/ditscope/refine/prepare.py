@@ -27,7 +27,7 @@ from ditscope.refine.dataset import HELD_OUT, KIND, SCHEMA_VERSION, TRAIN, Datas
 from ditscope.refine.samples import Damage, Sample
 from ditscope.refine.shard_index import TEXT, VALUES, Entry, entries
 from ditscope.refine.tables import SAMPLES
-from ditscope.refine.text import load_text_encoder
+from ditscope.refine.text import TextEncoder, load_text_encoder
 
 log = logging.getLogger(__name__)
 ENCODED = 64  # samples that are encoded together
@@ -55,19 +55,22 @@ def prepare(
     damage = Damage(source.damaged)
     adapter, text = described(source, models)
     make_folder(data)
+    encoder: TextEncoder | None = None
     if hasattr(plugin, "shards"):
         folder, shards = plugin.shards(source)
         write_text(data / "where.txt", f"The shards lie in {folder}.\n")
     else:
         folder = data.parent
-        made = encoded(plugin.samples(source, images, damage), adapter, text, source, damage)
+        encoder = load_text_encoder(text) if text else None
+        made = encoded(plugin.samples(source, images, damage), adapter, encoder, source, damage)
         shards = write_shards(made, data, source)
     table, shared = indexed(shards, folder, source, damage, hasattr(plugin, "shards"))
     told = told_of(table, shared, folder if folder != data.parent else None, data.parent, source, models)
     write_table(table, samples, SAMPLES)
-    write_text(
-        about, json.dumps(told | {"left_out": damage.noted, "short": damage.short}, indent=2, sort_keys=True) + "\n"
-    )
+    told |= {"left_out": damage.noted, "short": damage.short, "truncated": len(encoder.cut) if encoder else 0}
+    write_text(about, json.dumps(told, indent=2, sort_keys=True) + "\n")
+    if told["truncated"]:
+        log.warning("refine: %d prompts are longer than their encoder reads", told["truncated"])
     lost = sum(noted["samples"] for noted in damage.noted)
     log.info("refine: %d samples, %d of them held out; %d left out", len(table), told["samples"][HELD_OUT], lost)
 
@@ -115,11 +118,10 @@ def described(source: Source, models: Mapping[str, Model]) -> tuple[dict[str, An
 
 
 def encoded(
-    samples: Iterable[Sample], adapter: dict[str, Any], text: dict[str, Any], source: Source, damage: Damage
+    samples: Iterable[Sample], adapter: dict[str, Any], encoder: TextEncoder | None, source: Source, damage: Damage
 ) -> Iterator[dict[str, Any]]:
     """Samples as members of a shard: their values encoded and their prompts' tokens, in one type."""
     loaded: Adapter | None = None
-    encoder = load_text_encoder(text) if text else None
     shape: tuple[int, ...] = ()
     number = 0
     for group in batched(samples, ENCODED):
@@ -144,9 +146,9 @@ def encoded(
 def values_of(group: list[Sample], adapter: Adapter | None, kind: str) -> list[np.ndarray]:
     """The values of samples of one shape, encoded where they are pictures."""
     pictures = [s.pictures for s in group if s.pictures is not None]
-    if adapter is None:
+    if not pictures:
         return [s.values for s in group if s.values is not None]
-    if adapter.encode is None:
+    if adapter is None or adapter.encode is None:
         raise InputError(f"source.adapter: `{kind}` encodes no pictures; choose vae or pixels")
     return list(adapter.encode(np.stack(pictures)))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from ditscope.config import Config
 from ditscope.core.errors import InputError
 from ditscope.publish.figures import FIGURES, INDEX
-from ditscope.refine.data_settings import PICTURES
+from ditscope.refine.data_settings import FILMS, PICTURES
 from ditscope.workflow.staleness import module_path
 
 # What the `sources` of a stage hold, and how such files end.
@@ -16,7 +16,7 @@ HOLDS = {
     "calibrate": ("calibration sample", (".npz",)),
 }
 # The same of the `folder` of a refiner's source, by its kind.
-FOLDER_HOLDS = {"images": ("picture", PICTURES), "shards": ("shard", (".tar",))}
+FOLDER_HOLDS = {"images": ("picture", PICTURES), "films": ("film", (*FILMS, *PICTURES)), "shards": ("shard", (".tar",))}
 
 
 def check_sources(config: Config) -> None:
