@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
@@ -57,11 +58,14 @@ def draw_figures(
     are shared out among `processes`; what is drawn does not depend on it.
     """
     draw = partial(draw_figure, files=files, out=out, settings=settings, own=dict(own))
-    if processes > 1 and len(names) > 1:
-        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-            listed = list(pool.map(draw, names, chunksize=1))
-    else:
-        listed = list(map(draw, names))
+    with ExitStack() as stack:
+        share_out: Callable = map
+        if processes > 1 and len(names) > 1:
+            share_out = stack.enter_context(ProcessPoolExecutor(processes, get_context("spawn"))).map
+        listed = []
+        for row in share_out(draw, names):
+            log.info("drew %s (%d rows)", row["figure"], row["rows"])
+            listed.append(row)
     index = out / INDEX
     rows = {row["figure"]: row for row in (pl.read_csv(index).to_dicts() if index.exists() else [])}
     rows |= {row["figure"]: row for row in listed}
@@ -91,7 +95,6 @@ def draw_figure(name: str, files: Files, out: Path, settings: Publish, own: Mapp
         }
         about = {"title": name, "description": f"{row['caption']} {row['n']}.", "source": f"{row['command']}"}
         save(figure, data, out / name, settings.formats, settings.dpi, about)
-    log.info("drew %s (%d rows)", name, len(data))
     return row
 
 
