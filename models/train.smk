@@ -131,6 +131,21 @@ rule tune_blip:
         "{TRAIN} tune-blip --out {OUT} > {log} 2>&1"
 
 
+rule refiners:
+    """The refiners, in latents of the generator that is shipped: ask for this rule alone, after `make install-models`.
+
+    The overlay is one that anyone can run; see experiments/shapes-refiners.yaml.
+    """
+    output:
+        expand(f"{MODELS}/shapes-refiners/{{name}}.safetensors", name=["pictures", "films", "mazes"]),
+    log:
+        f"{OUT}/logs/refiners.log",
+    shell:
+        "snakemake --profile local --configfile experiments/shapes-refiners.yaml refine > {log} 2>&1"
+        " && for file in {output}; do"
+        " cp results/shapes-refiners/refine/$(basename $file .safetensors)/refiner.safetensors $file; done"
+
+
 rule acceptance:
     """Measure all four on held-out combinations and write their READMEs."""
     input:

@@ -384,9 +384,10 @@ def twice(size: Size, device: torch.device) -> Iterator[Row]:
 
 def trained(device: torch.device) -> str:
     """A digest of a refiner that was trained for a few steps on random latents."""
+    from ditscope.refine.latents import LatentSet
+
     from ditscope.refine import train
     from ditscope.refine.batches import training_set
-    from ditscope.refine.latents import LatentSet
     from ditscope.refine.settings import Refine
 
     rng = np.random.default_rng(0)

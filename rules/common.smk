@@ -1,5 +1,6 @@
 # Helper functions of every rules file: the checked config, and parameters that make jobs stale.
 import re
+import shutil
 import sys
 from contextlib import suppress
 from dataclasses import fields
@@ -24,11 +25,10 @@ from ditscope.models.folders import download_mark, resolve_source, source_folder
 from ditscope.trajectories.networks import plan_file, resolve_network, trajectory_index
 from ditscope.prompts.files import first_runs, shard_index, slice_name
 from ditscope.core.plugins import module_of
-from ditscope.models.facts.facts import TABLES
-from ditscope.models.registry import ANY, ON_MLX, facts_of, is_generator, module_of_family
-from ditscope.models.settings import ABOUT, EMBEDDER_FAMILIES, SCHEMES
+from ditscope.models.registry import ON_MLX, module_of_family
+from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
 from ditscope.refine.data_settings import ADAPTERS, SOURCES, adapter_of
-from ditscope.refine.settings import ENCODERS, INTERPOLATIONS, settings_of
+from ditscope.refine.settings import CODEBOOK, ENCODERS, INTERPOLATIONS, settings_of
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow.sources import check_sources
 from ditscope.workflow.staleness import SCRIPTS, code_digest, defines, prefer_this_library
@@ -38,6 +38,18 @@ from ditscope.core.yaml_file import read_yaml
 
 CACHE = Path("resources/.cache")
 prefer_this_library()
+
+asked = workflow.deployment_settings
+if (
+    workflow.is_main_process
+    and {str(method) for method in asked.deployment_method} == {"conda"}
+    and not (asked.conda_base_path or shutil.which("conda"))
+):
+    raise WorkflowError(
+        "`conda` is not on PATH, and this profile or --sdm runs each rule in its conda environment: load conda (on "
+        "clusters often `module load conda`), or, where this virtual environment is to run the rules, add `--sdm "
+        "env-modules`; see docs/slurm.md"
+    )
 
 
 @cache
@@ -109,6 +121,7 @@ wildcard_constraints:
     model=any_of(CONFIG.models),
     network=any_of(CONFIG.networks),
     refiner=any_of(CONFIG.refiners),
+    storyboard=any_of([board for entry in CONFIG.refiners.values() for board in entry.storyboards]),
     embedder=any_of(CONFIG.embedders),
     scheme=any_of(CONFIG.schemes),
     budget=any_of(CONFIG.plan.budgets),
@@ -140,8 +153,6 @@ def model_params(name):
     entry = CONFIG.models[name]
     weights = entry.revision or (digest_of(source_folder(entry)) if entry.source else "")
     family = plugin(module) if (module := module_of_family(entry)) else ""
-    if is_generator(entry) and facts_of(entry.family).pipeline == ANY:  # which class it is, its folder says later
-        family += "".join(map(plugin, TABLES.values()))
     mlx = "".join(map(plugin, ON_MLX.values())) if entry.backend == "mlx" else ""
     return determining(entry) | {"digest": weights + family + mlx}
 
@@ -153,8 +164,8 @@ def scheme_params(name):
 
 
 def determining(entry):
-    """A registry entry as a job's parameter: not what it says about the model, which changes no result."""
-    return {key: value for key, value in plain(entry).items() if key not in ABOUT}
+    """A registry entry as a job's parameter: not the memory that is asked for, which changes no result."""
+    return {key: value for key, value in plain(entry).items() if key != "memory_mb"}
 
 
 def on_mlx(*names):
@@ -254,6 +265,33 @@ def refiner_source(wildcards):
     given = folder_stamp(source.folder) if source.folder else ""
     models = {source.model: model_params(source.model)} if source.model else {}
     return {"source": plain(source), "models": models, "digest": [given, *(plugin(module_of(*kind)) for kind in kinds)]}
+
+
+def refiner_start(name):
+    """The file of the refiner that one goes on from; nothing where it starts anew."""
+    return ancient(WHOLE.refiners[name].start) if WHOLE.refiners[name].start else []
+
+
+def refiner_judge(name):
+    """The embedder that a refiner is judged with, as a list; empty where that is its own encoder."""
+    return chosen(settings_of(name, WHOLE.refiners[name], WHOLE.refine).judge)
+
+
+def judges(name):
+    """The models that judging a refiner loads: whose VAE decodes its values, and whose pictures are a control."""
+    generator = settings_of(name, WHOLE.refiners[name], WHOLE.refine).generator
+    return list(dict.fromkeys(filter(None, [refiner_model(name), generator])))
+
+
+def storyboard_of(wildcards):
+    """A refiner's storyboard."""
+    return WHOLE.refiners[wildcards.refiner].storyboards[wildcards.storyboard]
+
+
+def refiner_start_digest(wildcards):
+    """Digest of that file; nothing where there is none."""
+    start = WHOLE.refiners[wildcards.refiner].start
+    return digest_of(start) if start else ""
 
 
 def refiner_images(name):

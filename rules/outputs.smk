@@ -10,7 +10,7 @@ from ditscope.publish.catalog import table_files
 from ditscope.config import STAGES, of_backends
 from ditscope.benchmark.cases import benchmark_cases
 from ditscope.capture.files import decodes_of, generations_in
-from ditscope.publish.figures import INDEX, PAPER_TABLES, available, own_figures
+from ditscope.publish.figures import ANSWERING, INDEX, PAPER_TABLES, available, own_figures
 from ditscope.models.hardware import filed_under, hardware_id
 from ditscope.core.identity import file_digest
 from ditscope.core.schema import STAGE_OF, tables_of
@@ -19,6 +19,7 @@ from ditscope.sensitivity.files import PARTS, part_files
 from ditscope.models.settings import backends_of
 from ditscope.video.settings import FORMATS
 
+TEXTS = Path(workflow.current_basedir.join("../report").get_path_or_uri(secret_free=True))  # how to read figures
 FILM = FORMATS[CONFIG.video.output_format]  # suffix of films
 
 
@@ -201,10 +202,40 @@ def report_format():
     return next(kind for kind in ("svg", "png", "pdf") if kind in CONFIG.publish.formats)
 
 
+def answer_inputs(w=None):
+    """What the answers are made of, by stage."""
+    return {name: files for name, files in left_by_stages().items() if name in ANSWERING}
+
+
+def caption_of(name):
+    """The caption of a figure, made from its numbers, as the rules' folder reaches it."""
+    return str(Path(RESULTS).absolute() / "captions" / f"{name}.rst")
+
+
+def caption_texts():
+    """What says how to read each figure, and the whole report, by name."""
+    names = dict.fromkeys([*(figure.caption for figure in figures()), "workflow"])
+    return {name: (TEXTS / f"{name}.rst").read_text(encoding="utf-8") for name in names}
+
+
+def caption_files():
+    return [f"{RESULTS}/captions/{name}.rst" for name in [*(figure.name for figure in figures()), "workflow"]]
+
+
+def category(stage):
+    """The report's category of a stage: numbered, since the report sorts them by name."""
+    return f"{0 if stage == 'answers' else 1 + STAGES.index(stage):02d} {stage}"
+
+
+def shown_figures():
+    """Every figure in the format of the report."""
+    return [f"{RESULTS}/figures/{figure.name}.{report_format()}" for figure in figures()]
+
+
 def publications():
-    shown = [f"{RESULTS}/figures/{figure.name}.{report_format()}" for figure in figures()]
     pages = [f"{RESULTS}/explorer.html"] if explorer_inputs() else []
-    return [*shown, *figure_files(), *paper_table_files(), f"{RESULTS}/catalog.duckdb", *pages]
+    told = [f"{RESULTS}/answers.parquet", f"{RESULTS}/answers.html", *caption_files()]
+    return [*shown_figures(), *figure_files(), *paper_table_files(), *told, f"{RESULTS}/catalog.duckdb", *pages]
 
 
 @cache
@@ -315,13 +346,18 @@ def benchmark_tables():
 
 
 def refinements(*refiners):
-    return expand(made_by("refine_data", "refine_codebook", "refine_train", "refine_diagnose"), refiner=refiners)
+    """What is left of refiners, and what becomes of their storyboards."""
+    trained = expand(made_by("refine_data", "refine_codebook", "refine_train", "refine_diagnose"), refiner=refiners)
+    boards = [(name, board) for name in refiners for board in CONFIG.refiners[name].storyboards]
+    films = [p.format(refiner=name, storyboard=board) for name, board in boards for p in made_by("refine_storyboard")]
+    return [*trained, *films]
 
 
 def refined_models():
-    """The models whose generated images refiners are trained on."""
-    sources = [CONFIG.refiners[name].source for name in CONFIG.refine.refiners]
-    return list(dict.fromkeys(source.model for source in sources if source.kind == "generated"))
+    """The models whose generated images refiners are trained on, or complete."""
+    entries = [CONFIG.refiners[name] for name in CONFIG.refine.refiners]
+    trained = [entry.source.model for entry in entries if entry.source.kind == "generated"]
+    return list(dict.fromkeys([*trained, *(board.model for entry in entries for board in entry.storyboards.values())]))
 
 
 # What the workflow knows of itself ---------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 # Publication. Needs: what the other stages leave. Leaves: <results>/figures/ (each figure in every format, with its
-# data as CSV), <results>/tables/, <results>/catalog.duckdb and <results>/explorer.html. `snakemake --report` makes
-# the HTML report of what is marked here.
+# data as CSV), <results>/tables/, <results>/catalog.duckdb, <results>/explorer.html, the front page <results>/answers.html
+# with its table, and <results>/captions/. `snakemake --report` makes the HTML report of what is marked here.
 
 
 rule publish:
@@ -15,8 +15,8 @@ rule figures:
         [
             report(
                 f"<results>/figures/{figure.name}.{report_format()}",
-                caption=f"../report/{figure.caption}.rst",
-                category=figure.category,
+                caption=caption_of(figure.name),
+                category=category(figure.stages[0]),
                 labels={"figure": figure.name},
             )
             for figure in figures()
@@ -43,11 +43,66 @@ rule figures:
         "../scripts/figures.py"
 
 
+rule answers:
+    input:
+        unpack(answer_inputs),
+    output:
+        table="<results>/answers.parquet",
+    log:
+        "<logs>/answers.log",
+    conda:
+        "../envs/figures.yaml"
+    params:
+        code=[code("publish.answers"), *(code(f"{name}.answer") for name in answer_inputs())],
+        controls=[name for name in CONFIG.embed.embedders if CONFIG.embedders[name].family == "random-walk"],
+        stages=answer_inputs(),
+    script:
+        "../scripts/answers.py"
+
+
+rule captions:
+    input:
+        unpack(figure_inputs),
+        answers="<results>/answers.parquet",
+        figures=[*figure_files(), *shown_figures()],
+    output:
+        caption_files(),
+        page=report(
+            "<results>/answers.html",
+            caption="../report/answers.rst",
+            category=category("answers"),
+            labels={"page": "front page"},
+        ),
+    log:
+        "<logs>/captions.log",
+    conda:
+        "../envs/figures.yaml"
+    params:
+        code=[code("publish.captions"), code("publish.front_page")],
+        texts=caption_texts(),
+        experiment=CONFIG.experiment,
+        figures=f"{RESULTS}/figures",
+        own=list(own_drawings()),
+        stages=figure_inputs(),
+    script:
+        "../scripts/captions.py"
+
+
 rule paper_tables:
     input:
         unpack(paper_table_inputs),
     output:
-        paper_table_files(),
+        [
+            report(
+                file,
+                caption="../report/paper-table.rst",
+                category=category(PAPER_TABLES[Path(file).stem]),
+                labels={"figure": f"table {Path(file).stem}"},
+            )
+            for file in paper_table_files()
+            if file.endswith(".csv")
+        ],
+        [file for file in paper_table_files() if not file.endswith(".csv")],
     log:
         "<logs>/paper_tables.log",
     conda:
@@ -61,7 +116,7 @@ rule paper_tables:
 
 rule catalog:
     input:
-        tables=lambda w: table_files(left_by_stages()),
+        tables=lambda w: [*table_files(left_by_stages()), *made_by("answers")[:1]],
     output:
         catalog="<results>/catalog.duckdb",
     log:

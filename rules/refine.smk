@@ -1,6 +1,8 @@
-# Refiner. Needs: all image shards of the model whose latents a refiner works on. Leaves: <results>/refine/<refiner>/: codebook, latent_mae and refiner
-# (safetensors), the tables `refine.assignments`, `refine.training` (and its timing), `refine.diagnostics`,
-# `refine.neighbours`, `refine.tsne`, the experiment's record.json and two picture grids.
+# Refiner. Needs: what a refiner's source names: all image shards of a model, a folder, or nothing. Leaves:
+# <results>/refine/<refiner>/: shards of samples with the table `refine.samples` and data.json, codebook, latent_mae and
+# refiner (safetensors), the tables `refine.assignments`, `refine.training` (and its timing), `refine.diagnostics`,
+# `refine.evaluation`, `refine.neighbours`, `refine.tsne`, `refine.gallery` with its pictures, the experiment's record (json,
+# its date and place beside it, and a page), two picture grids, and a folder and a page for each storyboard.
 
 
 rule refine:
@@ -35,7 +37,10 @@ rule refine_data:
 
 rule refine_codebook:
     input:
-        images=lambda w: image_shards(refiner_model(w.refiner)),
+        samples="<results>/refine/{refiner}/samples.parquet",
+        about="<results>/refine/{refiner}/data.json",
+        data="<results>/refine/{refiner}/data",
+        start=lambda w: refiner_start(w.refiner),
     output:
         codebook="<results>/refine/{refiner}/codebook.safetensors",
         assignments="<results>/refine/{refiner}/assignments.parquet",
@@ -48,15 +53,20 @@ rule refine_codebook:
         runtime=scaled(60),
     params:
         code=code("refine.codebook"),
-        settings=refiner_settings("seed", "patch", "keys", "min_anchors", "codes", "keyframe_weight"),
+        start=refiner_start_digest,
+        settings=refiner_settings(*CODEBOOK),
     script:
         "../scripts/refine_codebook.py"
 
 
 rule refine_train:
     input:
-        images=lambda w: image_shards(refiner_model(w.refiner)),
+        samples="<results>/refine/{refiner}/samples.parquet",
+        about="<results>/refine/{refiner}/data.json",
+        data="<results>/refine/{refiner}/data",
         assignments="<results>/refine/{refiner}/assignments.parquet",
+        codebook="<results>/refine/{refiner}/codebook.safetensors",
+        start=lambda w: refiner_start(w.refiner),
     output:
         latent_mae="<results>/refine/{refiner}/latent_mae.safetensors",
         refiner="<results>/refine/{refiner}/refiner.safetensors",
@@ -76,27 +86,42 @@ rule refine_train:
         code=code("refine.train"),
         interpolation=interpolation_digest,
         encoder=encoder_digest,
-        settings=refiner_settings(without=("top_k", "gallery")),
+        start=refiner_start_digest,
+        settings=refiner_settings(without=("top_k", "gallery", "evaluated", "judge", "generator")),
     script:
         "../scripts/refine_train.py"
 
 
 rule refine_diagnose:
     input:
-        images=lambda w: image_shards(refiner_model(w.refiner)),
+        samples="<results>/refine/{refiner}/samples.parquet",
+        about="<results>/refine/{refiner}/data.json",
+        data="<results>/refine/{refiner}/data",
         codebook="<results>/refine/{refiner}/codebook.safetensors",
         assignments="<results>/refine/{refiner}/assignments.parquet",
         latent_mae="<results>/refine/{refiner}/latent_mae.safetensors",
         refiner="<results>/refine/{refiner}/refiner.safetensors",
         training="<results>/refine/{refiner}/training.parquet",
-        weights=lambda w: model_files(refiner_model(w.refiner)),
+        timing="<results>/refine/{refiner}/training.timing.parquet",
+        weights=lambda w: model_files(*judges(w.refiner)),
+        embedder=lambda w: [file for name in refiner_judge(w.refiner) for file in embedder_files(name)],
     output:
         diagnostics="<results>/refine/{refiner}/diagnostics.parquet",
         neighbours="<results>/refine/{refiner}/neighbours.parquet",
         tsne="<results>/refine/{refiner}/tsne.parquet",
-        record="<results>/refine/{refiner}/record.json",
-        samples="<results>/refine/{refiner}/samples.png",
+        evaluation="<results>/refine/{refiner}/evaluation.parquet",
+        gallery="<results>/refine/{refiner}/gallery.parquet",
+        pictures=directory("<results>/refine/{refiner}/gallery"),
+        overview="<results>/refine/{refiner}/overview.png",
         exemplars="<results>/refine/{refiner}/exemplars.png",
+        record="<results>/refine/{refiner}/record.json",
+        record_timing="<results>/refine/{refiner}/record.timing.json",
+        page=report(
+            "<results>/refine/{refiner}/record.html",
+            caption="../report/refiner-record.rst",
+            category="Refiner",
+            labels={"record": "{refiner}"},
+        ),
     log:
         "<logs>/refine/{refiner}/diagnose.log",
     benchmark:
@@ -105,14 +130,45 @@ rule refine_diagnose:
         "../envs/torch.yaml"
     resources:
         gpu=1,
-        mem_mb=memory(4000, lambda w: [refiner_model(w.refiner)]),
+        mem_mb=memory(4000, lambda w: judges(w.refiner), lambda w: refiner_judge(w.refiner)),
         runtime=scaled(60),
     params:
         code=code("refine.diagnose"),
         interpolation=interpolation_digest,
         encoder=encoder_digest,
-        name=lambda w: refiner_model(w.refiner),
-        model=lambda w: model_params(refiner_model(w.refiner)),
+        models=lambda w: {name: model_params(name) for name in judges(w.refiner)},
+        embedders=lambda w: {name: embedder_params(name) for name in refiner_judge(w.refiner)},
         settings=refiner_settings(),
     script:
         "../scripts/refine_diagnose.py"
+
+
+rule refine_storyboard:
+    input:
+        refiner="<results>/refine/{refiner}/refiner.safetensors",
+        images=lambda w: image_shards(storyboard_of(w).model),
+        manifests=lambda w: image_shards(storyboard_of(w).model, suffix="parquet"),
+        weights=lambda w: model_files(*filter(None, [refiner_model(w.refiner)])),
+    output:
+        folder=directory("<results>/refine/{refiner}/storyboards/{storyboard}"),
+        page=report(
+            "<results>/refine/{refiner}/storyboards/{storyboard}.html",
+            caption="../report/refiner-storyboard.rst",
+            category="Refiner",
+            labels={"storyboard": "{refiner}: {storyboard}"},
+        ),
+    log:
+        "<logs>/refine/{refiner}/storyboard-{storyboard}.log",
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        gpu=1,
+        mem_mb=memory(4000, lambda w: list(filter(None, [refiner_model(w.refiner)]))),
+        runtime=scaled(60),
+    params:
+        code=code("refine.storyboard"),
+        interpolation=interpolation_digest,
+        storyboard=lambda w: plain(storyboard_of(w)),
+        film=CONFIG.video.output_format,
+    script:
+        "../scripts/refine_storyboard.py"

@@ -20,7 +20,7 @@ rule capture_video:
         page=report(
             "<results>/videos/captures/{model}/{capture}.html",
             caption="../report/capture-video.rst",
-            category="Films",
+            category=category("video"),
             labels={"film": "{model}: {capture}"},
         ),
         denoising=f"<results>/videos/captures/{{model}}/{{capture}}-denoising{FILM}",
@@ -46,7 +46,7 @@ rule trajectory_video:
         page=report(
             "<results>/videos/trajectories.html",
             caption="../report/trajectory-video.rst",
-            category="Films",
+            category=category("video"),
             labels={"film": "trajectories"},
         ),
     log:
@@ -69,7 +69,7 @@ rule timelines:
             directory("<results>/videos/timelines"),
             patterns=[f"{{network}}.{CONFIG.video.sheet_format}"],
             caption="../report/timelines.rst",
-            category="Films",
+            category=category("video"),
             labels={"film": "{network}: timeline"},
         ),
         strips=directory("<results>/videos/strips"),

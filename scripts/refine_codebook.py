@@ -1,4 +1,4 @@
-"""Rule refine_codebook: the pseudo-classes of one model's latents."""
+"""Rule refine_codebook: the pseudo-classes of one refiner's samples."""
 
 from pathlib import Path
 
@@ -9,8 +9,10 @@ from ditscope.workflow.job import job
 
 with job(snakemake):
     build_codebook(
-        images=[Path(path) for path in snakemake.input.images],
+        samples=Path(snakemake.input.samples),
+        about=Path(snakemake.input.about),
         codebook=Path(snakemake.output.codebook),
         assignments=Path(snakemake.output.assignments),
+        start=str(snakemake.input.get("start", "")),
         settings=decode(Refine, snakemake.params.settings),
     )

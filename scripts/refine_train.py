@@ -1,4 +1,4 @@
-"""Rule refine_train: the latent masked autoencoder and the refiner of one model; several GPUs share each step."""
+"""Rule refine_train: the latent masked autoencoder and the refiner of one data set; several GPUs share each step."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from ditscope.workflow.launch import torchrun
 
 with job(snakemake, warm=True) as gpus:
     arguments = {
-        "images": [Path(path) for path in snakemake.input.images],
-        "assignments": Path(snakemake.input.assignments),
+        **{name: Path(snakemake.input[name]) for name in ("samples", "about", "codebook", "assignments")},
         "latent_mae": Path(snakemake.output.latent_mae),
         "refiner": Path(snakemake.output.refiner),
         "training": Path(snakemake.output.training),
         "timing": Path(snakemake.output.timing),
+        "start": str(snakemake.input.get("start", "")),
         "settings": decode(Refine, snakemake.params.settings),
         "partial": partial_root(snakemake),
     }

@@ -6,6 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from ditscope.core.shards import png_bytes, write_tar
+from ditscope.models.settings import Model
+from ditscope.refine.data_settings import Source
+from ditscope.refine.dataset import Dataset, open_dataset
+from ditscope.refine.prepare import prepare
 from ditscope.refine.settings import Refine
 
 # Settings with which every part trains in a second.
@@ -78,3 +82,24 @@ def write_latents(path: Path, latents: np.ndarray, prompts: list[str]) -> Path:
         path,
     )
     return path
+
+
+def data_files(shard: Path, folder: Path) -> tuple[Path, Path]:
+    """The refiner's data of such a shard, an eighth of it held out: the table of samples and data.json."""
+    files = folder / "samples.parquet", folder / "data.json"
+    source = Source(
+        kind="generated",
+        model="none",
+        adapter="latents",
+        text_encoder="",
+        held_out=0.125,
+        held_out_by="sample",
+        dtype="float32",
+    )
+    prepare({"none": Model("flux")}, *files, folder / "data", images=[shard], source=source)
+    return files
+
+
+def data_of(shard: Path, folder: Path) -> Dataset:
+    """The same, opened."""
+    return open_dataset(*data_files(shard, folder))

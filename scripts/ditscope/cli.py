@@ -61,8 +61,10 @@ COMMANDS = {
     "timeline": ("video.timeline:timeline", "draw trajectories on one sheet, and one of them as a strip"),
     "refine-data": ("refine.prepare:prepare", "make or index the samples that a refiner is trained on"),
     "refine-codebook": ("refine.codebook:build_codebook", "quantize prompts and kept patches to pseudo-classes"),
+    "refine-assign": ("refine.codebook:assign_codes", "give new samples the pseudo-classes of a codebook"),
     "refine-train": ("refine.train:train", "train the feature encoder and the one-step refiner"),
-    "refine-diagnose": ("refine.diagnose:diagnose", "measure what the refiner learnt"),
+    "refine-diagnose": ("refine.diagnose:diagnose", "judge a refiner on what was held out of its training"),
+    "refine-apply": ("refine.use:refine_apply", "complete a storyboard, a picture or a path by a trained refiner"),
     "download": ("workflow.download:download", "get a model of the hub, after saying its size, licence and gating"),
     "model": ("workflow.described:model", "what a generator is made of: blocks, streams, layers, schedule, guidance"),
     "pipelines": (
@@ -275,7 +277,8 @@ def add_option(parser: argparse.ArgumentParser, option: Option) -> None:
     if option.kind is bool:
         parser.add_argument(*option.spellings, nargs="?", const=True, type=kind, metavar="True|False", **extra)
     elif option.many:
-        parser.add_argument(*option.spellings, nargs="+", type=kind, metavar=name, **extra)
+        count = "+" if required or option.default else "*"  # what is empty by default can be told to be empty
+        parser.add_argument(*option.spellings, nargs=count, type=kind, metavar=name, **extra)
     else:
         extra |= {} if option.choices else {"metavar": name}
         parser.add_argument(*option.spellings, type=kind, **extra)

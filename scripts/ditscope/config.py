@@ -272,12 +272,17 @@ def check_analyses(config: Config) -> None:
 def check_refiners(config: Config) -> None:
     """Check the refiners of the registry: their own settings, and the models that their samples come from."""
     for name, entry in config.refiners.items():
-        settings_of(name, entry, config.refine)
-        if name in config.refine.refiners:
+        selected = name in config.refine.refiners  # the file that another starts from need not be there
+        own = settings_of(name, entry if selected else replace(entry, start=""), config.refine)
+        if selected:
             check_source_of(f"refiners.{name}.source", entry.source)
             if model := entry.source.model:
                 check_known(f"refiners.{name}.source.model", [model], config, "models")
                 require_weights(f"refiners.{name}.source.model", model, config.models[model])
+            check_known("refine.judge", [own.judge] if own.judge else [], config, "embedders")
+            check_known("refine.generator", [own.generator] if own.generator else [], config, "models")
+            for board, told in entry.storyboards.items():
+                check_known(f"refiners.{name}.storyboards.{board}.model", [told.model], config, "models")
 
 
 def check_networks(config: Config) -> None:

@@ -25,6 +25,8 @@ matplotlib.use("agg")
 from matplotlib.figure import Figure as Canvas
 
 from ditscope.core.atomic import replacing, write_text
+from ditscope.core.tables import Files as Files  # of what figures are given; a module of figures needs no other import
+from ditscope.core.tables import named as named
 
 GREY = "#666666"  # nulls, and what is said about a figure
 NO_CLUSTER = "#cccccc"  # states outside all clusters
@@ -77,7 +79,6 @@ PRINT: dict[str, Callable[[Canvas, Path, Mapping], None]] = {
 matplotlib.rcParams.update(STYLE)
 
 
-Files = dict[str, list[Path]]  # what each stage left
 TILES_SIDE, GAP = 4096, 4  # longest side of pictures drawn as one, and the white between two of them, in pixels
 
 
@@ -164,11 +165,6 @@ def save_pages(figure: Canvas, path: Path, about: Mapping[str, str | None]) -> N
             pages.savefig(figure, bbox_inches=Bbox(page.bbox.get_points() / figure.dpi))
     for page in figure.subfigs:
         page.set_visible(True)
-
-
-def named(files: Files, stage: str, name: str) -> list[Path]:
-    """The files of a stage whose name is `name`."""
-    return [path for path in files[stage] if path.name == name]
 
 
 def draw_tiles(axis: Axes, shape: tuple[int, int], cells: Iterable[tuple[tuple[int, int], np.ndarray]]) -> None:

@@ -33,8 +33,9 @@ from ditscope.prompts.check import check_prompts
 from ditscope.prompts.files import read_runs
 from ditscope.prompts.settings import Prompts
 from ditscope.prompts.stage import write_shard
-from ditscope.refine.check import image_keys
-from ditscope.refine.latents import read_latents
+from ditscope.refine.data_settings import Source
+from ditscope.refine.samples import Damage
+from ditscope.refine.sources.generated import samples
 
 NAME, ENTRY = "shapes-flux", Model(family="flux", source="models/shapes-flux", width=32, height=32, steps=1)
 RUNS = [("a", 0), ("b", 0), ("c", 0), ("d", 1)]  # a and c ask for the same picture; b for another, d for another seed
@@ -56,19 +57,19 @@ def runs_in(table: pl.DataFrame) -> list[tuple[str, int]]:
 def test_images_are_made_once_and_listed_for_every_run(prompts, tmp_path, slice_size):
     tar = tmp_path / "i.tar"
     generate(NAME, ENTRY, prompts, tar, settings=Generate(slice_size=slice_size))
-    manifest, samples = read_table(tmp_path / "i.parquet", "images"), list(read_tar(tar))
+    manifest, made = read_table(tmp_path / "i.parquet", "images"), list(read_tar(tar))
     assert runs_in(manifest) == RUNS
-    assert len(samples) == 3 and len({s["__key__"] for s in samples}) == 3
+    assert len(made) == 3 and len({s["__key__"] for s in made}) == 3
     keys = manifest["key"].to_list()
     assert keys[0] == keys[2] and len(set(keys)) == 3
-    digests = {s["__key__"]: hashlib.sha256(s["png"]).hexdigest() for s in samples}
+    digests = {s["__key__"]: hashlib.sha256(s["png"]).hexdigest() for s in made}
     assert manifest["png_sha256"].to_list() == [digests[key] for key in keys]
     assert manifest["prompt"].to_list() == [run["prompt"] for run in read_runs(prompts)]
     assert sum(read_table(tmp_path / "i.timing.parquet", "images.timing")["images"]) == 3, "pictures that were sampled"
     listed = [(s["json"]["prompt_id"], s["json"]["seed"]) for s in samples_of_runs(tar)]
     assert sorted(listed) == RUNS
-    records = read_latents([tar], 1).records
-    assert sorted((r["prompt_id"], r["seed"]) for r in records) == RUNS, "the refiner's data"
+    records = samples(Source(model=NAME), [tar], Damage("refuse"))
+    assert sorted((r.prompt_id, r.seed) for r in records) == RUNS, "the refiner's data"
     _, drawn = image_grid({"generate": [tar]})
     assert sorted(runs_in(drawn)) == RUNS
 
@@ -162,7 +163,6 @@ def test_the_doctor_finds_a_study_with_shared_pictures_sound_and_a_lost_run(prom
 
     assert findings() == []
     manifest = read_table(f"{images}.parquet", "images")
-    assert image_keys(Study(results, plan, config), NAME) == manifest["key"].to_list(), "as the refiner's tables"
     write_table(manifest.filter(pl.col("prompt_id") != "c"), f"{images}.parquet", "images")
     assert any("lacks 1 of 4 runs of the prompt shard" in problem for problem in findings())
     assert any("differs from its row of the manifest" in problem for problem in findings()), "the shard lists run c"

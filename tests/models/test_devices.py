@@ -26,7 +26,12 @@ from ditscope.models.hardware import host_memory_bytes
 from ditscope.models.placement import keep_encoders_in_host_memory
 from ditscope.models.sampling import Observer, pictures, sample
 from ditscope.models.settings import Model
+from ditscope.refine.adapter import Adapter
 from ditscope.refine.codebook import build_codebook
+from ditscope.refine.dataset import open_dataset
+from ditscope.refine.diagnose import read_encoder
+from ditscope.refine.evaluate import Judge, pooled_by
+from ditscope.refine.refiner_file import load_refiner
 from ditscope.sensitivity import gradient_memory
 from ditscope.sensitivity import image as sensitivity_image
 from ditscope.sensitivity import stage as sensitivity_stage
@@ -35,7 +40,7 @@ from ditscope.sensitivity.fast import random_signs
 from ditscope.sensitivity.image import pull_back_image
 from ditscope.sensitivity.settings import Sensitivity
 from fake_device import DEVICE, accelerator, moved
-from refine_latents import TINY, write_discs
+from refine_latents import TINY, data_files, write_discs
 from tiny_models import ENTRIES, tiny_generator
 from workflow import ROOT
 
@@ -123,8 +128,9 @@ def test_sensitivity_makes_no_float64_on_the_device(calibration, tmp_path, monke
 
 def test_the_refiner_makes_no_float64_on_the_device(tmp_path, monkeypatch):
     """Training and diagnosis, but for the decoding of pictures, which the model's own VAE does."""
-    shard = write_discs(tmp_path / "shard-00000.tar")
-    build_codebook([shard], tmp_path / "codebook.safetensors", tmp_path / "assignments.parquet", TINY)
+    data = data_files(write_discs(tmp_path / "shard-00000.tar"), tmp_path)
+    codebook = tmp_path / "codebook.safetensors", tmp_path / "assignments.parquet"
+    build_codebook(*data, *codebook, TINY)
     names = ("latent_mae.safetensors", "refiner.safetensors", "training.parquet", "training.timing.parquet")
     files = [tmp_path / name for name in names]
     for module in ("train", "diagnose"):
@@ -134,21 +140,13 @@ def test_the_refiner_makes_no_float64_on_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["torch.optim.optimizer"], able, lambda: [DEVICE.type])
     monkeypatch.setattr(nn.Module, "to", lambda module, device: moved(module) if device == DEVICE else module)
     with accelerator():
-        refine_train.train([shard], tmp_path / "assignments.parquet", *files, settings=TINY)
-        monkeypatch.setattr(refine_diagnose, "resolve_source", lambda name, model: tmp_path)
-        monkeypatch.setattr(refine_diagnose, "decode_pictures", lambda *args: [])
-        monkeypatch.setattr(refine_diagnose, "draw_grid", lambda *args: None)
-        refine_diagnose.diagnose(
-            "tiny",
-            ENTRIES["sd3"],
-            [shard],
-            tmp_path / "codebook.safetensors",
-            tmp_path / "assignments.parquet",
-            *files[:3],
-            *(tmp_path / name for name in ("d.parquet", "n.parquet", "t.parquet", "record.json", "s.png", "e.png")),
-            settings=TINY,
-        )
-    assert read_table(tmp_path / "d.parquet", "refine.diagnostics").height > 20
+        refine_train.train(*data, *codebook, *files, settings=TINY)
+        judge = Judge(Adapter(None, None), pooled_by(read_encoder(files[0])))
+        opened = open_dataset(*data)
+        codes = refine_train.read_codes(codebook[1], opened)
+        encoder = read_encoder(files[0])
+        measured = refine_diagnose.measure(load_refiner(files[1]), opened, codes, encoder, judge, TINY)
+    assert measured.diagnostics.height > 20 and measured.evaluation.height > 10
 
 
 # Memory of backward passes -------------------------------------------------------------------------------------------
@@ -262,10 +260,11 @@ def test_stages_that_take_gradients_run_deterministic_kernels(calibration, tmp_p
     sensitivity_stage.sensitivity("tiny", ENTRIES["sd3"], calibration("sd3"), out, settings)
     assert seen and set(seen) == {(True, False)}
     seen.clear()
-    shard = write_discs(tmp_path / "shard-00000.tar")
-    build_codebook([shard], tmp_path / "codebook.safetensors", tmp_path / "assignments.parquet", TINY)
+    data = data_files(write_discs(tmp_path / "shard-00000.tar"), tmp_path)
+    codebook = tmp_path / "codebook.safetensors", tmp_path / "assignments.parquet"
+    build_codebook(*data, *codebook, TINY)
     names = ("latent_mae.safetensors", "refiner.safetensors", "training.parquet", "training.timing.parquet")
-    refine_train.train([shard], tmp_path / "assignments.parquet", *(tmp_path / name for name in names), settings=TINY)
+    refine_train.train(*data, *codebook, *(tmp_path / name for name in names), settings=TINY)
     assert seen and set(seen) == {(True, True)}
     assert not torch.backends.cuda.matmul.allow_tf32
 

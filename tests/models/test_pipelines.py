@@ -5,8 +5,12 @@ import re
 
 import pytest
 
+import any_pipelines
+from ditscope.core.errors import InputError
 from ditscope.models.hardware import installed
+from ditscope.models.loading import load_pipeline
 from ditscope.models.pipelines import pipelines, verdicts
+from ditscope.models.settings import Model
 from ditscope.workflow.pipelines_page import page
 from workflow import ROOT
 
@@ -55,6 +59,24 @@ def test_what_is_driven_can_be_called_with_a_text_alone(found):
         required = {n for n, p in taken.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
         assert required <= {"self", "prompt"}, name
         assert {"prompt", "generator", "output_type", "num_inference_steps"} <= set(taken), name
+
+
+def test_what_the_tests_drive_is_driven(found):
+    """The tiny pipelines that are sampled, captured and scored for real."""
+    built = {type(tiny.build()).__name__ for tiny in any_pipelines.PIPELINES.values()}
+    assert len(built) >= 20 and not {name: found[name] for name in built if found[name]}
+
+
+def test_a_pipeline_that_is_not_driven_is_refused_before_it_loads(tmp_path):
+    entry = Model("dit", str(tmp_path))
+    for name, reason in (
+        ("StableAudio", "makes sound"),
+        ("FluxFill", "starts from a picture"),
+        ("DiT", "takes no text"),
+    ):
+        (tmp_path / "model_index.json").write_text(f'{{"_class_name": "{name}Pipeline"}}')
+        with pytest.raises(InputError, match=rf"^models.mine.family: `dit` does not drive {name}Pipeline: {reason}"):
+            load_pipeline("mine", entry, tmp_path)
 
 
 def test_the_page_is_up_to_date(found):

@@ -136,6 +136,25 @@ def test_facts_are_what_a_call_shows_where_it_can_show_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("QwenImage21Transformer2DModel", ""),
+        ("Ideogram4Transformer2DModel", ""),
+    ],
+)
+def test_joint_streams_without_one_place_stay_whole(name, place):
+    """Of the real models, without weights."""
+    import diffusers
+
+    cls = getattr(diffusers, name)
+    blocks_of = found(structure.on_meta(cls, {}))
+    assert len(blocks_of) > 20 and all([s.name for s in b.streams] == ["joint"] for b in blocks_of)
+    whole = torch.zeros(1, 7, 3)
+    parts = Trace(tuple(blocks_of), 4, place).split(blocks_of[0], whole)
+    assert list(parts) == ["joint"] and parts["joint"] is whole
+
+
+@pytest.mark.parametrize(
     ("family", "image", "text"), [("FLUX.2", 16, 5), ("Z-Image", 32, 32), ("Krea2", 16, 5), ("SD3", 16, 5)]
 )
 def test_a_joint_stream_is_parted(family, image, text):
@@ -198,6 +217,13 @@ class Odd(nn.Module):
         return x
 
 
+class Turned(Odd):
+    """A transformer whose blocks have tokens before rows."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x.transpose(0, 1))
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -236,6 +262,11 @@ def test_what_cannot_be_watched_is_refused_in_a_line():
     with pytest.raises(InputError, match=r"^Odd: the call went through none of its blocks$"):
         idle = Odd(Plain)
         trace(idle, lambda: None)
+    with pytest.raises(
+        InputError, match=r"^main_block_0: Plain works on 3 rows where the batch has 1; only blocks over"
+    ):
+        turned = Turned(Plain)
+        trace(turned, lambda: turned(x))
     with pytest.raises(InputError, match=r"another order at step 3 than at step 0 \(b where a ran\); blocks that"):
         check_order("m", ["a", "b"], ["b", "a"], 3)
     with pytest.raises(InputError, match=r"\(none where b ran\)"):
@@ -250,3 +281,35 @@ def test_what_cannot_be_watched_is_refused_in_a_line():
 def test_nothing_is_left_behind_in_a_model_that_was_watched():
     model, _ = watch(TINY["FLUX.1"])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "letters"),
+    [
+        ("to_q", "q"), ("add_k_proj", "k"), ("to_query", "q"), ("to_key", "k"), ("to_value", "v"), ("wq", "q"),
+        ("img_qkv_proj", "qkv"), ("txt_kv_proj", "kv"), ("to_qkv_mlp_proj", "qkv"), ("to_out", ""), ("norm_q", "q"),
+        ("query_proj", "q"), ("queue", ""), ("keep", ""), ("qk_norm", ""),
+    ],
+)  # fmt: skip
+def test_names_of_projections(name, letters):
+    assert "".join(structure.QKV.findall(name)) == letters
+
+
+@pytest.mark.system
+@pytest.mark.long
+def test_blocks_of_every_driven_pipeline_s_transformer_are_found():
+    """Of the classes at their default configs, without weights; minutes, since some have a hundred blocks."""
+    import inspect
+
+    from ditscope.models.pipelines import pipelines, verdicts
+
+    found_in, built = {}, 0
+    for name in (name for name, reason in verdicts().items() if not reason):
+        cls = inspect.signature(pipelines()[name].__init__).parameters["transformer"].annotation
+        try:
+            network = structure.on_meta(cls, {})
+        except (TypeError, ValueError, AttributeError, NotImplementedError):  # its sizes have no defaults
+            continue
+        built += 1
+        found_in[name] = len(found(network))
+    assert built > 35 and all(count >= 8 for count in found_in.values()), found_in

@@ -9,9 +9,10 @@ from test_refine_drifting import RADII, Kernel, reference_field
 
 from ditscope.core.errors import InputError
 from ditscope.core.settings import decode
-from ditscope.refine.batches import RefinerInput
+from ditscope.refine.batches import Batch
 from ditscope.refine.drifting import Targets
 from ditscope.refine.objectives import OBJECTIVES, Step, by_class
+from ditscope.refine.refiner import RefinerInput
 from ditscope.refine.settings import Refine
 
 CLASSES, GENERATED, TOKENS, SIZE = 2, 3, 4, 2
@@ -24,8 +25,8 @@ def step(refined: torch.Tensor, clean: torch.Tensor, calls: list) -> tuple[Step,
     """A step whose features are the tokens and, stretched, their means; targets are drawn."""
     random = torch.Generator().manual_seed(1)
     batch = len(refined)
-    one = torch.ones(batch, dtype=torch.int64)
-    inputs = RefinerInput(clean, torch.zeros(batch, TOKENS, dtype=torch.bool), one, one, torch.ones(batch), clean)
+    marks, one = torch.zeros(batch, TOKENS), torch.ones(batch)
+    inputs = RefinerInput(clean, marks.bool(), marks, marks, marks[..., None], marks.bool(), one.long(), one)
     weight = torch.tensor([0.0, 0.8], dtype=torch.float64)
     targets = {
         name: Targets(
@@ -40,7 +41,7 @@ def step(refined: torch.Tensor, clean: torch.Tensor, calls: list) -> tuple[Step,
         calls.append(1)
         return {"tokens": refined, "mean": 3 * refined.mean(1, keepdim=True)}, targets
 
-    return Step(refined, inputs, features), targets
+    return Step(refined, Batch(inputs, clean, None), features), targets
 
 
 def reference(refined, clean, targets, wanted):

@@ -261,8 +261,7 @@ def test_a_page_plays_the_film_in_h264(output_format, tmp_path):
     played = tmp_path / "played.mp4"
     played.write_bytes(base64.b64decode(re.search(r"base64,([^\"]+)", text)[1]))
     assert next(imageio_ffmpeg.read_frames(str(played)))["codec"] == "h264" and len(decoded(played)) == 6
-    assert (played.read_bytes() == film.read_bytes()) == (output_format == "mp4")
-    if suffix == ".gif":
+    if output_format in ("gif", "mp4"):
         assert played.stat().st_size < film.stat().st_size, "why the report has this one"
     for damaged in (page.read_bytes()[:-5], page.read_bytes().replace(b"base64,", b"base64,!"), b"</html>\n"):
         with pytest.raises(InputError):

@@ -109,19 +109,19 @@ REFUSALS = {
         "every 25th of 8 steps (model `shapes-flux`) leaves a third of them without a sample; set it lower",
     ),
     "refiner's source without a folder": (
-        "refiners.shapes-flux.source",
+        "refiners.pictures.source",
         {"kind": "shards"},
-        "refiners.shapes-flux.source.folder: name the folder of the `shards`",
+        "refiners.pictures.source.folder: name the folder of the `shards`",
     ),
     "refiner's source without a VAE": (
-        "refiners.shapes-flux.source",
+        "refiners.pictures.source",
         {"kind": "renders"},
-        "refiners.shapes-flux.source.model: name the model whose VAE makes the latents, or set `adapter: pixels`",
+        "refiners.pictures.source.model: name the model whose VAE makes the latents, or set `adapter: pixels`",
     ),
     "unknown source of a refiner": (
-        "refiners.shapes-flux.source",
+        "refiners.pictures.source",
         {"kind": "render"},
-        "refiners.shapes-flux.source.kind: `render` is not one of",
+        "refiners.pictures.source.kind: `render` is not one of",
     ),
     "offload with multi_gpu": (
         "capture.sets.all",

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import workflow
+from ditscope.config import STAGES
 from ditscope.config_files import read_config
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables
@@ -70,10 +71,10 @@ def test_every_figure_and_film_of_the_report_is_a_picture(demo, tmp_path):
     results = embedded(demo / "report.html")
     names = {Path(path).stem for path in results}
     assert names >= set(FIGURES) | {"trajectories", "all"}
-    films = {path: uri for path, uri in results.items() if path.endswith(".html")}
+    films = {path: uri for path, uri in results.items() if "/videos/" in path and path.endswith(".html")}
     for uri in films.values():
         check_page(b64decode(uri.partition("base64,")[2]))
-    pictures = {path: uri for path, uri in results.items() if path not in films}
+    pictures = {path: uri for path, uri in results.items() if uri.startswith("data:image/")}
     page = tmp_path / "pictures.html"
     images = "".join(f'<img id="{path}" src="{uri}">' for path, uri in pictures.items())
     script = "onload=()=>document.title=JSON.stringify([...document.images].map(i=>[i.id,i.naturalWidth]))"
@@ -86,8 +87,10 @@ def test_every_figure_and_film_of_the_report_is_a_picture(demo, tmp_path):
 def test_report_opens_with_its_categories(demo):
     text = dom(demo / "report.html")
     config = read_config([])
-    for category in {FIGURES[name].category for name in FIGURES} | {"Films"}:
-        assert f">{category}<" in text
+    for stage in {figure.stages[0] for figure in FIGURES.values()} | {"video"}:
+        assert f">{1 + STAGES.index(stage):02d} {stage}<" in text
+    assert ">00 answers<" in text and "What was drawn?" in text and 'href="explorer.html"' in text
+    assert (demo / "report.html").stat().st_size < 25e6
     captioners = {entry for name in config.trajectories.networks for entry in config.networks[name] if ":" not in entry}
     used = {*config.generate.models, *captioners}
     assert {name for name in config.models if f">{name}<" in text} == used

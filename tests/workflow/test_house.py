@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from pathlib import Path
 
 import duckdb
 import polars as pl
@@ -32,6 +33,7 @@ TARGETS = (
     "paper",
     "dag",
     "docs",
+    "docs-site",
     "lock",
     "clean",
 )
@@ -58,6 +60,18 @@ def test_profile_resolves(spelling, tmp_path, monkeypatch):
     done = snakemake(workdir(tmp_path), *spelling, "--dry-run", "--configfile", str(ROOT / "experiments" / "tiny.yaml"))
     assert done.returncode == 0, done.stdout
     assert "This was a dry-run" in done.stdout
+
+
+def test_a_missing_conda_is_one_line_with_the_way_out(tmp_path, monkeypatch):
+    tools = [folder for folder in os.environ["PATH"].split(os.pathsep) if not (Path(folder) / "conda").exists()]
+    monkeypatch.setenv("PATH", os.pathsep.join(tools))
+    tiny = ("--configfile", str(ROOT / "experiments" / "tiny.yaml"))
+    refused = snakemake(workdir(tmp_path), "--profile", "slurm", "--dry-run", *tiny)
+    assert refused.returncode != 0 and "command not found" not in refused.stdout
+    (line,) = [line for line in refused.stdout.splitlines() if "conda" in line and "--profile" not in line]
+    assert "`conda` is not on PATH" in line and "--sdm env-modules" in line and "docs/slurm.md" in line
+    out = snakemake(workdir(tmp_path), "--profile", "slurm", "--sdm", "env-modules", "--dry-run", *tiny)
+    assert out.returncode == 0 and "This was a dry-run" in out.stdout, out.stdout[-3000:]
 
 
 def test_profiles_name_no_site():

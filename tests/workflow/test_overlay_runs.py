@@ -54,11 +54,25 @@ REFINED = {
     "codes": 2, "mae_steps": 3, "mae_batch": 4, "mae_width": 8, "steps": 3, "width": 32, "depth": 2, "heads": 2,
     "classes_per_step": 2, "generated_per_class": 2, "positives": 2, "unconditional": 2, "checkpoint_every": 2,
 }  # fmt: skip
+CURRENT = ("flux2-klein", "flux2-dev", "qwen-image", "z-image-turbo", "sd3.5-medium", "sd3.5-large", "chroma")
 SHRUNK: dict[str, dict[str, Any]] = {
     # Of the benchmarks each judges one kind of model: SD3, FLUX, FLUX on MLX, SD3 on MLX, distilled FLUX.
     "benchmark-full": benchmarked("shapes-sd3", compiled=["base"]),
     "benchmark-hub": {"models": sized(64, "flux-schnell")} | benchmarked("flux-schnell", compiled=["base"]),
     "benchmark-mlx": benchmarked("shapes-flux-mlx"),
+    "current-images": {
+        "models": sized(32, *CURRENT, steps=3),
+        "prompts": {"limit": 2},
+        "capture": {"sets": {"all": {"generations": 1}}},
+        "calibrate": {"num_images": 2, "shard_size": 1},
+        "sensitivity": {"max_images": 1, "layer_groups": 2, "probes": 8},
+        "benchmark": judged(models=["z-image-turbo"], compiled=["base"]),
+    },
+    "current-videos": {
+        "models": sized(64, "wan2.2-5b", "ltx-video", steps=2, frames=9),
+        "prompts": {"limit": 2},
+        "capture": {"sets": {"all": {"generations": 1}}},
+    },
     "flux-dev": {
         "models": sized(64, "flux-dev"),
         "capture": {"sets": {"all": {"generations": 1}, "landmarks": {"generations": 1}}},

@@ -123,7 +123,7 @@ def test_models_of_every_kind(added):
     clone = added("add-a-model")
     save_tiny_auraflow(clone / "models/my-aura")
     overlay = clone / "experiments/own-models.yaml"
-    builtin = "  aura: {family: auraflow, source: models/my-aura, width: 32, height: 32, steps: 2}\n"
+    builtin = "  aura: {family: dit, source: models/my-aura, width: 32, height: 32, steps: 2}\n"
     text = overlay.read_text().replace("models:\n", f"models:\n{builtin}", 1)
     overlay.write_text(text.replace("generate: {models: [my-aura]}", "generate: {models: [aura, my-aura]}"))
     images = [f"results/tiny/images/{name}/shard-00000.tar" for name in ("aura", "my-aura")]

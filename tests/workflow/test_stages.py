@@ -82,11 +82,20 @@ PLANNED = {
         "capture_set": 2,
         "block_analysis": 2,
         "figures": 1,
+        "answers": 1,
+        "captions": 1,
         "catalog": 1,
         "explorer": 1,
     },
     "capture,video": {"prompt_slice": 1, "capture_set": 2, "capture_video": 2},
-    "refine": {"prompt_shard": 2, "image_shard": 2, "refine_codebook": 1, "refine_train": 1, "refine_diagnose": 1},
+    "refine": {
+        "prompt_shard": 2,
+        "image_shard": 2,
+        "refine_data": 1,
+        "refine_codebook": 1,
+        "refine_train": 1,
+        "refine_diagnose": 1,
+    },
 }
 
 

@@ -24,7 +24,7 @@ def train(
 
     `loss(step, generator)` gives the loss and numbers to record. Returns the `summary` of the run.
     """
-    fit(partial.name, model, lambda _, step, __: loss(step, step_generator(settings.seed, step)), settings, partial)
+    fit(partial.name, model, lambda _, at, __: loss(at[0], step_generator(settings.seed, at[0])), settings, partial)
     return load_average(model, partial)
 
 

@@ -31,6 +31,7 @@ SMALLEST = 16  # side of a film in H.265
 # sRGB, so the matrix is named: players take small films for BT.601 and large ones for BT.709 otherwise.
 CODECS = {
     "h264": ("libx264", ["-crf", "18", "-threads", "1"]),
+    "h264-small": ("libx264", ["-crf", "29", "-threads", "1"]),  # for pages: a third of the bytes
     "h265": (
         "libx265",
         [
@@ -216,9 +217,9 @@ def write_mp4(frames: Frames, path: Path, fps: float, codec: str = "h264") -> No
         check_complete(path, "frames", range(len(frames)), range(written))
 
 
-def mp4_bytes(frames: Frames, fps: float) -> bytes:
-    """Frames as an MP4 in H.264."""
+def mp4_bytes(frames: Frames, fps: float, codec: str = "h264") -> bytes:
+    """Frames as an MP4, by default in H.264."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
-        write_mp4(frames, path, fps)
+        write_mp4(frames, path, fps, codec)
         return path.read_bytes()

@@ -21,7 +21,7 @@ STAGE_OF = {
     "prompts": "prompts", "images": "generate", "capture_statistics": "capture", "blocks": "blocks",
     "ablation": "ablate", "calibration": "calibrate", "sensitivity": "sensitivity", "benchmark": "benchmark",
     "trajectories": "trajectories", "embeddings": "embed", "drift": "drift", "clusters": "cluster",
-    "topology": "topology", "analysis": "analyse", "refine": "refine",
+    "topology": "topology", "analysis": "analyse", "refine": "refine", "answers": "publish",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from ditscope.core.errors import InputError, SchemaError, again, check_version, 
 from ditscope.core.schema import Table, table_named
 
 SCHEMA_VERSION = "2"
+Files = dict[str, list[Path]]  # what each stage left
 POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)  # Polars panics on some files
 
 
@@ -64,3 +65,8 @@ def concat_tables(
         where = " and ".join(dict.fromkeys(map(str, holders)))
         raise InputError(f"{where}: the row of {what} is there more than once; give each row once")
     return table
+
+
+def named(files: Files, stage: str, name: str) -> list[Path]:
+    """The files of a stage whose name is `name`."""
+    return [path for path in files[stage] if path.name == name]

@@ -120,12 +120,15 @@ def available(device: str) -> "torch.device":
 def load_pipeline(name: str, entry: Model, folder: Path, **parts: Any) -> Any:
     """The diffusers pipeline of a folder; `parts` are components that are loaded already, or None to leave them out."""
     from ditscope.models.families.common import DTYPES
+    from ditscope.models.pipelines import refusal
 
     family, pipeline = family_of(name, entry), pipeline_class(entry)
     if pipeline is None:
         raise InputError(
             f"models.{name}.source: its pipeline {pipeline_name(entry)} is none of the installed diffusers"
         )
+    if facts_of(entry.family).pipeline == ANY and (reason := refusal(pipeline)):
+        raise InputError(f"models.{name}.family: `{entry.family}` does not drive {pipeline.__name__}: {reason}")
     check_call(name, entry, pipeline)
     dtype: Any = DTYPES[entry.dtype]
     if hasattr(family, "VAE_DTYPE"):

@@ -34,7 +34,8 @@ MODULATION = re.compile(
     r"(^|[._])(mod|adaln|ada_ln|norm\d*|distilled_guidance)([._]|$)|modulation|(^|[._])time_(mod_)?proj$"
 )
 OUTPUT = re.compile(r"^(proj_out|norm_out\.linear_2|(all_)?final_layer\b.*\blinear)$")
-QKV = re.compile(r"(?:^|_)(q|k|v|qkv|kv)(?=_|$)")  # in the name of a projection of an attention
+# In the name of a projection of an attention: to_q, add_k_proj, to_qkv_mlp_proj, to_query.
+QKV = re.compile(r"(?:^|_)w?(qkv|kv|q(?=uery)|k(?=ey)|v(?=alue)|q|k|v)(?:uery|ey|alue)?(?=_|$)")
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,8 @@ def facts(transformer: nn.Module) -> Facts:
 
 
 def described(name: str, path: str, block: nn.Module, told: Facts) -> Block:
-    """A block by its class: diffusers' registry says what it returns, else the names that its code returns do."""
-    arguments = registered_outputs(type(block)) or returned(type(block))
+    """A block by its class: the names that its code returns say what its outputs continue, else diffusers' registry."""
+    arguments = returned(type(block)) or registered_outputs(type(block))
     return block_of(name, path, arguments, len(arguments) == 1, told)
 
 
@@ -280,12 +281,14 @@ class Seen:
         self.told = told
         self.blocks: list[Block] = []
         self.image_tokens = 0
+        self.rows = 0  # of the batch that the transformer is given
         self.text = ""
         self.last: dict[str, Tensor] = {}  # of each stream, what the last block left
 
     def start(self, module: nn.Module, args: Sequence[Any], options: Mapping[str, Any]) -> None:
         """Before the first block: latents that are tokens already say how many belong to the image."""
         given = args[0] if args else next(iter(options.values()), None)
+        self.rows = len(given) if isinstance(given, (Tensor, list)) else 0
         if isinstance(given, Tensor) and given.ndim == 3:
             self.image_tokens = given.shape[1]
 
@@ -296,6 +299,11 @@ class Seen:
             block = replace(block, streams=(Stream("joint", block.streams[0].argument),))
             self.text = self.text or self.place_of_text(block, arguments[block.streams[0].argument or ""])
         for stream, x in zip(block.streams, [output] if block.bare else output, strict=True):
+            if stream.name and self.rows and len(x) != self.rows:
+                raise InputError(
+                    f"{block.name}: {type(module).__name__} works on {len(x)} rows where the batch has {self.rows}; "
+                    "only blocks over (rows, tokens, channels) can be watched"
+                )
             if stream.name == "img":
                 self.image_tokens = x.shape[1]
             if stream.name:

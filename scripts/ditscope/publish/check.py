@@ -1,18 +1,25 @@
 """What `ditscope doctor` checks of the stage `publish`."""
 
 import csv
+import math
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from ditscope.core.errors import InputError
 from ditscope.core.schema import Table, table_named
 from ditscope.core.study import ROUNDED, Study, alike_text, check_picture
 from ditscope.publish.catalog import files_by_name, in_catalog, key_of, rows_query, table_files, views_of
+from ditscope.publish.tables import ANSWERS
 from ditscope.publish.views import View
 
 if TYPE_CHECKING:
     import duckdb
+    import polars as pl
+
+
+TWO_DIGITS = 0.06  # between two neighbours of two significant digits, of which answers are made
 
 
 def check_publish(study: Study) -> None:
@@ -24,6 +31,8 @@ def check_publish(study: Study) -> None:
         with study.noting("publish", file):
             if path.suffix in READABLE:
                 READABLE[path.suffix](path)
+            if file == ANSWERS.file:
+                check_answers(study)
             if file.startswith("tables/"):
                 check_paper_table(study, file)
             elif path.suffix == ".duckdb":
@@ -49,6 +58,42 @@ def check_paper_table(study: Study, file: str) -> None:
     text = (study.results / file).read_text(encoding="utf-8")
     if not alike_text(text, wanted, 1e-6 if file.endswith(".csv") else ROUNDED):
         raise InputError(f"is not what the stage `{stage}` left")
+
+
+def check_answers(study: Study) -> None:
+    """Each answer is what the tables of its stage give."""
+    from ditscope.publish.answers import answers_table
+
+    embedders = study.plan["config"]["embedders"]
+    controls = [name for name, entry in embedders.items() if entry["family"] == "random-walk"]
+    wanted = study.once("answers", lambda: answers_table(stage_files(study), controls))
+    found = study.table("publish", ANSWERS.file, ANSWERS.name)
+    if found is None:
+        return
+    check_front_page(study, found)
+    if found["stage"].to_list() != wanted["stage"].to_list():
+        raise InputError(f"answers for {', '.join(found['stage'])}, and the study has {', '.join(wanted['stage'])}")
+    for row, given in zip(found.iter_rows(named=True), wanted.iter_rows(named=True), strict=True):
+        unlike = next((name for name in given if not alike_answer(row[name], given[name])), "")
+        if unlike:
+            raise InputError(f"`{unlike}` of the answer of `{row['stage']}` is not what its tables give")
+
+
+def check_front_page(study: Study, answers: "pl.DataFrame") -> None:
+    """The front page says what the table `answers` says."""
+    page = study.results / "answers.html"
+    with study.noting("publish", page.name):
+        text = page.read_text(encoding="utf-8") if page.exists() else ""
+        missing = [row["stage"] for row in answers.iter_rows(named=True) if text and escape(row["answer"]) not in text]
+        if missing:
+            raise InputError(f"lacks the answer of `{missing[0]}` as the table `{ANSWERS.name}` gives it")
+
+
+def alike_answer(value: Any, other: Any) -> bool:
+    """Whether two cells of an answer are equal; numbers, also those in a text, up to rounding."""
+    if isinstance(value, float) and isinstance(other, float):
+        return math.isclose(value, other, rel_tol=1e-6, abs_tol=1e-12)
+    return alike_text(value, other, TWO_DIGITS) if isinstance(value, str) else value == other
 
 
 def check_svg(path: Path) -> None:
@@ -93,6 +138,7 @@ READABLE = {
     ".csv": check_csv,
     ".md": check_text,
     ".tex": check_text,
+    ".rst": check_text,
     ".html": check_html,
     ".pdf": check_pdf,
     ".png": check_picture,

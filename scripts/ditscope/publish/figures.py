@@ -3,6 +3,7 @@
 Adding a figure: a line here, a function of its name in `figures.py` of its first stage (or in the module named here), a
 caption report/<name>.rst.
 Adding a table of the paper: a line here, a function of its name and `_table` in `figures.py` of its stage.
+Adding an answer of the front page: its stage's name here, a function `answer` in `answer.py` of the stage.
 """
 
 from collections.abc import Iterable
@@ -15,7 +16,12 @@ PAPER_TABLES = {  # the stage that each one sums up
     "drift": "drift",
     "lifetimes": "drift",
     "clusters": "cluster",
+    "refiner-controls": "refine",
 }
+ANSWERING = (  # stages that answer a question, in the order of the front page
+    "generate", "blocks", "ablate", "calibrate", "sensitivity", "plan", "benchmark", "trajectories", "drift", "cluster",
+    "topology", "refine",
+)  # fmt: skip
 
 INDEX = "index.csv"  # beside the figures: what each shows, of how many, and the command that makes it
 
@@ -95,7 +101,8 @@ FIGURES = {
         Figure("diagram-distances", ("topology",), "Trajectories"),
         Figure("shape-nulls", ("topology",), "Trajectories"),
         Figure("refiner-training", ("refine",), "Refiner"),
-        Figure("refiner-diagnostics", ("refine",), "Refiner"),
+        Figure("refiner-evaluation", ("refine",), "Refiner"),
+        Figure("refiner-gains", ("refine",), "Refiner"),
     )
 }
 

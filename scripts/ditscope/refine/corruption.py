@@ -39,8 +39,9 @@ def corrupt(
 ) -> Corrupted:
     """Corrupt tokens (batch, tokens, size), of which the nodes in `keys` (batch, nodes) are known.
 
-    Keys in the mask `protected` (nodes,) are neither replaced nor given noise. `proposals` (like `clean`) is what keys
-    are replaced from, with probability `settings.key_replacement`. Nothing of a missing node is looked at.
+    Keys in the mask `protected`, (nodes,) or (batch, nodes), are neither replaced nor given noise. `proposals` (like
+    `clean`) is what keys are replaced from, with probability `settings.key_replacement`. Nothing of a missing node is
+    looked at.
     """
     nodes = key_grid(grid, settings.keys)
     safe = keys & (protected if protected is not None else np.zeros(keys.shape[1], bool))

@@ -3,6 +3,8 @@
 Pure functions of arrays. `codes` are pseudo-classes (samples,), embeddings are (samples, dimensions).
 """
 
+from importlib.util import find_spec
+
 import numpy as np
 import polars as pl
 from openTSNE import TSNE
@@ -10,6 +12,9 @@ from scipy.spatial.distance import cdist
 from sklearn.metrics import davies_bouldin_score, silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
+from ditscope.refine.quantizers import occupancy as occupancy
+
+FEW = 8  # samples that UMAP cannot lay out
 MOST_SAMPLES = 2000  # of a pairwise metric; a larger set is thinned evenly
 
 
@@ -35,25 +40,6 @@ def separation(embedding: np.ndarray, codes: np.ndarray) -> dict[str, float | No
     }
 
 
-def occupancy(codes: np.ndarray, classes: int) -> dict[str, float]:
-    """How samples spread over the classes; entropy in nats, and over ln(classes) as `normalised_entropy`."""
-    counts = np.bincount(codes, minlength=classes)
-    share = counts[counts > 0] / counts.sum()
-    entropy = float(-(share * np.log(share)).sum())
-    return {
-        "classes": float(classes),
-        "non_empty_classes": float((counts > 0).sum()),
-        "mean": float(counts.mean()),
-        "median": float(np.median(counts)),
-        "p10": float(np.percentile(counts, 10)),
-        "p90": float(np.percentile(counts, 90)),
-        "singleton_or_empty_fraction": float((counts <= 1).mean()),
-        "entropy": entropy,
-        "normalised_entropy": entropy / np.log(classes) if classes > 1 else 1.0,
-        "max_class_share": float(share.max()),
-    }
-
-
 def nearest(embedding: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows and Euclidean distances (samples, k) of each sample's nearest others."""
     k = min(k, len(embedding) - 1)
@@ -66,10 +52,9 @@ def neighbour_table(
 ) -> pl.DataFrame:
     """One row for each sample and rank: the neighbour, its class, and how far both agree.
 
-    Agreement is the cosine of the prompts' vectors and that of the centred anchor means.
+    Agreement is the cosine of the texts' vectors and that of the mean anchors, both less a centre of their own.
     """
     samples, k = rows.shape
-    keyframes = keyframes - keyframes.mean(0)
     query, nearest = np.repeat(np.arange(samples), k), rows.ravel()
     names = np.array(keys)
     return pl.DataFrame(
@@ -105,7 +90,7 @@ def retrieval(neighbours: pl.DataFrame, codes: np.ndarray, text: np.ndarray, key
         "text_agreement": float(neighbours["text_cosine"].mean()),
         "chance_text_agreement": mean_cosine(text),
         "keyframe_agreement": float(neighbours["keyframe_cosine"].mean()),
-        "chance_keyframe_agreement": mean_cosine(keyframes - keyframes.mean(0)),
+        "chance_keyframe_agreement": mean_cosine(keyframes),
     }
 
 
@@ -127,3 +112,13 @@ def tsne(embedding: np.ndarray, seed: int) -> np.ndarray:
     """Two t-SNE coordinates (samples, 2) by openTSNE, on one thread so that they repeat."""
     perplexity = min(30.0, max((len(embedding) - 1) / 3, 1.0))
     return np.asarray(TSNE(perplexity=perplexity, random_state=seed, n_jobs=1).fit(embedding))
+
+
+def umap(embedding: np.ndarray, seed: int) -> np.ndarray | None:
+    """Two UMAP coordinates (samples, 2), of a seed alone; None where umap-learn is not installed or samples are few."""
+    if find_spec("umap") is None or len(embedding) < FEW:
+        return None
+    from umap import UMAP
+
+    neighbours = min(15, len(embedding) - 1)
+    return np.asarray(UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(embedding), np.float64)

@@ -1,8 +1,8 @@
 """The drifting loss (arXiv:2602.04770): move generated features along a field that positives pull and negatives push.
 
-Everything is batched over classes and over vectors: a feature is (classes, locations, samples, D), and features of one
-D stand side by side, so that a step costs one distance and one matrix product for each D. Generated samples are
-x (classes, vectors, G, D), targets y (classes, vectors, M, D) = [generated | unconditional | positives].
+Everything is batched over classes and over locations: a feature is (classes, locations, samples, D), generated samples
+are x (.., G, D), targets y (.., M, D) = [generated | unconditional | positives]. All between distances and fields is
+done for all features of one D at once, their locations side by side as vectors (classes, vectors, G, M).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +60,7 @@ class Group:
     names: tuple[str, ...]
     sizes: tuple[int, ...]  # locations of each feature, their sum is the number of vectors
     x: Tensor  # (classes, vectors, G, D)
-    y: Tensor  # (classes, vectors, M, D)
+    targets: tuple[tuple[Tensor, Tensor, Tensor], ...]  # of each feature (classes, locations, G or U or P, D)
     weights: Tensor  # (classes, 1, 1 or G, M)
     masked: Tensor  # (1 or classes, 1, G, M) bool: a sample itself and its own source
     negatives: int  # the first targets; the others are positives
@@ -139,16 +139,20 @@ def drift_coefficients(affinities: Tensor, negatives: int) -> Tensor:
     return torch.cat([-negative * positive.sum(-1, keepdim=True), positive * negative.sum(-1, keepdim=True)], -1)
 
 
-def radius_fields(
-    x: Tensor, y: Tensor, distances: Tensor, weights: Tensor, unit: Tensor, negatives: int, kernel: Kernel
-) -> Tensor:
-    """The field sum_j c_j (y_j - x) / unit of every radius, (radii, classes, vectors, G, D)."""
-    coefficients = torch.cat(
-        [drift_coefficients(affinity(distances, weights, radius, kernel), negatives) for radius in kernel.radii], -2
+def radius_fields(group: Group, distances: Tensor, unit: Tensor, kernel: Kernel) -> Tensor:
+    """The field sum_j c_j (y_j - x) / unit of every radius, (radii, classes, vectors, G, D); distances normalised."""
+    affinities = [affinity(distances, group.weights, radius, kernel) for radius in kernel.radii]
+    coefficients = torch.cat([drift_coefficients(a, group.negatives) for a in affinities], -2)  # (.., radii * G, M)
+    pulled = torch.cat(
+        [
+            sum(c @ y for c, y in zip(part.split([y.shape[-2] for y in ys], -1), ys, strict=True))
+            for part, ys in zip(coefficients.split(group.sizes, 1), group.targets, strict=True)
+        ],
+        1,
     )
-    pulled = (coefficients @ y).unflatten(-2, (len(kernel.radii), -1))
-    held = coefficients.sum(-1, keepdim=True).unflatten(-2, (len(kernel.radii), -1)) * x[:, :, None]
-    return ((pulled - held) / unit[..., None]).movedim(2, 0)
+    split = len(kernel.radii), -1
+    held = coefficients.sum(-1, keepdim=True).unflatten(-2, split) * group.x.detach()[:, :, None]
+    return ((pulled.unflatten(-2, split) - held) / unit[..., None]).movedim(2, 0)
 
 
 @cache
@@ -159,8 +163,10 @@ def compiled(function: Callable) -> Callable:
 
 def pair_distances(group: Group) -> Tensor:
     """Euclidean distances (classes, vectors, G, M)."""
-    # The matrix-product form of cdist loses the digits that small distances need.
-    return torch.cdist(group.x.detach(), group.y, compute_mode="donot_use_mm_for_euclid_dist")
+    # The matrix-product form of cdist loses the digits that small distances need. Targets are not put together: copies
+    # of them would cost as much as all the rest.
+    parts = [[torch.cdist(ys[0], y, compute_mode="donot_use_mm_for_euclid_dist") for y in ys] for ys in group.targets]
+    return torch.cat([torch.cat(part, -1) for part in parts], 1)
 
 
 def normalised(distances: Tensor, scale: Tensor, masked: Tensor) -> Tensor:
@@ -190,7 +196,7 @@ def drifting_fields(groups: Sequence[Group], kernel: Kernel) -> list[tuple[Tenso
     fields = []
     for g, distance, scale, unit in zip(groups, distances, scales, units, strict=True):
         near = normalised(distance, scale, g.masked)
-        fields.append(field_of(g.x.detach(), g.y, near, g.weights, unit, g.negatives, kernel))
+        fields.append(field_of(g, near, unit, kernel))
     totals = [field.square().sum((-1, -2)) for field in fields]
     counts = [total.new_full((1,), field[0, 0, 0].numel()) for field, total in zip(fields, totals, strict=True)]
     squares = shared_means(totals, counts, [g.sizes for g in groups], kernel.shared)
@@ -242,25 +248,13 @@ def side_by_side(features: Mapping[str, Tensor], targets: Mapping[str, Targets])
     for names in alike.values():
         first = targets[names[0]]
         x = torch.cat([single(features[name]) for name in names], 1)
-        y = all_targets(x.detach(), [targets[name] for name in names])
+        each = [(features[n].detach(), targets[n].unconditional, targets[n].positives) for n in names]
+        parts = tuple((single(mine), u.to(x), p.to(x)) for mine, u, p in each)
         weights, masked = pair_weights(x, first)
         sizes = tuple(features[name].shape[1] for name in names)
         negatives = x.shape[-2] + first.unconditional.shape[-2]
-        groups.append(Group(tuple(names), sizes, x, y, weights, masked, negatives))
+        groups.append(Group(tuple(names), sizes, x, parts, weights, masked, negatives))
     return groups
-
-
-def all_targets(x: Tensor, targets: Sequence[Targets]) -> Tensor:
-    """Targets (classes, vectors, M, D) = [x | unconditional | positives] of features whose vectors follow in x."""
-    generated, unconditional = x.shape[-2], targets[0].unconditional.shape[-2]
-    count = generated + unconditional + targets[0].positives.shape[-2]
-    # Filled in place: copies of the targets are most of what a loss costs.
-    y = x.new_empty(*x.shape[:2], count, x.shape[-1])
-    y[:, :, :generated] = x
-    for t, part in zip(targets, y.split([t.positives.shape[1] for t in targets], 1), strict=True):
-        part[:, :, generated : generated + unconditional] = t.unconditional
-        part[:, :, generated + unconditional :] = t.positives
-    return y
 
 
 def single(x: Tensor) -> Tensor:
@@ -322,7 +316,7 @@ def kernel_statistics(x: Tensor, targets: Targets, radius: float, kernel: Kernel
         "distance_positive_std": positive[there].std() if there.sum() > 1 else positive.new_tensor(torch.nan),
         "distance_positive_min": nearest[nearest.isfinite()].mean(),
     }
-    rows = sample_numbers(targets, generated, group.y.shape[-2], x.device)
+    rows = sample_numbers(targets, generated, distances.shape[-1], x.device)
     sides = {"negative": slice(None, negatives), "positive": slice(negatives, None)}
     for side, part in sides.items():
         values = affinities[..., part]

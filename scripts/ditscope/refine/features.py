@@ -12,8 +12,8 @@ from torch import Tensor
 from ditscope.core.errors import InputError
 from ditscope.core.names import unknown
 from ditscope.refine.encoder import Encoder
-from ditscope.refine.networks import LatentMAE
 from ditscope.refine.patches import patchify
+from ditscope.refine.settings import Refine
 
 PATCHES = (2, 4)  # sides of the windows whose mean and standard deviation are taken
 VANILLA = "input.vanilla"  # the feature without an encoder
@@ -80,7 +80,7 @@ def check_features(names: Sequence[str]) -> None:
             raise InputError(unknown("refine.features", name, FEATURES, "a feature set"))
 
 
-def extract(encoder: Encoder | LatentMAE, latents: Tensor, names: Sequence[str], most: int = 0) -> Features:
+def extract(encoder: Encoder, latents: Tensor, names: Sequence[str], most: int = 0) -> Features:
     """All features of the sets `names` for latents (samples, channels, *space).
 
     Of a feature with more than `most` locations as many are kept, evenly spaced; 0 keeps all.
@@ -88,6 +88,11 @@ def extract(encoder: Encoder | LatentMAE, latents: Tensor, names: Sequence[str],
     maps = encoder.maps(latents)
     features = {key: value for name in names for key, value in FEATURES[name](latents, maps).items()}
     return {key: value[:, spaced(value.shape[1], most)] for key, value in features.items()}
+
+
+def features_of(encoder: Encoder, values: Tensor, settings: Refine) -> Features:
+    """The features of values (samples, channels, *space) that the settings name."""
+    return extract(encoder, values, settings.features, settings.most_locations)
 
 
 def spaced(count: int, most: int) -> slice | list[int]:
@@ -103,7 +108,7 @@ def vectors(features: Features) -> int:
 
 
 @torch.no_grad()
-def pooled_embedding(encoder: Encoder | LatentMAE, latents: Tensor, batch: int = 64) -> Tensor:
+def pooled_embedding(encoder: Encoder, latents: Tensor, batch: int = 64) -> Tensor:
     """One vector per sample for diagnostics, (samples, channels) float64, on the CPU: mean and deviation of maps."""
     parts = []
     for chunk in latents.split(batch):

@@ -6,9 +6,10 @@ Gradients are accumulated over batches, and over the processes of `refine.proces
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +17,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ditscope.core.atomic import write_text
+from ditscope.core.errors import InputError
 from ditscope.core.tensor_files import save_tensors
-from ditscope.refine.processes import data_parallel, rank, synchronised, world_size
+from ditscope.refine.processes import data_parallel, mean_over_processes, rank, synchronised, world_size
 
 log = logging.getLogger(__name__)
 
-# loss(network, step, number) of one batch, the `number`-th of the step over all processes, and numbers to record; the
-# network may be wrapped for data parallel training.
-Loss = Callable[[nn.Module, int, int], tuple[Tensor, dict[str, float]]]
+# loss(network, batch, logged) of one batch and, where the step is `logged`, numbers to record; the network may be
+# wrapped for data parallel training.
+Loss = Callable[[nn.Module, Any, bool], tuple[Tensor, dict[str, float]]]
+# batches(numbers) gives the batch of each (step, number), `number` counting those of a step over all processes.
+Batches = Callable[[list[tuple[int, int]]], Iterator[Any]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class LoopSettings:
     clip: float = 1.0
     seed: int = 0
     checkpoint_every: int = 100
+    log_every: int = 1
     muon: bool = False
 
 
@@ -52,36 +57,43 @@ def learning_rate(step: int, settings: LoopSettings) -> float:
 
 
 def fit(
-    name: str, network: nn.Module, loss: Loss, settings: LoopSettings, folder: Path, accumulate: int = 1
+    name: str,
+    network: nn.Module,
+    loss: Loss,
+    settings: LoopSettings,
+    folder: Path,
+    accumulate: int = 1,
+    batches: Batches = iter,
 ) -> list[dict[str, float]]:
     """Train in place to `settings.steps`, from the checkpoint in `folder` if any; leaves the averaged weights.
 
-    The random numbers of a batch are to depend on (seed, step, number of the batch in the step) only: then a resumed
-    run draws what an undisturbed one would, and processes share out the batches that one process would accumulate.
-    Returns one record per step: step, loss, gradient_norm, the loss's own numbers, seconds. Raises FloatingPointError
-    where the loss is NaN or Inf.
+    A batch is to depend on (seed, step, number of the batch in the step) only: then a resumed run draws what an
+    undisturbed one would, and processes share out the batches that one process would accumulate. Without `batches` the
+    loss is given (step, number) itself. Returns a record per logged step: step, loss, gradient_norm, the loss's own
+    numbers (means over all batches of all processes), seconds. Raises FloatingPointError where the loss is NaN or Inf.
     """
     parameters = {key: p for key, p in network.named_parameters() if p.requires_grad}
     group = optimizers(parameters, settings)
     average = {key: p.detach().clone() for key, p in parameters.items()}
-    history = resume(folder, parameters, average, group)
-    if history:
-        log.info("%s: resumed at step %d", name, len(history))
+    start, history = resume(name, folder, parameters, average, group)
     forward = data_parallel(network)
     network.train()
-    while (step := len(history)) < settings.steps:
+    stream = batches(batch_numbers(start, settings.steps, accumulate))
+    for step in range(start, settings.steps):
         began = time.perf_counter()
         for entry in (entry for optimizer in group for entry in optimizer.param_groups):
             entry["lr"] = learning_rate(step, settings)
         for optimizer in group:
             optimizer.zero_grad(set_to_none=True)
-        batches = []
+        done = step + 1
+        logged = done % settings.log_every == 0 or done == settings.steps
+        records = []
         for number in range(accumulate):
             with synchronised(forward, number == accumulate - 1):
-                value, numbers = loss(forward, step, number * world_size() + rank())
+                value, numbers = loss(forward, next(stream), logged)
                 (value / accumulate).backward()
-            batches.append({"loss": value.item()} | numbers)
-        record = {key: float(np.mean([b[key] for b in batches])) for key in batches[0]}
+            records.append({"loss": value.detach()} | numbers)
+        record = mean_records(records)
         if not np.isfinite(record["loss"]):
             raise FloatingPointError(f"{name}: loss is {record['loss']} at step {step}; last checkpoint in {folder}")
         norm = nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip)
@@ -89,12 +101,12 @@ def fit(
             optimizer.step()
         rate = min(settings.ema, (2 + step) / (11 + step))  # short at first, when the weights move most
         torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - rate)
-        seconds = time.perf_counter() - began
-        history.append({"step": step + 1} | record | {"gradient_norm": norm.item(), "seconds": seconds})
-        done = len(history)
+        if logged:
+            seconds = time.perf_counter() - began
+            history.append({"step": done} | record | {"gradient_norm": norm.item(), "seconds": seconds})
         if rank() == 0 and (done % settings.checkpoint_every == 0 or done == settings.steps):
             weights = {f"model.{k}": v for k, v in parameters.items()} | {f"ema.{k}": v for k, v in average.items()}
-            state = {"step": done, "settings": asdict(settings), "history": history}
+            state = {"step": done, "processes": world_size(), "settings": asdict(settings), "history": history}
             save_checkpoint(folder, weights | optimizer_tensors(group), state)
             log.info("%s: step %d of %d, loss %.4f", name, done, settings.steps, record["loss"])
     with torch.no_grad():
@@ -104,20 +116,53 @@ def fit(
     return history
 
 
+def batch_numbers(start: int, steps: int, accumulate: int) -> list[tuple[int, int]]:
+    """(step, number) of every batch of this process from step `start` on."""
+    return [(step, i * world_size() + rank()) for step in range(start, steps) for i in range(accumulate)]
+
+
+def mean_records(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Each number's mean over the batches of a step, of all processes."""
+    values = torch.tensor([[float(value) for value in record.values()] for record in records], dtype=torch.float64)
+    return dict(zip(records[0], mean_over_processes(values.mean(0)).tolist(), strict=True))
+
+
 def resume(
-    folder: Path, parameters: dict[str, nn.Parameter], average: dict[str, Tensor], group: list[torch.optim.Optimizer]
-) -> list[dict[str, float]]:
-    """Put the last checkpoint of `folder` into weights, averages and optimizers; its history, empty without one."""
+    name: str,
+    folder: Path,
+    parameters: dict[str, nn.Parameter],
+    average: dict[str, Tensor],
+    group: list[torch.optim.Optimizer],
+) -> tuple[int, list[dict[str, float]]]:
+    """Put the last checkpoint of `folder` into weights, averages and optimizers; its step and history, 0 and empty.
+
+    Raises InputError where the checkpoint is of another network or of another number of processes, which would draw
+    other batches.
+    """
     checkpoint = load_checkpoint(folder)
     if checkpoint is None:
-        return []
+        return 0, []
     tensors, state = checkpoint
+    if (processes := state.get("processes", 1)) != world_size():
+        raise InputError(
+            f"{folder}: the checkpoint is of {processes} processes, this training has {world_size()} and would draw "
+            "other batches; go on with as many, or remove the folder to start again"
+        )
+    for key, p in parameters.items():
+        there = tensors.get(f"model.{key}")
+        if there is None or there.shape != p.shape:
+            shape = "nothing" if there is None else f"shape {tuple(there.shape)}"
+            raise InputError(
+                f"{folder}: the checkpoint has {shape} for `{key}`, the network {tuple(p.shape)}; it is of another "
+                "architecture: remove the folder to start again"
+            )
     with torch.no_grad():
         for key, p in parameters.items():
             p.copy_(tensors[f"model.{key}"])
             average[key].copy_(tensors[f"ema.{key}"])
     load_optimizers(group, tensors)
-    return state["history"]
+    log.info("%s: resumed at step %d", name, state["step"])
+    return state["step"], state["history"]
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
@@ -138,20 +183,43 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict] | None
     return load_file(folder / state["tensors"]), state
 
 
-def optimizers(parameters: dict[str, torch.Tensor], settings: LoopSettings) -> list[torch.optim.Optimizer]:
-    """AdamW for all, or Muon (Liu et al., arXiv:2502.16982) for the matrices inside blocks and AdamW for the rest."""
-    inside = ("blocks.", "layers.", ".layer.")
-    hidden = [
-        p for name, p in parameters.items() if settings.muon and p.ndim == 2 and any(mark in name for mark in inside)
-    ]
-    chosen = {id(p) for p in hidden}
-    rest = [p for p in parameters.values() if id(p) not in chosen]
+INSIDE = ("blocks.", "layers.", ".layer.", ".convs.")  # of a network's inside, not its first and last layers
+
+
+class Muon(torch.optim.Muon):
+    """Muon (Liu et al., arXiv:2502.16982) of matrices and of convolutions, as matrices (outputs, inputs x cells)."""
+
+    def __init__(self, parameters: list[nn.Parameter], **settings: Any) -> None:
+        self.whole = parameters
+        super().__init__([nn.Parameter(p.detach().view(len(p), -1)) for p in parameters], **settings)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        for p in self.whole:
+            p.grad = None
+
+    def step(self, closure: Any = None) -> Any:
+        """Move the parameters, which share their memory with these matrices."""
+        for matrix, p in zip(self.param_groups[0]["params"], self.whole, strict=True):
+            matrix.grad = None if p.grad is None else p.grad.reshape(matrix.shape)
+        return super().step(closure)
+
+
+def optimizers(parameters: dict[str, nn.Parameter], settings: LoopSettings) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the matrices and convolutions inside blocks and AdamW for the rest."""
+    hidden = {
+        name: p
+        for name, p in parameters.items()
+        if settings.muon and p.ndim >= 2 and name.endswith("weight") and any(mark in name for mark in INSIDE)
+    }
+    rest = [p for name, p in parameters.items() if name not in hidden]
     decay = settings.weight_decay
     result: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.99), weight_decay=decay, fused=True)
     ]
     if hidden:
-        result.append(torch.optim.Muon(hidden, lr=settings.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        matrices = list(hidden.values())
+        result.append(Muon(matrices, lr=settings.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return result
 
 

@@ -85,14 +85,17 @@ def walls_of(text: np.ndarray) -> np.ndarray:
     return text[..., : text.shape[-1] // 4] > 0
 
 
-def draw(values: np.ndarray, text: np.ndarray, scale: int = 8) -> np.ndarray:
-    """Pictures (n, side, side, 3) uint8 of paths (n, 2, steps) in their mazes (n, cells, 4 cells)."""
+def draw(values: np.ndarray, text: np.ndarray, scale: int = 8, joined: bool = True) -> np.ndarray:
+    """Pictures (n, side, side, 3) uint8 of paths (n, 2, steps) in their mazes (n, cells, 4 cells).
+
+    Not `joined`: of the points alone.
+    """
     cells = walls_of(text)
     side = cells.shape[1]
     pictures = np.where(cells, 60, 245).astype(np.uint8).repeat(scale, 1).repeat(scale, 2)[..., None].repeat(3, 3)
     along = np.linspace(0, values.shape[2] - 1, 16 * values.shape[2])
     for picture, path in zip(pictures, values, strict=True):
-        dense = np.stack([np.interp(along, np.arange(path.shape[1]), axis) for axis in path])
+        dense = np.stack([np.interp(along, np.arange(path.shape[1]), axis) for axis in path])[:, : len(along) * joined]
         spots = np.rint((np.concatenate([dense, path], 1) + 0.5) * scale - 0.5).astype(int).clip(1, side * scale - 2)
         sizes = [0] * dense.shape[1] + [1] * path.shape[1]
         for (row, column), size in zip(spots.T, sizes, strict=True):

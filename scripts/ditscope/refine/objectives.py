@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ditscope.refine.batches import RefinerInput
+from ditscope.refine.batches import Batch
 from ditscope.refine.drifting import Targets, drifting_losses, kernel_of
 from ditscope.refine.features import VANILLA, Features
 from ditscope.refine.settings import Refine
@@ -17,7 +17,7 @@ class Step:
     """One batch: what was refined, and how to get what the drifting loss compares."""
 
     refined: Tensor  # (batch, tokens, size)
-    inputs: RefinerInput
+    batch: Batch
     features: Callable[[], tuple[Features, dict[str, Targets]]]  # of the refined and of real samples, made when asked
     logged: bool = True  # whether numbers are wanted beside the loss; they cost a wait for the device
 
@@ -27,7 +27,7 @@ Objective = Callable[[Step, Refine], tuple[Tensor, dict[str, float]]]
 
 def paired(step: Step, settings: Refine) -> tuple[Tensor, dict[str, float]]:
     """Mean squared error of refined to clean tokens, keys among them; no further metrics."""
-    return (step.refined - step.inputs.clean).square().mean(), {}
+    return (step.refined - step.batch.clean).square().mean(), {}
 
 
 def drifting(step: Step, settings: Refine) -> tuple[Tensor, dict[str, float]]:

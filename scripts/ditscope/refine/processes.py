@@ -37,6 +37,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all processes, on the CPU as it was."""
+    if not dist.is_initialized():
+        return values
+    cuda = dist.get_backend() == "nccl"
+    shared = values.cuda() if cuda else values.clone()
+    dist.all_reduce(shared)
+    return shared.cpu() / world_size()
+
+
 def data_parallel(network: nn.Module) -> nn.Module:
     """The network, wrapped so that its gradients are averaged over the processes where there are several."""
     if not dist.is_initialized():

@@ -1,12 +1,13 @@
 """Settings of the stage `refine`, and of each refiner that the config's registry `refiners` names."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from ditscope.core.errors import InputError
 from ditscope.core.settings import decode, setting
 from ditscope.refine.data_settings import Source
+from ditscope.refine.files import header
 
 INTERPOLATIONS = {
     name: f"ditscope.refine.interpolations.{name}"
@@ -15,6 +16,19 @@ INTERPOLATIONS = {
 
 # What the drifting loss looks through, each with the module that loads it.
 ENCODERS = {name: f"ditscope.refine.encoders.{name}" for name in ("latent_mae", "resnet", "efficientnet_lite0", "clip")}
+
+
+# What weights are of: a refiner that goes on from a file has these as the file has them.
+KEPT = (
+    "patch", "keys", "levels", "min_anchors", "schedule", "endpoints", "interpolation", "laplacian_space", "neighbours",
+    "sigma_feature", "sigma_space", "lambda_reg", "noise", "noise_scale", "key_noise", "uncertainty", "codes",
+    "fallback_codes", "keyframe_weight", "quantizer", "width", "depth", "heads", "clamp_anchors", "class_dropout",
+    "refinement",
+)  # fmt: skip
+# The settings that a codebook depends on.
+CODEBOOK = (
+    "seed", "patch", "keys", "min_anchors", "codes", "fallback_codes", "keyframe_weight", "quantizer", "vq_steps",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,17 @@ class Refine:
     )
     # pseudo-classes
     codes: int = setting(8, "Pseudo-classes of the codebook", positive=True)
+    fallback_codes: int = setting(
+        0,
+        "Pseudo-classes instead of `codes` where more than a quarter of these have one training sample or none, or one "
+        "has more than half of the samples (512 for 1024, say); 0: never",
+    )
+    quantizer: str = setting(
+        "kmeans",
+        "How pseudo-classes come about: mini-batch k-means, or codes that text and anchors are best rebuilt from (vq)",
+        choices=("kmeans", "vq"),
+    )
+    vq_steps: int = setting(1000, "vq: training steps of its encoder and codes", positive=True)
     keyframe_weight: float = setting(1.0, "Weight of the anchor patches beside the prompt in the condition embedding")
     # encoder
     encoder: str = setting(
@@ -96,7 +121,19 @@ class Refine:
     width: int = setting(96, "Width of the refiner", positive=True)
     depth: int = setting(3, "Transformer blocks of the refiner", positive=True)
     heads: int = setting(4, "Attention heads of the refiner", positive=True)
-    clamp_anchors: bool = setting(False, "Put the known patches back into the refiner's output")
+    clamp_anchors: bool = setting(
+        True, "Keep anchors as they are, but those that were replaced; false: refine them too"
+    )
+    text_dropout: float = setting(0.1, "Share of the samples that are trained on without their text", most=1)
+    class_dropout: float = setting(0.1, "Share of the samples that are trained on without their pseudo-class", most=1)
+    refinement: str = setting(
+        "one-step",
+        "How the trained refiner is used: at once, or from coarse to fine over the levels",
+        choices=("one-step", "coarse-to-fine"),
+    )
+    teacher: str = setting(
+        "", "A refiner file whose coarse-to-fine result is what `paired` trains on: one-step distillation", path=True
+    )
     # objective
     objective: str = setting(
         "paired",
@@ -111,9 +148,7 @@ class Refine:
         ["locations", "global", "patches", "input_rms"],
         "Feature sets of the loss: also vanilla (raw latents, no encoder)",
     )
-    most_locations: int = setting(
-        0, "Most locations of a feature that are compared, evenly spaced (seed 004: 16 at 64 px); 0: all"
-    )
+    most_locations: int = setting(0, "Most locations of a feature that are compared, evenly spaced; 0: all")
     radii: list[float] = setting([0.02, 0.05, 0.2], "Kernel radii R of the drifting field", positive=True, filled=True)
     weighting: str = setting(
         "official", "Where the weight of unconditional negatives enters", choices=("official", "log")
@@ -126,7 +161,7 @@ class Refine:
     shared_scales: list[str] = setting(
         ["classes", "locations"],
         "What shares one scale of distances and one strength of the field: the classes of a batch (of all processes), "
-        "the locations of a feature (seed 004: locations alone, or none)",
+        "the locations of a feature",
         choices=("classes", "locations"),
     )
     vanilla_weight: float = setting(1.0, "Weight of the feature set `vanilla` beside the others", positive=True)
@@ -138,20 +173,48 @@ class Refine:
     alpha_power: float = setting(3.0, "Guidance alpha on [1, 4] has density proportional to alpha^-power")
     alpha_atom: float = setting(0.5, "Probability that alpha is 1, no guidance", most=1)
     alpha_choices: list[float] = setting(
-        [], "Guidance alpha is one of these instead, each as often as the others (seed 004: 1, 2, 4)", positive=True
+        [], "Guidance alpha is one of these instead, each as often as the others", positive=True
     )
     # optimization
-    optimizer: str = setting("adamw", "Optimizer of the matrices inside blocks", choices=("adamw", "muon"))
+    optimizer: str = setting(
+        "adamw", "Optimizer of the matrices and convolutions inside blocks, of both networks", choices=("adamw", "muon")
+    )
     learning_rate: float = setting(4e-4, "Peak learning rate of the refiner", positive=True)
     mae_learning_rate: float = setting(2e-3, "Peak learning rate of the autoencoder", positive=True)
     grad_accum: int = setting(1, "Batches of one optimizer step", positive=True)
+    decay: float = setting(0.0, "Share of the steps, at their end, in which the learning rate falls to 0", most=1)
     ema: float = setting(0.999, "Decay of the moving average of the weights, which is what is kept", most=1)
+    dtype: str = setting("float32", "bfloat16 runs the networks under autocast", choices=("float32", "bfloat16"))
+    stored_dtype: str = setting("float32", "Type of the weights in the refiner's file", choices=("float32", "bfloat16"))
+    workers: int = setting(0, "Processes that read and corrupt batches ahead of the training step", most=64)
+    log_every: int = setting(
+        1, "Steps between rows of the training table, which hold the numbers of that step", positive=True
+    )
     checkpoint_every: int = setting(
         50, "Steps between checkpoints that an interrupted training resumes from", positive=True
     )
     # diagnostics
     top_k: int = setting(5, "Nearest neighbours looked at in the retrieval diagnostics", positive=True)
-    gallery: int = setting(4, "Samples drawn at each corruption level")
+    evaluated: int = setting(256, "Held-out samples that the refiner is judged on, evenly over all", positive=True)
+    judge: str = setting(
+        "", "Embedder of images for feature distance and KID; empty: the pooled features of the encoder"
+    )
+    generator: str = setting(
+        "", "Model whose pictures of the prompts, with the keys pasted in, are a control; empty: without"
+    )
+    gallery: int = setting(4, "Held-out samples drawn at each corruption level")
+
+
+@dataclass(frozen=True)
+class Storyboard:
+    """What a refiner is given of pictures that a model makes of prompts: key frames of a film, or patches of each."""
+
+    model: str = setting("", "Model whose pictures these are, by name in `models`")
+    prompts: list[str] = setting([], "Prompts (prompt_id) whose pictures are taken, in order", filled=True)
+    prompt: str = setting("", "What the refiner is told that the film is; of pictures each its own prompt")
+    frames: int = setting(0, "Frames of the film", most=4096)
+    positions: list[int] = setting([], "Frames, from 0, at which the pictures stand; empty: evenly")
+    keep: int = setting(0, "Of pictures, without frames: patches of each that are known", most=2**20)
 
 
 @dataclass(frozen=True)
@@ -159,18 +222,26 @@ class Refiner:
     """A refiner: its samples, and what it sets otherwise than the section `refine`."""
 
     source: Source = setting(Source(), "Where its samples come from")
+    start: str = setting(
+        "",
+        "File of a refiner that its training goes on from: weights, pseudo-classes, corruption and sizes are of it",
+        path=True,
+    )
     settings: dict[str, Any] = setting({}, "Settings of `refine` that are others for this one")
+    storyboards: dict[str, Storyboard] = setting({}, "Pictures of generators that it completes, by name")
 
 
 def settings_of(name: str, entry: Refiner, stage: Refine) -> Refine:
-    """The settings of a refiner: those of the stage, and its own over them.
+    """The settings of a refiner: those of the stage, over them what a file that it starts from keeps, then its own.
 
-    Raises InputError where one of its own is unknown or out of its range.
+    Raises InputError where one of its own is unknown or out of its range, and where there is no such file.
     """
     where = f"refiners.{name}.settings"
     if "refiners" in entry.settings:
         raise InputError(f"{where}.refiners: a refiner has none; list names in `refine.refiners`")
     common = {f.name: getattr(stage, f.name) for f in fields(stage)} | {"refiners": []}
-    own: Mapping[str, Any] = entry.settings
-    decode(Refine, own, where)
-    return decode(Refine, common | dict(own), where)
+    decode(Refine, entry.settings, where)
+    if entry.start:
+        told = header(Path(entry.start), "refiner")["settings"]
+        common |= {name: told[name] for name in KEPT}
+    return decode(Refine, common | entry.settings, where)

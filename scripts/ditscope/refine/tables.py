@@ -47,6 +47,8 @@ TIMING = Table(
         "step": STEP,
         "seconds": Column("Float64", "seconds of the step"),
         "world_size": Column("Int64", "processes"),
+        "device": Column("String", "what the first process computed on, as `hardware` in `benchmark`"),
+        "peak_memory_bytes": Column("Int64", "most that this process held of its GPU, or else of the host's memory"),
     },
 )
 DIAGNOSTICS = Table(
@@ -77,7 +79,7 @@ NEIGHBOURS = Table(
         "code": CODE,
         "neighbour_code": Column("Int64", "the neighbour's pseudo-class"),
         "same_code": Column("Boolean", "whether both are the same"),
-        "text_cosine": Column("Float64", "cosine of the prompts' TF-IDF vectors"),
+        "text_cosine": Column("Float64", "cosine of the centred vectors of both texts"),
         "keyframe_cosine": Column("Float64", "cosine of the centred mean anchor patches"),
     },
 )
@@ -92,6 +94,10 @@ TSNE = Table(
         "prompt_id": PROMPT_ID,
         "code": CODE,
         **dict.fromkeys("xy", Column("Float64", "openTSNE coordinate of the pooled `latent_mae` features, no unit")),
+        **dict.fromkeys(
+            ("umap_x", "umap_y"),
+            Column("Float64", "UMAP coordinate of the same; null where umap-learn is not installed", nullable=True),
+        ),
     },
 )
 SAMPLES = Table(
@@ -115,5 +121,50 @@ SAMPLES = Table(
         "values_bytes": Column("Int64", "their size"),
         "text_offset": Column("Int64", "byte at which its text tokens begin; 0 without"),
         "text_bytes": Column("Int64", "their size; 0 without"),
+    },
+)
+
+METHODS = ("interpolated", "refined", "no text", "another text", "generator, keys pasted in")
+OPTIONAL = "null for fewer than 8 units"
+EVALUATION = Table(
+    "refine.evaluation",
+    "refine/*/evaluation.parquet",
+    "level, method and metric, over held-out samples",
+    key=("level", "method", "metric"),
+    places=("refiner",),
+    columns={
+        "level": Column("Int64", "corruption level, from 1, the one with the most keys"),
+        "keys": Column("Int64", "known patches, frames or steps"),
+        "method": Column("String", "see below"),
+        "metric": Column("String", "see below"),
+        "value": Column("Float64", "mean over units; of `kid` and `fid` that of all samples"),
+        "low": Column("Float64", f"its 95 % interval over units; {OPTIONAL}", nullable=True),
+        "high": Column("Float64", "its upper end", nullable=True),
+        "gain": Column(
+            "Float64", "how much better than the interpolation of the same samples; null for itself", nullable=True
+        ),
+        "gain_low": Column("Float64", f"the 95 % interval of the paired gain; {OPTIONAL}", nullable=True),
+        "gain_high": Column("Float64", "its upper end", nullable=True),
+        "samples": Column("Int64", "held-out samples"),
+        "units": Column("Int64", "combinations, prompts or samples that these were drawn as"),
+    },
+)
+GALLERY = Table(
+    "refine.gallery",
+    "refine/*/gallery.parquet",
+    "picture",
+    key=("picture",),
+    places=("refiner",),
+    columns={
+        "picture": Column("String", "its file, below the refiner's folder"),
+        "key": Column("String", "the sample, as in `refine.samples`"),
+        "prompt": Column("String", "its prompt"),
+        "level": Column("Int64", "corruption level"),
+        "keys": Column("Int64", "known patches, frames or steps"),
+        "method": Column(
+            "String",
+            "`keys` (what is given, the rest grey), a method of `refine.evaluation`, `truth`, or `film` of these",
+        ),
+        "label": Column("String", "what to write beside it"),
     },
 )

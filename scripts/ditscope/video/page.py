@@ -30,6 +30,5 @@ def write_films(frames: Frames, out: Path, page: Path | None, settings: Video, t
         raise InputError(f"{out}: H.265 stands in a file .mp4; name one, or take another output_format")
     write_film(frames, out, settings.fps, codec)
     if page is not None:
-        playable = out.suffix == ".mp4" and codec == "h264"
-        data = b64encode(out.read_bytes() if playable else mp4_bytes(frames, settings.fps)).decode()
+        data = b64encode(mp4_bytes(frames, settings.fps, "h264-small")).decode()
         write_text(page, PAGE.format(title=escape(title), source=SOURCE, data=data))

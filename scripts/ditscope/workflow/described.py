@@ -166,7 +166,8 @@ def block_lines(network: Any) -> list[str]:
         where = blocks[0].path.rpartition(".")[0]
         streams = [s.name for s in blocks[0].streams]
         out = ", ".join(streams) or "seen at the first call"
-        out += f" ({'text' if joint[where] == 'first' else 'image'} first)" if where in joint else ""
+        places = {"first": " (text first)", "last": " (image first)", "": " (text and image have no one place)"}
+        out += places[joint[where]] if where in joint else ""
         lines.append(f"{kind}:0-{len(blocks) - 1}  {where}, {type(lists[where][0]).__name__} -> {out}")
     return lines
 
@@ -188,7 +189,9 @@ def told(network: Any) -> str:
 
     facts = structure.facts(network)
     parts = [f"order {', '.join(facts.order)}"] if facts.order else []
-    parts += [f"text is {place} in {where}" for where, place in facts.joint.items()]
+    parts += [
+        f"text {f'is {place}' if place else 'has no one place'} in {where}" for where, place in facts.joint.items()
+    ]
     parts += ["rows of a batch are joined each at its own text length"] if facts.ragged else []
     parts += ["the prediction is negated"] if facts.negated else []
     parts += [f"time is {facts.time}"] if facts.time else []

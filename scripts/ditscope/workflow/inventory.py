@@ -37,6 +37,7 @@ PLACES = {
     "checkpoints": "benchmark", "trajectories": "trajectories", "embeddings": "embed", "drift": "drift",
     "clusters": "cluster", "topology": "topology", "refine": "refine", "videos": "video", "figures": "publish",
     "tables": "publish", "catalog.duckdb": "publish", "explorer.html": "publish",
+    "answers.parquet": "publish", "answers.html": "publish", "captions": "publish",
 }  # fmt: skip
 
 

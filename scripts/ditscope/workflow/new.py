@@ -53,7 +53,7 @@ def new(
     stages: list[Annotated[str, "to ask for, as `capture,blocks`; prompts and publish are added"]],
     model: Annotated[str, "a folder in the format of diffusers, a hub id, or a name in config.yaml's `models`"],
     prompts: InputFile,
-    family: Annotated[str, "of a hub id: flux, sd3, sdxl or wan; a folder says itself"] = "",
+    family: Annotated[str, "of a hub id: dit, flux, sd3, sdxl or wan; a folder says itself"] = "",
     revision: Annotated[str, "of a hub id: its commit"] = "",
 ) -> None:
     """Write a commented overlay for a study of your own model and prompts: experiments/NAME.yaml.
@@ -138,6 +138,15 @@ def family_in(folder: Path) -> str:
         if facts.pipeline == pipeline:
             return name
     what = f"its pipeline is {pipeline}" if pipeline else f"it has no {INDEX}"
+    if pipeline:
+        import diffusers
+
+        from ditscope.models.pipelines import refusal
+
+        cls = getattr(diffusers, pipeline, None)
+        if cls and not (reason := refusal(cls)):
+            return "dit"
+        what += f", which {reason}" if cls else ", which the installed diffusers has not"
     raise InputError(f"--model: {folder}: {what}; families: {', '.join(FAMILIES)}; `--family` says which it is like")
 
 

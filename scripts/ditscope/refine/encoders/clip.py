@@ -29,11 +29,11 @@ class CLIPMaps(nn.Module):
 
 def load(weights: str) -> nn.Module:
     """The tower of the CLIP in the folder `weights`; of the shapes world where none is named."""
-    from transformers import CLIPImageProcessor, CLIPVisionModel
+    from transformers import CLIPImageProcessor, CLIPModel
 
     folder = weights or SHIPPED
     try:
-        tower = CLIPVisionModel.from_pretrained(folder, local_files_only=True).float()
+        tower = CLIPModel.from_pretrained(folder, local_files_only=True).float().vision_model
         told = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
     except OSError as error:
         why = str(error).splitlines()[0]
