@@ -3,7 +3,7 @@
 python perf/drifting.py [loss | scales | step]
 
 Shapes are those of a ResNet-18 with patch statistics: 125 vectors at 64 px, 242 at 256 px. The loop computes each class
-and vector on its own with one `cdist` (as seed 004 first did), in the seed's mode of one scale for each, and the
+and vector on its own with one `cdist` (the obvious way), with a scale for each of them, and the
 batched loss must give its numbers. `loss`: forward and backward on feature tensors. `scales`: what official scales,
 bf16 features and compilation make of it. `step`: whole training steps of a refiner through a ResNet-18 with random
 weights, with the share of the loss in them.

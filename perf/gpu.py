@@ -383,22 +383,25 @@ def twice(size: Size, device: torch.device) -> Iterator[Row]:
 
 
 def trained(device: torch.device) -> str:
-    """A digest of a refiner that was trained for a few steps on random latents."""
-    from ditscope.refine.latents import LatentSet
-
+    """A digest of a refiner that was trained for a few steps on random values."""
     from ditscope.refine import train
-    from ditscope.refine.batches import training_set
+    from ditscope.refine.batches import samples_of
+    from ditscope.refine.data_settings import Source
+    from ditscope.refine.dataset import open_dataset
+    from ditscope.refine.encoder import Encoder
+    from ditscope.refine.prepare import prepare
     from ditscope.refine.settings import Refine
 
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal((32, 16, 16, 16), dtype=np.float32)
-    settings = Refine(codes=2, mae_steps=4, steps=4, classes_per_step=2)
-    latents = LatentSet(values, np.zeros(16), np.ones(16), [{"key": str(i)} for i in range(32)])
-    data = training_set(latents, np.arange(32) % 2, settings)
+    settings = Refine(codes=2, mae_steps=4, steps=4, classes_per_step=2, objective="drifting")
     torch.manual_seed(0)
     with deterministic(), tempfile.TemporaryDirectory() as folder:
-        encoder, _ = train.train_latent_mae(data, settings, Path(folder) / "mae", device)
-        network, _ = train.train_refiner(data, encoder, settings, Path(folder) / "refiner", device)
+        place = Path(folder)
+        files = place / "samples.parquet", place / "data.json"
+        prepare({}, *files, place / "data", source=Source(kind="fake", count=64, shape=[16, 16, 16]))
+        data = open_dataset(*files)
+        samples = samples_of(data, "train", np.arange(len(data)) % 2, settings)
+        encoder, _ = train.train_latent_mae(samples, settings, place / "mae", device)
+        network, _ = train.train_refiner(samples, Encoder(encoder), settings, "", place / "refiner", device)
     return digest(*network.parameters())
 
 

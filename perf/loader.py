@@ -4,8 +4,10 @@ python perf/loader.py [files | workers | memory] [samples]
 
 `files`: batches of random samples out of shards against one file per sample (`np.load`), the same numbers, warm caches;
 then one pass in order. `workers`: corrupted batches (inverse-distance and Laplacian interpolation) from the training's
-loader with 1 and 2 worker processes. `memory`: a set of 10^3, 10^4 and 10^5 samples is made and read once, each in a
-process of its own; the peak of the memory that is the process's alone (pages of mapped files can be dropped).
+loader with 1 and 2 worker processes, and the processor time that a batch takes in these and in the process that
+trains: the first over the second is how many workers can help. `memory`: a set of 10^3, 10^4 and 10^5 samples is made
+and read once, each in a process of its own; the peak of the memory that is the process's alone (pages of mapped files
+can be dropped).
 """
 
 import json
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
 from statistics import median
 from threading import Event, Thread
 
@@ -32,6 +35,7 @@ from ditscope.refine.settings import Refine  # noqa: E402
 
 SHAPE = [8, 16, 16]  # as the latents of the shipped models; 4 KB a sample
 BATCH, BATCHES, TURNS = 64, 60, 5
+DRAWN = 24  # batches of a turn of the loader
 
 
 def made(folder: Path, samples: int) -> Dataset:
@@ -85,19 +89,25 @@ def workers(folder: Path, samples: int) -> None:
     for interpolation in ("idw", "laplacian"):
         settings = replace(Refine(), interpolation=interpolation, classes_per_step=4, generated_per_class=16)
         drawn = samples_of(data, "train", np.zeros(len(data), np.int64), settings)
-        rates = {}
+        rates, spent = {}, {}
         for count in (1, 2):
-            turns = []
+            turns, own, children = [], time.process_time(), getrusage(RUSAGE_CHILDREN).ru_utime
             for _ in range(TURNS):
-                batches = load_batches(draw_batch, (drawn, settings), count, [(step, 0) for step in range(BATCHES)])
+                batches = load_batches(draw_batch, (drawn, settings), count, [(step, 0) for step in range(DRAWN)])
                 next(batches)  # the processes have started
                 began = time.perf_counter()
                 left = sum(1 for _ in batches)
                 turns.append(left / (time.perf_counter() - began))
+                del batches  # waits for the processes, whose time counts then
             rates[count] = max(turns)
+            spent[count] = [
+                1000 * seconds / TURNS / DRAWN
+                for seconds in (getrusage(RUSAGE_CHILDREN).ru_utime - children, time.process_time() - own)
+            ]
         print(
             f"{interpolation}: {rates[1]:.1f} batches of {BATCH} a second by 1 worker, {rates[2]:.1f} by 2: "
-            f"{rates[2] / rates[1]:.2f}"
+            f"{rates[2] / rates[1]:.2f}; processor milliseconds of a batch, in workers {spent[1][0]:.1f} and "
+            f"{spent[2][0]:.1f}, in the process that trains {spent[1][1]:.1f} and {spent[2][1]:.1f}"
         )
 
 

@@ -29,7 +29,7 @@ from ditscope.models.registry import ON_MLX, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
 from ditscope.refine.data_settings import ADAPTERS, SOURCES, adapter_of
 from ditscope.refine.settings import CODEBOOK, ENCODERS, INTERPOLATIONS, settings_of
-from ditscope.sensitivity.back_ends import BACK_ENDS
+from ditscope.sensitivity.back_ends import module_of as module_of_scores
 from ditscope.workflow.sources import check_sources
 from ditscope.workflow.staleness import SCRIPTS, code_digest, defines, prefer_this_library
 from ditscope.workflow.warm_worker import start_worker
@@ -200,7 +200,7 @@ def source_digest_of(stage, model):
 
 def sensitivity_code(model):
     """Digest of the library code that scores a model's layers: each back end has some of its own."""
-    return code("sensitivity.stage") + plugin(BACK_ENDS[CONFIG.models[model].backend])
+    return code("sensitivity.stage") + plugin(module_of_scores(CONFIG.models[model]))
 
 
 def chosen(name):

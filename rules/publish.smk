@@ -53,7 +53,7 @@ rule answers:
     conda:
         "../envs/figures.yaml"
     params:
-        code=[code("publish.answers"), *(code(f"{name}.answer") for name in answer_inputs())],
+        code=[code("publish.answers"), *(code(f"{name}.answer") for name in answer_inputs()), *declarations()],
         controls=[name for name in CONFIG.embed.embedders if CONFIG.embedders[name].family == "random-walk"],
         stages=answer_inputs(),
     script:
@@ -78,7 +78,7 @@ rule captions:
     conda:
         "../envs/figures.yaml"
     params:
-        code=[code("publish.captions"), code("publish.front_page")],
+        code=[code("publish.captions"), code("publish.front_page"), *declarations()],
         texts=caption_texts(),
         experiment=CONFIG.experiment,
         figures=f"{RESULTS}/figures",

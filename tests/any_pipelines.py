@@ -373,15 +373,15 @@ class Tiny:
 
 PIPELINES = {
     "flux": Tiny(flux1),
-    "flux2-klein": Tiny(flux2_klein, call={"text_encoder_out_layers": [1, 2]}),
+    "flux2-klein": Tiny(flux2_klein, length=64, call={"text_encoder_out_layers": [1, 2]}),
     "sd3": Tiny(sd3),
     "sd35-medium": Tiny(lambda: sd3((0, 1))),
-    "qwen-image": Tiny(qwen_image, call={"true_cfg_scale": 3.0}),
-    "z-image": Tiny(z_image),
+    "qwen-image": Tiny(qwen_image, length=400, call={"true_cfg_scale": 3.0}),
+    "z-image": Tiny(z_image, length=64),
     "chroma": Tiny(chroma),
     "sana": Tiny(sana, size=32, call={"use_resolution_binning": False, "complex_human_instruction": None}),
     "pixart-sigma": Tiny(pixart, call={"use_resolution_binning": False, "clean_caption": False}),
-    "lumina2": Tiny(lumina2, size=64),
+    "lumina2": Tiny(lumina2, size=64, length=256),
     "hunyuan-image": Tiny(hunyuan_image),
     "auraflow": Tiny(auraflow),
     "cogview4": Tiny(cogview4),
@@ -391,7 +391,7 @@ PIPELINES = {
     "cogvideox": Tiny(cogvideox, size=16, frames=9),
     "hunyuan-video": Tiny(hunyuan_video, frames=5),
     "mochi": Tiny(mochi, frames=7),
-    "ovis-image": Tiny(ovis_image),
+    "ovis-image": Tiny(ovis_image, length=256),
     "longcat-image": Tiny(longcat_image, call={"enable_prompt_rewrite": False}),
     "bria": Tiny(bria),
 }

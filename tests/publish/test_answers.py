@@ -126,6 +126,29 @@ def test_drift_counts_what_chance_does_not_give_and_leaves_out_controls_and_dege
     assert poor.sentence == "Nobody can tell: all states are equal." and poor.value is None
 
 
+def evaluation(tmp_path, rows):
+    """What the stage refine leaves of one refiner: errors on missing tokens, with these cells in its rows."""
+    common = {"metric": "missing_error", "keys": 4, "samples": 32, "units": 16, "low": None, "high": None}
+    bounds = dict.fromkeys(("gain", "gain_low", "gain_high"))
+    frame = pl.DataFrame([common | bounds | row for row in rows], infer_schema_length=None)
+    write_loosely(frame, tmp_path / "mine" / "evaluation.parquet", "refine.evaluation")
+    return {"refine": [tmp_path / "mine" / "evaluation.parquet"]}
+
+
+def test_the_refiner_is_judged_where_least_is_known(tmp_path):
+    gain = {"gain": 0.1, "gain_low": 0.05, "gain_high": 0.15}
+    rows = [
+        {"level": 1, "method": "refined", "value": 0.1, "gain": 0.9},
+        {"level": 2, "method": "interpolated", "value": 0.4},
+        {"level": 2, "method": "refined", "value": 0.3} | gain,
+        {"level": 2, "method": "no text", "value": 0.2, "gain": 0.2},
+    ]
+    said = answer_of("refine", evaluation(tmp_path, rows))
+    assert "mine, with 4 keys known: mean squared error of missing tokens 0.3 after the step, 0.4" in said.sentence
+    assert said.sentence.endswith("gain 0.1 (95 % interval 0.05 to 0.15, n = 16 units).") and said.value == 0.1
+    assert answer_of("refine", {"refine": []}).value is None
+
+
 def test_an_interval_is_told_only_where_there_is_one():
     assert measured(0.5, 0.4, 0.6, 8, "prompt") == "0.5 (95 % interval 0.4 to 0.6, n = 8 prompts)"
     assert measured(0.5, None, None, 1, "prompt") == "0.5 (n = 1 prompt, no interval)"

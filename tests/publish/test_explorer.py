@@ -28,7 +28,6 @@ from ditscope.publish.explorer_pictures import (
     thumbnails,
 )
 from ditscope.publish.explorer_tables import SHOWN, gather, packed
-from ditscope.refine.gallery import draw_grid
 from loose_tables import write_loosely
 
 HOSTILE = '</script><img src=x onerror=alert(1)> & "quotes" <!-- $x^$ \u2028 \u05d0\u05d1'
@@ -225,21 +224,27 @@ def test_states_are_named_by_network_and_key(tmp_path):
     assert [s.name for s in sources] == ["state/net/k1", "state/net/k2"] and sources[1].read() == picture(2)
 
 
-def test_the_refiner_s_grid_is_cut_into_its_samples(tmp_path):
+def test_the_refiner_s_samples_are_shown_by_kind_and_its_storyboards_whole(tmp_path):
     folder = tmp_path / "refine/model"
-    folder.mkdir(parents=True)
-    flat = {i: np.full((96, 96, 3), i, np.uint8) for i in range(10)}
-    draw_grid([(f"row {r}", [flat[2 * r], flat[2 * r + 1]]) for r in range(5)], folder / "samples.png")
-    for kind in REFINED:
-        Image.fromarray(flat[3]).save(folder / f"mine.{kind}.png")
-    Image.fromarray(flat[9]).save(folder / "exemplars.png")
-    read = {source.name: source.read for source in refiner_sources([folder])}
+    board = folder / "storyboards/crossing"
+    for place in (folder / "gallery", board / "film/refined"):
+        place.mkdir(parents=True)
+
+    def put(path, value):
+        Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path)
+
+    for value, kind in enumerate((*REFINED, "keys", "no-text")):
+        put(folder / "gallery" / f"00000004-level-1.{kind}.png", value)
+    put(folder / "exemplars.png", 9)
+    put(board / "film/compared.png", 7)
+    put(board / "film/refined/0000.png", 8)
+    files = [folder / "gallery", folder / "exemplars.png", board, folder / "record.json"]
     values = {}
-    for name, value in read.items():
-        (values[name.removeprefix("refine/model/")],) = set(np.asarray(Image.open(io.BytesIO(value()))).flat)
-    triples = [[values.pop(f"level {lv}, sample {n}/{kind}") for kind in REFINED] for lv in (1, 2) for n in (1, 2)]
-    assert triples == [[2, 4, 0], [3, 5, 1], [6, 8, 0], [7, 9, 1]]
-    assert values == {"exemplars/whole": 9, **{f"mine/{kind}": 3 for kind in REFINED}}
+    for source in refiner_sources(files):
+        (value,) = set(np.asarray(Image.open(io.BytesIO(source.read()))).flat)
+        values[source.name.removeprefix("refine/model/")] = value
+    triple = {f"00000004-level-1/{kind}": value for value, kind in enumerate(REFINED)}
+    assert values == triple | {"exemplars/whole": 9, "crossing-film/whole": 7}
 
 
 def test_the_committed_page_is_one_file_without_an_address_to_ask():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ditscope.core.errors import InputError
 from ditscope.core.shards import read_tar
@@ -201,3 +202,25 @@ def test_a_shorter_set_leaves_no_shards_of_a_longer_one(tmp_path):
     made(tmp_path, FAKE)
     made(tmp_path, replace(FAKE, count=20))
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["00000.tar"]
+
+
+def test_workers_of_a_loader_read_what_was_opened_before_they_forked(fake):
+    _, data = fake
+    loader = torch.utils.data.DataLoader(Reader(data), batch_size=None, num_workers=2, timeout=120)
+    for number, (values, text) in enumerate(loader):
+        np.testing.assert_array_equal(values, read_values(data, np.arange(number, number + 2)))
+        np.testing.assert_array_equal(text, read_text(data, np.arange(2))[0])
+    assert number == 3
+
+
+class Reader(torch.utils.data.Dataset):
+    """Some rows by number."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, number: int):
+        return read_values(self.data, np.arange(number, number + 2)), read_text(self.data, np.arange(2))[0]

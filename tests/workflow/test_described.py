@@ -146,6 +146,9 @@ def test_whether_a_machine_can_hold_a_model(monkeypatch, capsys):
     monkeypatch.setattr(holding, "this_machine", lambda: Machine((), 16_000, 10_000))
     lines = holding.holding("flux2-dev", config)
     assert "gated" in lines[0] and lines[-1].endswith("in any way; make room on the disk first")
+    lines = holding.holding("flux-dev-krea", config)
+    assert lines[0].endswith("33.7 GB of files, no `revision` is set, without which it is refused")
+    assert any("33.7 GB to download" in line for line in lines)
     assert main(["check", "--model", "shapes-flux"]) == 0
     assert "shapes-flux: can be held on the CPU" in capsys.readouterr().out
     assert main(["check", "--model", "shapes-flx"]) == 2

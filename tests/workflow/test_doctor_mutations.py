@@ -145,7 +145,10 @@ FILES: dict[str, set[str]] = {
     "refine/*/latent_mae.safetensors": {"flip"},  # a bit of one weight hardly moves what a network gives
     "refine/*/refiner.safetensors": {"flip"},
     "refine/*/record.json": set(),
+    "refine/*/record.timing.json": {"flip", "number"},  # a date
+    "refine/*/record.html": {"flip", "number"},
     "refine/*/*.png": {"another"},
+    "refine/*/gallery/*.png": {"another"},
     "videos/captures/*/*.gif": {"flip", "another"},
     "videos/captures/*/*/*.png": {"another", "removed"},  # a folder of sheets, whose number its digests alone tell
     "videos/captures/*/*.html": {"flip", "number", "another"},

@@ -13,7 +13,7 @@ from ditscope.config_files import read_config
 from ditscope.core.schema import STAGE_OF
 from ditscope.models.registry import is_generator, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
-from ditscope.publish.figures import FIGURES, PAPER_TABLES
+from ditscope.publish.figures import ANSWERING, FIGURES, PAPER_TABLES
 from ditscope.refine.settings import INTERPOLATIONS
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow import staleness
@@ -40,6 +40,7 @@ def digested() -> dict[str, set[str]]:
         "declarations(": {f"ditscope.{stage}.tables" for stage in STAGE_OF.values()},
         "interpolation_digest(": {INTERPOLATIONS[CONFIG.refine.interpolation]},
         "figure_rooms(": {f"ditscope.{figure.source}" for figure in FIGURES.values()},
+        "in answer_inputs(": {f"ditscope.{stage}.answer" for stage in ANSWERING},
         "in paper_table_inputs(": {f"ditscope.{stage}.figures" for stage in PAPER_TABLES.values()},
     }
     rules = {}
@@ -105,7 +106,9 @@ EDITS = [
     ("embed/files.py", CODE, {"drift", "cluster", "topology", "figures"}),
     ("drift/series.py", CODE, {"drift"}),
     ("drift/figures.py", CODE, {"figures", "paper_tables"}),
-    ("cluster/__init__.py", CODE, {"cluster", "figures", "paper_tables", "explorer", "catalog"}),
+    ("cluster/__init__.py", CODE, {"cluster", "figures", "paper_tables", "explorer", "catalog", "answers", "captions"}),
+    ("drift/answer.py", CODE, {"answers"}),
+    ("publish/captions.py", CODE, {"captions"}),
     ("benchmark/recommend.py", CODE, {"benchmark_table"}),
     ("benchmark/quiet.py", CODE, {"benchmark_run"}),
     ("refine/drifting.py", CODE, {"refine_train", "refine_diagnose"}),

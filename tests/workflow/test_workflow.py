@@ -77,7 +77,7 @@ def test_appended_prompts_rerun_the_unfilled_shard_and_add_new_ones(edited):
 @pytest.mark.parametrize(
     "module, stale",
     [
-        ("topology", {"topology", "figures", "catalog", "explorer"}),
+        ("topology", {"topology", "figures", "answers", "captions", "catalog", "explorer"}),
         ("video", {"capture_video", "explorer"}),
     ],
 )
@@ -109,4 +109,5 @@ def test_edited_config_key_reruns_its_stage_and_downstream(study, tmp_path):
     clone = workflow.reclone(study, tmp_path / "clone")
     overlay = clone / "edit.yaml"
     overlay.write_text("topology: {max_dimension: 1}\n")
-    assert set(planned(clone, str(overlay))) == {"topology", "figures", "catalog", "explorer"}
+    stale = {"topology", "figures", "answers", "captions", "catalog", "explorer"}
+    assert set(planned(clone, str(overlay))) == stale

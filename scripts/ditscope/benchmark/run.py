@@ -170,7 +170,7 @@ def load(case: Case) -> Loaded:
     generator = load_generator(case.name, case.model)
     load_seconds = time.perf_counter() - began
     transformer, asked = generator.pipe.transformer, (case.scheme, case.plan)
-    if case.scheme.fuse_qkv:
+    if case.scheme.fuse_qkv and hasattr(transformer, "fuse_qkv_projections"):  # else `prepare` has the reason
         fuse_qkv(transformer)
     configs, left = coverage(transformer, *asked)
     indivisible = [name for name, reason in left.items() if reason in INDIVISIBLE]

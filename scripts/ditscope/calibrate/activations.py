@@ -28,7 +28,7 @@ class ActivationRecorder(Observer):
         self.steps = set(steps)
 
     def start(self, model: Generator, sigmas: Tensor, cond: Conditioning, guidance: float) -> None:
-        self.model, self.batch, self.sigmas = model.name, len(cond.embeds), sigmas.tolist()
+        self.model, self.sigmas = model.name, sigmas.tolist()
         self.statistics: dict[tuple[str, int], tuple[int, Tensor]] = {}
         self.seen: tuple[Any, Tensor] = (None, sigmas)  # query, key and value read the same tensor: measured once
         layers = quantizable(model.pipe.transformer)
@@ -36,7 +36,7 @@ class ActivationRecorder(Observer):
         self.handles = [module.register_forward_pre_hook(self.watch(name)) for name, module in layers.items()]
 
     def before(self, index: int, x: Tensor) -> None:
-        self.step = index
+        self.step, self.batch = index, len(x)
 
     def stop(self) -> None:
         for handle in self.handles:

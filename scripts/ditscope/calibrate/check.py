@@ -17,7 +17,9 @@ from ditscope.calibrate.files import (
     index_file,
     load_calibration,
     opened,
+    own_guidance,
     read_sample,
+    samples_in,
 )
 from ditscope.calibrate.tables import ACTIVATIONS, CHANNELS, PART
 from ditscope.core.checksums import files_of
@@ -25,6 +27,7 @@ from ditscope.core.errors import InputError
 from ditscope.core.identity import weights_id
 from ditscope.core.patterns import select_indices
 from ditscope.core.study import Study, alike, check_picture
+from ditscope.models.call_files import SUFFIX, about_calls, read_calls
 from ditscope.models.loading import settled
 from ditscope.prompts.files import read_prompts
 
@@ -51,7 +54,7 @@ def check_calibrate(study: Study) -> None:
         wanted |= {key: getattr(settings, key) for key in ("cfg_weight", "seed", "format", "statistics")}
         wanted |= {key: getattr(entry, key) for key in PROVENANCE}
         wanted["weights"] = weights_id(entry.source, entry.revision)
-        wanted["model_guidance"] = settled(entry).guidance if entry.family == "flux" else None
+        wanted["model_guidance"] = settled(entry).guidance if own_guidance(entry) else None
         study.same("calibrate", file, manifest, wanted)
         images: list[dict[str, Any]] = []
         for shard in shards:
@@ -67,7 +70,7 @@ def check_calibrate(study: Study) -> None:
                 owner = (Path(file).parent / name).parents[1].as_posix()
                 with study.noting("calibrate", (Path(file).parent / name).as_posix(), owner):
                     check_picture(folder / name)
-            samples = {path.relative_to(folder).as_posix() for shard in shards for path in shard.glob("*.npz")}
+            samples = {path.relative_to(folder).as_posix() for shard in shards for path in samples_in(shard)}
             study.same_rows(
                 "calibrate", file, sorted(manifest["sample_files"]), sorted(samples), "samples of the shards"
             )
@@ -85,7 +88,11 @@ def check_shard(study: Study, shard: Path, manifest: dict[str, Any]) -> list[dic
         for file in files_of(shard):
             inside = file.relative_to(shard)
             known = inside.as_posix() == "shard.json" or inside.as_posix() in pictures
-            known = known or inside.parts[0] == "activations" or (len(inside.parts) == 1 and inside.suffix == ".npz")
+            known = (
+                known
+                or inside.parts[0] == "activations"
+                or (len(inside.parts) == 1 and inside.suffix in (".npz", SUFFIX))
+            )
             if not known:
                 study.note("calibrate", f"{name}/{inside.as_posix()}", "not a file of its shard", name)
         return images
@@ -125,6 +132,9 @@ def check_samples(study: Study, file: str, folder: Path, model: str) -> dict[int
         for reference in calibration.samples:
             sample = reference.file.relative_to(study.results).as_posix()
             with study.noting("calibrate", sample, Path(sample).parent.as_posix()):
+                if reference.file.suffix == SUFFIX:
+                    read_calls(reference.file)
+                    continue
                 values = read_sample(reference)
                 if not alike(float(values["timestep"]), 1000 * reference.sigma):
                     raise InputError("its timestep is not 1000 sigma")
@@ -135,10 +145,17 @@ def check_samples(study: Study, file: str, folder: Path, model: str) -> dict[int
     return sigmas
 
 
+def image_of(path: Path) -> int:
+    """The image that a sample says it is of; -1 where it says none."""
+    if path.suffix == SUFFIX:
+        return int(about_calls(path)["image_id"])
+    with opened(path) as archive:
+        return int(fetch(archive, path, "image_id")) if "image_id" in archive else -1
+
+
 def check_sample(path: Path, sigmas: dict[int, float]) -> None:
     """A sample lies under the name of its image and step, at the noise level that the step has in every image."""
-    with opened(path) as archive:
-        image = int(fetch(archive, path, "image_id")) if "image_id" in archive else -1
+    image = image_of(path)
     for row, _, step, sigma in index_file(path):
         name = f"{image:05d}" if row is not None else f"{image:05d}_{step:03d}"
         if image >= 0 and path.stem != name:

@@ -22,6 +22,8 @@ from ditscope.core.atomic import replacing, write_text
 from ditscope.core.errors import InputError, check_version, parsing, read_json
 from ditscope.core.npy import npy_bytes
 from ditscope.core.paths import InputFolder, is_inside
+from ditscope.models.call_files import SUFFIX, about_calls, read_calls
+from ditscope.models.settings import Model
 from ditscope.prompts.files import Prompt, check_seed
 
 log = logging.getLogger(__name__)
@@ -90,6 +92,21 @@ def calibration_images(prompts: list[Prompt], num_images: int, seed: int) -> lis
 def by_shard(images: Sequence[T], size: int) -> dict[str, list[T]]:
     """The images of each shard of a set by the shard's name, `size` of them in each but the last."""
     return {f"{i // size:05d}": list(images[i : i + size]) for i in range(0, len(images), size)}
+
+
+def own_guidance(model: Model) -> bool:
+    """Whether a model's guidance is that of its entry: `cfg_weight` does not mean it."""
+    return model.family in ("flux", "dit")
+
+
+def records_calls(model: Model) -> bool:
+    """Whether a model's samples are the calls of its transformer, and not NPZ files of latents and conditioning."""
+    return model.family == "dit"
+
+
+def samples_in(folder: Path) -> list[Path]:
+    """The sample files of a folder, in order."""
+    return sorted([*folder.glob("*.npz"), *folder.glob(f"*{SUFFIX}")])
 
 
 def write_npz(path: Path, arrays: dict[str, Any]) -> None:
@@ -191,6 +208,9 @@ def index_file(file: Path) -> list[tuple[int | None, int | None, int, float]]:
 
     Raises InputError where `sigma` is not in [0, 1], or `timestep` neither 1000 x sigma nor sigma itself.
     """
+    if file.suffix == SUFFIX:
+        about = about_calls(file)
+        return [(None, about["image_id"], about["step_index"], about["sigma"])]
     with opened(file) as archive:
         if "is_final" in archive and bool(fetch(archive, file, "is_final")):
             return []
@@ -405,6 +425,9 @@ def validate_calibration(folder: InputFolder, model: str = "", num_steps: int = 
     calibration = load_calibration(folder)
     check_made_with(folder, calibration, model, num_steps)
     for reference in calibration.samples:
+        if reference.file.suffix == SUFFIX:
+            read_calls(reference.file)
+            continue
         guidance_of(calibration, read_sample(reference), reference.file)
     log.info("%s: %d images of %d steps, nothing wrong", folder, len(calibration.images()), calibration.num_steps)
     return calibration
@@ -439,7 +462,7 @@ def write_manifest(shards: list[Path], manifest: Path) -> None:
     ]
     files: dict[tuple[int | None, int], str] = {}
     for shard in shards:
-        for file in sorted(shard.glob("*.npz")):
+        for file in samples_in(shard):
             for _, image, step, _ in index_file(file):
                 files.setdefault((image, step), file.relative_to(folder).as_posix())
     names = list(dict.fromkeys(files[key] for key in sorted(files)))

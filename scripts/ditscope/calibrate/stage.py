@@ -16,11 +16,15 @@ from tqdm import tqdm
 
 from ditscope.calibrate.activation_table import gather_activations
 from ditscope.calibrate.activations import ActivationRecorder
+from ditscope.calibrate.call_recorder import CallRecorder
 from ditscope.calibrate.files import (
     SCHEMA_VERSION,
     by_shard,
     calibration_images,
     index_file,
+    own_guidance,
+    records_calls,
+    samples_in,
     write_manifest,
     write_npz,
 )
@@ -36,7 +40,7 @@ from ditscope.core.shards import png_bytes
 from ditscope.models.families.common import Conditioning
 from ditscope.models.loading import Generator, load_generator, settled
 from ditscope.models.registry import require_blocks
-from ditscope.models.sampling import Observer, decode, sample
+from ditscope.models.sampling import Observer, decode, sample, still
 from ditscope.models.settings import Model
 from ditscope.prompts.files import read_prompts
 
@@ -72,6 +76,7 @@ def calibrate(
     """
     require_blocks("calibrate", name, model, ("torch", "mlx"))
     measured_steps(settings, model)
+    check_format(name, model, settings)
     load = cache(lambda: load_generator(name, model))
     images = calibration_images(read_prompts(prompt_csv), settings.num_images, settings.seed)
     shards = {calib_dir / "shards" / name: rows for name, rows in by_shard(images, settings.shard_size).items()}
@@ -96,7 +101,7 @@ def calibrate(
 
 def check_own(folder: Path, shards: list[Path]) -> None:
     """Refuse a folder with a calibration set that is not `calibrate`'s own, or has more shards than are asked for."""
-    foreign = [*folder.glob("manifest.json"), *folder.glob("samples/*"), *folder.glob("*.npz")]
+    foreign = [*folder.glob("manifest.json"), *folder.glob("samples/*"), *samples_in(folder)]
     if foreign and not (folder / "shards").is_dir():
         raise InputError(f"{folder}: holds a calibration set of another program; choose another --calib-dir")
     for shard in sorted((folder / "shards").glob("*[0-9]")):
@@ -134,11 +139,13 @@ def calibrate_shard(
 ) -> None:
     """Record one shard's `images` (of `calibration_images`) into the folder `out`.
 
-    Leaves *.npz, images/*.png, shard.json and activations/*.parquet, parts of the table `calibration.activations`.
-    Images are sampled in fixed slices; finished slices in `partial` are reused. `load` gives an already loaded model.
+    Leaves *.npz (of the family `dit` *.safetensors), images/*.png, shard.json and activations/*.parquet, parts of the
+    table `calibration.activations`. Images are sampled in fixed slices; finished slices in `partial` are reused.
+    `load` gives an already loaded model.
     """
     require_blocks("calibrate", name, model, ("torch", "mlx"))
     measured_steps(settings, model)
+    check_format(name, model, settings)
     load = load or cache(lambda: load_generator(name, model))
     record = provenance(name, model, images, settings)
     parts = unfinished(partial, out, {"model": model, "slice_size": settings.slice_size, **record})
@@ -155,7 +162,7 @@ def calibrate_shard(
     shutil.rmtree(working := out.with_name(out.name + ".partial"), ignore_errors=True)
     for number in range(len(slices)):
         shutil.copytree(parts / f"{number:05d}", working, copy_function=link_or_copy, dirs_exist_ok=True)
-    left = [(image, step) for file in sorted(working.glob("*.npz")) for _, image, step, _ in index_file(file)]
+    left = [(image, step) for file in samples_in(working) for _, image, step, _ in index_file(file)]
     asked = product((image["image_id"] for image in images), range(record["num_steps"]))
     check_complete(out, "images and steps", asked, left)
     write_text(working / "shard.json", json.dumps(record, indent=1) + "\n")
@@ -194,9 +201,10 @@ def provenance(name: str, model: Model, images: list[dict[str, Any]], settings: 
     }
 
 
-def own_guidance(model: Model) -> bool:
-    """Whether a model is guidance-distilled: its scale is its own, and `cfg_weight` does not mean it."""
-    return model.family == "flux"
+def check_format(name: str, model: Model, settings: Calibrate) -> None:
+    """Refuse `packed` for a model whose samples are calls."""
+    if settings.format == "packed" and records_calls(model):
+        raise InputError(f"calibrate.format: `packed` is for NPZ; of `{name}` ({model.family}) calls are recorded")
 
 
 def measured_steps(settings: Calibrate, model: Model) -> list[int]:
@@ -207,6 +215,10 @@ def measured_steps(settings: Calibrate, model: Model) -> list[int]:
 
 def record_slice(model: Generator, images: list[dict[str, Any]], settings: Calibrate, out: Path) -> None:
     """Sample a batch of images and write their samples and reference images below `out`."""
+    if records_calls(model.entry):
+        for image in images:
+            record_calls(model, image, settings, out)
+        return
     entry = model.entry
     guidance = entry.guidance if own_guidance(entry) else settings.cfg_weight
     prompts, negatives = [i["prompt"] for i in images], [i["negative_prompt"] for i in images]
@@ -235,6 +247,19 @@ def record_slice(model: Generator, images: list[dict[str, Any]], settings: Calib
         write_samples(
             out, image["image_id"], recorder.sigmas, [x[row : row + 1] for x in recorder.latents], shared, settings
         )
+
+
+def record_calls(model: Generator, image: dict[str, Any], settings: Calibrate, out: Path) -> None:
+    """Sample one image of a model of any family and write its calls and reference image below `out`."""
+    entry = model.entry
+    activations = ActivationRecorder(measured_steps(settings, entry))
+    latents = sample(
+        model, [image["prompt"]], [image["negative_prompt"]], [image["seed"]],
+        [CallRecorder(out, image), activations], steps=settings.num_steps or entry.steps,
+    )  # fmt: skip
+    activations.write(out / f"activations/{image['image_id']:05d}.parquet")
+    with replacing(out / f"images/{image['image_id']:05d}.png") as partial:
+        partial.write_bytes(png_bytes(still(decode(model, latents)[0].numpy())))
 
 
 def write_samples(

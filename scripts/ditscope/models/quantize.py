@@ -6,7 +6,7 @@ A scheme is data (`settings.Scheme`); its kind turns it into one config of torch
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,10 @@ from ditscope.models.packed import SCALE_BITS, intx_bytes, mlx_bytes
 from ditscope.models.registry import on_mlx
 from ditscope.models.schemes.kind import Kind, LayerConfig
 from ditscope.models.settings import SCHEMES, Scheme, backends_of
+from ditscope.models.structure import KINDS as LAYER_KINDS
+from ditscope.models.structure import layer_kinds
 
+OF_KIND = "kind:"  # a pattern of skip_layers that names a kind of layers
 INTX = (IntxWeightOnlyConfig, Int8DynamicActivationIntxWeightConfig)
 
 
@@ -112,12 +115,7 @@ def coverage(
     `skip_layers` that no linear layer matches.
     """
     linear = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
-    for pattern in scheme.skip_layers:
-        if not any(fnmatchcase(name, pattern) for name in linear):
-            raise InputError(
-                f"schemes: skip_layers: `{pattern}` matches none of the {len(linear)} linear layers, which are named "
-                f"as {', '.join(f'`{name}`' for name in list(linear)[:: max(1, len(linear) // 3)][:3])}"
-            )
+    named = skipped(transformer, linear, scheme)
     check_plan(scheme, plan)
     if plan:
         loaded = load_plan(plan, transformer)
@@ -128,7 +126,11 @@ def coverage(
     else:
         config = kind_of(scheme).config(scheme)
         configs = {} if config is None else dict.fromkeys(linear, config)
-    left = {name: reason for name, module in linear.items() if (reason := left_why(transformer, name, module, scheme))}
+    left = {
+        name: reason
+        for name, module in linear.items()
+        if (reason := "named by skip_layers" if name in named else left_why(transformer, name, module, scheme))
+    }
     if scheme.kind == "plan":
         left |= {name: NOT_PLANNED for name in linear if name not in configs and name not in left}
     return {name: config for name, config in configs.items() if name not in left}, left
@@ -147,13 +149,35 @@ def left_why(transformer: nn.Module, name: str, module: nn.Linear, scheme: Schem
     kind = kind_of(scheme)
     config = kind.config(scheme)
     group = group_size(config) if config else 0
-    if any(fnmatchcase(name, pattern) for pattern in scheme.skip_layers):
-        return "named by skip_layers"
     if module.weight.numel() < scheme.min_weights:
         return f"below min_weights {scheme.min_weights}"
     if group and any(row % group for row in rows(transformer, name, module)):
         return GROUP
     return TILE if module.in_features % kind.multiple or module.out_features % kind.multiple else ""
+
+
+def skipped(transformer: nn.Module, linear: Collection[str], scheme: Scheme) -> set[str]:
+    """The linear layers that `skip_layers` names: by patterns of names, or as `kind:mlp` by what they do.
+
+    Raises InputError for a pattern that matches none of them.
+    """
+    kinds = layer_kinds(transformer) if any(pattern.startswith(OF_KIND) for pattern in scheme.skip_layers) else {}
+    found: set[str] = set()
+    for pattern in scheme.skip_layers:
+        kind = pattern.removeprefix(OF_KIND)
+        if kind != pattern:
+            matching = {name for name in linear if kinds.get(name) == kind}
+            there = [OF_KIND + known for known in LAYER_KINDS if known in {kinds.get(name) for name in linear}]
+        else:
+            matching = {name for name in linear if fnmatchcase(name, pattern)}
+            there = [*linear][:: max(1, len(linear) // 3)][:3]
+        if not matching:
+            raise InputError(
+                f"schemes: skip_layers: `{pattern}` matches none of the {len(linear)} linear layers, which are named "
+                f"as {', '.join(f'`{name}`' for name in there)}"
+            )
+        found |= matching
+    return found
 
 
 def runs_on_mlx(transformer: nn.Module) -> bool:
@@ -179,6 +203,8 @@ def fuse_qkv(transformer: nn.Module) -> None:
     """
     if any(hasattr(module, "to_qkv") for module in transformer.modules()):
         return
+    if not hasattr(transformer, "fuse_qkv_projections"):
+        raise NotImplementedError(f"diffusers has no fuse_qkv_projections of {type(transformer).__name__}")
     with torch.no_grad():
         transformer.fuse_qkv_projections()
     if isinstance(transformer, SD3Transformer2DModel):

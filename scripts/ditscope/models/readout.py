@@ -183,8 +183,11 @@ def guide(model: Generator, outputs: Sequence[Any], batch: int, timestep: Any, g
         raise GuidedError(model_output)
 
     try:
-        in_one_step(model, batch, answer, step, pixels(model, torch.empty(0)), guidance, timestep, "latent")
+        size = pixels(model, torch.empty(0))
+        in_one_step(model, batch, answer, step, size, guidance, timestep, "latent", [""] * batch)
     except GuidedError as found:
+        if left:
+            raise InputError(f"{model.name}: its pipeline calls the transformer less often than was recorded") from None
         return found.prediction
     raise InputError(f"{model.name}: its pipeline made no step")
 

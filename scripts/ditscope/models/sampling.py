@@ -197,11 +197,12 @@ def in_one_step(
     guidance: float,
     timestep: Any = None,
     output: str = "pt",
+    negative: Sequence[str] | None = None,
 ) -> Any:
     """What the pipeline's `__call__` makes of `batch` pictures in one step, with stand-ins for its two seams.
 
     `answer` (what is denoised, transformer) stands in for the transformer's forward, `step` for the scheduler's. The
-    step is at `timestep`, where one is given.
+    step is at `timestep`, where one is given. Some pipelines only guide where there are `negative` prompts.
     """
     pipe, scheduler = model.pipe, model.pipe.scheduler
     own_step, own_timesteps = scheduler.step, getattr(scheduler, "set_timesteps", None)
@@ -216,6 +217,7 @@ def in_one_step(
 
     wanted = {
         "prompt": [""] * batch,
+        "negative_prompt": negative,
         "num_inference_steps": 2 if getattr(model.family, "AS_HELD", False) else 1,  # Mochi has no schedule of one
         "generator": [torch.Generator("cpu").manual_seed(0) for _ in range(batch)],
         "max_sequence_length": text_length(model),

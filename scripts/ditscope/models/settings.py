@@ -104,7 +104,10 @@ class Scheme:
     bits: int = setting(8, "Weight bits, where the scheme has a choice", positive=True, most=16)
     group_size: int = setting(0, "Weights that share one scale along the input dimension; 0: a whole row")
     plan: str = setting("", "kind: plan only: the budget whose bit plan is applied")
-    skip_layers: list[str] = setting([], "Layers left in full precision, by pattern of their names, as `*norm*`")
+    skip_layers: list[str] = setting(
+        [],
+        "Layers left in full precision, by pattern of their names, as `*norm*`, or by kind, as `kind:modulation`",
+    )
     min_weights: int = setting(0, "Leave layers of fewer weights in full precision")
     fuse_qkv: bool = setting(False, "Join the query, key and value projections to one layer before quantizing")
     compile_vae: bool = setting(False, "Compile the VAE's decoder too, where the transformer is compiled")

@@ -16,8 +16,15 @@ from ditscope.publish.figures import Figure
 # Columns that say what numbers are about, and what is counted of others; in the order in which they are told.
 ABOUT = {"model": "model", "network": "network", "embedder": "embedder", "scheme": "scheme", "hardware": "machine"}
 COUNTED = {"prompt_id": "prompt", "run_id": "run", "generation_id": "generation"}
-SAMPLES = {"prompts": "prompt", "n_prompts": "prompt", "runs": "run", "n_images": "image", "n": "sample"}
-LOW = "(value_|quality_loss_)?low"  # names of the lower bounds of intervals
+SAMPLES = {
+    "prompts": "prompt",
+    "n_prompts": "prompt",
+    "runs": "run",
+    "n_images": "image",
+    "n": "sample",
+    "units": "unit",
+}
+LOW = "(value_|quality_loss_|gain_)?low"  # names of the lower bounds of intervals
 LONGEST = 4000  # characters of a paragraph
 WORKFLOW = "workflow"  # the caption of the whole report
 MENU = "Figures, films and pages stand in the menu by stage; statistics of all jobs under *Statistics*.\n"

@@ -25,7 +25,6 @@ FORMS = ((256, 0), (256, 90), (192, 85), (160, 80), (128, 80), (96, 80), (64, 80
 PROBES = 40  # pictures by which the size of all is estimated
 FLAT = 0.75  # bytes of a picture in a page: base64 has 4 letters for 3 bytes
 REFINED = ("interpolated", "refined", "truth")  # pictures of one sample, as `<sample>.<kind>.png`
-GRID_LABEL, GRID_TILE, GRID_MARGIN = 150, 96, 4  # pixels of the refiner's grid of samples
 
 
 @dataclass(frozen=True)
@@ -241,53 +240,20 @@ def capture_sources(told: list[dict[str, Any]]) -> Iterator[Source]:
 def refiner_sources(files: list[Path]) -> Iterator[Source]:
     """Pictures of the refiner, `refine/<model>/<sample>/<kind>`: files `<sample>.<kind>.png` of the kinds of REFINED.
 
-    The grid `samples.png` is cut into such samples where it has the layout that this ditscope draws; other pictures are
-    shown as they are, `refine/<model>/<name>/whole`.
+    Of its folders those of other kinds are left out, and of a storyboard's all but `compared.png`, which is shown by
+    the storyboard's name; other pictures are shown as they are, `refine/<model>/<name>/whole`.
     """
-    pngs = [
-        png for p in files for png in (sorted(p.rglob("*.png")) if p.is_dir() else [p] if p.suffix == ".png" else [])
-    ]
-    for path in filter(Path.exists, pngs):
+    of_folders = [(png, p) for p in files if p.is_dir() for png in sorted(p.rglob("*.png"))]
+    pngs = [*of_folders, *((p, p) for p in files if p.suffix == ".png")]
+    for path, place in pngs:
+        if not path.exists():
+            continue
         sample, _, kind = path.stem.rpartition(".")
-        model = (
-            next((parent.parent.name == "refine" and parent.name for parent in path.parents), None) or path.parent.name
-        )
+        model = next((parent.name for parent in path.parents if parent.parent.name == "refine"), path.parent.name)
         if kind in REFINED and sample:
             yield Source(f"refine/{model}/{sample}/{kind}", "refiner", path.read_bytes)
-        elif path.name == "samples.png" and (cut := cut_grid(path)):
-            for name, box in cut.items():
-                yield Source(f"refine/{model}/{name}", "refiner", partial(cropped, path, box))
-        else:
+        elif place.parent.name == "storyboards" and path.name == "compared.png":
+            name = "-".join(path.relative_to(place.parent).parts[:-1])
+            yield Source(f"refine/{model}/{name}/whole", "refiner", path.read_bytes, sides=4)
+        elif place == path or (place.parent.name != "storyboards" and not sample):
             yield Source(f"refine/{model}/{path.stem}/whole", "refiner", path.read_bytes, sides=4)
-
-
-def cut_grid(path: Path) -> dict[str, tuple[int, int, int, int]]:
-    """Where the pictures of a grid of samples are: a row of the truth, then a corrupted and a refined one per level."""
-    with whole(), Image.open(path) as grid:
-        width, height = grid.size
-    pitch = GRID_TILE + GRID_MARGIN
-    (columns, right), (rows, below) = (
-        divmod(width - GRID_LABEL - GRID_MARGIN, pitch),
-        divmod(height - GRID_MARGIN, pitch),
-    )
-    if right or below or columns < 1 or rows < 3 or rows % 2 == 0:
-        return {}
-
-    def box(row: int, column: int) -> tuple[int, int, int, int]:
-        left, top = GRID_LABEL + GRID_MARGIN + column * pitch, GRID_MARGIN + row * pitch
-        return left, top, left + GRID_TILE, top + GRID_TILE
-
-    return {
-        f"level {level}, sample {column + 1}/{kind}": box(row, column)
-        for level in range(1, (rows + 1) // 2)
-        for column in range(columns)
-        for kind, row in zip(REFINED, (2 * level - 1, 2 * level, 0), strict=True)
-    }
-
-
-def cropped(path: Path, box: tuple[int, int, int, int]) -> bytes:
-    """A part of a picture as PNG."""
-    out = io.BytesIO()
-    with whole(), Image.open(path) as grid:
-        grid.crop(box).save(out, "PNG")
-    return out.getvalue()

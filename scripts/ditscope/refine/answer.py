@@ -2,37 +2,38 @@
 
 from collections.abc import Collection
 
-from ditscope.core.answer import Answer, counted, percent
-from ditscope.core.tables import Files, read_table
+import polars as pl
+
+from ditscope.core.answer import Answer, counted, measured
+from ditscope.core.tables import Files, named, read_table
 
 QUESTION = "Does one step put interpolated latents right?"
-FIGURE = "refiner-diagnostics"
-ERRORS = ("mse_corrupted_missing", "mse_refined_missing")
+FIGURE = "refiner-evaluation"
 
 
 def answer(files: Files, controls: Collection[str] = ()) -> Answer:
-    """Error on missing tokens, interpolated and refined, at the level where most is missing."""
-    levels = 0
-    for path in files["refine"]:
-        if path.name != "diagnostics.parquet":
-            continue
-        table = read_table(path, "refine.diagnostics")
-        if not {"group", "metric", "value"} <= set(table.columns):
-            continue
-        errors = {metric: table.filter(metric=metric).drop_nulls("value") for metric in ERRORS}
-        levels = len(errors[ERRORS[1]])
-        if levels and levels == len(errors[ERRORS[0]]):
-            worst = errors[ERRORS[0]].sort("value").row(-1, named=True)
-            refined = errors[ERRORS[1]].filter(group=worst["group"])["value"][0]
-            change = refined / worst["value"] - 1
-            return Answer(
-                QUESTION,
-                f"At {worst['group']} of {path.parent.name}, where most is missing, the mean squared error of missing "
-                f"tokens is {refined:.3g} after the step and {worst['value']:.3g} before ({percent(change)}, n = "
-                f"{counted(levels, 'level')}, no interval).",
-                FIGURE,
-                levels,
-                "level",
-                change,
-            )
-    return Answer(QUESTION, "The diagnostics hold no error by level.", FIGURE, levels, "level")
+    """Error on missing tokens with the fewest keys, refined and interpolated: the refiner that gains most."""
+    tables = [
+        read_table(path, "refine.evaluation").with_columns(refiner=pl.lit(path.parent.name))
+        for path in named(files, "refine", "evaluation.parquet")
+    ]
+    errors = pl.concat(tables).filter(metric="missing_error") if tables else pl.DataFrame()
+    if errors.is_empty():
+        return Answer(QUESTION, f"Nobody can tell: {counted(0, 'refiner')} evaluated.", FIGURE, 0, "unit")
+    hardest = errors.filter(pl.col("level") == pl.col("level").max().over("refiner"))
+    refined = hardest.filter(method="refined").drop_nulls("gain").sort("gain", "refiner", descending=[True, False])
+    if refined.is_empty():
+        return Answer(QUESTION, "Nobody can tell: no refined sample was evaluated.", FIGURE, 0, "unit")
+    row = refined.row(0, named=True)
+    gain = measured(row["gain"], row["gain_low"], row["gain_high"], row["units"], "unit")
+    return Answer(
+        QUESTION,
+        f"{row['refiner']}, with {counted(row['keys'], 'key')} known: mean squared error of missing tokens "
+        f"{row['value']:.3g} after the step, {row['value'] + row['gain']:.3g} interpolated; gain {gain}.",
+        FIGURE,
+        row["units"],
+        "unit",
+        row["gain"],
+        row["gain_low"],
+        row["gain_high"],
+    )

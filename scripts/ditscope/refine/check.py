@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from ditscope.core.errors import InputError
+from ditscope.core.settings import plain
 from ditscope.core.study import Study, alike, check_picture, positive
 from ditscope.models.folders import check_safetensors
 from ditscope.refine.data_check import check_data
@@ -158,10 +159,16 @@ def check_gains(study: Study, file: str, table: pl.DataFrame) -> None:
 def check_gallery(study: Study, file: str, table: pl.DataFrame, gives: pl.DataFrame) -> None:
     """The gallery has a whole picture of each sample, level and method."""
     study.agree("refine", file, table, gives)
-    for picture in gives["picture"]:
-        place = f"{file.rpartition('/')[0]}/{picture}"
-        with study.noting("refine", f"{file.rpartition('/')[0]}/gallery", file):
-            check_picture(study.results / place)
+    home = file.rpartition("/")[0]
+    places = {picture: study.results / home / picture for picture in gives["picture"]}
+    missing = [picture for picture, place in places.items() if not place.exists()]
+    if missing:
+        study.note(
+            "refine", f"{home}/gallery", f"lacks {len(missing)} of {len(places)} pictures, as {missing[0]}", file
+        )
+    for picture in places.keys() - missing:
+        with study.noting("refine", f"{home}/gallery", file):
+            check_picture(places[picture])
 
 
 def check_storyboard(study: Study, folder: str) -> None:
@@ -239,6 +246,10 @@ def check_record(study: Study, file: str, refiner: str, tables: dict[str, pl.Dat
         return
     folder = file.rpartition("/")[0]
     with study.noting("refine", file):
+        settings = without_diagnostics(refiner_settings(study, refiner))
+        study.same("refine", file, record["header"], {"refiner": refiner, "seed": settings.seed})
+        wanted = {key: value for key, value in plain(settings).items() if key in record["settings"]}
+        study.same("refine", file, record["settings"], wanted)
         gives = recorded(study, folder, refiner, whole)
         for key, value in gives.items():
             told = record[key] if key != "header" else record[key] | {"ditscope": value["ditscope"]}

@@ -40,6 +40,9 @@ class Dataset:
     adapter: dict[str, Any]  # what `adapter.load_adapter` takes
     text: dict[str, Any]  # what `text.load_text_encoder` takes; empty where tokens are the data's own
 
+    def __post_init__(self) -> None:
+        _ = self.where  # here, not in a worker of a loader: polars hangs in a forked process
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -53,9 +56,9 @@ class Dataset:
         columns = ("values_offset", "values_bytes", "text_offset", "text_bytes")
         told = {column: self.samples[column].to_numpy() for column in columns}
         ends = np.maximum(told["values_offset"] + told["values_bytes"], told["text_offset"] + told["text_bytes"])
-        shards = self.samples["shard"].unique().sort()
-        number = shards.search_sorted(self.samples["shard"]).to_numpy()
-        return told | {"end": ends, "shards": shards.to_list(), "shard": number}
+        number: dict[str, int] = {}
+        shard = [number.setdefault(name, len(number)) for name in self.samples["shard"].to_list()]
+        return told | {"end": ends, "shards": list(number), "shard": np.array(shard, np.int64)}
 
 
 def open_dataset(samples: Path, about: Path) -> Dataset:

@@ -85,7 +85,7 @@ def sample_alpha(draws: Tensor, atoms: Tensor, power: float, atom: float, choice
     """Guidance strengths on [1, 4] with density proportional to alpha^-power, and exactly 1 with probability `atom`.
 
     `draws` and `atoms` are uniform on [0, 1); the first go through the inverse distribution function. With `choices`
-    each is drawn as often as the others, and power and atom do not count (seed: 1, 2, 4).
+    each is drawn as often as the others, and power and atom do not count.
     """
     if choices:
         return draws.new_tensor(choices)[(draws * len(choices)).long().clamp_max(len(choices) - 1)]

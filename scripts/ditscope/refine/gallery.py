@@ -42,7 +42,7 @@ def given_of(sample: Shown, nodes: Grid) -> np.ndarray:
 def file_name(row: int, level: int, method: str) -> str:
     """The file of a picture of the gallery."""
     slug = method.replace(", ", "-").replace(" ", "-")
-    return f"{row:08d}-{level}-{slug}.{'gif' if method == FILM else 'png'}"
+    return f"{row:08d}-level-{level}.{slug}.{'gif' if method == FILM else 'png'}"
 
 
 def gallery_table(

@@ -27,8 +27,8 @@ class Representation:
 
 
 def judged_split(data: Dataset) -> str:
-    """The split that is judged: what is held out or, where nothing is, what was trained on."""
-    return HELD_OUT if len(data.rows(HELD_OUT)) else TRAIN
+    """The split that is judged: what is held out or, where that has no neighbours, what was trained on."""
+    return HELD_OUT if len(data.rows(HELD_OUT)) > 1 else TRAIN
 
 
 def judged_rows(data: Dataset) -> np.ndarray:

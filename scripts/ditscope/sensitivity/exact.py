@@ -1,7 +1,7 @@
 """Exact sensitivity: one layer at one bit width at a time, running again only what its change reaches."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ class Network:
     layers: list[Layer]  # by depth
     blocks: list[nn.Module]
     depends: dict[nn.Module, set[nn.Module]]
+    lists: dict[nn.Module, str] = field(default_factory=dict)  # of blocks, where several return unlike things
 
     def at(self, depth: int) -> list[Layer]:
         """The layers at one depth."""
@@ -88,17 +89,7 @@ def score_layers(
     """
     model, blocks = network.model, network.blocks
     layers = network.at(depth)
-    outside = [layer.module for layer in network.layers if layer.depth in (-1, len(blocks))]
-    inside = [m for m in blocks[depth].modules() if m is not blocks[depth]] if 0 <= depth < len(blocks) else []
-    # Later blocks: what depends on none of the layers here, such as the modulation of the time embedding.
-    here = {layer.module for layer in layers}
-    later = [m for block in blocks[max(depth + 1, 0) :] for m in block.modules()]
-    apart = [m for m in later if m in network.depends and not network.depends[m] & here]
-    keep = [*outside, *inside, *apart, *blocks[max(depth - 1, 0) : max(depth, 0)]]
-    untouched = {
-        layer.module: [m for m in keep if m in network.depends and layer.module not in network.depends[m]]
-        for layer in layers
-    }
+    keep, untouched = kept_of(network, depth)
     changed: dict[tuple[str, int], Tensor] = {}  # kept from one batch to the next, as far as the room reaches
     room = sum(p.nbytes for p in model.pipe.transformer.parameters()) * CACHED_SHARE
 
@@ -128,7 +119,26 @@ def score_layers(
     return rows
 
 
-def labelled(layer: str, bits: int, batch: Batch, values: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
+def kept_of(network: Network, depth: int) -> tuple[list[nn.Module], dict[nn.Module, list[nn.Module]]]:
+    """The modules whose outputs a pass of the layers at one depth replays; of each layer those it does not reach."""
+    blocks, layers = network.blocks, network.at(depth)
+    outside = [layer.module for layer in network.layers if layer.depth in (-1, len(blocks))]
+    inside = [m for m in blocks[depth].modules() if m is not blocks[depth]] if 0 <= depth < len(blocks) else []
+    # Later blocks: what depends on none of the layers here, such as the modulation of the time embedding.
+    here = {layer.module for layer in layers}
+    later = [m for block in blocks[max(depth + 1, 0) :] for m in block.modules()]
+    apart = [m for m in later if m in network.depends and not network.depends[m] & here]
+    before = blocks[: max(depth, 0)]
+    last = {network.lists.get(block, ""): block for block in before}  # of each list
+    keep = [*outside, *inside, *apart, *last.values()]
+    untouched = {
+        layer.module: [m for m in keep if m in network.depends and layer.module not in network.depends[m]]
+        for layer in layers
+    }
+    return keep, untouched
+
+
+def labelled(layer: str, bits: int, batch: Any, values: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
     """Scores of a batch with what tells one from another."""
     return [
         {"layer": layer, "bits": bits, "bucket": batch.bucket, "image": r.image, "step_index": r.step_index} | value

@@ -6,7 +6,7 @@ layers of later blocks).
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -55,19 +55,22 @@ class Recording:
         blocks: Collection[nn.Module],
         copies: int,
         untouched: Collection[nn.Module] = (),
+        lists: Mapping[nn.Module, str] = {},
     ) -> dict[nn.Module, Forward]:
         """Forwards for a pass of `copies` x batch samples in which only what the change of `layer` reaches really runs.
 
-        Of the blocks that ended before it only the last one's output matters; the others hand on the same. `untouched`
-        are further modules that do not depend on the layer (see `dependencies`).
+        Of the blocks that ended before it only the last one's output matters, of each list of blocks (`lists`, by
+        block) where there are several that return unlike things; the others hand on the same. `untouched` are further
+        modules that do not depend on the layer (see `dependencies`).
         """
         if layer not in self.began:
             return {}
         done = self.before(layer, blocks)
         outputs = {module: self.outputs[module] for module in self.before(layer, self.outputs)}
         outputs |= {module: self.outputs[module] for module in untouched if module in self.outputs}
-        if done:
-            outputs |= dict.fromkeys(done, self.outputs[done[-1]])
+        last = {lists.get(block, ""): block for block in done}
+        ends = {name: self.outputs[block] for name, block in last.items() if block in self.outputs}
+        outputs |= {block: ends[lists.get(block, "")] for block in done if lists.get(block, "") in ends}
         users = Counter(id(output) for output in outputs.values())
         forwards = {
             id(output): constant(output, self.batch, copies, users[id(output)] > 1) for output in outputs.values()
@@ -80,9 +83,11 @@ def record(
 ) -> tuple[Any, Recording]:
     """Run `run()` and record the calls of `modules`, keeping the outputs of `keep`.
 
-    A module that is called twice has no one output to replay: it runs again.
+    A module that is called twice has no one output to replay, and one whose output is written into later has lost it:
+    they run again.
     """
     recording = Recording(batch, {}, {}, {})
+    versions: dict[nn.Module, list[int]] = {}
     kept = set(keep)
     clock = count()
 
@@ -96,15 +101,27 @@ def record(
         recording.ended[module] = next(clock)
         if module in kept:
             recording.outputs[module] = output
+            versions[module] = versions_of(output)
 
     distinct = dict.fromkeys(modules)
     handles = [m.register_forward_pre_hook(begin) for m in distinct]
     handles += [m.register_forward_hook(end) for m in distinct]
     try:
-        return run(), recording
+        result = run()
     finally:
         for handle in handles:
             handle.remove()
+    for module, output in [*recording.outputs.items()]:
+        if versions_of(output) != versions[module]:
+            del recording.outputs[module]
+    return result, recording
+
+
+def versions_of(output: Any) -> list[int]:
+    """How often each tensor of a module's output has been written into."""
+    if isinstance(output, Tensor):
+        return [output._version]
+    return [v for one in output for v in versions_of(one)] if isinstance(output, (tuple, list)) else []
 
 
 def dependencies(
@@ -125,7 +142,7 @@ def dependencies(
         return marked
 
     def look(module: nn.Module, _: Any, output: Any) -> None:
-        tensors = [t for t in (output if isinstance(output, tuple) else (output,)) if t is not None]
+        tensors = [t for t in (output if isinstance(output, (tuple, list)) else (output,)) if isinstance(t, Tensor)]
         reached.setdefault(module, []).extend(t.grad_fn for t in tensors if t.grad_fn is not None)
 
     handles = [layer.register_forward_hook(mark) for layer in layers]  # first, so that a layer depends on itself
@@ -174,10 +191,10 @@ def constant(output: Any, batch: int, copies: int, shared: bool) -> Forward:
 
 def repeat(output: Any, batch: int, copies: int) -> Any:
     """Rows (halves x batch) -> (halves x copies x batch), in every tensor of a module's output."""
-    if isinstance(output, tuple):
-        return tuple(repeat(item, batch, copies) for item in output)
-    if output is None:
-        return None
+    if isinstance(output, (tuple, list)):
+        return type(output)(repeat(item, batch, copies) for item in output)
+    if not isinstance(output, Tensor):
+        return output
     rows = output.unflatten(0, (-1, 1, batch))
     return rows.expand(-1, copies, *rows.shape[2:]).flatten(0, 2)
 

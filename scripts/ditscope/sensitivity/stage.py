@@ -5,7 +5,7 @@ ditscope.sensitivity.fast). In both the effect on the finished image is estimate
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -22,6 +22,7 @@ from ditscope.calibrate.files import (
     guidance_of,
     load_calibration,
     read_sample,
+    records_calls,
 )
 from ditscope.core.counts import check_complete
 from ditscope.core.determinism import deterministic
@@ -30,6 +31,7 @@ from ditscope.core.identity import file_digest
 from ditscope.core.paths import InputFolder, OutputFile, OutputFolder
 from ditscope.core.scratch import discard, unfinished
 from ditscope.core.tables import concat_tables, write_table
+from ditscope.models.call_files import SUFFIX, read_calls
 from ditscope.models.families.common import DTYPES
 from ditscope.models.folders import transformer_config
 from ditscope.models.loading import Generator, load_generator
@@ -100,6 +102,9 @@ def sensitivity(
     whole = load_calibration(calibration, settings.max_images)
     config = transformer_config(name, model)
     for reference in whole.samples:  # a broken one is refused now, before the model loads
+        if reference.file.suffix == SUFFIX:
+            read_calls(reference.file)
+            continue
         sample = read_sample(reference)
         check_fits(sample, reference.file, name, config)
         guidance_of(whole, sample, reference.file, bool(config.get("guidance_embeds")))
@@ -109,9 +114,11 @@ def sensitivity(
         loaded = load_generator(name, model)
         work = start(loaded, calibrated, buckets, settings, parts, group, groups, dtype)
         scored = finished(work, MODES[settings.mode](work), settings.mode)
-        parts_of_image = image(work, whole, assign_buckets(whole, settings.buckets, calibration))
-        effects = finished(work, parts_of_image, "fast", [IMAGE_METRIC])
-        write_table(pl.concat([scored, effects]), out, SENSITIVITY)
+        tables = [scored]
+        if not records_calls(model):  # the step from one call to the next is the pipeline's
+            parts_of_image = image(work, whole, assign_buckets(whole, settings.buckets, calibration))
+            tables.append(finished(work, parts_of_image, "fast", [IMAGE_METRIC]))
+        write_table(pl.concat(tables), out, SENSITIVITY)
         if fast is not None:
             write_table(finished(work, MODES["fast"](work), "fast"), fast, SENSITIVITY)
     discard(parts)
@@ -128,7 +135,7 @@ def start(
     dtype: str = "float32",
 ) -> Work:
     """Look at the network and choose the depths of one job."""
-    sample = next(batches(model, calibrated, buckets, 1))
+    sample = next(samples_of(model, calibrated, buckets, 1))
     network: Network = back_end(model).network_of(model, sample)
     depths = network.depths()[group::groups]
     if not depths:
@@ -137,6 +144,16 @@ def start(
         )
     size = settings.gradient_batch or gradient_batch(model, sample)
     return Work(network, depths, calibrated, buckets, replace(settings, gradient_batch=size), parts, dtype)
+
+
+def samples_of(
+    model: Generator, calibration: CalibrationSet, buckets: dict[Reference, str], size: int
+) -> Iterator[Batch]:
+    """The samples of a set as batches that the model's back end takes, of at most `size` images."""
+    if records_calls(model.entry):
+        calls: Iterator[Batch] = back_end(model).call_batches(model, calibration, buckets)
+        return calls
+    return batches(model, calibration, buckets, size)
 
 
 def score(work: Work, depth: int, samples: Iterable[Batch]) -> list[dict[str, Any]]:
@@ -184,7 +201,7 @@ def exact(work: Work) -> list[Path]:
 
     def measure(depth: int) -> list[dict[str, Any]]:
         model, settings = work.network.model, work.settings
-        samples = batches(model, work.calibration, work.buckets, settings.batch_size)
+        samples = samples_of(model, work.calibration, work.buckets, settings.batch_size)
         return score(work, depth, samples)
 
     name = work.network.model.name
@@ -200,7 +217,7 @@ def fast(work: Work) -> list[Path]:
     layers = [layer for depth in work.depths for layer in work.network.at(depth)]
 
     def measure() -> list[dict[str, Any]]:
-        samples = batches(model, work.calibration, work.buckets, settings.gradient_batch)
+        samples = samples_of(model, work.calibration, work.buckets, settings.gradient_batch)
         return estimate_layers(model, layers, samples, work.buckets, settings)
 
     return [work.part("fast", measure)]

@@ -8,12 +8,13 @@ METRICS = ("psnr_db", "sqnr_db", "relative_l2")  # of the velocity
 IMAGE_METRIC = "image_rms"
 # Kinds of layers, by what their names in diffusers contain; the first that fits holds.
 KINDS = (
-    ("modulation", ("norm",)),
-    ("mlp_text", ("ff_context.",)),
+    ("modulation", ("norm", "modulation", "_mod.", "distilled_guidance")),
+    ("mlp_text", ("ff_context.", "txt_mlp.")),
     ("attention_text", ("attn.add_", "attn.to_add_out")),
-    ("attention", ("attn.", "attn2.")),
-    ("mlp", (".ff.", ".proj_mlp", "blocks.")),  # a single block's proj_out reads its MLP and its attention
-    ("output", ("proj_out",)),
+    ("attention", ("attn.", "attn1.", "attn2.", "attention.")),
+    # A single block's proj_out reads its MLP and its attention.
+    ("mlp", (".ff.", ".ffn.", ".feed_forward.", ".proj_mlp", "blocks.")),
+    ("output", ("proj_out", "final_layer")),
     ("embedder", ("",)),
 )
 LAYER_KINDS = tuple(kind for kind, _ in KINDS)

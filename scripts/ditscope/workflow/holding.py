@@ -49,6 +49,7 @@ def about(label: str, entry: Model, model: Needs) -> list[str]:
     """What the entry says of a model, and what its weights take."""
     said = [entry.licence and f"licence {entry.licence}", "gated" if entry.gated else ""]
     said.append(f"{gb(entry.disk_mb)} of files" if entry.disk_mb else "")
+    said.append("no `revision` is set, without which it is refused" if entry.disk_mb and not entry.revision else "")
     source = f"{entry.source}{f' at {entry.revision[:8]}' if entry.revision else ''}"
     weights = ", ".join(f"{part} {gb(size)}" for part, size in model.parts.items())
     picture = f"{entry.width} x {entry.height}" + (f", {entry.frames} frames" if entry.frames > 1 else "")
@@ -60,7 +61,7 @@ def about(label: str, entry: Model, model: Needs) -> list[str]:
 
 def to_download(entry: Model) -> int:
     """Megabytes of a model that are still to come."""
-    return 0 if not entry.revision or download_mark(entry).is_file() else entry.disk_mb
+    return 0 if download_mark(entry).is_file() else entry.disk_mb
 
 
 def this_machine() -> Machine:
