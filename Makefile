@@ -57,6 +57,18 @@ report: setup ## results/<experiment>/report.html of a finished study
 	@name=$$($(BIN)/python -c 'import sys; from ditscope.cli import Path, read_config; print(read_config([Path(p) for p in sys.argv[1:]]).experiment)' $(CONFIGFILE)) && \
 		$(SNAKEMAKE) $(OVERLAY) --report results/$$name/report.html --report-stylesheet report/style.css
 
+# The experiment's name, and the columns of a paper that figures fit.
+NAME = $(shell $(BIN)/python -c 'import sys; from ditscope.cli import Path, read_config; print(read_config([Path(p) for p in sys.argv[1:]]).experiment)' $(CONFIGFILE))
+COLUMNS ?= 2
+
+.PHONY: figures
+figures: setup ## the figures and tables of a finished study again, without torch (COLUMNS=1: for one column)
+	@$(BIN)/ditscope figures results/$(NAME) --columns $(COLUMNS) --processes $(CORES) $(OVERLAY)
+
+.PHONY: paper
+paper: setup ## results/<experiment>/paper.pdf: every figure, table and caption of a finished study
+	@$(BIN)/ditscope paper results/$(NAME)
+
 .PHONY: dag
 dag: setup ## the rule graph as mermaid, on standard output
 	@$(SNAKEMAKE) $(OVERLAY) --quiet all --rulegraph mermaid-js
