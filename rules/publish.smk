@@ -28,10 +28,11 @@ rule figures:
         "<benchmarks>/figures.tsv"
     conda:
         "../envs/figures.yaml"
+    threads: 2
     params:
         code=[
             code("publish.draw"),
-            *(code(f"{name}.figures") for name in figure_rooms()),
+            *map(code, figure_rooms()),
             *map(plugin, own_drawings().values()),
         ],
         settings={k: v for k, v in stage("publish").items() if k != "explorer_bytes"},

@@ -143,13 +143,16 @@ interface PictureProps {
   missing?: string;
 }
 
+/** Pictures that are tiny themselves are enlarged pixel by pixel; thumbnails of larger ones smoothly. */
+const sharpen = (event: { currentTarget: HTMLImageElement }) => event.currentTarget.classList.toggle("tiny", event.currentTarget.naturalWidth <= 64);
+
 /** A thumbnail by its name, or the word that the page has none. */
 export function Picture({ name, alt, caption, class: kind = "", missing = "no picture" }: PictureProps) {
   const source = picture(name);
   return (
     <figure class={`picture ${kind}`}>
       {source ? (
-        <img src={source} alt={alt} data-name={name} />
+        <img src={source} alt={alt} data-name={name} onLoad={sharpen} />
       ) : (
         <div class="none" role="img" aria-label={`${alt}: ${missing}`}>
           {missing}
@@ -174,8 +177,8 @@ export function Compare({ first, second, names }: { first: string; second: strin
   return (
     <figure class="picture compare">
       <img-comparison-slider aria-label={`${names[0]} to the left of the bar, ${names[1]} to the right`}>
-        <img slot="first" src={a} alt={names[0]} data-name={first} />
-        <img slot="second" src={b} alt={names[1]} data-name={second} />
+        <img slot="first" src={a} alt={names[0]} data-name={first} onLoad={sharpen} />
+        <img slot="second" src={b} alt={names[1]} data-name={second} onLoad={sharpen} />
       </img-comparison-slider>
       <figcaption>
         <b>{names[0]}</b> ◂ ▸ <b>{names[1]}</b>
@@ -268,7 +271,7 @@ export function Missing({ stages, what, tables = [] }: { stages: string[]; what:
               </p>
             ))}
             <p>{reason(name, stage?.asked ?? false, stage?.files ?? 0, stage?.there ?? 0, tables)}</p>
-            {stage && <Command text={stage.asked ? stage.command : `snakemake --profile local --config 'stages=[${name}]'`} />}
+            {stage && <Command text={stage.asked ? stage.command : stage.command.replace(/ -- \S+$/, ` --config 'stages=[${name}]'`)} />}
           </div>
         );
       })}

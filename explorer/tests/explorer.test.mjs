@@ -190,12 +190,15 @@ test("trajectories: 10^5 points are drawn; a press on the map selects a run, a c
 });
 
 test("refiner: a sample's pictures can be compared with its truth", async () => {
-  const { page, faults, context } = await open("study", "view=refiner");
+  const { page, faults, context } = await open("refiner", "view=refiner");
+  assert.match(await page.locator("main").textContent(), /n = 40 held-out samples.*better than the interpolation of the same samples by 0\.1/);
   await page.locator(".triple").last().click();
   await page.locator(".field", { hasText: "Compare with" }).locator("select").selectOption("truth");
   const names = await page.locator(".compare img").evaluateAll((images) => images.map((i) => i.dataset.name));
   assert.deepEqual(names.map((name) => name.split("/").at(-1)), ["truth", "refined"]);
   assert.equal(names[0].split("/").at(-2), (await at(page)).sample);
+  await page.locator(".field", { hasText: "Known" }).locator("select").selectOption("2");
+  assert.match(await page.locator(".compare img").first().getAttribute("data-name"), /^refine\/shapes\/2\//);
   assert.deepEqual(faults, []);
   await context.close();
 });

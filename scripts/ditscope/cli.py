@@ -77,6 +77,8 @@ COMMANDS = {
     ),
     "clean-caches": ("core.caches:clean_caches", "remove this project's caches and say how many bytes"),
     "analyse": ("analyse.stage:analyse", "run an analysis of your own on a finished study"),
+    "figures": ("publish.printing:figures", "the figures and tables of a study for print, from what its stages left"),
+    "paper": ("publish.paper:paper", "compile the figures, tables and captions of a study into a PDF, by Typst"),
     "publish": ("publish.stage:publish", "every figure and table that a study's finished stages allow"),
     "estimate": ("workflow.estimate:estimate", "jobs, hours and disk that a study will take"),
     "new": ("workflow.new:new", "write a commented overlay for a study of your own model and prompts"),

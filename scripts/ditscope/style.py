@@ -1,17 +1,22 @@
 """One look for all figures, and their saving as reproducible files."""
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise, product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf, PdfPages
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.image import AxesImage
+from matplotlib.ticker import LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 from PIL import Image, ImageOps
 
@@ -25,23 +30,29 @@ from ditscope.core.tables import named as named
 
 GREY = "#666666"  # nulls, and what is said about a figure
 NO_CLUSTER = "#cccccc"  # states outside all clusters
-WIDTH, NARROW = 7.0, 3.4  # inches of a page of facets: as wide as the text of a paper; the least, for its title
+WIDTH, NARROW = 7.0, 3.4  # inches: two columns of a paper and one; figures have one of these widths, and are printed so
+SMALL = 6  # points: no text is smaller
 PAGE_HEAD, TITLE = 0.5, 0.3  # inches above the facets of a page, and of each one's title
 # Okabe & Ito's colours: told apart by readers with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 STYLE = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.labelsize": 8,
+    "figure.figsize": (WIDTH, WIDTH),  # its width is that of the page: `columns` narrows it
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.labelsize": 7,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
     "legend.frameon": False,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
+    "legend.fontsize": 6.5,
+    "legend.title_fontsize": 6.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
     "figure.constrained_layout.use": True,
     "image.cmap": "viridis",
+    "text.parse_math": False,  # a prompt with dollar signs is no formula
     "svg.hashsalt": "ditscope",
     "svg.fonttype": "none",  # words that can be searched, in half of the bytes; a font of another system may stand in
     "pdf.fonttype": 42,
@@ -52,44 +63,102 @@ METADATA = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     "png": {"Software": None},
 }
+# What the formats call a figure's title, of how many it is, and the command that makes it.
+WORDS = {
+    "svg": {"title": "Title", "description": "Description", "source": "Source"},
+    "pdf": {"title": "Title", "description": "Subject", "source": "Keywords"},
+    "png": {"title": "Title", "description": "Description", "source": "Comment"},
+}
+NOTHING: Mapping[str, str] = MappingProxyType({})
+# Writing by the canvases themselves: `savefig` draws every figure twice.
+PRINT: dict[str, Callable[[Canvas, Path, Mapping], None]] = {
+    "svg": lambda figure, path, about: FigureCanvasSVG(figure).print_svg(path, metadata=about),
+    "pdf": lambda figure, path, about: FigureCanvasPdf(figure).print_pdf(path, metadata=about),
+    "png": lambda figure, path, about: FigureCanvasAgg(figure).print_png(path, metadata=about),
+}
 matplotlib.rcParams.update(STYLE)
 
 
 TILES_SIDE, GAP = 4096, 4  # longest side of pictures drawn as one, and the white between two of them, in pixels
 
 
-def grid(rows: int, columns: int, width: float = 7.0, height: float | None = None, **kwargs):
+def columns(count: int):
+    """A context in which figures are drawn for `count` columns (1 or 2) of a paper."""
+    return matplotlib.rc_context({"figure.figsize": (NARROW if count == 1 else WIDTH, WIDTH)})
+
+
+def page_width() -> float:
+    """The most inches that a figure is wide."""
+    return matplotlib.rcParams["figure.figsize"][0]
+
+
+def across(inches: float, count: int = 99) -> int:
+    """How many of `count` panels of so many inches stand side by side on a page."""
+    return max(1, min(count, int(page_width() / inches + 1e-6)))
+
+
+def sized(width: float, height: float) -> Canvas:
+    """An empty figure of one column, or of the page where it is to be wider; sizes in inches."""
+    return Canvas(figsize=(NARROW if width <= NARROW else page_width(), height))
+
+
+def grid(rows: int, columns: int, width: float = WIDTH, height: float | None = None, **kwargs):
     """A figure of `rows` x `columns` axes, always as a 2-D array; sizes in inches."""
-    figure = Canvas(figsize=(width, height or width * rows / max(columns, 1)))
+    figure = sized(width, height or width * rows / max(columns, 1))
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
-def note(text: str, width: float = 5.0) -> Canvas:
+def note(text: str) -> Canvas:
     """A figure that says why there is nothing to draw."""
-    figure = Canvas(figsize=(width, 1.2))
-    figure.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
+    figure = Canvas(figsize=(NARROW, 1.2))
+    figure.text(0.5, 0.5, textwrap.fill(text, 52), ha="center", va="center")
     return figure
 
 
-def save(figure: Canvas, data: pl.DataFrame, stem: Path, formats: list[str], dpi: int) -> None:
-    """Write `stem`.svg / .png / .pdf and the drawn data as `stem`.csv; a PDF has the pages of `facets` as its pages."""
-    for axis in figure.axes:  # now: while a figure is drawn, each limit that is not yet known draws all of it once more
-        axis.get_xlim(), axis.get_ylim()
+def save(
+    figure: Canvas, data: pl.DataFrame, stem: Path, formats: list[str], dpi: int, about: Mapping[str, str] = NOTHING
+) -> None:
+    """Write `stem`.svg / .png / .pdf and the drawn data as `stem`.csv; a PDF has the pages of `facets` as its pages.
+
+    `about` stands in the files' metadata: `title`, `description` (of how many), `source` (the command that makes it).
+    """
+    place(figure, dpi)
     for kind in formats:
+        figure.set_dpi(dpi)
         if kind == "pdf" and len(figure.subfigs) > 1:
-            save_pages(figure, Path(f"{stem}.pdf"))
+            save_pages(figure, Path(f"{stem}.pdf"), metadata(kind, about))
         else:
             with replacing(f"{stem}.{kind}") as partial:
-                figure.savefig(partial, format=kind, dpi=dpi, metadata=METADATA[kind])
+                PRINT[kind](figure, partial, metadata(kind, about))
     flat = [c for c, kind in data.schema.items() if not isinstance(kind, (pl.List, pl.Array, pl.Struct, pl.Object))]
     write_text(f"{stem}.csv", data.select(flat).write_csv())
 
 
-def save_pages(figure: Canvas, path: Path) -> None:
-    """Write each subfigure as a page of its own of a PDF."""
-    figure.draw_without_rendering()  # places everything, once for all pages
+def place(figure: Canvas, dpi: int) -> None:
+    """Place all that is in a figure: once, where each format would do so twice."""
+    FigureCanvasAgg(figure)
+    figure.set_dpi(dpi)
+    for (
+        axis
+    ) in figure.axes:  # now: while a figure is placed, each limit that is not yet known places all of it once more
+        axis.get_xlim(), axis.get_ylim()
+    engine = figure.get_layout_engine()
+    passes = (
+        1 if all(axis.get_aspect() == "auto" for axis in figure.axes) else 2
+    )  # what is kept in shape moves once more
+    for _ in range(passes if engine is not None and figure.axes else 0):
+        engine.execute(figure)
     figure.set_layout_engine("none")
-    with replacing(path) as partial, PdfPages(partial, metadata=METADATA["pdf"]) as pages:
+
+
+def metadata(kind: str, about: Mapping[str, str]) -> dict[str, str | None]:
+    """What stands in a file of a format about a figure."""
+    return METADATA[kind] | {WORDS[kind][key]: text for key, text in about.items()}
+
+
+def save_pages(figure: Canvas, path: Path, about: Mapping[str, str | None]) -> None:
+    """Write each subfigure as a page of its own of a PDF."""
+    with replacing(path) as partial, PdfPages(partial, metadata=about) as pages:
         for page in figure.subfigs:
             for other in figure.subfigs:  # what is cut off need not be drawn
                 other.set_visible(other is page)
@@ -105,10 +174,11 @@ def draw_tiles(axis: Axes, shape: tuple[int, int], cells: Iterable[tuple[tuple[i
     would take minutes for some hundred.
     """
     axis.spines[:].set_visible(False)
-    axis.tick_params(length=0, labelsize=6)
+    axis.tick_params(length=0, labelsize=SMALL)
     axis.xaxis.tick_top()
     axis.set_xticks([])
     axis.set_yticks([])
+    axis.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
     most = max(1, TILES_SIDE // shape[1] - GAP), max(1, TILES_SIDE // shape[0] - GAP)
     tiles: dict[tuple[int, int], Image.Image] = {}
     for place, image in cells:
@@ -137,21 +207,24 @@ def facets(
     sharex: bool = False,
     sharey: str = "",
     wrap: bool = False,
+    whole: bool = False,
+    letters: int = 44,
 ) -> tuple[Canvas, dict[tuple, Axes]]:
     """Axes by the values of `by`: rows by the first, columns by the second. Of one key, or to `wrap`, in reading order.
 
-    A page is as wide as the text of a paper and has at most `most` (rows, columns) axes, so that any number of them
+    A page has at most `most` (rows, columns) axes, fewer columns where the page is narrow, so that any number of them
     stays legible: pages are subfigures, one below the other. `height` of an axis is in inches; `sharey` is `row`, `all`
-    or nothing. Cells of which the table has no row say so and are not among the axes. A column `degenerate` of the
-    table is told in the titles.
-    """  # fmt: skip
+    or nothing; x is `whole` numbers or any; lines of titles have at most `letters`. Cells of which the table has no row
+    say so and are not among the axes. A column `degenerate` of the table is told in the titles.
+    """
     if table.is_empty():
         return note("Nothing to show."), {}
-    rows, columns, places = layout(table, by, most[1] if wrap or len(by) == 1 else 0)
-    blocks = [(r, c) for r in chunks(rows, most[0]) for c in chunks(columns, most[1])]
+    abreast = across(WIDTH / most[1])
+    rows, columns, places = layout(table, by, abreast if wrap or len(by) == 1 else 0)
+    blocks = [(r, c) for r in chunks(rows, most[0]) for c in chunks(columns, abreast)]
     wide = max(len(c) for _, c in blocks)
     heights = [PAGE_HEAD + (height + TITLE) * len(r) for r, _ in blocks]
-    figure = Canvas(figsize=(max(NARROW, WIDTH * wide / most[1]), sum(heights)))
+    figure = sized(WIDTH / most[1] * wide, sum(heights))
     pages = figure.subfigures(len(blocks), 1, height_ratios=heights, squeeze=False)[:, 0]
     reasons = degenerate_reasons(table, by)
     cells: dict[tuple, Axes] = {}
@@ -162,11 +235,12 @@ def facets(
             if key is None:
                 axis[i].set_axis_off()
                 continue
-            tell(axis[i], " ~ ".join(map(str, key)), reasons.get(key, ""))
+            tell(axis[i], " ~ ".join(map(str, key)), reasons.get(key, ""), wide=letters)
             if table.filter(pl.col(name).eq_missing(value) for name, value in zip(by, key, strict=True)).is_empty():
                 empty(axis[i], "nothing to show")
                 continue
             cells[key] = axis[i]
+            axis[i].xaxis.get_major_locator().set_params(**{"integer": True} if whole else {})
             lowest = i == len(r) - 1 or (r[i + 1], c[j]) not in places
             axis[i].set(xlabel=xlabel if lowest else "", ylabel=ylabel if j == 0 else "")
         if len(blocks) > 1:
@@ -212,19 +286,20 @@ def share(cells: Mapping[tuple, Axes], sharex: bool, sharey: str) -> None:
             axis.sharey(lead)
 
 
-def tell(axis: Axes, *lines: str) -> None:
-    """Add lines to the title of an axis: what is seen in it, and what is to be said of it. Long ones are wrapped."""
-    wide = max(20, int(38 * axis.get_subplotspec().get_position(axis.figure).width * axis.figure.bbox.width
-                       / axis.figure.dpi / 1.75))  # fmt: skip
-    wide = min(wide, 44)  # of a broad axis a part is its names
+def tell(axis: Axes, *lines: str, wide: int = 44) -> None:
+    """Add lines to the title of an axis: what is seen in it, and what is to be said of it.
+
+    Lines are wrapped at what an axis is wide, at most `wide` letters: of a broad one a part is the names beside it.
+    """
+    wide = min(max(20, int(22 * page_inches(axis))), wide if page_width() > NARROW else min(wide, 32))
     wrapped = [part for line in lines for part in textwrap.wrap(line, wide, break_long_words=True)]
     title = "\n".join(filter(None, [axis.get_title(), *wrapped]))
-    axis.set_title(title, fontsize=6.5, parse_math=False, linespacing=1.1)
+    axis.set_title(title, fontsize=6.5, linespacing=1.2)
 
 
 def empty(axis: Axes, why: str) -> None:
     """An axis that has only the reason why there is nothing in it."""
-    axis.text(0.5, 0.5, textwrap.fill(why, 30), ha="center", va="center", fontsize=6.5, color=GREY, parse_math=False,
+    axis.text(0.5, 0.5, textwrap.fill(why, 30), ha="center", va="center", fontsize=6.5, color=GREY,
               transform=axis.transAxes)  # fmt: skip
     axis.set(xlabel="", ylabel="")
     axis.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)  # not those of axes that share it
@@ -253,17 +328,41 @@ def by_page(cells: Mapping[tuple, Axes]) -> dict[Any, list[Axes]]:
     return pages
 
 
+def plain(axis: Axis) -> None:
+    """Plain numbers on a logarithmic axis: the exponents of powers of ten are too small to be read in print.
+
+    To be called when the limits of the axis are what they will be.
+    """
+    if axis.get_scale() != "log":
+        return
+    low, high = sorted(axis.get_view_interval())
+    subs = (1.0,) if high / low > 300 else (1.0, 3.0) if high / low > 30 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=subs) if high / low > 3 else MaxNLocator(4))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+
+
+def is_leftmost(axis: Axes, cells: dict) -> bool:
+    """Whether an axis is the first of its row on a page: the others have the same rows."""
+    place = axis.get_subplotspec()
+    return not any(
+        other.get_subplotspec().rowspan == place.rowspan and other.get_subplotspec().colspan.start < place.colspan.start
+        for other in by_page(cells)[axis.figure]
+    )
+
+
 def colour_scale(axis: Axes, image: AxesImage, label: str) -> None:
     """The colours of a matrix beside it, as high as it is."""
     beside = axis.inset_axes((1.03, 0, 0.04, 1))
     axis.figure.colorbar(image, cax=beside)
     beside.set_ylabel(label, fontsize=6.5)
-    beside.tick_params(labelsize=6)
+    beside.tick_params(labelsize=SMALL)
 
 
 def short(text: str | None, most: int) -> str:
-    """A text on one line of at most `most` characters."""
-    line = " ".join((text or "").split())
+    """A text on one line of at most `most` characters; those that cannot be printed, or stand in an SVG, are marked."""
+    start = " ".join((text or "")[: 20 * most + 100].split())  # the rest is never seen, and may be long
+    line = "".join(letter if letter.isprintable() else "\ufffd" for letter in start)
     return line if len(line) <= most else f"{line[: most - 1].rstrip()}\u2026"
 
 
@@ -274,14 +373,21 @@ def write_counts(axis: Axes, x: Iterable[float], counts: Iterable[int], span: fl
     is more than these points; `unit` is said of the first number.
     """
     points = list(zip(x, counts, strict=True))
-    gap = max(span, points[-1][0] - points[0][0]) / 8 if points else 0
-    before = last = None
+    long = points[-1][0] - points[0][0] if points else 0
+    letter = max(span, long) * 0.05 / (0.7 * page_inches(axis))  # wide, at SMALL points
+    gap, free, before = 4 * letter, float("-inf"), None
     for i, (place, count) in enumerate(points):
-        near_end = i < len(points) - 1 and points[-1][1] != count and points[-1][0] - place < gap
-        far = last is None or place - last >= gap or (i == len(points) - 1 and place - last > gap / 3)
-        if count != before and not near_end and far:
-            text = f"n = {count}{unit}" if before is None else f"{count}"
-            side = "center" if len(points) == 1 else {0: "left", len(points) - 1: "right"}.get(i, "center")
-            axis.annotate(text, (place, 0.99), xycoords=("data", "axes fraction"), fontsize=5.5, va="top", ha=side)
-            last = place + gap if before is None else place  # the first one is longer
-            before = count
+        first, last = before is None, i == len(points) - 1
+        text = f"n = {count}{unit}" if first else f"{count}"
+        side = "center" if len(points) == 1 else "left" if first else "right" if last and long > gap else "center"
+        start = place - letter * len(text) * {"left": 0, "center": 0.5, "right": 1}[side]
+        near_end = not last and points[-1][1] != count and points[-1][0] - place < gap
+        if count != before and not near_end and (first or start >= free):
+            axis.annotate(text, (place, 0.99), xycoords=("data", "axes fraction"), fontsize=SMALL, va="top", ha=side)
+            free, before = start + letter * (len(text) + 1.5), count
+
+
+def page_inches(axis: Axes) -> float:
+    """How wide an axis is before it is placed, in inches."""
+    within = axis.get_subplotspec().get_position(axis.figure).width
+    return within * axis.figure.bbox.width / axis.get_figure(root=True).dpi

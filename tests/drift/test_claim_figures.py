@@ -4,8 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from ditscope.drift import figures
+from ditscope.drift.figures import lifetimes_table
 from ditscope.drift.stage import drift
+from ditscope.publish.draw import function_of
 from ditscope.publish.figures import FIGURES
 from loose_tables import write_loosely
 from state_tables import MODALITY, autoregressive, write_states
@@ -35,7 +36,7 @@ def files(tmp_path_factory):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_claims_are_drawn_with_their_nulls(files, name):
-    figure, table = getattr(figures, name)(files[0])
+    figure, table = function_of(name.replace("_", "-"))(files[0])
     figure.draw_without_rendering()
     axes = [axis for axis in figure.axes if axis.lines or axis.collections]
     assert axes and len(table)
@@ -47,7 +48,7 @@ def test_claims_are_drawn_with_their_nulls(files, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_where_there_is_nothing_to_show_the_reason_is_said(files, name):
-    figure, _ = getattr(figures, name)(files[1])
+    figure, _ = function_of(name.replace("_", "-"))(files[1])
     (text,) = figure.texts
     assert not figure.axes and len(text.get_text()) > 20
 
@@ -60,14 +61,14 @@ def test_the_title_of_jumps_counts_the_runs_that_are_not_tested(tmp_path):
         {"embedder": "e", "network": "n", "run_id": "c", "jump": False, "reason": "states are missing"},
     ]
     write_loosely(pl.DataFrame(rows, infer_schema_length=None), tmp_path / "jumps.parquet", "drift.jumps")
-    figure, _ = figures.drift_jumps({"drift": [tmp_path / "jumps.parquet"]})
+    figure, _ = function_of("drift-jumps")({"drift": [tmp_path / "jumps.parquet"]})
     (axis,) = (axis for page in figure.subfigs for axis in page.axes)
     title = " ".join(axis.get_title().split())
     assert title.endswith("more than a walk: 1 of 2 runs (up to 5 % by chance), 1 not tested")
 
 
 def test_the_table_of_lifetimes_has_a_row_for_each_network_and_reader(files):
-    table = figures.lifetimes_table(files[0])
+    table = lifetimes_table(files[0])
     assert table.select("network", "seeds", "what", "base").rows() == [
         (network, kind, what, "flux" if network == "flux:int4" else None)
         for network, kinds in (("flux", ("derived", "fixed")), ("flux:int4", ("fixed",)))
@@ -77,7 +78,7 @@ def test_the_table_of_lifetimes_has_a_row_for_each_network_and_reader(files):
     for row in table.iter_rows(named=True):
         assert row["low"] is None or row["low"] <= row["survival"] <= row["high"]
         assert (row["difference"] is None) == (row["base"] is None)
-    assert figures.lifetimes_table(files[1]).is_empty()
+    assert lifetimes_table(files[1]).is_empty()
 
 
 def test_claims_are_in_the_report():

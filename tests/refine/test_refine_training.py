@@ -282,7 +282,12 @@ def test_bad_input_is_one_line_before_anything_trains(files, tmp_path):
         build_codebook(*files, tmp_path / "c.safetensors", tmp_path / "c.parquet", replace(TINY, codes=99))
     with pytest.raises(InputError, match="did you mean `locations`"):
         stage.check_settings(replace(TINY, features=["location"]))
+    with pytest.raises(InputError, match=r"refine.mask_ratio: 0 hides nothing"):
+        stage.check_settings(replace(TINY, mask_ratio=0.0))
     build_codebook(*files, tmp_path / "c.safetensors", tmp_path / "c.parquet", TINY)
+    with pytest.raises(InputError, match=r"refine.codes: 3, but .*c.safetensors has 4 pseudo-classes"):
+        made = [tmp_path / name for name in ("m.safetensors", "r.safetensors", "t.parquet", "tt.parquet")]
+        stage.train(*files, tmp_path / "c.safetensors", tmp_path / "c.parquet", *made, settings=replace(TINY, codes=3))
     other = data_of(write_discs(tmp_path / "other.tar", samples=12), tmp_path / "other")
     with pytest.raises(InputError, match="lists other samples"):
         stage.read_codes(tmp_path / "c.parquet", other)

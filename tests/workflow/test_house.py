@@ -29,6 +29,8 @@ TARGETS = (
     "test-envs",
     "lint",
     "report",
+    "figures",
+    "paper",
     "dag",
     "docs",
     "docs-site",

@@ -17,6 +17,7 @@ LIBRARY = ROOT / "scripts" / "ditscope"
 FLOORS = [
     {"core"},
     {"shapes", "style"},
+    {"layer_maps"},
     {"models"},
     set(STAGES) - {"publish"},
     {"config"},

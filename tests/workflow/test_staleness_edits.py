@@ -39,7 +39,7 @@ def digested() -> dict[str, set[str]]:
         "sensitivity_code(": {"ditscope.sensitivity.stage", BACK_ENDS["torch"]},
         "declarations(": {f"ditscope.{stage}.tables" for stage in STAGE_OF.values()},
         "interpolation_digest(": {INTERPOLATIONS[CONFIG.refine.interpolation]},
-        "figure_rooms(": {f"ditscope.{figure.stages[0]}.figures" for figure in FIGURES.values()},
+        "figure_rooms(": {f"ditscope.{figure.source}" for figure in FIGURES.values()},
         "in answer_inputs(": {f"ditscope.{stage}.answer" for stage in ANSWERING},
         "in paper_table_inputs(": {f"ditscope.{stage}.figures" for stage in PAPER_TABLES.values()},
     }

@@ -112,7 +112,7 @@ export function Benchmark() {
     ),
     HIGHER.has(metric),
   );
-  const picked = fragment.chosen("scheme", unique(points.map((p) => p.run)), points.findLast((p) => p.scheme !== "base")?.run);
+  const picked = fragment.chosen("scheme", unique(points.map((p) => p.run)), (points.find((p) => p.kind.startsWith("plan")) ?? points.findLast((p) => p.scheme !== "base"))?.run);
   return (
     <>
       <Problems stages={["benchmark"]} />
@@ -146,7 +146,7 @@ function Note({ points, metric, axis }: { points: Point[]; metric: string; axis:
   return (
     <>
       {points.length} runs; {metric} is a mean over n = {n.join(" or ")} prompts, {few ? "too few (below 8) or a metric of sets: no interval" : "bars are 95 % intervals over prompts"}. Hollow: the bits are only
-      simulated{axis === "nominal" ? "" : ", so not shown on this axis"}. {noisy > 0 && `Crossed out: ${noisy} timings were noisy; no verdict, and not on the front. `}The line is the front: nothing smaller is better. {metric === "quality_loss" && "A loss of 0 stands at 1e-5; the dashed line is the bound of the study. "} Press a point for its pictures.
+      simulated{axis === "stored" || axis === "peak" ? ", so they are not on this axis" : ""}. {noisy > 0 && `Crossed out: ${noisy} timings were noisy; no verdict, and not on the front. `}The line is the front: nothing smaller is better. {metric === "quality_loss" && "A loss of 0 stands at 1e-5; the dashed line is the bound of the study. "} Press a point for its pictures.
     </>
   );
 }

@@ -258,19 +258,21 @@ function LayerMap({ rows, choices, chosen }: { rows: Row[]; choices: Choices; ch
   const layers = unique(cells.map((row) => text(row.layer)));
   const picked = choices.layers.map((layer, l) => ({ layer, bits: chosen.bits[l]! })).filter((cell) => layers.includes(cell.layer));
   const many = layers.length > 140;
+  const by = fragment.chosen("layers", many ? ["block and kind", "every layer"] : ["every layer"]);
   const db = metric.endsWith("_db");
   const few = cells.some((row) => row.value_low === null);
   return (
     <Section
       title="Sensitivity map"
-      note={`${NAMES[metric] ?? metric} where one layer alone has fewer bits, ${bucket === "all" ? "all steps" : `steps “${bucket}”`}: n = ${Math.max(0, ...cells.map((row) => number(row.n_images)))} images, ${Math.max(0, ...cells.map((row) => number(row.n_samples)))} samples, ${unique(cells.map((row) => text(row.mode))).join(", ")}. ${few ? "Below 8 images there is no interval." : "Hover for the 95 % interval over images."} Orange frames: the plan at the slider's budget.`}
+      note={`${NAMES[metric] ?? metric} where one layer alone has fewer bits, ${bucket === "all" ? "all steps" : `steps “${bucket}”`}: n = ${Math.max(0, ...cells.map((row) => number(row.n_images)))} images, ${Math.max(0, ...cells.map((row) => number(row.n_samples)))} samples, ${unique(cells.map((row) => text(row.mode))).join(", ")}. ${few ? "Below 8 images there is no interval." : "Hover for the 95 % interval over images."} Orange frames: the plan at the slider's budget.${by === "every layer" ? "" : ` ${layers.length} layers: a cell is the mean over those of a kind in a block, a frame the width next to the mean of their bits.`}`}
     >
       <div class="controls">
         <Select label="Metric" name="map" value={metric} choices={metrics.map((m) => [m, NAMES[m] ?? m] as [string, string])} />
         <Select label="Steps" name="bucket" value={bucket} choices={buckets} />
+        <Select label="A row for" name="layers" value={by} choices={many ? ["block and kind", "every layer"] : []} />
         <Chips label="Kinds of layers" name="kinds" choices={kinds} />
       </div>
-      <Chart
+      {by === "every layer" ? <Chart
         label="Sensitivity of each layer at each bit width"
         deps={[cells, picked]}
         least={520}
@@ -288,8 +290,49 @@ function LayerMap({ rows, choices, chosen }: { rows: Row[]; choices: Choices; ch
             Plot.tip(cells, Plot.pointer({ x: "bits", y: "layer", title: tip })),
           ],
         })}
-      />
+      /> : <Grouped cells={cells} picked={picked} db={db} name={NAMES[metric] ?? metric} />}
     </Section>
+  );
+}
+
+/** The map of a network of many layers: a row per block, a panel per kind. */
+function Grouped({ cells, picked, db, name }: { cells: Row[]; picked: { layer: string; bits: number }[]; db: boolean; name: string }) {
+  const dark = useDark();
+  const mean = (values: number[]) => values.reduce((a, b) => a + b, 0) / values.length;
+  const grouped = [...groups(cells, (row) => `${row.kind}\n${row.depth}\n${row.bits}`).values()].map((group) => ({
+    kind: text(group[0]!.kind),
+    depth: number(group[0]!.depth),
+    bits: number(group[0]!.bits),
+    value: mean(group.map((row) => number(row.value))),
+    layers: group.length,
+  }));
+  const widths = unique(grouped.map((g) => g.bits)).sort((a, b) => a - b);
+  const chosen = new Map(picked.map((p) => [p.layer, p.bits]));
+  const frames = [...groups(cells.filter((row) => row.bits === widths[0] && chosen.has(text(row.layer))), (row) => `${row.kind}\n${row.depth}`).values()].map((group) => {
+    const bits = mean(group.map((row) => chosen.get(text(row.layer))!));
+    return { kind: text(group[0]!.kind), depth: number(group[0]!.depth), bits: widths.toSorted((a, b) => Math.abs(a - bits) - Math.abs(b - bits))[0]! };
+  });
+  const blocks = unique(grouped.map((g) => g.depth)).sort((a, b) => a - b);
+  return (
+    <Chart
+      label="Sensitivity by block, kind of layer and bit width"
+      deps={[cells, picked]}
+      least={640}
+      plot={() => ({
+        height: 90 + blocks.length * 10,
+        marginTop: 46,
+        marginLeft: 44,
+        fx: { label: null, padding: 0.06 },
+        x: { domain: widths, label: "bits", axis: "top", tickSize: 0 },
+        y: { domain: blocks, label: "block, in network order", tickSize: 0, tickFormat: (d: number) => (d % 5 ? "" : String(d)) },
+        color: { scheme: "viridis", type: db ? "linear" : "log", label: name, ...LEGEND, tickFormat: (v: number) => (db || Math.abs(Math.log10(v) - Math.round(Math.log10(v))) < 1e-9 ? shown(v, 2) : "") },
+        marks: [
+          Plot.cell(grouped.filter((g) => db || g.value > 0), { fx: "kind", x: "bits", y: "depth", fill: "value" }),
+          Plot.cell(frames, { fx: "kind", x: "bits", y: "depth", stroke: colour(1, dark), strokeWidth: 1.5, fill: "none" }),
+          Plot.tip(grouped, Plot.pointer({ fx: "kind", x: "bits", y: "depth", title: (g: (typeof grouped)[number]) => `${g.kind} of block ${g.depth}\n${g.bits} bit: ${shown(g.value)}\nmean of ${g.layers} layers` })),
+        ],
+      })}
+    />
   );
 }
 

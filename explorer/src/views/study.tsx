@@ -34,7 +34,7 @@ function Glance() {
     { view: "bits", count: layers, what: "layers scored", more: plan ? `plan “${plan.budget}”: ${shown(plan.mean_bits)} bits per weight${plan.uniform ? `, predicted error power ${shown(plan.predicted / plan.uniform.predicted, 2)} of uniform ${plan.uniform.bits} bit` : ""}` : "" },
     { view: "benchmark", count: schemes.length, what: "runs measured", more: worst ? `largest quality loss ${shown(worst.value, 2)}, ${worst.scheme} (n = ${worst.n_prompts} prompts)` : "" },
     { view: "trajectories", count: runs, what: "trajectories", more: states.length ? `${states.filter((row) => number(row.sequence_number) >= 0).length.toLocaleString("en")} states of ${unique(states.map((row) => row.network)).length} networks` : "" },
-    { view: "refiner", count: triples, what: "refined samples", more: triples ? "each beside its interpolation and the truth" : "" },
+    { view: "refiner", count: triples, what: "refined samples", more: triples ? "beside what interpolation makes of the same parts, and the truth" : "" },
   ];
   return (
     <ul class="glance">

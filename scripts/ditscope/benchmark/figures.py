@@ -12,7 +12,24 @@ from ditscope.benchmark.run_tables import CASE_KEY
 from ditscope.core.picture_file import pixels
 from ditscope.core.shards import samples_of_runs
 from ditscope.core.tables import concat_tables, read_table
-from ditscope.style import COLOURS, Files, draw_tiles, grid, named, note
+from ditscope.style import (
+    COLOURS,
+    NARROW,
+    SMALL,
+    Files,
+    across,
+    chunks,
+    draw_tiles,
+    empty,
+    grid,
+    named,
+    note,
+    page_width,
+    plain,
+    short,
+    sized,
+    tell,
+)
 
 # Marker, colour and line of each compile state.
 STATES = {
@@ -23,7 +40,6 @@ STATES = {
     "max-autotune": ("D", COLOURS[4], (0, (5, 1, 1, 1, 1, 1))),
 }
 STRIP_IMAGES = 3  # pictures of each scheme, each with its difference from the base
-STRIPS_INCHES = 24  # height of all strips at most
 GAIN = 8  # differences are drawn this many times brighter
 SLANT, NAME_SIZE, NAME_HEIGHT = 35, 6, 8.5  # of names on a front: degrees, points, points with the space between
 LEAST_LOSS = 1e-5  # where a loss of zero stands on a logarithmic axis
@@ -40,19 +56,20 @@ def benchmark_quality(files: Files) -> tuple[Canvas, pl.DataFrame]:
         return note("No quality metric could be computed: see the reasons in the table."), table
     metrics = drawn["metric"].unique(maintain_order=True).to_list()
     cases = drawn.select(CASE).unique(maintain_order=True).rows()
-    columns = min(4, len(metrics))
+    columns = across(1.75, len(metrics))
     rows = -(-len(metrics) // columns)
-    figure, axes = grid(rows, columns, width=9, height=rows * (0.7 + 0.13 * len(cases)), sharey=True)
+    figure, axes = grid(rows, columns, height=rows * (0.75 + 0.13 * len(cases)), sharey=True)
     for axis in axes.flat[len(metrics) :]:
         axis.set_axis_off()
     for axis, metric in zip(axes.flat, metrics, strict=False):
-        few = drawn.filter(metric=metric)["small_n"].any()
-        axis.set_title(f"{metric}{' (few images)' if few else ''}", fontsize=8)
-        axis.set_yticks(range(len(cases)), labels_of(cases), fontsize=5.5)
+        of_metric = drawn.filter(metric=metric)
+        few = " (few images)" if of_metric["small_n"].any() else ""
+        tell(axis, f"{metric}{few}", f"n = {of_metric['n'].max()}, {of_metric['n_prompts'].max()} prompts")
+        axis.set_yticks(range(len(cases)), labels_of(cases), fontsize=SMALL)
         axis.set_ylim(len(cases) - 0.5, -0.5)
         axis.grid(axis="x", alpha=0.3)
         axis.ticklabel_format(axis="x", useOffset=False)
-        axis.locator_params(axis="x", nbins=4)
+        axis.locator_params(axis="x", nbins=3)
         axis.tick_params(axis="x", labelsize=6)
         for y, case in enumerate(cases):
             for row in drawn.filter(metric=metric, **dict(zip(CASE, case, strict=True))).to_dicts():
@@ -89,22 +106,28 @@ def benchmark_pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
         ("peak_mb", "steady peak memory / MB", False), ("latency_ms", "latency at the smallest batch / ms", False),
     ]  # fmt: skip
     models = points.select("model", "hardware").unique(maintain_order=True).rows()
-    figure, axes = grid(2 * len(models), 2, width=8.5, height=6.4 * len(models), sharey=True)
+    beside = across(3.4, 2)
+    rows = 4 // beside  # of panels of a model
+    figure, axes = grid(rows * len(models), beside, height=2.6 * rows * len(models), sharey=True)
     fronts: list[tuple[Axes, str, list[dict]]] = []
     for number, (model, hardware) in enumerate(models):
         schemes = points.filter(model=model, hardware=hardware)
-        panels = axes[2 * number : 2 * number + 2].flat
+        panels = axes[rows * number : rows * (number + 1)].flat
         for axis, (column, title, simulated) in zip(panels, axes_of, strict=True):
             shown = schemes.drop_nulls(column)
             front = scatter(axis, shown if simulated else shown.filter(~pl.col("simulated")), column)
             fronts.append((axis, column, front))
             axis.set_xlabel(f"{title} ({covered(schemes)})" if column == "peak_mb" else title)
             left_out = noisy_text(schemes.filter(~pl.col("simulated"))) if column == "latency_ms" else ""
-            axis.set_title("\n".join(filter(None, [f"{model}, {hardware}", left_out])), fontsize=7)
-        for row in axes[2 * number : 2 * number + 2]:
+            tell(axis, f"{model}, {hardware}", left_out or f"n = {schemes['n'].max()} images")
+            if shown.is_empty():
+                empty(axis, "nothing to show")
+        for row in axes[rows * number : rows * (number + 1)]:
             row[0].set_ylabel("quality loss")
     handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=6)
+    figure.legend(handles, names, loc="outside lower center", ncols=3 * beside)
+    for axis, _, _ in fronts:
+        plain(axis.yaxis)
     figure.draw_without_rendering()  # places the panels: names are placed by distances on paper
     for axis, column, front in fronts:
         name_front(axis, [(row[column], row["loss"]) for row in front], [row["scheme"] for row in front])
@@ -154,7 +177,7 @@ def scatter(axis: Axes, table: pl.DataFrame, column: str) -> list[dict]:
     axis.plot(
         [r[column] for r in front], [r["loss"] for r in front], color=COLOURS[6], linewidth=0.8, zorder=0, label="front"
     )
-    axis.margins(x=0.25, y=0.15)
+    axis.margins(x=0.4, y=0.2)
     if column.endswith("_mb") and column != "peak_mb" and len(table):  # sizes spread over powers of two
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
@@ -209,13 +232,17 @@ def benchmark_latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
     batches = sorted(table["batch"].unique())
     cases = table.select(CASE).unique(maintain_order=True).rows()
     wanted = targets(files)
+    beside = across(2.3, len(batches))
+    rows = -(-len(batches) // beside)
     figure, axes = grid(
-        1, len(batches), width=max(5, 1.5 + 2.1 * len(batches)), height=1.2 + 0.17 * len(cases), sharey=True
+        rows, beside, width=1.2 + 2.3 * beside, height=0.5 + rows * (0.7 + 0.17 * len(cases)), sharey=True
     )
-    for axis, batch in zip(axes[0], batches, strict=True):
-        axis.set_title(f"batch {batch}")
+    for axis in axes.flat[len(batches) :]:
+        axis.set_axis_off()
+    for axis, batch in zip(axes.flat, batches, strict=False):
+        tell(axis, f"batch {batch}, n = {table.filter(batch=batch)['repeats'].max()} repeats")
         axis.set_xlabel("ms per batch")
-        axis.set_yticks(range(len(cases)), labels_of(cases), fontsize=6)
+        axis.set_yticks(range(len(cases)), labels_of(cases), fontsize=SMALL)
         axis.set_ylim(len(cases) - 0.5, -0.5)
         for y, case in enumerate(cases):
             for row in table.filter(batch=batch, **dict(zip(CASE, case, strict=True))).to_dicts():
@@ -224,11 +251,11 @@ def benchmark_latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 axis.barh(y, row["latency_median_ms"], color=STATES[row["compile"]][1], **noisy)
                 axis.errorbar(row["latency_median_ms"], y, xerr=spread, color="black", capsize=2, linewidth=0.8)
         for number, target in enumerate(wanted.filter(batch=batch).iter_rows(named=True)):
-            rows = [y for y, (model, *_) in enumerate(cases) if model == target["model"]]
-            if rows:
+            places = [y for y, (model, *_) in enumerate(cases) if model == target["model"]]
+            if places:
                 name = f"{target['target']}: {target['latency_ms']:g} ms, batch {batch} ({target['source']})"
                 axis.vlines(
-                    target["latency_ms"], min(rows) - 0.5, max(rows) + 0.5, color=COLOURS[3],
+                    target["latency_ms"], min(places) - 0.5, max(places) + 0.5, color=COLOURS[3],
                     linestyle=("--", ":", "-.")[number % 3], label=name,
                 )  # fmt: skip
     for state in dict.fromkeys(case[3] for case in cases):
@@ -236,9 +263,9 @@ def benchmark_latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
     if "noisy" in table["verdict"]:
         axes[0, 0].barh([0], [0], color=COLOURS[7], alpha=0.35, hatch="////", label="noisy: no verdict from it")
     handles, names = zip(
-        *(pair for a in axes[0] for pair in zip(*a.get_legend_handles_labels(), strict=True)), strict=True
+        *(pair for a in axes.flat for pair in zip(*a.get_legend_handles_labels(), strict=True)), strict=True
     )
-    figure.legend(handles, names, loc="outside lower center", ncols=3)
+    figure.legend(handles, names, loc="outside lower center", ncols=2 if page_width() > NARROW else 1)
     return figure, table
 
 
@@ -256,8 +283,10 @@ def benchmark_batches(files: Files) -> tuple[Canvas, pl.DataFrame]:
     peak = pl.col("steady_peak_bytes") / 1e6
     table = table.with_columns(images_per_second=1000 / pl.col("latency_per_image_ms"), peak_mb=peak)
     models = table.select("model", "hardware").unique(maintain_order=True).rows()
-    figure, axes = grid(len(models), 2, width=8.5, height=0.4 + 3.2 * len(models))
-    for row, (model, hardware) in zip(axes, models, strict=True):
+    beside = across(2.8, 2)
+    rows = 2 // beside
+    figure, axes = grid(rows * len(models), beside, height=0.3 + 2.7 * rows * len(models))
+    for row, (model, hardware) in zip(axes.reshape(-1, 2), models, strict=True):
         timings = table.filter(model=model, hardware=hardware)
         schemes = timings["scheme"].unique(maintain_order=True).to_list()
         for axis, column, title in zip(
@@ -282,9 +311,17 @@ def benchmark_batches(files: Files) -> tuple[Canvas, pl.DataFrame]:
             axis.set_xlabel("batch size")
             axis.set_ylabel(f"{title} ({covered(timings)})" if column == "peak_mb" else title)
             left_out = noisy_text(timings) if column == "images_per_second" else ""
-            axis.set_title("\n".join(filter(None, [f"{model}, {hardware}", left_out])), fontsize=7)
-        row[1].legend(*row[0].get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=5.5)
+            tell(axis, f"{model}, {hardware}", left_out or f"n = {timings['repeats'].max()} repeats")
+        beside_or_below(row[1], row[0].get_legend_handles_labels())
     return figure, table
+
+
+def beside_or_below(axis: Axes, labels: tuple[list, list[str]]) -> None:
+    """A legend to the right of an axis, or below it where the page is narrow."""
+    if page_width() > NARROW:
+        axis.legend(*labels, loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=SMALL)
+    else:
+        axis.legend(*labels, loc="upper center", bbox_to_anchor=(0.5, -0.25), fontsize=SMALL, ncols=2)
 
 
 def benchmark_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
@@ -300,28 +337,35 @@ def benchmark_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
     if not rows:
         return note("No run of the benchmark left pictures."), pl.DataFrame(records)
     shown = min(STRIP_IMAGES, max(len(images) for images in base.values()))
-    inches = min(0.75, STRIPS_INCHES / len(rows))  # of a row: rows are runs, of which a study may have a hundred
-    figure, axes = grid(1, 1, width=1.6 + 1.5 * shown, height=0.4 + inches * len(rows))
-    cells = (
-        ((row, 2 * column + is_difference), strip_cell(images[key], base[model, host][key], is_difference))
-        for row, (model, host, _, images) in enumerate(rows)
-        for column, key in enumerate(spread(base[model, host]))
-        for is_difference in (False, True)
-        if key in images
-    )
-    draw_tiles(axes[0, 0], (len(rows), 2 * shown), cells)
+    inches = min(0.75, (page_width() - 1.2) / (2 * shown), max(0.25, 8 / len(rows)))
+    pages = chunks(list(range(len(rows))), max(1, int(8.2 / inches)))
+    heights = [0.55 + inches * len(page) for page in pages]
+    figure = sized(1.2 + 2 * shown * inches, sum(heights))
+    axes = figure.subplots(len(pages), 1, squeeze=False, height_ratios=heights)[:, 0]
     models, hosts = ({case[i] for case in base} for i in (0, 1))
-    names = [
-        [name.removesuffix("-eager"), *[model] * (len(models) > 1), *[host] * (len(hosts) > 1)]
-        for model, host, name, _ in rows
-    ]
-    axes[0, 0].set_yticks(range(len(rows)), ["\n".join(lines) for lines in names], fontsize=min(6, 16 * inches))
     titles = [
         title
         for key in spread(base[rows[0][:2]])
-        for title in ("\n".join([*wrap(key[0], 24)[:3], f"seed {key[1]}"]), f"difference\nx {GAIN}")
+        for title in (
+            "\n".join([*wrap(short(key[0], 36), int(inches * 18))[:3], *wrap(f"seed {key[1]}", int(inches * 18))]),
+            f"difference\nx {GAIN}",
+        )
     ]
-    axes[0, 0].set_xticks(range(len(titles)), titles, fontsize=4.5, parse_math=False)
+    for axis, page in zip(axes, pages, strict=True):
+        cells = (
+            ((place, 2 * column + is_difference), strip_cell(images[key], base[model, host][key], is_difference))
+            for place, (model, host, _, images) in enumerate(rows[row] for row in page)
+            for column, key in enumerate(spread(base[model, host]))
+            for is_difference in (False, True)
+            if key in images
+        )
+        draw_tiles(axis, (len(page), 2 * shown), cells)
+        names = [
+            [name.removesuffix("-eager"), *[model] * (len(models) > 1), *[host] * (len(hosts) > 1)]
+            for model, host, name, _ in (rows[row] for row in page)
+        ]
+        axis.set_yticks(range(len(page)), ["\n".join(lines[: max(1, int(inches / 0.1))]) for lines in names])
+        axis.set_xticks(range(len(titles)), titles)
     return figure, pl.DataFrame(records)
 
 
@@ -356,8 +400,12 @@ def benchmark_flat_field(files: Files) -> tuple[Canvas, pl.DataFrame]:
     if table.is_empty():
         return note("No noise-growth curve was asked for: see benchmark.flat_field_steps."), table
     models = table.select("model", "hardware").unique(maintain_order=True).rows()
-    figure, axes = grid(1, len(models), width=1.5 + 3.6 * len(models), height=3.6)
-    for axis, (model, hardware) in zip(axes[0], models, strict=True):
+    beside = across(3.5, len(models))
+    rows = -(-len(models) // beside)
+    figure, axes = grid(rows, beside, height=2.8 * rows)
+    for axis in axes.flat[len(models) :]:
+        axis.set_axis_off()
+    for axis, (model, hardware) in zip(axes.flat, models, strict=False):
         noise = table.filter(model=model, hardware=hardware)
         schemes = noise["scheme"].unique(maintain_order=True).to_list()
         for scheme, state in noise.select("scheme", "compile").unique(maintain_order=True).rows():
@@ -376,8 +424,9 @@ def benchmark_flat_field(files: Files) -> tuple[Canvas, pl.DataFrame]:
         axis.set_xticks(ticks, map(str, ticks))
         axis.set_xlabel("steps")
         axis.set_ylabel("noise on a flat field / levels of 255")
-        axis.set_title(f"{model}, {hardware}", fontsize=7)
-        axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=5.5)
+        plain(axis.yaxis)
+        tell(axis, f"{model}, {hardware}", f"n = {noise['seed'].n_unique()} seeds")
+        beside_or_below(axis, axis.get_legend_handles_labels())
     return figure, table
 
 
@@ -398,7 +447,7 @@ def targets(files: Files) -> pl.DataFrame:
 def benchmark_points(files: Files) -> pl.DataFrame:
     """Nominal and stored size beside the quality loss (value, low, high) of every measured case."""
     quality = concat_tables(named(files, "benchmark", "quality.parquet"), "benchmark.quality")
-    quality = quality.filter(pl.col("metric") == "quality_loss").select(*CASE, "value", "low", "high")
+    quality = quality.filter(pl.col("metric") == "quality_loss").select(*CASE, "value", "low", "high", "n")
     sizes = concat_tables(named(files, "benchmark", "benchmark.parquet"), "benchmark")
     sizes = sizes.select(
         *CASE, "nominal_bytes", "stored_bytes", "simulated", "quality_bound", "quality_verdict"

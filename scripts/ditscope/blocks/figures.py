@@ -9,7 +9,9 @@ from matplotlib.patches import Rectangle
 
 from ditscope.blocks.tables import BLOCK
 from ditscope.core.tables import concat_tables
-from ditscope.style import COLOURS, Files, grid, named, note
+from ditscope.style import COLOURS, Files, across, grid, named, note, tell
+
+GENERATIONS = pl.col("generation_id").n_unique().alias("generations")
 
 
 def block_similarity(files: Files) -> tuple[Canvas, pl.DataFrame]:
@@ -34,22 +36,23 @@ def text_drift(files: Files) -> tuple[Canvas, pl.DataFrame]:
 def curves(table: pl.DataFrame, labels: dict[str, str]) -> tuple[Canvas, pl.DataFrame]:
     """A row of axes for each model, a column for each measure: means over generations, over depth, conditional half."""
     keys = [*BLOCK, "step", "sigma", "stream"]
-    data = table.filter(half="cond").group_by(keys).agg(pl.col(c).mean() for c in labels).sort(keys)
+    data = table.filter(half="cond").group_by(keys).agg(*(pl.col(c).mean() for c in labels), GENERATIONS).sort(keys)
     models = data["model"].unique().sort().to_list()
     if not models:
         return note("No capture set holds the tokens of neighbouring blocks."), data
-    figure, axes = grid(len(models), len(labels), height=0.4 + 2.1 * len(models))
+    figure, axes = panels(len(models), len(labels))
     colours = matplotlib.colormaps["viridis"]
     streams = data["stream"].unique().sort().to_list()
     styles = dict(zip(streams, ("-", ":"), strict=False))
     for row, model in enumerate(models):
         part = data.filter(model=model)
+        heading = f"{model}, n = {part['generations'].max()} generations"
         names = part.select("depth", "block_type", "block_index").unique().sort("depth").rows()
         for column, (measure, label) in enumerate(labels.items()):
             axis = axes[row, column]
             for (_, sigma, stream), line in part.group_by("step", "sigma", "stream", maintain_order=True):
                 axis.plot(line["depth"], line[measure], styles[str(stream)], color=colours(1 - float(sigma)), lw=1)
-            axis.set_title(f"{model}: {label}", fontsize=8)
+            tell(axis, heading, label)
             block_ticks(axis, names)
     if len(styles) > 1:
         lines = [matplotlib.lines.Line2D([], [], color="black", ls=style) for style in styles.values()]
@@ -57,6 +60,13 @@ def curves(table: pl.DataFrame, labels: dict[str, str]) -> tuple[Canvas, pl.Data
     scale = matplotlib.cm.ScalarMappable(Normalize(0, 1), colours.reversed())
     figure.colorbar(scale, ax=axes, label="noise level sigma", fraction=0.03)
     return figure, data
+
+
+def panels(models: int, measures: int) -> tuple[Canvas, np.ndarray]:
+    """Axes by model and measure (models, measures), side by side or one below the other as the page is wide."""
+    abreast = across(3.0, measures)
+    figure, axes = grid(models * measures // abreast, abreast, height=0.5 + 2.1 * models * measures / abreast)
+    return figure, axes.reshape(models, measures)
 
 
 def block_ticks(axis, names: list[tuple[int, str, int]]) -> None:
@@ -75,13 +85,14 @@ def decodability(files: Files) -> tuple[Canvas, pl.DataFrame]:
     if table["feature_cosine_distance"].drop_nulls().len():
         measures["feature_cosine_distance"] = "feature cosine distance to it"
     keys = [*BLOCK, "step", "sigma"]
-    data = table.group_by(keys).agg(pl.col(c).mean() for c in measures).sort(keys)
+    data = table.group_by(keys).agg(*(pl.col(c).mean() for c in measures), GENERATIONS).sort(keys)
     models = data["model"].unique().sort().to_list()
     if not models:
         return note("No capture set holds decoded clean estimates."), data
-    figure, axes = grid(len(models), len(measures), height=0.4 + 2.1 * len(models))
+    figure, axes = panels(len(models), len(measures))
     for row, model in enumerate(models):
         part = data.filter(model=model)
+        heading = f"{model}, n = {part['generations'].max()} generations"
         depths, steps = part["depth"].unique().sort().to_list(), part["step"].unique().sort().to_list()
         names = part.select("depth", "block_type", "block_index").unique().sort("depth")
         names = names.with_columns(depth=pl.col("depth").replace_strict({d: i for i, d in enumerate(depths)})).rows()
@@ -100,7 +111,7 @@ def decodability(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 if depth in depths:
                     corner = depths.index(depth) - 0.5, steps.index(step) - 0.5
                     axis.add_patch(Rectangle(corner, 1, 1, fill=False, ec=COLOURS[1], lw=1.8, clip_on=False))
-            axis.set_title(f"{model}: {label}", fontsize=8)
+            tell(axis, heading, label)
             axis.set_yticks(range(len(steps)), [str(step) for step in steps])
             axis.set_ylabel("step")
             block_ticks(axis, names)

@@ -5,28 +5,44 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Canvas
 
 from ditscope.core.tables import concat_tables
+from ditscope.layer_maps import Panel, grouped, layer_by_layer
 from ditscope.style import Files, named
+
+MEASURES = {"absmax": "largest magnitude", "outlier_ratio": "largest / median channel"}
 
 
 def activation_range(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Largest magnitude that each layer is given (down) at each step (across), and how far above the median channel."""
-    columns = ["model", "layer", "kind", "step_index", "sigma", "absmax", "outlier_ratio", "outliers"]
+    """Largest magnitude that layers are given at each step, and how far above the median channel: by kind and block."""
+    table = activations(files)
+    return grouped(panels_of(table), "step"), table
+
+
+def activation_layers(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Largest magnitude that each layer is given at each step, and its ratio to the median channel: the full list."""
+    table = activations(files)
+    return layer_by_layer(panels_of(table), "step"), table
+
+
+def activations(files: Files) -> pl.DataFrame:
+    """The statistics of what layers are given that are drawn."""
+    columns = ["model", "layer", "kind", "step_index", "sigma", "absmax", "outlier_ratio", "outliers", "n"]
     tables = named(files, "calibrate", "activations.parquet")
-    table = concat_tables(tables, "calibration.activations").select(columns).drop_nulls("outlier_ratio")
-    models = table["model"].unique(maintain_order=True).to_list()
-    rows = [table.filter(model=model)["layer"].n_unique() for model in models]
-    figure = Canvas(figsize=(7, 1.5 + 0.1 * sum(rows)))
-    axes = figure.subplots(max(len(models), 1), 2, squeeze=False, gridspec_kw={"height_ratios": rows or [1]})
-    for row, model in zip(axes, models, strict=False):
-        statistics = table.filter(model=model)
-        for axis, column, label in zip(
-            row, ("absmax", "outlier_ratio"), ("largest magnitude", "largest / median channel"), strict=True
-        ):
-            cells = statistics.pivot("step_index", index="layer", values=column, sort_columns=False)
-            image = axis.imshow(cells.drop("layer").to_numpy(), aspect="auto", norm=LogNorm(), cmap="magma_r")
-            axis.set_title(f"{model}: {label}")
-            axis.set_xticks(range(cells.width - 1), cells.columns[1:])
-            axis.set_xlabel("step")
-            axis.set_yticks(range(len(cells)), cells["layer"].to_list() if column == "absmax" else [], fontsize=4.5)
-            figure.colorbar(image, ax=axis)
-    return figure, table
+    return concat_tables(tables, "calibration.activations").select(columns).drop_nulls("outlier_ratio")
+
+
+def panels_of(table: pl.DataFrame) -> dict[str, list[Panel]]:
+    """Two panels per model, each on a scale of its own."""
+    panels = {}
+    for model in table["model"].unique(maintain_order=True):
+        part = table.filter(model=model)
+        panels[f"{model}, n = {part['n'].max()} samples per step"] = [
+            Panel(label, part.select("layer", "kind", x="step_index", value=column), scale_of(part[column]), label)
+            for column, label in MEASURES.items()
+        ]
+    return panels
+
+
+def scale_of(values: pl.Series) -> LogNorm:
+    """A logarithmic scale over the positive values."""
+    positive = values.filter(values > 0)
+    return LogNorm(positive.min(), positive.max()) if len(positive) else LogNorm(1, 10)

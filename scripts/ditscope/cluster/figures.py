@@ -1,39 +1,50 @@
-"""Figures of the stage `cluster`."""
+"""Figures of the stage `cluster`: where the clusters are, the moves between them, how far they can be trusted."""
+
+import textwrap
 
 import numpy as np
 import polars as pl
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 
 from ditscope.core.tables import concat_tables
 from ditscope.style import (
     COLOURS,
     GREY,
     NO_CLUSTER,
+    SMALL,
     Files,
+    across,
     by_page,
     colour_scale,
     empty,
     facets,
+    is_leftmost,
     legend,
     named,
     note,
     short,
     tell,
-    write_counts,
 )
 
+UNKNOWN = {"facecolor": "#dddddd"}  # a row of a transition matrix: the cluster is seen, but no transition from it
+UNSEEN = {"facecolor": "white", "hatch": "////", "edgecolor": "#bbbbbb"}
+NEVER_LEFT = {"fill": False, "edgecolor": COLOURS[1], "linewidth": 1.2}
+MEANINGS = [
+    Patch(label="never left", **NEVER_LEFT),
+    Patch(label="seen, no transition from it", **UNKNOWN),
+    Patch(label="never seen in this network", **UNSEEN),
+]
 STATE = ["embedder", "network", "run_id", "sequence_number"]
 OUTLIER = -1
 DOTS = {"s": 4, "linewidth": 0, "rasterized": True}  # an SVG of thousands of marks is megabytes
 SHOWN = 8  # largest clusters, told apart in figures; the rest is one group
-COLOUR_OF = {**dict(enumerate((*COLOURS[:7], "#882255"))), SHOWN: "#444444", OUTLIER: NO_CLUSTER}
-CAPTION = 26  # letters of a medoid's caption
+COLOUR_OF = {**dict(enumerate((*COLOURS[:7], "#882255"))), SHOWN: "#888888", OUTLIER: NO_CLUSTER}
+CAPTION = 24  # letters of a medoid's caption
+MARKS = {SHOWN: "+", OUTLIER: "x"}  # of labels that have no number of their own
 COLOURINGS = ("cluster", "network", "run", "time")
-STAYS = ("starts outside all clusters", "never left", "left, never back", "back once", "back more often")
-STAY_COLOURS = (NO_CLUSTER, COLOURS[0], COLOURS[1], COLOURS[4], COLOURS[2])
 
 
 def table_of(files: Files, stem: str) -> pl.DataFrame:
@@ -63,7 +74,7 @@ def names_of(files: Files) -> dict[str, dict[int, str]]:
 def name_rows(axis: Axes, labels: list[int], names: dict[int, str], counts: dict[int, str] | None = None) -> None:
     """The clusters' names beside the rows of an axis, the first on top."""
     texts = [names.get(label, str(label)) + (f" ({counts[label]})" if counts else "") for label in labels]
-    axis.set_yticks(range(len(labels)), texts, fontsize=5.5, parse_math=False)
+    axis.set_yticks(range(len(labels)), texts, fontsize=SMALL, parse_math=False)
     axis.set_ylim(len(labels) - 0.5, -0.5)
 
 
@@ -116,8 +127,9 @@ def draw_clusters(axis: Axes, states: pl.DataFrame) -> None:
             box = {"boxstyle": "circle,pad=0.15", "color": "white", "alpha": 0.7, "linewidth": 0}
             axis.annotate(f"{label}", place, fontsize=7, weight="bold", ha="center", va="center", bbox=box)
     inside = states.filter(pl.col("label") != OUTLIER)
-    share = 1 - inside.height / states.height
-    tell(axis, f"{inside['label'].n_unique()} clusters, {share:.0%} outliers")
+    share, count = 1 - inside.height / states.height, inside["label"].n_unique()
+    shown = f" ({SHOWN} in colour)" if count > SHOWN else ""
+    tell(axis, f"{count} clusters{shown}, {share:.0%} outliers")
 
 
 def labelled_map(files: Files) -> pl.DataFrame:
@@ -130,8 +142,8 @@ def labelled_map(files: Files) -> pl.DataFrame:
 def cluster_transitions(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Transition probabilities between clusters, a matrix per embedder and network, with the counts in its cells.
 
-    Rows are named by the caption of the medoid. A cluster that is never seen in the network is hatched; one that is
-    seen, but of which no transition is known, is grey; one that is never left has a frame.
+    Rows are named by the caption of the medoid, once for all networks. A cluster that is never seen in the network is
+    hatched; one that is seen, but of which no transition is known, is grey; one that is never left has a frame.
     """
     table, names = table_of(files, "transitions"), names_of(files)
     seen = table_of(files, "clusters").drop_nulls("label").with_columns(group_of())
@@ -139,7 +151,7 @@ def cluster_transitions(files: Files) -> tuple[Canvas, pl.DataFrame]:
         return note("No transitions: too few states were clustered."), table
     grouped = table.with_columns(group_of("source"), group_of("target"))
     grouped = grouped.group_by("embedder", "network", "source", "target").agg(pl.col("count").sum())
-    figure, cells = facets(table, most=(3, 2), wrap=True, height=2.2, ylabel="from", xlabel="to")
+    figure, cells = facets(table, most=(4, 3), height=1.6, ylabel="from", xlabel="to")
     for (embedder, network), axis in cells.items():
         labels = labels_in(seen.filter(embedder=embedder)["label"])
         transitions = grouped.filter(embedder=embedder, network=network)
@@ -148,21 +160,13 @@ def cluster_transitions(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for source, target, count in transitions.select("source", "target", "count").rows():
             counts[labels.index(source), labels.index(target)] = count
         draw_transitions(axis, counts, [label in here for label in labels])
-        leaving = {
-            label: f"{n} left it" if n else "never left"
-            for label, n in zip(labels, counts.sum(axis=1) - np.diag(counts), strict=True)
-        }
-        told = {
-            x: leaving[x] if counts[i].any() else "no transition" if x in here else "never seen"
-            for i, x in enumerate(labels)
-        }
-        name_rows(axis, labels, names.get(embedder, {}), told)
-        marks = {SHOWN: "+", OUTLIER: "x"}
-        axis.set_xticks(range(len(labels)), [marks.get(label, str(label)) for label in labels], fontsize=5.5)
+        name_rows(axis, labels, names.get(embedder, {}) if is_leftmost(axis, cells) else MARKS)
+        axis.set_xticks(range(len(labels)), [MARKS.get(label, str(label)) for label in labels], fontsize=SMALL)
         runs = seen.filter(embedder=embedder, network=network)["run_id"].n_unique()
         tell(axis, f"n = {counts.sum()} transitions, {runs} runs")
-    for axes in by_page(cells).values():
-        colour_scale(axes[-1], axes[-1].images[0], "probability")
+    for page, axes in by_page(cells).items():
+        page.colorbar(axes[-1].images[0], ax=axes, label="probability", shrink=0.5, pad=0.01)
+        page.legend(handles=MEANINGS, loc="outside upper left", ncols=across(2.3, 3), fontsize=SMALL)
     return figure, table
 
 
@@ -173,98 +177,13 @@ def draw_transitions(axis: Axes, counts: np.ndarray, seen: list[bool]) -> None:
     axis.imshow(share, vmin=0, vmax=1, aspect="auto", cmap="Blues")
     for (i, j), count in np.ndenumerate(counts):
         if count:
-            axis.text(
-                j,
-                i,
-                f"{count}",
-                ha="center",
-                va="center",
-                fontsize=5.5,
-                color="white" if share[i, j] > 0.6 else "black",
-            )
+            colour = "white" if share[i, j] > 0.6 else "black"
+            axis.text(j, i, f"{count}", ha="center", va="center", fontsize=SMALL, color=colour)
     for i, row in enumerate(counts):
         if not row.any():
-            style = (
-                {"facecolor": "#eeeeee"} if seen[i] else {"facecolor": "white", "hatch": "////", "edgecolor": "#bbbbbb"}
-            )
-            axis.add_patch(Rectangle((-0.5, i - 0.5), len(counts), 1, linewidth=0, **style))
+            axis.add_patch(Rectangle((-0.5, i - 0.5), len(counts), 1, linewidth=0, **(UNKNOWN if seen[i] else UNSEEN)))
         elif row[i] == row.sum():
-            axis.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=COLOURS[1], linewidth=1.2))
-
-
-def run_lengths(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """How long stays in each cluster last: areas are numbers of stays, those that were cut are hollow."""
-    table, names = table_of(files, "run_lengths"), names_of(files)
-    if table.is_empty():
-        return note("No runs: too few states were clustered."), table
-    grouped = table.with_columns(group_of(), (pl.col("entry_seen") & pl.col("exit_seen")).alias("whole"))
-    counts = grouped.group_by("embedder", "network", "label", "length", "whole").agg(pl.len().alias("stays"))
-    figure, cells = facets(table, most=(4, 2), wrap=True, height=1.7, xlabel="length of the stay / states")
-    for (embedder, network), axis in cells.items():
-        panel = counts.filter(embedder=embedder, network=network).sort("label", "length")
-        labels = labels_in(panel["label"])
-        for whole, part in ((False, panel.filter(~pl.col("whole"))), (True, panel.filter("whole"))):
-            y = [labels.index(label) + (-0.12 if whole else 0.12) for label in part["label"]]
-            colours = [COLOUR_OF[label] for label in part["label"]]
-            fill = {"facecolors": colours} if whole else {"facecolors": "none", "edgecolors": colours}
-            axis.scatter(
-                part["length"], y, s=6 * part["stays"].to_numpy() ** 0.8, linewidth=0.7 * (not whole), alpha=0.8, **fill
-            )
-        stays = dict(panel.group_by("label").agg(pl.col("stays").sum()).rows())
-        name_rows(axis, labels, names.get(embedder, {}), {label: f"{stays[label]}" for label in labels})
-        cut = panel.filter(~pl.col("whole"))["stays"].sum()
-        tell(axis, f"n = {panel['stays'].sum()} stays, {cut} cut (hollow)")
-        axis.set_xlim(0, panel["length"].max() + 1)
-    return figure, table
-
-
-def dwell_times(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Share of stays in a cluster that last longer than so many states (Kaplan-Meier), and how many were followed.
-
-    Band: 95 % interval over prompts, from 8 prompts on.
-    """
-    table = table_of(files, "dwell_times")
-    if table.is_empty():
-        return note("No stay in a cluster was followed over a state."), table
-    figure, cells = facets(table, xlabel="stay / states", ylabel="share that stays", sharex=True, sharey="all")
-    for (embedder, network), axis in cells.items():
-        stays = table.filter(embedder=embedder, network=network)
-        axis.step([0, *stays["duration"]], [1, *stays["survival"]], where="post", color=COLOURS[0])
-        low, high = (stays[name].cast(pl.Float64).to_numpy() for name in ("low", "high"))
-        axis.fill_between(stays["duration"], low, high, step="post", color=COLOURS[0], alpha=0.2, linewidth=0,
-                          label="95 % interval over prompts")  # fmt: skip
-        cut = stays.filter(pl.col("censored") > 0)
-        axis.plot(cut["duration"], cut["survival"], "|", color=COLOURS[0], markersize=4, label="stays that were cut")
-        write_counts(axis, stays["duration"], stays["at_risk"], table["duration"].max())
-        tell(axis, f"{stays['prompts'].max()} prompts, {stays['runs'].max()} runs")
-        axis.set_ylim(0, 1.15)
-    legend(cells)
-    return figure, table
-
-
-def longest_runs(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Trajectories in order of their longest stay in one cluster, from the start and anytime; cut ones are hollow."""
-    table = table_of(files, "longest_runs")
-    if table.is_empty():
-        return note("No runs: too few states were clustered."), table
-    figure, cells = facets(table, xlabel="rank of the run", ylabel="longest stay / states", sharey="row")
-    for (embedder, network), axis in cells.items():
-        panel = table.filter(embedder=embedder, network=network).sort("rank")
-        for scope, colour in (("anytime", COLOURS[0]), ("from_start", COLOURS[1])):
-            part = panel.filter(pl.col("scope").cast(pl.String) == scope)
-            axis.step(
-                part["rank"], part["length"], where="mid", color=colour, linewidth=0.8, label=scope.replace("_", " ")
-            )
-            for cut, face in ((False, colour), (True, "white")):
-                marks = part.filter(pl.col("exit_seen").fill_null(True) != cut)
-                style = {"markerfacecolor": face, "markeredgecolor": colour, "markersize": 3, "markeredgewidth": 0.7}
-                axis.plot(marks["rank"], marks["length"], "o", **style)
-        anytime = panel.filter(pl.col("scope").cast(pl.String) == "anytime")
-        tell(axis, f"n = {anytime.height} runs; median {anytime['length'].median():g} states")
-    for axis in cells.values():
-        axis.set_ylim(bottom=-0.5)
-    legend(cells)
-    return figure, table
+            axis.add_patch(Rectangle((i - 0.5, i - 0.5), 1, 1, **NEVER_LEFT))
 
 
 def label_phases(files: Files) -> tuple[Canvas, pl.DataFrame]:
@@ -275,7 +194,7 @@ def label_phases(files: Files) -> tuple[Canvas, pl.DataFrame]:
     phases = table["phase"].dtype.categories.to_list()
     grouped = table.with_columns(group_of(), pl.col("phase").cast(pl.String))
     grouped = grouped.group_by("embedder", "network", "phase", "label").agg(pl.col("states", "share").sum())
-    figure, cells = facets(table, most=(4, 2), wrap=True, height=1.7)
+    figure, cells = facets(table, most=(4, 3), height=1.6)
     for (embedder, network), axis in cells.items():
         panel = grouped.filter(embedder=embedder, network=network)
         labels = labels_in(grouped.filter(embedder=embedder)["label"])
@@ -285,36 +204,16 @@ def label_phases(files: Files) -> tuple[Canvas, pl.DataFrame]:
         axis.imshow(share, vmin=0, vmax=1, aspect="auto", cmap="Blues")
         for (i, j), value in np.ndenumerate(share):
             text = f"{value:.0%}" if value else "\u2013"
-            axis.text(j, i, text, ha="center", va="center", fontsize=5.5, color="white" if value > 0.6 else "black")
+            axis.text(j, i, text, ha="center", va="center", fontsize=SMALL, color="white" if value > 0.6 else "black")
         states = dict(panel.group_by("phase").agg(pl.col("states").sum()).rows())
         axis.set_xticks(range(len(phases)), [f"{phase}\nn = {states.get(phase, 0)}" for phase in phases])
-        name_rows(axis, labels, names.get(embedder, {}))
+        name_rows(axis, labels, names.get(embedder, {}) if is_leftmost(axis, cells) else MARKS)
     return figure, table
 
 
-def returns(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """How many trajectories never left the cluster of their first state, left it for good, or came back."""
-    table = table_of(files, "returns")
-    if table.is_empty():
-        return note("No labels: too few states were clustered."), table
-    came = pl.col("returns").clip(upper_bound=2)
-    kind = pl.when(came.is_null()).then(0).when(~pl.col("left")).then(1).otherwise(came + 2)
-    counts = table.with_columns(kind.alias("kind"))
-    figure, cells = facets(table, by=("embedder",), most=(4, 2), xlabel="share of the runs")
-    for (embedder,), axis in cells.items():
-        panel = counts.filter(embedder=embedder)
-        networks = panel["network"].unique(maintain_order=True).to_list()
-        for y, network in enumerate(networks):
-            runs = panel.filter(network=network)
-            counts_of = [(runs["kind"] == k).sum() for k in range(len(STAYS))]
-            for k, (start, many) in enumerate(zip(np.cumsum([0, *counts_of]), counts_of, strict=False)):
-                axis.barh(y, many / runs.height, left=start / runs.height, color=STAY_COLOURS[k], label=STAYS[k])
-                if many / runs.height > 0.06:
-                    axis.text((start + many / 2) / runs.height, y, f"{many}", fontsize=6, ha="center", va="center")
-        name_networks(axis, panel, networks)
-        axis.set_xlim(0, 1)
-    legend(cells, ncols=3)
-    return figure, table
+def height_of(table: pl.DataFrame) -> float:
+    """Inches of an axis with a row per network, whose name takes two lines."""
+    return 0.4 + 0.3 * table["network"].n_unique()
 
 
 def name_networks(axis: Axes, table: pl.DataFrame, networks: list[str]) -> None:
@@ -323,10 +222,12 @@ def name_networks(axis: Axes, table: pl.DataFrame, networks: list[str]) -> None:
     count = {n: table.filter(network=n).height for n in networks}
     unit = "n" if "run_id" in table.columns else ""
     texts = [
-        short(n, 22) + (f" ({unit} = {count[n]})" if unit else "") + ("\ndegenerate" if poor[n] else "")
+        textwrap.fill(short(n, 44), 26)
+        + (f" ({unit} = {count[n]})" if unit else "")
+        + ("\ndegenerate" if poor[n] else "")
         for n in networks
     ]
-    axis.set_yticks(range(len(networks)), texts, fontsize=6, parse_math=False)
+    axis.set_yticks(range(len(networks)), texts, fontsize=SMALL, parse_math=False)
     axis.set_ylim(len(networks) - 0.4, -0.6)
 
 
@@ -335,7 +236,9 @@ def outliers(files: Files) -> tuple[Canvas, pl.DataFrame]:
     table = table_of(files, "outliers")
     if table.is_empty():
         return note("No generated states."), table
-    figure, cells = facets(table, by=("embedder",), most=(4, 2), xlabel="share of states in no cluster")
+    figure, cells = facets(
+        table, by=("embedder",), most=(4, 2), height=height_of(table), xlabel="share of states in no cluster"
+    )
     for (embedder,), axis in cells.items():
         panel = table.filter(embedder=embedder)
         networks = panel["network"].to_list()
@@ -343,7 +246,7 @@ def outliers(files: Files) -> tuple[Canvas, pl.DataFrame]:
             share = row["outliers_share"]
             axis.barh(y, share or 0, color=GREY, height=0.6)
             text = row["reason"] or f"{row['clusters']} clusters, n = {row['states']}"
-            axis.text((share or 0) + 0.02, y, text, fontsize=5.5, va="center", parse_math=False)
+            axis.text((share or 0) + 0.02, y, text, fontsize=SMALL, va="center", parse_math=False)
         name_networks(axis, panel, networks)
         axis.set_xlim(0, 1)
     return figure, table
@@ -358,22 +261,30 @@ def agreement(files: Files) -> tuple[Canvas, pl.DataFrame]:
         pl.when(between="embedders").then("network_a").otherwise("embedder_a").alias("within"),
         *(pl.when(between="embedders").then(f"embedder_{s}").otherwise(f"network_{s}").alias(s) for s in "ab"),
     )
+    most = shown.filter(pl.col("ari").is_not_null()).group_by("within").len()["len"].max() or 1
     figure, cells = facets(
         shown,
         by=("within",),
-        most=(3, 2),
-        height=2.0,
+        most=(4, 2),
+        height=1.0 + 0.24 * most,
         xlabel="adjusted Rand index",
         sharex=True,
+        letters=38,
     )
     for (within,), axis in cells.items():
-        panel = shown.filter(within=within).sort("a", "b")
+        pairs = shown.filter(within=within).sort("a", "b")
+        panel = pairs.filter(pl.col("ari").is_not_null())
+        if panel.is_empty():
+            empty(axis, pairs["reason"][0])
+            continue
         for y, row in enumerate(panel.iter_rows(named=True)):
             draw_agreement(axis, y, row)
-        texts = [f"{short(a, 17)}, {short(b, 17)}" for a, b in panel.select("a", "b").rows()]
-        axis.set_yticks(range(len(texts)), texts, fontsize=5.5, parse_math=False)
+        texts = [f"{short(a, 34)}\n{short(b, 34)}" for a, b in panel.select("a", "b").rows()]
+        axis.set_yticks(range(len(texts)), texts, fontsize=SMALL, parse_math=False)
         axis.set_ylim(len(texts) - 0.5, -0.5)
-        tell(axis, f"between {panel['between'][0]}, {panel['prompts'].max()} prompts")
+        tell(axis, f"between {panel['between'][0]}, n = {panel['prompts'].max()} prompts", wide=38)
+        if len(panel) < len(pairs):
+            tell(axis, f"left out: {len(pairs) - len(panel)} pairs without common states", wide=38)
         axis.set_xlim(-0.25, 1.05)
     legend(cells)
     return figure, table
@@ -381,9 +292,6 @@ def agreement(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 def draw_agreement(axis: Axes, y: int, row: dict) -> None:
     """One pair of labellings: its score, and up to where 95 % of permutations are; filled where p < 0.05 (Holm)."""
-    if row["ari"] is None:
-        axis.text(0, y, row["reason"], fontsize=5.5, va="center", color=GREY)
-        return
     if row["ari_null_high"] is not None:
         ends = [row["ari_null_median"], row["ari_null_high"]]
         axis.plot(

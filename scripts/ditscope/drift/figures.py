@@ -1,7 +1,6 @@
-"""Figures of the stage `drift`."""
+"""Figures of the stage `drift`: distances over runs, and how the steps are made."""
 
-from collections.abc import Iterator
-from itertools import cycle
+import textwrap
 
 import numpy as np
 import polars as pl
@@ -10,15 +9,15 @@ from matplotlib.figure import Figure as Canvas
 from scipy import stats
 
 from ditscope.core.tables import concat_tables
-from ditscope.drift.tables import BEYOND_WALK, PROMPT, STEPS
+from ditscope.drift.tables import PROMPT, STEPS
 from ditscope.style import (
     COLOURS,
     GREY,
+    SMALL,
     Files,
     colour_scale,
     empty,
     facets,
-    grid,
     legend,
     named,
     note,
@@ -31,7 +30,7 @@ FEWEST = 8  # runs below which quartiles are not drawn
 STEP = "step_cosine_distance"
 QQ_RUNS = 40  # lines of one axis
 QQ_DRAWS = 999  # normal samples of its band
-CLAIMED = {"walk": "not a walk", "plateau": "not a plateau"}  # what a small p says
+KINDS = {"fixed": COLOURS[0], "derived": COLOURS[1]}  # of seeds: never pooled
 MATRIX_NAMES = 12  # blocks of a similarity matrix that are named
 
 
@@ -42,15 +41,16 @@ def drift_curves(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """
     curves = drift_quantiles(files)
     figure, cells = facets(
-        curves, xlabel="sequence number", ylabel="cosine distance", sharex=True, sharey="row"
+        curves, xlabel="sequence number", ylabel="cosine distance", sharex=True, sharey="row", whole=True
     )  # fmt: skip
+    span = curves["sequence_number"].max() - curves["sequence_number"].min()
     for (embedder, network), axis in cells.items():
         line = curves.filter(pl.col("control").cast(pl.String) == "observed", embedder=embedder, network=network)
         x, low, high, n = line.select("sequence_number", "q25", "q75", "runs")
         draw_median(axis, x, line["q50"], n, "observed: median, quartiles")
         axis.fill_between(x, low, high, where=n >= FEWEST, color=COLOURS[0], alpha=0.2, linewidth=0)
         draw_null(files, "ordered", axis, embedder, network, n.max() or 0)
-        write_counts(axis, x, n)
+        write_counts(axis, x, n, span)
         axis.margins(y=0.15)
     legend(cells)
     return figure, curves
@@ -66,13 +66,14 @@ def drift_walks(files: Files) -> tuple[Canvas, pl.DataFrame]:
     if bands.is_empty():
         return note("No run has enough states for a walk."), bands
     figure, cells = facets(
-        bands, xlabel="sequence number", ylabel="Euclidean distance", sharex=True, sharey="row"
+        bands, xlabel="sequence number", ylabel="Euclidean distance", sharex=True, sharey="row", whole=True
     )  # fmt: skip
+    span = bands["sequence_number"].max() - bands["sequence_number"].min()
     for (embedder, network), axis in cells.items():
         line = bands.filter(embedder=embedder, network=network)
         draw_median(axis, line["sequence_number"], line["observed"], line["runs"], "observed: median")
         draw_null(files, "walk", axis, embedder, network, line["runs"].max())
-        write_counts(axis, line["sequence_number"], line["runs"])
+        write_counts(axis, line["sequence_number"], line["runs"], span)
         axis.margins(y=0.15)
     legend(cells)
     return figure, bands
@@ -123,7 +124,7 @@ def autoregression(files: Files) -> tuple[Canvas, pl.DataFrame]:
             for row in rows.iter_rows(named=True):
                 y = STEPS.index(row["measure"]) + 0.24 * number - 0.12
                 if row["coefficient"] is None:
-                    axis.text(0.02, y, row["reason"], fontsize=5.5, va="center", color=colour, parse_math=False,
+                    axis.text(0.02, y, row["reason"], fontsize=SMALL, va="center", color=colour, parse_math=False,
                               transform=axis.get_yaxis_transform())  # fmt: skip
                     continue
                 axis.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.5)
@@ -221,7 +222,7 @@ def mark_blocks(axis: Axes, names: list[str]) -> None:
         axis.axvline(start - 0.5, color="white", linewidth=0.8)
     middles = [(a + b - 1) / 2 for a, b in zip(starts, [*starts[1:], len(names)], strict=True)]
     shown = list(zip(middles, (names[start] for start in starts), strict=True))[:MATRIX_NAMES]
-    axis.set_yticks([y for y, _ in shown], [short(name, 18) for _, name in shown], fontsize=6)
+    axis.set_yticks([y for y, _ in shown], [textwrap.fill(short(name, 44), 22) for _, name in shown], fontsize=SMALL)
     axis.set_xticks([])
 
 
@@ -232,216 +233,9 @@ def drift_table(files: Files) -> pl.DataFrame:
     return quantiles.group_by(keys, maintain_order=True).last().sort(keys)
 
 
-# Claims about groups of runs ------------------------------------------------------------------------------------------
-
-KINDS = {"fixed": COLOURS[0], "derived": COLOURS[1]}  # of seeds: never pooled
-
-
-def drift_memory(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Memory of the prompt by position; grey: 95 % of it with prompts permuted among runs."""
-    table = texts(concat_tables(named(files, "drift", "memory.parquet"), "drift.memory"), "seeds")
-    if table.is_empty():
-        return note(reasons(files, "memory")), table
-    figure, cells = facets(table, xlabel="sequence number", ylabel="memory of the prompt", sharex=True, sharey="all")
-    for axis, kind, line in lines(table, cells):
-        x = line["sequence_number"]
-        axis.fill_between(x, line["null_low"], line["null_high"], color=GREY, alpha=0.25, linewidth=0)
-        draw_interval(axis, x, line["memory"], line["low"], line["high"], kind)
-        write_counts(axis, x, line["prompts"], unit=" prompts")
-    finish(files, cells, ["memory"])
-    return figure, table
-
-
-def drift_displacement(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Mean squared displacement by lag, beside walks of the observed increments and shuffled states."""
-    table = texts(concat_tables(named(files, "drift", "displacement.parquet"), "drift.displacement"), "seeds")
-    if table.is_empty():
-        return note(reasons(files, "walk")), table
-    figure, cells = facets(table, xlabel="lag / states", ylabel="squared displacement", sharex=True)
-    for axis, kind, line in lines(table, cells):
-        for null, colour in (("walk", GREY), ("plateau", COLOURS[5])):
-            x, low, middle, high = line.select("lag", f"{null}_low", f"{null}_median", f"{null}_high")
-            axis.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
-            axis.plot(x, middle, color=colour, linestyle="--", label="walk" if null == "walk" else "shuffled")
-        draw_interval(axis, line["lag"], line["displacement"], line["low"], line["high"], kind)
-        axis.set_ylim(0, 2.5 * max(line["displacement"].max(), line["plateau_high"].max()) or 1)
-        write_counts(axis, line["lag"], line["prompts"], unit=" prompts")
-    finish(files, cells, ["walk", "plateau"])
-    return figure, table
-
-
-def drift_divergence(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Distance of twins by position, on a logarithmic axis, up to where it saturates; dashed: strangers."""
-    table = texts(concat_tables(named(files, "drift", "divergence.parquet"), "drift.divergence"), "seeds")
-    if table.is_empty() or not (table["distance"] > 0).any():
-        return note(reasons(files, "rate")), table
-    figure, cells = facets(table, xlabel="sequence number", ylabel="distance of twins", sharex=True)
-    for axis, kind, line in lines(table.filter(pl.col("distance") > 0), cells):
-        x = line["sequence_number"]
-        axis.plot(x, line["stranger"], color=GREY, linestyle="--", label="strangers")
-        draw_interval(axis, x, line["distance"], line["low"].clip(1e-6), line["high"], kind)
-        for place in x.filter(line["saturated"])[:1]:
-            axis.axvline(place, color=KINDS[kind], linestyle=":", label="saturated")
-        axis.set_yscale("log")
-        write_counts(axis, x, line["prompts"], unit=" prompts")
-    finish(files, cells, ["rate"])
-    return figure, table
-
-
-def drift_jumps(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Size over threshold of the jumps of each run, and of the largest step of runs without, by place.
-
-    Title: of the runs that were tested, those with jumps that are more than a walk makes; how many were not tested.
-    """
-    table = concat_tables(named(files, "drift", "jumps.parquet"), "drift.jumps")
-    shown = table.drop_nulls("size")
-    if shown.is_empty():
-        return note(f"No steps to test: {', '.join(table['reason'].unique().sort()) or 'there are no runs'}."), table
-    figure, cells = facets(table, xlabel="sequence number", ylabel="size / threshold", sharex=True, sharey="all")
-    for (embedder, network), axis in cells.items():
-        there, panel = (rows.filter(embedder=embedder, network=network) for rows in (table, shown))
-        if panel.is_empty():
-            empty(axis, "; ".join(there["reason"].unique().sort()))
-            continue
-        axis.axhline(1, color=GREY, linestyle="--")
-        sudden = pl.col("jump") & (pl.col("p_walk") <= BEYOND_WALK)
-        for kind, colour, label in (
-            (sudden, COLOURS[1], "jump, and more than a walk"),
-            (pl.col("jump") & ~sudden, COLOURS[4], "jump, as in a walk"),
-            (~pl.col("jump"), GREY, "largest step of a run without"),
-        ):
-            points = panel.filter(kind)
-            axis.scatter(
-                points["sequence_number"], points["size"] / points["threshold"], s=6, color=colour, label=label
-            )
-        with_jump, runs, every = (rows["run_id"].n_unique() for rows in (panel.filter(sudden), panel, there))
-        chance = f"up to {100 * BEYOND_WALK:.0f} % by chance"
-        tell(axis, f"more than a walk: {with_jump} of {runs} runs ({chance}), {every - runs} not tested")
-    legend(cells)
-    return figure, table
-
-
 def texts(table: pl.DataFrame, *columns: str) -> pl.DataFrame:
     """A table with Enum columns as plain text."""
     return table.with_columns(pl.col(columns).cast(pl.String))
-
-
-def lines(table: pl.DataFrame, cells: dict) -> Iterator[tuple[Axes, str, pl.DataFrame]]:
-    """The axis, the kind of seeds, and the rows of each line of a figure of groups."""
-    for (embedder, network), axis in cells.items():
-        for kind in KINDS:
-            line = table.filter(embedder=embedder, network=network, seeds=kind)
-            if not line.is_empty():
-                yield axis, kind, line
-
-
-def draw_interval(axis: Axes, x: pl.Series, y: pl.Series, low: pl.Series, high: pl.Series, kind: str) -> None:
-    """A line, with its interval where there is one, in the colour of a kind of seeds."""
-    axis.plot(x, y, color=KINDS[kind], label=f"{kind} seeds", marker="." if len(y) < 3 else "")
-    low, high = (end.cast(pl.Float64).fill_null(float("nan")) for end in (low, high))
-    axis.fill_between(x, low, high, color=KINDS[kind], alpha=0.2, linewidth=0)
-
-
-def finish(files: Files, cells: dict, claims: list[str]) -> None:
-    """A legend, and the p-values of the claims in the titles; of those without a test what they came to."""
-    tests = texts(concat_tables(named(files, "drift", "claims.parquet"), "drift.claims"), "claim", "seeds")
-    for (embedder, network), axis in cells.items():
-        panel = tests.filter(pl.col("claim").is_in(claims), embedder=embedder, network=network)
-        for claim, value, p, runs, reason in panel.select("claim", "statistic", "p_holm", "runs", "reason").rows():
-            title = CLAIMED.get(claim, claim)
-            found = f"p = {p:.2g}" if p is not None else None if value is None else f"{value:.2g}"
-            tell(axis, f"{title}: {found}, n = {runs} runs" if found else f"{title}: {reason}")
-    legend(cells)
-
-
-def reasons(files: Files, claim: str) -> str:
-    """Why a claim is not made of any group."""
-    tests = texts(concat_tables(named(files, "drift", "claims.parquet"), "drift.claims"), "claim").filter(claim=claim)
-    return f"Nothing to show: {'; '.join(tests['reason'].drop_nulls().unique().sort()) or 'there are no runs'}."
-
-
-# How long things last -------------------------------------------------------------------------------------------------
-
-
-def attribute_survival(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Share of runs that are still as they began, by attributes and embedders.
-
-    Attributes are those that the prompt named (oracle), and those that the first picture shows (picture).
-
-    Dotted: the same of runs held against other prompts.
-    """
-    table = survival_table(files).filter(pl.col("against") == PROMPT)
-    if table.is_empty():
-        return note("No run can be held against its prompt: a single prompt, and no attributes are read."), table
-    return draw_survival(table, "share as it began"), table
-
-
-def quantized_survival(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Share of runs of a quantized network that are still alike with their base's; dotted: runs of other seeds."""
-    table = survival_table(files).filter(pl.col("against") != PROMPT)
-    if table.is_empty():
-        return note("No quantized network stands beside its base."), table
-    return draw_survival(table, "share alike with base"), table
-
-
-def quantized_difference(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """How much longer what runs began with lasts under quantization than in the base, with intervals over prompts.
-
-    Grey: 95 % of what comes out with the signs of the prompts at random.
-    """
-    table = texts(concat_tables(named(files, "drift", "quantized.parquet"), "drift.quantized"), "by", "seeds")
-    shown = table.drop_nulls("difference")
-    if shown.is_empty():
-        why = "; ".join(table["reason"].drop_nulls().unique().sort()) or "no quantized network stands beside its base"
-        return note(f"Nothing to compare: {why}."), table
-    pairs = shown.select("network", "base", "seeds").unique(maintain_order=True).rows()
-    most = max(len(shown.filter(network=n, base=b, seeds=s)) for n, b, s in pairs)
-    figure, axes = grid(1, len(pairs), width=max(4, 3.2 * len(pairs)), height=0.8 + 0.22 * most, sharex=True)
-    for axis, (network, base, kind) in zip(axes[0], pairs, strict=True):
-        panel = shown.filter(network=network, base=base, seeds=kind)
-        place, (low, high) = range(len(panel)), (panel[end].to_numpy() for end in ("null_low", "null_high"))
-        axis.barh(place, high - low, left=low, color=GREY, alpha=0.3)
-        axis.hlines(place, panel["low"], panel["high"], color=KINDS[kind])
-        axis.plot(panel["difference"], place, "o", color=KINDS[kind], markersize=3)
-        axis.axvline(0, color=GREY, linewidth=0.6)
-        axis.set_yticks(
-            place, [f"{what} ({by}), n = {n}" for by, what, n in panel.select("by", "what", "prompts").rows()]
-        )
-        poor = panel["degenerate"].drop_nulls()
-        tell(axis, f"{network} - {base}, {kind} seeds", f"degenerate: {poor[0]}" if len(poor) else "")
-        axis.set(xlabel="difference / states")
-    return figure, table
-
-
-def survival_table(files: Files) -> pl.DataFrame:
-    """The table `drift.survival` as facets: `embedder` is the reader, `network` has what is compared."""
-    table = texts(concat_tables(named(files, "drift", "survival.parquet"), "drift.survival"), "by", "seeds")
-    alone = pl.col("against") == PROMPT
-    what = pl.when(alone).then(pl.col("network")).otherwise(pl.format("{} beside {}", "network", "against"))
-    return table.with_columns(pl.col("by").alias("embedder"), pl.format("{}, {} seeds", what, "seeds").alias("network"))
-
-
-def draw_survival(table: pl.DataFrame, y: str) -> Canvas:
-    """Curves of survival with their intervals; rows are readers, columns networks, lines what is read."""
-    figure, cells = facets(
-        table, most=(3, 2), wrap=True, xlabel="position", ylabel=y, sharex=True, sharey="all"
-    )  # fmt: skip
-    for (reader, network), axis in cells.items():
-        panel = table.filter(embedder=reader, network=network)
-        for colour, line in zip(cycle(COLOURS), panel.partition_by("what", maintain_order=True), strict=False):
-            low, high = (line[end].cast(pl.Float64).fill_null(float("nan")) for end in ("low", "high"))
-            style = {"color": colour, "drawstyle": "steps-post"}
-            axis.plot(line["position"], line["survival"], label=f"{line['what'][0]}, n = {line['runs'][0]}", **style)
-            axis.fill_between(line["position"], low, high, color=colour, alpha=0.12, linewidth=0, step="post")
-            axis.plot(line["position"], line["reference"], linestyle=":", linewidth=0.8, **style)
-            cut = line.filter(pl.col("censored") > 0)
-            axis.plot(cut["position"], cut["survival"], "|", color=colour, markersize=4)
-        if len(panel):
-            counts = panel.group_by("position").agg(pl.col("at_risk").max()).sort("position")
-            write_counts(axis, counts["position"], counts["at_risk"], unit=" at most")
-            axis.legend(fontsize=5)
-        axis.set_ylim(0, 1.15)
-    return figure
 
 
 def lifetimes_table(files: Files) -> pl.DataFrame:

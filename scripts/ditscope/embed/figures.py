@@ -14,7 +14,9 @@ def distinct_states(files: Files) -> tuple[Canvas, pl.DataFrame]:
     cells_of = degenerate_networks(states)
     runs = pl.concat(distinct_of_runs(part) for _, part in by_embedder(states))
     table = runs.join(cells_of, on=["embedder", "network"]).sort("embedder", "network", "run_id")
-    figure, cells = facets(table, xlabel="states of the run", ylabel="distinct states", sharex=True, sharey="all")
+    figure, cells = facets(
+        table, xlabel="states of the run", ylabel="distinct states", sharex=True, sharey="all", whole=True
+    )
     top = table["states"].max()
     for (embedder, network), axis in cells.items():
         cell = table.filter(embedder=embedder, network=network)

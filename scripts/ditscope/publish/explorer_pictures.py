@@ -18,13 +18,13 @@ from ditscope.capture.files import DECODED, captures_in, decoded_file, picture_f
 from ditscope.core.errors import InputError, parsing
 from ditscope.core.picture_file import whole
 from ditscope.core.shards import check_end
+from ditscope.core.tables import read_table
 from ditscope.publish.explorer_tables import encoded
 
 # Longest side of a thumbnail in pixels, and the quality of its WebP (0: lossless): the first at which all fit is taken.
 FORMS = ((256, 0), (256, 90), (192, 85), (160, 80), (128, 80), (96, 80), (64, 80), (48, 75), (32, 75))
 PROBES = 40  # pictures by which the size of all is estimated
 FLAT = 0.75  # bytes of a picture in a page: base64 has 4 letters for 3 bytes
-REFINED = ("interpolated", "refined", "truth")  # pictures of one sample, as `<sample>.<kind>.png`
 
 
 @dataclass(frozen=True)
@@ -238,22 +238,20 @@ def capture_sources(told: list[dict[str, Any]]) -> Iterator[Source]:
 
 
 def refiner_sources(files: list[Path]) -> Iterator[Source]:
-    """Pictures of the refiner, `refine/<model>/<sample>/<kind>`: files `<sample>.<kind>.png` of the kinds of REFINED.
+    """Pictures of a refiner's gallery, `refine/<refiner>/<level>/<sample>/<method>`.
 
-    Of its folders those of other kinds are left out, and of a storyboard's all but `compared.png`, which is shown by
-    the storyboard's name; other pictures are shown as they are, `refine/<model>/<name>/whole`.
+    Sheets that a refiner left, and `compared.png` of its storyboards, are shown as they are:
+    `refine/<refiner>/<name>/whole`.
     """
-    of_folders = [(png, p) for p in files if p.is_dir() for png in sorted(p.rglob("*.png"))]
-    pngs = [*of_folders, *((p, p) for p in files if p.suffix == ".png")]
-    for path, place in pngs:
-        if not path.exists():
-            continue
-        sample, _, kind = path.stem.rpartition(".")
-        model = next((parent.name for parent in path.parents if parent.parent.name == "refine"), path.parent.name)
-        if kind in REFINED and sample:
-            yield Source(f"refine/{model}/{sample}/{kind}", "refiner", path.read_bytes)
-        elif place.parent.name == "storyboards" and path.name == "compared.png":
-            name = "-".join(path.relative_to(place.parent).parts[:-1])
-            yield Source(f"refine/{model}/{name}/whole", "refiner", path.read_bytes, sides=4)
-        elif place == path or (place.parent.name != "storyboards" and not sample):
-            yield Source(f"refine/{model}/{path.stem}/whole", "refiner", path.read_bytes, sides=4)
+    for path in (file for file in files if file.exists()):
+        if path.name == "gallery.parquet":
+            for row in read_table(path, "refine.gallery").iter_rows(named=True):
+                if (picture := path.parent / row["picture"]).suffix == ".png" and picture.exists():
+                    name = f"refine/{path.parent.name}/{row['level']}/{row['key']}/{row['method']}"
+                    yield Source(name, "refiner", picture.read_bytes, sides=2)
+        elif path.suffix == ".png":
+            yield Source(f"refine/{path.parent.name}/{path.stem}/whole", "refiner", path.read_bytes, sides=4)
+        elif path.parent.name == "storyboards":
+            for picture in sorted(path.rglob("compared.png")):
+                name = "-".join(picture.relative_to(path.parent).parts[:-1])
+                yield Source(f"refine/{path.parent.parent.name}/{name}/whole", "refiner", picture.read_bytes, sides=4)

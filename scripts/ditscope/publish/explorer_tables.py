@@ -81,7 +81,8 @@ SHOWN = (
     Shown("cluster", "clusters.map", f"{RUN} position x y reason", "run_id"),
     Shown("cluster", "clusters.medoids", "embedder label states runs medoid_text jaccard"),
     Shown("refine", "refine.training", "*"),
-    Shown("refine", "refine.diagnostics", "*"),
+    Shown("refine", "refine.evaluation", "*"),
+    Shown("refine", "refine.gallery", "*"),
 )
 
 

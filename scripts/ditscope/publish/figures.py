@@ -1,6 +1,7 @@
 """Figures and tables of the paper and the report: which there are, what they need, where they stand in the report.
 
-Adding a figure: a line here, a function of its name in `figures.py` of its first stage, a caption report/<name>.rst.
+Adding a figure: a line here, a function of its name in `figures.py` of its first stage (or in the module named here), a
+caption report/<name>.rst.
 Adding a table of the paper: a line here, a function of its name and `_table` in `figures.py` of its stage.
 Adding an answer of the front page: its stage's name here, a function `answer` in `answer.py` of the stage.
 """
@@ -22,15 +23,23 @@ ANSWERING = (  # stages that answer a question, in the order of the front page
     "topology", "refine",
 )  # fmt: skip
 
+INDEX = "index.csv"  # beside the figures: what each shows, of how many, and the command that makes it
+
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: its file name, the stages whose results it needs, its category in the report."""
+    """A figure: its file name, the stages whose results it needs, its category in the report, its stage's module."""
 
     name: str
     stages: tuple[str, ...]
     category: str
+    module: str = "figures"
     shared_caption: str = ""
+
+    @property
+    def source(self) -> str:
+        """The module below `ditscope` that draws it."""
+        return f"{self.stages[0]}.{self.module}"
 
     @property
     def caption(self) -> str:
@@ -49,8 +58,11 @@ FIGURES = {
         Figure("text-drift", ("blocks",), "Captures"),
         Figure("ablation-effects", ("ablate",), "Captures"),
         Figure("activation-range", ("calibrate",), "Quantization"),
+        Figure("activation-layers", ("calibrate",), "Quantization"),
         Figure("sensitivity-heatmap", ("sensitivity",), "Quantization"),
+        Figure("sensitivity-layers", ("sensitivity",), "Quantization"),
         Figure("image-sensitivity", ("sensitivity",), "Quantization"),
+        Figure("image-sensitivity-layers", ("sensitivity",), "Quantization"),
         Figure("sensitivity-ranking", ("sensitivity",), "Quantization"),
         Figure("bit-plan", ("plan",), "Quantization"),
         Figure("benchmark-quality", ("benchmark",), "Quantization"),
@@ -67,20 +79,20 @@ FIGURES = {
         Figure("autoregression", ("drift",), "Trajectories"),
         Figure("normal-quantiles", ("drift",), "Trajectories"),
         Figure("run-similarity", ("drift",), "Trajectories"),
-        Figure("drift-displacement", ("drift",), "Trajectories"),
-        Figure("drift-jumps", ("drift",), "Trajectories"),
-        Figure("drift-memory", ("drift",), "Trajectories"),
-        Figure("drift-divergence", ("drift",), "Trajectories"),
-        Figure("attribute-survival", ("drift",), "Trajectories"),
-        Figure("quantized-survival", ("drift",), "Trajectories"),
-        Figure("quantized-difference", ("drift",), "Trajectories"),
+        Figure("drift-displacement", ("drift",), "Trajectories", "claim_figures"),
+        Figure("drift-jumps", ("drift",), "Trajectories", "claim_figures"),
+        Figure("drift-memory", ("drift",), "Trajectories", "claim_figures"),
+        Figure("drift-divergence", ("drift",), "Trajectories", "claim_figures"),
+        Figure("attribute-survival", ("drift",), "Trajectories", "survival_figures"),
+        Figure("quantized-survival", ("drift",), "Trajectories", "survival_figures"),
+        Figure("quantized-difference", ("drift",), "Trajectories", "survival_figures"),
         Figure("cluster-map", ("cluster",), "Trajectories"),
         Figure("cluster-transitions", ("cluster",), "Trajectories"),
-        Figure("run-lengths", ("cluster",), "Trajectories"),
-        Figure("dwell-times", ("cluster",), "Trajectories"),
-        Figure("longest-runs", ("cluster",), "Trajectories"),
+        Figure("run-lengths", ("cluster",), "Trajectories", "stay_figures"),
+        Figure("dwell-times", ("cluster",), "Trajectories", "stay_figures"),
+        Figure("longest-runs", ("cluster",), "Trajectories", "stay_figures"),
         Figure("label-phases", ("cluster",), "Trajectories"),
-        Figure("returns", ("cluster",), "Trajectories"),
+        Figure("returns", ("cluster",), "Trajectories", "stay_figures"),
         Figure("outliers", ("cluster",), "Trajectories"),
         Figure("agreement", ("cluster",), "Trajectories"),
         Figure("cluster-stability", ("cluster",), "Trajectories"),
@@ -102,4 +114,4 @@ def available(stages: set[str]) -> list[Figure]:
 
 def own_figures(analyses: Iterable[str]) -> list[Figure]:
     """The figures of analyses of the user's own: named as these, one caption for all."""
-    return [Figure(name, ("analyse",), "Analyses", "analysis") for name in analyses]
+    return [Figure(name, ("analyse",), "Analyses", shared_caption="analysis") for name in analyses]

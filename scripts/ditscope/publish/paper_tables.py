@@ -1,5 +1,6 @@
 """Tables for a paper: small summaries of the study's long tables, as CSV, Markdown and LaTeX."""
 
+import unicodedata
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -53,7 +54,13 @@ def markdown(table: pl.DataFrame) -> str:
 def latex(table: pl.DataFrame) -> str:
     """The table as a LaTeX tabular (booktabs), every special character escaped."""
     align = "".join("r" if kind.is_numeric() else "l" for kind in table.dtypes)
-    rows = [" & ".join(cell(v).translate(LATEX) for v in row) + r" \\" for row in table.rows()]
-    header = " & ".join(name.translate(LATEX) for name in table.columns) + r" \\"
+    rows = [" & ".join(escaped(cell(v)) for v in row) + r" \\" for row in table.rows()]
+    header = " & ".join(map(escaped, table.columns)) + r" \\"
     body = [rf"\begin{{tabular}}{{{align}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
     return "\n".join([*body, ""])
+
+
+def escaped(text: str) -> str:
+    """Text for LaTeX, for any of its engines: signs of markup escaped, letters beyond Latin-1 as `?`."""
+    latin = unicodedata.normalize("NFKC", text.translate(LATEX))  # subscript digits become digits
+    return "".join(letter if ord(letter) < 0x100 else "?" for letter in latin)

@@ -1,9 +1,6 @@
 """Publication of a study without Snakemake: figures, tables, answers, the catalog and the explorer in one call."""
 
-from pathlib import Path
-
 from ditscope.core.paths import InputFolder
-from ditscope.core.plugins import load_plugin
 from ditscope.core.study_plan import read_plan
 from ditscope.core.tables import write_table
 from ditscope.publish.answers import answers_table
@@ -13,6 +10,7 @@ from ditscope.publish.explorer import study_of, write_explorer
 from ditscope.publish.figures import available
 from ditscope.publish.front_page import write_front_page
 from ditscope.publish.paper_tables import write_paper_tables
+from ditscope.publish.printing import finished
 from ditscope.publish.settings import Publish
 from ditscope.publish.tables import ANSWERS
 
@@ -20,12 +18,7 @@ from ditscope.publish.tables import ANSWERS
 def publish(results: InputFolder, settings: Publish = Publish()) -> None:
     """Draw every figure and write every table that the finished stages of a study allow, below `results`."""
     plan = read_plan(results)
-    targets = plan["targets"]
-    files = {stage: [Path(p) for p in paths] for stage, paths in targets.items() if paths and stage != "publish"}
-    complete = {stage: paths for stage, paths in files.items() if all(path.exists() for path in paths)}
-    analyses = plan["config"].get("analyse", {}).get("analyses", {}) if "analyse" in complete else {}
-    modules = {name: (a["module"], load_plugin(a["module"], {}, name, "an analysis")) for name, a in analyses.items()}
-    own = {name: path for name, (path, module) in modules.items() if hasattr(module, "figure")}
+    complete, own = finished(results)
     names = [figure.name for figure in available(set(complete))]
     draw_figures([*names, *own], complete, results / "figures", settings, own)
     controls = [name for name, entry in plan["config"]["embedders"].items() if entry["family"] == "random-walk"]

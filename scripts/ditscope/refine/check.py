@@ -159,10 +159,16 @@ def check_gains(study: Study, file: str, table: pl.DataFrame) -> None:
 def check_gallery(study: Study, file: str, table: pl.DataFrame, gives: pl.DataFrame) -> None:
     """The gallery has a whole picture of each sample, level and method."""
     study.agree("refine", file, table, gives)
-    for picture in gives["picture"]:
-        place = f"{file.rpartition('/')[0]}/{picture}"
-        with study.noting("refine", f"{file.rpartition('/')[0]}/gallery", file):
-            check_picture(study.results / place)
+    home = file.rpartition("/")[0]
+    places = {picture: study.results / home / picture for picture in gives["picture"]}
+    missing = [picture for picture, place in places.items() if not place.exists()]
+    if missing:
+        study.note(
+            "refine", f"{home}/gallery", f"lacks {len(missing)} of {len(places)} pictures, as {missing[0]}", file
+        )
+    for picture in places.keys() - missing:
+        with study.noting("refine", f"{home}/gallery", file):
+            check_picture(places[picture])
 
 
 def check_storyboard(study: Study, folder: str) -> None:

@@ -1,13 +1,15 @@
 """Figures of the refiner: what it is worth on held-out samples level by level, its controls, and training curves."""
 
 from pathlib import Path
+from textwrap import fill
 
+import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from ditscope.core.tables import read_table
-from ditscope.style import COLOURS, Files, grid, named
+from ditscope.style import COLOURS, Files, across, grid, named
 
 # Metrics in the order of the panels, with what an axis says of them.
 METRICS = {
@@ -22,7 +24,7 @@ METRICS = {
     "kid": "KID",
 }
 PLAIN = "interpolated"
-WIDTH, HEIGHT = 2.5, 2.2  # of a panel in inches
+WIDTH, HEIGHT = 2.3, 2.0  # of a panel in inches
 
 
 def evaluations(files: Files) -> pl.DataFrame:
@@ -46,21 +48,31 @@ def refiner_evaluation(files: Files) -> tuple[Canvas, pl.DataFrame]:
     table = evaluations(files)
     refiners = table["refiner"].unique(maintain_order=True).to_list()
     metrics = [m for m in METRICS if m in table["metric"].unique()]
-    size = WIDTH * len(metrics), HEIGHT * len(refiners)
-    figure, axes = grid(len(refiners), len(metrics), *size)
+    figure, axes = panels(len(refiners), len(metrics), HEIGHT)
     for row, refiner in zip(axes, refiners, strict=True):
         own = table.filter(refiner=refiner)
-        for axis, metric in zip(row, metrics, strict=True):
+        for axis, metric in zip(row, metrics, strict=False):
             part = own.filter(metric=metric)
             if part.is_empty():
                 axis.set_axis_off()
                 continue
             draw_levels(axis, part)
-            axis.set_ylabel(METRICS[metric])
+            axis.set_ylabel(fill(METRICS[metric], 24))
         row[0].set_title(f"{refiner}: {units_of(own)}", loc="left")
     lines = {line.get_label(): line for axis in figure.axes for line in axis.get_lines()}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines))
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=across(1.7, len(lines)))
     return figure, table.filter(pl.col("metric").is_in(metrics))
+
+
+def panels(refiners: int, metrics: int, height: float) -> tuple[Canvas, np.ndarray]:
+    """Axes (refiners, at least metrics): the metrics of a refiner side by side, on as many lines as the page needs."""
+    abreast = across(WIDTH, metrics)
+    lines = -(-metrics // abreast)
+    figure, axes = grid(refiners * lines, abreast, WIDTH * abreast, 0.5 + height * refiners * lines)
+    axes = axes.reshape(refiners, lines * abreast)
+    for axis in axes[:, metrics:].flat:
+        axis.set_axis_off()
+    return figure, axes
 
 
 def draw_levels(axis: Axes, part: pl.DataFrame) -> None:
@@ -88,9 +100,9 @@ def refiner_gains(files: Files) -> tuple[Canvas, pl.DataFrame]:
     metrics = [m for m in METRICS if m in table["metric"].unique()]
     rows = table.select("refiner", "method").unique(maintain_order=True).rows()
     levels = table["level"].unique().sort().to_list()
-    size = WIDTH * len(metrics) + 1.2, max(0.16 * len(rows) * len(levels), 1.6) + 0.6
-    figure, axes = grid(1, len(metrics), *size, sharey=True)
-    for axis, metric in zip(axes[0], metrics, strict=True):
+    counts = dict(table.select("refiner", "units").unique().rows())
+    figure, axes = panels(1, len(metrics), max(0.16 * len(rows) * len(levels), 1.6) + 0.6)
+    for axis, metric in zip(axes[0], metrics, strict=False):
         for place, (refiner, method) in enumerate(rows):
             points = table.filter(refiner=refiner, method=method, metric=metric).sort("level")
             for level, gain, low, high in points.select("level", "gain", "gain_low", "gain_high").rows():
@@ -100,10 +112,11 @@ def refiner_gains(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 if low is not None:
                     axis.hlines(y, low, high, color=colour, linewidth=0.8)
         axis.axvline(0, color="#999999", linewidth=0.6)
-        axis.set_xlabel(f"gain: {METRICS[metric]}")
-    counts = dict(table.select("refiner", "units").unique().rows())
-    axes[0, 0].set_yticks(range(len(rows)), [f"{r} (n = {counts[r]}): {method}" for r, method in rows])
-    axes[0, 0].invert_yaxis()
+        axis.set_xlabel(fill(f"gain: {METRICS[metric]}", 26))
+        first = axis.get_subplotspec().is_first_col()
+        names = [f"{r} (n = {counts[r]}):\n{method}" for r, method in rows] if first else [""] * len(rows)
+        axis.set_yticks(range(len(rows)), names)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
     axes[0, 0].legend()
     return figure, table
 
@@ -134,7 +147,12 @@ def refiner_training(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """
     table = joined(files, "training.parquet", "refine.training")
     refiners = table["refiner"].unique(maintain_order=True).to_list()
-    figure, axes = grid(3, len(refiners), width=3.4 * max(len(refiners), 2), height=6.0)
+    abreast = across(3.4, len(refiners))
+    lines = -(-len(refiners) // abreast)
+    figure, axes = grid(3 * lines, abreast, width=3.4 * max(abreast, 2), height=5.4 * lines)
+    axes = axes.reshape(lines, 3, abreast).transpose(1, 0, 2).reshape(3, -1)  # three rows for as many as stand abreast
+    for axis in axes[:, len(refiners) :].flat:
+        axis.set_axis_off()
     for column, refiner in enumerate(refiners):
         curves = table.filter(refiner=refiner)
         fields = curves.filter(pl.col("metric").str.starts_with("field_strength"))["metric"].unique(maintain_order=True)

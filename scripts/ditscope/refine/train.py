@@ -63,6 +63,10 @@ def train(
     """
     check_settings(settings)
     data, book = open_dataset(samples, about), load_codebook(codebook)
+    if book.codes > settings.codes:
+        raise InputError(
+            f"refine.codes: {settings.codes}, but {codebook} has {book.codes} pseudo-classes; set as many, or remake it"
+        )
     drawn = samples_of(data, "train", read_codes(assignments, data), settings)
     began = [Path(start)] if start else []
     inputs = [file_digest(path) for path in (samples, about, codebook, assignments, *began)]
@@ -90,6 +94,8 @@ def check_settings(settings: Refine) -> None:
         )
     if settings.mae_width % 8:
         raise InputError(f"refine.mae_width: {settings.mae_width} is not a multiple of 8 (the groups of its norms)")
+    if settings.mask_ratio == 0:
+        raise InputError("refine.mask_ratio: 0 hides nothing that the autoencoder could fill in; raise it")
     if settings.generated_per_class < 2:
         raise InputError("refine.generated_per_class: needs at least 2; generated samples repel each other")
 

@@ -1,54 +1,58 @@
 """Figures of activation statistics, sensitivity and bit plans."""
 
-import matplotlib
+from collections.abc import Callable, Mapping
+
 import polars as pl
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import LogLocator
 
 from ditscope.core.tables import concat_tables
+from ditscope.layer_maps import Panel, grouped, layer_by_layer
 from ditscope.sensitivity.buckets import BUCKETS
-from ditscope.style import COLOURS, Files, grid, named
+from ditscope.style import COLOURS, NARROW, SMALL, Files, grid, named, note, page_width, plain, tell
 
 RANKED = 20  # layers in the ranking
 
 
+VELOCITY = "relative_l2", "relative L2 error of the velocity"
+IMAGE = "image_rms", "root mean square change of the image, whose values are 0 to 1"
+
+
 def sensitivity_heatmap(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Relative L2 error of the velocity by layer in network order (down) and bits (across)."""
-    return heatmap(files, "relative_l2", "relative L2 error of the velocity")
+    """Relative L2 error of the velocity by bits: the largest of each kind of layers and each block. Grey: no effect."""
+    return layers_map(files, grouped, *VELOCITY)
+
+
+def sensitivity_layers(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Relative L2 error of the velocity by bits, of every layer in network order. Grey: no effect."""
+    return layers_map(files, layer_by_layer, *VELOCITY)
 
 
 def image_sensitivity(files: Files) -> tuple[Canvas, pl.DataFrame]:
-    """Change of the finished image by layer in network order (down) and bits (across)."""
-    return heatmap(files, "image_rms", "root mean square change of the image, whose values are 0 to 1")
+    """Change of the finished image by bits: of each kind of layers and of each block the largest. Grey: no effect."""
+    return layers_map(files, grouped, *IMAGE)
 
 
-def heatmap(files: Files, metric: str, label: str) -> tuple[Canvas, pl.DataFrame]:
-    """One metric of the table `sensitivity`: a row of panels, one per bucket, for each model that has it."""
+def image_sensitivity_layers(files: Files) -> tuple[Canvas, pl.DataFrame]:
+    """Change of the finished image by bits, of every layer in network order. Grey: no effect."""
+    return layers_map(files, layer_by_layer, *IMAGE)
+
+
+def layers_map(
+    files: Files, drawing: Callable[[Mapping[str, list[Panel]], str], Canvas], metric: str, label: str
+) -> tuple[Canvas, pl.DataFrame]:
+    """One metric of the table `sensitivity`: a page per model that has it, with a panel per bucket on one scale."""
     table = concat_tables(named(files, "sensitivity", "sensitivity.parquet"), "sensitivity").filter(metric=metric)
-    models = table["model"].unique(maintain_order=True).to_list()
-    rows = [table.filter(model=model)["layer"].n_unique() for model in models]
-    figure = Canvas(figsize=(7, 1 + 0.1 * sum(rows)))
-    if not models:
-        return figure, table
-    axes = figure.subplots(len(models), len(BUCKETS), squeeze=False, gridspec_kw={"height_ratios": rows})
+    table = table.sort("model", "depth", maintain_order=True)
     positive = table.filter(pl.col("value") > 0)["value"]
-    norm = LogNorm(positive.min(), positive.max()) if len(positive) else None
-    colours = matplotlib.colormaps["magma_r"].with_extremes(bad="#dddddd")  # exactly zero: the layer has no effect
-    for row, model in zip(axes, models, strict=True):
-        scores = table.filter(model=model)
-        layers = scores.select("depth", "layer").unique(maintain_order=True).sort("depth", maintain_order=True)["layer"]
-        for axis, bucket in zip(row, BUCKETS, strict=True):
-            cells = scores.filter(bucket=bucket).pivot("bits", index="layer", values="value", sort_columns=True)
-            cells = layers.to_frame().join(cells, on="layer", how="left")
-            bits = cells.columns[1:]
-            image = axis.imshow(cells.select(bits).to_numpy(), aspect="auto", norm=norm, cmap=colours)
-            axis.set_title(f"{model}, {bucket}")
-            axis.set_xticks(range(len(bits)), bits)
-            axis.set_xlabel("bits")
-            axis.set_yticks(range(len(layers)), layers.to_list() if bucket == BUCKETS[0] else [], fontsize=4.5)
-    figure.colorbar(image, ax=axes, label=label, shrink=0.4)
-    return figure, table
+    norm = LogNorm(positive.min(), positive.max()) if len(positive) else LogNorm(1, 10)
+    panels = {}
+    for model in table["model"].unique(maintain_order=True):
+        part = table.filter(model=model)
+        title = f"{model}, n = {part['n_images'].max()} images, {part['mode'][0]} mode"
+        cells = part.select("layer", "kind", "bucket", x="bits", value="value")
+        panels[title] = [Panel(bucket, cells.filter(bucket=bucket), norm, label) for bucket in BUCKETS]
+    return drawing(panels, "bits"), table
 
 
 def sensitivity_ranking(files: Files) -> tuple[Canvas, pl.DataFrame]:
@@ -57,7 +61,9 @@ def sensitivity_ranking(files: Files) -> tuple[Canvas, pl.DataFrame]:
     agreement = concat_tables(named(files, "sensitivity", "agreement.parquet"), "sensitivity.agreement")
     table = table.filter((pl.col("metric") == "relative_l2") & (pl.col("bits") == pl.col("bits").min()))
     models = table["model"].unique(maintain_order=True).to_list()
-    figure, axes = grid(len(models), 1, width=6, height=3.2 * len(models))
+    if not models:
+        return note("No layer was measured."), table
+    figure, axes = grid(len(models), 1, height=0.6 + 3.0 * len(models))
     drawn = []
     for axis, model in zip(axes[:, 0], models, strict=True):
         scores = table.filter(model=model)
@@ -73,15 +79,13 @@ def sensitivity_ranking(files: Files) -> tuple[Canvas, pl.DataFrame]:
                 label = bucket if row is rows[0] else None
                 axis.plot(row["value"], y, "o", color=COLOURS[number], markersize=3, label=label)
         spearman = agreement.filter(model=model, metric="relative_l2")["spearman"].drop_nulls()
-        ranks = f" (Spearman of fast mode {spearman.min():.3f} to {spearman.max():.3f})" if len(spearman) else ""
-        axis.set_title(f"{model}, n = {scores['n_images'].max()} images{ranks}")
-        axis.set_yticks(range(len(top)), top, fontsize=5)
+        ranks = f"Spearman of fast mode {spearman.min():.3f} to {spearman.max():.3f}" if len(spearman) else ""
+        tell(axis, f"{model}, n = {scores['n_images'].max()} images", ranks, wide=44 if page_width() > NARROW else 24)
+        axis.set_yticks(range(len(top)), top, fontsize=SMALL)
         axis.invert_yaxis()
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("")
-        axis.set_xlabel(f"relative L2 error of the velocity at {scores['bits'][0]} bits")
+        plain(axis.xaxis)
+        axis.set_xlabel(f"relative L2 error of the\nvelocity at {scores['bits'][0]} bits")
         axis.legend()
     return figure, pl.DataFrame(drawn, infer_schema_length=None)
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Canvas
 
 from ditscope.core.tables import concat_tables
 from ditscope.embed.tables import SEEDS_KINDS
-from ditscope.style import COLOURS, GREY, Files, empty, facets, legend, named, note, tell
+from ditscope.style import COLOURS, GREY, SMALL, Files, empty, facets, is_leftmost, legend, named, note, tell
 from ditscope.topology.tables import HOMOLOGY, RELATIONS, SURROGATES
 
 FEWEST = 8  # pairs below which no box is drawn
@@ -81,23 +81,27 @@ def diagram_distances(files: Files) -> tuple[Canvas, pl.DataFrame]:
     shown = table.with_columns(pl.col("dimension", "relation", "seeds").cast(pl.String))
     kinds = [kind for kind in SEEDS_KINDS if kind in shown["seeds"]]
     rows = list(product(RELATIONS, kinds))
-    figure, cells = facets(shown, by=("embedder_a", "dimension"), xlabel="Wasserstein distance")
+    figure, cells = facets(shown, by=("embedder_a", "dimension"), xlabel="Wasserstein distance", letters=32)
     rng = np.random.default_rng(0)
     for (embedder, dimension), axis in cells.items():
         panel = shown.filter(embedder_a=embedder, dimension=dimension)
         names = []
         for y, (relation, kind) in enumerate(rows):
             values = panel.filter(relation=relation, seeds=kind)["wasserstein"].to_numpy()
-            names.append(f"{relation.replace('_', ' ')}, {kind} ({len(values)})")
+            names.append(f"{relation.replace('_', ' ')}, {kind}")
+            axis.text(0.99, y, f"{len(values)}", fontsize=SMALL, ha="right", va="center", color=GREY,
+                      transform=axis.get_yaxis_transform())  # fmt: skip
             colour, height = COLOURS[RELATIONS.index(relation)], y + rng.uniform(-0.25, 0.25, len(values))
             axis.scatter(values, height, s=3, color=colour, linewidth=0, alpha=0.5)
             if len(values) >= FEWEST:
                 low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
                 axis.plot([low, high], [y, y], color="black", linewidth=1.2)
                 axis.plot(middle, y, "|", color="black", markersize=8)
-        axis.set_yticks(range(len(rows)), names, fontsize=6 if len(kinds) == 1 else 5)
+        tell(axis, f"n = {panel['run_id_a'].n_unique()} runs, pairs at the right", wide=32)
+        axis.set_yticks(range(len(rows)), names if is_leftmost(axis, cells) else [""] * len(rows), fontsize=SMALL)
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlim(left=0)
+        axis.margins(x=0.2)
     return figure, table
 
 
@@ -106,11 +110,11 @@ def shape_nulls(files: Files) -> tuple[Canvas, pl.DataFrame]:
     table = concat_tables(named(files, "topology", "nulls.parquet"), "topology.nulls")
     shown = table.with_columns(pl.col("dimension").cast(pl.String), pl.col("null").cast(pl.String))
     dimensions = shown["dimension"].unique(maintain_order=True).to_list()
-    figure, cells = facets(shown, xlabel="length of bars / largest", sharex=True)
+    figure, cells = facets(shown, xlabel="length of bars / largest", sharex=True, letters=24)
     for (embedder, network), axis in cells.items():
         panel = shown.filter(embedder=embedder, network=network)
         first = panel.row(0, named=True)
-        tell(axis, f"n = {first['runs']} runs, {first['prompts']} prompts")
+        tell(axis, f"n = {first['runs']} runs, {first['prompts']} prompts", wide=24)
         if first["reason"]:
             empty(axis, first["reason"])
             continue
@@ -127,8 +131,8 @@ def shape_nulls(files: Files) -> tuple[Canvas, pl.DataFrame]:
             axis.plot(value, y, "o", color=COLOURS[0], markersize=3.5, label="observed")
             names.append(f"{dimension}, {null}: p = {row['p_holm']:.2g}")
             if null == SURROGATES[-1]:
-                tell(axis, f"{dimension}: {row['verdict']}")
-        axis.set_yticks(range(len(names)), names, fontsize=5.5)
+                tell(axis, f"{dimension}: {row['verdict']}", wide=24)
+        axis.set_yticks(range(len(names)), names, fontsize=SMALL)
         axis.set_ylim(len(names) - 0.5, -0.5)
     legend(cells)
     return figure, table

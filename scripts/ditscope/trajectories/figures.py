@@ -10,7 +10,7 @@ from ditscope.core.picture_file import pixels
 from ditscope.core.shards import read_tar
 from ditscope.core.tables import concat_tables
 from ditscope.embed.files import FEWEST_DISTINCT
-from ditscope.style import COLOURS, Files, grid, note, short
+from ditscope.style import COLOURS, NARROW, SMALL, Files, draw_tiles, grid, note, page_width, plain, short, tell
 
 STRIPS = 12  # runs drawn
 FRAMES = 8  # pictures of a run, evenly spaced
@@ -34,26 +34,40 @@ def trajectory_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for run in table.filter(network=network)["run_id"].unique(maintain_order=True).to_list()[:each]
     ]
     poor = degenerate_networks(table)
-    figure, axes = grid(
-        len(runs), FRAMES + 2, width=9, height=0.85 * len(runs), gridspec_kw={"width_ratios": [2, *[1] * FRAMES, 2]}
+    frames = FRAMES if page_width() > NARROW else FRAMES // 2
+    figure, axes = grid(1, 1, height=0.3 + 0.66 * len(runs))
+    rows = [strip_of(table.filter(run_id=run).sort("sequence_number"), frames) for run in runs]
+    cells = (
+        ((row, column), pixels(images[picture["network"], picture["output_key"]]))
+        for row, (_, _, pictures) in enumerate(rows)
+        for column, picture in enumerate(pictures)
     )
-    for row, run in zip(axes, runs, strict=True):
-        states = table.filter(run_id=run).sort("sequence_number")
-        pictures = states.filter(type="IMAGE")
-        captions = states.filter((pl.col("type") == "TEXT") & (pl.col("sequence_number") >= 0))["output_text"]
-        for axis in row:
-            axis.set_axis_off()
-        network = states["network"][0]
-        heading = "\n".join([network, textwrap.fill(states["prompt"][0], 24), *poor.get(network, [])])
-        row[0].text(0, 0.5, heading, va="center", fontsize=6, parse_math=False)
-        row[-1].text(
-            0, 0.5, textwrap.fill(captions[-1] if len(captions) else "", 24), va="center", fontsize=6, parse_math=False
-        )
-        for axis, index in zip(row[1:-1], spaced(len(pictures), FRAMES), strict=False):
-            shown = pictures.row(index, named=True)
-            axis.imshow(pixels(images[shown["network"], shown["output_key"]]), interpolation="nearest")
-            axis.set_title(f"{shown['sequence_number']}", fontsize=5, pad=1)
+    draw_tiles(axes[0, 0], (len(runs), frames), cells)
+    wide = 24 if page_width() > NARROW else 17
+    for row, (first, caption, pictures) in enumerate(rows):
+        told = "\n".join([*poor.get(first["network"], [])][:2])
+        heading = f"{first['network']}\n{fitted(first['prompt'], wide, 2 if told else 3)}" + f"\n{told}" * bool(told)
+        style = {"va": "center", "fontsize": SMALL}
+        axes[0, 0].text(-0.6, row, heading, ha="right", **style)
+        axes[0, 0].text(frames - 0.4, row, fitted(caption, wide, 4), ha="left", **style)
+        for column, picture in enumerate(pictures):
+            axes[0, 0].text(column, row - 0.5, f"{picture['sequence_number']}", ha="center", va="top", fontsize=SMALL,
+                            bbox={"color": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5})  # fmt: skip
+    tell(axes[0, 0], f"n = {table['run_id'].n_unique()} runs, {len(runs)} drawn")
     return figure, table
+
+
+def strip_of(states: pl.DataFrame, frames: int) -> tuple[dict, str, list[dict]]:
+    """The first state of a run, its last caption, and at most so many of its pictures, evenly spaced."""
+    pictures = states.filter(type="IMAGE")
+    captions = states.filter((pl.col("type") == "TEXT") & (pl.col("sequence_number") >= 0))["output_text"]
+    chosen = [pictures.row(index, named=True) for index in spaced(len(pictures), frames)]
+    return states.row(0, named=True), captions[-1] if len(captions) else "", chosen
+
+
+def fitted(text: str, wide: int, lines: int) -> str:
+    """A text on so many lines of so many letters at most."""
+    return textwrap.fill(short(text, wide * lines - lines), wide, max_lines=lines, placeholder="\u2026")
 
 
 def degenerate_networks(table: pl.DataFrame) -> dict[str, list[str]]:
@@ -81,7 +95,7 @@ def invocation_times(files: Files) -> tuple[Canvas, pl.DataFrame]:
     if own.is_empty():
         return note("No invocation was timed."), times
     entries = own.select("type", "entry").unique().sort("type", "entry").rows()
-    figure, axes = grid(1, 1, width=5.5, height=0.9 + 0.32 * len(entries))
+    figure, axes = grid(1, 1, height=0.9 + 0.36 * len(entries))
     axis, rng = axes[0, 0], np.random.default_rng(0)
     names = []
     for y, (kind, entry) in enumerate(entries):
@@ -98,9 +112,11 @@ def invocation_times(files: Files) -> tuple[Canvas, pl.DataFrame]:
         axis.plot(seconds.median(), y, "|", color="black", markersize=12)
         sizes = of_entry["batch_size"]
         batch = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
-        names.append(f"{short(entry, 40)}\nn = {len(of_entry)}, batches of {batch}, median {seconds.median():.3g} s")
-    axis.set_yticks(range(len(names)), names, fontsize=6, parse_math=False)
+        told = f"n = {len(of_entry)}, batches of {batch}", f"median {seconds.median():.3g} s"
+        names.append("\n".join([short(entry, 40), *([", ".join(told)] if page_width() > NARROW else told)]))
+    axis.set_yticks(range(len(names)), names, fontsize=SMALL, parse_math=False)
     axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set(xscale="log", xlabel="seconds per invocation (its share of the batch)")
-    axis.set_title(f"images: blue, texts: orange; {times.height - own.height} shared answers left out", fontsize=6.5)
+    axis.set(xscale="log", xlabel="seconds per invocation\n(its share of the batch)")
+    plain(axis.xaxis)
+    tell(axis, "images: blue, texts: orange", f"{times.height - own.height} shared answers left out")
     return figure, times

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ditscope.config import Config
 from ditscope.core.errors import InputError
-from ditscope.publish.figures import FIGURES
+from ditscope.publish.figures import FIGURES, INDEX
 from ditscope.refine.data_settings import FILMS, PICTURES
 from ditscope.workflow.staleness import module_path
 
@@ -32,7 +32,7 @@ def check_sources(config: Config) -> None:
         if config.embedders[name].family == "vectors":
             check_source(f"embedders.{name}.source", Path(config.embedders[name].source), "table", (".parquet",))
     for name in config.analyse.analyses:
-        if name in FIGURES:
+        if name in FIGURES or f"{name}.csv" == INDEX:
             raise InputError(f"analyse.analyses.{name}: a figure of the library has this name; choose another")
     for where, module in own_modules(config):
         if not module_path(module).exists():
