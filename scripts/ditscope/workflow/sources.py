@@ -7,6 +7,7 @@ from ditscope.config import Config
 from ditscope.core.errors import InputError
 from ditscope.publish.figures import FIGURES, INDEX
 from ditscope.refine.data_settings import FILMS, PICTURES
+from ditscope.refine.settings import settings_of
 from ditscope.workflow.staleness import module_path
 
 # What the `sources` of a stage hold, and how such files end.
@@ -25,6 +26,7 @@ def check_sources(config: Config) -> None:
         for name, path in getattr(config, stage).sources.items():
             check_source(f"{stage}.sources.{name}", Path(path), what, endings)
     for name in config.refine.refiners:
+        settings_of(name, config.refiners[name], config.refine)  # where it goes on from a file: is it there?
         source = config.refiners[name].source
         if source.folder and source.kind in FOLDER_HOLDS:
             check_source(f"refiners.{name}.source.folder", Path(source.folder), *FOLDER_HOLDS[source.kind])
