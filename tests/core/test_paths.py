@@ -58,7 +58,8 @@ def test_a_path_of_the_wrong_kind_is_one_line(command, option, paths, tmp_path, 
     needed = [word for other in others for word in good(other, paths)]
     for kind in WRONG[option.path]:
         before = sorted(tmp_path.rglob("*"))
-        assert cli.main([command, *needed, option.spellings[-1], str(paths[kind])]) == 2, kind
+        words = [str(paths[kind])] if option.by_place else [option.spellings[-1], str(paths[kind])]
+        assert cli.main([command, *needed, *words]) == 2, kind
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and f"{option.spellings[0]}: {paths[kind]}: " in said, said
         assert sorted(tmp_path.rglob("*")) == before

@@ -146,7 +146,17 @@ def test_a_table_without_a_key_may_repeat_rows():
             "refine/m/record.json",
             [
                 f"refine/m/{name}.parquet"
-                for name in ("assignments", "training", "training.timing", "diagnostics", "neighbours", "tsne")
+                for name in (
+                    "assignments",
+                    "training",
+                    "training.timing",
+                    "diagnostics",
+                    "neighbours",
+                    "tsne",
+                    "samples",
+                    "evaluation",
+                    "gallery",
+                )  # fmt: skip
             ],
         ),
     ],

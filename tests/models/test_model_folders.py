@@ -219,7 +219,8 @@ def test_a_number_belongs_to_the_type_before_it():
     chosen = select_blocks("double:0,9,18,single:0,19,37", blocks)
     assert chosen == [f"{kind}_block_{i}" for kind, n in (("double", (0, 9, 18)), ("single", (0, 19, 37))) for i in n]
     assert select_blocks("single:-1,0-1", blocks) == ["single_block_0", "single_block_1", "single_block_37"]
-    for pattern in ("9", "9,double", "double:0,19", "double:0,x"):
+    assert select_blocks("9,-1", blocks) == ["double_block_9", "single_block_37"]  # without a type: of all, as they run
+    for pattern in ("57", "9,x", "double:0,19", "double:0,x"):
         with pytest.raises(InputError, match="matches no block; there are double:0-18, single:0-37"):
             select_blocks(pattern, blocks)
 

@@ -313,6 +313,6 @@ def test_figures_of_levels_and_gains_say_on_how_many_units(study, tmp_path):
     assert set(drawn["method"]) == set(table["method"])
     gains, _ = refiner_gains(files)
     assert [label.get_text() for label in gains.axes[0].get_yticklabels()] == [
-        f"tiny (n = {table['units'][0]}): refined"
+        f"tiny (n = {table['units'][0]}):\nrefined"
     ]
     assert len(refiner_controls_table(files)) == len(table)

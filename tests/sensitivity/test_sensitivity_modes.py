@@ -60,7 +60,9 @@ class Batch:
 
 @pytest.fixture
 def model():
-    return SimpleNamespace(name="net", pipe=SimpleNamespace(transformer=Net()), entry=SimpleNamespace(backend="torch"))
+    return SimpleNamespace(
+        name="net", pipe=SimpleNamespace(transformer=Net()), entry=SimpleNamespace(backend="torch", family="flux")
+    )
 
 
 def batch_of(count: int) -> Batch:
@@ -204,7 +206,9 @@ def test_image_effect_is_the_derivative_of_the_whole_sampler(monkeypatch):
     net = Euler().requires_grad_(False)
     decoded = []
     monkeypatch.setattr(image_stage, "pictures", lambda model, x: decoded.append(len(x)) or drawn(net, x))
-    model = SimpleNamespace(name="net", pipe=SimpleNamespace(transformer=net), entry=SimpleNamespace(backend="torch"))
+    model = SimpleNamespace(
+        name="net", pipe=SimpleNamespace(transformer=net), entry=SimpleNamespace(backend="torch", family="flux")
+    )
     x = torch.randn(3, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     states = trajectory(net, x, {})
     steps = [EulerBatch(states[i], torch.tensor(SIGMAS[i], dtype=torch.float64), b) for i, b in enumerate(OF_STEP)]

@@ -141,7 +141,7 @@ FILES: dict[str, set[str]] = {
     "trajectories/*/*.tar": set(),
     "refine/*/data.json": {"flip"},  # the last digits of a mean are rounding
     "refine/*/data/*.tar": {"flip"},  # of the values it is seen; a bit of a text token needs the encoder
-    "refine/*/codebook.safetensors": set(),
+    "refine/*/codebook.safetensors": {"flip"},  # of one number of a centre that is far from all borders
     "refine/*/latent_mae.safetensors": {"flip"},  # a bit of one weight hardly moves what a network gives
     "refine/*/refiner.safetensors": {"flip"},
     "refine/*/record.json": set(),

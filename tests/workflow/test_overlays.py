@@ -60,6 +60,12 @@ def plans(tmp_path_factory) -> Iterator[Callable[[str], dict[str, subprocess.Com
         yield plan
 
 
+ON_SHIPPED = (
+    "tiny", "benchmark-full", "benchmark-mlx", "shapes-refiners",
+    *(f"refiner-{study}" for study in ("corruption", "imputation", "levels", "storyboard")),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("study", STUDIES)
 def test_study_plans_only_models_that_it_selects(study, plans):
     done = plans("local")[study]
@@ -69,7 +75,7 @@ def test_study_plans_only_models_that_it_selects(study, plans):
     chosen |= {config.benchmark.features} if config.benchmark.models else set()
     named = {model for model in SHIPPED if re.search(rf"\b{model}\b(?!-mlx)", done.stdout)}
     assert named <= chosen
-    assert bool(chosen & SHIPPED) == (study in ("tiny", "benchmark-full", "benchmark-mlx"))
+    assert bool(chosen & SHIPPED) == (study in ON_SHIPPED)
     for model in config.selected_models():
         entry = config.models[model]
         assert not entry.revision or f"{entry.source.replace('/', '--')}@{entry.revision}" in done.stdout

@@ -27,6 +27,8 @@ from ditscope.plan.stage import plan
 from ditscope.prompts.settings import Prompts
 from ditscope.prompts.stage import write_shard
 from ditscope.refine.codebook import build_codebook
+from ditscope.refine.data_settings import Source
+from ditscope.refine.prepare import prepare
 from ditscope.refine.settings import Refine
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import sensitivity
@@ -69,7 +71,9 @@ def study(folder: Path, prompts: list[str] = PROMPTS, name: str = "a", steps: in
     drift(vectors, [table], folder, Drift(shuffles=1))
     cluster(vectors, [table], folder)
     topology(vectors, [table], folder)
-    build_codebook([images], folder / "codebook.safetensors", folder / "assignments.parquet", Refine(codes=2))
+    files = folder / "samples.parquet", folder / "data.json"
+    prepare(models, *files, folder / "data", [images], Source(model="shapes-flux", held_out_by="sample"))
+    build_codebook(*files, folder / "codebook.safetensors", folder / "assignments.parquet", Refine(codes=2))
     return folder
 
 

@@ -170,7 +170,7 @@ def timing_record(name: str, timing: pl.DataFrame, batch: int) -> dict[str, Any]
         "refiner": name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join([Path(sys.argv[0]).name, *(relative(word) for word in sys.argv[1:])]),
         "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
@@ -182,6 +182,11 @@ def timing_record(name: str, timing: pl.DataFrame, batch: int) -> dict[str, Any]
             "seconds": float(np.sum(timing["seconds"].to_numpy())),
         },
     }
+
+
+def relative(word: str) -> str:
+    """A word of the command line, a path as it is below the working folder: what tells of the machine is left out."""
+    return word.removeprefix(f"{Path.cwd()}/")
 
 
 def git(*arguments: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from pickle import UnpicklingError
 from typing import IO, Any
 
 import numpy as np
@@ -164,8 +165,6 @@ def pth_block(file: IO[bytes], offset: int, size: int) -> Block:
 @lru_cache(64)  # the samples of a set have few
 def tensor_header(pickled: bytes, size: int) -> tuple[tuple[int, ...], str]:
     """Shape and type of a whole, contiguous tensor of floats by its pickle, read over `size` bytes of zeros."""
-    import pickle
-
     import torch
 
     buffer = io.BytesIO()
@@ -175,7 +174,7 @@ def tensor_header(pickled: bytes, size: int) -> tuple[tuple[int, ...], str]:
     buffer.seek(0)
     try:
         tensor = torch.load(buffer, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except (UnpicklingError, RuntimeError) as error:
         raise ValueError(str(error).splitlines()[0]) from None
     dtype = str(getattr(tensor, "dtype", "")).removeprefix("torch.")
     if dtype not in TORCH_TYPES or not tensor.is_contiguous() or tensor.storage_offset():

@@ -342,7 +342,7 @@ def show(
 ) -> None:
     """Write the values, and pictures or films of them where they decode."""
     with replacing(out / "refined.npy") as partial, open(partial, "wb") as file:
-        np.save(file, done.refined)
+        np.save(file, done.refined, allow_pickle=False)
     values = {INTERPOLATED: done.interpolated, REFINED: done.refined} | ({"truth": given.values} if given.truth else {})
     if given.values.ndim == 2:
         text = given.text[None]
