@@ -156,7 +156,7 @@ def test_a_table_without_a_key_may_repeat_rows():
                     "samples",
                     "evaluation",
                     "gallery",
-                )  # fmt: skip
+                )
             ],
         ),
     ],
