@@ -166,7 +166,7 @@ def explored():
     return {
         "targets": left_by_stages() | {"publish": [path for path in publications() if "/figures/" in path]},
         "config": config | {"models": models},
-        "configfiles": [str(path) for path in workflow.overwrite_configfiles],
+        "configfiles": [os.path.relpath(path) for path in workflow.overwrite_configfiles],  # not where the study lies
     }
 
 

@@ -135,7 +135,7 @@ def test_equal_tables_give_equal_bytes_on_another_path(study, tmp_path):
         for source, copy in zip(files[stage], copied[stage], strict=True):
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, copy)
-    for given, out, processes in ((files, tmp_path / "results/tiny/figures", 1), (copied, results / "figures", 2)):
+    for given, out, processes in ((files, tmp_path / "results/tiny/figures", 2), (copied, results / "figures", 3)):
         draw_figures(names, given, out, Publish(dpi=60), processes=processes)
     here = sorted((tmp_path / "results/tiny/figures").iterdir())
     assert len(here) == 4 * len(names) + 1

@@ -14,7 +14,8 @@ from ditscope.core.schema import STAGE_OF
 from ditscope.models.registry import is_generator, module_of_family
 from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
 from ditscope.publish.figures import ANSWERING, FIGURES, PAPER_TABLES
-from ditscope.refine.settings import INTERPOLATIONS
+from ditscope.refine.data_settings import ADAPTERS, SOURCES, adapter_of
+from ditscope.refine.settings import ENCODERS, INTERPOLATIONS
 from ditscope.sensitivity.back_ends import BACK_ENDS
 from ditscope.workflow import staleness
 from workflow import ROOT
@@ -38,7 +39,9 @@ def digested() -> dict[str, set[str]]:
         "chosen_embedders(": embedders,
         "sensitivity_code(": {"ditscope.sensitivity.stage", BACK_ENDS["torch"]},
         "declarations(": {f"ditscope.{stage}.tables" for stage in STAGE_OF.values()},
-        "interpolation_digest(": {INTERPOLATIONS[CONFIG.refine.interpolation]},
+        "=interpolation_digest": {INTERPOLATIONS[CONFIG.refine.interpolation]},
+        "=encoder_digest": {ENCODERS[CONFIG.refine.encoder]},
+        "=refiner_source": {plugin for kinds in map(kinds_of, CONFIG.refine.refiners) for plugin in kinds},
         "figure_rooms(": {f"ditscope.{figure.source}" for figure in FIGURES.values()},
         "in answer_inputs(": {f"ditscope.{stage}.answer" for stage in ANSWERING},
         "in paper_table_inputs(": {f"ditscope.{stage}.figures" for stage in PAPER_TABLES.values()},
@@ -53,11 +56,22 @@ def digested() -> dict[str, set[str]]:
     return rules
 
 
+def kinds_of(refiner: str) -> set[str]:
+    """The modules of a refiner's source and adapter."""
+    source = CONFIG.refiners[refiner].source
+    return {SOURCES[source.kind], ADAPTERS[adapter_of(source)]}
+
+
 RULES = digested()
 
 
 ALL = set(RULES)
-OWN = {"import_images", "import_captures", "analysis"}  # of what users bring of their own, which the tiny study has not
+OWN = {
+    "import_images",
+    "import_captures",
+    "analysis",
+    "refine_storyboard",
+}  # of what users bring of their own, which the tiny study has not
 # Rules whose jobs sample pictures, make features of them or quantize a transformer.
 SAMPLE = {"image_shard", "capture_set", "ablation", "calibration_shard", "sensitivity_layers", "benchmark_run"}
 SAMPLE |= {"trajectory_shard", "import_images"}
@@ -83,7 +97,7 @@ EDITS = [
     ("generate/stage.py", CODE, {"image_shard", "import_images"}),
     ("generate/settings.py", DOCSTRING, set()),
     ("models/requests.py", CODE, SAMPLE - {"calibration_shard", "sensitivity_layers"}),
-    ("models/sampling.py", CODE, SAMPLE),
+    ("models/sampling.py", CODE, SAMPLE | {"refine_diagnose"}),
     ("models/families/wan.py", CODE, set()),
     ("models/families/sdxl.py", CODE, set()),
     ("models/families/flux.py", CODE, SAMPLE | {"quantized_checkpoint", "refine_diagnose"}),
@@ -92,13 +106,13 @@ EDITS = [
     ("models/schemes/intx_weight_only.py", CODE, {"trajectory_shard"}),
     ("models/schemes/fp8_dynamic_row.py", CODE, set()),
     ("models/quantize.py", CODE, QUANTIZE),
-    ("models/embedders/towers.py", CODE, EMBED),
+    ("models/embedders/towers.py", CODE, EMBED | {"refine_diagnose"}),
     ("models/captioners.py", CODE, {"trajectory_shard"}),
     ("models/dummy_captioner.py", CODE, set()),
     ("models/families/dummy.py", CODE, set()),
     ("models/mlx/transformer.py", CODE, set()),
     ("models/hardware.py", CODE, set()),
-    ("core/films.py", CODE, {"capture_video", "trajectory_video"}),
+    ("core/films.py", CODE, {"capture_video", "trajectory_video", "refine_diagnose", "refine_storyboard"}),
     ("video/stage.py", CODE, {"capture_video"}),
     ("video/mosaic.py", CODE, {"trajectory_video"}),
     ("video/grid.py", CODE, {"trajectory_video", "timelines"}),
@@ -112,8 +126,8 @@ EDITS = [
     ("benchmark/recommend.py", CODE, {"benchmark_table"}),
     ("benchmark/quiet.py", CODE, {"benchmark_run"}),
     ("refine/drifting.py", CODE, {"refine_train", "refine_diagnose"}),
-    ("refine/corruption.py", CODE, {"refine_train", "refine_diagnose"}),
-    ("refine/interpolations/laplacian.py", CODE, {"refine_train", "refine_diagnose"}),
+    ("refine/corruption.py", CODE, {"refine_train", "refine_diagnose", "refine_storyboard"}),
+    ("refine/interpolations/laplacian.py", CODE, {"refine_train", "refine_diagnose", "refine_storyboard"}),
     ("refine/interpolations/sinkhorn.py", CODE, set()),
     ("style.py", CODE, {"figures", "paper_tables", "explorer"}),
     ("core/errors.py", CODE, set()),
@@ -122,7 +136,7 @@ EDITS = [
     ("core/atomic.py", CODE, ALL),
     ("workflow/job.py", CODE, set()),
     ("workflow/doctor.py", CODE, set()),
-    ("shapes/oracle.py", CODE, {"drift"}),
+    ("shapes/oracle.py", CODE, {"drift", "refine_diagnose", "refine_storyboard"}),
     ("config.py", CODE, set()),
     ("cli.py", CODE, set()),
 ]
