@@ -46,7 +46,7 @@ if (
     and not (asked.conda_base_path or shutil.which("conda"))
 ):
     raise WorkflowError(
-        "`conda` is not on PATH, and this profile or --sdm runs each rule in its conda environment: load conda (on "
+        "`conda` is not on PATH, and this profile or --sdm wants a conda environment per rule; load conda (on "
         "clusters often `module load conda`), or, where this virtual environment is to run the rules, add `--sdm "
         "env-modules`; see docs/slurm.md"
     )

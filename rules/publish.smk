@@ -81,7 +81,6 @@ rule captions:
         code=[code("publish.captions"), code("publish.front_page"), *declarations()],
         texts=caption_texts(),
         experiment=CONFIG.experiment,
-        figures=f"{RESULTS}/figures",
         own=list(own_drawings()),
         stages=figure_inputs(),
     script:

@@ -10,7 +10,7 @@ from ditscope.workflow.job import job
 
 with job(snakemake):
     stages = {stage: [Path(path) for path in paths] for stage, paths in snakemake.params.stages.items()}
-    answers, figures = read_table(snakemake.input.answers, "answers"), Path(snakemake.params.figures)
+    answers, figures = read_table(snakemake.input.answers, "answers"), Path(snakemake.output.page).parent / "figures"
     write_captions(
         snakemake.params.texts,
         [*available(set(stages)), *own_figures(snakemake.params.own)],
