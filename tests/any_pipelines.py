@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers as d
+import pytest
 import torch
 import transformers as t
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -371,6 +372,8 @@ class Tiny:
     call: dict[str, Any] = field(default_factory=dict)
 
 
+# What the matrix tests of all of these are marked with, but for a few; minutes each.
+SLOWER = [pytest.mark.system, pytest.mark.long]
 PIPELINES = {
     "flux": Tiny(flux1),
     "flux2-klein": Tiny(flux2_klein, length=64, call={"text_encoder_out_layers": [1, 2]}),

@@ -8,7 +8,7 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
-from any_pipelines import PIPELINES, save_tiny, tiny_generator
+from any_pipelines import PIPELINES, SLOWER, save_tiny, tiny_generator
 from ditscope.ablate.stage import Ablation
 from ditscope.blocks.stage import stream_rows
 from ditscope.capture.load import load_capture, tokens
@@ -25,9 +25,7 @@ from ditscope.models.structure import blocks
 
 FEW = ("flux2-klein", "z-image", "pixart-sigma", "wan")
 STATEFUL = ("hunyuan-image",)  # adaptive projected guidance with momentum
-CAPTURED = [
-    name if name in FEW else pytest.param(name, marks=pytest.mark.system) for name in PIPELINES if name != "wan22"
-]
+CAPTURED = [name if name in FEW else pytest.param(name, marks=SLOWER) for name in PIPELINES if name != "wan22"]
 RECORD = {
     "generation_id": "abcdefgh", "prompt_id": "p", "model": "tiny", "prompt": "a red ring", "negative_prompt": "dull",
     "seed": 3, "position": 0, "request_hash": "0",

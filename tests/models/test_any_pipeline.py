@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from any_pipelines import PIPELINES, plain, save_tiny, tiny_generator
+from any_pipelines import PIPELINES, SLOWER, plain, save_tiny, tiny_generator
 from ditscope.core.errors import InputError
 from ditscope.core.shards import read_tar
 from ditscope.generate.settings import Generate
@@ -19,7 +19,7 @@ from ditscope.models.sampling import Observer, pictures, sample
 from ditscope.models.settings import Model
 
 FEW = ("flux2-klein", "z-image", "pixart-sigma", "wan")  # two calls per step; lists of latents; no sigmas; videos
-ALL = [name if name in FEW else pytest.param(name, marks=pytest.mark.system) for name in PIPELINES]
+ALL = [name if name in FEW else pytest.param(name, marks=SLOWER) for name in PIPELINES]
 DTYPES = (torch.float32, torch.bfloat16)
 RUN = ["a red ring", "a blue star"], ["dull", "blurred"], [3, 4]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from any_pipelines import PIPELINES, tiny_generator
+from any_pipelines import PIPELINES, SLOWER, tiny_generator
 from ditscope.core.errors import InputError
 from ditscope.models.prepare import prepare
 from ditscope.models.quantize import coverage, nominal_bytes, stored_bytes
@@ -13,7 +13,7 @@ from ditscope.models.settings import Scheme
 from ditscope.models.structure import layer_kinds
 
 FEW = ("flux2-klein", "z-image", "pixart-sigma", "wan")
-ALL = [name if name in FEW else pytest.param(name, marks=pytest.mark.system) for name in PIPELINES]
+ALL = [name if name in FEW else pytest.param(name, marks=SLOWER) for name in PIPELINES]
 RUN = ["a red ring"], ["dull"], [3]
 
 

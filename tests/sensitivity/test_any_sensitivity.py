@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 import torch
 
-from any_pipelines import PIPELINES, save_tiny, tiny_generator
+from any_pipelines import PIPELINES, SLOWER, save_tiny, tiny_generator
 from ditscope.calibrate.call_recorder import CallRecorder
 from ditscope.calibrate.files import Reference, load_calibration, validate_calibration
 from ditscope.calibrate.settings import Calibrate
@@ -28,9 +28,7 @@ from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import sensitivity
 
 FEW = ("flux2-klein", "z-image", "pixart-sigma", "wan")
-CALLED = [
-    name if name in FEW else pytest.param(name, marks=pytest.mark.system) for name in PIPELINES if name != "wan22"
-]
+CALLED = [name if name in FEW else pytest.param(name, marks=SLOWER) for name in PIPELINES if name != "wan22"]
 IMAGE = {"image_id": 7, "prompt_id": "p"}
 RUN = ["a red ring"], ["dull"], [3]
 SETTINGS = Sensitivity(bits=[3, 8], group_size=0)

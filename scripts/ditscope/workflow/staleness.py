@@ -91,7 +91,9 @@ def import_closure(module: str) -> tuple[str, ...]:
 
 def never_counts(module: str) -> bool:
     """Whether edits of a module make nothing stale."""
-    return module.endswith((".settings", "_settings")) or any(module == name or module.startswith(f"{name}.") for name in NEVER)
+    return module.endswith((".settings", "_settings")) or any(
+        module == name or module.startswith(f"{name}.") for name in NEVER
+    )
 
 
 @cache
