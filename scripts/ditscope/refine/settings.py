@@ -131,9 +131,6 @@ class Refine:
         "How the trained refiner is used: at once, or from coarse to fine over the levels",
         choices=("one-step", "coarse-to-fine"),
     )
-    teacher: str = setting(
-        "", "A refiner file whose coarse-to-fine result is what `paired` trains on: one-step distillation", path=True
-    )
     # objective
     objective: str = setting(
         "paired",
