@@ -239,8 +239,8 @@ def save_codebook(codebook: Codebook, path: Path) -> None:
 
 def codebook_within(refiner: Path) -> Codebook:
     """The codebook that the file of a refiner holds."""
-    about, tensors = read_described(refiner, "refiner", "np")
-    arrays = {name.removeprefix("codebook."): a for name, a in tensors.items() if name.startswith("codebook.")}
+    about, tensors = read_described(refiner, "refiner", "np", "codebook.")  # weights may be bfloat16
+    arrays = {name.removeprefix("codebook."): array for name, array in tensors.items()}
     return codebook_from(about["codebook"], arrays)
 
 

@@ -40,8 +40,11 @@ def check_kind(path: Path, about: dict[str, Any], kind: str) -> None:
         raise InputError(f"{path}: holds {made_as[0]} of schema version {made_as[1]}, not {kind} of {SCHEMA_VERSION}")
 
 
-def read_described(path: Path, kind: str, framework: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `describe` said of a file, and its tensors (`framework`: pt or np); refuses another kind or version."""
+def read_described(path: Path, kind: str, framework: str, prefix: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `describe` said of a file, and its tensors (`framework`: pt or np) whose names begin so.
+
+    Refuses another kind or version.
+    """
     from safetensors import SafetensorError, safe_open
 
     check_there(path)
@@ -50,6 +53,6 @@ def read_described(path: Path, kind: str, framework: str) -> tuple[dict[str, Any
         safe_open(path, framework) as file,
     ):
         about = json.loads((file.metadata() or {}).get("ditscope", "{}"))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
     check_kind(path, about, kind)
     return about, tensors
