@@ -245,8 +245,9 @@ def test_what_is_given_is_not_made(overlay):
 def test_a_study_of_given_results_is_sound_and_follows_their_content(overlay, study, monkeypatch):
     for shards in (study / "results/tiny/trajectories").iterdir():
         shutil.copytree(shards, overlay / "results/tiny/trajectories" / shards.name)
-    whole = "refiners={shapes-flux: {source: {kind: generated, model: shapes-flux, held_out: 0}}}"  # of two pictures
-    asked = ("--config", "stages=[generate,blocks,video,embed,drift,refine]", "video={decode: x_prev}", whole)
+    with (overlay / "given.yaml").open("a") as file:  # of two pictures none can be held out
+        file.write("refiners: {shapes-flux: {source: {kind: generated, model: shapes-flux, held_out: 0}}}\n")
+    asked = ("--config", "stages=[generate,blocks,video,embed,drift,refine]", "video={decode: x_prev}")
     done = planned(overlay, *asked, "--rerun-triggers", "mtime")
     assert done.returncode == 0, done.stdout[-6000:]
     results = overlay / "results/tiny"
