@@ -17,8 +17,6 @@ ADAPTERS = {name: f"ditscope.refine.adapters.{name}" for name in ("vae", "pixels
 OWN_ADAPTER = {"renders": "vae", "clips": "vae", "images": "vae", "films": "vae", "mazes": "maze"}
 IN_FOLDERS = ("images", "films", "shards")  # kinds that read `folder`
 MADE = ("renders", "clips", "mazes", "fake")  # kinds of which `count` are made
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-FILMS = (".gif", ".webp", ".mp4")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from ditscope.config import Config
 from ditscope.core.errors import InputError
 from ditscope.publish.figures import FIGURES, INDEX
-from ditscope.refine.data_settings import FILMS, PICTURES
+from ditscope.refine.endings import FILMS, PICTURES
 from ditscope.refine.settings import settings_of
 from ditscope.workflow.staleness import module_path
 

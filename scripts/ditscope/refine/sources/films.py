@@ -8,7 +8,8 @@ from PIL import Image, ImageOps, ImageSequence
 
 from ditscope.core.errors import InputError, parsing
 from ditscope.core.picture_file import BROKEN
-from ditscope.refine.data_settings import FILMS, PICTURES, Source
+from ditscope.refine.data_settings import Source
+from ditscope.refine.endings import FILMS, PICTURES
 from ditscope.refine.samples import Damage, Sample
 
 HELD_OUT_BY = "sample"
