@@ -25,6 +25,7 @@ from ditscope.models.registry import (
     check_backend,
     check_captioning,
     check_frames,
+    check_loras,
     check_remote_code,
     check_source,
     is_generator,
@@ -197,6 +198,7 @@ def check_models(config: Config) -> None:
         check_frames(name, model)
         check_backend(name, model)
         check_source(name, model)
+        check_loras(name, model)
         check_captioning(name, model)
         check_revisions(f"models.{name}", model)
     for name, embedder in config.embedders.items():
@@ -303,6 +305,10 @@ def check_schemes(config: Config) -> None:
             raise InputError(unknown(f"schemes.{name}.plan", scheme.plan, config.plan.budgets, "a plan's budget"))
         if scheme.kind == "plan" and scheme.fuse_qkv:
             raise InputError(f"schemes.{name}.fuse_qkv: a plan names the separate layers; set it to false")
+        if scheme.text_encoders and scheme.kind in ("base", "plan"):
+            raise InputError(
+                f"schemes.{name}.text_encoders: `{scheme.kind}` says nothing of text encoders; take another kind"
+            )
 
 
 def check_benchmark(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +38,8 @@ def quantize(name: str, model: Model, scheme: Scheme, out: OutputFile, plan: Inp
         raise InputError(f"models.{name}: {reason}")
     if scheme.kind == "base":
         raise InputError("schemes: `base` quantizes nothing; name another scheme")
+    if scheme.text_encoders:
+        raise InputError("schemes: `text_encoders`: a checkpoint holds the transformer alone; set it to false")
     try:
         apply_scheme(generator.pipe.transformer, scheme, plan)
     except NotImplementedError as error:
@@ -116,6 +119,6 @@ def record_of(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     except (KeyError, ValueError):
         raise InputError(f"{path}: no quantized checkpoint of ditscope; make it with `ditscope quantize`") from None
     check_version(path, record.get("schema_version"), SCHEMA_VERSION, "make the checkpoint again")
-    if not record["class"].endswith("Transformer2DModel"):
+    if not re.search(r"Transformer\w*Model$", record["class"]):
         raise InputError(f"{path}: `{record['class']}` is no transformer of diffusers")
     return record

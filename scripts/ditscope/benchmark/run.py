@@ -45,6 +45,7 @@ from ditscope.models.quantize import (
 )
 from ditscope.models.requests import generate_slice, runs_by_picture, with_runs
 from ditscope.models.settings import COMPILE_STATES, Model, Scheme
+from ditscope.models.text_encoders import encoder_bytes, nominal_encoder_bytes
 from ditscope.prompts.files import read_runs
 
 log = logging.getLogger(__name__)
@@ -190,6 +191,7 @@ def load(case: Case) -> Loaded:
         "mean_bits": mean_bits(transformer, *asked),
         "nominal_bytes": nominal_bytes(transformer, *asked),
         "simulated": is_simulated(transformer, *asked),
+        "encoder_nominal_bytes": nominal_encoder_bytes(generator.pipe, case.scheme),
     }
     reason = prepare(generator, case.scheme, case.compile, case.plan)
     loading: dict[str, Any] = {
@@ -252,6 +254,7 @@ def write(case: Case, loaded: Loaded, timings: list[dict[str, Any]], sampled: Sa
     none_ran = "no batch size ran; the timing table has the reasons" if all(t["reason"] for t in timings) else ""
     about = loaded.about | {
         "stored_bytes": loaded.stored_bytes,
+        "encoder_stored_bytes": None if loaded.reason else encoder_bytes(loaded.generator.pipe),
         "images": sum(len(s["json"]["runs"]) for s in images),
         "quality_batch": case.quality_batch,
         "floor_batch": sampled.floor_batch,
@@ -264,7 +267,7 @@ def write(case: Case, loaded: Loaded, timings: list[dict[str, Any]], sampled: Sa
     write_tar(images, f"{stem}.tar")
     flat = pl.DataFrame([identity | row for row in sampled.flat], schema=RUN_FLAT.schema())
     write_table(flat, f"{stem}.flat.parquet", RUN_FLAT)
-    write_table(pl.DataFrame([identity | about], schema=OF_RUN.schema()), f"{stem}.parquet", OF_RUN)
+    write_table(pl.DataFrame([identity | about], schema=OF_RUN.schema(optional=True)), f"{stem}.parquet", OF_RUN)
     write_table(pl.DataFrame(rows, schema=RUN_TIMING.schema()), f"{stem}.timing.parquet", RUN_TIMING)
 
 

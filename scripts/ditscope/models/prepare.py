@@ -11,6 +11,7 @@ from ditscope.core.errors import first_line
 from ditscope.models.loading import Generator
 from ditscope.models.quantize import apply_scheme, unsupported
 from ditscope.models.settings import Scheme
+from ditscope.models.text_encoders import quantize_encoders
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,10 @@ AUTOTUNE_PROCESSORS = 68  # fewer: inductor times no matrix kernels of its own (
 
 
 def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | None) -> str:
-    """Quantize and compile the transformer in place; the reason if that is not possible here, else an empty string."""
+    """Quantize and compile the transformer in place; the reason if that is not possible here, else an empty string.
+
+    Text encoders are quantized where the scheme says so, and not compiled.
+    """
     transformer = generator.pipe.transformer
     on_mlx = generator.computes_on == "mlx"
     reason = unsupported(scheme, generator.computes_on, generator.entry.dtype)
@@ -27,6 +31,7 @@ def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | Non
         return reason
     try:
         apply_scheme(transformer, scheme, plan)
+        quantize_encoders(generator.pipe, scheme)
     except (RuntimeError, NotImplementedError, ImportError, AssertionError) as error:  # a kernel that is not there
         log.exception("%s cannot be quantized", generator.name)
         return first_line(error)

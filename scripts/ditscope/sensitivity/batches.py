@@ -32,6 +32,10 @@ class Batch:
         x = self.x.repeat(copies, 1, 1, 1)
         return replace(self, references=self.references * copies, x=x, cond=Conditioning(**tensors))
 
+    def at(self, x: Tensor) -> "Batch":
+        """The same step from other latents `x`."""
+        return replace(self, x=x)
+
     def velocity(self, model: Generator, copies: int = 1) -> Tensor:
         """The guided velocity of `copies` copies of the batch, (copies * batch, channels, height, width)."""
         if copies > 1:

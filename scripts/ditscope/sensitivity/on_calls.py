@@ -11,14 +11,17 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from ditscope.calibrate.files import CalibrationSet, Reference
+from ditscope.core.errors import InputError
 from ditscope.models import guided
 from ditscope.models.call_files import read_calls
 from ditscope.models.families.common import DTYPES
 from ditscope.models.loading import Generator
 from ditscope.models.readout import aside
+from ditscope.models.sampling import latents_given
 from ditscope.models.structure import block_lists
 from ditscope.sensitivity import exact
 from ditscope.sensitivity.exact import Network, kept_of, labelled, quantized, scores
@@ -27,7 +30,7 @@ from ditscope.sensitivity.on_torch import inner_products, own_weight
 from ditscope.sensitivity.replay import record, replaced, variants
 from ditscope.sensitivity.settings import Sensitivity
 
-__all__ = ["call_batches", "collected", "network_of", "own_weight", "score_layers"]
+__all__ = ["call_batches", "collected", "network_of", "no_image_effects", "own_weight", "score_layers"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,34 @@ class CallBatch:
     def velocity(self, model: Generator) -> Tensor:
         """The guided prediction of the step."""
         return self.combined(model, [self.output(model, number) for number in range(len(self.calls))])
+
+    @property
+    def sigma(self) -> float:
+        """The noise level of the step."""
+        return self.references[0].sigma
+
+    def at(self, x: Tensor) -> "CallBatch":
+        """The same step from other latents `x` in place of those that its calls were given. Gradients reach them.
+
+        Raises InputError where a call was given anything but the latents as they are, repeated by halves of guidance.
+        """
+        return replace(self, x=x, calls=tuple(self.moved(call, x) for call in self.calls))
+
+    def moved(self, call: tuple[tuple[Any, ...], dict[str, Any]], x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A call with the latents `x` in place of its own."""
+        args, options = call
+        given = latents_given(args, options)
+        rows = [*given] if isinstance(given, (list, tuple)) else [*given.split(1)]
+        if any(row.numel() != x.numel() or not torch.equal(row.flatten(), self.x.flatten()) for row in rows):
+            raise InputError(
+                f"{self.references[0].file}: its call was given other latents than its step began with; the effect on "
+                "images cannot be estimated"
+            )
+        own = [x.reshape(row.shape) for row in rows]
+        new = type(given)(own) if isinstance(given, (list, tuple)) else torch.cat(own)
+        if args:
+            return (new, *args[1:]), options
+        return args, {name: new if value is given else value for name, value in options.items()}
 
     @cached_property
     def first(self) -> "CallBatch":
@@ -84,6 +115,19 @@ def call_batches(
             (reference,), buckets[reference], moved(tensors["x"]), tuple(moved(call) for call in calls),
             about["guided"], about["timestep"], about["guidance"],
         )  # fmt: skip
+
+
+def no_image_effects(model: Generator) -> str:
+    """Why the effect of layers on finished images cannot be estimated; empty where it can.
+
+    The way back through the steps is that of Euler's method: x' = x + (sigma' - sigma) prediction.
+    """
+    scheduler = model.pipe.scheduler
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return f"its scheduler, {type(scheduler).__name__}, takes no plain steps of Euler's method"
+    if scheduler.config.get("stochastic_sampling"):
+        return "its scheduler draws new noise in each step"
+    return ""
 
 
 def network_of(model: Generator, batch: CallBatch) -> Network:
