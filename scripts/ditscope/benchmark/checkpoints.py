@@ -60,6 +60,7 @@ def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Pat
         on_mlx("quantize").save_checkpoint(transformer, configs, out, made)
         return
     state = {name: tensor.detach() for name, tensor in transformer.state_dict().items()}
+    own = {name: state.pop(name) for name in [*state] if "." not in name}  # torchao reads back none of these
     try:
         tensors, metadata = flatten_tensor_state_dict(state)
     except ValueError as error:
@@ -73,7 +74,7 @@ def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Pat
         "torchao": torchao.__version__,
         "tensors": metadata,
     }
-    save_tensors(tensors, out, {RECORD: json.dumps(record, sort_keys=True)})
+    save_tensors(tensors | own, out, {RECORD: json.dumps(record, sort_keys=True)})
 
 
 def left_layers(transformer: nn.Module, out: Path, quantized: Collection[str] = ()) -> list[str]:
@@ -98,6 +99,7 @@ def load_checkpoint(path: Path, device: str = "cpu") -> nn.Module:
         if record.get("backend") == "mlx":
             return on_mlx("quantize").load_checkpoint(path, record)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    own = {name: tensors.pop(name) for name in [*tensors] if "." not in name}
     state, left = unflatten_tensor_state_dict(tensors, record["tensors"])
     if left:
         raise InputError(f"{path}: tensor `{min(left)}` belongs to no weight; make the checkpoint again")
@@ -106,7 +108,7 @@ def load_checkpoint(path: Path, device: str = "cpu") -> nn.Module:
         if record["scheme"]["fuse_qkv"]:
             fuse_qkv(transformer)
     try:
-        transformer.load_state_dict(state, assign=True)
+        transformer.load_state_dict(state | own, assign=True)
     except RuntimeError as error:
         raise InputError(f"{path}: {line(error)[:300]}; make the checkpoint again") from None
     return transformer.requires_grad_(False).eval()

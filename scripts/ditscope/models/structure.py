@@ -14,6 +14,7 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import zip_longest
 from typing import Any
 
@@ -194,6 +195,7 @@ def registered_outputs(cls: type) -> tuple[str | None, ...]:
     return outputs if set(outputs) <= {*parameters(cls)} else ()  # of Z-Image it names an argument that is none
 
 
+@cache
 def returned(cls: type[nn.Module]) -> tuple[str | None, ...]:
     """The arguments that `forward` returns, by the names in its last `return`; empty where these tell nothing."""
     known = parameters(cls)
@@ -213,9 +215,10 @@ def returned(cls: type[nn.Module]) -> tuple[str | None, ...]:
     return tuple(names) if all(names) else ()
 
 
-def parameters(cls: type[nn.Module]) -> list[str]:
+@cache
+def parameters(cls: type[nn.Module]) -> tuple[str, ...]:
     """Names of the arguments of a module's `forward`."""
-    return list(inspect.signature(cls.forward).parameters)[1:]
+    return tuple(inspect.signature(cls.forward).parameters)[1:]
 
 
 def bound(block: nn.Module, args: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:

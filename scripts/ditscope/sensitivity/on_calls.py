@@ -30,6 +30,7 @@ from ditscope.sensitivity.on_torch import inner_products, own_weight
 from ditscope.sensitivity.replay import record, replaced, variants
 from ditscope.sensitivity.settings import Sensitivity
 
+ROUNDED = 1e-2  # relative: bfloat16 keeps 8 bits
 __all__ = ["call_batches", "collected", "network_of", "no_image_effects", "own_weight", "score_layers"]
 
 
@@ -75,7 +76,7 @@ class CallBatch:
         args, options = call
         given = latents_given(args, options)
         rows = [*given] if isinstance(given, (list, tuple)) else [*given.split(1)]
-        if any(row.numel() != x.numel() or not torch.equal(row.flatten(), self.x.flatten()) for row in rows):
+        if not all(row.numel() == x.numel() and alike(row.flatten(), self.x.flatten()) for row in rows):
             raise InputError(
                 f"{self.references[0].file}: its call was given other latents than its step began with; the effect on "
                 "images cannot be estimated"
@@ -90,6 +91,11 @@ class CallBatch:
     def first(self) -> "CallBatch":
         """The first call alone."""
         return replace(self, calls=self.calls[:1], guided={"kind": "apart"})
+
+
+def alike(given: Tensor, x: Tensor) -> bool:
+    """Whether a call was given the latents of its step, up to rounding to the transformer's type."""
+    return bool((given.float() - x.float()).norm() <= ROUNDED * x.float().norm())
 
 
 def call_batches(
