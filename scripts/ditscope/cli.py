@@ -46,6 +46,7 @@ COMMANDS = {
         "quantize one layer at a time and measure the change of the velocity",
     ),
     "plan": ("plan.stage:plan", "choose bits for every layer under a size budget"),
+    "export": ("plan.export:export", "write a plan for torchao, sdnq, stable-diffusion.cpp, ComfyUI, vLLM or MLX"),
     "trajectories": ("trajectories.stage:trajectories", "follow runs around a network of generators and captioners"),
     "embed": ("embed.stage:embed", "embed the texts or the images of trajectories"),
     "benchmark": ("benchmark.stage:benchmark", "time, weigh and judge a model under a quantization scheme"),
