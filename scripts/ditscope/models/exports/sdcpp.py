@@ -30,7 +30,7 @@ TYPES = {
     (8, True): ("q8_0", 32),
 }
 # Parts of names that it never converts.
-NEVER = ("img_in.", "txt_in.", "time_in.", "vector_in.", "guidance_in.", "final_layer.")
+NEVER: tuple[str, ...] = ("img_in.", "txt_in.", "time_in.", "vector_in.", "guidance_in.", "final_layer.")
 NEVER += ("x_embedder.", "t_embedder.", "y_embedder.", "pos_embed", "context_embedder.")
 
 
