@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 BASE = "base"  # the scheme of a model that is not quantized
-LATER = ("text_encoders",)  # settings of schemes that, where they are off, are no part of what identifies one
+LATER = ("text_encoders", "cache", "cache_threshold")  # settings of schemes that, where off, are no part of their id
 
 
 def digest(value: Any, bits: int = 128) -> str:
@@ -88,7 +88,12 @@ def scheme_id(settings: dict[str, Any] | None, plan: Path | None = None, compile
     The name of a scheme says nothing: two studies may use one for different settings.
     """
     kept = {key: value for key, value in (settings or {}).items() if key != "plan" and (value or key not in LATER)}
-    if compiled == "eager" and kept.get("kind", "base") == "base" and not kept.get("fuse_qkv"):
+    if (
+        compiled == "eager"
+        and kept.get("kind", "base") == "base"
+        and not kept.get("fuse_qkv")
+        and not kept.get("cache")
+    ):
         return BASE
     return digest({"settings": kept, "plan": plan and file_digest(plan), "compile": compiled})
 

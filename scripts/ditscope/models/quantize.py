@@ -193,8 +193,8 @@ def rows(transformer: nn.Module, name: str, layer: nn.Linear) -> tuple[int, ...]
 
 def label(scheme: Scheme) -> str:
     """What a scheme does in a few words: its kind, and what else it changes. Only the plain base is called `base`."""
-    options = ("fuse_qkv", "text_encoders", "compile_vae")
-    return "+".join([scheme.kind, *(option for option in options if getattr(scheme, option))])
+    options = [option for option in ("fuse_qkv", "text_encoders", "compile_vae") if getattr(scheme, option)]
+    return "+".join([scheme.kind, *options, *([scheme.cache] if scheme.cache else [])])
 
 
 def fuse_qkv(transformer: nn.Module) -> None:
