@@ -161,7 +161,8 @@ def facts(transformer: nn.Module) -> Facts:
 
 def described(name: str, path: str, block: nn.Module, told: Facts) -> Block:
     """A block by its class: the names that its code returns say what its outputs continue, else diffusers' registry."""
-    arguments = returned(type(block)) or registered_outputs(type(block))
+    cls: Any = type(block)
+    arguments = returned(cls) or registered_outputs(cls)
     return block_of(name, path, arguments, len(arguments) == 1, told)
 
 
@@ -215,10 +216,9 @@ def returned(cls: type[nn.Module]) -> tuple[str | None, ...]:
     return tuple(names) if all(names) else ()
 
 
-@cache
-def parameters(cls: type[nn.Module]) -> tuple[str, ...]:
+def parameters(cls: type[nn.Module]) -> list[str]:
     """Names of the arguments of a module's `forward`."""
-    return tuple(inspect.signature(cls.forward).parameters)[1:]
+    return list(inspect.signature(cls.forward).parameters)[1:]
 
 
 def bound(block: nn.Module, args: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
