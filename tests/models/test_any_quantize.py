@@ -13,9 +13,9 @@ from ditscope.core.errors import InputError
 from ditscope.core.identity import scheme_id
 from ditscope.models.prepare import prepare
 from ditscope.models.quantize import coverage, nominal_bytes, stored_bytes
-from ditscope.models.sampling import decode, sample
+from ditscope.models.sampling import decode, sample, transformers_of
 from ditscope.models.settings import Model, Scheme
-from ditscope.models.structure import layer_kinds
+from ditscope.models.structure import blocks, layer_kinds
 from ditscope.models.text_encoders import (
     encoder_bytes,
     encoder_configs,
@@ -58,6 +58,29 @@ def test_kinds_that_are_not_there_are_refused():
 def test_fusing_where_diffusers_cannot_is_a_reason():
     model = tiny_generator("lumina2")
     assert "has no fuse_qkv_projections" in prepare(model, Scheme("int8-weight-only", fuse_qkv=True), "eager", None)
+
+
+def test_of_two_transformers_both_are_quantized(tmp_path):
+    model, scheme = tiny_generator("wan22"), Scheme("int8-weight-only")
+    assert prepare(model, scheme, "eager", None) == ""
+    for transformer in transformers_of(model.pipe):
+        configs, _ = coverage(tiny_generator("wan").pipe.transformer, scheme)
+        kinds = {name: type(transformer.get_submodule(name).weight.data) for name in configs}
+        assert torch.Tensor not in kinds.values() and len(kinds) > 10
+    entry = Model("dit", str(save_tiny("wan22", tmp_path / "m")), width=32, height=32, frames=5, steps=1)
+    with pytest.raises(InputError, match="has two transformers, and a checkpoint holds one"):
+        quantize("m", entry, scheme, tmp_path / "q.safetensors")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOWER) for name in FEW])
+def test_compiled_block_by_block_it_predicts_what_it_does_eager(name):
+    """The blocks that were found, each compiled alone, and no more than there are kinds of them."""
+    model = tiny_generator(name)
+    own = sample(model, *RUN, steps=2)
+    assert prepare(model, Scheme("base"), "regional", None) == ""
+    compiled = [m for m in model.pipe.transformer.modules() if m._compiled_call_impl is not None]
+    assert compiled == list(blocks(model.pipe.transformer).values())
+    torch.testing.assert_close(sample(model, *RUN, steps=2), own, rtol=1e-3, atol=1e-3)
 
 
 # Text encoders --------------------------------------------------------------------------------------------------------

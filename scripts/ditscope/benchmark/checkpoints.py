@@ -22,6 +22,7 @@ from ditscope.models.folders import check_safetensors
 from ditscope.models.loading import load_generator
 from ditscope.models.quantize import apply_scheme, check_plan, fuse_qkv, layer_configs, runs_on_mlx, unsupported
 from ditscope.models.registry import on_mlx
+from ditscope.models.sampling import transformers_of
 from ditscope.models.settings import Model, Scheme
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,10 @@ def quantize(name: str, model: Model, scheme: Scheme, out: OutputFile, plan: Inp
         raise InputError(f"models.{name}: {reason}")
     if scheme.kind == "base":
         raise InputError("schemes: `base` quantizes nothing; name another scheme")
+    if len(transformers_of(generator.pipe)) > 1:
+        raise InputError(
+            f"models.{name}: has two transformers, and a checkpoint holds one; benchmark it instead"
+        )
     if scheme.text_encoders:
         raise InputError("schemes: `text_encoders`: a checkpoint holds the transformer alone; set it to false")
     try:

@@ -44,6 +44,7 @@ from ditscope.models.quantize import (
     stored_bytes,
 )
 from ditscope.models.requests import generate_slice, runs_by_picture, with_runs
+from ditscope.models.sampling import transformers_of
 from ditscope.models.settings import COMPILE_STATES, Model, Scheme
 from ditscope.models.text_encoders import encoder_bytes, nominal_encoder_bytes
 from ditscope.prompts.files import read_runs
@@ -170,11 +171,14 @@ def load(case: Case) -> Loaded:
     began = time.perf_counter()
     generator = load_generator(case.name, case.model)
     load_seconds = time.perf_counter() - began
-    transformer, asked = generator.pipe.transformer, (case.scheme, case.plan)
-    if case.scheme.fuse_qkv and hasattr(transformer, "fuse_qkv_projections"):  # else `prepare` has the reason
-        fuse_qkv(transformer)
-    configs, left = coverage(transformer, *asked)
-    indivisible = [name for name, reason in left.items() if reason in INDIVISIBLE]
+    transformers, asked = transformers_of(generator.pipe), (case.scheme, case.plan)
+    for transformer in transformers:
+        if case.scheme.fuse_qkv and hasattr(transformer, "fuse_qkv_projections"):  # else `prepare` has the reason
+            fuse_qkv(transformer)
+    covered = [coverage(transformer, *asked) for transformer in transformers]
+    configs = [name for of_one, _ in covered for name in of_one]
+    left = [(name, reason) for _, of_one in covered for name, reason in of_one.items()]
+    indivisible = [name for name, reason in left if reason in INDIVISIBLE]
     if indivisible:
         layers = ", ".join(indivisible)
         log.warning("%s %s: %d layers cannot be divided: %s", case.name, case.config, len(indivisible), layers)
@@ -188,9 +192,9 @@ def load(case: Case) -> Loaded:
         "skipped_layers": len(left) - len(indivisible),
         "indivisible_layers": len(indivisible),
         "indivisible": ", ".join(indivisible),
-        "mean_bits": mean_bits(transformer, *asked),
-        "nominal_bytes": nominal_bytes(transformer, *asked),
-        "simulated": is_simulated(transformer, *asked),
+        "mean_bits": mean_bits(transformers[0], *asked),  # a second one has the same layers
+        "nominal_bytes": sum(nominal_bytes(transformer, *asked) for transformer in transformers),
+        "simulated": is_simulated(transformers[0], *asked),
         "encoder_nominal_bytes": nominal_encoder_bytes(generator.pipe, case.scheme),
     }
     reason = prepare(generator, case.scheme, case.compile, case.plan)
@@ -199,7 +203,7 @@ def load(case: Case) -> Loaded:
         "prepare_seconds": time.perf_counter() - began - load_seconds,
     }
     loading |= {f"load_peak_{key}": value for key, value in peaks().items()}
-    return Loaded(generator, about, loading, stored_bytes(transformer) if not reason else None, reason)
+    return Loaded(generator, about, loading, None if reason else sum(map(stored_bytes, transformers)), reason)
 
 
 def time_batches(case: Case, loaded: Loaded, runs: list[dict]) -> list[dict[str, Any]]:
