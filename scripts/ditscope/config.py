@@ -303,6 +303,8 @@ def check_schemes(config: Config) -> None:
             raise InputError(unknown(f"schemes.{name}.plan", scheme.plan, config.plan.budgets, "a plan's budget"))
         if scheme.kind == "plan" and scheme.fuse_qkv:
             raise InputError(f"schemes.{name}.fuse_qkv: a plan names the separate layers; set it to false")
+        if scheme.cache_threshold and not scheme.cache:
+            raise InputError(f"schemes.{name}.cache_threshold: says nothing without `cache`; name a method there")
 
 
 def check_benchmark(config: Config) -> None:
