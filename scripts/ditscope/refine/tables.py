@@ -124,7 +124,6 @@ SAMPLES = Table(
     },
 )
 
-METHODS = ("interpolated", "refined", "no text", "another text", "generator, keys pasted in")
 OPTIONAL = "null for fewer than 8 units"
 EVALUATION = Table(
     "refine.evaluation",
