@@ -197,7 +197,7 @@ def test_diagnose_repeats_and_says_what_the_contract_asks_for(study, tmp_path):
     assert {"occupancy", "occupancy judged", "code 0", "code 3", "kernel map0.mean R=0.05"} <= groups
     judged = read_table(tmp_path / "a" / "evaluation.parquet", "refine.evaluation")
     errors = judged.filter(method="interpolated", metric="missing_error").sort("level")["value"]
-    assert errors[0] < errors[2]  # fewer anchors, larger error
+    assert errors[0] < errors[2]  # fewer keys, larger error
     samples = read_table(study / "samples.parquet", "refine.samples")
     held = samples.filter(split="held-out")
     assert set(judged["samples"]) == {len(held)}
@@ -245,7 +245,7 @@ def test_the_gallery_has_a_picture_per_sample_level_and_method_and_may_be_empty(
 def test_a_video_refiner_is_judged_by_the_same_code(tmp_path):
     """Wan's own VAE decodes the gallery, four frames to a frame of latents but the first."""
     torch.manual_seed(0)
-    settings = replace(TINY, keys="frames", levels=2, min_anchors=2, gallery=1, evaluated=1, interpolation="linear")
+    settings = replace(TINY, keys="frames", levels=2, min_keys=2, gallery=1, evaluated=1, interpolation="linear")
     AutoencoderKLWan(
         base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
     ).save_pretrained(tmp_path / "tiny" / "model" / "vae")

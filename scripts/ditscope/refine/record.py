@@ -127,7 +127,7 @@ def criteria(
     for metric in JUDGED:
         for level, low in refined.filter(metric=metric).select("level", "gain_low").iter_rows():
             checks[f"{metric} gains at level {level}"] = above(low, 0.0)
-    if settings.clamp_anchors:
+    if settings.clamp_keys:
         for level, error in refined.filter(metric="key_error").select("level", "value").iter_rows():
             checks[f"keys untouched at level {level}"] = below(error, UNTOUCHED)
     if training.filter(network="latent_mae").height:
