@@ -233,7 +233,7 @@ def test_date_place_and_cost_stand_beside_the_record(study, tmp_path):
 def test_the_gallery_has_a_picture_per_sample_level_and_method_and_may_be_empty(study, tmp_path):
     run(study, tmp_path, replace(TINY, gallery=2))
     table = read_table(tmp_path / "gallery.parquet", "refine.gallery")
-    assert len(table) == 2 * 3 * 4  # samples, levels; keys, interpolated, refined, truth
+    assert len(table) == 2 * 3 * 5  # samples, levels; keys, interpolated, refined, coarse to fine, truth
     assert {f"gallery/{path.name}" for path in (tmp_path / "gallery").iterdir()} == set(table["picture"])
     held = read_table(study / "samples.parquet", "refine.samples").filter(split="held-out")
     assert set(table["key"]) <= set(held["key"])
@@ -313,6 +313,6 @@ def test_figures_of_levels_and_gains_say_on_how_many_units(study, tmp_path):
     assert set(drawn["method"]) == set(table["method"])
     gains, _ = refiner_gains(files)
     assert [label.get_text() for label in gains.axes[0].get_yticklabels()] == [
-        f"tiny (n = {table['units'][0]}):\nrefined"
+        f"tiny (n = {table['units'][0]}):\n{method}" for method in ("refined", "coarse to fine")
     ]
     assert len(refiner_controls_table(files)) == len(table)
