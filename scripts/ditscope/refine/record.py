@@ -25,7 +25,7 @@ DIAGNOSTIC = ("top_k", "evaluated", "judge", "generator", "gallery")
 WINDOW = 0.1  # share of the steps that "first" and "last" are averaged over
 UNTOUCHED = 1e-9  # squared error of keys, in variances, up to which they count as left alone
 # What a refiner must be better in than interpolation at every level, where its samples have it.
-JUDGED = ("missing_error", "feature_distance", "psnr_db", "oracle_all", "warp_error", "in_walls")
+JUDGED = ("missing_error", "feature_distance", "psnr_db", "oracle_all", "oracle_frames", "warp_error", "in_walls")
 RULE = (
     "keep where, on held-out samples and at every level, the 95 % interval over units of the paired gain over "
     f"interpolation lies above 0 in each of {', '.join(JUDGED)} that the samples have, keys are left alone where they "
