@@ -11,6 +11,7 @@ from ditscope.core.errors import first_line
 from ditscope.models.loading import Generator
 from ditscope.models.quantize import apply_scheme, unsupported
 from ditscope.models.settings import Scheme
+from ditscope.models.step_cache import enable
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | Non
     except (RuntimeError, NotImplementedError, ImportError, AssertionError) as error:  # a kernel that is not there
         log.exception("%s cannot be quantized", generator.name)
         return first_line(error)
+    if scheme.cache and (reason := enable(generator, scheme.cache, scheme.cache_threshold)):
+        return reason
     if compile == "eager":
         return ""
     if on_mlx:
