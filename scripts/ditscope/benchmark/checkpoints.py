@@ -40,9 +40,7 @@ def quantize(name: str, model: Model, scheme: Scheme, out: OutputFile, plan: Inp
     if scheme.kind == "base":
         raise InputError("schemes: `base` quantizes nothing; name another scheme")
     if len(transformers_of(generator.pipe)) > 1:
-        raise InputError(
-            f"models.{name}: has two transformers, and a checkpoint holds one; benchmark it instead"
-        )
+        raise InputError(f"models.{name}: has two transformers, and a checkpoint holds one; benchmark it instead")
     if scheme.text_encoders:
         raise InputError("schemes: `text_encoders`: a checkpoint holds the transformer alone; set it to false")
     try:
