@@ -14,14 +14,15 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict, unflatten_tensor_state_dict
 
+from ditscope.calibrate.load import calibration_of_scheme, measure_on
 from ditscope.core.errors import InputError, check_version, line
-from ditscope.core.paths import InputFile, OutputFile
+from ditscope.core.paths import InputFile, InputFolder, OutputFile
 from ditscope.core.tensor_files import save_tensors
 from ditscope.models.folders import check_safetensors
 from ditscope.models.loading import load_generator
 from ditscope.models.quantize import apply_scheme, check_plan, fuse_qkv, layer_configs, runs_on_mlx, unsupported
 from ditscope.models.registry import on_mlx
-from ditscope.models.settings import Model, Scheme
+from ditscope.models.settings import CALIBRATE, Model, Scheme, calibrated_on
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +30,28 @@ SCHEMA_VERSION = "1"
 RECORD = "ditscope"  # the one key of the file's metadata: safetensors writes several in no fixed order
 
 
-def quantize(name: str, model: Model, scheme: Scheme, out: OutputFile, plan: InputFile | None = None) -> None:
-    """Quantize a model's transformer under a scheme and save it as one safetensors file, on the device at hand."""
+def quantize(
+    name: str,
+    model: Model,
+    scheme: Scheme,
+    out: OutputFile,
+    plan: InputFile | None = None,
+    calibration: InputFolder | None = None,
+) -> None:
+    """Quantize a model's transformer under a scheme and save it as one safetensors file, on the device at hand.
+
+    `calibration` is the set that the scheme is solved from, where it needs one and names no folder of its own.
+    """
     check_plan(scheme, plan)
+    scheme = calibrated_on(scheme, name, calibration or CALIBRATE)
+    calibrated = calibration_of_scheme(scheme, name, model)
     generator = load_generator(name, model)
     if reason := unsupported(scheme, generator.computes_on, model.dtype):
         raise InputError(f"models.{name}: {reason}")
     if scheme.kind == "base":
         raise InputError("schemes: `base` quantizes nothing; name another scheme")
     try:
-        apply_scheme(generator.pipe.transformer, scheme, plan)
+        apply_scheme(generator.pipe.transformer, scheme, plan, measure_on(generator, calibrated))
     except NotImplementedError as error:
         raise InputError(f"models.{name}: {error}") from None
     save_checkpoint(generator.pipe.transformer, scheme, out, plan)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ditscope.config import Config
 from ditscope.core.errors import InputError
+from ditscope.models.call_files import SUFFIX
+from ditscope.models.settings import CALIBRATE, calibration_of
 from ditscope.publish.figures import FIGURES, INDEX
 from ditscope.refine.endings import FILMS, PICTURES
 from ditscope.refine.settings import settings_of
@@ -14,7 +16,7 @@ from ditscope.workflow.staleness import module_path
 HOLDS = {
     "generate": ("picture or shard", (".png", ".jpg", ".jpeg", ".webp", ".tar")),
     "capture": ("capture", (".safetensors", ".pt")),
-    "calibrate": ("calibration sample", (".npz",)),
+    "calibrate": ("calibration sample", (".npz", SUFFIX)),
 }
 # The same of the `folder` of a refiner's source, by its kind.
 FOLDER_HOLDS = {"images": ("picture", PICTURES), "films": ("film", (*FILMS, *PICTURES)), "shards": ("shard", (".tar",))}
@@ -25,6 +27,11 @@ def check_sources(config: Config) -> None:
     for stage, (what, endings) in HOLDS.items():
         for name, path in getattr(config, stage).sources.items():
             check_source(f"{stage}.sources.{name}", Path(path), what, endings)
+    for model, name in config.quantized():
+        folder = calibration_of(config.schemes[name])
+        if folder and folder != CALIBRATE:
+            where = f"schemes.{name}.calibration"
+            check_source(where, Path(folder.replace("{model}", model)), *HOLDS["calibrate"])
     for name in config.refine.refiners:
         settings_of(name, config.refiners[name], config.refine)  # where it goes on from a file: is it there?
         source = config.refiners[name].source
