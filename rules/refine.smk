@@ -67,6 +67,7 @@ rule refine_train:
         assignments="<results>/refine/{refiner}/assignments.parquet",
         codebook="<results>/refine/{refiner}/codebook.safetensors",
         start=lambda w: refiner_start(w.refiner),
+        encoder=lambda w: refiner_encoder(w.refiner),
     output:
         latent_mae="<results>/refine/{refiner}/latent_mae.safetensors",
         refiner="<results>/refine/{refiner}/refiner.safetensors",
@@ -103,6 +104,7 @@ rule refine_diagnose:
         refiner="<results>/refine/{refiner}/refiner.safetensors",
         training="<results>/refine/{refiner}/training.parquet",
         timing="<results>/refine/{refiner}/training.timing.parquet",
+        encoder=lambda w: refiner_encoder(w.refiner),
         weights=lambda w: model_files(*judges(w.refiner)),
         embedder=lambda w: [file for name in refiner_judge(w.refiner) for file in embedder_files(name)],
     output:

@@ -167,14 +167,16 @@ def call_batches(
 
 def check_samples(calibration: CalibrationSet, name: str, model: Model) -> None:
     """Read every sample of a set before the model loads; refuse a broken one, and one that the model does not take."""
-    config = {} if records_calls(model) else transformer_config(name, model)
     for reference in calibration.samples:
         if (reference.file.suffix == SUFFIX) != records_calls(model):
             kind = "recorded calls" if records_calls(model) else "NPZ samples"
             raise InputError(f"{reference.file}: `{name}` ({model.family}) takes {kind}; calibrate `{name}`")
-        if records_calls(model):
+    if records_calls(model):
+        for reference in calibration.samples:
             read_calls(reference.file)
-            continue
+        return
+    config = transformer_config(name, model)
+    for reference in calibration.samples:
         sample = read_sample(reference)
         check_fits(sample, reference.file, name, config)
         guidance_of(calibration, sample, reference.file, bool(config.get("guidance_embeds")))
