@@ -18,6 +18,7 @@ from ditscope.calibrate.load import calibration_of_scheme, measure_on
 from ditscope.core.errors import InputError, check_version, line
 from ditscope.core.paths import InputFile, InputFolder, OutputFile
 from ditscope.core.tensor_files import save_tensors
+from ditscope.models.emulate.layer import EmulatedLinear, hollow
 from ditscope.models.folders import check_safetensors
 from ditscope.models.loading import load_generator
 from ditscope.models.quantize import apply_scheme, check_plan, fuse_qkv, layer_configs, runs_on_mlx, unsupported
@@ -80,15 +81,22 @@ def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Pat
         "config": {key: value for key, value in transformer.config.items() if not key.startswith("_")},
         "scheme": asdict(scheme),
         "full_precision": left_layers(transformer, out),
+        "emulated": emulated_layers(transformer),
         "torchao": torchao.__version__,
         "tensors": metadata,
     }
     save_tensors(tensors, out, {RECORD: json.dumps(record, sort_keys=True)})
 
 
+def emulated_layers(transformer: nn.Module) -> dict[str, dict[str, Any]]:
+    """What rebuilds each emulated layer around its tensors, by the layer's name."""
+    return {name: m.described() for name, m in transformer.named_modules() if isinstance(m, EmulatedLinear)}
+
+
 def left_layers(transformer: nn.Module, out: Path, quantized: Collection[str] = ()) -> list[str]:
     """Linear layers that were left in full precision, less `quantized`; says so where there are any."""
     linear = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
+    quantized = {*quantized, *emulated_layers(transformer)}
     left = [name for name, m in linear.items() if type(m.weight.data) is Tensor and name not in quantized]
     if left:
         log.warning("%s: %d of %d layers are in full precision: %s", out, len(left), len(linear), ", ".join(left))
@@ -115,6 +123,8 @@ def load_checkpoint(path: Path, device: str = "cpu") -> nn.Module:
         transformer = getattr(diffusers, record["class"]).from_config(record["config"])
         if record["scheme"]["fuse_qkv"]:
             fuse_qkv(transformer)
+        for name, described in record.get("emulated", {}).items():
+            transformer.set_submodule(name, hollow(transformer.get_submodule(name), described))
     try:
         transformer.load_state_dict(state, assign=True)
     except RuntimeError as error:

@@ -1,7 +1,7 @@
 """Quantization schemes of a generator's transformer: a registry that says what becomes of each linear layer.
 
-A scheme is data (`settings.Scheme`); its kind turns it into one config of torchao or MLX per layer, and everything else
-(applying it, its nominal size, whether torchao only simulates it) is read off those configs: a plan is no special case.
+A scheme is data (`settings.Scheme`); its kind turns it into one config of torchao or MLX, or a recipe, per layer, and
+all else (applying it, its nominal size, whether it is only simulated) is read off those: a plan is no special case.
 """
 
 import math

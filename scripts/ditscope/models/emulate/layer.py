@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
 from ditscope.core.errors import InputError
-from ditscope.models.emulate.formats import Format, rounded, stored_bits
+from ditscope.models.emulate.formats import Format, activation_format, rounded, stored_bits
 from ditscope.models.emulate.inputs import Inputs
 from ditscope.models.packed import SCALE_BITS
 
@@ -65,11 +66,17 @@ class EmulatedLinear(nn.Linear):
     def __init__(self, layer: nn.Linear, solved: Solved, activations: Format | None) -> None:
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, "meta")
         weight, self.activations = layer.weight, activations
-        self.weight = nn.Parameter(solved.weight.to(weight), requires_grad=False)
+        self.weight = nn.Parameter(solved.weight.to(weight).contiguous(), requires_grad=False)
         self.bias = layer.bias
         for name in ("smoothing", "up", "down"):
             value = getattr(solved, name)
-            self.register_buffer(name, None if value is None else value.to(weight))
+            self.register_buffer(name, None if value is None else value.to(weight).contiguous())
+
+    def described(self) -> dict[str, Any]:
+        """What rebuilds the layer around its tensors: see `hollow`."""
+        kind = self.activations
+        beside = {name: list(tensor.shape) for name, tensor in self.named_buffers()}
+        return {"activations": [kind.name, kind.group] if kind else None, "beside": beside}
 
     def forward(self, x: Tensor) -> Tensor:
         if self.smoothing is not None:
@@ -77,6 +84,13 @@ class EmulatedLinear(nn.Linear):
         # Codes of 8 bits are beyond what half precision holds.
         y = F.linear(rounded(x.float(), self.activations).to(x) if self.activations else x, self.weight, self.bias)
         return y if self.up is None else y + F.linear(F.linear(x, self.down), self.up)
+
+
+def hollow(layer: nn.Linear, described: dict[str, Any]) -> EmulatedLinear:
+    """An emulated layer as a checkpoint describes it, in the place of a linear one; its tensors are still to load."""
+    beside = {name: torch.empty(shape, device="meta") for name, shape in described["beside"].items()}
+    kind = activation_format(*described["activations"]) if described["activations"] else None
+    return EmulatedLinear(layer, Solved(layer.weight, **beside), kind)
 
 
 @register_quantize_module_handler(Recipe)
