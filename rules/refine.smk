@@ -121,7 +121,7 @@ rule refine_diagnose:
         page=report(
             "<results>/refine/{refiner}/record.html",
             caption="../report/refiner-record.rst",
-            category="Refiner",
+            category=category("refine"),
             labels={"record": "{refiner}"},
         ),
     log:
@@ -156,7 +156,7 @@ rule refine_storyboard:
         page=report(
             "<results>/refine/{refiner}/storyboards/{storyboard}.html",
             caption="../report/refiner-storyboard.rst",
-            category="Refiner",
+            category=category("refine"),
             labels={"storyboard": "{refiner}: {storyboard}"},
         ),
     log:

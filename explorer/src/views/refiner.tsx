@@ -7,10 +7,12 @@ import { Chart, Compare, Missing, Picture, Problems, Range, Section, Select, Wor
 const GIVEN = "keys"; // what the refiner is shown
 const KINDS = [GIVEN, "interpolated", "refined", "truth"];
 const MOST = 24; // samples that are shown at once
-/** Colours and meanings of what is compared; the three below are controls. */
+/** Colours and meanings of what is compared; the others are controls. */
 const METHODS: Record<string, { tint: number; means: string }> = {
-  refined: { tint: 0, means: "what the refiner makes in one step" },
+  refined: { tint: 0, means: "what the refiner makes, used as it was trained to be" },
   interpolated: { tint: 4, means: "the known parts, filled in without a network" },
+  "one step": { tint: 5, means: "the same refiner, used once" },
+  "coarse to fine": { tint: 5, means: "the same refiner, used level by level" },
   "no text": { tint: 2, means: "the refiner without the text: what the known parts carry" },
   "another text": { tint: 3, means: "the refiner with the text of another sample" },
   "generator, keys pasted in": { tint: 1, means: "what the generator makes of the text alone, the known parts pasted over it" },

@@ -91,7 +91,12 @@ def scheme_id(
     """
     kept = {key: value for key, value in (settings or {}).items() if key not in ("plan", "calibration")}
     kept |= {"calibration": calibration} if calibration else {}
-    if compiled == "eager" and kept.get("kind", "base") == "base" and not kept.get("fuse_qkv"):
+    if (
+        compiled == "eager"
+        and kept.get("kind", "base") == "base"
+        and not kept.get("fuse_qkv")
+        and not kept.get("cache")
+    ):
         return BASE
     return digest({"settings": kept, "plan": plan and file_digest(plan), "compile": compiled})
 

@@ -12,6 +12,7 @@ from ditscope.models.emulate.inputs import Measure
 from ditscope.models.loading import Generator
 from ditscope.models.quantize import apply_scheme, unsupported
 from ditscope.models.settings import Scheme
+from ditscope.models.step_cache import enable
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ def prepare(
     except (RuntimeError, NotImplementedError, ImportError, AssertionError) as error:  # a kernel that is not there
         log.exception("%s cannot be quantized", generator.name)
         return first_line(error)
+    if scheme.cache and (reason := enable(generator, scheme.cache, scheme.cache_threshold)):
+        return reason
     if compile == "eager":
         return ""
     if on_mlx:
