@@ -57,10 +57,11 @@ COMPARISONS = {
         "nearest": Scheme("nearest", **INT4, **W4A4),
         "smoothquant": Scheme("smoothquant", **INT4, **W4A4),
         "gptq": Scheme("gptq", **INT4, **W4A4),
+        "svdquant, rank 4": Scheme("svdquant", rank=4, **INT4, **W4A4),
     },
-    "the bytes of SVDQuant (4 bits, rank 4), activations int4": {
-        "nearest, 5 bits": Scheme("nearest", bits=5, group_size=16, **W4A4),
-        "svdquant": Scheme("svdquant", rank=4, **INT4, **W4A4),
+    "about the bytes of SVDQuant, activations int4": {
+        "nearest, 5 bits": Scheme("nearest", bits=5, group_size=32, **W4A4),
+        "svdquant, 4 bits, rank 4": Scheme("svdquant", rank=4, **INT4, **W4A4),
     },
     "weights 8 bits by row, activations int8": {
         "nearest": Scheme("nearest", activations="int8"),
