@@ -180,6 +180,7 @@ EMBEDDER_FAMILIES = {
     "siglip": "ditscope.models.embedders.towers",
     "dinov2": "ditscope.models.embedders.towers",
     "jina-clip": "ditscope.models.embedders.jina_clip",
+    "efficientnet-lite": "ditscope.models.embedders.efficientnet_lite",
     "random-walk": "ditscope.models.embedders.random_walk",
     "vectors": "ditscope.models.embedders.vectors",
 }
@@ -191,8 +192,8 @@ class Embedder:
     """A model that maps a text or an image of a trajectory to a vector."""
 
     family: str = setting(
-        help="sentence-transformers, minilm, clip, siglip, dinov2, jina-clip, random-walk (the control), vectors (a "
-        "table of your own), or a module of your own"
+        help="sentence-transformers, minilm, clip, siglip, dinov2, jina-clip, efficientnet-lite, random-walk (the "
+        "control), vectors (a table of your own), or a module of your own"
     )
     source: str = setting("", "Folder, hub id, or empty where the package carries its weights", path=True)
     revision: str = setting("", "Commit of a hub id")
