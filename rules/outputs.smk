@@ -414,8 +414,10 @@ def every_stage():
 def upstream():
     """What is made on the way to `targets` of stages that are not asked for, or of models that these do not name."""
     plans = [path for network in CONFIG.trajectories.networks for path in network_plans(network)]
-    pairs = product(CONFIG.benchmark.models, CONFIG.benchmark.schemes)
+    pairs = list(product(CONFIG.benchmark.models, CONFIG.benchmark.schemes))
     plans = list(dict.fromkeys([*plans, *(path for pair in pairs for path in scheme_plan(*pair))]))
+    sets = [path for network in CONFIG.trajectories.networks for path in network_calibration(network)]
+    sets += [path for pair in pairs for path in scheme_calibration(*pair)]
     scored = list(dict.fromkeys([*CONFIG.sensitivity.models, *(Path(plan).parent.name for plan in plans)]))
     measured = CONFIG.sensitivity.models if "sensitivity" in CONFIG.asked() else []
     if CONFIG.generate.models or refined_models():
@@ -426,7 +428,10 @@ def upstream():
         "prompts": prompts,
         "generate": image_shards(*refined_models()),
         "capture": capture_sets(*CONFIG.capture.models),
-        "calibrate": calibration_manifests(*(name for name in scored if name not in CONFIG.calibrate.sources)),
+        "calibrate": [
+            *calibration_manifests(*(name for name in scored if name not in CONFIG.calibrate.sources)),
+            *(path for path in sets if path.endswith("/manifest.json")),
+        ],
         "sensitivity": [
             path
             for part in PARTS

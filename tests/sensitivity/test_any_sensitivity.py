@@ -9,6 +9,7 @@ import torch
 from any_pipelines import PIPELINES, SLOWER, save_tiny, tiny_generator
 from ditscope.calibrate.call_recorder import CallRecorder
 from ditscope.calibrate.files import Reference, load_calibration, validate_calibration
+from ditscope.calibrate.load import CallBatch
 from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.core.errors import InputError
@@ -23,7 +24,7 @@ from ditscope.plan.settings import Budget, Plan
 from ditscope.plan.stage import plan
 from ditscope.sensitivity.exact import scores
 from ditscope.sensitivity.fast import estimate_layers, weight_changes
-from ditscope.sensitivity.on_calls import CallBatch, collected, network_of, score_layers
+from ditscope.sensitivity.on_calls import collected, network_of, score_layers
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import sensitivity
 

@@ -8,6 +8,7 @@ import torch
 from torchao.quantization.utils import recommended_inductor_config_setter
 
 from ditscope.core.errors import first_line
+from ditscope.models.emulate.inputs import Measure
 from ditscope.models.loading import Generator
 from ditscope.models.quantize import apply_scheme, unsupported
 from ditscope.models.settings import Scheme
@@ -19,15 +20,20 @@ MODES = ("reduce-overhead", "max-autotune")  # of torch.compile, over the whole 
 AUTOTUNE_PROCESSORS = 68  # fewer: inductor times no matrix kernels of its own (torch._inductor.utils.is_big_gpu)
 
 
-def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | None) -> str:
-    """Quantize and compile the transformer in place; the reason if that is not possible here, else an empty string."""
+def prepare(
+    generator: Generator, scheme: Scheme, compile: str, plan: Path | None, measure: Measure | None = None
+) -> str:
+    """Quantize and compile the transformer in place; the reason if that is not possible here, else an empty string.
+
+    `measure` runs the calibration set of a scheme that needs one.
+    """
     transformer = generator.pipe.transformer
     on_mlx = generator.computes_on == "mlx"
     reason = unsupported(scheme, generator.computes_on, generator.entry.dtype)
     if reason := reason or uncompilable(compile, generator.computes_on):
         return reason
     try:
-        apply_scheme(transformer, scheme, plan)
+        apply_scheme(transformer, scheme, plan, measure)
     except (RuntimeError, NotImplementedError, ImportError, AssertionError) as error:  # a kernel that is not there
         log.exception("%s cannot be quantized", generator.name)
         return first_line(error)

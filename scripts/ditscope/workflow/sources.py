@@ -6,6 +6,8 @@ from pathlib import Path
 from ditscope.config import Config
 from ditscope.core.errors import InputError
 from ditscope.core.names import unknown
+from ditscope.models.call_files import SUFFIX
+from ditscope.models.settings import CALIBRATE, calibration_of
 from ditscope.prompts.files import read_prompts
 from ditscope.publish.figures import FIGURES, INDEX
 from ditscope.refine.endings import FILMS, PICTURES
@@ -17,7 +19,7 @@ from ditscope.workflow.staleness import module_path
 HOLDS = {
     "generate": ("picture or shard", (".png", ".jpg", ".jpeg", ".webp", ".tar")),
     "capture": ("capture", (".safetensors", ".pt")),
-    "calibrate": ("calibration sample", (".npz",)),
+    "calibrate": ("calibration sample", (".npz", SUFFIX)),
 }
 # The same of the `folder` of a refiner's source, by its kind.
 FOLDER_HOLDS = {"images": ("picture", PICTURES), "films": ("film", (*FILMS, *PICTURES)), "shards": ("shard", (".tar",))}
@@ -28,6 +30,11 @@ def check_sources(config: Config) -> None:
     for stage, (what, endings) in HOLDS.items():
         for name, path in getattr(config, stage).sources.items():
             check_source(f"{stage}.sources.{name}", Path(path), what, endings)
+    for model, name in config.quantized():
+        folder = calibration_of(config.schemes[name])
+        if folder and folder != CALIBRATE:
+            where = f"schemes.{name}.calibration"
+            check_source(where, Path(folder.replace("{model}", model)), *HOLDS["calibrate"])
     for name in config.refine.refiners:
         own = settings_of(name, config.refiners[name], config.refine)  # where it goes on from a file: is it there?
         if own.encoder_weights and not Path(own.encoder_weights).exists():
