@@ -32,7 +32,7 @@ from ditscope.models.registry import (
     require_blocks,
     require_weights,
 )
-from ditscope.models.settings import BACKENDS, Embedder, Model, Scheme
+from ditscope.models.settings import BACKENDS, EMULATED, Embedder, Model, Scheme, backends_of, calibration_of
 from ditscope.plan.settings import Plan
 from ditscope.prompts.settings import Prompts
 from ditscope.publish.settings import Publish
@@ -128,6 +128,15 @@ class Config:
         names |= {entry.partition(":")[0] for network in self.trajectories.networks for entry in self.networks[network]}
         names |= {self.refiners[name].source.model for name in self.refine.refiners}
         return [name for name in self.models if name in names]
+
+    def quantized(self) -> list[tuple[str, str]]:
+        """Models and the schemes of the registry that they run under, in benchmarks and networks."""
+        pairs = [(model, scheme) for model in self.benchmark.models for scheme in self.benchmark.schemes]
+        pairs += [(model, scheme) for model in self.benchmark.models for scheme in self.benchmark.checkpoints]
+        for network in self.trajectories.networks:
+            labels = [entry.partition(":") for entry in self.networks[network]]
+            pairs += [(model, scheme) for model, _, scheme in labels if scheme in self.schemes]
+        return list(dict.fromkeys(pairs))
 
     def asked(self) -> tuple[str, ...]:
         """Names of the stages that `all` asks for."""
@@ -287,7 +296,8 @@ def check_refiners(config: Config) -> None:
                 )
             check_known("refine.generator", [own.generator] if own.generator else [], config, "models")
             for board, told in entry.storyboards.items():
-                check_known(f"refiners.{name}.storyboards.{board}.model", [told.model], config, "models")
+                makers = [told.model] if told.prompts else []
+                check_known(f"refiners.{name}.storyboards.{board}.model", makers, config, "models")
 
 
 def check_networks(config: Config) -> None:
@@ -303,8 +313,13 @@ def check_networks(config: Config) -> None:
 
 
 def check_schemes(config: Config) -> None:
-    """Check the schemes that follow a plan."""
+    """Check the schemes that follow a plan, name formats, or are solved from a calibration set."""
+    for model, name in config.quantized():
+        entry = config.models[model]
+        if calibration_of(config.schemes[name]) and entry.backend in backends_of(config.schemes[name].kind):
+            require_blocks(f"schemes.{name}: solved from recorded inputs", model, entry, ("torch",))
     for name, scheme in config.schemes.items():
+        check_formats(name, scheme)
         if scheme.kind == "plan" and scheme.plan not in config.plan.budgets:
             raise InputError(unknown(f"schemes.{name}.plan", scheme.plan, config.plan.budgets, "a plan's budget"))
         if scheme.kind == "plan" and scheme.fuse_qkv:
@@ -315,6 +330,17 @@ def check_schemes(config: Config) -> None:
             )
         if scheme.cache_threshold and not scheme.cache:
             raise InputError(f"schemes.{name}.cache_threshold: says nothing without `cache`; name a method there")
+
+
+def check_formats(name: str, scheme: Scheme) -> None:
+    """Refuse formats and calibration sets that the kind of a scheme does not read."""
+    if scheme.kind in EMULATED or "." in scheme.kind:
+        return
+    for key in ("format", "activations", "calibration"):
+        if getattr(scheme, key) != getattr(Scheme(scheme.kind), key):
+            raise InputError(
+                f"schemes.{name}.{key}: `{scheme.kind}` does not read it; kinds that do: {', '.join(EMULATED)}"
+            )
 
 
 def check_benchmark(config: Config) -> None:

@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from any_pipelines import PIPELINES, SLOWER, save_tiny, tiny_generator
 from ditscope.calibrate.call_recorder import CallRecorder
 from ditscope.calibrate.files import Reference, load_calibration, validate_calibration
+from ditscope.calibrate.load import CallBatch
 from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.core.errors import InputError
@@ -26,7 +27,7 @@ from ditscope.plan.stage import plan
 from ditscope.sensitivity.exact import scores
 from ditscope.sensitivity.fast import estimate_layers, random_signs, weight_changes
 from ditscope.sensitivity.image import probe_image
-from ditscope.sensitivity.on_calls import CallBatch, collected, network_of, no_image_effects, score_layers
+from ditscope.sensitivity.on_calls import collected, network_of, no_image_effects, score_layers
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import sensitivity
 

@@ -23,6 +23,8 @@ from ditscope.benchmark.latency import timed
 from ditscope.benchmark.memory import peaks, reset_peaks
 from ditscope.benchmark.run_tables import OF_RUN, RUN_FLAT, RUN_TIMING
 from ditscope.benchmark.settings import Benchmark
+from ditscope.calibrate.files import CalibrationSet
+from ditscope.calibrate.load import calibration_id, calibration_of_scheme, measure_on
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError, first_line
 from ditscope.core.identity import scheme_id
@@ -45,7 +47,7 @@ from ditscope.models.quantize import (
 )
 from ditscope.models.requests import generate_slice, runs_by_picture, with_runs
 from ditscope.models.sampling import transformers_of
-from ditscope.models.settings import COMPILE_STATES, Model, Scheme
+from ditscope.models.settings import CALIBRATE, COMPILE_STATES, Model, Scheme, calibrated_on
 from ditscope.models.text_encoders import encoder_bytes, nominal_encoder_bytes
 from ditscope.prompts.files import read_runs
 
@@ -65,6 +67,7 @@ class Case:
     compile: str
     plan: Path | None
     settings: Benchmark
+    calibration: CalibrationSet | None = None  # what the scheme is solved from
 
     @property
     def is_base(self) -> bool:
@@ -111,19 +114,25 @@ def case_of(
     compile: str,
     plan: Path | None,
     settings: Benchmark,
+    calibration: Path | None = None,
 ) -> Case:
-    """The case that a command or a job asks for. Raises InputError for choices that are none."""
+    """The case that a command or a job asks for. Raises InputError for choices that are none.
+
+    `calibration` is the calibrate stage's set, where the scheme does not name a folder of its own.
+    """
     if config not in schemes and config in BASES:
         schemes, model = {**schemes, config: Scheme("base")}, replace(model, dtype=BASES[config])
     if config not in schemes:
         raise InputError(unknown("--config", config, [*schemes, *BASES], "in the config's `schemes`"))
     if compile not in COMPILE_STATES:
         raise InputError(unknown("--compile", compile, COMPILE_STATES, "a compile state"))
-    check_plan(schemes[config], plan)
+    scheme = calibrated_on(schemes[config], name, calibration or CALIBRATE)
+    check_plan(scheme, plan)
     steps = settings.num_steps or model.steps
     guidance = model.guidance if settings.cfg_scale < 0 else settings.cfg_scale
     model = settled(replace(model, steps=steps, guidance=guidance))
-    return Case(name, model, config, schemes[config], compile, plan, settings)
+    calibrated = calibration_of_scheme(scheme, name, model)
+    return Case(name, model, config, scheme, compile, plan, settings, calibrated)
 
 
 def wanted_runs(prompts: Sequence[Path], settings: Benchmark) -> list[dict]:
@@ -197,7 +206,7 @@ def load(case: Case) -> Loaded:
         "simulated": is_simulated(transformers[0], *asked),
         "encoder_nominal_bytes": nominal_encoder_bytes(generator.pipe, case.scheme),
     }
-    reason = prepare(generator, case.scheme, case.compile, case.plan)
+    reason = prepare(generator, case.scheme, case.compile, case.plan, measure_on(generator, case.calibration))
     loading: dict[str, Any] = {
         "load_seconds": load_seconds,
         "prepare_seconds": time.perf_counter() - began - load_seconds,
@@ -229,7 +238,7 @@ def sample(case: Case, generator: Generator, runs: list[dict]) -> Sampled:
     """The images that quality is judged by and the noise on a flat field; the reason where memory does not suffice."""
     batch, settings = case.quality_batch, case.settings
     made_by = case.config if case.compile == "eager" else case.stem
-    scheme_key = scheme_id(asdict(case.scheme), case.plan, case.compile)
+    scheme_key = scheme_id(asdict(case.scheme), case.plan, case.compile, calibration_id(case.scheme))
     try:
         images = generate_images(generator, runs, batch, made_by, scheme_key)
         # Compiled, another batch size would be compiled anew; eager, a batch that is filled up would be waste.

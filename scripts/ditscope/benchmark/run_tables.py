@@ -40,7 +40,8 @@ MADE = {
     ),
     "simulated": Column(
         "Boolean",
-        "torchao keeps integers of fewer than 8 bits in bytes: compare such rows by `nominal_bytes` only",
+        "stored or computed in more bits than it says, as torchao keeps integers of fewer than 8 bits in bytes: "
+        "compare such rows by `nominal_bytes` and quality only",
     ),
     "stored_bytes": Column(
         "Int64", "bytes that its parameters and buffers take in memory; null where it did not run", nullable=True

@@ -8,6 +8,7 @@ import torch
 from torchao.quantization.utils import recommended_inductor_config_setter
 
 from ditscope.core.errors import first_line
+from ditscope.models.emulate.inputs import Measure
 from ditscope.models.loading import Generator
 from ditscope.models.quantize import apply_scheme, unsupported
 from ditscope.models.sampling import transformers_of
@@ -21,11 +22,13 @@ MODES = ("reduce-overhead", "max-autotune")  # of torch.compile, over the whole 
 AUTOTUNE_PROCESSORS = 68  # fewer: inductor times no matrix kernels of its own (torch._inductor.utils.is_big_gpu)
 
 
-def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | None) -> str:
+def prepare(
+    generator: Generator, scheme: Scheme, compile: str, plan: Path | None, measure: Measure | None = None
+) -> str:
     """Quantize and compile the transformer in place; the reason if that is not possible here, else an empty string.
 
-    Of a pipeline with two of them (Wan 2.2), both.
-    Text encoders are quantized where the scheme says so, and not compiled.
+    Of a pipeline with two of them (Wan 2.2), both. Text encoders are quantized where the scheme says so, and not
+    compiled. `measure` runs the calibration set of a scheme that needs one.
     """
     transformers = transformers_of(generator.pipe)
     on_mlx = generator.computes_on == "mlx"
@@ -34,7 +37,7 @@ def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | Non
         return reason
     try:
         for transformer in transformers:
-            apply_scheme(transformer, scheme, plan)
+            apply_scheme(transformer, scheme, plan, measure)
         quantize_encoders(generator.pipe, scheme)
     except (RuntimeError, NotImplementedError, ImportError, AssertionError) as error:  # a kernel that is not there
         log.exception("%s cannot be quantized", generator.name)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ditscope.calibrate.files import CalibrationSet, Reference, records_calls
+from ditscope.calibrate.load import Batch, batches
 from ditscope.models.loading import Generator
 from ditscope.models.sampling import pictures
 from ditscope.sensitivity.back_ends import back_end
-from ditscope.sensitivity.batches import Batch, batches
 from ditscope.sensitivity.buckets import BUCKETS
 from ditscope.sensitivity.exact import Layer
 from ditscope.sensitivity.fast import Changes, random_signs, weight_changes
