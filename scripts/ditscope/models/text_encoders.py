@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torchao.quantization import FqnToConfig, quantize_
 
+from ditscope.models.emulate.layer import Recipe
 from ditscope.models.quantize import kind_of, left_why, stored_bytes, weight_bytes
 from ditscope.models.schemes.kind import LayerConfig
 from ditscope.models.settings import Scheme
@@ -35,6 +36,11 @@ def quantize_encoders(pipe: Any, scheme: Scheme) -> None:
     """Quantize the text encoders of a pipeline in place, where the scheme says so."""
     if scheme.text_encoders and kind_of(scheme).sparse:
         raise NotImplementedError(f"{scheme.kind} prunes the transformer alone; set `text_encoders: false`")
+    config = kind_of(scheme).config(scheme)
+    if scheme.text_encoders and isinstance(config, Recipe) and config.needs:
+        raise NotImplementedError(
+            f"{scheme.kind} is calibrated on the transformer's inputs; set `text_encoders: false`"
+        )
     for encoder in text_encoders(pipe).values():
         if configs := encoder_configs(encoder, scheme):
             quantize_(encoder, FqnToConfig(OrderedDict(configs)), filter_fn=None)
