@@ -178,7 +178,7 @@ def explored():
 
 def explorable(path):
     """Whether the explorer reads or names a file that is published."""
-    return "/figures/" in path or path.endswith("/answers.parquet")
+    return "figures" in Path(path).parts or Path(path).name == "answers.parquet"
 
 
 def paper_table_inputs(w=None):
@@ -430,7 +430,7 @@ def upstream():
         "capture": capture_sets(*CONFIG.capture.models),
         "calibrate": [
             *calibration_manifests(*(name for name in scored if name not in CONFIG.calibrate.sources)),
-            *(path for path in sets if path.endswith("/manifest.json")),
+            *(path for path in sets if Path(path).name == "manifest.json"),
         ],
         "sensitivity": [
             path
