@@ -38,9 +38,7 @@ def quantize_encoders(pipe: Any, scheme: Scheme) -> None:
         raise NotImplementedError(f"{scheme.kind} prunes the transformer alone; set `text_encoders: false`")
     config = kind_of(scheme).config(scheme)
     if scheme.text_encoders and isinstance(config, Recipe) and config.needs:
-        raise NotImplementedError(
-            f"{scheme.kind} is calibrated on the transformer's inputs; set `text_encoders: false`"
-        )
+        raise NotImplementedError(f"{scheme.kind} is calibrated for the transformer alone; set `text_encoders: false`")
     for encoder in text_encoders(pipe).values():
         if configs := encoder_configs(encoder, scheme):
             quantize_(encoder, FqnToConfig(OrderedDict(configs)), filter_fn=None)
