@@ -294,7 +294,8 @@ def check_refiners(config: Config) -> None:
                 )
             check_known("refine.generator", [own.generator] if own.generator else [], config, "models")
             for board, told in entry.storyboards.items():
-                check_known(f"refiners.{name}.storyboards.{board}.model", [told.model], config, "models")
+                makers = [told.model] if told.prompts else []
+                check_known(f"refiners.{name}.storyboards.{board}.model", makers, config, "models")
 
 
 def check_networks(config: Config) -> None:
