@@ -153,6 +153,7 @@ def model_params(name):
     """A registry entry and the digest of its weights: what a job must know of a model, and what makes it stale."""
     entry = CONFIG.models[name]
     weights = entry.revision or (digest_of(source_folder(entry)) if entry.source else "")
+    weights += "".join(digest_of(Path(file).expanduser()) for file in entry.loras)
     family = plugin(module) if (module := module_of_family(entry)) else ""
     mlx = "".join(map(plugin, ON_MLX.values())) if entry.backend == "mlx" else ""
     return determining(entry) | {"digest": weights + family + mlx}
