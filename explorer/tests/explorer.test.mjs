@@ -263,6 +263,7 @@ test("a study half done says what is missing and how to make it", async () => {
     const { page, faults, context } = await open("half", `view=${view}`);
     const told = await page.locator("main").textContent();
     if (view !== "study") assert.match(await page.locator(".missing").first().textContent(), /snakemake/, view);
+    if (view === "study") assert.match(told, /\d+ stages are unfinished\. To make the rest of all of them/);
     if (view === "bits") assert.match(told, /of the stage sensitivity 0 of 2 outputs are there/i);
     if (view === "refiner") assert.match(told, /stages=\[refine\]/);
     assert.deepEqual(faults, [], view);
