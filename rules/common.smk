@@ -28,6 +28,7 @@ from ditscope.core.plugins import module_of
 from ditscope.models.registry import ON_MLX, module_of_family
 from ditscope.models.settings import CALIBRATE, EMBEDDER_FAMILIES, SCHEMES, backends_of, calibrated_on, calibration_of
 from ditscope.refine.data_settings import ADAPTERS, SOURCES, adapter_of
+from ditscope.refine.files import header
 from ditscope.refine.settings import CODEBOOK, ENCODERS, INTERPOLATIONS, settings_of
 from ditscope.sensitivity.back_ends import module_of as module_of_scores
 from ditscope.workflow.sources import check_sources
@@ -152,6 +153,7 @@ def model_params(name):
     """A registry entry and the digest of its weights: what a job must know of a model, and what makes it stale."""
     entry = CONFIG.models[name]
     weights = entry.revision or (digest_of(source_folder(entry)) if entry.source else "")
+    weights += "".join(digest_of(Path(file).expanduser()) for file in entry.loras)
     family = plugin(module) if (module := module_of_family(entry)) else ""
     mlx = "".join(map(plugin, ON_MLX.values())) if entry.backend == "mlx" else ""
     return determining(entry) | {"digest": weights + family + mlx}
@@ -309,6 +311,27 @@ def judges(name):
 def storyboard_of(wildcards):
     """A refiner's storyboard."""
     return WHOLE.refiners[wildcards.refiner].storyboards[wildcards.storyboard]
+
+
+def storyboard_files(wildcards):
+    """The user's own files that a storyboard is made of: pictures, and a refiner."""
+    told = storyboard_of(wildcards)
+    return [*told.pictures, *filter(None, [told.refiner])]
+
+
+def storyboard_refiner(wildcards):
+    """The file of the refiner that completes a storyboard: the one that is trained here, or one that is there."""
+    told = storyboard_of(wildcards)
+    return ancient(told.refiner) if told.refiner else f"{RESULTS}/refine/{wildcards.refiner}/refiner.safetensors"
+
+
+def storyboard_interpolation(wildcards):
+    """Digest of the module that fills in what is missing of a storyboard, by the settings of its refiner."""
+    told = storyboard_of(wildcards)
+    if not told.refiner:
+        return interpolation_digest(wildcards)
+    name = header(Path(told.refiner), "refiner")["settings"]["interpolation"]
+    return plugin(module_of(name, INTERPOLATIONS, "refine.interpolation", "an interpolation"))
 
 
 def refiner_start_digest(wildcards):

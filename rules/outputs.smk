@@ -44,6 +44,12 @@ def image_shards(*models, suffix="tar"):
     return [f"{RESULTS}/images/{model}/shard-{shard}.{suffix}" for model in models for shard in shards[model]]
 
 
+def storyboard_shards(wildcards, suffix):
+    """The shards of the pictures that a storyboard takes of a model; nothing where it names files."""
+    told = storyboard_of(wildcards)
+    return image_shards(told.model, suffix=suffix) if told.prompts else []
+
+
 def sets_of(model):
     """Names of a model's capture sets: the config's, or that of the captures that the user gives."""
     return [OWN_SET] if model in CONFIG.capture.sources else list(CONFIG.capture.sets)
@@ -172,7 +178,7 @@ def explored():
 
 def explorable(path):
     """Whether the explorer reads or names a file that is published."""
-    return "/figures/" in path or path.endswith("/answers.parquet")
+    return "figures" in Path(path).parts or Path(path).name == "answers.parquet"
 
 
 def paper_table_inputs(w=None):
@@ -362,7 +368,8 @@ def refined_models():
     """The models whose generated images refiners are trained on, or complete."""
     entries = [CONFIG.refiners[name] for name in CONFIG.refine.refiners]
     trained = [entry.source.model for entry in entries if entry.source.kind == "generated"]
-    return list(dict.fromkeys([*trained, *(board.model for entry in entries for board in entry.storyboards.values())]))
+    boards = [board for entry in entries for board in entry.storyboards.values()]
+    return list(dict.fromkeys([*trained, *(board.model for board in boards if board.prompts)]))
 
 
 # What the workflow knows of itself ---------------------------------------------------------------------------------
@@ -423,7 +430,7 @@ def upstream():
         "capture": capture_sets(*CONFIG.capture.models),
         "calibrate": [
             *calibration_manifests(*(name for name in scored if name not in CONFIG.calibrate.sources)),
-            *(path for path in sets if path.endswith("/manifest.json")),
+            *(path for path in sets if Path(path).name == "manifest.json"),
         ],
         "sensitivity": [
             path

@@ -25,6 +25,7 @@ from ditscope.models.registry import (
     check_backend,
     check_captioning,
     check_frames,
+    check_loras,
     check_remote_code,
     check_source,
     is_generator,
@@ -206,6 +207,7 @@ def check_models(config: Config) -> None:
         check_frames(name, model)
         check_backend(name, model)
         check_source(name, model)
+        check_loras(name, model)
         check_captioning(name, model)
         check_revisions(f"models.{name}", model)
     for name, embedder in config.embedders.items():
@@ -294,7 +296,8 @@ def check_refiners(config: Config) -> None:
                 )
             check_known("refine.generator", [own.generator] if own.generator else [], config, "models")
             for board, told in entry.storyboards.items():
-                check_known(f"refiners.{name}.storyboards.{board}.model", [told.model], config, "models")
+                makers = [told.model] if told.prompts else []
+                check_known(f"refiners.{name}.storyboards.{board}.model", makers, config, "models")
 
 
 def check_networks(config: Config) -> None:
@@ -321,6 +324,10 @@ def check_schemes(config: Config) -> None:
             raise InputError(unknown(f"schemes.{name}.plan", scheme.plan, config.plan.budgets, "a plan's budget"))
         if scheme.kind == "plan" and scheme.fuse_qkv:
             raise InputError(f"schemes.{name}.fuse_qkv: a plan names the separate layers; set it to false")
+        if scheme.text_encoders and scheme.kind in ("base", "plan"):
+            raise InputError(
+                f"schemes.{name}.text_encoders: `{scheme.kind}` says nothing of text encoders; take another kind"
+            )
         if scheme.cache_threshold and not scheme.cache:
             raise InputError(f"schemes.{name}.cache_threshold: says nothing without `cache`; name a method there")
 

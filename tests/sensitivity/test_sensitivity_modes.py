@@ -1,6 +1,6 @@
 """Fast sensitivity and effects on images against Jacobians in float64, agreement."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -177,6 +177,9 @@ class EulerBatch:
     x: Tensor
     sigma: Tensor
     bucket: str
+
+    def at(self, x: Tensor) -> "EulerBatch":
+        return replace(self, x=x)
 
     def velocity(self, model) -> Tensor:
         return model.pipe.transformer(self.x, self.sigma)

@@ -40,6 +40,7 @@ def digested() -> dict[str, set[str]]:
         "sensitivity_code(": {"ditscope.sensitivity.stage", BACK_ENDS["torch"]},
         "declarations(": {f"ditscope.{stage}.tables" for stage in STAGE_OF.values()},
         "=interpolation_digest": {INTERPOLATIONS[CONFIG.refine.interpolation]},
+        "=storyboard_interpolation": {INTERPOLATIONS[CONFIG.refine.interpolation]},
         "=encoder_digest": {ENCODERS[CONFIG.refine.encoder]},
         "=refiner_source": {plugin for kinds in map(kinds_of, CONFIG.refine.refiners) for plugin in kinds},
         "figure_rooms(": {f"ditscope.{figure.source}" for figure in FIGURES.values()},

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from ditscope.models.folders import check_safetensors
 from ditscope.models.loading import load_generator
 from ditscope.models.quantize import apply_scheme, check_plan, fuse_qkv, layer_configs, runs_on_mlx, unsupported
 from ditscope.models.registry import on_mlx
+from ditscope.models.sampling import transformers_of
 from ditscope.models.settings import CALIBRATE, Model, Scheme, calibrated_on
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,10 @@ def quantize(
         raise InputError(f"models.{name}: {reason}")
     if scheme.kind == "base":
         raise InputError("schemes: `base` quantizes nothing; name another scheme")
+    if len(transformers_of(generator.pipe)) > 1:
+        raise InputError(f"models.{name}: has two transformers, and a checkpoint holds one; benchmark it instead")
+    if scheme.text_encoders:
+        raise InputError("schemes: `text_encoders`: a checkpoint holds the transformer alone; set it to false")
     try:
         apply_scheme(generator.pipe.transformer, scheme, plan, measure_on(generator, calibrated))
     except NotImplementedError as error:
@@ -71,6 +77,7 @@ def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Pat
         on_mlx("quantize").save_checkpoint(transformer, configs, out, made)
         return
     state = {name: tensor.detach() for name, tensor in transformer.state_dict().items()}
+    own = {name: state.pop(name) for name in [*state] if "." not in name}  # torchao reads back none of these
     try:
         tensors, metadata = flatten_tensor_state_dict(state)
     except ValueError as error:
@@ -85,7 +92,7 @@ def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Pat
         "torchao": torchao.__version__,
         "tensors": metadata,
     }
-    save_tensors(tensors, out, {RECORD: json.dumps(record, sort_keys=True)})
+    save_tensors(tensors | own, out, {RECORD: json.dumps(record, sort_keys=True)})
 
 
 def emulated_layers(transformer: nn.Module) -> dict[str, dict[str, Any]]:
@@ -116,6 +123,7 @@ def load_checkpoint(path: Path, device: str = "cpu") -> nn.Module:
         if record.get("backend") == "mlx":
             return on_mlx("quantize").load_checkpoint(path, record)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    own = {name: tensors.pop(name) for name in [*tensors] if "." not in name}
     state, left = unflatten_tensor_state_dict(tensors, record["tensors"])
     if left:
         raise InputError(f"{path}: tensor `{min(left)}` belongs to no weight; make the checkpoint again")
@@ -126,7 +134,7 @@ def load_checkpoint(path: Path, device: str = "cpu") -> nn.Module:
         for name, described in record.get("emulated", {}).items():
             transformer.set_submodule(name, hollow(transformer.get_submodule(name), described))
     try:
-        transformer.load_state_dict(state, assign=True)
+        transformer.load_state_dict(state | own, assign=True)
     except RuntimeError as error:
         raise InputError(f"{path}: {line(error)[:300]}; make the checkpoint again") from None
     return transformer.requires_grad_(False).eval()
@@ -139,6 +147,6 @@ def record_of(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     except (KeyError, ValueError):
         raise InputError(f"{path}: no quantized checkpoint of ditscope; make it with `ditscope quantize`") from None
     check_version(path, record.get("schema_version"), SCHEMA_VERSION, "make the checkpoint again")
-    if not record["class"].endswith("Transformer2DModel"):
+    if not re.search(r"Transformer\w*Model$", record["class"]):
         raise InputError(f"{path}: `{record['class']}` is no transformer of diffusers")
     return record

@@ -46,7 +46,9 @@ from ditscope.models.quantize import (
     stored_bytes,
 )
 from ditscope.models.requests import generate_slice, runs_by_picture, with_runs
+from ditscope.models.sampling import transformers_of
 from ditscope.models.settings import CALIBRATE, COMPILE_STATES, Model, Scheme, calibrated_on
+from ditscope.models.text_encoders import encoder_bytes, nominal_encoder_bytes
 from ditscope.prompts.files import read_runs
 
 log = logging.getLogger(__name__)
@@ -178,11 +180,14 @@ def load(case: Case) -> Loaded:
     began = time.perf_counter()
     generator = load_generator(case.name, case.model)
     load_seconds = time.perf_counter() - began
-    transformer, asked = generator.pipe.transformer, (case.scheme, case.plan)
-    if case.scheme.fuse_qkv and hasattr(transformer, "fuse_qkv_projections"):  # else `prepare` has the reason
-        fuse_qkv(transformer)
-    configs, left = coverage(transformer, *asked)
-    indivisible = [name for name, reason in left.items() if reason in INDIVISIBLE]
+    transformers, asked = transformers_of(generator.pipe), (case.scheme, case.plan)
+    for transformer in transformers:
+        if case.scheme.fuse_qkv and hasattr(transformer, "fuse_qkv_projections"):  # else `prepare` has the reason
+            fuse_qkv(transformer)
+    covered = [coverage(transformer, *asked) for transformer in transformers]
+    configs = [name for of_one, _ in covered for name in of_one]
+    left = [(name, reason) for _, of_one in covered for name, reason in of_one.items()]
+    indivisible = [name for name, reason in left if reason in INDIVISIBLE]
     if indivisible:
         layers = ", ".join(indivisible)
         log.warning("%s %s: %d layers cannot be divided: %s", case.name, case.config, len(indivisible), layers)
@@ -196,9 +201,10 @@ def load(case: Case) -> Loaded:
         "skipped_layers": len(left) - len(indivisible),
         "indivisible_layers": len(indivisible),
         "indivisible": ", ".join(indivisible),
-        "mean_bits": mean_bits(transformer, *asked),
-        "nominal_bytes": nominal_bytes(transformer, *asked),
-        "simulated": is_simulated(transformer, *asked),
+        "mean_bits": mean_bits(transformers[0], *asked),  # a second one has the same layers
+        "nominal_bytes": sum(nominal_bytes(transformer, *asked) for transformer in transformers),
+        "simulated": is_simulated(transformers[0], *asked),
+        "encoder_nominal_bytes": nominal_encoder_bytes(generator.pipe, case.scheme),
     }
     reason = prepare(generator, case.scheme, case.compile, case.plan, measure_on(generator, case.calibration))
     loading: dict[str, Any] = {
@@ -206,7 +212,7 @@ def load(case: Case) -> Loaded:
         "prepare_seconds": time.perf_counter() - began - load_seconds,
     }
     loading |= {f"load_peak_{key}": value for key, value in peaks().items()}
-    return Loaded(generator, about, loading, stored_bytes(transformer) if not reason else None, reason)
+    return Loaded(generator, about, loading, None if reason else sum(map(stored_bytes, transformers)), reason)
 
 
 def time_batches(case: Case, loaded: Loaded, runs: list[dict]) -> list[dict[str, Any]]:
@@ -263,6 +269,7 @@ def write(case: Case, loaded: Loaded, timings: list[dict[str, Any]], sampled: Sa
     none_ran = "no batch size ran; the timing table has the reasons" if all(t["reason"] for t in timings) else ""
     about = loaded.about | {
         "stored_bytes": loaded.stored_bytes,
+        "encoder_stored_bytes": None if loaded.reason else encoder_bytes(loaded.generator.pipe),
         "images": sum(len(s["json"]["runs"]) for s in images),
         "quality_batch": case.quality_batch,
         "floor_batch": sampled.floor_batch,
@@ -275,7 +282,7 @@ def write(case: Case, loaded: Loaded, timings: list[dict[str, Any]], sampled: Sa
     write_tar(images, f"{stem}.tar")
     flat = pl.DataFrame([identity | row for row in sampled.flat], schema=RUN_FLAT.schema())
     write_table(flat, f"{stem}.flat.parquet", RUN_FLAT)
-    write_table(pl.DataFrame([identity | about], schema=OF_RUN.schema()), f"{stem}.parquet", OF_RUN)
+    write_table(pl.DataFrame([identity | about], schema=OF_RUN.schema(optional=True)), f"{stem}.parquet", OF_RUN)
     write_table(pl.DataFrame(rows, schema=RUN_TIMING.schema()), f"{stem}.timing.parquet", RUN_TIMING)
 
 

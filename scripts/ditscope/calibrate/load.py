@@ -23,15 +23,17 @@ from ditscope.calibrate.files import (
     records_calls,
 )
 from ditscope.core.errors import InputError
-from ditscope.core.identity import digest, file_digest, weights_id
+from ditscope.core.identity import digest, file_digest
 from ditscope.models import guided
 from ditscope.models.call_files import SUFFIX, read_calls
 from ditscope.models.emulate.inputs import Inputs, Measure, watched
 from ditscope.models.families.common import DTYPES, Conditioning
-from ditscope.models.folders import transformer_config
+from ditscope.models.folders import transformer_config, weights_of
 from ditscope.models.loading import Generator
-from ditscope.models.sampling import predict
+from ditscope.models.sampling import latents_given, predict
 from ditscope.models.settings import CALIBRATE, Model, Scheme, backends_of, calibration_of
+
+ROUNDED = 1e-2  # relative: bfloat16 keeps 8 bits
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Batch:
         tensors = {key: t.repeat(copies, *[1] * (t.ndim - 1)) for key, t in vars(self.cond).items() if t is not None}
         x = self.x.repeat(copies, 1, 1, 1)
         return replace(self, references=self.references * copies, x=x, cond=Conditioning(**tensors))
+
+    def at(self, x: Tensor) -> "Batch":
+        """The same step from other latents `x`."""
+        return replace(self, x=x)
 
     def velocity(self, model: Generator, copies: int = 1) -> Tensor:
         """The guided velocity of `copies` copies of the batch, (copies * batch, channels, height, width)."""
@@ -134,10 +140,43 @@ class CallBatch:
         """The guided prediction of the step."""
         return self.combined(model, [self.output(model, number) for number in range(len(self.calls))])
 
+    @property
+    def sigma(self) -> float:
+        """The noise level of the step."""
+        return self.references[0].sigma
+
+    def at(self, x: Tensor) -> "CallBatch":
+        """The same step from other latents `x` in place of those that its calls were given. Gradients reach them.
+
+        Raises InputError where a call was given anything but the latents as they are, repeated by halves of guidance.
+        """
+        return replace(self, x=x, calls=tuple(self.moved(call, x) for call in self.calls))
+
+    def moved(self, call: tuple[tuple[Any, ...], dict[str, Any]], x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A call with the latents `x` in place of its own."""
+        args, options = call
+        given = latents_given(args, options)
+        rows = [*given] if isinstance(given, (list, tuple)) else [*given.split(1)]
+        if not all(row.numel() == x.numel() and alike(row.flatten(), self.x.flatten()) for row in rows):
+            raise InputError(
+                f"{self.references[0].file}: its call was given other latents than its step began with; the effect on "
+                "images cannot be estimated"
+            )
+        own = [x.reshape(row.shape) for row in rows]
+        new = type(given)(own) if isinstance(given, (list, tuple)) else torch.cat(own)
+        if args:
+            return (new, *args[1:]), options
+        return args, {name: new if value is given else value for name, value in options.items()}
+
     @cached_property
     def first(self) -> "CallBatch":
         """The first call alone."""
         return replace(self, calls=self.calls[:1], guided={"kind": "apart"})
+
+
+def alike(given: Tensor, x: Tensor) -> bool:
+    """Whether a call was given the latents of its step, up to rounding to the transformer's type."""
+    return bool((given.float() - x.float()).norm() <= ROUNDED * x.float().norm())
 
 
 def call_batches(
@@ -198,7 +237,7 @@ def calibration_of_scheme(scheme: Scheme, name: str, model: Model) -> Calibratio
         )
     calibration = load_calibration(folder, scheme.calibration_images)
     check_made_with(Path(folder), calibration, name)
-    weights = weights_id(model.source, model.revision)
+    weights = weights_of(model)
     if weights and calibration.manifest.get("weights", weights) != weights:
         raise InputError(f"{folder}: made with other weights of `{name}`; calibrate `{name}` again")
     check_samples(calibration, name, model)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 BASE = "base"  # the scheme of a model that is not quantized
+LATER = ("text_encoders", "cache", "cache_threshold")  # settings of schemes that, where off, are no part of their id
 
 
 def digest(value: Any, bits: int = 128) -> str:
@@ -89,7 +90,11 @@ def scheme_id(
     `calibration` is the digest of the set that it is solved from. The name of a scheme says nothing: two studies may
     use one for different settings.
     """
-    kept = {key: value for key, value in (settings or {}).items() if key not in ("plan", "calibration")}
+    kept = {
+        key: value
+        for key, value in (settings or {}).items()
+        if key not in ("plan", "calibration") and (value or key not in LATER)
+    }
     kept |= {"calibration": calibration} if calibration else {}
     if (
         compiled == "eager"

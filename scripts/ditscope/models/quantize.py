@@ -83,7 +83,8 @@ def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
     if backend not in (able := backends_of(scheme.kind)):
         return f"{scheme.kind} needs a model with `backend: {able[0]}`; this one's is `{backend}`"
     if backend == "mlx":
-        option = next((o for o in ("fuse_qkv", "compile_vae", "cache") if getattr(scheme, o)), "")
+        torchs = ("fuse_qkv", "text_encoders", "compile_vae", "cache")
+        option = next((option for option in torchs if getattr(scheme, option)), "")
         return f"{option} is torch's; MLX runs the layers as they are" if option else ""
     if kind.capability:
         need = f"{scheme.kind} needs CUDA compute capability {kind.capability[0]}.{kind.capability[1]}"
@@ -220,7 +221,7 @@ def rows(transformer: nn.Module, name: str, layer: nn.Linear) -> tuple[int, ...]
 
 def label(scheme: Scheme) -> str:
     """What a scheme does in a few words: its kind, and what else it changes. Only the plain base is called `base`."""
-    options = [option for option in ("fuse_qkv", "compile_vae") if getattr(scheme, option)]
+    options = [option for option in ("fuse_qkv", "text_encoders", "compile_vae") if getattr(scheme, option)]
     return "+".join([scheme.kind, *options, *([scheme.cache] if scheme.cache else [])])
 
 

@@ -70,6 +70,9 @@ class Model:
         signed=True,
     )
     call: dict[str, Any] = setting({}, "Further arguments of the pipeline's `__call__`, as `{true_cfg_scale: 4.0}`")
+    loras: dict[str, float] = setting(
+        {}, "LoRA files (safetensors) fused into the weights as they are loaded, each with its scale", signed=True
+    )
     use_t5: bool = setting(True, "SD3: load the T5 encoder; without it the pipeline feeds zeros")
     max_sequence_length: int = setting(
         0, "Tokens that T5 reads of a prompt; 0: the pipeline's default, at most the length that its tokenizer names"
@@ -163,6 +166,7 @@ class Scheme:
     )
     min_weights: int = setting(0, "Leave layers of fewer weights in full precision")
     fuse_qkv: bool = setting(False, "Join the query, key and value projections to one layer before quantizing")
+    text_encoders: bool = setting(False, "Quantize the linear layers of the text encoders too")
     compile_vae: bool = setting(False, "Compile the VAE's decoder too, where the transformer is compiled")
     cache: str = setting(
         "",

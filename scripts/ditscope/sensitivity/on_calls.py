@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from ditscope.calibrate.load import CallBatch, call_batches
@@ -23,7 +24,20 @@ from ditscope.sensitivity.on_torch import inner_products, own_weight
 from ditscope.sensitivity.replay import record, replaced, variants
 from ditscope.sensitivity.settings import Sensitivity
 
-__all__ = ["call_batches", "collected", "network_of", "own_weight", "score_layers"]
+__all__ = ["call_batches", "collected", "network_of", "no_image_effects", "own_weight", "score_layers"]
+
+
+def no_image_effects(model: Generator) -> str:
+    """Why the effect of layers on finished images cannot be estimated; empty where it can.
+
+    The way back through the steps is that of Euler's method: x' = x + (sigma' - sigma) prediction.
+    """
+    scheduler = model.pipe.scheduler
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return f"its scheduler, {type(scheduler).__name__}, takes no plain steps of Euler's method"
+    if scheduler.config.get("stochastic_sampling"):
+        return "its scheduler draws new noise in each step"
+    return ""
 
 
 def network_of(model: Generator, batch: CallBatch) -> Network:

@@ -103,7 +103,10 @@ def sensitivity(
         work = start(loaded, calibrated, buckets, settings, parts, group, groups, dtype)
         scored = finished(work, MODES[settings.mode](work), settings.mode)
         tables = [scored]
-        if not records_calls(model):  # the step from one call to the next is the pipeline's
+        reason = back_end(loaded).no_image_effects(loaded) if records_calls(model) else ""
+        if reason:
+            log.warning("%s: no effect on images is estimated: %s", name, reason)
+        else:
             parts_of_image = image(work, whole, assign_buckets(whole, settings.buckets, calibration))
             tables.append(finished(work, parts_of_image, "fast", [IMAGE_METRIC]))
         write_table(pl.concat(tables), out, SENSITIVITY)

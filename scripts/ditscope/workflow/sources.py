@@ -39,7 +39,8 @@ def check_sources(config: Config) -> None:
         own = settings_of(name, config.refiners[name], config.refine)  # where it goes on from a file: is it there?
         if own.encoder_weights and not Path(own.encoder_weights).exists():
             raise InputError(f"refiners.{name}: no such file or folder: {own.encoder_weights} (encoder_weights)")
-        check_storyboards(config, name)
+        if "refine" in config.asked():
+            check_storyboards(config, name)
         source = config.refiners[name].source
         if source.folder and source.kind in FOLDER_HOLDS:
             check_source(f"refiners.{name}.source.folder", Path(source.folder), *FOLDER_HOLDS[source.kind])
@@ -62,14 +63,20 @@ def check_storyboards(config: Config, refiner: str) -> None:
     known = [p.prompt_id for p in read_prompts(config.prompts.csv, config.prompts.limit)] if boards else []
     for board, told in boards.items():
         where = f"refiners.{refiner}.storyboards.{board}"
+        if bool(told.prompts) == bool(told.pictures):
+            raise InputError(f"{where}: name `prompts` of a model or files of `pictures`, one of the two")
+        for file in filter(None, [*told.pictures, told.refiner]):
+            if not Path(file).is_file():
+                raise InputError(f"{where}: no such file: {file}")
         for prompt in told.prompts:
             if prompt not in known:
                 raise InputError(unknown(f"{where}.prompts", prompt, known, "the prompt_id of a prompt"))
-        if told.positions and len(told.positions) != len(told.prompts):
-            raise InputError(f"{where}.positions: {len(told.positions)} for {len(told.prompts)} prompts; give one each")
+        count = len(told.prompts or told.pictures)
+        if told.positions and len(told.positions) != count:
+            raise InputError(f"{where}.positions: {len(told.positions)} for {count} pictures; give one of each")
         if told.frames:
             try:
-                given_keys(told.positions or range(len(told.prompts)), told.frames)
+                given_keys(told.positions or range(count), told.frames)
             except InputError as error:
                 raise InputError(f"{where}: {error}") from None
 
