@@ -10,7 +10,7 @@ from ditscope.models.fit import Machine
 from ditscope.workflow.reproduce import command, published
 from ditscope.workflow.reproduce.measured import GIB, compared
 from ditscope.workflow.reproduce.published import TIMED, names, overlay_of, read_published, without_run
-from loose_tables import write_loose
+from loose_tables import write_loosely
 
 NAME = "torchao-flux-dev"
 
@@ -47,8 +47,8 @@ def study(tmp_path):
     def write(table, **more):
         timing, quality = measured(table, **more)
         (tmp_path / "benchmarks").mkdir(exist_ok=True)
-        write_loose(timing, tmp_path / "benchmarks/benchmark.timing.parquet", "benchmark.timing")
-        write_loose(quality, tmp_path / "benchmarks/quality.parquet", "benchmark.quality")
+        write_loosely(timing, tmp_path / "benchmarks/benchmark.timing.parquet", "benchmark.timing")
+        write_loosely(quality, tmp_path / "benchmarks/quality.parquet", "benchmark.quality")
         return tmp_path
 
     return write
