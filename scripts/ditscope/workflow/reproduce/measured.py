@@ -42,7 +42,7 @@ def compared(table: Published, results: Path) -> list[Compared]:
         if not file.is_file():
             raise InputError(f"{file}: not there yet: the study has not been run to its end")
     tables = {name: read_table(file, name) for name, file in files.items()}
-    hosts = tables[TIMING.name]["hardware"].unique(maintain_order=True).to_list()
+    hosts = pl.concat([t.select("hardware") for t in tables.values()])["hardware"].unique(maintain_order=True)
     return [one(name, row, table, tables, host) for host in hosts for name, row in table.rows.items()]
 
 
@@ -61,9 +61,8 @@ def one(name: str, row: PublishedRow, table: Published, tables: dict[str, pl.Dat
         return Compared(name, row, hardware, None, allowed, "the study has no such run")
     measured = found.row(0, named=True)
     value = value_of(row.metric, measured)
-    return Compared(
-        name, row, hardware, value, allowed, "" if value is not None else measured["reason"] or "not measured"
-    )
+    reason = "" if value is not None else measured["reason"] or "not measured"
+    return Compared(name, row, hardware, value, allowed, reason)
 
 
 def value_of(metric: str, measured: dict) -> float | None:
