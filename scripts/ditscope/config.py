@@ -35,7 +35,7 @@ from ditscope.models.settings import BACKENDS, Embedder, Model, Scheme
 from ditscope.plan.settings import Plan
 from ditscope.prompts.settings import Prompts
 from ditscope.publish.settings import Publish
-from ditscope.refine.data_settings import check_source_of
+from ditscope.refine.data_settings import check_source_of, has_pictures
 from ditscope.refine.settings import Refine, Refiner, settings_of
 from ditscope.sensitivity.buckets import bucket_of_step
 from ditscope.sensitivity.settings import Sensitivity
@@ -279,6 +279,10 @@ def check_refiners(config: Config) -> None:
                 check_known(f"refiners.{name}.source.model", [model], config, "models")
                 require_weights(f"refiners.{name}.source.model", model, config.models[model])
             check_known("refine.judge", [own.judge] if own.judge else [], config, "embedders")
+            if own.judge and not has_pictures(entry.source):
+                raise InputError(
+                    f"refiners.{name}: its values are no pictures to judge; set `judge: ''` in its settings"
+                )
             check_known("refine.generator", [own.generator] if own.generator else [], config, "models")
             for board, told in entry.storyboards.items():
                 check_known(f"refiners.{name}.storyboards.{board}.model", [told.model], config, "models")
@@ -303,6 +307,8 @@ def check_schemes(config: Config) -> None:
             raise InputError(unknown(f"schemes.{name}.plan", scheme.plan, config.plan.budgets, "a plan's budget"))
         if scheme.kind == "plan" and scheme.fuse_qkv:
             raise InputError(f"schemes.{name}.fuse_qkv: a plan names the separate layers; set it to false")
+        if scheme.cache_threshold and not scheme.cache:
+            raise InputError(f"schemes.{name}.cache_threshold: says nothing without `cache`; name a method there")
 
 
 def check_benchmark(config: Config) -> None:

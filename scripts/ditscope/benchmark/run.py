@@ -232,6 +232,8 @@ def sample(case: Case, generator: Generator, runs: list[dict]) -> Sampled:
     except RuntimeError as error:  # out of memory: the timings stay
         log.exception("%s cannot sample %d images together", case.name, batch)
         return Sampled(reason=f"no images in batches of {batch}: {first_line(error)}")
+    if cache := getattr(generator.pipe.transformer, "step_cache", None):
+        log.info("%s %s: %d of %d steps skipped", case.name, case.config, cache.skipped, cache.calls)
     if not case.is_base:
         return Sampled(images, flat)
     images, floor = with_noise_floor(generator, runs, images, batch // 2 or 2, scheme_key)

@@ -64,7 +64,7 @@ def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
     if backend not in (able := backends_of(scheme.kind)):
         return f"{scheme.kind} needs a model with `backend: {able[0]}`; this one's is `{backend}`"
     if backend == "mlx":
-        option = next((o for o in ("fuse_qkv", "compile_vae") if getattr(scheme, o)), "")
+        option = next((o for o in ("fuse_qkv", "compile_vae", "cache") if getattr(scheme, o)), "")
         return f"{option} is torch's; MLX runs the layers as they are" if option else ""
     if kind.capability:
         need = f"{scheme.kind} needs CUDA compute capability {kind.capability[0]}.{kind.capability[1]}"
