@@ -205,7 +205,9 @@ class Storyboard:
     """What a refiner is given of pictures that a model makes of prompts: key frames of a film, or patches of each."""
 
     model: str = setting("", "Model whose pictures these are, by name in `models`")
-    prompts: list[str] = setting([], "Prompts (prompt_id) whose pictures are taken, in order", filled=True)
+    prompts: list[str] = setting([], "Prompts (prompt_id) whose pictures are taken, in order")
+    pictures: list[str] = setting([], "Files of pictures, in order, instead of those of a model", path=True)
+    refiner: str = setting("", "File of another refiner that completes them; empty: this one", path=True)
     prompt: str = setting("", "What the refiner is told that the film is; of pictures each its own prompt")
     frames: int = setting(0, "Frames of the film", most=4096)
     positions: list[int] = setting([], "Frames, from 0, at which the pictures stand; empty: evenly")
