@@ -155,7 +155,7 @@ def check_source(name: str, entry: Model) -> None:
         raise InputError(f"models.{name}: `{entry.family}` has no weights; leave out `source` and `revision`")
     if entry.revision and (Path(entry.source).expanduser() / "model_index.json").is_file():
         raise InputError(
-            f"models.{name}: `source` is a folder here, and `revision` a commit of the hub (it may be that of config.yaml's "
+            f"models.{name}: `source` is a folder here, and `revision` a commit of the hub (perhaps of config.yaml's "
             "entry of this name); set `revision: ''`, or choose another name"
         )
 
