@@ -311,7 +311,7 @@ def quantized_weights(transformer: nn.Module, scheme: Scheme, plan: Path | None)
 def weight_bytes(weight: Tensor, config: LayerConfig) -> int:
     """Nominal bytes of one weight (out, in) under a config."""
     if isinstance(config, MlxConfig):
-        return mlx_bytes(weight.numel(), config.bits, config.group_size, weight.itemsize)
+        return mlx_bytes(weight.numel(), config.bits, config.group_size, weight.itemsize, config.mode)
     if isinstance(config, Recipe):
         return math.ceil(config.bits_of(weight.shape[0], weight[0].numel()) / 8)
     if kind := microscaled(config):
