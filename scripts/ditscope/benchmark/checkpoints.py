@@ -17,6 +17,7 @@ from torchao.prototype.safetensors.safetensors_support import flatten_tensor_sta
 from ditscope.core.errors import InputError, check_version, line
 from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.tensor_files import save_tensors
+from ditscope.models.by_step import schedule_of
 from ditscope.models.folders import check_safetensors
 from ditscope.models.loading import load_generator
 from ditscope.models.quantize import apply_scheme, check_plan, fuse_qkv, layer_configs, runs_on_mlx, unsupported
@@ -56,6 +57,8 @@ def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Pat
         made = {"schema_version": SCHEMA_VERSION, "scheme": asdict(scheme), "full_precision": left}
         on_mlx("quantize").save_checkpoint(transformer, configs, out, made)
         return
+    if schedule_of(transformer):
+        raise InputError("schemes: a plan that switches weights between steps cannot be saved as one checkpoint")
     state = {name: tensor.detach() for name, tensor in transformer.state_dict().items()}
     try:
         tensors, metadata = flatten_tensor_state_dict(state)

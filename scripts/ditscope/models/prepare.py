@@ -8,8 +8,9 @@ import torch
 from torchao.quantization.utils import recommended_inductor_config_setter
 
 from ditscope.core.errors import first_line
+from ditscope.models.by_step import follow, schedule_of
 from ditscope.models.loading import Generator
-from ditscope.models.quantize import apply_scheme, unsupported
+from ditscope.models.quantize import apply_scheme, unsupported, unsupported_plan
 from ditscope.models.settings import Scheme
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | Non
     transformer = generator.pipe.transformer
     on_mlx = generator.computes_on == "mlx"
     reason = unsupported(scheme, generator.computes_on, generator.entry.dtype)
+    if plan and not reason:
+        reason = unsupported_plan(plan, generator.computes_on, generator.entry.dtype)
     if reason := reason or uncompilable(compile, generator.computes_on):
         return reason
     try:
@@ -30,6 +33,8 @@ def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | Non
     except (RuntimeError, NotImplementedError, ImportError, AssertionError) as error:  # a kernel that is not there
         log.exception("%s cannot be quantized", generator.name)
         return first_line(error)
+    if schedule := schedule_of(transformer):
+        follow(generator.pipe.scheduler, schedule)
     if compile == "eager":
         return ""
     if on_mlx:

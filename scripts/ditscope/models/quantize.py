@@ -30,7 +30,8 @@ from torchao.sparsity.sparse_api import SemiSparseWeightConfig, apply_fake_spars
 
 from ditscope.core.errors import InputError
 from ditscope.core.plugins import load_plugin
-from ditscope.models.bit_plan import load_plan, to_fqn_config, to_mlx
+from ditscope.models.bit_plan import format_configs, formats_of, load_plan, to_fqn_config, to_mlx
+from ditscope.models.by_step import ByStep, make_stepped
 from ditscope.models.families.sd3 import FusedJointAttention
 from ditscope.models.mlx.names import MlxConfig, row_lengths
 from ditscope.models.packed import SCALE_BITS, intx_bytes, mlx_bytes
@@ -88,6 +89,14 @@ def has_kernel(operator: str) -> bool:
     return known
 
 
+def unsupported_plan(plan: Path, device: str, dtype: str) -> str:
+    """Why a format of a plan cannot run on `device` from weights of `dtype`; empty where all can, and for bit plans."""
+    loaded = load_plan(plan)
+    used = {n for c in loaded.get("assignment", {}).values() for n in (c.values() if isinstance(c, dict) else [c])}
+    reasons = {name: unsupported(s, device, dtype) for name, s in formats_of(loaded).items() if name in used}
+    return next((f"format `{name}` of {plan}: {reason}" for name, reason in reasons.items() if reason), "")
+
+
 def layer_configs(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> dict[str, LayerConfig]:
     """Name the config of each linear layer that the scheme quantizes, by fully qualified name, in module order.
 
@@ -119,10 +128,11 @@ def coverage(
     check_plan(scheme, plan)
     if plan:
         loaded = load_plan(plan, transformer)
-        on_mlx = runs_on_mlx(transformer)
-        configs: dict[str, LayerConfig] = (
-            {**to_mlx(loaded, transformer)} if on_mlx else {**to_fqn_config(loaded, transformer).fqn_to_config}
-        )
+        if runs_on_mlx(transformer):
+            configs: dict[str, LayerConfig] = {**to_mlx(loaded, transformer)}
+        else:
+            over_formats = "formats" in loaded
+            configs = format_configs(loaded) if over_formats else {**to_fqn_config(loaded, transformer).fqn_to_config}
     else:
         config = kind_of(scheme).config(scheme)
         configs = {} if config is None else dict.fromkeys(linear, config)
@@ -228,6 +238,8 @@ def apply_scheme(transformer: nn.Module, scheme: Scheme, plan: Path | None = Non
         return
     if kind_of(scheme).sparse:  # keep the two largest of every four weights
         apply_fake_sparsity(transformer, filter_fn=lambda module, name: name in configs)
+    if stepped := {name: config for name, config in configs.items() if isinstance(config, ByStep)}:
+        configs = {name: c for name, c in configs.items() if name not in stepped} | make_stepped(transformer, stepped)
     quantize_(transformer, FqnToConfig(OrderedDict(configs)), filter_fn=None)
     if kind_of(scheme).sparse:
         for name in configs:
@@ -271,8 +283,12 @@ def quantized_weights(transformer: nn.Module, scheme: Scheme, plan: Path | None)
     return [(transformer.get_submodule(name).weight, config) for name, config in configs.items()]
 
 
-def weight_bytes(weight: Tensor, config: LayerConfig) -> int:
-    """Nominal bytes of one weight (out, in) under a config."""
+def weight_bytes(weight: Tensor, config: LayerConfig | None) -> int:
+    """Nominal bytes of one weight (out, in) under a config, or of all its variants; None is full precision."""
+    if config is None:
+        return weight.nbytes
+    if isinstance(config, ByStep):
+        return sum(weight_bytes(weight, variant) for variant in config.distinct().values())
     if isinstance(config, MlxConfig):
         return mlx_bytes(weight.numel(), config.bits, config.group_size, weight.itemsize)
     if isinstance(config, SemiSparseWeightConfig):  # two of four values and a 2-bit position of each
@@ -320,7 +336,8 @@ def asymmetric(config: AOBaseConfig) -> bool:
 def is_simulated(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> bool:
     """Whether torchao stores some weights in more bits than the scheme says: 1 to 7 bit integers lie in int8."""
     configs, _ = coverage(transformer, scheme, plan)
-    return any(isinstance(config, INTX) and weight_bits(config) < 8 for config in configs.values())
+    variants = [v for c in configs.values() for v in (c.distinct().values() if isinstance(c, ByStep) else [c])]
+    return any(isinstance(config, INTX) and weight_bits(config) < 8 for config in variants)
 
 
 def stored_bytes(module: nn.Module) -> int:

@@ -9,12 +9,13 @@ from torchao.core.config import AOBaseConfig
 from torchao.quantization import PerAxis, PerGroup, PerRow
 
 from ditscope.core.errors import InputError
+from ditscope.models.by_step import ByStep
 from ditscope.models.mlx.names import MlxConfig
 from ditscope.models.settings import Scheme
 
 # torchao would tune the compiler for quantized models only, not for the base
 PURE: dict = {"set_inductor_config": False}
-LayerConfig: TypeAlias = AOBaseConfig | MlxConfig
+LayerConfig: TypeAlias = AOBaseConfig | MlxConfig | ByStep
 
 
 @dataclass(frozen=True)
