@@ -50,8 +50,15 @@ def linear_names(model) -> list[str]:
     return [n for n, m in model.pipe.transformer.named_modules() if isinstance(m, nn.Linear)]
 
 
-@pytest.mark.parametrize("layers", [["single_transformer_blocks.0.proj_mlp"],
-                                    ["transformer_blocks.1.ff.net.2", "single_transformer_blocks.1.proj_out"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "layers",
+    [
+        ["single_transformer_blocks.0.proj_mlp"],
+        pytest.param(
+            ["transformer_blocks.1.ff.net.2", "single_transformer_blocks.1.proj_out"], marks=pytest.mark.system
+        ),
+    ],
+)
 def test_planted_outliers_are_recovered_exactly(planted, layers):
     for layer in layers:
         plant(planted.pipe.transformer, layer)
@@ -102,7 +109,7 @@ def test_limits_of_the_search_are_said():
     assert search.smallest("abcdef", Culprit(max_layers=3)) is None
     search = Search(lambda kept: (np.ones(8), len(kept) >= 4))
     assert search.smallest("abcdef", Culprit(max_sets=10)) == frozenset("abcd")
-    assert search.tried(1) == 6 and search.tried(2) == 4 + 1  # the first two layers are a set that was grown
+    assert search.tried(1) == 6 and search.tried(2) == 4
 
 
 def test_a_verdict_needs_the_whole_interval_and_stops_only_where_it_is_clear():
@@ -121,9 +128,9 @@ def test_effect_of_a_layer_against_float64():
     after.weight.data += 0.1
     found = effect_of(own, after, x, True, "")
     moved = (after.weight.double() - own.weight.double()).norm() / own.weight.double().norm()
-    assert found["weight_error"] == pytest.approx(float(moved), rel=1e-6)
+    assert found["weight_error"] == pytest.approx(float(moved.detach()), rel=1e-6)
     changed = (x.double() @ after.weight.double().T - x.double() @ own.weight.double().T).norm()
-    assert found["output_error"] == pytest.approx(float(changed / own(x).double().norm()), rel=1e-5)
+    assert found["output_error"] == pytest.approx(float((changed / own(x).double().norm()).detach()), rel=1e-5)
     assert found["finding"] == "" and found["stored_bytes"] == found["full_bytes"] == 16 * 8 * 4
     assert effect_of(own, deepcopy(own), x, True, "")["finding"].startswith("not applied")
     left = effect_of(own, deepcopy(own), x, False, "below min_weights 9")

@@ -18,12 +18,13 @@ from ditscope.models.bit_plan import load_plan, to_fqn_config
 from ditscope.models.call_files import about_calls, read_calls, write_calls
 from ditscope.models.quantizers import QUANTIZERS
 from ditscope.models.sampling import Observer, sample
-from ditscope.models.settings import Model
+from ditscope.models.settings import Model, Scheme
 from ditscope.plan.settings import Budget, Plan
 from ditscope.plan.stage import plan
 from ditscope.sensitivity.exact import scores
 from ditscope.sensitivity.fast import estimate_layers, weight_changes
 from ditscope.sensitivity.on_calls import CallBatch, collected, network_of, score_layers
+from ditscope.sensitivity.formats import sensitivity_formats
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import sensitivity
 
@@ -161,6 +162,16 @@ def test_from_a_folder_to_a_plan(tmp_path):
     model = tiny_generator("z-image")
     loaded = load_plan(tmp_path / "plan.json", model.pipe.transformer)
     assert set(to_fqn_config(loaded, model.pipe.transformer).fqn_to_config) == set(loaded["layers"])
+    schemes = {"low": Scheme("intx-weight-only", bits=3), "w8a8": Scheme("int8-dynamic")}
+    sensitivity_formats("m", entry, tmp_path / "c", tmp_path / "formats.parquet", schemes, [*schemes], settings)
+    formats = read_table(tmp_path / "formats.parquet", "sensitivity.formats")
+    same = formats.filter(pl.col("format") == pl.col("other_format"), pl.col("piece") == pl.col("other_piece"))
+    assert set(formats["metric"]) == {"relative_l2"} and set(formats["layer"]) == set(loaded["layers"])
+    assert same.filter(format="low")["moment"].sum() > same.filter(format="w8a8")["moment"].sum() > 0
+    assert set(formats.filter(pl.col("piece") != pl.col("other_piece"))["moment"]) == {0.0}
+    budget = Budget(mean_bits=5.0, formats=[*schemes], steps="thirds")
+    plan("m", [tmp_path / "formats.parquet"], tmp_path / "plan.json", budget, Plan(), "b", schemes)
+    assert load_plan(tmp_path / "plan.json", model.pipe.transformer)["metric"] == "relative_l2"
 
 
 # What is refused ----------------------------------------------------------------------------------------------------
