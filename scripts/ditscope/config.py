@@ -156,6 +156,7 @@ def check(config: Config) -> None:
     check_networks(config)
     check_refiners(config)
     check_schemes(config)
+    check_budgets(config)
     check_benchmark(config)
     check_remote(config)
     check_captures(config)
@@ -303,6 +304,17 @@ def check_schemes(config: Config) -> None:
             raise InputError(unknown(f"schemes.{name}.plan", scheme.plan, config.plan.budgets, "a plan's budget"))
         if scheme.kind == "plan" and scheme.fuse_qkv:
             raise InputError(f"schemes.{name}.fuse_qkv: a plan names the separate layers; set it to false")
+
+
+def check_budgets(config: Config) -> None:
+    """Check the formats that plans choose from."""
+    for name, budget in config.plan.budgets.items():
+        where = f"plan.budgets.{name}.formats"
+        check_known(where, budget.formats, config, "schemes")
+        for key in budget.formats:
+            scheme = config.schemes[key]
+            if scheme.kind == "plan" or scheme.fuse_qkv or scheme.kind.startswith(("mlx-", "sparse-")):
+                raise InputError(f"{where}: `{key}` is no format of a single layer on torch; leave it out")
 
 
 def check_benchmark(config: Config) -> None:

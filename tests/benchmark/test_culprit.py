@@ -28,8 +28,10 @@ def runs(count: int) -> list[dict]:
 
 
 def plant(transformer: nn.Module, layer: str) -> None:
-    """Outliers in one column of a weight, of an input channel that carries next to nothing: the other columns' grid is
-    thousands of times coarser, and the layer computes what it did."""
+    """Outliers in one column of a weight, of an input channel that carries next to nothing.
+
+    The other columns' grid is thousands of times coarser, and the layer computes much as it did.
+    """
     weight = transformer.get_submodule(layer).weight
     with torch.no_grad():
         weight[:, 0] = weight.abs().max() * 2000
@@ -70,8 +72,11 @@ def test_planted_outliers_are_recovered_exactly(planted, layers):
     assert not found.sets.filter(pl.col("kept").list.len() == 0)["passes"].any()
     assert (found.layers["finding"] == "").all()
     text = markdown("tiny", QUICK, found.layers, found.sets, found.kept, found.certificate)
-    assert f"**{len(layers)} of {len(found.layers)} layers** make it pass" in text and "So no smaller set passes" in text
-    assert all(type(m) is nn.Linear for n, m in planted.pipe.transformer.named_modules() if n in linear_names(planted))
+    assert (
+        f"**{len(layers)} of {len(found.layers)} layers** make it pass" in text and "So no smaller set passes" in text
+    )
+    transformer = planted.pipe.transformer
+    assert all(type(transformer.get_submodule(layer)) is nn.Linear for layer in found.layers["layer"])
 
 
 @pytest.mark.parametrize("seed", range(20))

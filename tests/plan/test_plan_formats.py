@@ -91,12 +91,14 @@ def test_plan_against_brute_force_on_six_layers(formats, steps, kind, seed):
     best, rows = np.inf, np.arange(6)
     cost = np.zeros(size.shape)
     for (row, layer), (column, chosen) in itertools.product(enumerate(menu.layers), enumerate(menu.combinations)):
-        by_piece = [
-            found[layer, name, piece]
+        by_part = [
+            (name, np.sum([found[layer, name, piece] for piece in DIVISIONS[steps][part]], axis=0))
             for part, name in zip(menu.parts, chosen, strict=True)
-            for piece in DIVISIONS[steps][part]
         ]
-        cost[row, column] = np.square(np.sum(by_piece, axis=0)).mean()
+        cost[row, column] = np.square(np.sum([effect for _, effect in by_part], axis=0)).mean()
+        for (one, first), (two, second) in itertools.combinations(by_part, 2):
+            if one != two:  # unlike formats are not counted on to cancel
+                cost[row, column] -= 2 * min((first * second).mean(), 0)
     np.testing.assert_allclose(menu.cost, cost, rtol=1e-9, atol=1e-15)
     for every in itertools.product(range(len(menu.combinations)), repeat=6):
         if size[rows, every].sum() <= limit:
@@ -136,7 +138,7 @@ def test_cells_that_are_undercut_are_left_out():
 
 
 def test_pieces_make_up_the_parts():
-    assert [piece_of_step(i, 8) for i in range(8)] == "first early early mid mid mid late last".split()
+    assert [piece_of_step(i, 8) for i in range(8)] == ["first", *["early"] * 2, *["mid"] * 3, "late", "last"]
     assert [part_of_step("edges", i, 4) for i in range(4)] == ["edge", "inner", "inner", "edge"]
     assert [part_of_step("thirds", i, 6) for i in range(6)] == ["early", "early", "mid", "mid", "late", "late"]
     for parts in DIVISIONS.values():
@@ -199,8 +201,14 @@ def first_again(table: Path, tmp_path: Path) -> bool:
 def by_hand(tmp_path: Path, transformer: nn.Module, chosen, steps: str) -> Path:
     """A plan's file with one choice for all layers."""
     layers = linear(transformer)
-    document = {"schema_version": "2", "budget": "b", "steps": steps, "layers": dict.fromkeys(layers, 8.0),
-                "formats": {k: asdict(v) for k, v in SCHEMES.items()}, "assignment": dict.fromkeys(layers, chosen)}
+    document = {
+        "schema_version": "2",
+        "budget": "b",
+        "steps": steps,
+        "layers": dict.fromkeys(layers, 8.0),
+        "formats": {k: asdict(v) for k, v in SCHEMES.items()},
+        "assignment": dict.fromkeys(layers, chosen),
+    }
     (tmp_path / "hand.json").write_text(json.dumps(document))
     return tmp_path / "hand.json"
 
@@ -242,7 +250,9 @@ def test_a_plan_that_never_switches_gives_the_same_latents(tmp_path, generator):
     transformer = generator.pipe.transformer
     copies = [deepcopy(generator.pipe) for _ in range(2)]
     found = []
-    for pipe, (chosen, steps) in zip(copies, [("high", "all"), ({"edge": "high", "inner": "high"}, "edges")], strict=True):
+    for pipe, (chosen, steps) in zip(
+        copies, [("high", "all"), ({"edge": "high", "inner": "high"}, "edges")], strict=True
+    ):
         pipe.encode_prompt = generator.pipe.encode_prompt
         other = type(generator)(generator.name, generator.entry, generator.family, pipe, generator.device)
         assert prepare(other, Scheme("plan", plan="b"), "eager", by_hand(tmp_path, transformer, chosen, steps)) == ""
@@ -274,12 +284,12 @@ def test_sizes_of_a_stepped_plan_and_what_cannot_take_it(tmp_path, generator):
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({"mean_bits": 2.0}, r"plan\.budgets\.b: no assignment of low, high, w8a8, base meets 2 mean bits; the least is 3"),
+        ({"mean_bits": 2.0}, r"budgets\.b: no assignment of low, high, w8a8, base meets 2 mean bits; the least is 3"),
         ({"bytes": 10}, r"no assignment of .* meets 10 bytes; the least is \d+"),
         ({"latency_ms": 1.0}, r"latency_ms: give the table `sensitivity\.formats\.timing`, by --timing"),
         ({}, r"with `formats` set exactly one of mean_bits, bytes and latency_ms \(set: none\)"),
         ({"uniform_bits": 4}, r"\(set: uniform_bits\)"),
-        ({"mean_bits": 5.0, "formats": ["low", "int5"]}, "the format `int5` was not measured; there are base, high, low"),
+        ({"mean_bits": 5.0, "formats": ["low", "int5"]}, "format `int5` was not measured; there are base, high, low"),
     ],
 )  # fmt: skip
 def test_budgets_that_no_assignment_meets(table, tmp_path, budget, message):

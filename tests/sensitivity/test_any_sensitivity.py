@@ -23,8 +23,8 @@ from ditscope.plan.settings import Budget, Plan
 from ditscope.plan.stage import plan
 from ditscope.sensitivity.exact import scores
 from ditscope.sensitivity.fast import estimate_layers, weight_changes
-from ditscope.sensitivity.on_calls import CallBatch, collected, network_of, score_layers
 from ditscope.sensitivity.formats import sensitivity_formats
+from ditscope.sensitivity.on_calls import CallBatch, collected, network_of, score_layers
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import sensitivity
 

@@ -19,8 +19,11 @@ from ditscope.models.settings import Scheme
 from ditscope.plan.formats import menu_of
 from ditscope.plan.settings import Budget
 from ditscope.sensitivity import formats as module
+from ditscope.sensitivity.check import format_faults, timing_faults
 from ditscope.sensitivity.formats import known_formats, quantized_copy, steps_of_pieces, weight_alone
 from ditscope.sensitivity.settings import Sensitivity
+from ditscope.sensitivity.tables import FORMATS, FORMATS_TIMING
+from mutations import column_mutants, row_mutants
 from tiny_models import ENTRIES, tiny_generator
 
 SCHEMES = {
@@ -122,6 +125,36 @@ def test_only_formats_of_weights_are_taken_for_them():
     assert [piece_of_step(i, 1) for i in range(1)] == [PIECES[0]]
 
 
+# No check can see these: they need the probes, the clock or the weights again.
+UNSEEN = {"moment", "n_images", "n_probes", "format_bytes", "latency_median_ms", "latency_p10_ms", "latency_p90_ms"}
+
+
+def test_every_falsified_column_is_found(measured):
+    """What the doctor says of the tables, in which one column is falsified at a time."""
+    _, folder = measured
+    table = read_table(folder / "formats.parquet", "sensitivity.formats")
+    times = read_table(folder / "times.parquet", "sensitivity.formats.timing")
+    asked = {"low", "w8a8", "base"}
+    assert not [*format_faults(table, "tiny", asked), *timing_faults(times, table)]
+
+    def found(frame: pl.DataFrame, declared) -> bool:
+        if [*declared.faults(frame)]:
+            return True
+        faults = format_faults(frame, "tiny", asked) if declared is FORMATS else timing_faults(frame, table)
+        return bool([*faults])
+
+    unseen = {
+        column
+        for frame, declared in ((table, FORMATS), (times, FORMATS_TIMING))
+        for column in ["", *frame.columns]
+        for what, mutant in (column_mutants(frame, column) if column else row_mutants(frame))
+        if not found(mutant, declared)
+    }
+    assert unseen <= UNSEEN
+    broken = table.with_columns(moment=-pl.col("moment"))
+    assert any("no effects" in fault for fault in format_faults(broken, "tiny", asked))
+
+
 @pytest.mark.parametrize(
     ("formats", "message"),
     [
@@ -142,6 +175,6 @@ def test_a_set_of_another_model_and_what_cannot_run_here(measured, tmp_path, mon
         module.sensitivity_formats("other", ENTRIES["sd3"], folder / "set", tmp_path / "f.parquet", SCHEMES, ["low"])
     monkeypatch.setattr(module, "load_generator", lambda name, entry: model)
     cuda = {"fp8": Scheme("fp8-dynamic-row")}
-    with pytest.raises(InputError, match="formats: `fp8`: fp8-dynamic-row needs CUDA .*; leave it out here"):
+    with pytest.raises(InputError, match=r"formats: `fp8`: fp8-dynamic-row needs CUDA .*; leave it out here"):
         module.sensitivity_formats("tiny", replace(ENTRIES["sd3"], dtype="bfloat16"), folder / "set",
                                    tmp_path / "f.parquet", cuda, ["fp8"])  # fmt: skip

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 FRONTIER_POINTS = 12
 TICK_MS = 1e-4  # times are whole numbers of it in the program
+FREE = ("layers", "assignment")  # of a plan: equally good assignments may differ in them
 LIMITS = ("mean_bits", "bytes", "latency_ms")
 Effects = dict[tuple[str, str, str, str], float]  # of one layer: moment by format, piece, other format, other piece
 
@@ -205,12 +206,17 @@ def effects_of(cells: pl.DataFrame) -> Effects:
 
 
 def moments_by_part(effects: Effects, division: dict[str, list[str]], formats: Sequence[str]) -> Effects:
-    """The moments of one layer by parts: to first order the effect of a part is the sum of those of its pieces."""
-    return {
+    """The moments of one layer by parts: to first order the effect of a part is the sum of those of its pieces.
+
+    Effects of two formats in two parts may add, but are not counted on to cancel: of very many combinations some cancel
+    in the calibration's probes, and do not in other pictures.
+    """
+    found = {
         (a, p, b, q): sum(effects[a, i, b, j] for i in division[p] for j in division[q])
         for a, b in product(formats, repeat=2)
         for p, q in product(division, repeat=2)
     }
+    return {(a, p, b, q): max(m, 0.0) if a != b and p != q else m for (a, p, b, q), m in found.items()}
 
 
 def limit_of(menu: Menu, budget: Budget, where: str) -> tuple[str, int]:

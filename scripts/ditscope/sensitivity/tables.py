@@ -103,7 +103,7 @@ AGREEMENT = Table(
 )
 FORMATS = Table(
     "sensitivity.formats",
-    "sensitivity/*/formats.parquet",
+    "sensitivity/*/formats-*.parquet",
     "layer and pair of cells (format, piece of the schedule), each pair once",
     key=("model", "layer", "format", "piece", "other_format", "other_piece"),
     columns={
@@ -134,7 +134,7 @@ FORMATS = Table(
 )
 FORMATS_TIMING = Table(
     "sensitivity.formats.timing",
-    "sensitivity/*/formats.timing.parquet",
+    "sensitivity/*/formats-*.timing.parquet",
     "layer and format",
     key=("model", "layer", "format"),
     columns={
