@@ -10,9 +10,9 @@ quantizer (`kind: plan`). PSNR is of the float pictures to the unquantized model
 over prompts, of paired differences where two plans are compared.
 
 `modelopt` is run by the interpreter of an environment that has nvidia-modelopt beside what ditscope needs. Both see
-the same 8 batches of 4 calibration samples (4 images x 8 steps) and the same formats, integers of 4 and 8 bits by group
-of 32 weights, or none. The loss that its gradients are of is that of flow matching, with the trajectory's own noise and end.
-Each one's assignment is applied by ditscope's quantizer; ours has the bytes of its.
+the same 8 batches of 4 calibration samples (4 images x 8 steps) and the same formats: integers of 4 and 8 bits by group
+of 32 weights, or none. The loss that its gradients are of is that of flow matching, with the trajectory's own noise and
+end. Each one's assignment is applied by ditscope's quantizer; ours has the bytes of its.
 """
 
 import json

@@ -272,6 +272,12 @@ def refiner_start(name):
     return ancient(WHOLE.refiners[name].start) if WHOLE.refiners[name].start else []
 
 
+def refiner_encoder(name):
+    """The file or folder of weights that the drifting loss looks through; nothing where it has none of its own."""
+    weights = settings_of(name, WHOLE.refiners[name], WHOLE.refine).encoder_weights
+    return ancient(weights) if weights else []
+
+
 def refiner_judge(name):
     """The embedder that a refiner is judged with, as a list; empty where that is its own encoder."""
     return chosen(settings_of(name, WHOLE.refiners[name], WHOLE.refine).judge)
@@ -318,9 +324,10 @@ def interpolation_digest(wildcards):
 
 
 def encoder_digest(wildcards):
-    """Digest of the module of the encoder that the drifting loss looks through, and of what it imports."""
-    name = refiner_settings("encoder")(wildcards)["encoder"]
-    return plugin(module_of(name, ENCODERS, "refine.encoder", "an encoder"))
+    """Digest of the encoder that the drifting loss looks through: its module, what that imports, and its weights."""
+    told = refiner_settings("encoder", "encoder_weights")(wildcards)
+    own = plugin(module_of(told["encoder"], ENCODERS, "refine.encoder", "an encoder"))
+    return own + (digest_of(told["encoder_weights"]) if told["encoder_weights"] else "")
 
 
 def scaled(amount):

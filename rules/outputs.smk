@@ -155,8 +155,8 @@ def own_drawings():
 
 
 def explorer_inputs(w=None):
-    """What the explorer shows, by stage: all that there is."""
-    return left_by_stages()
+    """What the explorer shows, by stage: all that there is, and the answers."""
+    return (left := left_by_stages()) and left | {"publish": [f"{RESULTS}/answers.parquet"]}
 
 
 def explored():
@@ -164,10 +164,15 @@ def explored():
     config = {k: v for k, v in plain(CONFIG).items() if k not in ("staleness", "warm_starts")}
     models = {name: determining(CONFIG.models[name]) for name in CONFIG.selected_models()}
     return {
-        "targets": left_by_stages() | {"publish": [path for path in publications() if "/figures/" in path]},
+        "targets": left_by_stages() | {"publish": [path for path in publications() if explorable(path)]},
         "config": config | {"models": models},
         "configfiles": [os.path.relpath(path) for path in workflow.overwrite_configfiles],  # not where the study lies
     }
+
+
+def explorable(path):
+    """Whether the explorer reads or names a file that is published."""
+    return "/figures/" in path or path.endswith("/answers.parquet")
 
 
 def paper_table_inputs(w=None):

@@ -67,6 +67,7 @@ rule refine_train:
         assignments="<results>/refine/{refiner}/assignments.parquet",
         codebook="<results>/refine/{refiner}/codebook.safetensors",
         start=lambda w: refiner_start(w.refiner),
+        encoder=lambda w: refiner_encoder(w.refiner),
     output:
         latent_mae="<results>/refine/{refiner}/latent_mae.safetensors",
         refiner="<results>/refine/{refiner}/refiner.safetensors",
@@ -103,6 +104,7 @@ rule refine_diagnose:
         refiner="<results>/refine/{refiner}/refiner.safetensors",
         training="<results>/refine/{refiner}/training.parquet",
         timing="<results>/refine/{refiner}/training.timing.parquet",
+        encoder=lambda w: refiner_encoder(w.refiner),
         weights=lambda w: model_files(*judges(w.refiner)),
         embedder=lambda w: [file for name in refiner_judge(w.refiner) for file in embedder_files(name)],
     output:
@@ -119,7 +121,7 @@ rule refine_diagnose:
         page=report(
             "<results>/refine/{refiner}/record.html",
             caption="../report/refiner-record.rst",
-            category="Refiner",
+            category=category("refine"),
             labels={"record": "{refiner}"},
         ),
     log:
@@ -154,7 +156,7 @@ rule refine_storyboard:
         page=report(
             "<results>/refine/{refiner}/storyboards/{storyboard}.html",
             caption="../report/refiner-storyboard.rst",
-            category="Refiner",
+            category=category("refine"),
             labels={"storyboard": "{refiner}: {storyboard}"},
         ),
     log:

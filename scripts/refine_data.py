@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ditscope.core.settings import decode
 from ditscope.refine.data_settings import Source
-from ditscope.workflow.job import job, model_entry
+from ditscope.workflow.job import job, model_entry, partial_root
 
 with job(snakemake, warm=True):
     from ditscope.refine.prepare import prepare
@@ -16,4 +16,5 @@ with job(snakemake, warm=True):
         data=Path(snakemake.output.data),
         images=[Path(path) for path in snakemake.input.images],
         source=decode(Source, snakemake.params.source["source"]),
+        partial=partial_root(snakemake),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from workflow import SNAKEMAKE
 
 # What DESIGN calls timing, and what is laid out by others (DuckDB) or holds the time of its making.
-UNSTABLE = ("*.timing.parquet", "catalog.duckdb", "*.html", "progress.md", ".snakemake_timestamp")
+UNSTABLE = ("*.timing.parquet", "*.timing.json", "catalog.duckdb", "*.html", "progress.md", ".snakemake_timestamp")
 # Drawn from timings.
 TIMED = (
     "figures/benchmark-latency.*", "figures/benchmark-pareto.*", "figures/benchmark-batches.*",

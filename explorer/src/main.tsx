@@ -4,7 +4,7 @@ import { useEffect } from "preact/hooks";
 import { study } from "./data";
 import * as fragment from "./fragment";
 import "./style.css";
-import { useDark } from "./ui";
+import { Answers, useDark } from "./ui";
 import { Benchmark } from "./views/benchmark";
 import { Bits } from "./views/bits";
 import { Blocks } from "./views/blocks";
@@ -13,12 +13,12 @@ import { Study } from "./views/study";
 import { Trajectories } from "./views/trajectories";
 
 const VIEWS = {
-  study: { title: "Study", question: "What was run, and what was said and painted in it?", view: Study },
-  blocks: { title: "Blocks", question: "What does each block of the network do to the picture?", view: Blocks },
-  bits: { title: "Bits", question: "Which layers need their bits, and what does a budget buy?", view: Bits },
-  benchmark: { title: "Benchmark", question: "What does quantization save, and what does it cost?", view: Benchmark },
-  trajectories: { title: "Trajectories", question: "Where do text and pictures go when each is made of the other?", view: Trajectories },
-  refiner: { title: "Refiner", question: "What can be told from a few parts of a picture?", view: Refiner },
+  study: { title: "Study", question: "What was run, and what was said and painted in it?", stages: ["generate"], view: Study },
+  blocks: { title: "Blocks", question: "What does each block of the network do to the picture?", stages: ["blocks", "ablate"], view: Blocks },
+  bits: { title: "Bits", question: "Which layers need their bits, and what does a budget buy?", stages: ["calibrate", "sensitivity", "plan"], view: Bits },
+  benchmark: { title: "Benchmark", question: "What does quantization save, and what does it cost?", stages: ["benchmark"], view: Benchmark },
+  trajectories: { title: "Trajectories", question: "Where do text and pictures go when each is made of the other?", stages: ["trajectories", "drift", "cluster", "topology"], view: Trajectories },
+  refiner: { title: "Refiner", question: "What can be told from a few parts of a picture?", stages: ["refine"], view: Refiner },
 };
 type Name = keyof typeof VIEWS;
 const NAMES = Object.keys(VIEWS) as Name[];
@@ -28,7 +28,7 @@ function App() {
   const dark = useDark();
   const name = fragment.chosen("view", NAMES) as Name;
   const theme = fragment.chosen("theme", ["auto", "light", "dark"]);
-  const { question, view: View } = VIEWS[name];
+  const { question, stages, view: View } = VIEWS[name];
   useEffect(() => {
     document.documentElement.dataset.theme = dark ? "dark" : "light";
   }, [dark]);
@@ -60,6 +60,7 @@ function App() {
       </header>
       <main id="main" tabIndex={-1}>
         <h1>{question}</h1>
+        <Answers stages={stages} />
         <View key={name} />
       </main>
       <footer>

@@ -3,7 +3,7 @@ import * as Plot from "@observablehq/plot";
 import "img-comparison-slider";
 import type { ComponentChildren, HTMLAttributes, TargetedKeyboardEvent } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
-import { isThere, picture, short, study } from "./data";
+import { isThere, picture, short, study, table, text } from "./data";
 import * as fragment from "./fragment";
 
 declare module "preact" {
@@ -301,6 +301,35 @@ export function Command({ text }: { text: string }) {
         {copied ? "copied" : "copy"}
       </button>
     </div>
+  );
+}
+
+/** What stages answer, as the study's table `answers` says it: question, sentence, caveats, and the figure beside. */
+export function Answers({ stages }: { stages: string[] }) {
+  const rows = table("answers")?.all().filter((row) => stages.includes(text(row.stage))) ?? [];
+  if (!rows.length) return null;
+  return (
+    <ul class="answers">
+      {rows.map((row) => {
+        const file = `figures/${row.figure}.svg`;
+        return (
+          <li key={row.stage}>
+            <h2>{row.question}</h2>
+            <p dir="auto">{row.answer}</p>
+            <p class="caption">
+              {row.stage}
+              {row.caveats !== null && `: ${row.caveats}`}
+              {study.beside.includes(file) && (
+                <>
+                  {" · "}
+                  <a href={file}>figure {row.figure}</a>
+                </>
+              )}
+            </p>
+          </li>
+        );
+      })}
+    </ul>
   );
 }
 

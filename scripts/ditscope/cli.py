@@ -50,9 +50,11 @@ COMMANDS = {
         "measure every layer in every format: schemes of the config, by part of the schedule",
     ),
     "plan": ("plan.stage:plan", "choose bits or formats for every layer under a size budget"),
+    "export": ("plan.export:export", "write a plan for torchao, sdnq, stable-diffusion.cpp, ComfyUI, vLLM or MLX"),
     "trajectories": ("trajectories.stage:trajectories", "follow runs around a network of generators and captioners"),
     "embed": ("embed.stage:embed", "embed the texts or the images of trajectories"),
     "benchmark": ("benchmark.stage:benchmark", "time, weigh and judge a model under a quantization scheme"),
+    "caching": ("benchmark.caching:caching", "how many steps a step cache skips, what it saves and what images lose"),
     "culprit": (
         "benchmark.culprit:culprit",
         "find the fewest layers that a failing scheme must leave, and prove that it took effect",
@@ -103,7 +105,7 @@ REGISTRIES = {Model: "models", Scheme: "schemes", Embedder: "embedders"}
 # The models that the seeds' own programs work on, and `generate`, which is no seed's, with them.
 MODELS = {
     **dict.fromkeys(("generate", "capture", "ablate"), "flux-schnell"),
-    **dict.fromkeys(("calibrate", "sensitivity", "benchmark"), "sd3-medium"),
+    **dict.fromkeys(("calibrate", "sensitivity", "benchmark", "caching"), "sd3-medium"),
 }
 # Settings of which the config has several by name: its stage, the key there, and the option that names one.
 NAMED = {CaptureSet: ("capture", "sets", "capture_set"), Budget: ("plan", "budgets", "budget_name")}

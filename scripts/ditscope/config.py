@@ -313,7 +313,7 @@ def check_budgets(config: Config) -> None:
         check_known(where, budget.formats, config, "schemes")
         for key in budget.formats:
             scheme = config.schemes[key]
-            if scheme.kind == "plan" or scheme.fuse_qkv or scheme.kind.startswith(("mlx-", "sparse-")):
+            if scheme.kind == "plan" or scheme.fuse_qkv or scheme.cache or scheme.kind.startswith(("mlx-", "sparse-")):
                 raise InputError(f"{where}: `{key}` is no format of a single layer on torch; leave it out")
 
 

@@ -11,12 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as Canvas
 from matplotlib.figure import SubFigure
+from matplotlib.ticker import LogLocator
 
 from ditscope.style import SMALL, chunks, note, page_width, plain, sized
 
 OUTSIDE = "outside the blocks"
 ROW, HEAD, FOOT = 0.115, 0.55, 0.75  # inches of a row that is named, of what is above the maps, and below
 PAGE_ROWS = 70  # layers on a page of the full list
+LETTER, TICK, NAMES = 0.052, 0.45, 0.35  # inches of a small letter, of a number with its gap, of what is beside names
 GROUP_ROWS = 40  # rows of a map of groups that are all named
 COLOURS = matplotlib.colormaps["magma_r"].with_extremes(bad="#dddddd")  # zero has no place on a logarithmic scale
 
@@ -91,10 +93,11 @@ def draw_page(sheet: SubFigure, panels: Sequence[Panel], rows: Mapping[str, list
     """The maps of a page, with one scale of colours below those that share it."""
     ratios = [max(2, len(names)) for names in rows.values()]
     axes = sheet.subplots(len(rows), len(panels), squeeze=False, height_ratios=ratios, sharex="col")
+    wide = page_width() - NAMES - LETTER * max(len(name) for names in rows.values() for name in names)
     for i, (by, names) in enumerate(rows.items()):
         for j, (axis, panel) in enumerate(zip(axes[i], panels, strict=True)):
             draw_map(axis, panel, by, names)
-            axis.set_title(wrapped(panel.title, len(panels)) if i == 0 else "", fontsize=6.5)
+            axis.set_title(wrapped(panel.title, wide / len(panels)) if i == 0 else "", fontsize=6.5)
             if j:
                 axis.tick_params(labelleft=False)
         if len(rows) > 1:
@@ -106,14 +109,16 @@ def draw_page(sheet: SubFigure, panels: Sequence[Panel], rows: Mapping[str, list
         scales[id(panel.norm)][1].extend(column)
     for panel, column in scales.values():
         bar = sheet.colorbar(column[0].images[0], ax=column, location="bottom", aspect=45, pad=0.02)
-        bar.set_label(wrapped(panel.label, len(panels) if len(scales) > 1 else 1), fontsize=6.5)
+        bar.set_label(wrapped(panel.label, wide / len(scales)), fontsize=6.5)
         bar.ax.tick_params(labelsize=SMALL)
         plain(bar.ax.xaxis)
+        if isinstance(decades := bar.ax.xaxis.get_major_locator(), LogLocator):
+            decades.set_params(numticks=max(2, int(wide / len(scales) / TICK)))
 
 
-def wrapped(text: str, beside: int) -> str:
-    """A label of one of so many scales side by side, in lines that fit below it."""
-    return textwrap.fill(text, int(7 * page_width() / beside) + 6)
+def wrapped(text: str, inches: float) -> str:
+    """A text in lines that are about so many inches long, and not much shorter than its words."""
+    return textwrap.fill(text, max(8, int(inches / LETTER)), break_long_words=False)
 
 
 def draw_map(axis: Axes, panel: Panel, by: str, names: list[str]) -> None:

@@ -193,10 +193,34 @@ def test_the_front_page_of_nothing_says_so(tmp_path):
 # Captions -------------------------------------------------------------------------------------------------------------
 
 
-def rendered(text: str) -> Text:
+def rendered(text: str, **given) -> Text:
     """A caption as Snakemake's report shows it: a template of Jinja, then reStructuredText."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    return Text(publish_parts(environment.from_string(text).render(), writer_name="html")["body"])
+    return Text(publish_parts(environment.from_string(text).render(given), writer_name="html")["body"])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("capture-video", "One generation of 3 that the set all captures: an example, not a sample"),
+        ("trajectory-video", "Networks a, b; 5 prompts, the last of the list; at most 8 states of a run"),
+        ("timelines", "6 pictures, evenly spaced"),
+        ("refiner-record", "at most 40 held-out samples"),
+        ("refiner-storyboard", "completed by the refiner mine"),
+    ],
+)
+def test_captions_of_films_say_of_how_many_they_are(name, said):
+    job = {
+        "wildcards": {"model": "m", "capture": "all", "refiner": "mine"},
+        "params": {"settings": {"timeline_images": 6}},
+        "config": {
+            "capture": {"sets": {"all": {"generations": 3}}},
+            "trajectories": {"networks": ["a", "b"], "prompts": 5, "from_end": True},
+            "refine": {"evaluated": 40},
+        },
+    }
+    text = " ".join(rendered((ROOT / f"report/{name}.rst").read_text(), snakemake=job).text().split())
+    assert said in text and ("interval" in text)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -250,5 +274,5 @@ def test_every_figure_of_a_study_has_a_caption_with_its_numbers(study, left, tmp
         caption = (tmp_path / f"{figure.name}.rst").read_text()
         added = caption.removeprefix(texts[figure.caption].rstrip())
         assert (len(added) < len(caption) and "interval" in added) or "Bands" in added, figure.name
-        assert r"ditscope publish \-\-results" in added
+        assert rf"ditscope figures results\/tiny \-\-only {rst(figure.name)}" in added
     assert "2 networks" not in (tmp_path / "workflow.rst").read_text().partition("Study **")[2]

@@ -208,6 +208,14 @@ def test_a_damaged_picture_is_left_out_and_told():
         assert np.array_equal(np.asarray(image.convert("RGB")), np.asarray(Image.open(io.BytesIO(picture(0)))))
 
 
+def test_a_sheet_keeps_its_width_however_high_it_is():
+    sheet = io.BytesIO()
+    Image.new("RGB", (900, 6000)).save(sheet, "PNG")
+    shown = thumbnails([Source("sheet", "v", sheet.getvalue, sides=4)], 10**6)
+    with Image.open(io.BytesIO(base64.b64decode(shown.data[0]))) as image:
+        assert image.size == (900, 6000)
+
+
 def test_every_view_keeps_some_of_its_pictures():
     sources = [Source(f"{view}{i}", view, bytes) for view, n in (("a", 100), ("b", 2), ("c", 50)) for i in range(n)]
     kept = first_of_each(sources, 42)

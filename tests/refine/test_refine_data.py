@@ -72,6 +72,38 @@ def test_the_same_source_gives_the_same_bytes(fake, tmp_path):
         assert (tmp_path / file).read_bytes() == (folder / file).read_bytes()
 
 
+def test_an_interrupted_run_goes_on_to_the_same_bytes_and_encodes_nothing_twice(tmp_path, monkeypatch):
+    source = Source(kind="renders", model="flux", count=72, shard_samples=16)
+
+    def run(folder: Path) -> list[Path]:
+        files = folder / "samples.parquet", folder / "data.json", folder / "data"
+        prepare(MODELS, *files, [], source, tmp_path / "partial" / folder.name)
+        return [*files[:2], *sorted(files[2].glob("*.tar"))]
+
+    whole = [path.read_bytes() for path in run(tmp_path / "whole")]
+    assert not list((tmp_path / "partial" / "whole").glob("*/*.tar"))
+    encoded = []
+
+    def adapter_that_counts(about):
+        plain = load_adapter(about)
+
+        def encode(pictures):
+            encoded.append(len(pictures))
+            if stopped and len(encoded) > 1:
+                raise KeyboardInterrupt
+            return plain.encode(pictures)
+
+        return replace(plain, encode=encode)
+
+    monkeypatch.setattr("ditscope.refine.prepare.load_adapter", adapter_that_counts)
+    stopped = True
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "again")
+    stopped = False
+    assert [path.read_bytes() for path in run(tmp_path / "again")] == whole
+    assert encoded == [64, 8, 8]  # the first group once, the second when it was stopped and then
+
+
 def test_a_hash_holds_out_the_same_samples_of_a_larger_set(fake, tmp_path):
     _, data = fake
     larger = made(tmp_path, replace(FAKE, count=140))

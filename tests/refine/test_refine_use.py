@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ditscope import cli
+from ditscope.config_files import read_config
 from ditscope.core.errors import InputError
 from ditscope.core.shards import png_bytes, write_tar
 from ditscope.generate.tables import IMAGES
@@ -19,7 +21,9 @@ from ditscope.refine.maze_file import read_maze
 from ditscope.refine.settings import Storyboard
 from ditscope.refine.storyboard import complete_storyboard
 from ditscope.shapes.moving import all_moves, render_move
+from ditscope.workflow.sources import check_sources
 from refine_refiners import CLIPS, FILMS, MAZES, PATHS, PICTURES, RENDERS, small_refiner
+from workflow import ROOT
 
 MAZE = """#######
 #S....#
@@ -245,7 +249,8 @@ def test_pictures_of_prompts_are_the_keys_of_a_film_and_of_pictures(refiners, fi
     values = np.load(tmp_path / "film" / "film" / "refined.npy")
     np.testing.assert_array_equal(decode(values[None])[0][[0, 4, 8]], film[1][[0, 4, 8]])
     page = (tmp_path / "film.html").read_text()
-    assert "data:image/gif;base64," in page and page.rstrip().endswith("</html>")
+    assert "data:image/gif;base64," in page and "data:image/png;base64," in page  # the film, and frame by frame
+    assert page.rstrip().endswith("</html>")
     board = Storyboard(model="m", prompts=["p1"], keep=6)
     complete_storyboard(refiners["pictures"], [tar], [table], tmp_path / "pictures", tmp_path / "p.html", board)
     assert (tmp_path / "pictures" / "p1" / "compared.png").exists()
@@ -253,6 +258,33 @@ def test_pictures_of_prompts_are_the_keys_of_a_film_and_of_pictures(refiners, fi
         complete_storyboard(
             refiners["films"], [tar], [table], tmp_path / "x", tmp_path / "x.html", Storyboard("m", ["p9"], frames=3)
         )
+
+
+UNFIT = {
+    "unknown": ({"prompts": ["red-circle-lef"]}, "prompts: `red-circle-lef` is not .*; did you mean `red-circle-left`"),
+    "too many": ({"frames": 2}, "3 given, but there are only 2 frames"),
+    "outside": ({"positions": [0, 4, 9]}, r"position 9 is outside the 9 frames"),
+    "uneven": ({"positions": [0, 8]}, "positions: 2 for 3 prompts"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_storyboard_that_cannot_be_is_refused_before_work_starts(case):
+    change, message = UNFIT[case]
+    config = read_config([ROOT / "experiments/refiner-storyboard.yaml"])
+    config = replace(config, prompts=replace(config.prompts, csv=str(ROOT / "prompts/storyboard.csv")))
+    check_sources(config)
+    entry = config.refiners["whole"]
+    boards = {"x": replace(entry.storyboards["to-the-right"], **change)}
+    with pytest.raises(InputError, match=r"refiners.whole.storyboards.x.*" + message):
+        check_sources(replace(config, refiners=config.refiners | {"whole": replace(entry, storyboards=boards)}))
+
+
+def test_weights_of_an_encoder_that_are_not_there_are_refused_before_work_starts():
+    config = read_config([ROOT / "experiments/refiner-levels.yaml"])
+    entry = replace(config.refiners["keys"], settings={"encoder_weights": "no/such.pth"})
+    with pytest.raises(InputError, match=r"refiners.keys: no such file or folder: no/such.pth \(encoder_weights\)"):
+        check_sources(replace(config, refiners=config.refiners | {"keys": entry}))
 
 
 def test_names_go_by_their_numbers():

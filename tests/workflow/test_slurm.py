@@ -195,9 +195,15 @@ def test_results_are_those_of_a_local_run(study, tmp_path):
     local = workflow.checkout(tmp_path / "local")
     done = workflow.snakemake(local, *TARGETS, "--cores", "2", *TINY, root=local, timeout=400)
     assert done.returncode == 0, done.stdout[-6000:]
-    patterns = ("prompts/*.parquet", "images/*/shard-?????.tar", "images/*/shard-?????.parquet", "refine/*/*")
+    patterns = (
+        "prompts/*.parquet",
+        "images/*/shard-?????.tar",
+        "images/*/shard-?????.parquet",
+        "refine/*/*.*",
+        "refine/*/data/*.tar",
+    )
     results = [path.relative_to(local) for p in patterns for path in sorted((local / "results/tiny").glob(p))]
-    assert len(results) == 2 + 4 + 4 + 2
+    assert len(results) == 2 + 4 + 4 + 5, "of the refiner: a shard of data, its table and facts, codebook, assignments"
     assert [str(path) for path in results if (local / path).read_bytes() != (study / path).read_bytes()] == []
 
 

@@ -239,8 +239,10 @@ function Pictures({ model, host, run, points }: { model: string; host: string; r
 
 function Runs({ rows }: { rows: Row[] }) {
   const timing = table("benchmark.timing")?.all() ?? [];
+  const bound = number(rows[0]?.quality_bound);
+  const note = `Speed-up: of the base in the same compile state and batch, smallest batch. Quality: whether the loss stays within ${shown(100 * bound)} %, by its whole 95 % interval; undecided: the interval has the bound in it, or there are fewer than 8 prompts and none. What could not run says why.`;
   return (
-    <Section title="Every run" note="Speed-up: of the base in the same compile state and batch, smallest batch. What could not run says why.">
+    <Section title="Every run" note={note}>
       <div class="scroll" tabIndex={0} role="group" aria-label="Table of runs">
         <table>
           <thead>

@@ -236,7 +236,7 @@ function Kinds({ choices, chosen }: { choices: Choices; chosen: Chosen }) {
           y: { label: null },
           color: { type: "ordinal", domain: choices.bits, range: choices.bits.map((b) => BITS[Math.min(BITS.length - 1, b - 2)] ?? "#bdbdbd"), legend: true, tickFormat: (b: number) => `${b} bit` },
           marks: [
-            Plot.barX(rows, Plot.groupY({ x: "sum" }, { y: "kind", x: "weights", fill: "bits", sort: { y: "-x" }, order: "bits", insetRight: 1 } as Plot.BarXOptions)),
+            Plot.barX(rows, Plot.groupY({ x: "sum" }, { y: "kind", x: "weights", fill: "bits", sort: { y: "-x" }, order: "bits", insetRight: 1, stroke: "currentColor", strokeOpacity: 0.25 } as Plot.BarXOptions)),
             Plot.ruleX([0]),
           ],
         })}
@@ -279,10 +279,10 @@ function LayerMap({ rows, choices, chosen }: { rows: Row[]; choices: Choices; ch
         plot={(width) => ({
           width: Math.min(width, 980),
           height: 60 + layers.length * (many ? 5 : 14),
-          marginLeft: many ? 60 : Math.min(300, width / 2),
+          marginLeft: many ? 60 : margin(width),
           marginTop: 34,
           x: { domain: unique(cells.map((row) => number(row.bits))).sort((a, b) => a - b), label: "bits", axis: "top", tickSize: 0 },
-          y: { domain: layers, label: null, tickSize: 0, ...(many ? { axis: null } : {}) },
+          y: { domain: layers, label: null, tickSize: 0, tickFormat: (layer: string) => tail(layer, margin(width) / 6.7), ...(many ? { axis: null } : {}) },
           color: { scheme: "viridis", type: db ? "linear" : "log", label: NAMES[metric] ?? metric, ...LEGEND, tickFormat: (v: number) => (db || Math.abs(Math.log10(v) - Math.round(Math.log10(v))) < 1e-9 ? shown(v, 2) : "") },
           marks: [
             Plot.cell(cells.filter((row) => db || number(row.value) > 0), { x: "bits", y: "layer", fill: "value", inset: many ? 0 : 0.5 }),
@@ -294,6 +294,11 @@ function LayerMap({ rows, choices, chosen }: { rows: Row[]; choices: Choices; ch
     </Section>
   );
 }
+
+const margin = (width: number): number => Math.min(300, width * 0.4); // pixels for the names of layers
+
+/** The end of a name, which tells layers apart, of at most so many letters. */
+const tail = (name: string, letters: number): string => (name.length <= letters ? name : `…${name.slice(1 - Math.floor(letters))}`);
 
 /** The map of a network of many layers: a row per block, a panel per kind. */
 function Grouped({ cells, picked, db, name }: { cells: Row[]; picked: { layer: string; bits: number }[]; db: boolean; name: string }) {

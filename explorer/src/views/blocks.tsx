@@ -11,10 +11,11 @@ interface Statistic {
   column: string;
   title: string;
   unit: string;
+  most?: number; // value that stands for "equal"; scales end at the largest one below it
 }
 
 const STATISTICS: Statistic[] = [
-  { key: "psnr", table: "blocks.decodability", column: "psnr_db", title: "Decoded estimate to final picture", unit: "PSNR, dB" },
+  { key: "psnr", table: "blocks.decodability", column: "psnr_db", title: "Decoded estimate to final picture", unit: "PSNR, dB", most: 100 },
   { key: "feature", table: "blocks.decodability", column: "feature_cosine_distance", title: "Decoded estimate to final picture", unit: "feature cosine distance" },
   { key: "update", table: "blocks.residual", column: "relative_update", title: "What the block adds", unit: "update / input" },
   { key: "direction", table: "blocks.residual", column: "update_cosine", title: "Direction of what it adds", unit: "cosine of update and input" },
@@ -33,6 +34,12 @@ function rowsOf(statistic: Statistic, capture: Capture): Row[] {
   return rows.filter(
     (row) => (row.half ?? "cond") === "cond" && (row.stream ?? "img") === "img" && number(row.depth) >= 0 && row[statistic.column] !== null,
   );
+}
+
+/** What a scale spans, where a value stands for "equal" and would press all others together. */
+function span(statistic: Statistic, rows: Row[]): { domain?: [number, number]; clamp?: boolean } {
+  const below = rows.map((row) => number(row[statistic.column])).filter((value) => value < (statistic.most ?? Infinity));
+  return statistic.most === undefined || below.length < 2 ? {} : { domain: [Math.min(...below), Math.max(...below)], clamp: true };
 }
 
 export function Blocks() {
@@ -150,7 +157,7 @@ function Lines({ statistic, rows, step, depth, tint, onPick }: { statistic: Stat
           marginLeft: 38,
           marginBottom: 22,
           x: { label: null, ticks: 5, tickFormat: "d" },
-          y: { label: null, ticks: 4, grid: true, nice: true },
+          y: { label: null, ticks: 4, grid: true, nice: true, ...span(statistic, rows) },
           marks: [
             Plot.ruleX([depth], { stroke: "currentColor", strokeOpacity: 0.35, strokeDasharray: "2,2" }),
             Plot.lineY(rows, { x: "depth", y: statistic.column, z: "step", stroke: "currentColor", strokeOpacity: 0.16 }),
@@ -172,7 +179,7 @@ function StepMap({ capture, step, block, go }: { capture: Capture; step: number;
   const rows = rowsOf(statistic, capture);
   const { captured_steps: steps, blocks } = capture;
   return (
-    <Section title="Step by block" note={`${statistic.title} (${statistic.unit}) of this generation; press a cell to go there.`}>
+    <Section title="Step by block" note={`${statistic.title} (${statistic.unit}) of this generation; press a cell to go there.${statistic.most === undefined ? "" : ` ${statistic.most} means equal; the colours end at the largest value below it.`}`}>
       <div class="controls">
         <Select label="Colour" name="stat" value={key} choices={there.map((s) => [s.key, `${s.title}: ${s.unit}`] as [string, string])} />
       </div>
@@ -188,7 +195,7 @@ function StepMap({ capture, step, block, go }: { capture: Capture; step: number;
           marginBottom: 34,
           x: { domain: blocks, tickFormat: (b: string) => (blocks.length > 30 && blocks.indexOf(b) % 3 ? "" : brief(b)), label: null, tickSize: 0 },
           y: { domain: steps, label: "step", tickSize: 0 },
-          color: { scheme: "viridis", label: statistic.unit, ...LEGEND },
+          color: { scheme: "viridis", label: statistic.unit, ...LEGEND, ...span(statistic, rows) },
           marks: [
             Plot.cell(rows, { x: "block", y: "step", fill: statistic.column, inset: 0.5 }),
             Plot.cell([{ block, step }], { x: "block", y: "step", stroke: "#D55E00", strokeWidth: 2.5, fill: "none" }),

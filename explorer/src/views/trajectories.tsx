@@ -227,7 +227,7 @@ function Drift({ embedder, networks, all, tints, runs, at }: DriftProps) {
   const bands = (table("drift.bands")?.all() ?? []).filter((row) => row.embedder === embedder && row.claim === "ordered");
   const most = Math.max(...summary.map((row) => number(row.q75)), ...bands.map((row) => number(row.high)));
   const own = (table("drift")?.all() ?? []).filter((row) => row.embedder === embedder && runs.includes(text(row.run_id)));
-  const last = Math.max(...summary.map((row) => number(row.sequence_number)));
+  const [first, last] = [Math.min, Math.max].map((most) => most(...summary.map((row) => number(row.sequence_number)))) as [number, number];
   const nulls = table("drift.nulls")?.all() ?? [];
   return (
     <Section
@@ -268,11 +268,12 @@ function Drift({ embedder, networks, all, tints, runs, at }: DriftProps) {
               plot={() => ({
                 height: networks.length > 2 ? 130 : 190,
                 marginLeft: 40,
-                x: { label: "state", domain: [0, last], ticks: 6, tickFormat: "d" },
+                x: { label: "state", domain: [first, last], ticks: 6, tickFormat: "d" },
                 y: { label: null, domain: [0, most * 1.05 || 1], grid: true, ticks: 4 },
                 marks: [
-                  Plot.areaY(band, { x: "sequence_number", y1: "low", y2: "high", fill: "currentColor", fillOpacity: 0.13 }),
                   Plot.areaY(observed, { x: "sequence_number", y1: "q25", y2: "q75", fill: tint, fillOpacity: 0.22 }),
+                  Plot.areaY(band, { x: "sequence_number", y1: "low", y2: "high", fill: "currentColor", fillOpacity: 0.2 }),
+                  ...["low", "high"].map((y) => Plot.lineY(band, { x: "sequence_number", y, stroke: "currentColor", strokeOpacity: 0.5, strokeWidth: 0.75 })),
                   Plot.lineY(shuffled, { x: "sequence_number", y: "q50", stroke: tint, strokeDasharray: "2,3" }),
                   Plot.lineY(observed, { x: "sequence_number", y: "q50", stroke: tint, strokeWidth: 2 }),
                   Plot.lineY(lines, { x: "sequence_number", y: "cosine_distance", z: "run_id", stroke: "currentColor", strokeWidth: 1.25 }),

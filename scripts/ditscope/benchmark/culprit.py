@@ -144,8 +144,8 @@ def culprit(
     runs = judged_runs(prompts, settings)
     if scheme.kind == "base":
         raise InputError("schemes: `base` quantizes nothing; name another scheme")
-    if scheme.fuse_qkv:
-        raise InputError("schemes: fuse_qkv joins layers, which then cannot be kept apart; set it to false")
+    if scheme.fuse_qkv or scheme.cache:
+        raise InputError("schemes: `culprit` swaps single layers: set fuse_qkv to false, and name no `cache`")
     loaded = load_generator(name, model)
     if runs_on_mlx(loaded.pipe.transformer):
         raise InputError(f"models.{name}: `culprit` needs `backend: torch`")

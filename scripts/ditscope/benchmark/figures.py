@@ -348,7 +348,7 @@ def benchmark_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for key in spread(base[rows[0][:2]])
         for title in (
             "\n".join([*wrap(short(key[0], 36), int(inches * 18))[:3], *wrap(f"seed {key[1]}", int(inches * 18))]),
-            f"difference\nx {GAIN}",
+            f"{'difference' if inches > 0.55 else 'diff.'}\nx {GAIN}",
         )
     ]
     for axis, page in zip(axes, pages, strict=True):

@@ -13,7 +13,7 @@ RUN = {
     "model": Column("String", "the model's name in the config"),
     "hardware": Column("String", "name under which the host's results are kept apart"),
     "scheme": Column("String", "the scheme's name in the config"),
-    "kind": Column("String", "what it does (`+fuse_qkv`, `+compile_vae` where it does that too)"),
+    "kind": Column("String", "what it does (`+fuse_qkv`, `+compile_vae`, `+` its step cache where it has that too)"),
     "compile": Column("String", "compile state: `eager`, `regional`, `full`, `reduce-overhead` or `max-autotune`"),
 }
 IDENTITY = tuple(RUN)

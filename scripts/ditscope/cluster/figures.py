@@ -13,6 +13,7 @@ from ditscope.core.tables import concat_tables
 from ditscope.style import (
     COLOURS,
     GREY,
+    NARROW,
     NO_CLUSTER,
     SMALL,
     Files,
@@ -25,6 +26,7 @@ from ditscope.style import (
     legend,
     named,
     note,
+    page_width,
     short,
     tell,
 )
@@ -212,8 +214,8 @@ def label_phases(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 
 def height_of(table: pl.DataFrame) -> float:
-    """Inches of an axis with a row per network, whose name takes two lines."""
-    return 0.4 + 0.3 * table["network"].n_unique()
+    """Inches of an axis with a row per network, whose name takes two lines, or three where the page is narrow."""
+    return 0.4 + (0.3 if page_width() > NARROW else 0.45) * table["network"].n_unique()
 
 
 def name_networks(axis: Axes, table: pl.DataFrame, networks: list[str]) -> None:

@@ -87,7 +87,12 @@ def scheme_id(settings: dict[str, Any] | None, plan: Path | None = None, compile
     The name of a scheme says nothing: two studies may use one for different settings.
     """
     kept = {key: value for key, value in (settings or {}).items() if key != "plan"}
-    if compiled == "eager" and kept.get("kind", "base") == "base" and not kept.get("fuse_qkv"):
+    if (
+        compiled == "eager"
+        and kept.get("kind", "base") == "base"
+        and not kept.get("fuse_qkv")
+        and not kept.get("cache")
+    ):
         return BASE
     return digest({"settings": kept, "plan": plan and file_digest(plan), "compile": compiled})
 

@@ -12,6 +12,7 @@ from ditscope.models.by_step import follow, schedule_of
 from ditscope.models.loading import Generator
 from ditscope.models.quantize import apply_scheme, unsupported, unsupported_plan
 from ditscope.models.settings import Scheme
+from ditscope.models.step_cache import enable
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | Non
         return first_line(error)
     if schedule := schedule_of(transformer):
         follow(generator.pipe.scheduler, schedule)
+    if scheme.cache and (reason := enable(generator, scheme.cache, scheme.cache_threshold)):
+        return reason
     if compile == "eager":
         return ""
     if on_mlx:

@@ -203,7 +203,8 @@ def rows(transformer: nn.Module, name: str, layer: nn.Linear) -> tuple[int, ...]
 
 def label(scheme: Scheme) -> str:
     """What a scheme does in a few words: its kind, and what else it changes. Only the plain base is called `base`."""
-    return "+".join([scheme.kind, *(option for option in ("fuse_qkv", "compile_vae") if getattr(scheme, option))])
+    options = [option for option in ("fuse_qkv", "compile_vae") if getattr(scheme, option)]
+    return "+".join([scheme.kind, *options, *([scheme.cache] if scheme.cache else [])])
 
 
 def fuse_qkv(transformer: nn.Module) -> None:

@@ -124,6 +124,9 @@ def sample(
         "num_inference_steps": entry.steps if steps is None else steps,
         "max_sequence_length": text_length(model) or None,
     }
+    for transformer in transformers_of(pipe):
+        if cache := getattr(transformer, "step_cache", None):
+            cache.start(model, wanted["num_inference_steps"])
     arguments = accepted(pipe, wanted | guided(guidance)) | entry.call
     bar = {"desc": "steps", "unit": "step", "leave": False, "disable": None}
     with (

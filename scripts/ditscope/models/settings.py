@@ -96,6 +96,10 @@ def backends_of(kind: str) -> tuple[str, ...]:
     return BACKENDS if kind in ("base", "plan") else ("mlx",) if kind.startswith("mlx-") else ("torch",)
 
 
+# Ways to skip denoising steps, in `ditscope.models.step_cache`.
+CACHES = ("first-block", "teacache", "magcache")
+
+
 @dataclass(frozen=True)
 class Scheme:
     """One way to quantize a generator's transformer."""
@@ -111,6 +115,12 @@ class Scheme:
     min_weights: int = setting(0, "Leave layers of fewer weights in full precision")
     fuse_qkv: bool = setting(False, "Join the query, key and value projections to one layer before quantizing")
     compile_vae: bool = setting(False, "Compile the VAE's decoder too, where the transformer is compiled")
+    cache: str = setting(
+        "",
+        "Skip denoising steps in which little changes, by diffusers' hooks; with any kind, `base` too",
+        choices=("", *CACHES),
+    )
+    cache_threshold: float = setting(0.0, "cache: the change below which a step is skipped; 0: none is")
 
 
 # Families of embedders, each with the module that loads it.

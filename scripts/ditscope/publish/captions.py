@@ -11,7 +11,7 @@ from ditscope.core.atomic import write_text
 from ditscope.core.intervals import LEAST_UNITS
 from ditscope.core.schema import STAGE_OF, tables_with
 from ditscope.core.tables import Files
-from ditscope.publish.figures import Figure
+from ditscope.publish.figures import INDEX, Figure
 
 # Columns that say what numbers are about, and what is counted of others; in the order in which they are told.
 ABOUT = {"model": "model", "network": "network", "embedder": "embedder", "scheme": "scheme", "hardware": "machine"}
@@ -39,10 +39,11 @@ def write_captions(
     What is added comes from the numbers that `drawn`, the folder of figures, has of each, and, where these name no
     units, from the tables `files` of its stages.
     """
+    commands = dict(pl.read_csv(drawn / INDEX).select("figure", "command").iter_rows())
     for figure in figures:
         numbers = pl.read_csv(drawn / f"{figure.name}.csv", infer_schema_length=None)
         said = facts(numbers, [path for stage in figure.stages for path in tables_left(stage, files.get(stage, []))])
-        again = f"Data: figures/{figure.name}.csv. Made again by: ditscope publish --results {drawn.parent}"
+        again = f"Data: figures/{figure.name}.csv. Made again by: {commands[figure.name]}"
         read = texts[figure.caption].rstrip()
         write_text(out / f"{figure.name}.rst", "\n\n".join([read, *map(rst, [*said, again])]) + "\n")
     write_text(out / f"{WORKFLOW}.rst", "\n\n\n".join([front_text(answers), texts[WORKFLOW], MENU]))

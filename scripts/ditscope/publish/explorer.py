@@ -27,6 +27,7 @@ from ditscope.publish.explorer_pictures import (
 )
 from ditscope.publish.explorer_tables import MOST_ROWS, Gathered, gather, packed_tables
 from ditscope.publish.settings import Publish
+from ditscope.publish.tables import ANSWERS
 from ditscope.style import COLOURS, Files
 
 PAGE = Path(__file__).with_name("explorer.html")
@@ -172,12 +173,17 @@ def plans(files: list[Path], problems: list[str]) -> Iterator[dict[str, Any]]:
 def study_of(plan: dict[str, Any]) -> tuple[Files, Study]:
     """What the stages leave, there or not, and what the page is about, from the plan that the workflow wrote."""
     targets, config = plan["targets"], plan["config"]
-    files = {stage: [Path(path) for path in paths] for stage, paths in targets.items() if stage != "publish"}
+    files = {stage: [Path(path) for path in paths if shown(stage, path)] for stage, paths in targets.items()}
     asked = config.get("stages") or list(targets)
     results = f"results/{config.get('experiment')}/"
-    opened = [path for path in (*targets.get("publish", []), *targets.get("video", [])) if may_be_opened(path)]
-    beside = ["report.html", *(path.removeprefix(results) for path in opened)]
+    left = [path for stage in ("publish", "refine", "video") for path in targets.get(stage, [])]
+    beside = ["report.html", *(path.removeprefix(results) for path in left if may_be_opened(path))]
     return files, Study(config, tuple(plan.get("configfiles", ())), tuple(asked), tuple(beside))
+
+
+def shown(stage: str, path: str) -> bool:
+    """Whether the page reads a file that a stage leaves: of what is published, the answers alone."""
+    return stage != "publish" or path.endswith(ANSWERS.file)
 
 
 def may_be_opened(path: str) -> bool:

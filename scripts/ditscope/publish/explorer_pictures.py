@@ -23,6 +23,7 @@ from ditscope.publish.explorer_tables import encoded
 
 # Longest side of a thumbnail in pixels, and the quality of its WebP (0: lossless): the first at which all fit is taken.
 FORMS = ((256, 0), (256, 90), (192, 85), (160, 80), (128, 80), (96, 80), (64, 80), (48, 75), (32, 75))
+HIGH = 16_000  # pixels that a sheet may be high: WebP has 16,383
 PROBES = 40  # pictures by which the size of all is estimated
 FLAT = 0.75  # bytes of a picture in a page: base64 has 4 letters for 3 bytes
 
@@ -34,7 +35,7 @@ class Source:
     name: str
     view: str
     read: Callable[[], bytes]
-    sides: int = 1  # how many times larger than others it is: a page of pictures
+    sides: int = 1  # how many times wider than others it is, and any number of times higher: a sheet of pictures
 
 
 @dataclass
@@ -120,7 +121,8 @@ def thumbnail(source: Source, form: tuple[int, int]) -> bytes:
     side, quality = form
     with whole(), Image.open(io.BytesIO(source.read())) as opened:
         image = opened.convert("RGB")
-    image.thumbnail((side * source.sides, side * source.sides), Image.Resampling.LANCZOS)
+    wide = side * source.sides
+    image.thumbnail((wide, wide if source.sides == 1 else HIGH), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, "WEBP", lossless=not quality, quality=quality or 20, method=4 if quality else 3)
     return out.getvalue()

@@ -83,6 +83,7 @@ SHOWN = (
     Shown("refine", "refine.training", "*"),
     Shown("refine", "refine.evaluation", "*"),
     Shown("refine", "refine.gallery", "*"),
+    Shown("publish", "answers", "*"),
 )
 
 

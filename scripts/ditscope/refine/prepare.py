@@ -17,8 +17,9 @@ from ditscope.core.atomic import make_folder, write_text
 from ditscope.core.errors import InputError
 from ditscope.core.paths import InputFile, OutputFile, OutputFolder
 from ditscope.core.plugins import load_plugin
+from ditscope.core.scratch import discard, unfinished
 from ditscope.core.settings import plain
-from ditscope.core.shards import write_tar
+from ditscope.core.shards import read_tar, write_tar
 from ditscope.core.tables import write_table
 from ditscope.models.settings import Model
 from ditscope.refine.adapter import Adapter, load_adapter
@@ -44,11 +45,13 @@ def prepare(
     data: OutputFolder,
     images: list[InputFile] = [],  # noqa: B006 (never changed; the command line shows it)
     source: Source = Source(),
+    partial: OutputFolder | None = None,
 ) -> None:
     """Make the data of a refiner from `source`: shards in `data` (none where they are used in place), and their index.
 
     `images` are the shards of `generate`, for sources of the kind `generated`. Leaves `samples` (table
-    `refine.samples`) and `about` (json: shapes, types, statistics of the training split, what was left out).
+    `refine.samples`) and `about` (json: shapes, types, statistics of the training split, what was left out). What was
+    encoded is found again in `partial`.
     """
     check_source_of("source", source)
     plugin = load_plugin(source.kind, SOURCES, "source.kind", "a source")
@@ -56,13 +59,14 @@ def prepare(
     adapter, text = described(source, models)
     make_folder(data)
     encoder: TextEncoder | None = None
+    parts = unfinished(partial, samples, {"adapter": adapter, "text": text, "source": source})
     if hasattr(plugin, "shards"):
         folder, shards = plugin.shards(source)
         write_text(data / "where.txt", f"The shards lie in {folder}.\n")
     else:
         folder = data.parent
         encoder = load_text_encoder(text) if text else None
-        made = encoded(plugin.samples(source, images, damage), adapter, encoder, source, damage)
+        made = encoded(plugin.samples(source, images, damage), adapter, encoder, source, damage, parts)
         shards = write_shards(made, data, source)
     table, shared = indexed(shards, folder, source, damage, hasattr(plugin, "shards"))
     told = told_of(table, shared, folder if folder != data.parent else None, data.parent, source, models)
@@ -71,6 +75,7 @@ def prepare(
     write_text(about, json.dumps(told, indent=2, sort_keys=True) + "\n")
     if told["truncated"]:
         log.warning("refine: %d prompts are longer than their encoder reads", told["truncated"])
+    discard(parts)
     lost = sum(noted["samples"] for noted in damage.noted)
     log.info("refine: %d samples, %d of them held out; %d left out", len(table), told["samples"][HELD_OUT], lost)
 
@@ -118,19 +123,33 @@ def described(source: Source, models: Mapping[str, Model]) -> tuple[dict[str, An
 
 
 def encoded(
-    samples: Iterable[Sample], adapter: dict[str, Any], encoder: TextEncoder | None, source: Source, damage: Damage
+    samples: Iterable[Sample],
+    adapter: dict[str, Any],
+    encoder: TextEncoder | None,
+    source: Source,
+    damage: Damage,
+    parts: Path,
 ) -> Iterator[dict[str, Any]]:
-    """Samples as members of a shard: their values encoded and their prompts' tokens, in one type."""
+    """Samples as members of a shard: their values encoded and their prompts' tokens, in one type.
+
+    What was encoded in an interrupted run, group by group, is found in `parts`.
+    """
     loaded: Adapter | None = None
     shape: tuple[int, ...] = ()
     number = 0
     for group in batched(samples, ENCODED):
-        if group[0].pictures is not None:
-            loaded = loaded or load_adapter(adapter)
-        values = values_of(group, loaded, adapter["kind"])
-        tokens = encoder([s.prompt for s in group]) if encoder else [None] * len(group)
-        for sample, value, words in zip(group, values, tokens, strict=True):
-            value = np.asarray(value).astype(source.dtype)
+        part = parts / f"{group_digest(group)}.tar"
+        if part.exists():
+            pairs = read_part(part, group, encoder)
+        else:
+            if group[0].pictures is not None:
+                loaded = loaded or load_adapter(adapter)
+            values = [np.asarray(value).astype(source.dtype) for value in values_of(group, loaded, adapter["kind"])]
+            tokens = encoder([s.prompt for s in group]) if encoder else [None] * len(group)
+            pairs = list(zip(values, tokens, strict=True))
+            if loaded or encoder:
+                write_part(pairs, group, encoder, part)
+        for sample, (value, words) in zip(group, pairs, strict=True):
             shape = shape or value.shape
             if reason := unfit(value, shape):
                 damage.note(f"sample {sample.key}", reason)
@@ -141,6 +160,40 @@ def encoded(
             members = {"__key__": f"{number:08d}", "json": record | about, "values.npy": value}
             yield members if words is None else members | {"text.npy": words}
             number += 1
+
+
+Encoded = list[tuple[np.ndarray, np.ndarray | None]]  # values and text tokens of a group of samples
+
+
+def group_digest(group: list[Sample]) -> str:
+    """What identifies what is encoded of a group."""
+    seen = hashlib.sha256()
+    for sample in group:
+        array = sample.values if sample.pictures is None else sample.pictures
+        seen.update(json.dumps([sample.key, sample.prompt]).encode())
+        seen.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    return seen.hexdigest()[:32]
+
+
+def write_part(pairs: Encoded, group: list[Sample], encoder: TextEncoder | None, part: Path) -> None:
+    """Keep what was encoded of a group for a run that goes on from here."""
+    cut = encoder.cut if encoder else set()
+    kept = (
+        {"__key__": f"{n:04d}", "json": {"cut": sample.prompt in cut}, "values.npy": value}
+        | ({} if words is None else {"text.npy": words})
+        for n, (sample, (value, words)) in enumerate(zip(group, pairs, strict=True))
+    )
+    write_tar(kept, part)
+
+
+def read_part(part: Path, group: list[Sample], encoder: TextEncoder | None) -> Encoded:
+    """What was encoded of a group; its prompts are known to the encoder as if it had encoded them now."""
+    kept = list(read_tar(part))
+    for sample, found in zip(group, kept, strict=True):
+        if encoder:
+            encoder.remembered[sample.prompt] = found["text.npy"]
+            encoder.cut |= {sample.prompt} if found["json"]["cut"] else set()
+    return [(found["values.npy"], found.get("text.npy")) for found in kept]
 
 
 def values_of(group: list[Sample], adapter: Adapter | None, kind: str) -> list[np.ndarray]:

@@ -53,8 +53,11 @@ def complete_storyboard(
         place = folder / name
         make_folder(place)
         show(trained, adapter, sample, complete(trained, sample), place, FPS, film_format)
-        drawn = "compared.gif" if axes == 3 and film_format == "gif" else "compared.png"
-        parts.append(f"<h2>{escape(sample.prompt or name)}</h2>{figure(place / drawn, name)}")
+        film = axes == 3 and film_format == "gif"
+        drawn = {"compared.gif": "as a film"} if film else {}
+        drawn |= {"compared.png": "frame by frame; a blue bar marks what was given" if axes == 3 else name}
+        figures = "".join(figure(place / file, caption) for file, caption in drawn.items())
+        parts.append(f"<h2>{escape(sample.prompt or name)}</h2>{figures}")
     head = f'<meta charset="utf-8"><title>Storyboard</title><style>{STYLE}</style>'
     write_text(page, f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n')
 

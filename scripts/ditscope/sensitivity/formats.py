@@ -106,9 +106,11 @@ def known_formats(formats: Sequence[str], schemes: Mapping[str, Scheme]) -> dict
     for key in formats:
         if key not in schemes:
             raise InputError(unknown("formats", key, schemes, "in the config's `schemes`"))
-        if schemes[key].kind == "plan" or schemes[key].fuse_qkv or kind_of(schemes[key]).sparse:
+        scheme = schemes[key]
+        if scheme.kind == "plan" or scheme.fuse_qkv or scheme.cache or kind_of(scheme).sparse:
             raise InputError(
-                f"formats: `{key}` is no format of a single layer: plans, fused projections and 2:4 sparsity are none"
+                f"formats: `{key}` is no format of a single layer: plans, fused projections, step caches and 2:4 "
+                "sparsity are none"
             )
     return {key: schemes[key] for key in formats}
 

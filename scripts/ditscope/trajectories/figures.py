@@ -34,7 +34,7 @@ def trajectory_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for run in table.filter(network=network)["run_id"].unique(maintain_order=True).to_list()[:each]
     ]
     poor = degenerate_networks(table)
-    frames = FRAMES if page_width() > NARROW else FRAMES // 2
+    frames, wide, lines = (FRAMES, 24, 2) if page_width() > NARROW else (FRAMES // 2, 15, 1)
     figure, axes = grid(1, 1, height=0.3 + 0.66 * len(runs))
     rows = [strip_of(table.filter(run_id=run).sort("sequence_number"), frames) for run in runs]
     cells = (
@@ -43,9 +43,8 @@ def trajectory_strips(files: Files) -> tuple[Canvas, pl.DataFrame]:
         for column, picture in enumerate(pictures)
     )
     draw_tiles(axes[0, 0], (len(runs), frames), cells)
-    wide = 24 if page_width() > NARROW else 17
     for row, (first, caption, pictures) in enumerate(rows):
-        told = "\n".join([*poor.get(first["network"], [])][:2])
+        told = "\n".join([*poor.get(first["network"], [])][:lines])
         heading = f"{first['network']}\n{fitted(first['prompt'], wide, 2 if told else 3)}" + f"\n{told}" * bool(told)
         style = {"va": "center", "fontsize": SMALL}
         axes[0, 0].text(-0.6, row, heading, ha="right", **style)

@@ -5,8 +5,11 @@ from pathlib import Path
 
 from ditscope.config import Config
 from ditscope.core.errors import InputError
+from ditscope.core.names import unknown
+from ditscope.prompts.files import read_prompts
 from ditscope.publish.figures import FIGURES, INDEX
 from ditscope.refine.endings import FILMS, PICTURES
+from ditscope.refine.keys import given_keys
 from ditscope.refine.settings import settings_of
 from ditscope.workflow.staleness import module_path
 
@@ -26,7 +29,10 @@ def check_sources(config: Config) -> None:
         for name, path in getattr(config, stage).sources.items():
             check_source(f"{stage}.sources.{name}", Path(path), what, endings)
     for name in config.refine.refiners:
-        settings_of(name, config.refiners[name], config.refine)  # where it goes on from a file: is it there?
+        own = settings_of(name, config.refiners[name], config.refine)  # where it goes on from a file: is it there?
+        if own.encoder_weights and not Path(own.encoder_weights).exists():
+            raise InputError(f"refiners.{name}: no such file or folder: {own.encoder_weights} (encoder_weights)")
+        check_storyboards(config, name)
         source = config.refiners[name].source
         if source.folder and source.kind in FOLDER_HOLDS:
             check_source(f"refiners.{name}.source.folder", Path(source.folder), *FOLDER_HOLDS[source.kind])
@@ -41,6 +47,24 @@ def check_sources(config: Config) -> None:
             raise InputError(
                 f"{where}: no module `{module}` here; put its package into the working folder, or install it"
             )
+
+
+def check_storyboards(config: Config, refiner: str) -> None:
+    """Refuse a storyboard of a prompt that the study does not have, and more keys than it has frames."""
+    boards = config.refiners[refiner].storyboards
+    known = [p.prompt_id for p in read_prompts(config.prompts.csv, config.prompts.limit)] if boards else []
+    for board, told in boards.items():
+        where = f"refiners.{refiner}.storyboards.{board}"
+        for prompt in told.prompts:
+            if prompt not in known:
+                raise InputError(unknown(f"{where}.prompts", prompt, known, "the prompt_id of a prompt"))
+        if told.positions and len(told.positions) != len(told.prompts):
+            raise InputError(f"{where}.positions: {len(told.positions)} for {len(told.prompts)} prompts; give one each")
+        if told.frames:
+            try:
+                given_keys(told.positions or range(len(told.prompts)), told.frames)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
 
 
 def check_source(where: str, path: Path, what: str, endings: tuple[str, ...]) -> None:
