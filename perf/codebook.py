@@ -2,7 +2,7 @@
 
 python perf/codebook.py [SAMPLES [CODES [DIMENSIONS]]]
 
-By default 248,320 samples (970 shards of 256) and 1,024 codes, with conditions of 832 numbers (a text of 768, anchors
+By default 248,320 samples (970 shards of 256) and 1,024 codes, with conditions of 832 numbers (a text of 768, keys
 of 64) drawn around 2,000 centres. Holding all distances of samples x codes x dimensions in float64, as a first form
 did, is printed beside it.
 """

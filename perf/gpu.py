@@ -34,6 +34,7 @@ from torch import Tensor
 from ditscope.benchmark.latency import now
 from ditscope.benchmark.memory import peaks, reset_peaks
 from ditscope.calibrate.files import Reference
+from ditscope.calibrate.load import Batch
 from ditscope.capture.recorder import Recorder
 from ditscope.capture.settings import CaptureSet
 from ditscope.core.determinism import WORKSPACE, deterministic
@@ -48,7 +49,6 @@ from ditscope.models.quantize import stored_bytes
 from ditscope.models.quantizers import QUANTIZERS, quantizable
 from ditscope.models.sampling import Observer, sample
 from ditscope.models.settings import SCHEMES, Model, Scheme
-from ditscope.sensitivity.batches import Batch
 from ditscope.sensitivity.exact import network_of
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.settings import Sensitivity

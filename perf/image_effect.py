@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ditscope.calibrate.files import load_calibration
+from ditscope.calibrate.load import batches
 from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.core.intervals import mean_interval
@@ -26,7 +27,6 @@ from ditscope.models.quantizers import QUANTIZERS, quantizable
 from ditscope.models.requests import requests
 from ditscope.models.sampling import Observer, pictures, sample
 from ditscope.models.settings import Model
-from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.buckets import BUCKETS
 from ditscope.sensitivity.fast import weight_changes
 from ditscope.sensitivity.image import probe_image

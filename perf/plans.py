@@ -30,6 +30,7 @@ import polars as pl
 import torch
 
 from ditscope.calibrate.files import load_calibration
+from ditscope.calibrate.load import Batch, batches
 from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.models.loading import load_generator
@@ -39,7 +40,6 @@ from ditscope.models.schedule_parts import piece_of_step
 from ditscope.models.settings import Model, Scheme
 from ditscope.plan.formats import Menu, assignment, bits_in_use, measured, menu_of, solve
 from ditscope.plan.settings import Budget
-from ditscope.sensitivity.batches import Batch, batches
 from ditscope.sensitivity.formats import (
     format_changes,
     format_configs,

@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ditscope.calibrate.files import Reference, load_calibration
+from ditscope.calibrate.load import Batch
 from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import InputRecorder, calibrate
 from ditscope.core.tables import concat_tables
@@ -34,7 +35,6 @@ from ditscope.models.sampling import sample
 from ditscope.models.settings import Model
 from ditscope.plan.settings import Budget, Plan
 from ditscope.plan.stage import budget_bytes, choices_of, solve
-from ditscope.sensitivity.batches import Batch
 from ditscope.sensitivity.exact import Network, network_of, score_layers, scores
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.scores import assign_buckets, rank_agreement

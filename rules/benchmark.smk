@@ -1,4 +1,4 @@
-# Benchmark. Needs: prompt shards, a generator, bit plans for schemes of kind `plan`, the feature embedder. Leaves under
+# Benchmark. Needs: prompt shards, a generator, bit plans for schemes of kind `plan`, calibration sets for calibrated ones, the feature embedder. Leaves under
 # <results>/benchmarks/<model>/<hardware>/: <scheme>-<compile>.parquet (sizes), .timing.parquet (latency, memory), .tar
 # (images) and .flat.parquet (flat field) of each run, quality.parquet of all; their joins and recommendation.md in
 # <results>/benchmarks/; and the quantized weights that are asked for, in <results>/checkpoints/<model>/.
@@ -26,6 +26,7 @@ rule benchmark_run:
     input:
         prompts=benchmark_prompts(),
         plan=lambda w: scheme_plan(w.model, w.scheme),
+        calibration=lambda w: scheme_calibration(w.model, w.scheme),
         weights=lambda w: model_files(w.model),
     output:
         table="<results>/benchmarks/{model}/{hardware}/{scheme}-{compile}.parquet",
@@ -49,7 +50,7 @@ rule benchmark_run:
     params:
         code=code("benchmark.run"),
         model=lambda w: model_params(w.model),
-        scheme=lambda w: scheme_params(w.scheme),
+        scheme=lambda w: scheme_params(w.scheme, w.model),
         auto_hardware=CONFIG.benchmark.hardware == "auto",
         settings={k: v for k, v in stage("benchmark").items() if k not in ("hardware", *JUDGING)},
     script:
@@ -118,6 +119,7 @@ rule benchmark_table:
 rule quantized_checkpoint:
     input:
         plan=lambda w: scheme_plan(w.model, w.scheme),
+        calibration=lambda w: scheme_calibration(w.model, w.scheme),
         weights=lambda w: model_files(w.model),
     output:
         checkpoint="<results>/checkpoints/{model}/{scheme}.safetensors",
@@ -133,6 +135,6 @@ rule quantized_checkpoint:
     params:
         code=code("benchmark.checkpoints"),
         model=lambda w: model_params(w.model),
-        scheme=lambda w: scheme_params(w.scheme),
+        scheme=lambda w: scheme_params(w.scheme, w.model),
     script:
         "../scripts/quantized_checkpoint.py"

@@ -26,8 +26,9 @@ from ditscope.trajectories.networks import plan_file, resolve_network, trajector
 from ditscope.prompts.files import first_runs, shard_index, slice_name
 from ditscope.core.plugins import module_of
 from ditscope.models.registry import ON_MLX, module_of_family
-from ditscope.models.settings import EMBEDDER_FAMILIES, SCHEMES
+from ditscope.models.settings import CALIBRATE, EMBEDDER_FAMILIES, SCHEMES, backends_of, calibrated_on, calibration_of
 from ditscope.refine.data_settings import ADAPTERS, SOURCES, adapter_of
+from ditscope.refine.files import header
 from ditscope.refine.settings import CODEBOOK, ENCODERS, INTERPOLATIONS, settings_of
 from ditscope.sensitivity.back_ends import module_of as module_of_scores
 from ditscope.workflow.sources import check_sources
@@ -152,15 +153,18 @@ def model_params(name):
     """A registry entry and the digest of its weights: what a job must know of a model, and what makes it stale."""
     entry = CONFIG.models[name]
     weights = entry.revision or (digest_of(source_folder(entry)) if entry.source else "")
+    weights += "".join(digest_of(Path(file).expanduser()) for file in entry.loras)
     family = plugin(module) if (module := module_of_family(entry)) else ""
     mlx = "".join(map(plugin, ON_MLX.values())) if entry.backend == "mlx" else ""
     return determining(entry) | {"digest": weights + family + mlx}
 
 
-def scheme_params(name):
-    """A quantization scheme and the digest of the code of its kind."""
-    scheme = CONFIG.schemes[name]
-    return plain(scheme) | {"digest": plugin(module_of(scheme.kind, SCHEMES, "schemes", "a kind of scheme"))}
+def scheme_params(name, model):
+    """A model's quantization scheme, with the folder of its calibration set, and the digest of the code of its kind."""
+    scheme = calibrated_on(CONFIG.schemes[name], model, calibration_folder(model))
+    code = plugin(module_of(scheme.kind, SCHEMES, "schemes", "a kind of scheme"))
+    given = scheme.calibration and scheme.calibration != f"{RESULTS}/calibration/{model}"
+    return plain(scheme) | {"digest": code + (digest_of(scheme.calibration) if given else "")}
 
 
 def determining(entry):
@@ -232,7 +236,7 @@ def network_params(network):
     return {
         "entries": [e.label for e in entries],
         "models": {e.name: model_params(e.name) for e in entries},
-        "schemes": {e.variant: scheme_params(e.variant) for e in entries if e.variant in CONFIG.schemes},
+        "schemes": {e.label: scheme_params(e.variant, e.name) for e in entries if e.variant in CONFIG.schemes},
     }
 
 
@@ -251,6 +255,21 @@ def scheme_plan(model, scheme):
     """The bit plan that a scheme of kind `plan` applies to a model; nothing for other kinds."""
     entry = CONFIG.schemes[scheme]
     return [f"{RESULTS}/plans/{model}/{entry.plan}.json"] if entry.kind == "plan" else []
+
+
+def scheme_calibration(model, scheme):
+    """The calibration set that a model's scheme is solved from; nothing for schemes that need none."""
+    entry = CONFIG.schemes.get(scheme)
+    runs = entry is not None and CONFIG.models[model].backend in backends_of(entry.kind)
+    chosen = calibration_of(entry) if runs else ""
+    if chosen == CALIBRATE:
+        return calibration_inputs(model)
+    return [ancient(chosen.replace("{model}", model))] if chosen else []
+
+
+def network_calibration(network):
+    """The calibration sets that a network's schemes are solved from."""
+    return [path for entry in NETWORKS[network] for path in scheme_calibration(entry.name, entry.variant)]
 
 
 def refiner_model(name):
@@ -292,6 +311,27 @@ def judges(name):
 def storyboard_of(wildcards):
     """A refiner's storyboard."""
     return WHOLE.refiners[wildcards.refiner].storyboards[wildcards.storyboard]
+
+
+def storyboard_files(wildcards):
+    """The user's own files that a storyboard is made of: pictures, and a refiner."""
+    told = storyboard_of(wildcards)
+    return [*told.pictures, *filter(None, [told.refiner])]
+
+
+def storyboard_refiner(wildcards):
+    """The file of the refiner that completes a storyboard: the one that is trained here, or one that is there."""
+    told = storyboard_of(wildcards)
+    return ancient(told.refiner) if told.refiner else f"{RESULTS}/refine/{wildcards.refiner}/refiner.safetensors"
+
+
+def storyboard_interpolation(wildcards):
+    """Digest of the module that fills in what is missing of a storyboard, by the settings of its refiner."""
+    told = storyboard_of(wildcards)
+    if not told.refiner:
+        return interpolation_digest(wildcards)
+    name = header(Path(told.refiner), "refiner")["settings"]["interpolation"]
+    return plugin(module_of(name, INTERPOLATIONS, "refine.interpolation", "an interpolation"))
 
 
 def refiner_start_digest(wildcards):

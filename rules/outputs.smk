@@ -44,6 +44,12 @@ def image_shards(*models, suffix="tar"):
     return [f"{RESULTS}/images/{model}/shard-{shard}.{suffix}" for model in models for shard in shards[model]]
 
 
+def storyboard_shards(wildcards, suffix):
+    """The shards of the pictures that a storyboard takes of a model; nothing where it names files."""
+    told = storyboard_of(wildcards)
+    return image_shards(told.model, suffix=suffix) if told.prompts else []
+
+
 def sets_of(model):
     """Names of a model's capture sets: the config's, or that of the captures that the user gives."""
     return [OWN_SET] if model in CONFIG.capture.sources else list(CONFIG.capture.sets)
@@ -172,7 +178,7 @@ def explored():
 
 def explorable(path):
     """Whether the explorer reads or names a file that is published."""
-    return "/figures/" in path or path.endswith("/answers.parquet")
+    return "figures" in Path(path).parts or Path(path).name == "answers.parquet"
 
 
 def paper_table_inputs(w=None):
@@ -382,7 +388,8 @@ def refined_models():
     """The models whose generated images refiners are trained on, or complete."""
     entries = [CONFIG.refiners[name] for name in CONFIG.refine.refiners]
     trained = [entry.source.model for entry in entries if entry.source.kind == "generated"]
-    return list(dict.fromkeys([*trained, *(board.model for entry in entries for board in entry.storyboards.values())]))
+    boards = [board for entry in entries for board in entry.storyboards.values()]
+    return list(dict.fromkeys([*trained, *(board.model for board in boards if board.prompts)]))
 
 
 # What the workflow knows of itself ---------------------------------------------------------------------------------
@@ -427,8 +434,10 @@ def every_stage():
 def upstream():
     """What is made on the way to `targets` of stages that are not asked for, or of models that these do not name."""
     plans = [path for network in CONFIG.trajectories.networks for path in network_plans(network)]
-    pairs = product(CONFIG.benchmark.models, CONFIG.benchmark.schemes)
+    pairs = list(product(CONFIG.benchmark.models, CONFIG.benchmark.schemes))
     plans = list(dict.fromkeys([*plans, *(path for pair in pairs for path in scheme_plan(*pair))]))
+    sets = [path for network in CONFIG.trajectories.networks for path in network_calibration(network)]
+    sets += [path for pair in pairs for path in scheme_calibration(*pair)]
     scored = list(dict.fromkeys([*CONFIG.sensitivity.models, *(Path(plan).parent.name for plan in plans)]))
     measured = CONFIG.sensitivity.models if "sensitivity" in CONFIG.asked() else []
     if CONFIG.generate.models or refined_models():
@@ -439,7 +448,10 @@ def upstream():
         "prompts": prompts,
         "generate": image_shards(*refined_models()),
         "capture": capture_sets(*CONFIG.capture.models),
-        "calibrate": calibration_manifests(*(name for name in scored if name not in CONFIG.calibrate.sources)),
+        "calibrate": [
+            *calibration_manifests(*(name for name in scored if name not in CONFIG.calibrate.sources)),
+            *(path for path in sets if Path(path).name == "manifest.json"),
+        ],
         "sensitivity": [
             path
             for part in PARTS

@@ -147,9 +147,10 @@ rule refine_diagnose:
 
 rule refine_storyboard:
     input:
-        refiner="<results>/refine/{refiner}/refiner.safetensors",
-        images=lambda w: image_shards(storyboard_of(w).model),
-        manifests=lambda w: image_shards(storyboard_of(w).model, suffix="parquet"),
+        refiner=storyboard_refiner,
+        pictures=lambda w: [ancient(file) for file in storyboard_of(w).pictures],
+        images=lambda w: storyboard_shards(w, "tar"),
+        manifests=lambda w: storyboard_shards(w, "parquet"),
         weights=lambda w: model_files(*filter(None, [refiner_model(w.refiner)])),
     output:
         folder=directory("<results>/refine/{refiner}/storyboards/{storyboard}"),
@@ -169,7 +170,8 @@ rule refine_storyboard:
         runtime=scaled(60),
     params:
         code=code("refine.storyboard"),
-        interpolation=interpolation_digest,
+        interpolation=storyboard_interpolation,
+        given=lambda w: [digest_of(file) for file in storyboard_files(w)],
         storyboard=lambda w: plain(storyboard_of(w)),
         film=CONFIG.video.output_format,
     script:

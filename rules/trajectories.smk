@@ -1,4 +1,4 @@
-# Trajectories. Needs: the first runs, the models of each network, bit plans where an entry is quantized by one.
+# Trajectories. Needs: the first runs, the models of each network, bit plans and calibration sets where an entry is quantized by one.
 # Leaves: <results>/trajectories/<network>/shard-*: the table `trajectories` (one row per text or image), a tar of the
 # images, and the table `trajectories.timing`.
 
@@ -13,6 +13,7 @@ rule trajectory_shard:
         prompts=lambda w: run_slice(TRAJECTORY_INDEX[int(w.shard)]),
         weights=lambda w: model_files(*(entry.name for entry in NETWORKS[w.network])),
         plans=lambda w: network_plans(w.network),
+        calibration=lambda w: network_calibration(w.network),
     output:
         table="<results>/trajectories/{network}/shard-{shard}.parquet",
         images="<results>/trajectories/{network}/shard-{shard}.tar",

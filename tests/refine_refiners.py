@@ -14,7 +14,7 @@ from ditscope.refine.refiner_file import save_refiner
 from ditscope.refine.settings import Refine
 from ditscope.refine.train import refiner_config
 
-SMALL = replace(Refine(), codes=2, width=16, depth=1, heads=2, levels=2, min_anchors=2, interpolation="linear")
+SMALL = replace(Refine(), codes=2, width=16, depth=1, heads=2, levels=2, min_keys=2, interpolation="linear")
 PICTURES = replace(SMALL, patch=16)
 FILMS = replace(SMALL, patch=16, keys="frames")
 PATHS = replace(SMALL, patch=1, endpoints=True)

@@ -96,6 +96,10 @@ COMMANDS = {
         "workflow.compare.command:compare",
         "two experiments side by side: settings, tables and figures that differ",
     ),
+    "verdict": (
+        "workflow.verdict.command:verdict",
+        "whether one run of the benchmark is as good as another, as a table for a pull request",
+    ),
     "resume": ("workflow.resume:resume", "go on with a SLURM run whose main process was killed"),
     "experiment": ("workflow.experiment:experiment", "list experiments, say how far one is, delete one"),
     "progress": ("workflow.progress:progress", "how complete every study is"),

@@ -25,17 +25,18 @@ from ditscope.models.registry import (
     check_backend,
     check_captioning,
     check_frames,
+    check_loras,
     check_remote_code,
     check_source,
     is_generator,
     require_blocks,
     require_weights,
 )
-from ditscope.models.settings import BACKENDS, Embedder, Model, Scheme
+from ditscope.models.settings import BACKENDS, EMULATED, Embedder, Model, Scheme, backends_of, calibration_of
 from ditscope.plan.settings import Plan
 from ditscope.prompts.settings import Prompts
 from ditscope.publish.settings import Publish
-from ditscope.refine.data_settings import check_source_of
+from ditscope.refine.data_settings import check_source_of, has_pictures
 from ditscope.refine.settings import Refine, Refiner, settings_of
 from ditscope.sensitivity.buckets import bucket_of_step
 from ditscope.sensitivity.settings import Sensitivity
@@ -128,6 +129,15 @@ class Config:
         names |= {self.refiners[name].source.model for name in self.refine.refiners}
         return [name for name in self.models if name in names]
 
+    def quantized(self) -> list[tuple[str, str]]:
+        """Models and the schemes of the registry that they run under, in benchmarks and networks."""
+        pairs = [(model, scheme) for model in self.benchmark.models for scheme in self.benchmark.schemes]
+        pairs += [(model, scheme) for model in self.benchmark.models for scheme in self.benchmark.checkpoints]
+        for network in self.trajectories.networks:
+            labels = [entry.partition(":") for entry in self.networks[network]]
+            pairs += [(model, scheme) for model, _, scheme in labels if scheme in self.schemes]
+        return list(dict.fromkeys(pairs))
+
     def asked(self) -> tuple[str, ...]:
         """Names of the stages that `all` asks for."""
         return tuple(self.stages) or STAGES
@@ -198,6 +208,7 @@ def check_models(config: Config) -> None:
         check_frames(name, model)
         check_backend(name, model)
         check_source(name, model)
+        check_loras(name, model)
         check_captioning(name, model)
         check_revisions(f"models.{name}", model)
     for name, embedder in config.embedders.items():
@@ -280,9 +291,14 @@ def check_refiners(config: Config) -> None:
                 check_known(f"refiners.{name}.source.model", [model], config, "models")
                 require_weights(f"refiners.{name}.source.model", model, config.models[model])
             check_known("refine.judge", [own.judge] if own.judge else [], config, "embedders")
+            if own.judge and not has_pictures(entry.source):
+                raise InputError(
+                    f"refiners.{name}: its values are no pictures to judge; set `judge: ''` in its settings"
+                )
             check_known("refine.generator", [own.generator] if own.generator else [], config, "models")
             for board, told in entry.storyboards.items():
-                check_known(f"refiners.{name}.storyboards.{board}.model", [told.model], config, "models")
+                makers = [told.model] if told.prompts else []
+                check_known(f"refiners.{name}.storyboards.{board}.model", makers, config, "models")
 
 
 def check_networks(config: Config) -> None:
@@ -298,12 +314,34 @@ def check_networks(config: Config) -> None:
 
 
 def check_schemes(config: Config) -> None:
-    """Check the schemes that follow a plan."""
+    """Check the schemes that follow a plan, name formats, or are solved from a calibration set."""
+    for model, name in config.quantized():
+        entry = config.models[model]
+        if calibration_of(config.schemes[name]) and entry.backend in backends_of(config.schemes[name].kind):
+            require_blocks(f"schemes.{name}: solved from recorded inputs", model, entry, ("torch",))
     for name, scheme in config.schemes.items():
+        check_formats(name, scheme)
         if scheme.kind == "plan" and scheme.plan not in config.plan.budgets:
             raise InputError(unknown(f"schemes.{name}.plan", scheme.plan, config.plan.budgets, "a plan's budget"))
         if scheme.kind == "plan" and scheme.fuse_qkv:
             raise InputError(f"schemes.{name}.fuse_qkv: a plan names the separate layers; set it to false")
+        if scheme.text_encoders and scheme.kind in ("base", "plan"):
+            raise InputError(
+                f"schemes.{name}.text_encoders: `{scheme.kind}` says nothing of text encoders; take another kind"
+            )
+        if scheme.cache_threshold and not scheme.cache:
+            raise InputError(f"schemes.{name}.cache_threshold: says nothing without `cache`; name a method there")
+
+
+def check_formats(name: str, scheme: Scheme) -> None:
+    """Refuse formats and calibration sets that the kind of a scheme does not read."""
+    if scheme.kind in EMULATED or "." in scheme.kind:
+        return
+    for key in ("format", "activations", "calibration"):
+        if getattr(scheme, key) != getattr(Scheme(scheme.kind), key):
+            raise InputError(
+                f"schemes.{name}.{key}: `{scheme.kind}` does not read it; kinds that do: {', '.join(EMULATED)}"
+            )
 
 
 def check_budgets(config: Config) -> None:
@@ -313,7 +351,8 @@ def check_budgets(config: Config) -> None:
         check_known(where, budget.formats, config, "schemes")
         for key in budget.formats:
             scheme = config.schemes[key]
-            if scheme.kind == "plan" or scheme.fuse_qkv or scheme.cache or scheme.kind.startswith(("mlx-", "sparse-")):
+            several = scheme.kind == "plan" or scheme.fuse_qkv or scheme.cache or calibration_of(scheme)
+            if several or scheme.kind.startswith(("mlx-", "sparse-")):
                 raise InputError(f"{where}: `{key}` is no format of a single layer on torch; leave it out")
 
 

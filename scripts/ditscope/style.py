@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf, PdfPages
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.image import AxesImage
+from matplotlib.style.core import STYLE_BLACKLIST
 from matplotlib.ticker import LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 from PIL import Image, ImageOps
@@ -76,6 +77,8 @@ PRINT: dict[str, Callable[[Canvas, Path, Mapping], None]] = {
     "pdf": lambda figure, path, about: FigureCanvasPdf(figure).print_pdf(path, metadata=about),
     "png": lambda figure, path, about: FigureCanvasAgg(figure).print_png(path, metadata=about),
 }
+# What looks depend on, as matplotlib comes: all but back ends, paths and such.
+OF_MATPLOTLIB = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in STYLE_BLACKLIST}
 matplotlib.rcParams.update(STYLE)
 
 
@@ -83,8 +86,12 @@ TILES_SIDE, GAP = 4096, 4  # longest side of pictures drawn as one, and the whit
 
 
 def columns(count: int):
-    """A context in which figures are drawn for `count` columns (1 or 2) of a paper."""
-    return matplotlib.rc_context({"figure.figsize": (NARROW if count == 1 else WIDTH, WIDTH)})
+    """A context in which figures are drawn for `count` columns (1 or 2) of a paper.
+
+    All that matplotlib can be set to is as it comes, and then as STYLE says: neither a `matplotlibrc` of the user nor
+    what other code of the process has set changes a byte.
+    """
+    return matplotlib.rc_context(OF_MATPLOTLIB | STYLE | {"figure.figsize": (NARROW if count == 1 else WIDTH, WIDTH)})
 
 
 def page_width() -> float:

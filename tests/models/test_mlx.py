@@ -21,6 +21,7 @@ from mlx.utils import tree_flatten
 
 from ditscope.benchmark.checkpoints import load_checkpoint, quantize
 from ditscope.calibrate.files import check_made_with, load_calibration, read_sample
+from ditscope.calibrate.load import batches
 from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.config import load_config
@@ -42,7 +43,6 @@ from ditscope.models.sampling import predict, sample
 from ditscope.models.settings import Model, Scheme
 from ditscope.plan.settings import Budget
 from ditscope.plan.stage import plan
-from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.image import image_effects
 from ditscope.sensitivity.on_mlx import weight_of
@@ -416,7 +416,7 @@ def calibrated(models, tmp_path, monkeypatch):
     for module in ("calibrate", "sensitivity"):
         monkeypatch.setattr(f"ditscope.{module}.stage.load_generator", lambda name, entry: by_back_end[entry.backend])
     config = dict(models[0].pipe.transformer.config)
-    monkeypatch.setattr("ditscope.sensitivity.stage.transformer_config", lambda name, entry: config)
+    monkeypatch.setattr("ditscope.calibrate.load.transformer_config", lambda name, entry: config)
     for model in models:
         made = Calibrate(num_images=2, num_steps=3, cfg_weight=2)
         calibrate("tiny", model.entry, tmp_path / "p.csv", tmp_path / model.entry.backend, made)

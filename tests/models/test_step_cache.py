@@ -11,13 +11,13 @@ from diffusers import FirstBlockCacheConfig, MagCacheConfig, SanaTransformer2DMo
 from diffusers.hooks import apply_mag_cache
 
 from ditscope.benchmark.caching import caching
-from ditscope.config import Config
+from ditscope.config import Config, check
 from ditscope.core.errors import InputError
 from ditscope.core.identity import BASE, scheme_id
 from ditscope.core.settings import decode
 from ditscope.models import step_cache
 from ditscope.models.prepare import prepare
-from ditscope.models.quantize import label
+from ditscope.models.quantize import label, unsupported
 from ditscope.models.sampling import sample
 from ditscope.models.settings import CACHES, Scheme
 from ditscope.models.step_cache import NEVER, Profile, TeaCacheHead, enable, profile_of, refusal
@@ -167,6 +167,9 @@ def test_what_cannot_be_cached_says_why():
 def test_settings_of_a_cache(tmp_path, capsys):
     with pytest.raises(InputError, match=r"cache_threshold.*-0\.1"):
         decode(Config, {"schemes": {"a": {"kind": "base", "cache": "first-block", "cache_threshold": -0.1}}})
+    with pytest.raises(InputError, match="cache_threshold: says nothing without"):
+        check(decode(Config, {"schemes": {"a": {"kind": "base", "cache_threshold": 0.1}}}))
+    assert unsupported(Scheme("base", cache="magcache"), "mlx").startswith("cache is torch's")
     with pytest.raises(InputError, match=r"first_block.*first-block"):
         decode(Config, {"schemes": {"a": {"kind": "base", "cache": "first_block"}}})
     with pytest.raises(InputError, match=r"--thresholds: -0\.2 is below 0"):

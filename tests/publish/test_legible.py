@@ -44,6 +44,7 @@ UNDRAWN = {
     "analysis": "of the user's own",
     "images": "what the pictures are made of", "prompts": "input", "prompts.runs": "input",
     "captures": "an index of folders", "capture_statistics": "sizes of tokens, which blocks.residual holds too",
+    "capture_frames": "of videos, which the demo has not",
     "sensitivity.samples": "what the values of sensitivity are means of",
     **dict.fromkeys(("refine.assignments", "refine.samples", "refine.neighbours", "refine.tsne"), "rows of one sample"),
     "calibration": "an index of samples", "answers": "sentences of the front page",

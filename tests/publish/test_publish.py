@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import duckdb
+import matplotlib
 import polars as pl
 from PIL import Image
 
@@ -14,7 +15,7 @@ from ditscope.publish import paper_tables
 from ditscope.publish.catalog import table_files, write_catalog
 from ditscope.publish.draw import function_of
 from ditscope.publish.figures import FIGURES, PAPER_TABLES, available
-from ditscope.style import WIDTH, grid, save
+from ditscope.style import WIDTH, columns, grid, save
 from ditscope.trajectories.figures import trajectory_strips
 from drawn_texts import faults
 from loose_tables import write_loosely
@@ -54,6 +55,18 @@ def test_saved_figures_are_reproducible(tmp_path):
         axes[0, 0].plot([1, 3, 2])
         save(figure, pl.DataFrame({"y": [1, 3, 2]}), tmp_path / copy, ["svg", "png", "pdf"], 80)
     for kind in ("svg", "png", "pdf", "csv"):
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes(), kind
+
+
+def test_figures_do_not_depend_on_what_else_has_set_matplotlib(tmp_path):
+    """As a `matplotlibrc` of the user, or another library in the process, may."""
+    others = {"font.size": 20, "svg.hashsalt": None, "axes.grid": True, "lines.marker": "o"}
+    for name, foreign in (("a", {}), ("b", others)):
+        with matplotlib.rc_context(foreign), columns(1):
+            figure, axes = grid(1, 1, width=2)
+            axes[0, 0].plot([1, 3, 2])
+            save(figure, pl.DataFrame({"y": [1, 3, 2]}), tmp_path / name, ["svg", "png", "pdf"], 80)
+    for kind in ("svg", "png", "pdf"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes(), kind
 
 

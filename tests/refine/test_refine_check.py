@@ -25,7 +25,7 @@ from workflow import ROOT
 
 SOURCE = Source(kind="mazes", count=60, rooms=3, path_steps=9, held_out=0.3, held_out_by="sample")
 SETTINGS = replace(
-    Refine(), refiners=["paths"], patch=1, interpolation="linear", endpoints=True, levels=2, min_anchors=2, codes=2,
+    Refine(), refiners=["paths"], patch=1, interpolation="linear", endpoints=True, levels=2, min_keys=2, codes=2,
     mae_steps=3, mae_batch=4, mae_width=8, mae_scales=2, steps=3, width=16, depth=1, heads=2, classes_per_step=2,
     generated_per_class=2, gallery=1, top_k=2, evaluated=9,
 )  # fmt: skip

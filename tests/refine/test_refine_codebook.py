@@ -12,7 +12,6 @@ from ditscope.core.errors import InputError
 from ditscope.core.tables import read_table
 from ditscope.refine.codebook import (
     Codebook,
-    anchor_means,
     assign,
     assign_codes,
     build_codebook,
@@ -20,6 +19,7 @@ from ditscope.refine.codebook import (
     conditions_of,
     embed,
     fit_codebook,
+    key_means,
     load_codebook,
     parts_of,
 )
@@ -29,7 +29,7 @@ from ditscope.refine.prepare import prepare
 from ditscope.refine.quantizers import QUANTIZERS
 from ditscope.refine.settings import Refine
 
-SETTINGS = replace(Refine(), codes=8, min_anchors=2, vq_steps=150)
+SETTINGS = replace(Refine(), codes=8, min_keys=2, vq_steps=150)
 
 
 def made(folder: Path, **source) -> Dataset:
@@ -59,7 +59,7 @@ def by_kind(data: Dataset, kind: str) -> Dataset:
 
 @pytest.mark.parametrize("kind", ["tokens", "words", "none"])
 @pytest.mark.parametrize("quantizer", list(QUANTIZERS))
-def test_classes_that_text_and_anchors_tell_are_found(data, kind, quantizer):
+def test_classes_that_text_and_keys_tell_are_found(data, kind, quantizer):
     settings = replace(SETTINGS, quantizer=quantizer, keyframe_weight=1.0 if kind == "none" else 0.3)
     book, conditions = fit_codebook(by_kind(data, kind), settings)
     codes, distances = assign(book, conditions)
@@ -84,7 +84,7 @@ def test_both_parts_have_unit_spread_over_the_training_split(data):
     mean = [t[w].mean(0) for t, w in zip(tokens, there, strict=True)]
     np.testing.assert_array_equal(text, np.float16(mean))
     values = read_values(data, np.arange(len(data)))
-    np.testing.assert_array_equal(keyframes, np.float16(anchor_means(values, book.arrays["anchors"], 2)))
+    np.testing.assert_array_equal(keyframes, np.float16(key_means(values, book.arrays["keys"], 2)))
 
 
 def test_files_hold_all_that_a_new_sample_needs(folder, data, tmp_path):

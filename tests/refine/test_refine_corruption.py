@@ -54,8 +54,8 @@ def test_key_counts_follow_their_schedule():
     assert key_counts(64, 3, 4, "linear") == [44, 24, 4]
 
 
-def test_too_many_anchors_are_refused():
-    with pytest.raises(InputError, match="min_anchors: 60 anchors and 8 levels do not fit into 64"):
+def test_too_many_keys_are_refused():
+    with pytest.raises(InputError, match="min_keys: 60 keys and 8 levels do not fit into 64"):
         key_counts(64, 8, 60, "linear")
 
 
@@ -558,7 +558,7 @@ def test_frames_are_keys_of_videos_and_paths_and_not_of_images():
     assert key_grid((7,), "frames") == (7,)
     with pytest.raises(InputError, match=r"refine\.keys: `frames`, but an image has none"):
         key_grid((4, 4), "frames")
-    with pytest.raises(InputError, match="4 anchors and 2 levels do not fit into 5 frames"):
+    with pytest.raises(InputError, match="4 keys and 2 levels do not fit into 5 frames"):
         key_counts(5, 2, 4, "linear", "frames")
 
 

@@ -197,7 +197,7 @@ def test_diagnose_repeats_and_says_what_the_contract_asks_for(study, tmp_path):
     assert {"occupancy", "occupancy judged", "code 0", "code 3", "kernel map0.mean R=0.05"} <= groups
     judged = read_table(tmp_path / "a" / "evaluation.parquet", "refine.evaluation")
     errors = judged.filter(method="interpolated", metric="missing_error").sort("level")["value"]
-    assert errors[0] < errors[2]  # fewer anchors, larger error
+    assert errors[0] < errors[2]  # fewer keys, larger error
     samples = read_table(study / "samples.parquet", "refine.samples")
     held = samples.filter(split="held-out")
     assert set(judged["samples"]) == {len(held)}
@@ -233,7 +233,7 @@ def test_date_place_and_cost_stand_beside_the_record(study, tmp_path):
 def test_the_gallery_has_a_picture_per_sample_level_and_method_and_may_be_empty(study, tmp_path):
     run(study, tmp_path, replace(TINY, gallery=2))
     table = read_table(tmp_path / "gallery.parquet", "refine.gallery")
-    assert len(table) == 2 * 3 * 4  # samples, levels; keys, interpolated, refined, truth
+    assert len(table) == 2 * 3 * 5  # samples, levels; keys, interpolated, refined, coarse to fine, truth
     assert {f"gallery/{path.name}" for path in (tmp_path / "gallery").iterdir()} == set(table["picture"])
     held = read_table(study / "samples.parquet", "refine.samples").filter(split="held-out")
     assert set(table["key"]) <= set(held["key"])
@@ -245,7 +245,7 @@ def test_the_gallery_has_a_picture_per_sample_level_and_method_and_may_be_empty(
 def test_a_video_refiner_is_judged_by_the_same_code(tmp_path):
     """Wan's own VAE decodes the gallery, four frames to a frame of latents but the first."""
     torch.manual_seed(0)
-    settings = replace(TINY, keys="frames", levels=2, min_anchors=2, gallery=1, evaluated=1, interpolation="linear")
+    settings = replace(TINY, keys="frames", levels=2, min_keys=2, gallery=1, evaluated=1, interpolation="linear")
     AutoencoderKLWan(
         base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
     ).save_pretrained(tmp_path / "tiny" / "model" / "vae")
@@ -313,6 +313,6 @@ def test_figures_of_levels_and_gains_say_on_how_many_units(study, tmp_path):
     assert set(drawn["method"]) == set(table["method"])
     gains, _ = refiner_gains(files)
     assert [label.get_text() for label in gains.axes[0].get_yticklabels()] == [
-        f"tiny (n = {table['units'][0]}):\nrefined"
+        f"tiny (n = {table['units'][0]}):\n{method}" for method in ("refined", "coarse to fine")
     ]
     assert len(refiner_controls_table(files)) == len(table)

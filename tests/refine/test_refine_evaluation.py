@@ -8,7 +8,17 @@ import pytest
 from ditscope.core.errors import InputError
 from ditscope.refine import evaluate as stage
 from ditscope.refine.adapter import load_adapter
-from ditscope.refine.evaluate import INTERPOLATED, NO_TEXT, OTHER_TEXT, PASTED, REFINED, Judge, evaluate, held_out
+from ditscope.refine.evaluate import (
+    INTERPOLATED,
+    NO_TEXT,
+    OTHER_TEXT,
+    OTHER_WAYS,
+    PASTED,
+    REFINED,
+    Judge,
+    evaluate,
+    held_out,
+)
 from ditscope.refine.inference import conditions, pseudo_classes, refined
 from ditscope.refine.keys import draw_orders, key_masks
 from ditscope.refine.patches import patchify, token_grid
@@ -34,7 +44,8 @@ def test_pictures_are_judged_by_level_beside_controls(tmp_path):
     (table, shown), _, data = judged(tmp_path, RENDERS, PICTURES, generate=generate)
     count = min(8, len(data.rows("held-out")))
     assert set(table["samples"]) == {count} and set(table["level"]) == {1, 2}
-    assert set(table["method"]) == {INTERPOLATED, REFINED, PASTED}  # no text: nothing to leave out
+    finer = OTHER_WAYS["coarse-to-fine"]
+    assert set(table["method"]) == {INTERPOLATED, REFINED, finer, PASTED}  # no text: nothing to leave out
     per_level = {"missing_error", "key_error", "psnr_db", "feature_distance", "oracle_all", "kid"}
     for (level, method), part in table.group_by("level", "method"):
         assert set(part["metric"]) == per_level, (level, method)
@@ -58,6 +69,22 @@ def test_interpolation_by_hand(tmp_path):
     wanted = [((tokens[i] - clean[i]) ** 2).mean(-1)[~keys[i]].mean() for i in range(3)]
     value = table.filter(level=1, method=INTERPOLATED, metric="missing_error")["value"][0]
     assert value == pytest.approx(np.mean(wanted), rel=1e-5)
+
+
+def test_a_refiner_is_judged_in_both_ways_of_using_it(tmp_path):
+    """Of the most keys both ways are one step; of fewer they differ, and which is `refined` the settings say."""
+    (table, _), trained, data = judged(tmp_path, RENDERS, PICTURES, most=3, gallery=0, oracle=False)
+    way = {"refinement": "coarse-to-fine"}
+    turned = replace(trained, settings=replace(trained.settings, **way))
+    other, _ = evaluate(turned, data, Judge(load_adapter(trained.adapter), flat, oracle=False), 3, 0, 0)
+
+    def errors(table, method):
+        return table.filter(method=method, metric="missing_error").sort("level")["value"].to_numpy()
+
+    once, finer = errors(table, REFINED), errors(table, "coarse to fine")
+    assert once[0] == finer[0] and once[1] != finer[1]
+    np.testing.assert_array_equal(errors(other, REFINED), finer)
+    np.testing.assert_array_equal(errors(other, "one step"), once)
 
 
 def test_films_have_warp_error_and_flicker_and_paths_keep_off_walls(tmp_path):

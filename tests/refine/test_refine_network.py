@@ -142,7 +142,7 @@ def test_trusted_keys_stay_to_the_bit_and_replaced_ones_do_not():
 
 
 def test_coarse_to_fine_looks_at_nothing_but_the_keys_and_one_level_is_one_step():
-    grid, settings = (4, 4), replace(Refine(), interpolation="idw", levels=3, min_anchors=3)
+    grid, settings = (4, 4), replace(Refine(), interpolation="idw", levels=3, min_keys=3)
     network, rng = lively(2), np.random.default_rng(0)
     clean = rng.standard_normal((2, 16, 12))
     orders = draw_orders(rng, 2, 16)

@@ -190,7 +190,7 @@ def test_the_file_of_a_refiner_holds_all_that_using_it_needs(files, undisturbed,
     assert (trained.settings, trained.adapter) == (TINY, data.adapter)
     np.testing.assert_array_equal([trained.mean, trained.std], [data.mean, data.std])
     assert trained.codebook.arrays["centroids"].shape[0] == TINY.codes
-    with pytest.raises(InputError, match="holds refiner of schema version 1, not latent_mae"):
+    with pytest.raises(InputError, match="holds refiner of schema version 2, not latent_mae"):
         load_network(tmp_path / "refiner.safetensors", "latent_mae")
 
 
@@ -330,7 +330,7 @@ def test_two_processes_share_out_the_batches_of_one(files, tmp_path):
     assert (weights["half"] - weights["one"]).abs().max() > 1e-4
 
 
-VIDEO = replace(TINY, keys="frames", levels=2, min_anchors=2)
+VIDEO = replace(TINY, keys="frames", levels=2, min_keys=2)
 
 
 @pytest.fixture(scope="module")
@@ -376,7 +376,7 @@ def test_features_of_a_video_are_windows_of_one_frame():
 
 
 def test_a_batch_has_nested_keys_protected_ends_and_replaced_keys_of_the_same_class(videos):
-    settings = replace(VIDEO, endpoints=True, interpolation="linear", min_anchors=2, levels=3, key_replacement=0.5)
+    settings = replace(VIDEO, endpoints=True, interpolation="linear", min_keys=2, levels=3, key_replacement=0.5)
     samples = films(videos, settings)
     rows, count = samples.rows, len(samples.rows)
     clean = patchify(read_values(samples.data, rows), 2)
@@ -404,11 +404,11 @@ def test_a_batch_has_nested_keys_protected_ends_and_replaced_keys_of_the_same_cl
     assert moved > 5
 
 
-def test_more_endpoints_than_anchors_are_refused(videos):
+def test_more_endpoints_than_keys_are_refused(videos):
     settings = replace(VIDEO, endpoints=True)
     films(videos, settings)
-    with pytest.raises(InputError, match="min_anchors: 1 are fewer than the 2 endpoints; raise it"):
-        films(videos, replace(settings, min_anchors=1))
+    with pytest.raises(InputError, match="min_keys: 1 are fewer than the 2 endpoints; raise it"):
+        films(videos, replace(settings, min_keys=1))
 
 
 def test_errors_are_those_of_all_and_of_missing_tokens(discs):

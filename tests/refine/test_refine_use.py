@@ -254,6 +254,10 @@ def test_pictures_of_prompts_are_the_keys_of_a_film_and_of_pictures(refiners, fi
     board = Storyboard(model="m", prompts=["p1"], keep=6)
     complete_storyboard(refiners["pictures"], [tar], [table], tmp_path / "pictures", tmp_path / "p.html", board)
     assert (tmp_path / "pictures" / "p1" / "compared.png").exists()
+    named = Storyboard(pictures=[str(film[0] / f"{n}.png") for n in (0, 8)], frames=9, prompt="a film")
+    complete_storyboard(refiners["films"], [], [], tmp_path / "given", tmp_path / "given.html", named)
+    values = np.load(tmp_path / "given" / "film" / "refined.npy")
+    np.testing.assert_array_equal(decode(values[None])[0][[0, 8]], film[1][[0, 8]])
     with pytest.raises(InputError, match="no picture of the prompt `p9`"):
         complete_storyboard(
             refiners["films"], [tar], [table], tmp_path / "x", tmp_path / "x.html", Storyboard("m", ["p9"], frames=3)
@@ -264,7 +268,11 @@ UNFIT = {
     "unknown": ({"prompts": ["red-circle-lef"]}, "prompts: `red-circle-lef` is not .*; did you mean `red-circle-left`"),
     "too many": ({"frames": 2}, "3 given, but there are only 2 frames"),
     "outside": ({"positions": [0, 4, 9]}, r"position 9 is outside the 9 frames"),
-    "uneven": ({"positions": [0, 8]}, "positions: 2 for 3 prompts"),
+    "uneven": ({"positions": [0, 8]}, "positions: 2 for 3 pictures"),
+    "both": ({"pictures": ["a.png"]}, "name `prompts` of a model or files of `pictures`, one of the two"),
+    "neither": ({"prompts": []}, "name `prompts` of a model or files of `pictures`, one of the two"),
+    "no file": ({"prompts": [], "pictures": ["a.png"]}, "no such file: a.png"),
+    "no refiner": ({"refiner": "b.safetensors"}, "no such file: b.safetensors"),
 }
 
 

@@ -1,14 +1,17 @@
 """Calibration and sensitivity of any transformer: recorded calls run again, layers scored as by the plain loop."""
 
 import json
+from dataclasses import replace
 
 import polars as pl
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from any_pipelines import PIPELINES, SLOWER, save_tiny, tiny_generator
 from ditscope.calibrate.call_recorder import CallRecorder
 from ditscope.calibrate.files import Reference, load_calibration, validate_calibration
+from ditscope.calibrate.load import CallBatch
 from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.core.errors import InputError
@@ -17,14 +20,15 @@ from ditscope.models import guided
 from ditscope.models.bit_plan import load_plan, to_fqn_config
 from ditscope.models.call_files import about_calls, read_calls, write_calls
 from ditscope.models.quantizers import QUANTIZERS
-from ditscope.models.sampling import Observer, sample
+from ditscope.models.sampling import Observer, pictures, sample
 from ditscope.models.settings import Model, Scheme
 from ditscope.plan.settings import Budget, Plan
 from ditscope.plan.stage import plan
 from ditscope.sensitivity.exact import scores
-from ditscope.sensitivity.fast import estimate_layers, weight_changes
+from ditscope.sensitivity.fast import estimate_layers, random_signs, weight_changes
 from ditscope.sensitivity.formats import sensitivity_formats
-from ditscope.sensitivity.on_calls import CallBatch, collected, network_of, score_layers
+from ditscope.sensitivity.image import probe_image
+from ditscope.sensitivity.on_calls import collected, network_of, no_image_effects, score_layers
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.stage import sensitivity
 
@@ -138,6 +142,53 @@ def test_one_probe_is_the_inner_product_with_the_jacobian(name, tmp_path):
     assert len(rows) == len(network.layers) and all(r["relative_l2"] >= 0 for r in rows)
 
 
+EULER = [
+    name if name in FEW else pytest.param(name, marks=SLOWER)
+    for name, about in PIPELINES.items()
+    if name not in ("wan", "wan22", "pixart-sigma", "cogvideox", "hunyuan-image")
+]
+
+
+@pytest.mark.parametrize("name", EULER)
+def test_the_effect_on_images_is_the_derivative_of_the_whole_sampler(name, tmp_path):
+    """<u, change of the picture> by going back through all steps, against differences of whole sampling runs."""
+    model = tiny_generator(name)
+    sample(model, *RUN, [CallRecorder(tmp_path, IMAGE)])
+    steps = [batch_of(tmp_path / f"00007_{i:03d}.safetensors") for i in range(3)]
+    assert no_image_effects(model) == ""
+    network = network_of(model, steps[0])
+    layer = network.at(len(network.blocks) - 1)[-1]
+    change = weight_changes(model, SETTINGS)(layer.module)[1]
+    probed = probe_image(
+        model, steps, [layer.module], lambda module: [change], torch.Generator().manual_seed(7)
+    )["early", layer.module]  # fmt: skip
+    own, small, drawn = layer.module.weight.data, 0.3, []
+    for side in (small, -small):
+        layer.module.weight.data = own + side * change
+        drawn.append(pictures(model, sample(model, *RUN)).double())
+    layer.module.weight.data = own
+    signs = random_signs(drawn[0], torch.Generator().manual_seed(7))
+    moved = (drawn[0] - drawn[1]) / (2 * small)
+    expected = (signs * moved).sum() / moved.numel() ** 0.5
+    assert probed.item() == pytest.approx(expected.item(), abs=0.05 * moved.norm().item() + 1e-6)
+    assert abs(expected) > 0
+
+
+def test_the_effect_on_images_is_refused_where_steps_are_not_plain():
+    model = tiny_generator("wan")
+    assert no_image_effects(model) == "its scheduler, UniPCMultistepScheduler, takes no plain steps of Euler's method"
+    model.pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    assert no_image_effects(model) == "its scheduler draws new noise in each step"
+
+
+def test_latents_that_a_call_was_not_given_are_refused(tmp_path):
+    model = tiny_generator("z-image")
+    sample(model, *RUN, [CallRecorder(tmp_path, IMAGE)])
+    batch = batch_of(tmp_path / "00007_000.safetensors")
+    with pytest.raises(InputError, match=r"00007_000\.safetensors: its call was given other latents"):
+        replace(batch, x=2 * batch.x).at(batch.x)
+
+
 def test_from_a_folder_to_a_plan(tmp_path):
     about = PIPELINES["z-image"]
     entry = Model(
@@ -155,7 +206,10 @@ def test_from_a_folder_to_a_plan(tmp_path):
     sensitivity("m", entry, tmp_path / "c", tmp_path / "s.parquet", settings, fast=tmp_path / "f.parquet")
     table = read_table(tmp_path / "s.parquet", "sensitivity")
     assert set(measured["layer"]) == set(table["layer"])
-    assert set(table["metric"]) == {"psnr_db", "sqnr_db", "relative_l2"} and set(table["mode"]) == {"exact"}
+    assert set(table["metric"]) == {"psnr_db", "sqnr_db", "relative_l2", "image_rms"}
+    assert set(table["mode"]) == {"exact", "fast"} and set(table.filter(mode="fast")["metric"]) == {"image_rms"}
+    effect = table.filter(metric="image_rms", bucket="all").group_by("bits").agg(v=pl.col("value").mean()).sort("bits")
+    assert effect["v"][0] > 4 * effect["v"][1] > 0
     error = table.filter(metric="relative_l2").group_by("bits").agg(v=pl.col("value").mean()).sort("bits")
     assert error["v"][0] > error["v"][1]
     plan("m", [tmp_path / "s.parquet"], tmp_path / "plan.json", Budget(mean_bits=5.0), Plan())
@@ -166,12 +220,11 @@ def test_from_a_folder_to_a_plan(tmp_path):
     sensitivity_formats("m", entry, tmp_path / "c", tmp_path / "formats.parquet", schemes, [*schemes], settings)
     formats = read_table(tmp_path / "formats.parquet", "sensitivity.formats")
     same = formats.filter(pl.col("format") == pl.col("other_format"), pl.col("piece") == pl.col("other_piece"))
-    assert set(formats["metric"]) == {"relative_l2"} and set(formats["layer"]) == set(loaded["layers"])
+    assert set(formats["metric"]) == {"image_rms"} and set(formats["layer"]) == set(loaded["layers"])
     assert same.filter(format="low")["moment"].sum() > same.filter(format="w8a8")["moment"].sum() > 0
-    assert set(formats.filter(pl.col("piece") != pl.col("other_piece"))["moment"]) == {0.0}
     budget = Budget(mean_bits=5.0, formats=[*schemes], steps="thirds")
     plan("m", [tmp_path / "formats.parquet"], tmp_path / "plan.json", budget, Plan(), "b", schemes)
-    assert load_plan(tmp_path / "plan.json", model.pipe.transformer)["metric"] == "relative_l2"
+    assert load_plan(tmp_path / "plan.json", model.pipe.transformer)["metric"] == "image_rms"
 
 
 # What is refused ----------------------------------------------------------------------------------------------------

@@ -12,8 +12,10 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 from torchao.quantization import IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup, quantize_
 
+from ditscope.calibrate import load
 from ditscope.calibrate import stage as calibrate_stage
 from ditscope.calibrate.files import load_calibration, read_sample
+from ditscope.calibrate.load import batches
 from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.core.errors import InputError
@@ -22,7 +24,6 @@ from ditscope.models.families.common import Conditioning
 from ditscope.models.quantizers import QUANTIZERS, group_affine, palettize, quantizable, shared_weights
 from ditscope.models.sampling import predict
 from ditscope.sensitivity import on_torch, stage
-from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.exact import METRICS, network_of, score_layers
 from ditscope.sensitivity.replay import record, replaced
 from ditscope.sensitivity.scores import assign_buckets, gather, summary
@@ -145,7 +146,7 @@ def study(tmp_path: Path, monkeypatch):
         model = tiny_generator(kind)
         monkeypatch.setattr(calibrate_stage, "load_generator", lambda name, entry: model)
         monkeypatch.setattr(stage, "load_generator", lambda name, entry: model)
-        monkeypatch.setattr(stage, "transformer_config", lambda name, entry: dict(model.pipe.transformer.config))
+        monkeypatch.setattr(load, "transformer_config", lambda name, entry: dict(model.pipe.transformer.config))
         csv = tmp_path / "prompts.csv"
         csv.write_text("prompt\na red ring\na blue star\n")
         calibrate("tiny", ENTRIES[kind], csv, tmp_path / kind, Calibrate(num_images=2, num_steps=steps, cfg_weight=3.0))

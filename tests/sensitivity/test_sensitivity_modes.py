@@ -1,6 +1,6 @@
 """Fast sensitivity and effects on images against Jacobians in float64, agreement."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ditscope.calibrate import stage as calibrate_stage
 from ditscope.calibrate.files import Reference, load_calibration
+from ditscope.calibrate.load import batches
 from ditscope.calibrate.settings import Calibrate
 from ditscope.models.quantizers import group_affine
 from ditscope.models.sampling import Observer, pictures, sample
 from ditscope.sensitivity import image as image_stage
-from ditscope.sensitivity.batches import batches
 from ditscope.sensitivity.exact import Layer, network_of
 from ditscope.sensitivity.fast import estimate_layers, probe, ratios, weight_changes
 from ditscope.sensitivity.image import image_effects, probe_image
@@ -177,6 +177,9 @@ class EulerBatch:
     x: Tensor
     sigma: Tensor
     bucket: str
+
+    def at(self, x: Tensor) -> "EulerBatch":
+        return replace(self, x=x)
 
     def velocity(self, model) -> Tensor:
         return model.pipe.transformer(self.x, self.sigma)

@@ -108,6 +108,11 @@ REFUSALS = {
         25,
         "every 25th of 8 steps (model `shapes-flux`) leaves a third of them without a sample; set it lower",
     ),
+    "a judge of paths": (
+        "refiners.pictures.source",
+        {"kind": "mazes"},
+        "refiners.pictures: its values are no pictures to judge; set `judge: ''` in its settings",
+    ),
     "refiner's source without a folder": (
         "refiners.pictures.source",
         {"kind": "shards"},

@@ -20,7 +20,7 @@ def test_options_give_back_the_arguments(monkeypatch):
         "samples": Path("a b.parquet"),
         "assignments": Path("assignments.parquet"),
         **{name: Path(file) for name, file in zip(("latent_mae", "refiner", "training", "timing"), FILES, strict=True)},
-        "settings": Refine(seed=3, ema=0.1 + 0.2, clamp_anchors=True, radii=[0.02, 1e-9], features=["global"]),
+        "settings": Refine(seed=3, ema=0.1 + 0.2, clamp_keys=True, radii=[0.02, 1e-9], features=["global"]),
     }
     got = {}
 

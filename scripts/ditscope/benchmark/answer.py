@@ -25,7 +25,7 @@ def answer(files: Files, controls: Collection[str] = ()) -> Answer:
     order = ["nominal_bytes", "quality_loss"] if len(good) else ["quality_loss", "nominal_bytes"]
     best = (good if len(good) else schemes).sort(order, nulls_last=True).row(0, named=True)
     pace = times.filter(**{key: best[key] for key in ("model", "hardware", "scheme", "compile")}).sort("batch")
-    caveats = ["simulated: stored as int8 here"] if best["simulated"] else []
+    caveats = ["simulated: stored or computed in more bits here"] if best["simulated"] else []
     caveats += ["timing noisy: no verdict"] if len(pace) and pace["speedup_verdict"][0] != "quiet" else []
     caveats += [f"{n} rows not measured"] if (n := len(runs) - len(ran)) else []
     return Answer(

@@ -173,6 +173,13 @@ def check_sizes(study: Study, file: str, row: dict[str, Any]) -> None:
         study.note("benchmark", file, "the base stores another number of bytes than its weights have")
     if not (row["nominal_bytes"] or 0) > 0 or (not row["reason"] and not (row["stored_bytes"] or 0) > 0):
         study.note("benchmark", file, "has no size (nominal_bytes, stored_bytes)")
+    if "encoder_nominal_bytes" not in row:  # of an earlier version
+        return
+    encoders = row["encoder_nominal_bytes"], row["encoder_stored_bytes"]
+    if (row["stored_bytes"] is None) != (encoders[1] is None) or not (encoders[0] or 0) >= 0:
+        study.note("benchmark", file, "text encoders have a size where it did not run, or none where it did")
+    elif encoders[1] is not None and "text_encoders" not in row["kind"].split("+") and encoders[0] != encoders[1]:
+        study.note("benchmark", file, "text encoders that no scheme quantizes are stored in another number of bytes")
 
 
 def check_clock(study: Study, file: str, timing: pl.DataFrame, row: dict[str, Any]) -> None:

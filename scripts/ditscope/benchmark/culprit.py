@@ -23,6 +23,8 @@ from tqdm import tqdm
 from ditscope.benchmark.culprit_report import markdown
 from ditscope.benchmark.tables import CULPRIT_LAYERS, CULPRIT_SETS
 from ditscope.benchmark.took_effect import effect_of, watch_inputs
+from ditscope.calibrate.files import CalibrationSet
+from ditscope.calibrate.load import calibration_of_scheme, measure_on
 from ditscope.core.errors import InputError
 from ditscope.core.intervals import LEAST_UNITS, MeanInterval, mean_interval
 from ditscope.core.paths import InputFile, OutputFolder
@@ -146,10 +148,11 @@ def culprit(
         raise InputError("schemes: `base` quantizes nothing; name another scheme")
     if scheme.fuse_qkv or scheme.cache:
         raise InputError("schemes: `culprit` swaps single layers: set fuse_qkv to false, and name no `cache`")
+    calibrated = calibration_of_scheme(scheme, name, model)
     loaded = load_generator(name, model)
     if runs_on_mlx(loaded.pipe.transformer):
         raise InputError(f"models.{name}: `culprit` needs `backend: torch`")
-    found = find(loaded, scheme, runs, settings, plan)
+    found = find(loaded, scheme, runs, settings, plan, calibrated)
     write_table(found.layers, Path(out) / "layers.parquet", CULPRIT_LAYERS)
     write_table(found.sets, Path(out) / "sets.parquet", CULPRIT_SETS)
     print(markdown(name, settings, found.layers, found.sets, found.kept, found.certificate))
@@ -181,7 +184,14 @@ def judged_runs(prompts: Sequence[Path], settings: Culprit) -> list[dict]:
     return runs[:needed]
 
 
-def find(model: Generator, scheme: Scheme, runs: Sequence[dict], settings: Culprit, plan: Path | None = None) -> Found:
+def find(
+    model: Generator,
+    scheme: Scheme,
+    runs: Sequence[dict],
+    settings: Culprit,
+    plan: Path | None = None,
+    calibrated: CalibrationSet | None = None,
+) -> Found:
     """Order, search and prove for a loaded model; its transformer is left in full precision."""
     own = {n: m for n, m in model.pipe.transformer.named_modules() if isinstance(m, nn.Linear)}
     meant, left = coverage(model.pipe.transformer, scheme, plan)
@@ -193,7 +203,7 @@ def find(model: Generator, scheme: Scheme, runs: Sequence[dict], settings: Culpr
         handle.remove()
     reference = latents_of(model, judging, settings.batch_size)
     drawn = decoded(model, reference, settings)
-    quantized = quantized_modules(model, scheme, plan, own)
+    quantized = quantized_modules(model, scheme, plan, own, calibrated)
     layers = {n: effect_of(own[n], quantized[n], inputs.get(n), n in meant, left.get(n, "")) for n in own}
     changeable = [n for n in own if n in meant]
     put(model, {n: quantized[n] for n in changeable})
@@ -250,13 +260,13 @@ def table_of(search: Search, settings: Culprit) -> pl.DataFrame:
 
 
 def quantized_modules(
-    model: Generator, scheme: Scheme, plan: Path | None, own: dict[str, nn.Linear]
+    model: Generator, scheme: Scheme, plan: Path | None, own: dict[str, nn.Linear], calibrated: CalibrationSet | None
 ) -> dict[str, nn.Module]:
     """Every linear layer as the scheme makes it, from a quantized copy of the transformer."""
     transformer = model.pipe.transformer
     model.pipe.transformer = deepcopy(transformer)
     try:
-        if reason := prepare(model, scheme, "eager", plan):
+        if reason := prepare(model, scheme, "eager", plan, measure_on(model, calibrated)):
             raise InputError(f"models.{model.name}: {reason}")
         return {n: model.pipe.transformer.get_submodule(n) for n in own}
     finally:

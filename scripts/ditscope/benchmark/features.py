@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from ditscope.core.errors import InputError
 from ditscope.core.identity import digest
 from ditscope.core.picture_file import rgb_image
 from ditscope.core.tensor_files import save_tensors
+from ditscope.models.embedders import efficientnet_lite
 from ditscope.models.embedders.towers import Towers, image_features, load_towers, text_features
 from ditscope.models.loading import default_device
 from ditscope.models.settings import Embedder
@@ -39,9 +41,12 @@ class Extractor:
 
 def feature_extractor(name: str, entry: Embedder, device: str | None = None) -> Extractor:
     """The features of an embedder of the registry. Raises InputError where it does not embed images."""
+    if entry.family == efficientnet_lite.FAMILY:
+        return imagenet_extractor(name, device)
     if entry.family not in ("clip", "siglip", "dinov2"):
         raise InputError(
-            f"benchmark.features: embedder `{name}` ({entry.family}) has no image features; use clip, siglip or dinov2"
+            f"benchmark.features: embedder `{name}` ({entry.family}) has no image features; use clip, siglip, dinov2 "
+            f"or {efficientnet_lite.FAMILY}"
         )
     loaded: list[Towers] = []
 
@@ -59,6 +64,20 @@ def feature_extractor(name: str, entry: Embedder, device: str | None = None) -> 
 
     key = f"{name} {entry.revision or source_digest(entry.source)}"
     return Extractor(key, images, None if entry.family == "dinov2" else texts)
+
+
+def imagenet_extractor(name: str, device: str | None) -> Extractor:
+    """The features of EfficientNet-Lite0. Raises InputError where the packages that carry it are not installed."""
+    if reason := efficientnet_lite.missing():
+        raise InputError(f"embedder `{name}`: {reason}")
+    loaded: list[Any] = []
+
+    def images(pictures: list[Image.Image]) -> Tensor:
+        if not loaded:
+            loaded.append(efficientnet_lite.load_network(device or default_device()))
+        return efficientnet_lite.image_features(loaded[0], pictures)
+
+    return Extractor(f"{name} {efficientnet_lite.WEIGHTS_SHA256}", images)
 
 
 def features_of(

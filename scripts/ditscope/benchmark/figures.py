@@ -95,7 +95,7 @@ def labels_of(cases: list[tuple[str, str, str, str]]) -> list[str]:
 def benchmark_pareto(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Quality loss against nominal size, stored size, peak memory and latency, each with its front; a row per model.
 
-    What torchao only simulates stands on the nominal axis alone: in memory it is not smaller. Noisy timings are left
+    What is only simulated stands on the nominal axis alone: in memory it is not smaller. Noisy timings are left
     out of the latency panel, which says how many.
     """
     points = pareto_points(files)
@@ -272,7 +272,7 @@ def benchmark_latency(files: Files) -> tuple[Canvas, pl.DataFrame]:
 def benchmark_batches(files: Files) -> tuple[Canvas, pl.DataFrame]:
     """Images per second (left) and steady peak memory (right) against the batch size, a line per scheme.
 
-    Schemes that torchao only simulates have no line in the right panel: in memory they are not smaller. Noisy timings
+    Schemes that are only simulated have no line in the right panel: in memory they are not smaller. Noisy timings
     are left out of the left one, which says how many.
     """
     table = timed(files)
@@ -431,7 +431,7 @@ def benchmark_flat_field(files: Files) -> tuple[Canvas, pl.DataFrame]:
 
 
 def timed(files: Files) -> pl.DataFrame:
-    """Rows of the timing table that have a latency, each with whether torchao only simulates its bits."""
+    """Rows of the timing table that have a latency, each with whether its bits are only simulated."""
     table = concat_tables(named(files, "benchmark", "benchmark.timing.parquet"), "benchmark.timing")
     runs = concat_tables(named(files, "benchmark", "benchmark.parquet"), "benchmark").select(*CASE, "simulated")
     table = table.filter(pl.col("latency_median_ms").is_not_null())

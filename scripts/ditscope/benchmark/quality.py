@@ -163,6 +163,21 @@ def compare(reference: dict, images: dict, kid_subset_size: int = 0) -> list[dic
     Rows: metric, value (of paired metrics the mean over prompts), its 95 % interval, n, n_prompts, small_n, reason.
     Pictures of one prompt from several seeds are one unit (see `mean_interval`).
     """
+    paired, reasons = pair_values(reference, images)
+    n, prompts = len(images["pngs"]), len(set(images["prompts"]))
+    rows = []
+    for m in (*PAIRED, *(f"cosine_{name}" for name in images["more"])):
+        if m in paired:
+            interval = mean_interval(paired[m], images["prompts"])
+            rows.append(row(m, interval.mean, interval.low, interval.high, n, prompts))
+        else:
+            rows.append(row(m, n=n, n_prompts=prompts, reason=reasons[m]))
+    sets, few = set_metrics(reference, images, kid_subset_size)
+    return rows + [row(m, sets.get(m), n=n, n_prompts=prompts, reason=few.get(m, "")) for m in OF_SETS]
+
+
+def pair_values(reference: dict, images: dict) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Metrics of pairs by name, a value per picture (n,), and the reasons of those that are not measured here."""
     values: dict[str, list[float]] = {"psnr_db": [], "ssim": []}
     missing = lpips_unavailable()
     if not missing:
@@ -175,24 +190,14 @@ def compare(reference: dict, images: dict, kid_subset_size: int = 0) -> list[dic
     paired = {metric: np.array(numbers) for metric, numbers in values.items()}
     paired["feature_cosine"] = cosines(reference["features"], images["features"])
     paired["quality_loss"] = quality_losses(paired["feature_cosine"], paired["ssim"])
-    reasons = {"lpips": missing}
+    reasons = {"lpips": missing} if missing else {}
     if images["alignment"] is None:
         reasons |= dict.fromkeys(OF_TEXT, "the embedder of benchmark.features has no text tower")
     else:
         paired["prompt_alignment"] = images["alignment"]
         paired["prompt_alignment_change"] = images["alignment"] - reference["alignment"]
     more = {f"cosine_{name}": cosines(reference["more"][name], seen) for name, seen in images["more"].items()}
-    paired |= more
-    n, prompts = len(images["pngs"]), len(set(images["prompts"]))
-    rows = []
-    for m in (*PAIRED, *more):
-        if m in paired:
-            interval = mean_interval(paired[m], images["prompts"])
-            rows.append(row(m, interval.mean, interval.low, interval.high, n, prompts))
-        else:
-            rows.append(row(m, n=n, n_prompts=prompts, reason=reasons[m]))
-    sets, few = set_metrics(reference, images, kid_subset_size)
-    return rows + [row(m, sets.get(m), n=n, n_prompts=prompts, reason=few.get(m, "")) for m in OF_SETS]
+    return paired | more, reasons
 
 
 def set_metrics(reference: dict, images: dict, kid_subset_size: int) -> tuple[dict[str, float], dict[str, str]]:

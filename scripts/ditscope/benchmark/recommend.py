@@ -73,7 +73,7 @@ def under_a_budget(runs: pl.DataFrame, timed: pl.DataFrame) -> list[str]:
         return [f"Smallest in memory: `{r['scheme']}`, {r['stored_bytes'] / MB:.2f} MB." for r in smallest]
     for title, column, table in (
         ("Weights in memory", "stored_bytes", eager.filter(~pl.col("simulated"))),
-        ("Packed file (nominal size; schemes that torchao only simulates included)", "nominal_bytes", eager),
+        ("Packed file (nominal size; schemes that are only simulated included)", "nominal_bytes", eager),
     ):
         head = f"| from | use | quality loss (95 %) | verdict | speed-up (eager{batch}) |"
         lines += [f"{title}:", "", head, "|---|---|---|---|---|"]
@@ -161,7 +161,7 @@ def avoid(runs: pl.DataFrame, timed: pl.DataFrame, bound: float) -> list[str]:
             )
         if row["simulated"] and row["nominal_bytes"] < row["stored_bytes"]:
             why.append(
-                f"torchao only simulates its bits: {row['stored_bytes'] / MB:.2f} MB in memory for nominal "
+                f"its bits are only simulated: {row['stored_bytes'] / MB:.2f} MB in memory for nominal "
                 f"{row['nominal_bytes'] / MB:.2f} MB"
             )
         elif len(base) and row["stored_bytes"] >= base[0] and row["kind"].split("+")[0] != "base":  # fused: for speed

@@ -23,6 +23,8 @@ from ditscope.benchmark.latency import timed
 from ditscope.benchmark.memory import peaks, reset_peaks
 from ditscope.benchmark.run_tables import OF_RUN, RUN_FLAT, RUN_TIMING
 from ditscope.benchmark.settings import Benchmark
+from ditscope.calibrate.files import CalibrationSet
+from ditscope.calibrate.load import calibration_id, calibration_of_scheme, measure_on
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError, first_line
 from ditscope.core.identity import scheme_id
@@ -44,7 +46,9 @@ from ditscope.models.quantize import (
     stored_bytes,
 )
 from ditscope.models.requests import generate_slice, runs_by_picture, with_runs
-from ditscope.models.settings import COMPILE_STATES, Model, Scheme
+from ditscope.models.sampling import transformers_of
+from ditscope.models.settings import CALIBRATE, COMPILE_STATES, Model, Scheme, calibrated_on
+from ditscope.models.text_encoders import encoder_bytes, nominal_encoder_bytes
 from ditscope.prompts.files import read_runs
 
 log = logging.getLogger(__name__)
@@ -63,6 +67,7 @@ class Case:
     compile: str
     plan: Path | None
     settings: Benchmark
+    calibration: CalibrationSet | None = None  # what the scheme is solved from
 
     @property
     def is_base(self) -> bool:
@@ -109,19 +114,25 @@ def case_of(
     compile: str,
     plan: Path | None,
     settings: Benchmark,
+    calibration: Path | None = None,
 ) -> Case:
-    """The case that a command or a job asks for. Raises InputError for choices that are none."""
+    """The case that a command or a job asks for. Raises InputError for choices that are none.
+
+    `calibration` is the calibrate stage's set, where the scheme does not name a folder of its own.
+    """
     if config not in schemes and config in BASES:
         schemes, model = {**schemes, config: Scheme("base")}, replace(model, dtype=BASES[config])
     if config not in schemes:
         raise InputError(unknown("--config", config, [*schemes, *BASES], "in the config's `schemes`"))
     if compile not in COMPILE_STATES:
         raise InputError(unknown("--compile", compile, COMPILE_STATES, "a compile state"))
-    check_plan(schemes[config], plan)
+    scheme = calibrated_on(schemes[config], name, calibration or CALIBRATE)
+    check_plan(scheme, plan)
     steps = settings.num_steps or model.steps
     guidance = model.guidance if settings.cfg_scale < 0 else settings.cfg_scale
     model = settled(replace(model, steps=steps, guidance=guidance))
-    return Case(name, model, config, schemes[config], compile, plan, settings)
+    calibrated = calibration_of_scheme(scheme, name, model)
+    return Case(name, model, config, scheme, compile, plan, settings, calibrated)
 
 
 def wanted_runs(prompts: Sequence[Path], settings: Benchmark) -> list[dict]:
@@ -169,11 +180,14 @@ def load(case: Case) -> Loaded:
     began = time.perf_counter()
     generator = load_generator(case.name, case.model)
     load_seconds = time.perf_counter() - began
-    transformer, asked = generator.pipe.transformer, (case.scheme, case.plan)
-    if case.scheme.fuse_qkv and hasattr(transformer, "fuse_qkv_projections"):  # else `prepare` has the reason
-        fuse_qkv(transformer)
-    configs, left = coverage(transformer, *asked)
-    indivisible = [name for name, reason in left.items() if reason in INDIVISIBLE]
+    transformers, asked = transformers_of(generator.pipe), (case.scheme, case.plan)
+    for transformer in transformers:
+        if case.scheme.fuse_qkv and hasattr(transformer, "fuse_qkv_projections"):  # else `prepare` has the reason
+            fuse_qkv(transformer)
+    covered = [coverage(transformer, *asked) for transformer in transformers]
+    configs = [name for of_one, _ in covered for name in of_one]
+    left = [(name, reason) for _, of_one in covered for name, reason in of_one.items()]
+    indivisible = [name for name, reason in left if reason in INDIVISIBLE]
     if indivisible:
         layers = ", ".join(indivisible)
         log.warning("%s %s: %d layers cannot be divided: %s", case.name, case.config, len(indivisible), layers)
@@ -187,17 +201,18 @@ def load(case: Case) -> Loaded:
         "skipped_layers": len(left) - len(indivisible),
         "indivisible_layers": len(indivisible),
         "indivisible": ", ".join(indivisible),
-        "mean_bits": mean_bits(transformer, *asked),
-        "nominal_bytes": nominal_bytes(transformer, *asked),
-        "simulated": is_simulated(transformer, *asked),
+        "mean_bits": mean_bits(transformers[0], *asked),  # a second one has the same layers
+        "nominal_bytes": sum(nominal_bytes(transformer, *asked) for transformer in transformers),
+        "simulated": is_simulated(transformers[0], *asked),
+        "encoder_nominal_bytes": nominal_encoder_bytes(generator.pipe, case.scheme),
     }
-    reason = prepare(generator, case.scheme, case.compile, case.plan)
+    reason = prepare(generator, case.scheme, case.compile, case.plan, measure_on(generator, case.calibration))
     loading: dict[str, Any] = {
         "load_seconds": load_seconds,
         "prepare_seconds": time.perf_counter() - began - load_seconds,
     }
     loading |= {f"load_peak_{key}": value for key, value in peaks().items()}
-    return Loaded(generator, about, loading, stored_bytes(transformer) if not reason else None, reason)
+    return Loaded(generator, about, loading, None if reason else sum(map(stored_bytes, transformers)), reason)
 
 
 def time_batches(case: Case, loaded: Loaded, runs: list[dict]) -> list[dict[str, Any]]:
@@ -223,7 +238,7 @@ def sample(case: Case, generator: Generator, runs: list[dict]) -> Sampled:
     """The images that quality is judged by and the noise on a flat field; the reason where memory does not suffice."""
     batch, settings = case.quality_batch, case.settings
     made_by = case.config if case.compile == "eager" else case.stem
-    scheme_key = scheme_id(asdict(case.scheme), case.plan, case.compile)
+    scheme_key = scheme_id(asdict(case.scheme), case.plan, case.compile, calibration_id(case.scheme))
     try:
         images = generate_images(generator, runs, batch, made_by, scheme_key)
         # Compiled, another batch size would be compiled anew; eager, a batch that is filled up would be waste.
@@ -232,6 +247,8 @@ def sample(case: Case, generator: Generator, runs: list[dict]) -> Sampled:
     except RuntimeError as error:  # out of memory: the timings stay
         log.exception("%s cannot sample %d images together", case.name, batch)
         return Sampled(reason=f"no images in batches of {batch}: {first_line(error)}")
+    if cache := getattr(generator.pipe.transformer, "step_cache", None):
+        log.info("%s %s: %d of %d steps skipped", case.name, case.config, cache.skipped, cache.calls)
     if not case.is_base:
         return Sampled(images, flat)
     images, floor = with_noise_floor(generator, runs, images, batch // 2 or 2, scheme_key)
@@ -252,6 +269,7 @@ def write(case: Case, loaded: Loaded, timings: list[dict[str, Any]], sampled: Sa
     none_ran = "no batch size ran; the timing table has the reasons" if all(t["reason"] for t in timings) else ""
     about = loaded.about | {
         "stored_bytes": loaded.stored_bytes,
+        "encoder_stored_bytes": None if loaded.reason else encoder_bytes(loaded.generator.pipe),
         "images": sum(len(s["json"]["runs"]) for s in images),
         "quality_batch": case.quality_batch,
         "floor_batch": sampled.floor_batch,
@@ -264,7 +282,7 @@ def write(case: Case, loaded: Loaded, timings: list[dict[str, Any]], sampled: Sa
     write_tar(images, f"{stem}.tar")
     flat = pl.DataFrame([identity | row for row in sampled.flat], schema=RUN_FLAT.schema())
     write_table(flat, f"{stem}.flat.parquet", RUN_FLAT)
-    write_table(pl.DataFrame([identity | about], schema=OF_RUN.schema()), f"{stem}.parquet", OF_RUN)
+    write_table(pl.DataFrame([identity | about], schema=OF_RUN.schema(optional=True)), f"{stem}.parquet", OF_RUN)
     write_table(pl.DataFrame(rows, schema=RUN_TIMING.schema()), f"{stem}.timing.parquet", RUN_TIMING)
 
 

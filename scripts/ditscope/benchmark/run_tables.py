@@ -13,7 +13,10 @@ RUN = {
     "model": Column("String", "the model's name in the config"),
     "hardware": Column("String", "name under which the host's results are kept apart"),
     "scheme": Column("String", "the scheme's name in the config"),
-    "kind": Column("String", "what it does (`+fuse_qkv`, `+compile_vae`, `+` its step cache where it has that too)"),
+    "kind": Column(
+        "String",
+        "what it does (`+fuse_qkv`, `+text_encoders`, `+compile_vae`, `+` its step cache where it has that too)",
+    ),
     "compile": Column("String", "compile state: `eager`, `regional`, `full`, `reduce-overhead` or `max-autotune`"),
 }
 IDENTITY = tuple(RUN)
@@ -37,10 +40,19 @@ MADE = {
     ),
     "simulated": Column(
         "Boolean",
-        "torchao keeps integers of fewer than 8 bits in bytes: compare such rows by `nominal_bytes` only",
+        "stored or computed in more bits than it says, as torchao keeps integers of fewer than 8 bits in bytes: "
+        "compare such rows by `nominal_bytes` and quality only",
     ),
     "stored_bytes": Column(
         "Int64", "bytes that its parameters and buffers take in memory; null where it did not run", nullable=True
+    ),
+    "encoder_nominal_bytes": Column(
+        "Int64",
+        "what the text encoders stand for, as `nominal_bytes`; a scheme with `text_encoders` makes it smaller",
+        optional=True,
+    ),
+    "encoder_stored_bytes": Column(
+        "Int64", "bytes that the text encoders take in memory; null where it did not run", nullable=True, optional=True
     ),
     "images": Column("Int64", "images made for the metrics"),
     "quality_batch": Column("Int64", "images that were sampled together for the metrics"),

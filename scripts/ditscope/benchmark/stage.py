@@ -24,6 +24,7 @@ def benchmark(
     config: str = "base",
     compile: str = "eager",
     plan: InputFile | None = None,
+    calibration: InputFolder | None = None,
     reference_dir: InputFolder | None = None,
     settings: Benchmark = Benchmark(),
 ) -> None:
@@ -34,11 +35,12 @@ def benchmark(
     the first `num_images` runs of `prompts`: tables, or CSVs whose prompts repeat with new seeds where they are fewer),
     `.flat.parquet` (table `benchmark.run.flat`: the noise on a flat field, a row per step count and seed).
 
-    `config` is a scheme of the config, or fp32, fp16 or bf16: the base in that type. `reference_dir` holds such files
+    `config` is a scheme of the config, or fp32, fp16 or bf16: the base in that type; `calibration` the set that it is
+    solved from, where it needs one and names no folder of its own. `reference_dir` holds such files
     of the base in eager mode, or is a calibration set or its folder of images, which are compared as a set; with it,
     and unless `skip_metrics`, `quality.parquet` is left as well.
     """
-    case = case_of(name, model, schemes, config, compile, plan, settings)
+    case = case_of(name, model, schemes, config, compile, plan, settings, calibration)
     runs = wanted_runs(prompts, settings)
     if reference_dir is None or settings.skip_metrics:
         measure(case, runs, output_dir)

@@ -24,10 +24,10 @@ from ditscope.calibrate.files import (
 from ditscope.calibrate.tables import ACTIVATIONS, CHANNELS, PART
 from ditscope.core.checksums import files_of
 from ditscope.core.errors import InputError
-from ditscope.core.identity import weights_id
 from ditscope.core.patterns import select_indices
 from ditscope.core.study import Study, alike, check_picture
 from ditscope.models.call_files import SUFFIX, about_calls, read_calls
+from ditscope.models.folders import weights_of
 from ditscope.models.loading import settled
 from ditscope.prompts.files import read_prompts
 
@@ -53,7 +53,7 @@ def check_calibrate(study: Study) -> None:
         wanted = {"model": model, "num_steps": steps, "n_completed": settings.num_images}
         wanted |= {key: getattr(settings, key) for key in ("cfg_weight", "seed", "format", "statistics")}
         wanted |= {key: getattr(entry, key) for key in PROVENANCE}
-        wanted["weights"] = weights_id(entry.source, entry.revision)
+        wanted["weights"] = weights_of(entry)
         wanted["model_guidance"] = settled(entry).guidance if own_guidance(entry) else None
         study.same("calibrate", file, manifest, wanted)
         images: list[dict[str, Any]] = []

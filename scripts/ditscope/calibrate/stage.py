@@ -32,12 +32,12 @@ from ditscope.calibrate.settings import Calibrate
 from ditscope.core.atomic import link_or_copy, replacing, write_text
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
-from ditscope.core.identity import weights_id
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.patterns import select_indices
 from ditscope.core.scratch import discard, unfinished
 from ditscope.core.shards import png_bytes
 from ditscope.models.families.common import Conditioning
+from ditscope.models.folders import weights_of
 from ditscope.models.loading import Generator, load_generator, settled
 from ditscope.models.registry import require_blocks
 from ditscope.models.sampling import Observer, decode, sample, still
@@ -183,7 +183,7 @@ def provenance(name: str, model: Model, images: list[dict[str, Any]], settings: 
         "schema_version": SCHEMA_VERSION,
         "model": name,
         "revision": model.revision,
-        "weights": weights_id(model.source, model.revision),
+        "weights": weights_of(model),
         "backend": model.backend,
         "use_t5": model.use_t5,
         "max_sequence_length": model.max_sequence_length,

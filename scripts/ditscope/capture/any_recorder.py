@@ -1,17 +1,26 @@
-"""Recording any transformer: its blocks and their streams are found, and its own tail and guidance read them out."""
+"""Recording any transformer: its blocks and their streams are found, and its own tail and guidance read them out.
 
+A pipeline with two transformers is recorded by the one that runs at each step, whose blocks have the same names.
+"""
+
+import logging
 from dataclasses import dataclass
 from typing import Any
 
+import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ditscope.capture.recorder import Captured, Recorder
+from ditscope.capture.statistics import FrameArrays, frames_table, pool_frames, to_host
 from ditscope.core.errors import InputError
 from ditscope.models.families.common import Conditioning
 from ditscope.models.loading import Generator
 from ditscope.models.readout import Answered, BlockWatch, aside, cond_first, guide, read_outs
 from ditscope.models.sampling import Call, Step, keeps_variance, transformers_of
+from ditscope.models.structure import blocks
+
+log = logging.getLogger(__name__)
 
 UNLIKE = 1e-3  # relative: guidance that keeps a state from step to step gives another prediction
 PARAMETERIZATIONS = ("flow", "epsilon", "v_prediction", "sample")
@@ -30,12 +39,12 @@ class AnyRecorder(Recorder):
     """A `Recorder` of a model of any family; each step's tensors are written once its last call has ended."""
 
     one_pass = False
-    watch: BlockWatch | None = None
+    watch: BlockWatch  # of the transformer of the call under way
 
     def start(self, model: Generator, sigmas: Tensor, cond: Conditioning, guidance: float) -> None:
-        """Hook every block of the transformer."""
+        """Hook every block of each transformer."""
         self.handles: list[Any] = []
-        check_one_transformer(model)
+        check_alike(model)
         self.begin(model, sigmas, guidance)
         self.aside = aside(model)
         self.parameterization = parameterization(model.pipe.scheduler)
@@ -44,10 +53,13 @@ class AnyRecorder(Recorder):
                 f"{model.name}: the clean estimate of {type(model.pipe.scheduler).__name__} is not known; capture with "
                 "`should_decode_intermediates: false`, or take a scheduler of flow matching, Euler or DDIM"
             )
-        self.watch = BlockWatch(model.name, model.pipe.transformer)
+        self.watches = {one: BlockWatch(model.name, one) for one in transformers_of(model.pipe)}
+        self.ran: list[str] = []  # the transformer of each captured step
         self.calls: list[Watched] = []
         self.timesteps: list[float] = []
         self.text_tokens = 0
+        self.frames = 0  # that image tokens are of; 0: not known yet
+        self.of_frames: list[FrameArrays] = []
 
     def before(self, index: int, x: Tensor) -> None:
         """Begin a step."""
@@ -56,12 +68,13 @@ class AnyRecorder(Recorder):
 
     def called(self, call: Call) -> None:
         """Watch the blocks of a captured step's call."""
-        if self.step and self.watch:
+        if self.step:
+            self.watch = self.watches[call.transformer]
             self.watch.begin(call)
 
     def answered(self, call: Call, output: Any) -> None:
         """Part what the blocks put out, and read each of them out while the call is at hand."""
-        if not (self.step and self.watch):
+        if not self.step:
             return
         answered = self.watch.end(output)
         trace = answered.trace
@@ -80,6 +93,7 @@ class AnyRecorder(Recorder):
             return
         self.step = None
         halves = places(self.calls, step)
+        self.ran.append(transformer_names(self.model)[self.calls[0].answered.call.transformer])
         for block in self.calls[0].streams:
             for stream in self.calls[0].streams[block]:
                 self.take(done, block, stream, [self.calls[c].streams[block][stream][rows] for c, rows in halves])
@@ -100,7 +114,12 @@ class AnyRecorder(Recorder):
         parts = {"": torch.cat(halves)} if alike else dict(zip(("", ".uncond"), halves, strict=True))
         if stream == "txt" and not self.text_tokens:
             self.text_tokens = halves[0].shape[1]
+        if stream == "img" and not self.frames:
+            self.frames = token_frames(self.calls[0].answered.call, halves[0].shape[1])
         for half, tokens in parts.items():
+            if stream == "img" and self.frames > 1 and block != "embedding":
+                pooled = to_host(pool_frames(tokens, self.frames), self.copies)
+                self.of_frames.append(((done.index, block, half.removeprefix(".")), tokens.shape[1], pooled))
             if self.store_tensors:
                 self.keep(done, f"{block}.{stream}{half}", tokens.contiguous())
             if block != "embedding":
@@ -121,28 +140,61 @@ class AnyRecorder(Recorder):
 
     def stop(self) -> None:
         """Remove the hooks and wait for the last step's file."""
-        if self.watch:
-            self.watch.stop()
+        for watch in getattr(self, "watches", {}).values():
+            watch.stop()
         if hasattr(self, "writer"):
             super().stop()
 
     def metadata(self) -> dict[str, Any]:
-        """What metadata.json says."""
-        own = {"timesteps": self.timesteps, "parameterization": self.parameterization}
-        return super().metadata() | own
+        """What metadata.json says; of a pipeline with two transformers, which ran at each captured step."""
+        own: dict[str, Any] = {"timesteps": self.timesteps, "parameterization": self.parameterization}
+        own |= {"transformers": self.ran} if len(self.watches) > 1 else {}
+        return super().metadata() | own | ({"latent_frames": self.frames} if self.frames > 1 else {})
+
+    def frame_table(self) -> pl.DataFrame | None:
+        """The statistics of each frame's image tokens; None of a picture."""
+        names = list(self.model.family.blocks(self.model.pipe.transformer))
+        return frames_table(self.of_frames, self.record, self.sigmas, names) if self.of_frames else None
 
     def text_length(self) -> int:
         """Tokens of the text stream of the first half; 0 where no block has one."""
         return self.text_tokens
 
 
-def check_one_transformer(model: Generator) -> None:
-    """Refuse a pipeline that denoises with two transformers."""
-    if len(transformers_of(model.pipe)) > 1:
+def transformer_names(model: Generator) -> dict[nn.Module, str]:
+    """The pipeline's name of each of its transformers."""
+    return dict(zip(transformers_of(model.pipe), ("transformer", "transformer_2"), strict=False))
+
+
+def check_alike(model: Generator) -> None:
+    """Refuse a pipeline whose two transformers have not the same blocks."""
+    first, *others = [list(blocks(transformer)) for transformer in transformers_of(model.pipe)]
+    if any(other != first for other in others):
         raise InputError(
-            f"{model.name}: {type(model.pipe).__name__} denoises with two transformers (`transformer`, "
-            "`transformer_2`); it can be generated with, but captures, calibration and sensitivity take one"
+            f"{model.name}: its two transformers have not the same blocks ({len(first)} and {len(others[0])}), so that "
+            "steps of one cannot stand beside steps of the other; it can be generated with, and not captured"
         )
+
+
+def token_frames(call: Call, tokens: int) -> int:
+    """Latent frames that a call's image tokens are of, one frame after the other; 1 for a picture.
+
+    By the axis of frames of the latents, which is the one after the channels (before them in CogVideoX), or by what the
+    pipeline says of latents that are tokens already (LTX-Video); a transformer may take several frames as one.
+    """
+    given, config = call.latents, call.transformer.config
+    given = given[0]  # one row of the batch
+    if given.ndim == 4:
+        frames = given.shape[0 if given.shape[0] != config.get("in_channels") == given.shape[1] else 1]
+    else:
+        frames = int(call.options.get("num_frames") or 1)
+    patch = config.get("patch_size")
+    together = config.get("patch_size_t") or (patch[0] if isinstance(patch, (list, tuple)) else 1)
+    count = -(-frames // together)
+    if tokens % count:
+        log.warning("%d image tokens are not of %d frames alike; no statistics of frames", tokens, count)
+        return 1
+    return count
 
 
 def places(calls: list[Watched], step: Step) -> list[tuple[int, slice]]:

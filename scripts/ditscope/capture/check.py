@@ -6,18 +6,30 @@ from typing import Any
 
 import polars as pl
 
-from ditscope.capture.files import IMAGE_FORMATS, decoded_file, generation_name, intermediates_of, read_metadata
+from ditscope.capture.files import (
+    IMAGE_FORMATS,
+    drawn_files,
+    film_file,
+    generation_name,
+    has_frames,
+    intermediates_of,
+    is_video,
+    read_metadata,
+)
+from ditscope.capture.tables import FRAMES, PLACE, STATISTICS
 from ditscope.core.checksums import files_of
 from ditscope.core.errors import InputError
-from ditscope.core.identity import BASE, file_digest, weights_id
+from ditscope.core.identity import BASE, file_digest
 from ditscope.core.patterns import block_index, block_type, select_blocks, select_indices
+from ditscope.core.picture_file import check_mp4
 from ditscope.core.study import Study, alike, check_picture
 from ditscope.generate.check import ENTRY, RUN, check_requests, image_rows, read_by, request_of
 from ditscope.models.block_names import block_names
-from ditscope.models.folders import check_safetensors
+from ditscope.models.folders import check_safetensors, weights_of
 from ditscope.models.loading import settled
 from ditscope.prompts.check import prompt_tables
 
+TABLES = {table.stem: table for table in (STATISTICS, FRAMES)}
 STATISTIC = 1e-4  # float32 sums of a GPU against those of a CPU
 
 
@@ -25,7 +37,7 @@ def requests_of(study: Study, model: str, count: int) -> list[dict[str, Any]]:
     """What the first `count` (0: all) runs of the prompt shards ask of a model, with their request hashes."""
     entry = settled(study.config.models[model])
     runs = [row for table in prompt_tables(study) for row in read_by(entry, table.select(RUN)).to_dicts()]
-    common = {"model": model, "scheme": BASE, "weights": weights_id(entry.source, entry.revision)}
+    common = {"model": model, "scheme": BASE, "weights": weights_of(entry)}
     common |= {key: getattr(entry, key) for key in ENTRY}
     return [run | common | {"request_hash": request_of(entry, run | common)} for run in runs[: count or None]]
 
@@ -132,32 +144,46 @@ def check_generation(study: Study, folder: Path, metadata: dict[str, Any], model
             if file.stat().st_size != entry["bytes"] or file_digest(file, 256) != entry["sha256"]:
                 raise InputError("not the file that was captured (sha256)")
         whole = whole and len(study.findings) == before
-    pictures = [
-        decoded_file(folder, kind, step, block)
-        for kind in metadata["decoded"]
-        for step in metadata["captured_steps"]
-        for block in metadata["captured_blocks"]
-    ]
+    pictures = drawn_files(folder, metadata)
     finals = [file for kind in IMAGE_FORMATS if (file := folder / f"img_0.{kind}").exists()]
     if not finals:
         study.note("capture", f"{base}/img_0.jpg", "missing", output)
+    pictures += [film_file(file) for file in finals if is_video(metadata)]
     for image in [*pictures, *finals]:
         where = image.relative_to(study.results).as_posix()
         with study.noting("capture", where, output):
             if not image.exists():
                 raise InputError("missing from the capture")
-            check_picture(image)
-    known = {inside / name for name in metadata["files"]} | {*pictures, *finals, folder / "statistics.parquet"}
+            if image.suffix == ".mp4":
+                check_film(image, metadata["frames"])
+            else:
+                check_picture(image)
+    tables = {folder / f"{name}.parquet" for name in ("statistics", *(["frames"] if has_frames(metadata) else []))}
+    known = {inside / name for name in metadata["files"]} | {*pictures, *finals, *tables}
     for file in files_of(folder):
         if file not in known and not file.name.startswith("metadata"):
             where = file.relative_to(study.results).as_posix()
             study.note("capture", where, "not among the files of metadata.json", output)
-    statistics = f"{base}/statistics.parquet"
-    if not (study.results / statistics).exists():
-        study.note("capture", statistics, "missing", output)
-    table = study.table("capture", statistics, "capture_statistics", output)
+    read = {}
+    for path in sorted(tables, reverse=True):
+        name = path.relative_to(study.results).as_posix()
+        if not path.exists():
+            study.note("capture", name, "missing", output)
+        read[path.stem] = study.table("capture", name, TABLES[path.stem].name, output)
+    table, frames = read[STATISTICS.stem], read.get(FRAMES.stem)
     if table is not None:
-        check_statistics(study, statistics, table, metadata, folder if whole else None, output)
+        check_statistics(study, f"{base}/statistics.parquet", table, metadata, folder if whole else None, output)
+        if frames is not None:
+            check_frames(study, f"{base}/frames.parquet", frames, table, metadata, folder if whole else None, output)
+
+
+def check_film(path: Path, frames: int) -> None:
+    """Refuse a film that is not whole, or has not as many frames as the capture says."""
+    from imageio_ffmpeg import count_frames_and_secs
+
+    check_mp4(path.read_bytes())
+    if (count := count_frames_and_secs(path)[0]) != frames:
+        raise InputError(f"a film of {count} frames, and of {frames} in the metadata")
 
 
 def check_statistics(
@@ -191,6 +217,65 @@ def check_statistics(
         wanted = study.once(f"statistics of {file}", lambda: stored_statistics(folder))
         with study.noting("capture", file, output):
             study.agree("capture", file, table, pl.concat([wanted] * len(runs)), output, STATISTIC, STATISTIC)
+
+
+def check_frames(
+    study: Study,
+    file: str,
+    frames: pl.DataFrame,
+    table: pl.DataFrame,
+    metadata: dict[str, Any],
+    folder: Path | None,
+    output: str,
+) -> None:
+    """Statistics of frames are those of the image tokens of `table`, and of the stored tensors where there are any."""
+    images, count = table.filter(stream="img"), metadata["latent_frames"]
+    every_norm = images["token_norms"].explode().to_numpy().astype(float)
+    if len(every_norm) % max(1, len(images) * count):
+        return study.note("capture", file, f"its image tokens are not of {count} frames", output)
+    norms = every_norm.reshape(len(images) * count, -1)
+    every = [row for row in range(len(images)) for _ in range(count)]
+    wanted = images.select(*PLACE, "half")[every].with_columns(
+        frame=pl.Series([*range(count)] * len(images)),
+        tokens=pl.Series([norms.shape[1]] * len(norms)),
+        mean_token_norm=pl.Series(norms.mean(axis=1)),
+    )
+    study.agree("capture", file, frames, wanted, output, STATISTIC)
+    if len(frames) != len(wanted):
+        return
+    mean, rms, std, absmax = (frames[name].to_numpy().reshape(-1, count) for name in ("mean", "rms", "std", "absmax"))
+    whole = {"mean": mean.mean(1), "rms": (rms**2).mean(1) ** 0.5, "absmax": absmax.max(1)}
+    whole |= {"std": ((std**2).mean(1) + mean.var(1)) ** 0.5}
+    together = images.select(*whole).rename({name: f"{name} of all frames" for name in whole})
+    given = pl.DataFrame({f"{name} of all frames": values for name, values in whole.items()})
+    study.agree("capture", file, given, together, output, STATISTIC, STATISTIC)
+    if (frames["cosine_to_previous"].is_null() != (frames["frame"] == 0)).any() or not within(frames):
+        study.note("capture", file, "its cosines are not between -1 and 1, for all frames but the first", output)
+    if metadata["store"] == "tensors" and folder is not None:
+        stored = study.once(f"statistics of {file}", lambda: stored_frames(folder, count))
+        of_runs = pl.concat([stored] * len(metadata["runs"]))
+        study.agree("capture", file, frames, of_runs, output, STATISTIC, STATISTIC)
+
+
+def within(frames: pl.DataFrame) -> bool:
+    """Whether the cosines of a table of frames are ones."""
+    return bool(frames["cosine_to_previous"].drop_nulls().is_between(-1 - STATISTIC, 1 + STATISTIC).all())
+
+
+def stored_frames(folder: Path, count: int) -> pl.DataFrame:
+    """Statistics of frames of a generation's stored tensors, in the order of its table."""
+    from ditscope.capture.load import load_capture, tokens
+    from ditscope.capture.statistics import frames_table, pool_frames
+
+    capture = load_capture(folder)
+    metadata, parts = capture["metadata"], []
+    for position, step in enumerate(metadata["captured_steps"]):
+        for block in metadata["captured_blocks"]:
+            image = tokens(capture, block, position).get("img")
+            if image is not None:
+                parts.append(((step, block, ""), image.shape[1], pool_frames(image, count)))
+    table = frames_table(parts, metadata, metadata["sigmas"], metadata["captured_blocks"])
+    return table.drop(*PLACE, "half", "frame")
 
 
 def stored_statistics(folder: Path) -> pl.DataFrame:

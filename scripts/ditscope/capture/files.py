@@ -80,6 +80,32 @@ def decoded_file(folder: Path | str, kind: str, step: int, block: str) -> Path:
     return intermediates_of(folder) / DECODED[kind] / f"step_{step}" / f"{block}.jpg"
 
 
+def film_file(picture: Path) -> Path:
+    """The film of which a picture shows the middle frame."""
+    return picture.with_suffix(".mp4")
+
+
+def drawn_files(folder: Path | str, metadata: dict[str, Any]) -> list[Path]:
+    """Every picture of a block's read-out that a capture has by its metadata, of a video with its film."""
+    pictures = [
+        decoded_file(folder, kind, step, block)
+        for kind in metadata.get("decoded", [])
+        for step in metadata["captured_steps"]
+        for block in metadata["captured_blocks"]
+    ]
+    return pictures + [film_file(picture) for picture in pictures if is_video(metadata)]
+
+
+def is_video(metadata: dict[str, Any]) -> bool:
+    """Whether a capture is of a video, by its metadata."""
+    return bool(metadata.get("frames", 1) > 1)
+
+
+def has_frames(metadata: dict[str, Any]) -> bool:
+    """Whether a capture has statistics of frames: of a video whose image tokens are of one frame after the other."""
+    return "latent_frames" in metadata
+
+
 def picture_file(folder: Path | str) -> Path:
     """The generated image of a generation folder: img_0.jpg or img_0.png."""
     files = [path for kind in IMAGE_FORMATS if (path := Path(folder) / f"img_0.{kind}").exists()]

@@ -203,6 +203,10 @@ class Recorder(Observer):
         depths = {name: i for i, name in enumerate(self.model.family.blocks(self.model.pipe.transformer))}
         return statistics_table(self.pooled, self.record, self.sigmas, depths)
 
+    def frame_table(self) -> pl.DataFrame | None:
+        """The statistics of each frame's image tokens; None of a picture."""
+        return None
+
     def metadata(self) -> dict[str, Any]:
         """What metadata.json says: the request, the schedule, the blocks and the files."""
         return self.record | {

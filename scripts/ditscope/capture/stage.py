@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
@@ -21,7 +22,9 @@ from ditscope.capture.files import (
     DECODED,
     METADATA,
     decoded_file,
+    film_file,
     generation_name,
+    is_video,
     metadata_file,
     read_metadata,
     rows_of_runs,
@@ -30,7 +33,7 @@ from ditscope.capture.files import (
 from ditscope.capture.load import in_memory, load_capture
 from ditscope.capture.recorder import Recorder
 from ditscope.capture.settings import CaptureSet
-from ditscope.capture.tables import STATISTICS
+from ditscope.capture.tables import FRAMES, STATISTICS
 from ditscope.core.atomic import replacing
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
@@ -146,9 +149,11 @@ def add_runs(folder: Path, runs: list[dict[str, Any]]) -> None:
     if not new:
         return
     first, metadata["runs"] = metadata["runs"][0], [*metadata["runs"], *new]
-    statistics = folder / "statistics.parquet"
-    table = read_table(statistics, "capture_statistics").filter(prompt_id=first["prompt_id"])
-    write_table(rows_of_runs(table, metadata), statistics, STATISTICS)
+    for table in (STATISTICS, FRAMES):
+        path = folder / f"{table.stem}.parquet"
+        if path.exists():
+            rows = read_table(path, table.name).filter(prompt_id=first["prompt_id"])
+            write_table(rows_of_runs(rows, metadata), path, table)
     file = metadata_file(folder)
     write_metadata(metadata, file.parent, file.name)
     log.info("%s: names %s as well", folder, ", ".join(f"prompt_id {run['prompt_id']}" for run in new))
@@ -245,9 +250,12 @@ def capture_run(
     try:
         recorder.intermediates.mkdir(parents=True)
         latents = sample(model, *requests([record]), [recorder])
-        image = Image.fromarray(still(decode(model, latents)[0].numpy()))
-        save_image(image, folder / f"img_0.{settings.image_format}", record, settings.add_sampling_metadata)
+        image, file = decode(model, latents)[0].numpy(), folder / f"img_0.{settings.image_format}"
+        save_image(Image.fromarray(still(image)), file, record, settings.add_sampling_metadata)
+        save_film(model, image, file)
         write_table(rows_of_runs(recorder.table(), record), folder / "statistics.parquet", STATISTICS)
+        if (frames := recorder.frame_table()) is not None:
+            write_table(rows_of_runs(frames, record), folder / "frames.parquet", FRAMES)
         write_metadata(recorder.metadata() | {"decoded": list(kinds)}, recorder.intermediates)
         if kinds:
             decode_blocks(model, recorder.intermediates, kinds)
@@ -306,10 +314,14 @@ def kept_variance(
 
 
 def decode_blocks(model: Generator, intermediates: Path, kinds: Sequence[str]) -> None:
-    """Draw every block's stored prediction as `<decoded>/step_<i>/<block>.jpg`, for each of `kinds` (x0, x_prev)."""
+    """Draw every block's stored prediction as `<decoded>/step_<i>/<block>.jpg`, for each of `kinds` (x0, x_prev).
+
+    Of a video that is the middle frame, beside the film.
+    """
     data = load_capture(intermediates)
     pairs, latents = data["denoising_context"]["timestep_pairs"], data["denoising_context"]["img_state"]
     of = data["metadata"].get("parameterization", "flow")
+    at_once = 1 if is_video(data["metadata"]) else DECODE_BATCH
     for i, index in enumerate(tqdm(data["metadata"]["captured_steps"], desc="decoding", unit="step", disable=None)):
         for kind in kinds:
             decoded_file(intermediates, kind, index, "").parent.mkdir(parents=True)
@@ -318,12 +330,21 @@ def decode_blocks(model: Generator, intermediates: Path, kinds: Sequence[str]) -
                 for b, v in data["predictions"].items()
             }
             names = list(states)
-            for begin in range(0, len(names), DECODE_BATCH):
-                batch = names[begin : begin + DECODE_BATCH]
+            for begin in range(0, len(names), at_once):
+                batch = names[begin : begin + at_once]
                 images = decode(model, torch.cat([states[name] for name in batch]).to(latents[i].dtype))
-                for name, image in zip(batch, map(still, images.numpy()), strict=True):
-                    with replacing(decoded_file(intermediates, kind, index, name)) as partial:
-                        Image.fromarray(image).save(partial, "JPEG", **JPEG)
+                for name, image in zip(batch, images.numpy(), strict=True):
+                    file = decoded_file(intermediates, kind, index, name)
+                    with replacing(file) as partial:
+                        Image.fromarray(still(image)).save(partial, "JPEG", **JPEG)
+                    save_film(model, image, file)
+
+
+def save_film(model: Generator, frames: np.ndarray, picture: Path) -> None:
+    """Save the frames (frames, height, width, 3) of a video beside the picture of its middle one; none of an image."""
+    if frames.ndim == 4:
+        with replacing(film_file(picture)) as partial:
+            partial.write_bytes(model.family.film(frames))
 
 
 def save_image(image: Image.Image, path: Path, record: dict, add_prompt: bool) -> None:

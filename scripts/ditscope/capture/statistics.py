@@ -12,10 +12,13 @@ from torch import Tensor
 from ditscope.core.patterns import block_index, block_type
 
 STATISTICS = ("mean", "std", "rms", "absmax", "mean_token_norm")
+FRAME_STATISTICS = (*STATISTICS, "cosine_to_previous")
 HALVES = ("cond", "uncond")
 TOGETHER_BYTES = 512_000  # of streams pooled in one call: few calls, and what they read stays in a core's cache
 # Step, block, stream (img, txt, joint, or txt@uncond: that half alone), tokens (batch, tokens, width).
 Stream = tuple[int, str, str, Tensor]
+# Step, block, half (uncond: that half alone; else empty); tokens; FRAME_STATISTICS (batch, frames, 6) in host memory.
+FrameArrays = tuple[tuple[int, str, str], int, Tensor]
 Arrays = tuple[list[tuple[int, str, str]], np.ndarray, np.ndarray]  # step, block, stream; values; norms of tokens
 
 
@@ -39,6 +42,17 @@ def pool(tokens: Tensor) -> tuple[Tensor, Tensor]:
     std = torch.linalg.vector_norm(flat - mean[:, None], dim=1) / root
     rms = torch.linalg.vector_norm(norms, dim=1) / root
     return torch.stack([mean, std, rms, flat.abs().amax(1), norms.mean(1)], dim=1), norms
+
+
+def pool_frames(tokens: Tensor, frames: int) -> Tensor:
+    """FRAME_STATISTICS (batch, frames, 6) of image tokens (batch, tokens, width) that are of `frames` in turn.
+
+    The last is the mean over places of the cosine between a token and the one of the frame before; 0 of the first.
+    """
+    parted = tokens.float().unflatten(1, (frames, -1))
+    values, _ = pool(parted.flatten(0, 1))
+    cosines = torch.cosine_similarity(parted[:, 1:], parted[:, :-1], dim=3).mean(2)
+    return torch.cat([values.unflatten(0, (-1, frames)), torch.nn.functional.pad(cosines, (1, 0))[..., None]], dim=2)
 
 
 def pool_streams(streams: Sequence[Stream], copies: Any = None) -> list[Pooled]:
@@ -82,25 +96,43 @@ def statistics_table(
             stream, _, alone = stream.partition("@")  # one half, whose tokens are not as many as the other's
             for half, numbers, length in zip([alone] if alone else HALVES, halves, lengths, strict=False):
                 rows.append(
-                    {
-                        "generation_id": record["generation_id"],
-                        "prompt_id": record["prompt_id"],
-                        "model": record["model"],
-                        "step": step,
-                        "sigma": sigmas[step],
-                        "block": block,
-                        "block_type": block_type(block),
-                        "block_index": block_index(block),
-                        "depth": depths[block],
-                        "stream": stream,
-                        "half": half,
-                        "tokens": len(length),
-                    }
+                    place_of(record, sigmas, step, block, depths[block])
+                    | {"stream": stream, "half": half, "tokens": len(length)}
                     | dict(zip(STATISTICS, numbers.tolist(), strict=True))
                 )
                 norms.append(length)
     table = pl.DataFrame(rows).with_columns(pl.Series("token_norms", norms).cast(pl.List(pl.Float32)))
     return table.sort("step", "depth", "stream", "half")
+
+
+def frames_table(
+    pooled: Sequence[FrameArrays], record: dict, sigmas: Sequence[float], blocks: Sequence[str]
+) -> pl.DataFrame:
+    """The table `capture_frames` of a run: a row for each step, block, half of the batch and latent frame."""
+    rows: list[dict[str, Any]] = []
+    for (step, block, alone), tokens, values in pooled:
+        place = place_of(record, sigmas, step, block, blocks.index(block))
+        for half, frames in zip([alone] if alone else HALVES, values.tolist(), strict=False):
+            for frame, numbers in enumerate(frames):
+                own = dict(zip(FRAME_STATISTICS, numbers, strict=True))
+                own["cosine_to_previous"] = own["cosine_to_previous"] if frame else None
+                rows.append(place | {"half": half, "frame": frame, "tokens": tokens // len(frames)} | own)
+    return pl.DataFrame(rows, infer_schema_length=None).sort("step", "depth", "half", "frame")
+
+
+def place_of(record: dict, sigmas: Sequence[float], step: int, block: str, depth: int) -> dict[str, Any]:
+    """Where in a run and in the network a row is."""
+    return {
+        "generation_id": record["generation_id"],
+        "prompt_id": record["prompt_id"],
+        "model": record["model"],
+        "step": step,
+        "sigma": sigmas[step],
+        "block": block,
+        "block_type": block_type(block),
+        "block_index": block_index(block),
+        "depth": depth,
+    }
 
 
 def to_host(tensor: Tensor, stream: Any = None) -> Tensor:

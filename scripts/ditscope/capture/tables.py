@@ -34,3 +34,26 @@ STATISTICS = Table(
         "token_norms": Column("List(Float32)", "Euclidean norm of each token, in order"),
     },
 )
+
+FRAMES = Table(
+    "capture_frames",
+    "captures/*/*/*/frames.parquet",
+    "captured step, block, half of the batch and latent frame of a video, and run that asks for it",
+    key=("generation_id", "prompt_id", "step", "block", "half", "frame"),
+    columns={
+        **PLACE,
+        "half": HALF,
+        "frame": Column("Int64", "latent frame whose image tokens these are, from 0"),
+        "tokens": Column("Int64", "number of tokens of the frame"),
+        **dict.fromkeys(
+            ("mean", "std", "rms", "absmax"),
+            Column("Float64", "of all numbers of its tokens; std divides by n"),
+        ),
+        "mean_token_norm": Column("Float64", "mean over tokens of the Euclidean norm"),
+        "cosine_to_previous": Column(
+            "Float64",
+            "mean over places of the cosine between a token and that of the frame before; nothing for the first",
+            nullable=True,
+        ),
+    },
+)

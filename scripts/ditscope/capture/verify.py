@@ -2,11 +2,19 @@
 
 from pathlib import Path
 
-from ditscope.capture.files import decoded_file, intermediates_of, picture_file, read_metadata
+from ditscope.capture.files import (
+    drawn_files,
+    film_file,
+    has_frames,
+    intermediates_of,
+    is_video,
+    picture_file,
+    read_metadata,
+)
 from ditscope.core.errors import InputError, line
 from ditscope.core.identity import file_digest
 from ditscope.core.paths import is_inside
-from ditscope.core.picture_file import decode_picture
+from ditscope.core.picture_file import check_mp4, decode_picture
 from ditscope.core.tables import read_table
 
 
@@ -25,16 +33,14 @@ def verify(folder: Path | str) -> list[str]:
     for file in sorted(intermediates.iterdir()):
         if file.suffix in (".safetensors", ".pt", ".partial") and file.name not in metadata["files"]:
             faults.append(f"{file}: no part of the capture; move it elsewhere")
-    pictures = [
-        decoded_file(intermediates, kind, step, block)
-        for kind in metadata.get("decoded", [])
-        for step in metadata["captured_steps"]
-        for block in metadata["captured_blocks"]
-    ]
+    pictures = drawn_files(intermediates, metadata)
     if intermediates != Path(folder):
         try:
             read_table(Path(folder) / "statistics.parquet", "capture_statistics")
             pictures.append(picture_file(folder))
+            pictures += [film_file(pictures[-1])] if is_video(metadata) else []
+            if has_frames(metadata):
+                read_table(Path(folder) / "frames.parquet", "capture_frames")
         except InputError as error:
             faults.append(f"{error}; capture it again")
     return faults + [line for picture in pictures if (line := check_picture(picture))]
@@ -52,9 +58,9 @@ def check_file(path: Path, about: dict) -> str:
 
 
 def check_picture(path: Path) -> str:
-    """What is wrong with a picture; empty where it can be read."""
+    """What is wrong with a picture or film; empty where it can be read."""
     try:
-        decode_picture(path.read_bytes())
+        (check_mp4 if path.suffix == ".mp4" else decode_picture)(path.read_bytes())
     except (InputError, OSError) as error:
         return f"{path}: {line(error)}; capture it again"
     return ""

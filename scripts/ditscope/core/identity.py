@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 BASE = "base"  # the scheme of a model that is not quantized
+LATER = ("text_encoders", "cache", "cache_threshold")  # settings of schemes that, where off, are no part of their id
 
 
 def digest(value: Any, bits: int = 128) -> str:
@@ -81,12 +82,20 @@ def weights_id(source: str, revision: str) -> str:
     return source_digest(source, resources / ".cache" if resources.is_dir() else None)
 
 
-def scheme_id(settings: dict[str, Any] | None, plan: Path | None = None, compiled: str = "eager") -> str:
+def scheme_id(
+    settings: dict[str, Any] | None, plan: Path | None = None, compiled: str = "eager", calibration: str = ""
+) -> str:
     """What identifies a quantization: `base`, or a digest of settings, the plan's bytes and the compile state.
 
-    The name of a scheme says nothing: two studies may use one for different settings.
+    `calibration` is the digest of the set that it is solved from. The name of a scheme says nothing: two studies may
+    use one for different settings.
     """
-    kept = {key: value for key, value in (settings or {}).items() if key != "plan"}
+    kept = {
+        key: value
+        for key, value in (settings or {}).items()
+        if key not in ("plan", "calibration") and (value or key not in LATER)
+    }
+    kept |= {"calibration": calibration} if calibration else {}
     if (
         compiled == "eager"
         and kept.get("kind", "base") == "base"

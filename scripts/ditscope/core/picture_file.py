@@ -54,3 +54,18 @@ def decode_picture(data: bytes) -> int:
             frame.load()
             frames += 1
     return frames
+
+
+def check_mp4(data: bytes) -> None:
+    """Refuse what is not an MP4 whose boxes fill it to its end, index and frames among them (ISO/IEC 14496-12, 4.2)."""
+    place, kinds = 0, []
+    while place < len(data):
+        size, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        if size == 1:
+            size = int.from_bytes(data[place + 8 : place + 16], "big")
+        if size < 8 or place + size > len(data):
+            raise InputError("not an MP4 file, or truncated")
+        kinds.append(kind)
+        place += size
+    if kinds[:1] != [b"ftyp"] or not {b"moov", b"mdat"} <= {*kinds}:
+        raise InputError("not an MP4 file with index and frames")

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 # The stage that declares the tables whose names begin so.
 STAGE_OF = {
-    "prompts": "prompts", "images": "generate", "capture_statistics": "capture", "blocks": "blocks",
+    "prompts": "prompts", "images": "generate", "capture_statistics": "capture",
+    "capture_frames": "capture", "blocks": "blocks",
     "ablation": "ablate", "calibration": "calibrate", "sensitivity": "sensitivity", "benchmark": "benchmark",
     "trajectories": "trajectories", "embeddings": "embed", "drift": "drift", "clusters": "cluster",
     "topology": "topology", "analysis": "analyse", "refine": "refine", "answers": "publish",
@@ -65,9 +66,10 @@ class Table:
         """The file's name without its extension."""
         return PurePath(self.file).stem
 
-    def schema(self) -> dict[str, Any]:
-        """Names and polars types of the columns that every frame has, in order."""
-        return {name: c.dtype() for name, c in self.columns.items() if not (c.optional or "*" in name)}
+    def schema(self, optional: bool = False) -> dict[str, Any]:
+        """Names and polars types of the columns that every frame has, in order; with the `optional` ones, if wished."""
+        known = self.columns.items()
+        return {name: c.dtype() for name, c in known if (optional or not c.optional) and "*" not in name}
 
     def column(self, name: str) -> Column | None:
         """The declaration of a column, by its name or else by a pattern."""

@@ -67,7 +67,9 @@ def decode(kind: Any, value: Any, path: str = "") -> Any:
 
 
 def at_home(path: Any) -> Any:
-    """A path, or a map of them, in which `~` is the home folder."""
+    """A path, or a map or list of them, in which `~` is the home folder."""
+    if isinstance(path, list):
+        return [expanduser(p) for p in path]
     return {k: expanduser(v) for k, v in path.items()} if isinstance(path, dict) else expanduser(path)
 
 

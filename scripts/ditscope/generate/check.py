@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 
 from ditscope.core.errors import InputError
-from ditscope.core.identity import BASE, request_hash, weights_id
+from ditscope.core.identity import BASE, request_hash
 from ditscope.core.study import Study, alike, beside, check_png, check_timing
+from ditscope.models.folders import weights_of
 from ditscope.models.loading import reads_negative, settled
 from ditscope.models.settings import Model
 
@@ -65,7 +66,7 @@ def check_requests(
     """Rows are named by what they were made of, and made as the config says."""
     entry = settled(study.config.models[model])
     wanted = {"model": model, "scheme": BASE} | {key: getattr(entry, key) for key in ENTRY}
-    if weights := weights_id(entry.source, entry.revision):  # empty where the weights are not at hand
+    if weights := weights_of(entry):  # empty where the weights are not at hand
         wanted["weights"] = weights
     for key, value in wanted.items():
         others = {repr(row[key]) for row in rows if row[key] != value}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ditscope.core.errors import MALFORMED, InputError
+from ditscope.core.identity import digest, weights_id
 from ditscope.models.registry import ANY, CAPTIONERS, FAMILIES, facts_of, is_generator
 from ditscope.models.settings import Embedder, Model
 
@@ -17,6 +18,18 @@ INDEX = "model_index.json"
 MODULAR = "modular_model_index.json"
 VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema)(?=[.-])")
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+
+
+def weights_of(entry: Model) -> str:
+    """What identifies a model's weights: its revision or its folder's digest, and that of each LoRA with its scale.
+
+    Empty where some of them are not at hand.
+    """
+    own = weights_id(entry.source, entry.revision)
+    fused = [(weights_id(file, ""), scale) for file, scale in entry.loras.items()]
+    if not fused:
+        return own
+    return digest([own, fused], 64) if own and all(file for file, _ in fused) else ""
 
 
 def config_at_hand(entry: Model, part: str = "transformer/config.json") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ditscope.models.registry import (
     ANY,
     check_backend,
     check_frames,
+    check_loras,
     check_source,
     facts_of,
     family_of,
@@ -76,6 +77,7 @@ def load_generator(name: str, entry: Model, device: str | None = None) -> Genera
     check_frames(name, entry)
     check_backend(name, entry)
     check_source(name, entry)
+    check_loras(name, entry)
     if not has_weights(entry):
         return dummy_generator(name, entry)
     folder = resolve_source(name, entry)
@@ -120,6 +122,7 @@ def available(device: str) -> "torch.device":
 def load_pipeline(name: str, entry: Model, folder: Path, **parts: Any) -> Any:
     """The diffusers pipeline of a folder; `parts` are components that are loaded already, or None to leave them out."""
     from ditscope.models.families.common import DTYPES
+    from ditscope.models.lora import fuse_loras
     from ditscope.models.pipelines import refusal
 
     family, pipeline = family_of(name, entry), pipeline_class(entry)
@@ -136,6 +139,8 @@ def load_pipeline(name: str, entry: Model, folder: Path, **parts: Any) -> Any:
     if not entry.use_t5 and entry.family == "sd3":
         parts |= {"text_encoder_3": None, "tokenizer_3": None}
     pipe = pipeline.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **parts)
+    if entry.loras:
+        fuse_loras(name, entry, pipe)
     if not hasattr(pipe, "transformer"):
         pipe.transformer = pipe.unet  # the network that is quantized and watched, under the name of every other family
     return pipe

@@ -9,10 +9,13 @@ from torchao.quantization.utils import recommended_inductor_config_setter
 
 from ditscope.core.errors import first_line
 from ditscope.models.by_step import follow, schedule_of
+from ditscope.models.emulate.inputs import Measure
 from ditscope.models.loading import Generator
 from ditscope.models.quantize import apply_scheme, unsupported, unsupported_plan
+from ditscope.models.sampling import transformers_of
 from ditscope.models.settings import Scheme
 from ditscope.models.step_cache import enable
+from ditscope.models.text_encoders import quantize_encoders
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +23,15 @@ MODES = ("reduce-overhead", "max-autotune")  # of torch.compile, over the whole 
 AUTOTUNE_PROCESSORS = 68  # fewer: inductor times no matrix kernels of its own (torch._inductor.utils.is_big_gpu)
 
 
-def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | None) -> str:
-    """Quantize and compile the transformer in place; the reason if that is not possible here, else an empty string."""
-    transformer = generator.pipe.transformer
+def prepare(
+    generator: Generator, scheme: Scheme, compile: str, plan: Path | None, measure: Measure | None = None
+) -> str:
+    """Quantize and compile the transformer in place; the reason if that is not possible here, else an empty string.
+
+    Of a pipeline with two of them (Wan 2.2), both. Text encoders are quantized where the scheme says so, and not
+    compiled. `measure` runs the calibration set of a scheme that needs one.
+    """
+    transformers = transformers_of(generator.pipe)
     on_mlx = generator.computes_on == "mlx"
     reason = unsupported(scheme, generator.computes_on, generator.entry.dtype)
     if plan and not reason:
@@ -30,29 +39,33 @@ def prepare(generator: Generator, scheme: Scheme, compile: str, plan: Path | Non
     if reason := reason or uncompilable(compile, generator.computes_on):
         return reason
     try:
-        apply_scheme(transformer, scheme, plan)
+        for transformer in transformers:
+            apply_scheme(transformer, scheme, plan, measure)
+        quantize_encoders(generator.pipe, scheme)
     except (RuntimeError, NotImplementedError, ImportError, AssertionError) as error:  # a kernel that is not there
         log.exception("%s cannot be quantized", generator.name)
         return first_line(error)
-    if schedule := schedule_of(transformer):
-        follow(generator.pipe.scheduler, schedule)
+    for transformer in transformers:
+        if schedule := schedule_of(transformer):
+            follow(generator.pipe.scheduler, schedule)
     if scheme.cache and (reason := enable(generator, scheme.cache, scheme.cache_threshold)):
         return reason
     if compile == "eager":
         return ""
     if on_mlx:
-        transformer.compile()
+        generator.pipe.transformer.compile()
         return ""
     mode = {"mode": compile} if compile in MODES else {}
     if scheme.compile_vae:
         generator.pipe.vae.decoder.compile(dynamic=False, **mode)
     recommended_inductor_config_setter()  # torchao's settings, for the base as well
     # Static shapes: the batch sizes are few, and one graph for all of them would be slower than one for each.
-    if compile != "regional":
-        transformer.compile(dynamic=False, **mode)
-    else:
-        for block in generator.family.blocks(transformer).values():
-            block.compile(dynamic=False)
+    for transformer in transformers:
+        if compile != "regional":
+            transformer.compile(dynamic=False, **mode)
+        else:
+            for block in generator.family.blocks(transformer).values():
+                block.compile(dynamic=False)
     return ""
 
 

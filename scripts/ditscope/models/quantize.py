@@ -1,7 +1,7 @@
 """Quantization schemes of a generator's transformer: a registry that says what becomes of each linear layer.
 
-A scheme is data (`settings.Scheme`); its kind turns it into one config of torchao or MLX per layer, and everything else
-(applying it, its nominal size, whether torchao only simulates it) is read off those configs: a plan is no special case.
+A scheme is data (`settings.Scheme`); its kind turns it into one config of torchao or MLX, or a recipe, per layer, and
+all else (applying it, its nominal size, whether it is only simulated) is read off those: a plan is no special case.
 """
 
 import math
@@ -15,6 +15,11 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
+from torchao.prototype.mx_formats import (
+    MXDynamicActivationMXWeightConfig,
+    NVFP4DynamicActivationNVFP4WeightConfig,
+    NVFP4WeightOnlyConfig,
+)
 from torchao.quantization import (
     FqnToConfig,
     Int4WeightOnlyConfig,
@@ -25,6 +30,7 @@ from torchao.quantization import (
     PerTensor,
     quantize_,
 )
+from torchao.quantization.quantize_.common.kernel_preference import KernelPreference
 from torchao.quantization.quantize_.workflows import Float8PackingFormat
 from torchao.sparsity.sparse_api import SemiSparseWeightConfig, apply_fake_sparsity
 
@@ -32,6 +38,10 @@ from ditscope.core.errors import InputError
 from ditscope.core.plugins import load_plugin
 from ditscope.models.bit_plan import format_configs, formats_of, load_plan, to_fqn_config, to_mlx
 from ditscope.models.by_step import ByStep, make_stepped
+from ditscope.models.emulate.apply import calibrated
+from ditscope.models.emulate.formats import FORMATS, Format, stored_bits
+from ditscope.models.emulate.inputs import Measure
+from ditscope.models.emulate.layer import Recipe
 from ditscope.models.families.sd3 import FusedJointAttention
 from ditscope.models.mlx.names import MlxConfig, row_lengths
 from ditscope.models.packed import SCALE_BITS, intx_bytes, mlx_bytes
@@ -51,6 +61,15 @@ NOT_PLANNED = "not in the plan, or with rows that its group_size does not divide
 INDIVISIBLE = (TILE, GROUP, NOT_PLANNED)  # why a scheme leaves a layer that its filters do not name
 
 
+def microscaled(config: LayerConfig) -> Format | None:
+    """The format of weights under a config of torchao that shares scales by a power of two or a float8; else None."""
+    if isinstance(config, NVFP4WeightOnlyConfig | NVFP4DynamicActivationNVFP4WeightConfig):
+        return FORMATS["nvfp4"]
+    if isinstance(config, MXDynamicActivationMXWeightConfig):
+        return FORMATS["mxfp8" if config.weight_dtype == torch.float8_e4m3fn else "mxfp4"]
+    return None
+
+
 def kind_of(scheme: Scheme) -> Kind:
     """What a scheme's kind does: `KIND` of its module."""
     return load_plugin(scheme.kind, SCHEMES, "schemes", "a kind of scheme").KIND
@@ -65,7 +84,8 @@ def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
     if backend not in (able := backends_of(scheme.kind)):
         return f"{scheme.kind} needs a model with `backend: {able[0]}`; this one's is `{backend}`"
     if backend == "mlx":
-        option = next((o for o in ("fuse_qkv", "compile_vae") if getattr(scheme, o)), "")
+        torchs = ("fuse_qkv", "text_encoders", "compile_vae", "cache")
+        option = next((option for option in torchs if getattr(scheme, option)), "")
         return f"{option} is torch's; MLX runs the layers as they are" if option else ""
     if kind.capability:
         need = f"{scheme.kind} needs CUDA compute capability {kind.capability[0]}.{kind.capability[1]}"
@@ -73,7 +93,7 @@ def unsupported(scheme: Scheme, device: str, dtype: str = "bfloat16") -> str:
             return f"{need}; this device is `{device}`"
         if (capability := torch.cuda.get_device_capability(device)) < kind.capability:
             return f"{need}; this GPU has {capability[0]}.{capability[1]}"
-    if "fp8" in scheme.kind and device.startswith("mps"):
+    if device.startswith("mps") and ("fp8" in scheme.kind or "fp4" in scheme.kind):
         return f"{scheme.kind} needs float8, which MPS has not"
     if kind.operator and not has_kernel(kind.operator):
         cuda = f"torch {torch.__version__} is built for CUDA {torch.version.cuda}"
@@ -158,12 +178,20 @@ def left_why(transformer: nn.Module, name: str, module: nn.Linear, scheme: Schem
     """Why a scheme leaves a layer in full precision, as a reason that many layers share; empty where it does not."""
     kind = kind_of(scheme)
     config = kind.config(scheme)
-    group = group_size(config) if config else 0
     if module.weight.numel() < scheme.min_weights:
         return f"below min_weights {scheme.min_weights}"
-    if group and any(row % group for row in rows(transformer, name, module)):
+    groups = divisors(config) if config else ()
+    if any(row % size for size in groups for row in rows(transformer, name, module)):
         return GROUP
     return TILE if module.in_features % kind.multiple or module.out_features % kind.multiple else ""
+
+
+def divisors(config: LayerConfig) -> tuple[int, ...]:
+    """Sizes of groups that a layer's rows must be divided by under a config."""
+    if isinstance(config, Recipe):
+        return config.divides
+    group = group_size(config)
+    return (group,) if group else ()
 
 
 def skipped(transformer: nn.Module, linear: Collection[str], scheme: Scheme) -> set[str]:
@@ -203,7 +231,7 @@ def rows(transformer: nn.Module, name: str, layer: nn.Linear) -> tuple[int, ...]
 
 def label(scheme: Scheme) -> str:
     """What a scheme does in a few words: its kind, and what else it changes. Only the plain base is called `base`."""
-    options = [option for option in ("fuse_qkv", "compile_vae") if getattr(scheme, option)]
+    options = [option for option in ("fuse_qkv", "text_encoders", "compile_vae") if getattr(scheme, option)]
     return "+".join([scheme.kind, *options, *([scheme.cache] if scheme.cache else [])])
 
 
@@ -227,8 +255,13 @@ def fuse_qkv(transformer: nn.Module) -> None:
                     delattr(module, part)
 
 
-def apply_scheme(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> None:
-    """Quantize a transformer's linear layers in place, on the device where it is, after fusing what is to be fused."""
+def apply_scheme(
+    transformer: nn.Module, scheme: Scheme, plan: Path | None = None, measure: Measure | None = None
+) -> None:
+    """Quantize a transformer's linear layers in place, on the device where it is, after fusing what is to be fused.
+
+    `measure` runs the calibration set of a scheme that needs one.
+    """
     if scheme.fuse_qkv:
         fuse_qkv(transformer)
     configs = layer_configs(transformer, scheme, plan)
@@ -239,6 +272,9 @@ def apply_scheme(transformer: nn.Module, scheme: Scheme, plan: Path | None = Non
         return
     if kind_of(scheme).sparse:  # keep the two largest of every four weights
         apply_fake_sparsity(transformer, filter_fn=lambda module, name: name in configs)
+    if measure and (solved := {n: c for n, c in configs.items() if isinstance(c, Recipe) and c.needs}):
+        calibrated(transformer, solved, measure)
+        configs = {name: config for name, config in configs.items() if name not in solved}
     if stepped := {name: config for name, config in configs.items() if isinstance(config, ByStep)}:
         configs = {name: c for name, c in configs.items() if name not in stepped} | make_stepped(transformer, stepped)
     quantize_(transformer, FqnToConfig(OrderedDict(configs)), filter_fn=None)
@@ -292,6 +328,10 @@ def weight_bytes(weight: Tensor, config: LayerConfig | None) -> int:
         return sum(weight_bytes(weight, variant) for variant in config.distinct().values())
     if isinstance(config, MlxConfig):
         return mlx_bytes(weight.numel(), config.bits, config.group_size, weight.itemsize)
+    if isinstance(config, Recipe):
+        return math.ceil(config.bits_of(weight.shape[0], weight[0].numel()) / 8)
+    if kind := microscaled(config):
+        return math.ceil(stored_bits(kind, (weight.shape[0], weight[0].numel())) / 8)
     if isinstance(config, SemiSparseWeightConfig):  # two of four values and a 2-bit position of each
         return weight.nbytes // 2 + weight.numel() // 8
     if getattr(config, "packing_format", None) == Float8PackingFormat.SPARSE_2D_DATA_2D_METADATA:
@@ -305,8 +345,10 @@ def weight_bytes(weight: Tensor, config: LayerConfig | None) -> int:
 
 def weight_bits(config: LayerConfig) -> int:
     """Bits of one quantized weight under a config."""
-    if isinstance(config, MlxConfig):
+    if isinstance(config, MlxConfig | Recipe):
         return config.bits
+    if kind := microscaled(config):
+        return kind.bits
     if isinstance(config, INTX):
         return int(str(config.weight_dtype).removeprefix("torch.int"))
     return 4 if isinstance(config, Int4WeightOnlyConfig) else 8
@@ -316,6 +358,10 @@ def group_size(config: LayerConfig) -> int:
     """Inputs that share a scale under a config; 0 where that is a whole row or tensor."""
     if isinstance(config, Int4WeightOnlyConfig | MlxConfig):
         return config.group_size
+    if isinstance(config, Recipe):
+        return config.weights.group
+    if kind := microscaled(config):
+        return kind.group
     granularity = getattr(config, "weight_granularity", None) or getattr(config, "granularity", None)
     return granularity.group_size if isinstance(granularity, PerGroup) else 0
 
@@ -335,10 +381,21 @@ def asymmetric(config: AOBaseConfig) -> bool:
 
 
 def is_simulated(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> bool:
-    """Whether torchao stores some weights in more bits than the scheme says: 1 to 7 bit integers lie in int8."""
+    """Whether some layers are stored or computed in more bits than the scheme says.
+
+    torchao keeps integers of 1 to 7 bits in bytes, and multiplies MX formats in bfloat16 where there is no kernel;
+    emulated kinds keep and multiply the model's own type.
+    """
     configs, _ = coverage(transformer, scheme, plan)
     variants = [v for c in configs.values() for v in (c.distinct().values() if isinstance(c, ByStep) else [c])]
-    return any(isinstance(config, INTX) and weight_bits(config) < 8 for config in variants)
+    return any(config is not None and simulated(config) for config in variants)
+
+
+def simulated(config: LayerConfig) -> bool:
+    """Whether a layer under a config is stored or computed in more bits than the config says."""
+    if isinstance(config, MXDynamicActivationMXWeightConfig):
+        return config.kernel_preference == KernelPreference.EMULATED
+    return isinstance(config, Recipe) or (isinstance(config, INTX) and weight_bits(config) < 8)
 
 
 def stored_bytes(module: nn.Module) -> int:

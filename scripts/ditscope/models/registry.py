@@ -154,6 +154,16 @@ def check_source(name: str, entry: Model) -> None:
         raise InputError(f"models.{name}: `{entry.family}` has no weights; leave out `source` and `revision`")
 
 
+def check_loras(name: str, entry: Model) -> None:
+    """Refuse LoRA files of what has no weights in torch that they could change, and files of another kind."""
+    if not entry.loras:
+        return
+    if not is_generator(entry) or not has_weights(entry) or entry.backend == "mlx":
+        raise InputError(f"models.{name}.loras: only generators whose weights are loaded by torch take LoRA files")
+    if other := next((file for file in entry.loras if not file.endswith(".safetensors")), ""):
+        raise InputError(f"models.{name}.loras: `{other}` is no .safetensors file; pickles are refused: convert it")
+
+
 def check_captioning(name: str, entry: Model) -> None:
     """Refuse settings of captions that a model does not read, and beams of which tokens are drawn."""
     given = {"temperature": entry.temperature > 0, "top_p": entry.top_p < 1, "caption_prompt": entry.caption_prompt}

@@ -4,8 +4,9 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 
 from ditscope.core.counts import grouped
-from ditscope.core.identity import BASE, request_hash, weights_id
+from ditscope.core.identity import BASE, request_hash
 from ditscope.core.shards import png_bytes
+from ditscope.models.folders import weights_of
 from ditscope.models.loading import Generator, reads_negative, settled, text_length
 from ditscope.models.sampling import decode, sample, still
 from ditscope.models.settings import Model
@@ -63,7 +64,7 @@ def request_of(name: str, entry: Model, row: dict) -> dict:
         {
             "model": name,
             "revision": entry.revision,
-            "weights": weights_id(entry.source, entry.revision),
+            "weights": weights_of(entry),
             "scheme": BASE,
             "backend": entry.backend,
             "dtype": entry.dtype,

@@ -1,6 +1,7 @@
 """Registry entries: generators and captioners, quantization schemes, embedders."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ditscope.core.settings import setting
@@ -20,13 +21,28 @@ SCHEMES = {
     "int8-dynamic-intx": "ditscope.models.schemes.int8_dynamic_intx",
     "fp8-dynamic-row": "ditscope.models.schemes.fp8_dynamic_row",
     "fp8-dynamic-tensor": "ditscope.models.schemes.fp8_dynamic_tensor",
+    "mxfp8-dynamic": "ditscope.models.schemes.mxfp8_dynamic",
+    "mxfp4-dynamic": "ditscope.models.schemes.mxfp4_dynamic",
+    "nvfp4-weight-only": "ditscope.models.schemes.nvfp4_weight_only",
+    "nvfp4-dynamic": "ditscope.models.schemes.nvfp4_dynamic",
     "int4-weight-only": "ditscope.models.schemes.int4_weight_only",
     "sparse-2-4": "ditscope.models.schemes.sparse_2_4",
     "sparse-2-4-fp8": "ditscope.models.schemes.sparse_2_4_fp8",
     "sparse-2-4-int8": "ditscope.models.schemes.sparse_2_4_int8",
     "mlx-weight-only": "ditscope.models.schemes.mlx_weight_only",
     "plan": "ditscope.models.schemes.plan",
+    "nearest": "ditscope.models.schemes.nearest",
+    "gptq": "ditscope.models.schemes.gptq",
+    "awq": "ditscope.models.schemes.awq",
+    "smoothquant": "ditscope.models.schemes.smoothquant",
+    "svdquant": "ditscope.models.schemes.svdquant",
 }
+CALIBRATED = ("gptq", "awq", "smoothquant", "svdquant")  # kinds that are solved from recorded inputs
+EMULATED = ("nearest", *CALIBRATED)  # kinds that round to any format, computed in the model's own type
+CALIBRATE = "calibrate"  # the calibration set that is that stage's
+# Number formats of emulated kinds, and the same for activations; `int` has the scheme's bits.
+WEIGHT_FORMATS = ("int", "fp8-row", "fp8-tensor", "mxfp8", "mxfp4", "nvfp4")
+ACTIVATION_FORMATS = ("", "int8", "int4", "fp8-row", "fp8-tensor", "mxfp8", "mxfp4", "nvfp4")
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,9 @@ class Model:
         signed=True,
     )
     call: dict[str, Any] = setting({}, "Further arguments of the pipeline's `__call__`, as `{true_cfg_scale: 4.0}`")
+    loras: dict[str, float] = setting(
+        {}, "LoRA files (safetensors) fused into the weights as they are loaded, each with its scale", signed=True
+    )
     use_t5: bool = setting(True, "SD3: load the T5 encoder; without it the pipeline feeds zeros")
     max_sequence_length: int = setting(
         0, "Tokens that T5 reads of a prompt; 0: the pipeline's default, at most the length that its tokenizer names"
@@ -96,6 +115,21 @@ def backends_of(kind: str) -> tuple[str, ...]:
     return BACKENDS if kind in ("base", "plan") else ("mlx",) if kind.startswith("mlx-") else ("torch",)
 
 
+def calibration_of(scheme: "Scheme") -> str:
+    """The calibration set that a scheme is solved from: `calibrate`, a folder, or empty where it needs none."""
+    return scheme.calibration or (CALIBRATE if scheme.kind in CALIBRATED else "")
+
+
+def calibrated_on(scheme: "Scheme", name: str, made: Path | str) -> "Scheme":
+    """The scheme of a model with the folder of the calibration set that it is solved from, where it needs one.
+
+    `made` is the set of the calibrate stage, or the user's own in its place.
+    """
+    chosen = calibration_of(scheme)
+    folder = str(made) if chosen == CALIBRATE else chosen.replace("{model}", name)
+    return replace(scheme, calibration=folder)
+
+
 # Ways to skip denoising steps, in `ditscope.models.step_cache`.
 CACHES = ("first-block", "teacache", "magcache")
 
@@ -107,6 +141,24 @@ class Scheme:
     kind: str = setting(help="What is done to the linear layers", choices=tuple(SCHEMES), importable=True)
     bits: int = setting(8, "Weight bits, where the scheme has a choice", positive=True, most=16)
     group_size: int = setting(0, "Weights that share one scale along the input dimension; 0: a whole row")
+    format: str = setting(
+        "int", "Emulated kinds: format of the weights; `int` has `bits` and `group_size`", choices=WEIGHT_FORMATS
+    )
+    activations: str = setting(
+        "", "Emulated kinds: format of the activations; empty: full precision", choices=ACTIVATION_FORMATS
+    )
+    calibration: str = setting(
+        "",
+        "Calibrated kinds: `calibrate`, the set of that stage or of `calibrate.sources`, or a folder, in which "
+        "{model} stands for the model's name; empty: what the kind needs",
+    )
+    calibration_images: int = setting(0, "Calibrated kinds: images of the set that are used, its first; 0: all")
+    alpha: float = setting(
+        0.5, "smoothquant, svdquant: how much of the activations' range moves into the weights", most=1
+    )
+    rank: int = setting(32, "svdquant: rank of the branch in 16 bits", positive=True)
+    damping: float = setting(0.01, "gptq: share of the Hessian's mean diagonal that is added to it", positive=True)
+    act_order: bool = setting(False, "gptq: columns by falling activation, in groups of the given weights' ranges")
     plan: str = setting("", "kind: plan only: the budget whose bit plan is applied")
     skip_layers: list[str] = setting(
         [],
@@ -114,6 +166,7 @@ class Scheme:
     )
     min_weights: int = setting(0, "Leave layers of fewer weights in full precision")
     fuse_qkv: bool = setting(False, "Join the query, key and value projections to one layer before quantizing")
+    text_encoders: bool = setting(False, "Quantize the linear layers of the text encoders too")
     compile_vae: bool = setting(False, "Compile the VAE's decoder too, where the transformer is compiled")
     cache: str = setting(
         "",
@@ -131,6 +184,7 @@ EMBEDDER_FAMILIES = {
     "siglip": "ditscope.models.embedders.towers",
     "dinov2": "ditscope.models.embedders.towers",
     "jina-clip": "ditscope.models.embedders.jina_clip",
+    "efficientnet-lite": "ditscope.models.embedders.efficientnet_lite",
     "random-walk": "ditscope.models.embedders.random_walk",
     "vectors": "ditscope.models.embedders.vectors",
 }
@@ -142,8 +196,8 @@ class Embedder:
     """A model that maps a text or an image of a trajectory to a vector."""
 
     family: str = setting(
-        help="sentence-transformers, minilm, clip, siglip, dinov2, jina-clip, random-walk (the control), vectors (a "
-        "table of your own), or a module of your own"
+        help="sentence-transformers, minilm, clip, siglip, dinov2, jina-clip, efficientnet-lite, random-walk (the "
+        "control), vectors (a table of your own), or a module of your own"
     )
     source: str = setting("", "Folder, hub id, or empty where the package carries its weights", path=True)
     revision: str = setting("", "Commit of a hub id")

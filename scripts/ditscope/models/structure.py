@@ -14,6 +14,7 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import zip_longest
 from typing import Any
 
@@ -160,7 +161,8 @@ def facts(transformer: nn.Module) -> Facts:
 
 def described(name: str, path: str, block: nn.Module, told: Facts) -> Block:
     """A block by its class: the names that its code returns say what its outputs continue, else diffusers' registry."""
-    arguments = returned(type(block)) or registered_outputs(type(block))
+    cls: Any = type(block)
+    arguments = returned(cls) or registered_outputs(cls)
     return block_of(name, path, arguments, len(arguments) == 1, told)
 
 
@@ -194,6 +196,7 @@ def registered_outputs(cls: type) -> tuple[str | None, ...]:
     return outputs if set(outputs) <= {*parameters(cls)} else ()  # of Z-Image it names an argument that is none
 
 
+@cache
 def returned(cls: type[nn.Module]) -> tuple[str | None, ...]:
     """The arguments that `forward` returns, by the names in its last `return`; empty where these tell nothing."""
     known = parameters(cls)

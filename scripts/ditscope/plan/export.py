@@ -6,6 +6,7 @@ from typing import Annotated
 
 import diffusers
 import torch
+from torchao.core.config import AOBaseConfig
 
 from ditscope.core.errors import InputError
 from ditscope.core.names import unknown
@@ -62,5 +63,10 @@ def export_of(plan: Path, models: dict[str, Model], model: str = "") -> Export:
     config = transformer_config(name, models[name])
     transformer = on_meta(getattr(diffusers, config["_class_name"]), config)
     configs = layer_configs(transformer, Scheme("plan", plan=loaded["budget"]), plan)
+    if own := [layer for layer, config in configs.items() if not isinstance(config, AOBaseConfig)]:
+        raise InputError(
+            f"{plan}: layer `{own[0]}` has weights of {type(configs[own[0]]).__name__}, which ditscope alone applies "
+            "(formats that switch between steps, or are emulated); plan without steps, over formats of torchao"
+        )
     folder = resolve_source(name, models[name]) / "transformer"
     return Export(str(plan), loaded, transformer, configs, folder, getattr(torch, models[name].dtype))

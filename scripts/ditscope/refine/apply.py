@@ -75,7 +75,7 @@ def coarse_to_fine(
         corrupted = corrupt(values, keys, grid, settings, rng, known)
         confidence = np.select([known & ends, known, keys], [PROTECTED, KEY, REPLACED], MISSING)
         inputs = as_input(Corrupted(corrupted.tokens, confidence, corrupted.interpolation), keys, conditions)
-        refined = apply(network, inputs, grid, settings.clamp_anchors)
+        refined = apply(network, inputs, grid, settings.clamp_keys)
         values = np.where(known.repeat(each, axis=1)[..., None], clean, refined.cpu().numpy())
     if refined is None:
         raise ValueError("no keys")

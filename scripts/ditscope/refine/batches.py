@@ -54,11 +54,11 @@ def samples_of(data: Data, split: str, codes: np.ndarray, settings: Refine) -> S
     grid = token_grid(data.space, settings.patch)
     nodes = key_grid(grid, settings.keys)
     count = int(np.prod(nodes))
-    counts = key_counts(count, settings.levels, settings.min_anchors, settings.schedule, settings.keys)
+    counts = key_counts(count, settings.levels, settings.min_keys, settings.schedule, settings.keys)
     protected = end_nodes(nodes) if settings.endpoints else np.zeros(count, bool)
-    if protected.sum() > settings.min_anchors:
+    if protected.sum() > settings.min_keys:
         raise InputError(
-            f"refine.min_anchors: {settings.min_anchors} are fewer than the {protected.sum()} endpoints; raise it"
+            f"refine.min_keys: {settings.min_keys} are fewer than the {protected.sum()} endpoints; raise it"
         )
     own = codes[rows]
     members = {int(code): rows[own == code] for code in np.unique(own)}

@@ -2,7 +2,7 @@
 
 The condition of a sample joins two parts, each centred and scaled to unit mean squared norm over the training split:
 its text (the mean of its tokens or, where the data have none, the TF-IDF vector of the prompt's words) and the mean of
-the anchor patches at the hardest corruption level, taken at positions that are the same for every sample. A codebook
+the key patches at the hardest corruption level, taken at positions that are the same for every sample. A codebook
 holds all that is needed to assign a new sample.
 """
 
@@ -41,7 +41,7 @@ class Codebook:
     patch: int
     quantizer: str
     tried: list[dict[str, Any]]  # sizes that were tried, with their occupancy, and why one was not kept
-    # text_center, text_scale, keyframe_center, keyframe_scale, anchors (tokens), centroids; idf; encoder.* of vq
+    # text_center, text_scale, keyframe_center, keyframe_scale, keys (tokens), centroids; idf; encoder.* of vq
     arrays: dict[str, np.ndarray]
 
     @property
@@ -58,7 +58,7 @@ def build_codebook(
     settings: Refine = Refine(),
     start: Annotated[str, "file of the refiner that training goes on from, whose pseudo-classes stay"] = "",
 ) -> None:
-    """Quantize texts and anchor patches of the training split to pseudo-classes; held-out samples are assigned.
+    """Quantize texts and key patches of the training split to pseudo-classes; held-out samples are assigned.
 
     Leaves `codebook` (safetensors) and `assignments` (table `refine.assignments`, one row per sample, in their order).
     """
@@ -94,9 +94,9 @@ def fit_codebook(data: Dataset, settings: Refine) -> tuple[Codebook, np.ndarray]
         raise InputError("refine: a single sample has no neighbours; take at least 2 for training")
     if not 1 <= settings.codes <= len(train):
         raise InputError(f"refine.codes: {settings.codes} pseudo-classes from {len(train)} samples; lower it")
-    anchors = anchor_tokens(data.space, settings)
+    keys = key_tokens(data.space, settings)
     words, idf, kind = vocabulary(data, train)
-    unscaled = Codebook(kind, words, settings.patch, settings.quantizer, [], {"anchors": anchors, "idf": idf})
+    unscaled = Codebook(kind, words, settings.patch, settings.quantizer, [], {"keys": keys, "idf": idf})
     conditions = conditions_of(unscaled, data)
     split = conditions.shape[1] - keyframe_size(unscaled, data)
     scales = part_scales(conditions, train, split)
@@ -107,11 +107,11 @@ def fit_codebook(data: Dataset, settings: Refine) -> tuple[Codebook, np.ndarray]
     return Codebook(kind, words, settings.patch, settings.quantizer, tried, scaled.arrays | arrays), conditions
 
 
-def anchor_tokens(space: tuple[int, ...], settings: Refine) -> np.ndarray:
+def key_tokens(space: tuple[int, ...], settings: Refine) -> np.ndarray:
     """Tokens of as many patches or frames as the hardest level keeps, at positions that depend on the seed alone."""
     grid = token_grid(space, settings.patch)
     nodes = np.arange(int(np.prod(grid))).reshape(int(np.prod(key_grid(grid, settings.keys))), -1)  # tokens of each
-    chosen = np.random.default_rng(settings.seed).permutation(len(nodes))[: settings.min_anchors]
+    chosen = np.random.default_rng(settings.seed).permutation(len(nodes))[: settings.min_keys]
     return np.sort(nodes[chosen].ravel())
 
 
@@ -160,12 +160,12 @@ def conditions_of(codebook: Codebook, data: Dataset) -> np.ndarray:
 def condition(
     codebook: Codebook, values: np.ndarray, prompts: list[str], text: np.ndarray, there: np.ndarray
 ) -> np.ndarray:
-    """Text and anchors, joined, (samples, dimensions) float16: what a codebook is fitted to and assigns.
+    """Text and keys, joined, (samples, dimensions) float16: what a codebook is fitted to and assigns.
 
     `values` (samples, channels, *space) are standardised; `text` (samples, words, width) and `there` (samples, words)
     are the tokens, which count where the codebook has them.
     """
-    keyframes = anchor_means(values, codebook.arrays["anchors"], codebook.patch)
+    keyframes = key_means(values, codebook.arrays["keys"], codebook.patch)
     # Tokens are float16 as they are stored, and a set of 10^5 samples is held at once: half the memory.
     return np.concatenate([text_vectors(codebook, prompts, text, there), keyframes], 1).astype(np.float16)
 
@@ -181,18 +181,18 @@ def text_vectors(codebook: Codebook, prompts: list[str], text: np.ndarray, there
     return vectorizer.transform(prompts).toarray()  # words outside the vocabulary are passed over
 
 
-def anchor_means(values: np.ndarray, anchors: np.ndarray, patch: int) -> np.ndarray:
-    """Mean anchor patch (samples, channels * values of a patch) of values (samples, channels, *space), float64."""
-    return patchify(values, patch)[:, anchors].mean(1, dtype=np.float64)
+def key_means(values: np.ndarray, keys: np.ndarray, patch: int) -> np.ndarray:
+    """Mean key patch (samples, channels * values of a patch) of values (samples, channels, *space), float64."""
+    return patchify(values, patch)[:, keys].mean(1, dtype=np.float64)
 
 
 def keyframe_size(codebook: Codebook, data: Dataset) -> int:
-    """Dimensions of the anchors' part of a condition."""
-    return anchor_means(np.zeros((1, data.channels, *data.space)), codebook.arrays["anchors"], codebook.patch).shape[1]
+    """Dimensions of the keys' part of a condition."""
+    return key_means(np.zeros((1, data.channels, *data.space)), codebook.arrays["keys"], codebook.patch).shape[1]
 
 
 def parts_of(codebook: Codebook, conditions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Text and anchors (samples, dimensions) of conditions."""
+    """Text and keys (samples, dimensions) of conditions."""
     split = len(codebook.arrays["text_center"])
     return conditions[:, :split], conditions[:, split:]
 

@@ -79,6 +79,12 @@ def adapter_of(source: Source) -> str:
     return source.adapter or OWN_ADAPTER.get(source.kind, "latents")
 
 
+def has_pictures(source: Source) -> bool:
+    """Whether values of a source decode to pictures; of an adapter of the user's own that is taken to be so."""
+    kind = adapter_of(source)
+    return kind != "maze" and (kind != "latents" or bool(source.model))
+
+
 def check_source_of(where: str, source: Source) -> None:
     """Refuse a source that lacks what its kind needs; `where` names its key."""
     if source.kind in IN_FOLDERS and not source.folder:

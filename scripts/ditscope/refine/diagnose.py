@@ -222,7 +222,7 @@ def kernel_rows(trained: Trained, data: Dataset, codes: np.ndarray, encoder: Lat
     drawn = samples_of(data, judged_split(data), codes, settings)
     batch = to_device(draw_batch(drawn, settings, 0, 0), device)
     looked = encoder_of(settings, data, encoder, device)
-    refined = apply(trained.network.to(device), batch.inputs, drawn.grid, settings.clamp_anchors)
+    refined = apply(trained.network.to(device), batch.inputs, drawn.grid, settings.clamp_keys)
     generated = features_of(looked, unpatchify(refined, drawn.grid, settings.patch), settings)
     targets = real_targets(looked, batch, settings)
     rows: list[Row] = []

@@ -52,7 +52,7 @@ def neighbour_table(
 ) -> pl.DataFrame:
     """One row for each sample and rank: the neighbour, its class, and how far both agree.
 
-    Agreement is the cosine of the texts' vectors and that of the mean anchors, both less a centre of their own.
+    Agreement is the cosine of the texts' vectors and that of the mean keys, both less a centre of their own.
     """
     samples, k = rows.shape
     query, nearest = np.repeat(np.arange(samples), k), rows.ravel()

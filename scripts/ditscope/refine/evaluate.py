@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 CHUNK = 32  # samples that are refined, decoded and measured together
 INTERPOLATED, REFINED = "interpolated", "refined"
 NO_TEXT, OTHER_TEXT, PASTED = "no text", "another text", "generator, keys pasted in"
+# The same refiner used in the other way than it was trained to be, by the setting `refinement` of that way.
+OTHER_WAYS = {"one-step": "one step", "coarse-to-fine": "coarse to fine"}
 
 Features = Callable[[np.ndarray, np.ndarray | None], np.ndarray]  # (standardised values, pictures) -> features
 Generate = Callable[[Sequence[str], Sequence[int]], np.ndarray]  # prompts and seeds -> pictures of a generator
@@ -223,14 +225,20 @@ def methods(
     settings, grid = trained.settings, told.grid
     each = chunk.clean.shape[1] // keys.shape[1]
 
-    def use(prompts: list[str], text: np.ndarray, words: np.ndarray, told: bool = True) -> np.ndarray:
-        conditions = conditions_of(trained, prompts, text, words, chunk.clean, keys, told)
-        return refined(trained, chunk.clean, chunk.orders, count, grid, conditions)
+    def use(
+        prompts: list[str], text: np.ndarray, words: np.ndarray, told: bool = True, by: Trained = trained
+    ) -> np.ndarray:
+        conditions = conditions_of(by, prompts, text, words, chunk.clean, keys, told)
+        return refined(by, chunk.clean, chunk.orders, count, grid, conditions)
 
+    own = chunk.prompts, chunk.text, chunk.words
     yield INTERPOLATED, interpolate(chunk.clean, keys, grid, settings)
-    yield REFINED, use(chunk.prompts, chunk.text, chunk.words)
+    yield REFINED, use(*own)
+    if settings.levels > 1:
+        (way,) = OTHER_WAYS.keys() - {settings.refinement}
+        yield OTHER_WAYS[way], use(*own, by=replace(trained, settings=replace(settings, refinement=way)))
     if trained.network.config.text_width:
-        yield NO_TEXT, use(chunk.prompts, chunk.text, chunk.words, told=False)
+        yield NO_TEXT, use(*own, told=False)
         yield OTHER_TEXT, use(*chunk.others)
     if chunk.pasted is not None:
         yield PASTED, np.where(keys.repeat(each, axis=1)[..., None], chunk.clean, chunk.pasted)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ditscope.core.errors import InputError, again, parsing
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 
 
 def describe(kind: str, **about: Any) -> dict[str, str]:

@@ -23,7 +23,7 @@ def pseudo_classes(
 ) -> np.ndarray:
     """Pseudo-class (samples,) by text and keys: nothing else of `clean` (samples, tokens, size) is looked at.
 
-    `keys` (samples, nodes) says which are known; their mean stands in for that of the codebook's anchors.
+    `keys` (samples, nodes) says which are known; their mean stands in for that of the codebook's keys.
     """
     known = keys.repeat(clean.shape[1] // keys.shape[1], axis=1)[..., None]
     means = np.where(known, clean, 0).sum(1, dtype=np.float64) / known.sum(1)
@@ -107,11 +107,11 @@ def step(
     protected = end_nodes(key_grid(grid, settings.keys)) if settings.endpoints else None
     given_as_they_are = replace(settings, key_replacement=0.0, key_noise=0.0)
     corrupted = corrupt(clean, keys, grid, given_as_they_are, rng, protected)
-    return np.asarray(apply(network, as_input(corrupted, keys, told), grid, settings.clamp_anchors).cpu())
+    return np.asarray(apply(network, as_input(corrupted, keys, told), grid, settings.clamp_keys).cpu())
 
 
 def level_counts(grid: Grid, settings: Refine) -> list[int]:
     """Keys at levels 1, 2, ... of a grid; only those of the settings that fit into a smaller one."""
     nodes = int(np.prod(key_grid(grid, settings.keys)))
-    levels = min(settings.levels, nodes - settings.min_anchors)
-    return key_counts(nodes, levels, settings.min_anchors, settings.schedule, settings.keys) if levels > 0 else []
+    levels = min(settings.levels, nodes - settings.min_keys)
+    return key_counts(nodes, levels, settings.min_keys, settings.schedule, settings.keys) if levels > 0 else []

@@ -25,7 +25,7 @@ def key_counts(nodes: int, levels: int, minimum: int, schedule: str, kind: str =
     From hard to easy the counts grow linearly, by doubling, or by the factor (nodes / minimum)^(1 / levels).
     """
     if minimum < 1 or minimum + levels > nodes:
-        raise InputError(f"refine.min_anchors: {minimum} anchors and {levels} levels do not fit into {nodes} {kind}")
+        raise InputError(f"refine.min_keys: {minimum} keys and {levels} levels do not fit into {nodes} {kind}")
     growth: dict[str, Callable[[int], float]] = {
         "linear": lambda n: minimum + (nodes - minimum) * n / levels,
         "doubling": lambda n: minimum * 2.0**n,

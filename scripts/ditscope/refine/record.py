@@ -25,7 +25,7 @@ DIAGNOSTIC = ("top_k", "evaluated", "judge", "generator", "gallery")
 WINDOW = 0.1  # share of the steps that "first" and "last" are averaged over
 UNTOUCHED = 1e-9  # squared error of keys, in variances, up to which they count as left alone
 # What a refiner must be better in than interpolation at every level, where its samples have it.
-JUDGED = ("missing_error", "feature_distance", "psnr_db", "oracle_all", "warp_error", "in_walls")
+JUDGED = ("missing_error", "feature_distance", "psnr_db", "oracle_all", "oracle_frames", "warp_error", "in_walls")
 RULE = (
     "keep where, on held-out samples and at every level, the 95 % interval over units of the paired gain over "
     f"interpolation lies above 0 in each of {', '.join(JUDGED)} that the samples have, keys are left alone where they "
@@ -127,7 +127,7 @@ def criteria(
     for metric in JUDGED:
         for level, low in refined.filter(metric=metric).select("level", "gain_low").iter_rows():
             checks[f"{metric} gains at level {level}"] = above(low, 0.0)
-    if settings.clamp_anchors:
+    if settings.clamp_keys:
         for level, error in refined.filter(metric="key_error").select("level", "value").iter_rows():
             checks[f"keys untouched at level {level}"] = below(error, UNTOUCHED)
     if training.filter(network="latent_mae").height:

@@ -20,14 +20,14 @@ ENCODERS = {name: f"ditscope.refine.encoders.{name}" for name in ("latent_mae", 
 
 # What weights are of: a refiner that goes on from a file has these as the file has them.
 KEPT = (
-    "patch", "keys", "levels", "min_anchors", "schedule", "endpoints", "interpolation", "laplacian_space", "neighbours",
+    "patch", "keys", "levels", "min_keys", "schedule", "endpoints", "interpolation", "laplacian_space", "neighbours",
     "sigma_feature", "sigma_space", "lambda_reg", "noise", "noise_scale", "key_noise", "uncertainty", "codes",
-    "fallback_codes", "keyframe_weight", "quantizer", "width", "depth", "heads", "clamp_anchors", "class_dropout",
+    "fallback_codes", "keyframe_weight", "quantizer", "width", "depth", "heads", "clamp_keys", "class_dropout",
     "refinement",
 )  # fmt: skip
 # The settings that a codebook depends on.
 CODEBOOK = (
-    "seed", "patch", "keys", "min_anchors", "codes", "fallback_codes", "keyframe_weight", "quantizer", "vq_steps",
+    "seed", "patch", "keys", "min_keys", "codes", "fallback_codes", "keyframe_weight", "quantizer", "vq_steps",
 )  # fmt: skip
 
 
@@ -43,12 +43,12 @@ class Refine:
         "patches", "What is kept as a whole: patches, or the frames of a video", choices=("patches", "frames")
     )
     levels: int = setting(4, "Nested corruption levels; the last keeps the fewest patches or frames", positive=True)
-    min_anchors: int = setting(4, "Known patches or frames (anchors) at the hardest level", positive=True)
-    schedule: str = setting("geometric", "How anchors grow over levels", choices=("linear", "doubling", "geometric"))
-    endpoints: bool = setting(False, "The first and last frame, or step of a path, are anchors at every level")
+    min_keys: int = setting(4, "Known patches or frames (keys) at the hardest level", positive=True)
+    schedule: str = setting("geometric", "How keys grow over levels", choices=("linear", "doubling", "geometric"))
+    endpoints: bool = setting(False, "The first and last frame, or step of a path, are keys at every level")
     key_replacement: float = setting(
         0.0,
-        "Scheduled sampling: probability that an anchor shows another sample of its pseudo-class (0: storyboard)",
+        "Scheduled sampling: probability that a key shows another sample of its pseudo-class (0: storyboard)",
         most=1,
     )
     interpolation: str = setting(
@@ -76,7 +76,7 @@ class Refine:
         "none", "Noise on filled patches: even, or growing with distance", choices=("none", "gauss", "dist")
     )
     noise_scale: float = setting(0.1, "Standard deviation of that noise, in standard deviations of the latents")
-    key_noise: float = setting(0.0, "gauss: share of that noise that anchors get which are not endpoints", most=1)
+    key_noise: float = setting(0.0, "gauss: share of that noise that keys get which are not endpoints", most=1)
     uncertainty: str = setting(
         "none",
         "1 - confidence of the interpolation as amplitude of the noise: not, instead, or added",
@@ -91,11 +91,11 @@ class Refine:
     )
     quantizer: str = setting(
         "kmeans",
-        "How pseudo-classes come about: mini-batch k-means, or codes that text and anchors are best rebuilt from (vq)",
+        "How pseudo-classes come about: mini-batch k-means, or codes that text and keys are best rebuilt from (vq)",
         choices=("kmeans", "vq"),
     )
     vq_steps: int = setting(1000, "vq: training steps of its encoder and codes", positive=True)
-    keyframe_weight: float = setting(1.0, "Weight of the anchor patches beside the prompt in the condition embedding")
+    keyframe_weight: float = setting(1.0, "Weight of the key patches beside the prompt in the condition embedding")
     # encoder
     encoder: str = setting(
         "latent_mae",
@@ -121,9 +121,7 @@ class Refine:
     width: int = setting(96, "Width of the refiner", positive=True)
     depth: int = setting(3, "Transformer blocks of the refiner", positive=True)
     heads: int = setting(4, "Attention heads of the refiner", positive=True)
-    clamp_anchors: bool = setting(
-        True, "Keep anchors as they are, but those that were replaced; false: refine them too"
-    )
+    clamp_keys: bool = setting(True, "Keep keys as they are, but those that were replaced; false: refine them too")
     text_dropout: float = setting(0.1, "Share of the samples that are trained on without their text", most=1)
     class_dropout: float = setting(0.1, "Share of the samples that are trained on without their pseudo-class", most=1)
     refinement: str = setting(
@@ -207,7 +205,9 @@ class Storyboard:
     """What a refiner is given of pictures that a model makes of prompts: key frames of a film, or patches of each."""
 
     model: str = setting("", "Model whose pictures these are, by name in `models`")
-    prompts: list[str] = setting([], "Prompts (prompt_id) whose pictures are taken, in order", filled=True)
+    prompts: list[str] = setting([], "Prompts (prompt_id) whose pictures are taken, in order")
+    pictures: list[str] = setting([], "Files of pictures, in order, instead of those of a model", path=True)
+    refiner: str = setting("", "File of another refiner that completes them; empty: this one", path=True)
     prompt: str = setting("", "What the refiner is told that the film is; of pictures each its own prompt")
     frames: int = setting(0, "Frames of the film", most=4096)
     positions: list[int] = setting([], "Frames, from 0, at which the pictures stand; empty: evenly")

@@ -15,7 +15,7 @@ from ditscope.refine.adapter import load_adapter
 from ditscope.refine.record_page import STYLE, figure
 from ditscope.refine.refiner_file import load_refiner
 from ditscope.refine.settings import Storyboard
-from ditscope.refine.use import Named, complete, film_of, picture_of, show
+from ditscope.refine.use import Named, complete, film_of, picture_of, read_picture, show
 
 FPS = 6.0
 
@@ -31,14 +31,15 @@ def complete_storyboard(
 ) -> None:
     """Complete the pictures that a model made of the storyboard's prompts, and show what became of them on a page.
 
-    `images` are the shards of `generate` with their tables `manifests`. For a refiner of films the pictures are key
+    `images` are the shards of `generate` with their tables `manifests`, or none where the storyboard names pictures.
+    For a refiner of films the pictures are key
     frames of one; for one of pictures `keep` patches of each are known. Raises InputError where a prompt has no
     picture.
     """
     trained = load_refiner(refiner)
     adapter = load_adapter(trained.adapter)
     axes = trained.network.config.axes
-    read = prompted(images, manifests, storyboard.prompts)
+    read = prompted(images, manifests, storyboard.prompts) if storyboard.prompts else given_in(storyboard)
     make_folder(folder)
     if axes == 3:
         frames, positions = storyboard.frames, storyboard.positions
@@ -60,6 +61,12 @@ def complete_storyboard(
         parts.append(f"<h2>{escape(sample.prompt or name)}</h2>{figures}")
     head = f'<meta charset="utf-8"><title>Storyboard</title><style>{STYLE}</style>'
     write_text(page, f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n')
+
+
+def given_in(storyboard: Storyboard) -> list[tuple[Named, str]]:
+    """The pictures that the storyboard names, each with what it says of all."""
+    read = [Named(Path(file).stem, read_picture(Path(file))) for file in storyboard.pictures]
+    return [(one, storyboard.prompt) for one in read]
 
 
 def prompted(images: Sequence[Path], manifests: Sequence[Path], prompts: Sequence[str]) -> list[tuple[Named, str]]:

@@ -80,7 +80,7 @@ NEIGHBOURS = Table(
         "neighbour_code": Column("Int64", "the neighbour's pseudo-class"),
         "same_code": Column("Boolean", "whether both are the same"),
         "text_cosine": Column("Float64", "cosine of the centred vectors of both texts"),
-        "keyframe_cosine": Column("Float64", "cosine of the centred mean anchor patches"),
+        "keyframe_cosine": Column("Float64", "cosine of the centred mean key patches"),
     },
 )
 TSNE = Table(
@@ -124,7 +124,6 @@ SAMPLES = Table(
     },
 )
 
-METHODS = ("interpolated", "refined", "no text", "another text", "generator, keys pasted in")
 OPTIONAL = "null for fewer than 8 units"
 EVALUATION = Table(
     "refine.evaluation",

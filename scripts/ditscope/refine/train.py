@@ -146,7 +146,7 @@ def train_refiner(
     def loss(forward: nn.Module, batch: Batch, logged: bool) -> tuple[Tensor, dict[str, float]]:
         batch = to_device(batch, device)
         with autocast(settings, device):
-            refined = apply(forward, batch.inputs, grid, settings.clamp_anchors).float()
+            refined = apply(forward, batch.inputs, grid, settings.clamp_keys).float()
 
         @cache
         def features() -> tuple[Features, dict[str, Targets]]:

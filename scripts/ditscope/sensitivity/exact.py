@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ditscope.calibrate.load import Batch
 from ditscope.models.loading import Generator
 from ditscope.models.quantizers import QUANTIZERS, quantizable, shared_weights
-from ditscope.sensitivity.batches import Batch
 from ditscope.sensitivity.replay import dependencies, record, replaced, variants
 from ditscope.sensitivity.settings import Sensitivity
 from ditscope.sensitivity.tables import layer_kind

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ditscope.calibrate.files import Reference
+from ditscope.calibrate.load import Batch
 from ditscope.models.loading import Generator
 from ditscope.models.quantizers import QUANTIZERS
 from ditscope.sensitivity.back_ends import back_end
-from ditscope.sensitivity.batches import Batch
 from ditscope.sensitivity.exact import Layer, labelled
 from ditscope.sensitivity.settings import Sensitivity
 

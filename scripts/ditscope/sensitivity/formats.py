@@ -8,6 +8,7 @@ of (format, piece of the schedule) with those of every other (format, piece). Th
 """
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ from ditscope.models.loading import Generator, load_generator
 from ditscope.models.quantize import coverage, kind_of, unsupported, weight_bytes
 from ditscope.models.registry import require_blocks
 from ditscope.models.schedule_parts import PIECES, piece_of_step
-from ditscope.models.settings import Model, Scheme
+from ditscope.models.settings import Model, Scheme, calibration_of
 from ditscope.sensitivity.back_ends import back_end
 from ditscope.sensitivity.exact import Layer
 from ditscope.sensitivity.fast import Change, Changes, probe
@@ -43,6 +44,8 @@ from ditscope.sensitivity.stage import samples_of
 from ditscope.sensitivity.tables import FORMATS, FORMATS_TIMING, IMAGE_METRIC
 
 SAME = 1e-5  # relative difference of two ways to compute a layer in float32
+log = logging.getLogger(__name__)
+
 TIMED = 20  # turns of each layer in each format
 Moments = dict[nn.Module, np.ndarray]  # of a layer, (formats x pieces, formats x pieces)
 
@@ -80,10 +83,13 @@ def sensitivity_formats(
         changes = format_changes(layers, chosen, configs, dtype)
         size = settings.gradient_batch or gradient_batch(loaded, sample)
         settings = replace(settings, gradient_batch=size)
-        measure = moments_of_calls if records_calls(model) else moments_of_images
+        reason = back_end(loaded).no_image_effects(loaded) if records_calls(model) else ""
+        if reason:
+            log.warning("%s: no effects on images, those on the velocity instead: %s", name, reason)
+        measure = moments_of_calls if reason else moments_of_images
         moments, probes = measure(loaded, layers, calibrated, pieces, changes, settings, len(chosen))
         constants = {
-            "metric": "relative_l2" if records_calls(model) else IMAGE_METRIC,
+            "metric": "relative_l2" if reason else IMAGE_METRIC,
             "n_probes": probes, "n_images": len(calibrated.images()),
         }  # fmt: skip
         steps = steps_of_pieces(calibrated.num_steps)
@@ -107,10 +113,10 @@ def known_formats(formats: Sequence[str], schemes: Mapping[str, Scheme]) -> dict
         if key not in schemes:
             raise InputError(unknown("formats", key, schemes, "in the config's `schemes`"))
         scheme = schemes[key]
-        if scheme.kind == "plan" or scheme.fuse_qkv or scheme.cache or kind_of(scheme).sparse:
+        if scheme.kind == "plan" or scheme.fuse_qkv or scheme.cache or kind_of(scheme).sparse or calibration_of(scheme):
             raise InputError(
-                f"formats: `{key}` is no format of a single layer: plans, fused projections, step caches and 2:4 "
-                "sparsity are none"
+                f"formats: `{key}` is no format of a single layer: plans, fused projections, step caches, 2:4 sparsity "
+                "and kinds that are solved from a calibration set are none"
             )
     return {key: schemes[key] for key in formats}
 

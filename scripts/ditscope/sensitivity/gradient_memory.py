@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ditscope.calibrate.load import Batch
 from ditscope.models.hardware import host_memory_bytes
 from ditscope.models.loading import Generator
-from ditscope.sensitivity.batches import Batch
 
 log = logging.getLogger(__name__)
 MOST = 8  # samples of one pass: more are hardly faster

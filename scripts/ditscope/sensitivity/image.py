@@ -10,18 +10,17 @@ of a bucket add up before they are squared, because errors of successive steps a
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ditscope.calibrate.files import CalibrationSet, Reference
+from ditscope.calibrate.files import CalibrationSet, Reference, records_calls
+from ditscope.calibrate.load import Batch, batches
 from ditscope.models.loading import Generator
 from ditscope.models.sampling import pictures
 from ditscope.sensitivity.back_ends import back_end
-from ditscope.sensitivity.batches import Batch, batches
 from ditscope.sensitivity.buckets import BUCKETS
 from ditscope.sensitivity.exact import Layer
 from ditscope.sensitivity.fast import Changes, random_signs, weight_changes
@@ -74,13 +73,16 @@ def image_probes(
     images = calibration.images()
     generator = torch.Generator().manual_seed(0)
     probes = math.ceil(settings.probes / len(images))
-    for start in range(0, len(images), settings.gradient_batch):
-        some = set(images[start : start + settings.gradient_batch])
+    calls = records_calls(model.entry)
+    size = 1 if calls else settings.gradient_batch
+    for start in range(0, len(images), size):
+        some = set(images[start : start + size])
         chosen = [sample for sample in calibration.samples if sample.image in some]
-        copies = min(probes, settings.gradient_batch // len(some))
-        steps = [
-            step.repeated(copies) for step in batches(model, calibration, buckets, settings.gradient_batch, chosen)
-        ]
+        copies = min(probes, size // len(some))
+        if calls:
+            steps = list(back_end(model).call_batches(model, calibration, buckets, chosen))
+        else:
+            steps = [step.repeated(copies) for step in batches(model, calibration, buckets, size, chosen)]
         drawn = [reference.image for reference in steps[0].references]
         for _ in range(math.ceil(probes / copies)):
             yield drawn, probe_image(model, steps, modules, changes, generator)
@@ -101,7 +103,7 @@ def probe_image(
     values, gradient = pulled[0][0], torch.cat([pulled_back for _, pulled_back in pulled])
     effects: dict[tuple[str, nn.Module], Tensor] = {}
     for batch, (sigma, following) in reversed(list(zip(steps, pairwise(sigmas), strict=True))):
-        moving = replace(batch, x=batch.x.detach().requires_grad_())
+        moving = batch.at(batch.x.detach().requires_grad_())
         with back_end(model).collected(model, modules, changes, len(batch.x)) as products, torch.enable_grad():
             moving.velocity(model).backward((following - sigma) * gradient)
         gradient = gradient + moving.x.grad

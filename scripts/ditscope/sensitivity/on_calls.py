@@ -6,17 +6,14 @@ calls, each with a recording of its own; the prediction that is scored is what t
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from ditscope.calibrate.files import CalibrationSet, Reference
-from ditscope.models import guided
-from ditscope.models.call_files import read_calls
-from ditscope.models.families.common import DTYPES
+from ditscope.calibrate.load import CallBatch, call_batches
 from ditscope.models.loading import Generator
 from ditscope.models.readout import aside
 from ditscope.models.structure import block_lists
@@ -27,63 +24,20 @@ from ditscope.sensitivity.on_torch import inner_products, own_weight
 from ditscope.sensitivity.replay import record, replaced, variants
 from ditscope.sensitivity.settings import Sensitivity
 
-__all__ = ["call_batches", "collected", "network_of", "own_weight", "score_layers"]
+__all__ = ["call_batches", "collected", "network_of", "no_image_effects", "own_weight", "score_layers"]
 
 
-@dataclass(frozen=True)
-class CallBatch:
-    """The calls of one step of one picture, as a batch of one."""
+def no_image_effects(model: Generator) -> str:
+    """Why the effect of layers on finished images cannot be estimated; empty where it can.
 
-    references: tuple[Reference]
-    bucket: str
-    x: Tensor  # (1, ...) latents before the step, as the pipeline holds them
-    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
-    guided: dict[str, Any]
-    timestep: float
-    guidance: float
-
-    def output(self, model: Generator, number: int) -> Any:
-        """What the transformer puts out in one of the calls."""
-        args, options = self.calls[number]
-        return model.pipe.transformer(*args, **options)
-
-    def combined(self, model: Generator, outputs: Sequence[Any]) -> Tensor:
-        """The prediction that the pipeline makes of its calls' outputs."""
-        return guided.combined(model, self.guided, outputs, self.x, self.timestep, self.guidance)
-
-    def velocity(self, model: Generator) -> Tensor:
-        """The guided prediction of the step."""
-        return self.combined(model, [self.output(model, number) for number in range(len(self.calls))])
-
-    @cached_property
-    def first(self) -> "CallBatch":
-        """The first call alone."""
-        return replace(self, calls=self.calls[:1], guided={"kind": "apart"})
-
-
-def call_batches(
-    model: Generator,
-    calibration: CalibrationSet,
-    buckets: dict[Reference, str],
-    chosen: Sequence[Reference] | None = None,
-) -> Iterator[CallBatch]:
-    """The samples of a set of recorded calls, or the `chosen` ones, step by step, each a batch of its own."""
-    kept = calibration.samples if chosen is None else chosen
-    dtype = DTYPES[model.entry.dtype]
-
-    def moved(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.to(model.device, dtype if value.is_floating_point() else None)
-        if isinstance(value, (list, tuple)):
-            return type(value)(moved(one) for one in value)
-        return {key: moved(one) for key, one in value.items()} if isinstance(value, dict) else value
-
-    for reference in sorted(kept, key=lambda r: (r.step_index, r.image)):
-        about, calls, tensors = read_calls(reference.file)
-        yield CallBatch(
-            (reference,), buckets[reference], moved(tensors["x"]), tuple(moved(call) for call in calls),
-            about["guided"], about["timestep"], about["guidance"],
-        )  # fmt: skip
+    The way back through the steps is that of Euler's method: x' = x + (sigma' - sigma) prediction.
+    """
+    scheduler = model.pipe.scheduler
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return f"its scheduler, {type(scheduler).__name__}, takes no plain steps of Euler's method"
+    if scheduler.config.get("stochastic_sampling"):
+        return "its scheduler draws new noise in each step"
+    return ""
 
 
 def network_of(model: Generator, batch: CallBatch) -> Network:

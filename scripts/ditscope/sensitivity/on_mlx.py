@@ -15,6 +15,7 @@ import torch
 from mlx.utils import tree_flatten
 from torch import Tensor, nn
 
+from ditscope.calibrate.load import Batch
 from ditscope.models.loading import Generator
 from ditscope.models.mlx.gradients import Weights
 from ditscope.models.mlx.names import mmdit_paths
@@ -22,7 +23,6 @@ from ditscope.models.mlx.network import converted, read_weights
 from ditscope.models.mlx.tensors import to_mlx_array
 from ditscope.models.mlx.transformer import OnMlx, mx_dtype
 from ditscope.models.quantizers import QUANTIZERS, quantizable
-from ditscope.sensitivity.batches import Batch
 from ditscope.sensitivity.exact import Layer, Network, labelled, scores
 from ditscope.sensitivity.fast import Changes, refuse_infinite
 from ditscope.sensitivity.settings import Sensitivity

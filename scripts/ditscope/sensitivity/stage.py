@@ -17,13 +17,11 @@ from tqdm import tqdm
 from ditscope.calibrate.files import (
     CalibrationSet,
     Reference,
-    check_fits,
     check_made_with,
-    guidance_of,
     load_calibration,
-    read_sample,
     records_calls,
 )
+from ditscope.calibrate.load import Batch, batches, check_samples
 from ditscope.core.counts import check_complete
 from ditscope.core.determinism import deterministic
 from ditscope.core.errors import InputError
@@ -31,15 +29,12 @@ from ditscope.core.identity import file_digest
 from ditscope.core.paths import InputFolder, OutputFile, OutputFolder
 from ditscope.core.scratch import discard, unfinished
 from ditscope.core.tables import concat_tables, write_table
-from ditscope.models.call_files import SUFFIX, read_calls
 from ditscope.models.families.common import DTYPES
-from ditscope.models.folders import transformer_config
 from ditscope.models.loading import Generator, load_generator
 from ditscope.models.packed import packed_bytes
 from ditscope.models.registry import require_blocks
 from ditscope.models.settings import Model
 from ditscope.sensitivity.back_ends import back_end
-from ditscope.sensitivity.batches import Batch, batches
 from ditscope.sensitivity.exact import Layer, Network
 from ditscope.sensitivity.fast import estimate_layers
 from ditscope.sensitivity.gradient_memory import gradient_batch
@@ -100,14 +95,7 @@ def sensitivity(
     key = {k: v for k, v in asdict(settings).items() if k not in ("models", "layer_groups")}
     key |= {"model": model, "dtype": dtype, "manifest": calibrated.manifest, "group": group, "groups": groups}
     whole = load_calibration(calibration, settings.max_images)
-    config = transformer_config(name, model)
-    for reference in whole.samples:  # a broken one is refused now, before the model loads
-        if reference.file.suffix == SUFFIX:
-            read_calls(reference.file)
-            continue
-        sample = read_sample(reference)
-        check_fits(sample, reference.file, name, config)
-        guidance_of(whole, sample, reference.file, bool(config.get("guidance_embeds")))
+    check_samples(whole, name, model)
     key["samples"] = [file_digest(file) for file in dict.fromkeys(s.file for s in whole.samples)]
     parts = unfinished(partial, out, key)
     with deterministic():
@@ -115,7 +103,10 @@ def sensitivity(
         work = start(loaded, calibrated, buckets, settings, parts, group, groups, dtype)
         scored = finished(work, MODES[settings.mode](work), settings.mode)
         tables = [scored]
-        if not records_calls(model):  # the step from one call to the next is the pipeline's
+        reason = back_end(loaded).no_image_effects(loaded) if records_calls(model) else ""
+        if reason:
+            log.warning("%s: no effect on images is estimated: %s", name, reason)
+        else:
             parts_of_image = image(work, whole, assign_buckets(whole, settings.buckets, calibration))
             tables.append(finished(work, parts_of_image, "fast", [IMAGE_METRIC]))
         write_table(pl.concat(tables), out, SENSITIVITY)

@@ -91,11 +91,14 @@ def walk_again(
 ) -> None:
     """Follow the runs again with the answers that the table holds: asked, named, ended and shared as they must be."""
     from ditscope.trajectories.invocations import node_of
-    from ditscope.trajectories.networks import plan_file, resolve_network
+    from ditscope.trajectories.networks import on_sets, plan_file, resolve_network
     from ditscope.trajectories.stage import Walker
 
     config, settings = study.config, study.config.trajectories
-    entries = resolve_network(network, config.networks[network], config.models, config.schemes)
+    entries = on_sets(
+        resolve_network(network, config.networks[network], config.models, config.schemes),
+        lambda name: config.calibrate.sources.get(name, study.results / "calibration" / name),
+    )
     nodes = [node_of(entry, plan_file(study.results / "plans", entry), settings) for entry in entries]
     walkers = [Walker(network, run) for run in runs]
     rows = {(row["run_id"], row["sequence_number"]): row for row in table.to_dicts()}

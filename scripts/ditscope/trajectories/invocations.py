@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ditscope.calibrate.files import CalibrationSet
+from ditscope.calibrate.load import calibration_id, calibration_of_scheme, measure_on
 from ditscope.core.errors import InputError
 from ditscope.core.identity import BASE, digest, scheme_id, weights_id
 from ditscope.core.picture_file import pixels
@@ -61,7 +63,8 @@ class Node:
 def node_of(entry: Entry, plan: Path | None, settings: Trajectories = Trajectories()) -> Node:
     """The node of a network's entry; its model loads when it is first asked."""
     image = entry.makes == "IMAGE"
-    scheme = scheme_id(asdict(entry.scheme) if entry.scheme else None, plan, settings.compile)
+    solved_from = calibration_id(entry.scheme) if entry.scheme else ""
+    scheme = scheme_id(asdict(entry.scheme) if entry.scheme else None, plan, settings.compile, solved_from)
     ask, load = (
         (partial(ask_generator, scheme=scheme), answer_by_generator) if image else (ask_captioner, answer_by_captioner)
     )
@@ -73,6 +76,11 @@ def node_of(entry: Entry, plan: Path | None, settings: Trajectories = Trajectori
         ask=lambda state, seed, negative: ask(entry, state, seed, negative),
         load=lambda: load(entry, plan, settings),
     )
+
+
+def check_calibration(entry: Entry) -> CalibrationSet | None:
+    """The set that an entry's scheme is solved from, looked through before its model loads; None: it needs none."""
+    return calibration_of_scheme(entry.scheme, entry.name, entry.model) if entry.scheme else None
 
 
 def ask_generator(entry: Entry, text: State, seed: int, negative_prompt: str, scheme: str = BASE) -> str:
@@ -106,7 +114,8 @@ def answer_by_generator(
     if entry.scheme is not None or compiled:
         from ditscope.models.prepare import prepare  # brings torchao with it
 
-        if reason := prepare(model, entry.scheme or Scheme(BASE), settings.compile, plan):
+        measure = measure_on(model, check_calibration(entry))
+        if reason := prepare(model, entry.scheme or Scheme(BASE), settings.compile, plan, measure):
             raise InputError(f"trajectories: `{entry.label}` ({settings.compile}) cannot run here: {reason}")
 
     def answer(requests: list[Request]) -> list[Answer]:

@@ -3,13 +3,14 @@
 Light on purpose: the workflow checks networks and counts runs whenever it reads its config.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ditscope.core.errors import InputError
 from ditscope.core.identity import digest
 from ditscope.models.registry import has_weights, is_generator
-from ditscope.models.settings import Model, Scheme
+from ditscope.models.settings import Model, Scheme, calibrated_on
 from ditscope.prompts.files import check_shards, least, read_prompts, runs_of
 from ditscope.prompts.settings import Prompts
 from ditscope.trajectories.settings import Trajectories
@@ -36,7 +37,8 @@ def resolve_network(
 ) -> list[Entry]:
     """The entries of a network, checked: it starts with a generator and alternates generators and captioners.
 
-    What stands behind a colon is a scheme of `schemes`, or else the budget of a bit plan.
+    What stands behind a colon is a scheme of `schemes` (or what stands there under the whole label), or else the budget
+    of a bit plan.
     """
     where = f"networks.{network}"
     entries = []
@@ -51,7 +53,7 @@ def resolve_network(
             )
         if variant and not has_weights(model):
             raise InputError(f"{where}: `{label}`: `{name}` has no weights to quantize; write `{name}`")
-        scheme = schemes.get(variant, Scheme(kind="plan", plan=variant)) if variant else None
+        scheme = schemes.get(label, schemes.get(variant, Scheme(kind="plan", plan=variant))) if variant else None
         entries.append(Entry(label, name, model, variant or "base", scheme))
     kinds = [entry.makes for entry in entries]
     if not kinds or kinds[0] != "IMAGE":
@@ -64,6 +66,17 @@ def resolve_network(
                 f"follows the {kind} `{entries[i - 1].label}`; put a {other} between"
             )
     return entries
+
+
+def on_sets(entries: list[Entry], made: Callable[[str], Path | str]) -> list[Entry]:
+    """The entries, each scheme with the folder of the calibration set that it is solved from.
+
+    `made(name)` is a model's set of the calibrate stage, or the user's own in its place.
+    """
+    return [
+        replace(entry, scheme=calibrated_on(entry.scheme, entry.name, made(entry.name))) if entry.scheme else entry
+        for entry in entries
+    ]
 
 
 def plan_file(plans: Path | str, entry: Entry) -> Path | None:

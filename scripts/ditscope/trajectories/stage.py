@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 from tqdm import tqdm
 
+from ditscope.calibrate.load import calibration_id
 from ditscope.core.counts import check_complete
 from ditscope.core.errors import InputError
 from ditscope.core.identity import derived_seed, digest, file_digest
@@ -19,8 +20,17 @@ from ditscope.core.shards import Sample, png_bytes, read_tar, write_tar
 from ditscope.core.tables import write_table
 from ditscope.models.settings import Model, Scheme
 from ditscope.prompts.files import read_runs
-from ditscope.trajectories.invocations import Answer, Node, Request, State, node_of, state_key, state_of
-from ditscope.trajectories.networks import plan_file, resolve_network
+from ditscope.trajectories.invocations import (
+    Answer,
+    Node,
+    Request,
+    State,
+    check_calibration,
+    node_of,
+    state_key,
+    state_of,
+)
+from ditscope.trajectories.networks import on_sets, plan_file, resolve_network
 from ditscope.trajectories.settings import Trajectories
 from ditscope.trajectories.tables import TIMING, TRAJECTORIES
 
@@ -37,26 +47,31 @@ def trajectories(
     images: OutputFile,
     timing: OutputFile,
     plans: InputFolder = Path("plans"),
+    calibration: InputFolder = Path("calibration"),
     settings: Trajectories = Trajectories(),
     partial: OutputFolder | None = None,
 ) -> None:
     """Follow runs around a network and record every text and image on the way.
 
     `entries` is the cycle (`shapes-flux:int4 shapes-blip`); the rows of `prompt_tables` (tables `prompts` or CSVs) are
-    the runs; `plans` holds <model>/<budget>.json for entries that are quantized by a plan. Leaves `table` (table
+    the runs; `plans` holds <model>/<budget>.json for entries that are quantized by a plan, `calibration` the
+    sets <model>/ that calibrated schemes are solved from. Leaves `table` (table
     `trajectories`, one row per state, the prompt at -1), `images` (tar of png by output_key, each image once) and
     `timing` (table `trajectories.timing`). Finished rounds in `partial` are reused.
     """
     if settings.max_length < 1:
         raise InputError(f"trajectories.max_length: {settings.max_length}; a trajectory has at least one invocation")
-    cycle = resolve_network(network, entries, models, schemes)
+    cycle = on_sets(resolve_network(network, entries, models, schemes), lambda name: calibration / name)
     files = [plan_file(plans, entry) for entry in cycle]
     for file in files:
         if file is not None and not file.is_file():
             raise InputError(f"{file}: no such bit plan; run the stage `plan` first, or correct networks.{network}")
+    for entry in cycle:
+        check_calibration(entry)
     runs = read_runs(*prompt_tables)
     key = {
         "cycle": [asdict(entry) for entry in cycle],
+        "calibration": [calibration_id(entry.scheme) if entry.scheme else "" for entry in cycle],
         "plans": [file and file_digest(file) for file in files],
         "runs": runs,
         "max_length": settings.max_length,

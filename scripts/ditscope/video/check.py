@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ditscope.core.checksums import files_of
 from ditscope.core.errors import InputError
+from ditscope.core.picture_file import check_mp4
 from ditscope.core.study import Study, check_picture
 
 SOURCE = b'src="data:video/mp4;base64,'
@@ -38,21 +39,6 @@ def check_names(study: Study, folder: Path) -> None:
     wanted = {f"{name}.{study.config.video.sheet_format}" for name in study.config.trajectories.networks}
     if names != wanted:
         raise InputError(f"holds {', '.join(sorted(names)) or 'nothing'}, not {', '.join(sorted(wanted))}")
-
-
-def check_mp4(data: bytes) -> None:
-    """Refuse what is not an MP4 whose boxes fill it to its end, index and frames among them (ISO/IEC 14496-12, 4.2)."""
-    place, kinds = 0, []
-    while place < len(data):
-        size, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
-        if size == 1:
-            size = int.from_bytes(data[place + 8 : place + 16], "big")
-        if size < 8 or place + size > len(data):
-            raise InputError("not an MP4 file, or truncated")
-        kinds.append(kind)
-        place += size
-    if kinds[:1] != [b"ftyp"] or not {b"moov", b"mdat"} <= {*kinds}:
-        raise InputError("not an MP4 file with index and frames")
 
 
 def check_page(data: bytes) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from ditscope.config import Config
 from ditscope.core.errors import InputError
 from ditscope.core.names import unknown
+from ditscope.models.call_files import SUFFIX
+from ditscope.models.settings import CALIBRATE, calibration_of
 from ditscope.prompts.files import read_prompts
 from ditscope.publish.figures import FIGURES, INDEX
 from ditscope.refine.endings import FILMS, PICTURES
@@ -17,7 +19,7 @@ from ditscope.workflow.staleness import module_path
 HOLDS = {
     "generate": ("picture or shard", (".png", ".jpg", ".jpeg", ".webp", ".tar")),
     "capture": ("capture", (".safetensors", ".pt")),
-    "calibrate": ("calibration sample", (".npz",)),
+    "calibrate": ("calibration sample", (".npz", SUFFIX)),
 }
 # The same of the `folder` of a refiner's source, by its kind.
 FOLDER_HOLDS = {"images": ("picture", PICTURES), "films": ("film", (*FILMS, *PICTURES)), "shards": ("shard", (".tar",))}
@@ -28,11 +30,17 @@ def check_sources(config: Config) -> None:
     for stage, (what, endings) in HOLDS.items():
         for name, path in getattr(config, stage).sources.items():
             check_source(f"{stage}.sources.{name}", Path(path), what, endings)
+    for model, name in config.quantized():
+        folder = calibration_of(config.schemes[name])
+        if folder and folder != CALIBRATE:
+            where = f"schemes.{name}.calibration"
+            check_source(where, Path(folder.replace("{model}", model)), *HOLDS["calibrate"])
     for name in config.refine.refiners:
         own = settings_of(name, config.refiners[name], config.refine)  # where it goes on from a file: is it there?
         if own.encoder_weights and not Path(own.encoder_weights).exists():
             raise InputError(f"refiners.{name}: no such file or folder: {own.encoder_weights} (encoder_weights)")
-        check_storyboards(config, name)
+        if "refine" in config.asked():
+            check_storyboards(config, name)
         source = config.refiners[name].source
         if source.folder and source.kind in FOLDER_HOLDS:
             check_source(f"refiners.{name}.source.folder", Path(source.folder), *FOLDER_HOLDS[source.kind])
@@ -55,14 +63,20 @@ def check_storyboards(config: Config, refiner: str) -> None:
     known = [p.prompt_id for p in read_prompts(config.prompts.csv, config.prompts.limit)] if boards else []
     for board, told in boards.items():
         where = f"refiners.{refiner}.storyboards.{board}"
+        if bool(told.prompts) == bool(told.pictures):
+            raise InputError(f"{where}: name `prompts` of a model or files of `pictures`, one of the two")
+        for file in filter(None, [*told.pictures, told.refiner]):
+            if not Path(file).is_file():
+                raise InputError(f"{where}: no such file: {file}")
         for prompt in told.prompts:
             if prompt not in known:
                 raise InputError(unknown(f"{where}.prompts", prompt, known, "the prompt_id of a prompt"))
-        if told.positions and len(told.positions) != len(told.prompts):
-            raise InputError(f"{where}.positions: {len(told.positions)} for {len(told.prompts)} prompts; give one each")
+        count = len(told.prompts or told.pictures)
+        if told.positions and len(told.positions) != count:
+            raise InputError(f"{where}.positions: {len(told.positions)} for {count} pictures; give one of each")
         if told.frames:
             try:
-                given_keys(told.positions or range(len(told.prompts)), told.frames)
+                given_keys(told.positions or range(count), told.frames)
             except InputError as error:
                 raise InputError(f"{where}: {error}") from None
 

@@ -6,16 +6,20 @@ from typing import TypeAlias
 
 import torch
 from torchao.core.config import AOBaseConfig
+from torchao.prototype.mx_formats import MXDynamicActivationMXWeightConfig
 from torchao.quantization import PerAxis, PerGroup, PerRow
+from torchao.quantization.quantize_.common.kernel_preference import KernelPreference
 
 from ditscope.core.errors import InputError
 from ditscope.models.by_step import ByStep
+from ditscope.models.emulate.formats import Format, activation_format, weight_format
+from ditscope.models.emulate.layer import Recipe
 from ditscope.models.mlx.names import MlxConfig
 from ditscope.models.settings import Scheme
 
 # torchao would tune the compiler for quantized models only, not for the base
 PURE: dict = {"set_inductor_config": False}
-LayerConfig: TypeAlias = AOBaseConfig | MlxConfig | ByStep
+LayerConfig: TypeAlias = AOBaseConfig | MlxConfig | Recipe | ByStep
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,19 @@ def intx(scheme: Scheme) -> torch.dtype:
     return getattr(torch, f"int{scheme.bits}")
 
 
+def microscaling(element: torch.dtype) -> MXDynamicActivationMXWeightConfig:
+    """Microscaled weights and activations, from compute capability 10.0 on by kernels, else emulated by torchao."""
+    able = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (10, 0)
+    kernel = KernelPreference.AUTO if able else KernelPreference.EMULATED
+    return MXDynamicActivationMXWeightConfig(activation_dtype=element, weight_dtype=element, kernel_preference=kernel)
+
+
 def by_group(scheme: Scheme, row: PerRow | PerAxis) -> PerGroup | PerRow | PerAxis:
     """One scale per `group_size` inputs, or per row."""
     return PerGroup(scheme.group_size) if scheme.group_size else row
+
+
+def formats(scheme: Scheme) -> tuple[Format, Format | None]:
+    """The formats of an emulated scheme's weights and activations (None: full precision)."""
+    weights = weight_format(scheme.format, scheme.bits, scheme.group_size)
+    return weights, activation_format(scheme.activations, scheme.group_size)
