@@ -4,8 +4,8 @@ python perf/schemes.py [MODEL ...]
 
 Of 64 held-out prompts, each sampled with a seed of its own in 4 steps: PSNR against images of the unquantized model,
 and the paired difference to the plain scheme of the same comparison, with its 95 % interval over prompts. Schemes are
-solved from 8 images of other prompts. Bits count scales, zero points, factors and low-rank branches. A row is
-printed as it ends; seconds are of the CPU: calibration and solving, then sampling.
+solved from 8 images of prompts that are not held out. Bits count scales, zero points, factors and low-rank branches. A
+row is printed as it ends; seconds are of the CPU: calibration and solving, then sampling.
 """
 
 import csv
@@ -77,6 +77,16 @@ def held_out() -> list[str]:
     return captions[:: len(captions) // PROMPTS][:PROMPTS]
 
 
+def calibration_prompts(folder: Path) -> Path:
+    """A CSV of the demo's prompts whose scenes the models were trained on: none of them is held out."""
+    with open(ROOT / "models/held-out.csv") as file:
+        captions = {row["caption"] for row in csv.DictReader(file)}
+    with open(ROOT / "prompts/demo.csv") as file:
+        kept = [row["prompt"] for row in csv.DictReader(file) if row["prompt"] not in captions]
+    (folder / "prompts.csv").write_text("prompt\n" + "".join(f"{prompt}\n" for prompt in kept))
+    return folder / "prompts.csv"
+
+
 @torch.no_grad()
 def images(model: Generator, prompts: list[str]) -> np.ndarray:
     """The images of the prompts, image i with seed i, (prompts, height, width, 3) uint8."""
@@ -106,7 +116,7 @@ def main(names: tuple[str, ...]) -> None:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "calibration"
             settings = Calibrate(num_images=CALIBRATED_ON, num_steps=0, cfg_weight=3.0, seed=1000, statistics="")
-            calibrate(name, MODELS[name], ROOT / "prompts/demo.csv", folder, settings)
+            calibrate(name, MODELS[name], calibration_prompts(Path(place)), folder, settings)
             model = load_generator(name, MODELS[name])
             reference = images(model, prompts)
             print(f"\n{name}, {len(prompts)} prompts\n")

@@ -337,7 +337,7 @@ def check_formats(name: str, scheme: Scheme) -> None:
     """Refuse formats and calibration sets that the kind of a scheme does not read."""
     if scheme.kind in EMULATED or "." in scheme.kind:
         return
-    for key in ("format", "activations", "calibration"):
+    for key in ("activations", "calibration", *(() if scheme.kind.startswith("mlx-") else ("format",))):
         if getattr(scheme, key) != getattr(Scheme(scheme.kind), key):
             raise InputError(
                 f"schemes.{name}.{key}: `{scheme.kind}` does not read it; kinds that do: {', '.join(EMULATED)}"

@@ -28,6 +28,7 @@ from ditscope.config import load_config
 from ditscope.core.errors import InputError
 from ditscope.core.tables import read_table
 from ditscope.models.bit_plan import load_plan, to_mlx
+from ditscope.models.emulate.formats import FORMATS, rounded
 from ditscope.models.families.common import Conditioning
 from ditscope.models.hardware import filed_under
 from ditscope.models.loading import load_generator
@@ -273,6 +274,32 @@ def test_quantized_layers_are_mlx_s_own_and_load_again(tmp_path):
                 assert (error <= spread / 15 * 1.1 + 1e-6).all().item()
     before = latents(model)
     model.pipe.transformer = load_checkpoint(tmp_path / "a.safetensors")
+    assert torch.equal(before, latents(model))
+
+
+@pytest.mark.parametrize("mode", ["mxfp4", "mxfp8", "nvfp4"])
+def test_modes_of_floats_are_the_formats_that_their_names_say(mode, tmp_path):
+    entry = on_mlx(SHAPES["sd3"])
+    scheme = Scheme("mlx-weight-only", format=mode, skip_layers=["*norm*"])
+    model = load_generator("shapes", entry)
+    transformer, original = model.pipe.transformer, load_generator("shapes", entry).pipe.transformer
+    nominal, skipped = nominal_bytes(transformer, scheme), latents(model)
+    apply_scheme(transformer, scheme)
+    assert stored_bytes(transformer) == nominal
+    kind = FORMATS[mode]
+    for name, modules in layers_on_mlx(transformer).items():
+        for module, own in zip(modules, layers_on_mlx(original)[name], strict=True):
+            if "norm" in name:
+                continue
+            assert (module.mode, module.bits, module.group_size) == (mode, kind.bits, kind.group)
+            made = mx.dequantize(module.weight, module.scales, group_size=kind.group, bits=kind.bits, mode=mode)
+            made, own = (torch.from_numpy(np.array(w.astype(mx.float32))) for w in (made, own.weight))
+            ours = rounded(own, kind)  # MLX rounds some scales otherwise: neither is far worse on the whole
+            assert 0.5 < (made - own).norm() / (ours - own).norm() < 2
+    assert 0 < relative(skipped, latents(model)) < 0.5
+    quantize("shapes", entry, scheme, tmp_path / "w.safetensors")
+    before = latents(model)
+    model.pipe.transformer = load_checkpoint(tmp_path / "w.safetensors")
     assert torch.equal(before, latents(model))
 
 

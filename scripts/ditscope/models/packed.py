@@ -2,7 +2,7 @@
 
 import math
 
-from ditscope.models.mlx.names import MLX_BITS, MLX_GROUPS, row_lengths
+from ditscope.models.mlx.names import AFFINE, MLX_BITS, MLX_GROUPS, row_lengths
 
 SCALE_BITS = 16  # one half-precision scale per group of weights
 INTX_BITS = tuple(range(1, 9))  # that torchao has integers of
@@ -21,13 +21,13 @@ def intx_bytes(weights: int, bits: int, shared: int) -> int:
     return math.ceil((weights * bits + weights // shared * (SCALE_BITS + bits)) / 8)
 
 
-def mlx_bytes(weights: int, bits: int, group_size: int, itemsize: int) -> int:
+def mlx_bytes(weights: int, bits: int, group_size: int, itemsize: int, mode: str = AFFINE) -> int:
     """Bytes of `weights` in MLX's packing: per group a scale and a bias in the type of the weights (`itemsize` bytes).
 
-    Without a group size, 16-bit weights as they are.
+    In another mode a scale of one byte alone. Without a group size, 16-bit weights as they are.
     """
     groups = weights // group_size if group_size else 0
-    return weights * bits // 8 + groups * 2 * itemsize
+    return weights * bits // 8 + groups * (2 * itemsize if mode == AFFINE else 1)
 
 
 def packed_bytes(

@@ -327,7 +327,7 @@ def weight_bytes(weight: Tensor, config: LayerConfig | None) -> int:
     if isinstance(config, ByStep):
         return sum(weight_bytes(weight, variant) for variant in config.distinct().values())
     if isinstance(config, MlxConfig):
-        return mlx_bytes(weight.numel(), config.bits, config.group_size, weight.itemsize)
+        return mlx_bytes(weight.numel(), config.bits, config.group_size, weight.itemsize, config.mode)
     if isinstance(config, Recipe):
         return math.ceil(config.bits_of(weight.shape[0], weight[0].numel()) / 8)
     if kind := microscaled(config):

@@ -142,7 +142,9 @@ class Scheme:
     bits: int = setting(8, "Weight bits, where the scheme has a choice", positive=True, most=16)
     group_size: int = setting(0, "Weights that share one scale along the input dimension; 0: a whole row")
     format: str = setting(
-        "int", "Emulated kinds: format of the weights; `int` has `bits` and `group_size`", choices=WEIGHT_FORMATS
+        "int",
+        "Emulated kinds, mlx-weight-only: format of the weights; `int` has `bits` and `group_size`",
+        choices=WEIGHT_FORMATS,
     )
     activations: str = setting(
         "", "Emulated kinds: format of the activations; empty: full precision", choices=ACTIVATION_FORMATS

@@ -18,7 +18,7 @@ from ditscope.models.loading import device_at_hand
 from ditscope.models.prepare import uncompilable
 from ditscope.models.quantize import unsupported
 from ditscope.models.registry import has_weights, is_generator
-from ditscope.models.settings import COMPILE_STATES, Model
+from ditscope.models.settings import COMPILE_STATES, EMULATED, Model, Scheme
 from ditscope.workflow.holding import holding
 from ditscope.workflow.job import SECRETS
 
@@ -154,9 +154,17 @@ def schemes(config: Config) -> list[Finding]:
         unable = {device: reason for device, reason in reasons if reason}
         able = sorted({device for device, _ in targets} - set(unable))
         reason = "" if able else next(iter(unable.values()))
-        what = f"{scheme.kind}{f', {scheme.bits} bit' if 'intx' in scheme.kind or 'mlx' in scheme.kind else ''}"
+        what = what_of(scheme)
         findings.append(Finding("Schemes", name, not reason, reason or f"{what}, on `{'`, `'.join(able)}`"))
     return findings
+
+
+def what_of(scheme: Scheme) -> str:
+    """A scheme's kind, with bits or format where it has a choice."""
+    chooses = "intx" in scheme.kind or "mlx" in scheme.kind or scheme.kind in EMULATED
+    stored = f", {scheme.bits} bit" if scheme.format == "int" else f", {scheme.format}"
+    inputs = f", activations {scheme.activations}" if scheme.activations else ""
+    return f"{scheme.kind}{stored if chooses else ''}{inputs}"
 
 
 def compile_states() -> list[Finding]:

@@ -49,15 +49,18 @@ SINGLE = {
 }
 MLX_BITS = (2, 3, 4, 5, 6, 8)  # that MLX packs
 MLX_GROUPS = (32, 64, 128)  # weights of a row that can share a scale there
+AFFINE = "affine"  # MLX's mode of integers with a scale and a bias per group
+MLX_MODES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}  # its modes of floats: bits, weights per 8-bit scale
 BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
 class MlxConfig:
-    """What MLX does to one linear layer: bits of MLX_BITS with a scale and a bias a group, or 16 (bfloat16)."""
+    """What MLX does to a linear layer: MLX_BITS with a scale and a bias per group, 16 (bfloat16), or of MLX_MODES."""
 
     bits: int
-    group_size: int  # of MLX_GROUPS; 0 with 16 bits
+    group_size: int  # of MLX_GROUPS, or a mode's own; 0 with 16 bits
+    mode: str = AFFINE
 
 
 def mmdit_paths(layer: str) -> tuple[str, ...]:

@@ -24,11 +24,11 @@ def quantize(transformer: OnMlx, configs: dict[str, MlxConfig]) -> None:
         if config.bits == 16:
             modules[path].weight = modules[path].weight.astype(mx.bfloat16)
 
-    def predicate(path: str, module: nn.Module) -> bool | dict[str, int]:
+    def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
         config = paths.get(path)
         if config is None or config.bits == 16:
             return False
-        return {"bits": config.bits, "group_size": config.group_size}
+        return {"bits": config.bits, "group_size": config.group_size, "mode": config.mode}
 
     nn.quantize(transformer.mmdit, class_predicate=predicate)
     mx.eval(transformer.mmdit.parameters())
@@ -41,7 +41,7 @@ def stored_bytes(transformer: OnMlx) -> int:
 
 def save_checkpoint(transformer: OnMlx, configs: dict[str, MlxConfig], out: Path, record: dict[str, Any]) -> None:
     """Write the MMDiT's weights as they are to one safetensors file; `record` goes into its metadata."""
-    layers = {layer: [config.bits, config.group_size] for layer, config in configs.items()}
+    layers = {layer: [config.bits, config.group_size, config.mode] for layer, config in configs.items()}
     dtype = str(transformer.dtype).removeprefix("torch.")
     kind = next(name for name, known in CLASSES.items() if isinstance(transformer, known))
     record = record | {
