@@ -96,6 +96,10 @@ COMMANDS = {
         "workflow.compare.command:compare",
         "two experiments side by side: settings, tables and figures that differ",
     ),
+    "reproduce": (
+        "workflow.reproduce.command:reproduce",
+        "run a published table of quantized models again, and compare",
+    ),
     "verdict": (
         "workflow.verdict.command:verdict",
         "whether one run of the benchmark is as good as another, as a table for a pull request",
