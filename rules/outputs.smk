@@ -15,7 +15,7 @@ from ditscope.models.hardware import filed_under, hardware_id
 from ditscope.core.identity import file_digest
 from ditscope.core.schema import STAGE_OF, tables_of
 from ditscope.prompts.files import least, read_prompts
-from ditscope.sensitivity.files import PARTS, part_files
+from ditscope.sensitivity.files import PARTS, format_file, part_files
 from ditscope.models.settings import backends_of
 from ditscope.video.settings import FORMATS
 
@@ -291,6 +291,26 @@ def sensitivity_layers(*models, name="layers"):
     return [f"{RESULTS}/{file}" for model in models for file in part_files(model, name, CONFIG.sensitivity)]
 
 
+def budget_formats():
+    """The formats that plans choose from, each once."""
+    return list(dict.fromkeys(name for budget in CONFIG.plan.budgets.values() for name in budget.formats))
+
+
+def sensitivity_formats(*models):
+    return [f"{RESULTS}/{format_file(model)}" for model in models] if budget_formats() else []
+
+
+def plan_tables(model, budget):
+    """What a plan is made from: sensitivity by bits, or by format."""
+    return sensitivity_formats(model) if CONFIG.plan.budgets[budget].formats else sensitivity_layers(model)
+
+
+def plan_timings(model, budget):
+    """Measured times of layers, which a plan over formats says the time of."""
+    tables = sensitivity_formats(model) if CONFIG.plan.budgets[budget].formats else []
+    return [table.replace(".parquet", ".timing.parquet") for table in tables]
+
+
 def sensitivity_table():
     """The table of all models, and how far its modes agree."""
     return made_by("sensitivity_table") if CONFIG.sensitivity.models else []
@@ -392,7 +412,7 @@ def every_stage():
         "blocks": block_tables(*CONFIG.capture.models),
         "ablate": ablations(*CONFIG.ablate.models),
         "calibrate": calibration_tables(*CONFIG.calibrate.models),
-        "sensitivity": sensitivity_table(),
+        "sensitivity": [*sensitivity_table(), *sensitivity_formats(*CONFIG.sensitivity.models)],
         "plan": bit_plans(*CONFIG.sensitivity.models),
         "benchmark": benchmark_tables(),
         "trajectories": [
@@ -436,7 +456,8 @@ def upstream():
             path
             for part in PARTS
             for path in sensitivity_layers(*(name for name in scored if name not in measured), name=part)
-        ],
+        ]
+        + sensitivity_formats(*(name for name in scored if name not in measured)),
         "plan": plans,
         "trajectories": [
             path

@@ -1,4 +1,5 @@
-# Bit plans. Needs: a model's tables `sensitivity`. Leaves: <results>/plans/<model>/<budget>.json: bits of every linear layer.
+# Plans. Needs: a model's tables `sensitivity`, or `sensitivity.formats` for a budget that names formats. Leaves:
+# <results>/plans/<model>/<budget>.json: bits, or the format, of every linear layer.
 
 
 rule plan:
@@ -8,7 +9,8 @@ rule plan:
 
 rule bit_plan:
     input:
-        sensitivity=lambda w: sensitivity_layers(w.model),
+        sensitivity=lambda w: plan_tables(w.model, w.budget),
+        timing=lambda w: plan_timings(w.model, w.budget),
     output:
         plan="<results>/plans/{model}/{budget}.json",
     log:
@@ -19,5 +21,6 @@ rule bit_plan:
         code=code("plan.stage"),
         budget=lambda w: plain(CONFIG.plan.budgets[w.budget]),
         settings=stage("plan"),
+        formats=lambda w: {name: scheme_params(name) for name in CONFIG.plan.budgets[w.budget].formats},
     script:
         "../scripts/bit_plan.py"

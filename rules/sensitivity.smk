@@ -39,6 +39,34 @@ rule sensitivity_layers:
         "../scripts/sensitivity_layers.py"
 
 
+rule sensitivity_formats:
+    input:
+        calibration=lambda w: calibration_inputs(w.model),
+        weights=lambda w: model_files(w.model),
+    output:
+        formats="<results>/sensitivity/{model}/formats-000.parquet",
+        timing="<results>/sensitivity/{model}/formats-000.timing.parquet",
+    log:
+        "<logs>/sensitivity/{model}/formats.log",
+    benchmark:
+        "<benchmarks>/sensitivity/{model}/formats.tsv"
+    conda:
+        MODEL_ENVIRONMENT
+    resources:
+        gpu=1,
+        mem_mb=memory(4000, lambda w: heaviest([w.model], [[name] for name in CONFIG.sensitivity.models]), float32=True),
+        runtime=scaled(480),
+    params:
+        code=lambda w: code("sensitivity.formats") + plugin(module_of_scores(CONFIG.models[w.model])),
+        model=lambda w: model_params(w.model),
+        settings=stage("sensitivity"),
+        formats={name: scheme_params(name) for name in budget_formats()},
+        calibration=lambda w: calibration_folder(w.model),
+        own=lambda w: source_digest_of("calibrate", w.model),
+    script:
+        "../scripts/sensitivity_formats.py"
+
+
 rule sensitivity_table:
     input:
         layers=sensitivity_layers(*CONFIG.sensitivity.models),

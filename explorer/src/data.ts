@@ -49,6 +49,9 @@ export interface Plan {
   mean_bits: number;
   predicted: number;
   uniform: { bits: number; nominal_bytes: number; predicted: number } | null;
+  formats?: Record<string, unknown>; // of a plan over formats: the scheme of each
+  steps?: string; // how such a plan divides the schedule
+  assignment?: Record<string, string | Record<string, string>>; // the format of each layer, or of each part of the schedule
   random: { plans: number; best: number; median: number; worst: number };
   frontier: { nominal_bytes: number; mean_bits: number; predicted: number }[];
 }

@@ -4,7 +4,7 @@ import { useEffect } from "preact/hooks";
 import { study } from "./data";
 import * as fragment from "./fragment";
 import "./style.css";
-import { Answers, useDark } from "./ui";
+import { Answers, Problems, useDark } from "./ui";
 import { Benchmark } from "./views/benchmark";
 import { Bits } from "./views/bits";
 import { Blocks } from "./views/blocks";
@@ -60,6 +60,7 @@ function App() {
       </header>
       <main id="main" tabIndex={-1}>
         <h1>{question}</h1>
+        <Problems stages={["publish"]} />
         <Answers stages={stages} />
         <View key={name} />
       </main>

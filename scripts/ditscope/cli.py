@@ -45,12 +45,20 @@ COMMANDS = {
         "sensitivity.stage:sensitivity",
         "quantize one layer at a time and measure the change of the velocity",
     ),
-    "plan": ("plan.stage:plan", "choose bits for every layer under a size budget"),
+    "sensitivity-formats": (
+        "sensitivity.formats:sensitivity_formats",
+        "measure every layer in every format: schemes of the config, by part of the schedule",
+    ),
+    "plan": ("plan.stage:plan", "choose bits or formats for every layer under a size budget"),
     "export": ("plan.export:export", "write a plan for torchao, sdnq, stable-diffusion.cpp, ComfyUI, vLLM or MLX"),
     "trajectories": ("trajectories.stage:trajectories", "follow runs around a network of generators and captioners"),
     "embed": ("embed.stage:embed", "embed the texts or the images of trajectories"),
     "benchmark": ("benchmark.stage:benchmark", "time, weigh and judge a model under a quantization scheme"),
     "caching": ("benchmark.caching:caching", "how many steps a step cache skips, what it saves and what images lose"),
+    "culprit": (
+        "benchmark.culprit:culprit",
+        "find the fewest layers that a failing scheme must leave, and prove that it took effect",
+    ),
     "quantize": ("benchmark.checkpoints:quantize", "save a model's quantized transformer as one safetensors file"),
     "drift": ("drift.stage:drift", "distances of the states of trajectories to their first one"),
     "cluster": (
@@ -87,6 +95,10 @@ COMMANDS = {
     "compare": (
         "workflow.compare.command:compare",
         "two experiments side by side: settings, tables and figures that differ",
+    ),
+    "reproduce": (
+        "workflow.reproduce.command:reproduce",
+        "run a published table of quantized models again, and compare",
     ),
     "verdict": (
         "workflow.verdict.command:verdict",

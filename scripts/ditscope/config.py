@@ -166,6 +166,7 @@ def check(config: Config) -> None:
     check_networks(config)
     check_refiners(config)
     check_schemes(config)
+    check_budgets(config)
     check_benchmark(config)
     check_remote(config)
     check_captures(config)
@@ -341,6 +342,18 @@ def check_formats(name: str, scheme: Scheme) -> None:
             raise InputError(
                 f"schemes.{name}.{key}: `{scheme.kind}` does not read it; kinds that do: {', '.join(EMULATED)}"
             )
+
+
+def check_budgets(config: Config) -> None:
+    """Check the formats that plans choose from."""
+    for name, budget in config.plan.budgets.items():
+        where = f"plan.budgets.{name}.formats"
+        check_known(where, budget.formats, config, "schemes")
+        for key in budget.formats:
+            scheme = config.schemes[key]
+            several = scheme.kind == "plan" or scheme.fuse_qkv or scheme.cache or calibration_of(scheme)
+            if several or scheme.kind.startswith(("mlx-", "sparse-")):
+                raise InputError(f"{where}: `{key}` is no format of a single layer on torch; leave it out")
 
 
 def check_benchmark(config: Config) -> None:

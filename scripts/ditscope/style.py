@@ -15,6 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf, PdfPages
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.font_manager import fontManager
 from matplotlib.image import AxesImage
 from matplotlib.style.core import STYLE_BLACKLIST
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -36,7 +37,14 @@ SMALL = 6  # points: no text is smaller
 PAGE_HEAD, TITLE = 0.5, 0.3  # inches above the facets of a page, and of each one's title
 # Okabe & Ito's colours: told apart by readers with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+# Letters that DejaVu Sans lacks are drawn in those of these fonts that the machine has; else as boxes of their script.
+FALLBACKS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "PingFang SC",
+    "Hiragino Sans", "Microsoft YaHei", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Symbols 2",
+)  # fmt: skip
+INSTALLED = {font.name for font in fontManager.ttflist}
 STYLE = {
+    "font.family": ["sans-serif", *(name for name in FALLBACKS if name in INSTALLED)],
     "figure.figsize": (WIDTH, WIDTH),  # its width is that of the page: `columns` narrows it
     "font.size": 7,
     "axes.titlesize": 7,

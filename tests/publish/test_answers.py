@@ -206,7 +206,7 @@ def rendered(text: str, **given) -> Text:
         ("trajectory-video", "Networks a, b; 5 prompts, the last of the list; at most 8 states of a run"),
         ("timelines", "6 pictures, evenly spaced"),
         ("refiner-record", "at most 40 held-out samples"),
-        ("refiner-storyboard", "completed by the refiner mine"),
+        ("refiner-storyboard", "completed by the refiner of mine"),
     ],
 )
 def test_captions_of_films_say_of_how_many_they_are(name, said):

@@ -21,11 +21,13 @@ from ditscope.models.bit_plan import load_plan, to_fqn_config
 from ditscope.models.call_files import about_calls, read_calls, write_calls
 from ditscope.models.quantizers import QUANTIZERS
 from ditscope.models.sampling import Observer, pictures, sample
-from ditscope.models.settings import Model
+from ditscope.models.settings import Model, Scheme
 from ditscope.plan.settings import Budget, Plan
 from ditscope.plan.stage import plan
+from ditscope.sensitivity import on_calls
 from ditscope.sensitivity.exact import scores
 from ditscope.sensitivity.fast import estimate_layers, random_signs, weight_changes
+from ditscope.sensitivity.formats import sensitivity_formats
 from ditscope.sensitivity.image import probe_image
 from ditscope.sensitivity.on_calls import collected, network_of, no_image_effects, score_layers
 from ditscope.sensitivity.settings import Sensitivity
@@ -188,7 +190,7 @@ def test_latents_that_a_call_was_not_given_are_refused(tmp_path):
         replace(batch, x=2 * batch.x).at(batch.x)
 
 
-def test_from_a_folder_to_a_plan(tmp_path):
+def test_from_a_folder_to_a_plan(tmp_path, monkeypatch):
     about = PIPELINES["z-image"]
     entry = Model(
         "dit", str(save_tiny("z-image", tmp_path / "m")), width=about.size, height=about.size, steps=3,
@@ -215,6 +217,20 @@ def test_from_a_folder_to_a_plan(tmp_path):
     model = tiny_generator("z-image")
     loaded = load_plan(tmp_path / "plan.json", model.pipe.transformer)
     assert set(to_fqn_config(loaded, model.pipe.transformer).fqn_to_config) == set(loaded["layers"])
+    schemes = {"low": Scheme("intx-weight-only", bits=3), "w8a8": Scheme("int8-dynamic")}
+    sensitivity_formats("m", entry, tmp_path / "c", tmp_path / "formats.parquet", schemes, [*schemes], settings)
+    formats = read_table(tmp_path / "formats.parquet", "sensitivity.formats")
+    same = formats.filter(pl.col("format") == pl.col("other_format"), pl.col("piece") == pl.col("other_piece"))
+    assert set(formats["metric"]) == {"image_rms"} and set(formats["layer"]) == set(loaded["layers"])
+    assert same.filter(format="low")["moment"].sum() > same.filter(format="w8a8")["moment"].sum() > 0
+    budget = Budget(mean_bits=5.0, formats=[*schemes], steps="thirds")
+    plan("m", [tmp_path / "formats.parquet"], tmp_path / "plan.json", budget, Plan(), "b", schemes)
+    assert load_plan(tmp_path / "plan.json", model.pipe.transformer)["metric"] == "image_rms"
+    monkeypatch.setattr(on_calls, "no_image_effects", lambda model: "no plain steps")
+    sensitivity_formats("m", entry, tmp_path / "c", tmp_path / "formats.parquet", schemes, ["low"], settings)
+    formats = read_table(tmp_path / "formats.parquet", "sensitivity.formats")
+    assert set(formats["metric"]) == {"relative_l2"} and (formats["moment"] >= 0).all()
+    assert set(formats.filter(pl.col("piece") != pl.col("other_piece"))["moment"]) == {0.0}
 
 
 # What is refused ----------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ export function Bits() {
   const model = fragment.chosen("model", unique(all?.column("model").map(text) ?? []));
   const rows = useMemo(() => all?.where({ model }) ?? [], [all, model]);
   const metrics = unique(rows.map((row) => text(row.metric)));
-  const plans = study.plans.filter((plan) => plan.model === model);
+  const plans = study.plans.filter((plan) => plan.model === model && !plan.formats);
   const usual = plans[0]?.metric ?? (metrics.includes("image_rms") ? "image_rms" : "relative_l2");
   const metric = fragment.chosen("metric", metrics, usual);
   const settings = (study.config.plan ?? {}) as PlanSettings;
@@ -76,6 +76,7 @@ export function Bits() {
           <Measured model={model} budget={budget} plans={plans} />
         </div>
       </Section>
+      <OverFormats model={model} />
       <Kinds choices={choices} chosen={chosen} />
       <LayerMap rows={rows} choices={choices} chosen={chosen} />
     </>
@@ -128,6 +129,45 @@ function Readout({ choices, chosen, metric, plans, budget }: { choices: Choices;
 function interval(row: Row): string {
   const n = `n = ${row.n_prompts} prompts`;
   return row.low === null ? `${n}: too few for an interval` : `95 % interval ${shown(row.low)} to ${shown(row.high)}, ${n}`;
+}
+
+/** Plans over formats: no slider solves these, since they stand on measurements of their own. */
+function OverFormats({ model }: { model: string }) {
+  const plans = study.plans.filter((plan) => plan.model === model && plan.formats);
+  if (!plans.length) return null;
+  return (
+    <Section title="Plans over formats" note="A format for each layer, or for each part of the schedule, by the study's own solver. Predicted: error power, added over layers; the benchmark measures it.">
+      <div class="scroll" tabIndex={0} role="group" aria-label="Plans over formats">
+        <table>
+          <thead>
+            <tr>
+              <th>plan</th>
+              <th class="num">size</th>
+              <th class="num">bits per weight</th>
+              <th class="num">predicted</th>
+              <th>best single format</th>
+              <th>layers by format</th>
+            </tr>
+          </thead>
+          <tbody>
+            {plans.map((plan) => {
+              const assigned = Object.values(plan.assignment ?? {}).map((format) => (typeof format === "string" ? format : unique(Object.values(format)).join(" → ")));
+              return (
+                <tr key={plan.budget}>
+                  <td>{plan.budget}</td>
+                  <td class="num">{size(plan.nominal_bytes)}</td>
+                  <td class="num">{shown(plan.mean_bits)}</td>
+                  <td class="num">{shown(plan.predicted)}</td>
+                  <td>{plan.uniform ? `${(plan.uniform as { format?: string }).format ?? `${plan.uniform.bits} bit`}: ${shown(plan.uniform.predicted)}` : "none fits"}</td>
+                  <td>{[...groups(assigned, (format) => format)].map(([format, of]) => `${of.length} × ${format}`).join(", ")}</td>
+                </tr>
+              );
+            })}
+          </tbody>
+        </table>
+      </div>
+    </Section>
+  );
 }
 
 /** The schemes that apply a plan. */

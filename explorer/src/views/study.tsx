@@ -8,6 +8,7 @@ import { Command, Missing, Section, Words } from "../ui";
 export function Study() {
   return (
     <>
+      <Told />
       <Glance />
       <Search />
       <Stages />
@@ -16,6 +17,20 @@ export function Study() {
       <Beside />
     </>
   );
+}
+
+/** What could not be read of prompts and pictures: no other view says it. */
+function Told() {
+  const told = ["prompts", "generate"].flatMap((stage) => study.problems[stage] ?? []);
+  return told.length ? (
+    <div class="missing" role="note">
+      {told.map((problem) => (
+        <p key={problem} class="problem">
+          {problem}
+        </p>
+      ))}
+    </div>
+  ) : null;
 }
 
 /** What each view has to show, in a line with its number. */
@@ -58,6 +73,20 @@ function stateOf(stage: (typeof study.stages)[number]): keyof typeof STATES {
   return stage.there === stage.files ? "done" : stage.there ? "part" : "none";
 }
 
+/** The command that makes the whole study. */
+const again = (): string => ["snakemake --profile local", study.configfiles.length ? `--configfile ${study.configfiles.join(" ")}` : ""].filter(Boolean).join(" ");
+
+function Undone({ stage }: { stage: (typeof study.stages)[number] }) {
+  return (
+    <>
+      <p>
+        {stage.name}: {stage.there} of {stage.files} outputs are there. To make the rest:
+      </p>
+      <Command text={stage.command} />
+    </>
+  );
+}
+
 /** The stages in columns: each one right of all that it reads. */
 function Stages() {
   const column = new Map<string, number>();
@@ -97,14 +126,24 @@ function Stages() {
           })}
         </svg>
       </div>
-      {undone.map((stage) => (
-        <div key={stage.name} class="missing">
-          <p>
-            {stage.name}: {stage.there} of {stage.files} outputs are there. To make the rest:
-          </p>
-          <Command text={stage.command} />
+      {undone.length > 3 ? (
+        <div class="missing">
+          <p>{undone.length} stages are unfinished. To make the rest of all of them:</p>
+          <Command text={again()} />
+          <details>
+            <summary>Or stage by stage</summary>
+            {undone.map((stage) => (
+              <Undone key={stage.name} stage={stage} />
+            ))}
+          </details>
         </div>
-      ))}
+      ) : (
+        undone.map((stage) => (
+          <div key={stage.name} class="missing">
+            <Undone stage={stage} />
+          </div>
+        ))
+      )}
     </Section>
   );
 }
@@ -217,7 +256,7 @@ function Provenance() {
         <dd>config.yaml{study.configfiles.map((file) => `, ${file}`).join("")}</dd>
         <dt>to make it again</dt>
         <dd>
-          <Command text={["snakemake --profile local", study.configfiles.length ? `--configfile ${study.configfiles.join(" ")}` : ""].filter(Boolean).join(" ")} />
+          <Command text={again()} />
         </dd>
         {hosts.length > 0 && (
           <>

@@ -19,6 +19,7 @@ from ditscope.calibrate.load import calibration_of_scheme, measure_on
 from ditscope.core.errors import InputError, check_version, line
 from ditscope.core.paths import InputFile, InputFolder, OutputFile
 from ditscope.core.tensor_files import save_tensors
+from ditscope.models.by_step import schedule_of
 from ditscope.models.emulate.layer import EmulatedLinear, hollow
 from ditscope.models.folders import check_safetensors
 from ditscope.models.loading import load_generator
@@ -76,6 +77,8 @@ def save_checkpoint(transformer: nn.Module, scheme: Scheme, out: Path, plan: Pat
         made = {"schema_version": SCHEMA_VERSION, "scheme": asdict(scheme), "full_precision": left}
         on_mlx("quantize").save_checkpoint(transformer, configs, out, made)
         return
+    if schedule_of(transformer):
+        raise InputError("schemes: a plan that switches weights between steps cannot be saved as one checkpoint")
     state = {name: tensor.detach() for name, tensor in transformer.state_dict().items()}
     own = {name: state.pop(name) for name in [*state] if "." not in name}  # torchao reads back none of these
     try:

@@ -110,3 +110,51 @@ TARGETS = Table(
         "latency_ms": Column("Float64", "published latency of the whole batch, ms"),
     },
 )
+QUALITY_OF_SET = "mean over the prompts of `metric`"
+CULPRIT_LAYERS = Table(
+    "benchmark.culprit",
+    "",
+    "linear layer, the most sensitive first (`ditscope culprit`: layers.parquet)",
+    key=("layer",),
+    columns={
+        "layer": Column("String", "fully qualified name in the transformer"),
+        "kept": Column("Boolean", "whether it is in the set that stays in full precision"),
+        "alone": Column(
+            "Float64", "relative change of the latents where it alone is quantized; null: not covered", nullable=True
+        ),
+        "without": Column("Float64", "quality where it is taken out of the set; null: not in it", nullable=True),
+        "without_low": Column("Float64", "95 % interval of it; null below 8 prompts", nullable=True),
+        "without_high": Column("Float64", "95 % interval of it; null below 8 prompts", nullable=True),
+        "passes_without": Column("Boolean", "whether the set passes without it", nullable=True),
+        "metric": Column("String", "`psnr_db` or `latent_error`"),
+        "weight_type": Column("String", "class of its weight after quantization"),
+        "stored_bytes": Column("Int64", "bytes that its weight then takes"),
+        "full_bytes": Column("Int64", "bytes that it took"),
+        "weight_error": Column(
+            "Float64", "norm of the weight's change over its norm; null where it cannot be turned back", nullable=True
+        ),
+        "output_error": Column(
+            "Float64", "norm of the output's change over its norm, on a recorded input", nullable=True
+        ),
+        "left_because": Column("String", "why the scheme does not cover it; empty where it does"),
+        "finding": Column("String", "what is wrong, as `not applied: ...`; empty: nothing"),
+    },
+)
+CULPRIT_SETS = Table(
+    "benchmark.culprit.sets",
+    "",
+    "set of kept layers, in the order in which they were tried (`ditscope culprit`: sets.parquet)",
+    key=("kept",),
+    columns={
+        "kept": Column("List(String)", "layers in full precision"),
+        "size": Column("Int64", "how many they are"),
+        "why": Column("String", "the scheme as it is; grown: the most sensitive; taken out; smaller"),
+        "metric": Column("String", "`psnr_db` or `latent_error`"),
+        "threshold": Column("Float64", "what the mean must reach"),
+        "quality": Column("Float64", QUALITY_OF_SET),
+        "quality_low": Column("Float64", "95 % interval of it; null below 8 prompts", nullable=True),
+        "quality_high": Column("Float64", "95 % interval of it; null below 8 prompts", nullable=True),
+        "n_prompts": Column("Int64", "prompts that were sampled: fewer than all where it was clear that it fails"),
+        "passes": Column("Boolean", "whether the whole interval is on the right side"),
+    },
+)

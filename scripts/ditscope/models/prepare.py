@@ -8,9 +8,10 @@ import torch
 from torchao.quantization.utils import recommended_inductor_config_setter
 
 from ditscope.core.errors import first_line
+from ditscope.models.by_step import follow, schedule_of
 from ditscope.models.emulate.inputs import Measure
 from ditscope.models.loading import Generator
-from ditscope.models.quantize import apply_scheme, unsupported
+from ditscope.models.quantize import apply_scheme, unsupported, unsupported_plan
 from ditscope.models.sampling import transformers_of
 from ditscope.models.settings import Scheme
 from ditscope.models.step_cache import enable
@@ -33,6 +34,8 @@ def prepare(
     transformers = transformers_of(generator.pipe)
     on_mlx = generator.computes_on == "mlx"
     reason = unsupported(scheme, generator.computes_on, generator.entry.dtype)
+    if plan and not reason:
+        reason = unsupported_plan(plan, generator.computes_on, generator.entry.dtype)
     if reason := reason or uncompilable(compile, generator.computes_on):
         return reason
     try:
@@ -42,6 +45,9 @@ def prepare(
     except (RuntimeError, NotImplementedError, ImportError, AssertionError) as error:  # a kernel that is not there
         log.exception("%s cannot be quantized", generator.name)
         return first_line(error)
+    for transformer in transformers:
+        if schedule := schedule_of(transformer):
+            follow(generator.pipe.scheduler, schedule)
     if scheme.cache and (reason := enable(generator, scheme.cache, scheme.cache_threshold)):
         return reason
     if compile == "eager":

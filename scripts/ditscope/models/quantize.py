@@ -36,7 +36,8 @@ from torchao.sparsity.sparse_api import SemiSparseWeightConfig, apply_fake_spars
 
 from ditscope.core.errors import InputError
 from ditscope.core.plugins import load_plugin
-from ditscope.models.bit_plan import load_plan, to_fqn_config, to_mlx
+from ditscope.models.bit_plan import format_configs, formats_of, load_plan, to_fqn_config, to_mlx
+from ditscope.models.by_step import ByStep, make_stepped
 from ditscope.models.emulate.apply import calibrated
 from ditscope.models.emulate.formats import FORMATS, Format, stored_bits
 from ditscope.models.emulate.inputs import Measure
@@ -108,6 +109,14 @@ def has_kernel(operator: str) -> bool:
     return known
 
 
+def unsupported_plan(plan: Path, device: str, dtype: str) -> str:
+    """Why a format of a plan cannot run on `device` from weights of `dtype`; empty where all can, and for bit plans."""
+    loaded = load_plan(plan)
+    used = {n for c in loaded.get("assignment", {}).values() for n in (c.values() if isinstance(c, dict) else [c])}
+    reasons = {name: unsupported(s, device, dtype) for name, s in formats_of(loaded).items() if name in used}
+    return next((f"format `{name}` of {plan}: {reason}" for name, reason in reasons.items() if reason), "")
+
+
 def layer_configs(transformer: nn.Module, scheme: Scheme, plan: Path | None = None) -> dict[str, LayerConfig]:
     """Name the config of each linear layer that the scheme quantizes, by fully qualified name, in module order.
 
@@ -139,10 +148,11 @@ def coverage(
     check_plan(scheme, plan)
     if plan:
         loaded = load_plan(plan, transformer)
-        on_mlx = runs_on_mlx(transformer)
-        configs: dict[str, LayerConfig] = (
-            {**to_mlx(loaded, transformer)} if on_mlx else {**to_fqn_config(loaded, transformer).fqn_to_config}
-        )
+        if runs_on_mlx(transformer):
+            configs: dict[str, LayerConfig] = {**to_mlx(loaded, transformer)}
+        else:
+            over_formats = "formats" in loaded
+            configs = format_configs(loaded) if over_formats else {**to_fqn_config(loaded, transformer).fqn_to_config}
     else:
         config = kind_of(scheme).config(scheme)
         configs = {} if config is None else dict.fromkeys(linear, config)
@@ -265,6 +275,8 @@ def apply_scheme(
     if measure and (solved := {n: c for n, c in configs.items() if isinstance(c, Recipe) and c.needs}):
         calibrated(transformer, solved, measure)
         configs = {name: config for name, config in configs.items() if name not in solved}
+    if stepped := {name: config for name, config in configs.items() if isinstance(config, ByStep)}:
+        configs = {name: c for name, c in configs.items() if name not in stepped} | make_stepped(transformer, stepped)
     quantize_(transformer, FqnToConfig(OrderedDict(configs)), filter_fn=None)
     if kind_of(scheme).sparse:
         for name in configs:
@@ -308,8 +320,12 @@ def quantized_weights(transformer: nn.Module, scheme: Scheme, plan: Path | None)
     return [(transformer.get_submodule(name).weight, config) for name, config in configs.items()]
 
 
-def weight_bytes(weight: Tensor, config: LayerConfig) -> int:
-    """Nominal bytes of one weight (out, in) under a config."""
+def weight_bytes(weight: Tensor, config: LayerConfig | None) -> int:
+    """Nominal bytes of one weight (out, in) under a config, or of all its variants; None is full precision."""
+    if config is None:
+        return weight.nbytes
+    if isinstance(config, ByStep):
+        return sum(weight_bytes(weight, variant) for variant in config.distinct().values())
     if isinstance(config, MlxConfig):
         return mlx_bytes(weight.numel(), config.bits, config.group_size, weight.itemsize, config.mode)
     if isinstance(config, Recipe):
@@ -371,7 +387,8 @@ def is_simulated(transformer: nn.Module, scheme: Scheme, plan: Path | None = Non
     emulated kinds keep and multiply the model's own type.
     """
     configs, _ = coverage(transformer, scheme, plan)
-    return any(map(simulated, configs.values()))
+    variants = [v for c in configs.values() for v in (c.distinct().values() if isinstance(c, ByStep) else [c])]
+    return any(config is not None and simulated(config) for config in variants)
 
 
 def simulated(config: LayerConfig) -> bool:

@@ -24,6 +24,9 @@ def check_plan(study: Study) -> None:
             study.same("plan", file, plan, {"model": model, "budget": name.removesuffix(".json")})
             if study.config.plan.metric != "auto":
                 study.same("plan", file, plan, {"metric": study.config.plan.metric})
+            if "formats" in plan:
+                check_format_plan(study, file, plan, name.removesuffix(".json"))
+                continue
             if plan["nominal_bytes"] > plan["budget_bytes"]:
                 study.note("plan", file, f"takes {plan['nominal_bytes']} bytes of {plan['budget_bytes']}")
             if unknown := set(plan["layers"].values()) - set(study.config.sensitivity.bits):
@@ -38,6 +41,29 @@ def check_plan(study: Study) -> None:
                         problem = f"made with {key} {plan[key]!r}, sensitivity was measured with {rows[key][0]!r}"
                         study.note("plan", file, problem)
                 check_solution(study, file, plan, rows, name.removesuffix(".json"))
+
+
+def check_format_plan(study: Study, file: str, plan: dict[str, Any], budget: str) -> None:
+    """A plan over formats is what its tables give; of several equally good assignments any will do."""
+    from ditscope.plan.formats import FREE, plan_formats
+    from ditscope.sensitivity.files import format_file
+
+    settings, table = study.config.plan.budgets[budget], study.results / format_file(plan["model"])
+
+    def solved() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            out, times = Path(folder) / "plan.json", [table.with_suffix(".timing.parquet")]
+            plan_formats(plan["model"], [table], out, settings, budget, study.config.schemes, times)
+            return json.loads(out.read_text())
+
+    wanted = study.once(f"plan {plan['model']} {budget}", solved)
+    for key, value in wanted.items():
+        if key not in FREE and not alike(plan.get(key), value):
+            study.note("plan", file, f"its `{key}` is not what the table `sensitivity.formats` gives")
+    for key in ("layers", "assignment"):
+        study.same_rows("plan", file, sorted(plan[key]), sorted(wanted[key]), "measured layers")
+    if not alike(sum(plan["layers"].values()), sum(wanted["layers"].values()), 1e-3, 1e-2):
+        study.note("plan", file, "its `layers` are not the bits of its assignment")
 
 
 def check_solution(study: Study, file: str, plan: dict[str, Any], rows: pl.DataFrame, budget: str) -> None:

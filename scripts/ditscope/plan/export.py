@@ -55,6 +55,8 @@ def export(
 def export_of(plan: Path, models: dict[str, Model], model: str = "") -> Export:
     """What a plan says of the layers of its model, or of another one of the config."""
     loaded = load_plan(plan)
+    if any(isinstance(chosen, dict) for chosen in loaded.get("assignment", {}).values()):
+        raise InputError(f"{plan}: it switches weights between steps, which no runtime takes; plan with `steps: all`")
     name = model or loaded["model"]
     if name not in models:
         raise InputError(unknown("--model", name, models, "in the config's `models`"))

@@ -5,15 +5,12 @@ import logging
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
-from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
 
 from ditscope.core.atomic import write_text
 from ditscope.core.errors import InputError
@@ -21,6 +18,9 @@ from ditscope.core.paths import InputFile, OutputFile
 from ditscope.core.tables import concat_tables
 from ditscope.models.bit_plan import SCHEMA_VERSION
 from ditscope.models.mlx.names import MLX_BITS, MLX_GROUPS
+from ditscope.models.settings import Scheme
+from ditscope.plan.formats import plan_formats
+from ditscope.plan.program import cheapest
 from ditscope.plan.settings import Budget, Plan
 from ditscope.sensitivity.tables import IMAGE_METRIC, LAYER_KINDS, SENSITIVITY, WHOLE
 
@@ -68,14 +68,24 @@ def plan(
     budget: Budget,
     settings: Plan = Plan(),
     budget_name: str = "budget",
+    schemes: dict[str, Scheme] = {},  # noqa: B006 read only
+    timing: list[InputFile] = [],  # noqa: B006 read only
 ) -> None:
     """Choose bits for every linear layer of a model under one budget and write the plan as JSON.
+
+    A budget with `formats` chooses among those, by `ditscope.plan.formats`: then `sensitivity` are tables
+    `sensitivity.formats`, and `timing` those of measured times, which a budget in milliseconds needs.
 
     `sensitivity` are tables `sensitivity`; their convolutions stay in full precision, because no back end quantizes
     them, and so do layers that the model's back end cannot store in groups of this size: `full_precision` names these.
     Sizes are those of the back end (`ditscope.models.packed`). Raises InputError where the budget is below the smallest
     size.
     """
+    if budget.formats:
+        plan_formats(model, sensitivity, out, budget, budget_name, schemes, timing)
+        return
+    if budget.latency_ms or budget.steps != "all":
+        raise InputError(f"plan.budgets.{budget_name}: latency_ms and steps are of budgets with `formats`; name some")
     table = rows_of_model(sensitivity, model, settings)
     storable = can_be_stored(table)
     choices = choices_of(storable, settings)
@@ -241,28 +251,8 @@ def budget_bytes(choices: Choices, budget: Budget, where: str) -> int:
 
 
 def solve(choices: Choices, limit: int) -> np.ndarray:
-    """The cheapest column index of each layer within `limit` bytes: an integer program, solved exactly by HiGHS.
-
-    Binary variables x[l, b], one chosen for each layer: minimise sum cost x subject to sum bytes x <= limit.
-    """
-    layers, widths = choices.cost.shape
-    columns = np.arange(layers * widths)
-    one_each = coo_array((np.ones(layers * widths), (columns // widths, columns)))
-    # Small integers keep the size constraint exact within the solver's tolerances; a cost scale of 1e6 keeps the
-    # differences between high bit widths, ten orders below the largest cost, above its absolute gap.
-    unit = reduce(math.gcd, (int(b) for b in choices.bytes.flat))
-    size = (choices.bytes // unit).reshape(1, -1)
-    scale = 1e6 / (choices.cost.max() or 1.0)
-    solution = milp(
-        c=choices.cost.ravel() * scale,
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(size, 0, limit // unit)],
-        integrality=np.ones(layers * widths),
-        bounds=Bounds(0, choices.permitted().ravel().astype(float)),
-        options={"mip_rel_gap": 0.0},
-    )
-    if solution.x is None:
-        raise RuntimeError(f"HiGHS found no plan within {limit} bytes: {solution.message}")
-    return solution.x.reshape(layers, widths).argmax(axis=1)
+    """The cheapest column index of each layer within `limit` bytes, exactly."""
+    return cheapest(choices.cost, choices.bytes, choices.permitted(), limit)
 
 
 def frontier(choices: Choices) -> list[dict[str, Any]]:

@@ -1,14 +1,16 @@
 """What `ditscope doctor` checks of the stage `sensitivity`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from ditscope.core.intervals import LEAST_UNITS
 from ditscope.core.study import Study
 from ditscope.models.packed import INTX_BITS, intx_bytes
 from ditscope.sensitivity.files import PARTS, part_files
-from ditscope.sensitivity.tables import AGREEMENT, SENSITIVITY
+from ditscope.sensitivity.tables import AGREEMENT, IMAGE_METRIC, SENSITIVITY
 
 CELL = list(SENSITIVITY.key)
 # What is said of a layer, whatever its scores.
@@ -41,6 +43,7 @@ def check_sensitivity(study: Study) -> None:
             if part is not None:
                 beside_it = parts["fast" if name == "layers" else "layers"]
                 check_part(study, file, part, beside_it.get(other_part(file)), name)
+    check_formats(study)
     if not study.asked("sensitivity"):
         return
     file, agreement = SENSITIVITY.file, AGREEMENT.file
@@ -71,6 +74,88 @@ def check_sensitivity(study: Study) -> None:
         study.agree("sensitivity", file, table, whole["layers"].sort(order))
     if compared is not None and len(whole) == 2:
         study.agree("sensitivity", agreement, compared, rank_agreement(whole["layers"], whole["fast"]))
+
+
+def check_formats(study: Study) -> None:
+    """Tables by format hold each pair of cells once, as moments may be, and a time for each of their formats."""
+    budgets = study.config.plan.budgets.values()
+    asked = {name for budget in budgets for name in budget.formats}
+    for file in [f for f in study.targets("sensitivity") if Path(f).match("sensitivity/*/formats-*.parquet")]:
+        if file.endswith(".timing.parquet"):
+            continue
+        table = study.table("sensitivity", file, "sensitivity.formats")
+        timing = study.table("sensitivity", file.replace(".parquet", ".timing.parquet"), "sensitivity.formats.timing")
+        if table is not None:
+            for problem in format_faults(table, file.split("/")[1], asked):
+                study.note("sensitivity", file, problem)
+        if table is not None and timing is not None:
+            for problem in timing_faults(timing, table):
+                study.note("sensitivity", file.replace(".parquet", ".timing.parquet"), problem)
+
+
+def format_faults(table: pl.DataFrame, model: str, asked: set[str]) -> Iterator[str]:
+    """What of a table `sensitivity.formats` cannot be."""
+    from ditscope.sensitivity.tables import layer_kind
+
+    if set(table["model"]) != {model}:
+        yield f"is not of model `{model}` alone"
+    if set(table["format"]) != asked or set(table["other_format"]) != asked:
+        yield f"is not of the formats that the budgets name: {', '.join(sorted(asked))}"
+    for column in ("metric", "n_probes", "n_images"):
+        if table[column].n_unique() != 1:
+            yield f"column `{column}` is not the same in all rows"
+    if set(table["metric"]) - {IMAGE_METRIC, "relative_l2"} or (table["n_probes"] < table["n_images"]).any():
+        yield "has fewer probes than images, or a metric that is none"
+    if wrong := [layer for layer, kind in table.select("layer", "kind").unique().rows() if kind != layer_kind(layer)]:
+        yield f"layer {wrong[0]}: not the kind that its name says"
+    same = {"layer": ["depth", "parameters", "full_bytes"], "piece": ["piece_steps"], "format": []}
+    for key, columns in same.items():
+        for column in columns:
+            if table.select(key, column).n_unique() != table[key].n_unique():
+                yield f"column `{column}` differs within one {key}"
+    if table.select("layer", "format", "format_bytes").n_unique() != table.select("layer", "format").n_unique():
+        yield "column `format_bytes` differs within one layer and format"
+    widths = table.select(pl.col("full_bytes") / pl.col("parameters")).to_series()
+    if widths.n_unique() != 1 or widths[0] not in (2.0, 4.0):
+        yield "column `full_bytes` is not 2 or 4 bytes per weight"
+    if not table["depth"].is_sorted() and table["depth"].min() is not None:
+        yield "layers are not in network order"
+    yield from pair_faults(table)
+
+
+def pair_faults(table: pl.DataFrame) -> Iterator[str]:
+    """What of the pairs of cells cannot be: one that lacks, or moments that are of no vectors."""
+    for (layer,), rows in table.group_by("layer", maintain_order=True):
+        cells = list(dict.fromkeys(rows.select("format", pl.col("piece").cast(pl.String)).rows()))
+        pairs = rows.select(
+            "format", pl.col("piece").cast(pl.String), "other_format", pl.col("other_piece").cast(pl.String)
+        ).rows()
+        expected = [(*a, *b) for i, a in enumerate(cells) for b in cells[i:]]
+        if pairs != expected:
+            yield f"layer {layer}: its rows are not each pair of {len(cells)} cells once, in order"
+            continue
+        moments = np.zeros((len(cells),) * 2)
+        moments[np.triu_indices(len(cells))] = rows["moment"].to_numpy()
+        whole = moments + np.triu(moments, 1).T
+        least, most = np.linalg.eigvalsh(whole)[[0, -1]]
+        if least < -1e-6 * max(most, 1e-300):
+            yield f"layer {layer}: its moments are of no effects (an eigenvalue is below 0)"
+
+
+def timing_faults(timing: pl.DataFrame, table: pl.DataFrame) -> Iterator[str]:
+    """What of a table `sensitivity.formats.timing` cannot be."""
+    wanted = table.select("model", "layer", "format").unique().rows()
+    wanted += [(model, layer, "full") for model, layer in table.select("model", "layer").unique().rows()]
+    if sorted(timing.select("model", "layer", "format").rows()) != sorted(wanted):
+        yield "is not of the layers and formats of the table `sensitivity.formats`, and of each layer as it is"
+    low, median, high = (timing[f"latency_{name}_ms"] for name in ("p10", "median", "p90"))
+    if not ((low > 0) & (low <= median) & (median <= high)).all():
+        yield "has times that are not above 0 in order of their percentiles"
+    for column in ("repeats", "hardware"):
+        if timing[column].n_unique() != 1:
+            yield f"column `{column}` is not the same in all rows"
+    if timing.select("layer", "rows").n_unique() != timing["layer"].n_unique() or (timing["rows"] < 1).any():
+        yield "column `rows` differs within one layer, or is below 1"
 
 
 def other_part(file: str) -> str:

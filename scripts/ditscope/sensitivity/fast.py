@@ -9,7 +9,7 @@ layer's output with dW x. All bit widths of all layers share one backward pass; 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ from ditscope.sensitivity.back_ends import back_end
 from ditscope.sensitivity.exact import Layer, labelled
 from ditscope.sensitivity.settings import Sensitivity
 
-Changes = Callable[[nn.Module], list[Tensor]]  # dW of a module at each bit width
+Change: TypeAlias = Tensor | Callable[[Tensor], Tensor]  # dW of a weight, or what becomes of the output from the input
+Changes = Callable[[nn.Module], Sequence[Change]]  # of a module at each bit width, or in each format
 CACHE_BYTES = 2_000_000_000  # of weight changes that are kept from one batch to the next
 
 

@@ -40,13 +40,38 @@ def image_effects(
     `image_rms` holds squared inner products over the number of values of the image: their mean estimates the mean
     square change of its values, which lie in [0, 1]. At least `settings.probes` probes are drawn over all images.
     """
+    names = {layer.module: layer.name for layer in layers}
+    rows = []
+    for drawn, of_probe in image_probes(
+        model, list(names), calibration, buckets, weight_changes(model, settings), settings
+    ):
+        for module in names:
+            of_probe[WHOLE, module] = torch.stack([of_probe[b, module] for b in BUCKETS]).sum(0)
+        for (bucket, module), effects in of_probe.items():
+            for bits, squares in zip(settings.bits, effects.square().T, strict=True):
+                rows += [
+                    {"layer": names[module], "bits": bits, "bucket": bucket, "image": image, IMAGE_METRIC: value}
+                    for image, value in zip(drawn, squares.tolist(), strict=True)
+                ]
+    return rows
+
+
+def image_probes(
+    model: Generator,
+    modules: Sequence[nn.Module],
+    calibration: CalibrationSet,
+    buckets: dict[Reference, str],
+    changes: Changes,
+    settings: Sensitivity,
+) -> Iterator[tuple[list[int], dict[tuple[str, nn.Module], Tensor]]]:
+    """Effects of `changes` on the finished images of whole trajectories, probe by probe, as `probe_image` gives them.
+
+    With each the numbers of its images. At least `settings.probes` probes are drawn over all images.
+    """
     for module in (model.pipe.transformer, model.pipe.vae):
         module.requires_grad_(False)
-    names = {layer.module: layer.name for layer in layers}
     images = calibration.images()
     generator = torch.Generator().manual_seed(0)
-    changes = weight_changes(model, settings)
-    rows = []
     probes = math.ceil(settings.probes / len(images))
     calls = records_calls(model.entry)
     size = 1 if calls else settings.gradient_batch
@@ -60,16 +85,7 @@ def image_effects(
             steps = [step.repeated(copies) for step in batches(model, calibration, buckets, size, chosen)]
         drawn = [reference.image for reference in steps[0].references]
         for _ in range(math.ceil(probes / copies)):
-            of_probe = probe_image(model, steps, list(names), changes, generator)
-            for module in names:
-                of_probe[WHOLE, module] = torch.stack([of_probe[b, module] for b in BUCKETS]).sum(0)
-            for (bucket, module), effects in of_probe.items():
-                for bits, squares in zip(settings.bits, effects.square().T, strict=True):
-                    rows += [
-                        {"layer": names[module], "bits": bits, "bucket": bucket, "image": image, IMAGE_METRIC: value}
-                        for image, value in zip(drawn, squares.tolist(), strict=True)
-                    ]
-    return rows
+            yield drawn, probe_image(model, steps, modules, changes, generator)
 
 
 def probe_image(

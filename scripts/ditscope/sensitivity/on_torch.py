@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ditscope.models.loading import Generator
 from ditscope.sensitivity.exact import network_of, score_layers
-from ditscope.sensitivity.fast import Changes, refuse_infinite
+from ditscope.sensitivity.fast import Change, Changes, refuse_infinite
 
 __all__ = ["collected", "network_of", "own_weight", "score_layers"]
 
@@ -54,13 +54,27 @@ def collected(
     refuse_infinite(model, products)
 
 
-def inner_products(module: nn.Module, x: Tensor, gradient: Tensor, changes: Sequence[Tensor]) -> Tensor:
-    """<gradient, dW x> by rows of the batch, (rows, len(changes)) in float64 on the CPU, for each weight change dW."""
+def inner_products(module: nn.Module, x: Tensor, gradient: Tensor, changes: Sequence[Change]) -> Tensor:
+    """<gradient, dW x> by rows of the batch, (rows, len(changes)) in float64 on the CPU, for each weight change dW.
+
+    Where a change is a function, it is of x in the place of dW x.
+    """
+    weights = [change for change in changes if isinstance(change, Tensor)]
+    products = iter(weight_products(module, x, gradient, weights) if weights else ())
+    columns = [
+        next(products) if isinstance(change, Tensor) else (change(x) * gradient).flatten(1).double().sum(1)
+        for change in changes
+    ]
+    return torch.stack([column.cpu().double() for column in columns], dim=1)
+
+
+def weight_products(module: nn.Module, x: Tensor, gradient: Tensor, changes: Sequence[Tensor]) -> list[Tensor]:
+    """<gradient, dW x> by rows of the batch, (rows,) for each weight change dW."""
     if isinstance(module, nn.Linear):
-        # <g, dW x> = <sum over tokens of g x', dW>: one product of matrices, shared by all bit widths.
+        # <g, dW x> = <sum over tokens of g x', dW>: one product of matrices, shared by all changes.
         outer = gradient.flatten(1, -2).mT @ x.flatten(1, -2) if x.ndim > 2 else gradient[:, :, None] * x[:, None]
         precise = torch.promote_types(outer.dtype, torch.float32)
         rows = outer.flatten(1).to(precise)
-        return torch.stack([rows @ change.flatten().to(precise) for change in changes], dim=1).cpu().double()
+        return [rows @ change.flatten().to(precise) for change in changes]
     moved = [(module._conv_forward(x, change, None) * gradient).flatten(1) for change in changes]
-    return torch.stack([products.cpu().double().sum(1) for products in moved], dim=1)
+    return [products.cpu().double().sum(1) for products in moved]

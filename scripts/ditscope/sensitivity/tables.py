@@ -1,6 +1,7 @@
 """Tables of the stage `sensitivity`, and what some of their columns may hold."""
 
 from ditscope.core.schema import Column, Table, one_of
+from ditscope.models.schedule_parts import PIECES
 from ditscope.sensitivity.buckets import BUCKETS
 
 WHOLE = "all"  # in place of a bucket: the layer is quantized in every step
@@ -98,6 +99,56 @@ AGREEMENT = Table(
             "Float64", "rank correlation over the layers of `value` with its fast estimate", nullable=True
         ),
         "layers": Column("Int64", "layers that were ranked"),
+    },
+)
+FORMATS = Table(
+    "sensitivity.formats",
+    "sensitivity/*/formats-*.parquet",
+    "layer and pair of cells (format, piece of the schedule), each pair once",
+    key=("model", "layer", "format", "piece", "other_format", "other_piece"),
+    columns={
+        "model": MODEL,
+        "layer": Column("String", "fully qualified name in the transformer"),
+        "kind": Column("String", "as in the table `sensitivity`"),
+        "depth": Column("Int64", "as in the table `sensitivity`"),
+        "format": Column("String", "the scheme's name in the config"),
+        "piece": Column(one_of(PIECES), "first and last step; thirds of the steps between"),
+        "other_format": Column("String", "of the other cell"),
+        "other_piece": Column(one_of(PIECES), "of the other cell"),
+        "moment": Column(
+            "Float64",
+            "mean over probes of the product of the two cells' effects: of one cell with itself its mean square effect",
+        ),
+        "piece_steps": Column("Int64", "steps of `piece`"),
+        "metric": Column(
+            "String",
+            "`image_rms`: effects are on the image's values (0 to 1); `relative_l2`: on the velocity, relative to its "
+            "norm (recorded calls)",
+        ),
+        "n_probes": Column("Int64", "probes that `moment` is the mean of"),
+        "n_images": Column("Int64", "calibration images that they are of"),
+        "parameters": Column("Int64", "weights of the layer, without bias"),
+        "format_bytes": Column("Int64", "nominal bytes of its weight in `format`: values, scales and zero points"),
+        "full_bytes": Column("Int64", "bytes of its weight in the model's own type"),
+    },
+)
+FORMATS_TIMING = Table(
+    "sensitivity.formats.timing",
+    "sensitivity/*/formats-*.timing.parquet",
+    "layer and format",
+    key=("model", "layer", "format"),
+    columns={
+        "model": MODEL,
+        "layer": Column("String", "fully qualified name in the transformer"),
+        "format": Column("String", "the scheme's name in the config, or `full`: the layer as it is"),
+        "latency_median_ms": Column(
+            "Float64", "milliseconds of one call in a step of one picture, median of the repeats"
+        ),
+        "latency_p10_ms": Column("Float64", "tenth percentile"),
+        "latency_p90_ms": Column("Float64", "ninetieth percentile"),
+        "repeats": Column("Int64", "calls, formats turn by turn"),
+        "rows": Column("Int64", "rows (tokens x halves of guidance) that the layer took"),
+        "hardware": Column("String", "hardware id"),
     },
 )
 SAMPLES = Table(

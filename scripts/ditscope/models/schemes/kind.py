@@ -11,6 +11,7 @@ from torchao.quantization import PerAxis, PerGroup, PerRow
 from torchao.quantization.quantize_.common.kernel_preference import KernelPreference
 
 from ditscope.core.errors import InputError
+from ditscope.models.by_step import ByStep
 from ditscope.models.emulate.formats import Format, activation_format, weight_format
 from ditscope.models.emulate.layer import Recipe
 from ditscope.models.mlx.names import MlxConfig
@@ -18,7 +19,7 @@ from ditscope.models.settings import Scheme
 
 # torchao would tune the compiler for quantized models only, not for the base
 PURE: dict = {"set_inductor_config": False}
-LayerConfig: TypeAlias = AOBaseConfig | MlxConfig | Recipe
+LayerConfig: TypeAlias = AOBaseConfig | MlxConfig | Recipe | ByStep
 
 
 @dataclass(frozen=True)
