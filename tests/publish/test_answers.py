@@ -257,7 +257,7 @@ def test_captions_say_samples_uncertainty_and_caveats():
         "In 1 of 2 tests p < 0.05, corrected by Holm.",
         "Degenerate, so that they show nothing: b under e.",
         "Noisy: 1 of 2 timings; no verdict rests on these.",
-        "Simulated, stored as int8 here: y.",
+        "Simulated, stored or computed in more bits here: y.",
         "Without a number: 1 row, as no run.",
     ]
     assert list(facts(pl.DataFrame({"x": [1]}))) == ["No intervals."]
