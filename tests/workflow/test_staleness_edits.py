@@ -72,11 +72,13 @@ OWN = {
     "import_captures",
     "analysis",
     "refine_storyboard",
+    "sensitivity_formats",
 }  # of what users bring of their own, which the tiny study has not
 # Rules whose jobs sample pictures, make features of them or quantize a transformer.
 SAMPLE = {"image_shard", "capture_set", "ablation", "calibration_shard", "sensitivity_layers", "benchmark_run"}
 SAMPLE |= {"trajectory_shard", "import_images"}
 EMBED = {"embedding_shard", "block_analysis", "ablation", "benchmark_quality"}
+FORMATS = {"sensitivity_formats", "bit_plan"}  # what measures and assigns formats, which are schemes
 QUANTIZE = {"benchmark_run", "quantized_checkpoint", "trajectory_shard"}
 DOCSTRING, COMMENT = '"""Reworded."""\n', "# Why, in other words.\n"
 CODE = "ANOTHER = 1\n"
@@ -98,19 +100,19 @@ EDITS = [
     ("generate/stage.py", CODE, {"image_shard", "import_images"}),
     ("generate/settings.py", DOCSTRING, set()),
     ("models/requests.py", CODE, SAMPLE - {"calibration_shard", "sensitivity_layers"}),
-    ("models/sampling.py", CODE, SAMPLE | {"refine_diagnose", "quantized_checkpoint"}),
+    ("models/sampling.py", CODE, SAMPLE | {"refine_diagnose", "quantized_checkpoint", "sensitivity_formats"}),
     ("models/families/wan.py", CODE, set()),
     ("models/families/sdxl.py", CODE, set()),
-    ("models/families/flux.py", CODE, SAMPLE | {"quantized_checkpoint", "refine_diagnose"}),
+    ("models/families/flux.py", CODE, SAMPLE | {"quantized_checkpoint", "refine_diagnose", "sensitivity_formats"}),
     ("models/families/__init__.py", DOCSTRING, set()),
-    ("models/schemes/int8_weight_only.py", CODE, {"benchmark_run", "quantized_checkpoint"}),
+    ("models/schemes/int8_weight_only.py", CODE, {"benchmark_run", "quantized_checkpoint"} | FORMATS),
     ("models/schemes/intx_weight_only.py", CODE, {"trajectory_shard"}),
     ("models/schemes/fp8_dynamic_row.py", CODE, set()),
-    ("models/quantize.py", CODE, QUANTIZE),
+    ("models/quantize.py", CODE, QUANTIZE | {"sensitivity_formats"}),
     ("models/schemes/gptq.py", CODE, set()),
     ("models/emulate/gptq.py", CODE, set()),
-    ("models/emulate/formats.py", CODE, QUANTIZE),
-    ("calibrate/load.py", CODE, QUANTIZE | {"sensitivity_layers"}),
+    ("models/emulate/formats.py", CODE, QUANTIZE | FORMATS),
+    ("calibrate/load.py", CODE, QUANTIZE | {"sensitivity_layers", "sensitivity_formats"}),
     ("models/embedders/towers.py", CODE, EMBED | {"refine_diagnose"}),
     ("models/captioners.py", CODE, {"trajectory_shard"}),
     ("models/dummy_captioner.py", CODE, set()),
