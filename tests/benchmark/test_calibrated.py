@@ -122,7 +122,7 @@ def test_calibration_that_does_not_serve_is_refused_before_a_model_loads(calibra
         ask(name="other")
     with pytest.raises(InputError, match="no calibration samples"):
         ask(given=tmp_path / "nothing")
-    monkeypatch.setattr(calibrate_load, "weights_id", lambda source, revision: "others")
+    monkeypatch.setattr(calibrate_load, "weights_of", lambda entry: "others")
     manifest = folder / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"weights": "these"}))
     with pytest.raises(InputError, match="made with other weights of `tiny`; calibrate `tiny` again"):

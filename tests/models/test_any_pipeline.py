@@ -101,3 +101,9 @@ def test_a_scheduler_without_noise_levels_is_refused_by_what_records_them():
     del model.pipe.scheduler.alphas_cumprod
     with pytest.raises(InputError, match="DDIMScheduler has neither sigmas nor cumulated alphas"):
         sample(model, *RUN, [Watcher()])
+
+
+def test_a_folder_under_the_name_of_a_hub_model_is_refused_with_the_fix(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(InputError, match=r"models\.m: `source` is a folder here, and `revision` a commit"):
+        load_generator("m", Model("dit", str(tmp_path), "a" * 40), "cpu")

@@ -206,7 +206,7 @@ def rendered(text: str, **given) -> Text:
         ("trajectory-video", "Networks a, b; 5 prompts, the last of the list; at most 8 states of a run"),
         ("timelines", "6 pictures, evenly spaced"),
         ("refiner-record", "at most 40 held-out samples"),
-        ("refiner-storyboard", "completed by the refiner mine"),
+        ("refiner-storyboard", "completed by the refiner of mine"),
     ],
 )
 def test_captions_of_films_say_of_how_many_they_are(name, said):
@@ -257,7 +257,7 @@ def test_captions_say_samples_uncertainty_and_caveats():
         "In 1 of 2 tests p < 0.05, corrected by Holm.",
         "Degenerate, so that they show nothing: b under e.",
         "Noisy: 1 of 2 timings; no verdict rests on these.",
-        "Simulated, stored as int8 here: y.",
+        "Simulated, stored or computed in more bits here: y.",
         "Without a number: 1 row, as no run.",
     ]
     assert list(facts(pl.DataFrame({"x": [1]}))) == ["No intervals."]

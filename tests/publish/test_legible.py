@@ -47,6 +47,8 @@ UNDRAWN = {
     "capture_frames": "of videos, which the demo has not",
     "sensitivity.samples": "what the values of sensitivity are means of",
     **dict.fromkeys(("refine.assignments", "refine.samples", "refine.neighbours", "refine.tsne"), "rows of one sample"),
+    "benchmark.culprit": "a command prints it, and no study has it",
+    "sensitivity.formats": "of budgets that name formats: what a plan chose of it stands in the plan",
     "calibration": "an index of samples", "answers": "sentences of the front page",
     "refine.gallery": "an index of pictures", "refine.diagnostics": "single numbers; the record judges by them",
     "drift.lifetimes": "summed up by drift.survival",

@@ -46,7 +46,7 @@ class AnyRecorder(Recorder):
         self.handles: list[Any] = []
         check_alike(model)
         self.begin(model, sigmas, guidance)
-        self.aside = aside(model)
+        self.aside = aside(model) if self.predict else model
         self.parameterization = parameterization(model.pipe.scheduler)
         if self.predict and not self.parameterization:
             raise InputError(
@@ -168,10 +168,12 @@ def transformer_names(model: Generator) -> dict[nn.Module, str]:
 
 def check_alike(model: Generator) -> None:
     """Refuse a pipeline whose two transformers have not the same blocks."""
-    first, *others = [list(blocks(transformer)) for transformer in transformers_of(model.pipe)]
-    if any(other != first for other in others):
+    if len(transformers := transformers_of(model.pipe)) == 1:
+        return
+    first, second = (list(blocks(transformer)) for transformer in transformers)
+    if first != second:
         raise InputError(
-            f"{model.name}: its two transformers have not the same blocks ({len(first)} and {len(others[0])}), so that "
+            f"{model.name}: its two transformers have not the same blocks ({len(first)} and {len(second)}), so that "
             "steps of one cannot stand beside steps of the other; it can be generated with, and not captured"
         )
 

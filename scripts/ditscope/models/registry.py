@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from ditscope.core.errors import InputError
@@ -152,6 +153,11 @@ def check_source(name: str, entry: Model) -> None:
         raise InputError(f"models.{name}: the required key `source` is missing: a folder, or a hub id")
     if not has_weights(entry) and (entry.source or entry.revision):
         raise InputError(f"models.{name}: `{entry.family}` has no weights; leave out `source` and `revision`")
+    if entry.revision and (Path(entry.source).expanduser() / "model_index.json").is_file():
+        raise InputError(
+            f"models.{name}: `source` is a folder here, and `revision` a commit of the hub (perhaps of config.yaml's "
+            "entry of this name); set `revision: ''`, or choose another name"
+        )
 
 
 def check_loras(name: str, entry: Model) -> None:

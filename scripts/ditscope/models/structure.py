@@ -184,7 +184,7 @@ def registry_entry(cls: type) -> Any:
         return None
 
 
-def registered_outputs(cls: type) -> tuple[str | None, ...]:
+def registered_outputs(cls: Any) -> tuple[str | None, ...]:
     """The arguments that a block's outputs continue by diffusers' registry; empty where it has none."""
     entry = registry_entry(cls)
     if entry is None:
@@ -197,7 +197,7 @@ def registered_outputs(cls: type) -> tuple[str | None, ...]:
 
 
 @cache
-def returned(cls: type[nn.Module]) -> tuple[str | None, ...]:
+def returned(cls: Any) -> tuple[str | None, ...]:
     """The arguments that `forward` returns, by the names in its last `return`; empty where these tell nothing."""
     known = parameters(cls)
     try:
@@ -216,14 +216,16 @@ def returned(cls: type[nn.Module]) -> tuple[str | None, ...]:
     return tuple(names) if all(names) else ()
 
 
-def parameters(cls: type[nn.Module]) -> list[str]:
-    """Names of the arguments of a module's `forward`."""
-    return list(inspect.signature(cls.forward).parameters)[1:]
+@cache
+def parameters(cls: Any) -> tuple[str, ...]:
+    """Names of the arguments of the `forward` of a class of modules."""
+    return tuple(inspect.signature(cls.forward).parameters)[1:]
 
 
 def bound(block: nn.Module, args: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of one call of a block by their names."""
-    return dict(zip(parameters(type(block)), args, strict=False)) | dict(options)
+    cls: Any = type(block)
+    return dict(zip(parameters(cls), args, strict=False)) | dict(options)
 
 
 def matched(arguments: Mapping[str, Any], outputs: Sequence[Any]) -> tuple[str | None, ...]:

@@ -140,7 +140,7 @@ def caveats(numbers: pl.DataFrame) -> Iterator[str]:
         noisy = timed.filter(pl.col("verdict") == "noisy")
         yield f"Noisy: {len(noisy)} of {counted(len(timed), 'timing')}; no verdict rests on these."
     if {"simulated", "scheme"} <= has and len(rows := numbers.filter(pl.col("simulated"))):
-        yield f"Simulated, stored as int8 here: {listed(rows['scheme'].unique().sort().to_list(), 6)}."
+        yield f"Simulated, stored or computed in more bits here: {listed(rows['scheme'].unique().sort().to_list(), 6)}."
     if {"mode", "value"} <= has and len(rows := numbers.filter(pl.col("mode") == "fast")):
         yield f"Estimated from gradients, not measured: {len(rows):,} of {len(numbers):,} numbers."
     if "reason" in has and len(rows := numbers.filter(pl.col("reason").cast(pl.String).fill_null("") != "")):

@@ -4,12 +4,12 @@ A node is what is kept or missing as a whole: a patch, or a frame of a video.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import numpy as np
 
 from ditscope.core.errors import InputError
 from ditscope.refine.grids import Grid, coordinates
+from ditscope.refine.positions import check_positions
 
 
 def key_grid(grid: Grid, keys: str) -> Grid:
@@ -63,18 +63,6 @@ def key_masks(orders: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def given_keys(positions: Sequence[int], nodes: int, kind: str = "frames") -> np.ndarray:
-    """Mask (nodes,) of keys that are given by their positions from 0.
-
-    Raises InputError where there are none or more than nodes, or they are out of order, twice, or outside.
-    """
-    if not positions:
-        raise InputError("keys: none given; give at least one")
-    if len(positions) > nodes:
-        raise InputError(f"keys: {len(positions)} given, but there are only {nodes} {kind}; give fewer, or more {kind}")
-    if outside := [p for p in positions if not 0 <= p < nodes]:
-        raise InputError(f"keys: position {outside[0]} is outside the {nodes} {kind} (0 to {nodes - 1})")
-    for before, after in pairwise(positions):
-        if after <= before:
-            what = "is there twice" if after == before else f"comes after {before}"
-            raise InputError(f"keys: position {after} {what}; list positions in rising order, each once")
+    """Mask (nodes,) of keys that are given by their positions from 0; refused as `check_positions` says."""
+    check_positions(positions, nodes, kind)
     return np.isin(np.arange(nodes), positions)

@@ -11,7 +11,7 @@ from ditscope.models.settings import CALIBRATE, calibration_of
 from ditscope.prompts.files import read_prompts
 from ditscope.publish.figures import FIGURES, INDEX
 from ditscope.refine.endings import FILMS, PICTURES
-from ditscope.refine.keys import given_keys
+from ditscope.refine.positions import check_positions
 from ditscope.refine.settings import settings_of
 from ditscope.workflow.staleness import module_path
 
@@ -76,7 +76,7 @@ def check_storyboards(config: Config, refiner: str) -> None:
             raise InputError(f"{where}.positions: {len(told.positions)} for {count} pictures; give one of each")
         if told.frames:
             try:
-                given_keys(told.positions or range(count), told.frames)
+                check_positions(told.positions or range(count), told.frames)
             except InputError as error:
                 raise InputError(f"{where}: {error}") from None
 
