@@ -21,6 +21,6 @@ rule bit_plan:
         code=code("plan.stage"),
         budget=lambda w: plain(CONFIG.plan.budgets[w.budget]),
         settings=stage("plan"),
-        formats=lambda w: {name: scheme_params(name) for name in CONFIG.plan.budgets[w.budget].formats},
+        formats=lambda w: {name: scheme_params(name, w.model) for name in CONFIG.plan.budgets[w.budget].formats},
     script:
         "../scripts/bit_plan.py"

@@ -60,7 +60,7 @@ rule sensitivity_formats:
         code=lambda w: code("sensitivity.formats") + plugin(module_of_scores(CONFIG.models[w.model])),
         model=lambda w: model_params(w.model),
         settings=stage("sensitivity"),
-        formats={name: scheme_params(name) for name in budget_formats()},
+        formats=lambda w: {name: scheme_params(name, w.model) for name in budget_formats()},
         calibration=lambda w: calibration_folder(w.model),
         own=lambda w: source_digest_of("calibrate", w.model),
     script:
