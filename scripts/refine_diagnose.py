@@ -10,7 +10,7 @@ with job(snakemake, warm=True):
     from ditscope.refine.diagnose import diagnose
 
     files = [*snakemake.input.items(), *snakemake.output.items()]
-    other = ("data", "codebook", "weights", "embedder")
+    other = ("data", "codebook", "weights", "embedder", "encoder")
     diagnose(
         name=snakemake.wildcards.refiner,
         models={name: model_entry(entry) for name, entry in snakemake.params.models.items()},
