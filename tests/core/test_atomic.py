@@ -28,6 +28,7 @@ EXCEPTIONS = {
     ("benchmark/memory.py", "reset_peaks"): "a switch of the kernel in /proc",
     ("capture/source.py", "import_captures"): "into a folder that is renamed as a whole",
     ("capture/source.py", "unpack"): "into a folder that is renamed as a whole",
+    ("models/exports/torchao.py", "write"): "into a folder that is renamed as a whole",
     ("calibrate/stage.py", "calibrate_shard"): "a folder that is renamed as a whole",
     ("workflow/warm_worker.py", "supervise"): "a few bytes, in a temporary folder that is not to be made anew",
 }

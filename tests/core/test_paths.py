@@ -40,11 +40,16 @@ def paths(tmp_path) -> dict[str, Path]:
     }  # fmt: skip
 
 
+def typed(option: cli.Option, value: str) -> list[str]:
+    """An option with its value, as it is typed."""
+    return [value] if option.by_place else [option.spellings[-1], value]
+
+
 def good(option: cli.Option, paths: dict[str, Path]) -> list[str]:
-    """A value that an option takes, as it is typed."""
+    """An option with a value that it takes, as it is typed."""
     place = {PathKind.INPUT_FILE: "file", PathKind.INPUT_FOLDER: "folder"}.get(option.path, "new")
     value = str(paths[place]) if option.path else option.choices[0] if option.choices else "1"
-    return [value] if option.by_place else [option.spellings[0], value]
+    return typed(option, value)
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that nobody can read at its start")
@@ -58,8 +63,7 @@ def test_a_path_of_the_wrong_kind_is_one_line(command, option, paths, tmp_path, 
     needed = [word for other in others for word in good(other, paths)]
     for kind in WRONG[option.path]:
         before = sorted(tmp_path.rglob("*"))
-        words = [str(paths[kind])] if option.by_place else [option.spellings[-1], str(paths[kind])]
-        assert cli.main([command, *needed, *words]) == 2, kind
+        assert cli.main([command, *needed, *typed(option, str(paths[kind]))]) == 2, kind
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and f"{option.spellings[0]}: {paths[kind]}: " in said, said
         assert sorted(tmp_path.rglob("*")) == before
@@ -113,7 +117,7 @@ def test_no_file_is_written_over_one_that_is_read_or_written(
     needed = [word for o in others if o.name not in (first.name, second.name) for word in good(o, paths)]
     needed = [word.replace(str(paths["new"]), f"{paths['new']}{i}") for i, word in enumerate(needed)]
     for one, two in ((str(tmp_path / name), name), (f"folder/../{name}", "link")):
-        assert cli.main([command, *needed, first.spellings[0], one, second.spellings[0], two]) == 2
+        assert cli.main([command, *needed, *typed(first, one), *typed(second, two)]) == 2
         said = capsys.readouterr().err
         assert ("is read" if first.path is PathKind.INPUT_FILE else "written twice") in said, said
 
