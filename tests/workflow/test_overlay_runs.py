@@ -82,6 +82,7 @@ SHRUNK: dict[str, dict[str, Any]] = {
         "capture": {"sets": {"all": {"generations": 1}}},
         "ablate": {"generations": 1},
     },
+    "formats": benchmarked("shapes-flux"),
     "refiner-image": {"models": sized(128, "flux-schnell"), "prompts": {"limit": 2, "num_seeds": 4}, "refine": REFINED},
     "refiner-video": {
         "models": sized(64, "wan2.1-1.3b", steps=2),

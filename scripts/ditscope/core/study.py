@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,15 +163,16 @@ class Study:
                 )
                 self.note(stage, file, problem, rerun)
 
-    def json(self, stage: str, file: str, rerun: str = "") -> dict[str, Any] | None:
-        """A JSON map with schema version 1; None where it is missing or was noted."""
+    def json(self, stage: str, file: str, rerun: str = "", versions: Collection[str] = ("1",)) -> dict[str, Any] | None:
+        """A JSON map of one of these schema versions; None where it is missing or was noted."""
         path = self.results / file
         if not os.path.exists(path):
             return None
         with self.noting(stage, file, rerun):
             document = json.loads(path.read_text(encoding="utf-8"))
-            if document["schema_version"] != "1":
-                raise InputError(f"schema version {document['schema_version']}, this ditscope reads 1")
+            if document["schema_version"] not in versions:
+                read = " and ".join(versions)
+                raise InputError(f"schema version {document['schema_version']}, this ditscope reads {read}")
             return document
         return None
 

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from ditscope.core.study import Study, alike
+from ditscope.models.bit_plan import FORMATS_VERSION, SCHEMA_VERSION
 from ditscope.sensitivity.check import parts_of, sensitivity_quietly
 
 
@@ -16,7 +17,7 @@ def check_plan(study: Study) -> None:
     """Plans choose a measured bit width for every linear layer, keep their budget, and are what sensitivity gives."""
     table = sensitivity_quietly(study)
     for file in study.targets("plan"):
-        plan = study.json("plan", file)
+        plan = study.json("plan", file, versions=(SCHEMA_VERSION, FORMATS_VERSION))
         if plan is None:
             continue
         _, model, name = file.split("/")
