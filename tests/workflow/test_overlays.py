@@ -61,7 +61,7 @@ def plans(tmp_path_factory) -> Iterator[Callable[[str], dict[str, subprocess.Com
 
 
 ON_SHIPPED = (
-    "tiny", "benchmark-full", "benchmark-mlx", "shapes-refiners",
+    "tiny", "benchmark-full", "benchmark-mlx", "formats", "shapes-refiners",
     *(f"refiner-{study}" for study in ("corruption", "imputation", "levels", "storyboard")),
 )  # fmt: skip
 
