@@ -55,6 +55,8 @@ from loose_tables import write_loosely
 from tiny_models import tiny_generator
 from workflow import ROOT
 
+SLOWER = [pytest.mark.system, pytest.mark.long]
+
 SHAPES = {
     "flux": Model("flux", str(ROOT / "models/shapes-flux"), width=64, height=64, steps=8),
     "sd3": Model("sd3", str(ROOT / "models/shapes-sd3"), width=64, height=64, steps=8, guidance=3.0),
@@ -277,7 +279,7 @@ def test_quantized_layers_are_mlx_s_own_and_load_again(tmp_path):
     assert torch.equal(before, latents(model))
 
 
-@pytest.mark.parametrize("mode", ["mxfp4", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize("mode", ["mxfp4", *(pytest.param(m, marks=SLOWER) for m in ("mxfp8", "nvfp4"))])
 def test_modes_of_floats_are_the_formats_that_their_names_say(mode, tmp_path):
     entry = on_mlx(SHAPES["sd3"])
     scheme = Scheme("mlx-weight-only", format=mode, skip_layers=["*norm*"])

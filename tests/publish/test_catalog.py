@@ -25,7 +25,8 @@ NOT_THERE = {
     "benchmark.run", "benchmark.run.timing", "benchmark.run.flat", "calibration.activations.part",
     "sensitivity.samples", "analysis.*",
 }  # fmt: skip
-DECLARED = [t for stage in dict.fromkeys(STAGE_OF.values()) for t in tables_of(stage) if t.name not in NOT_THERE]
+OF_STUDIES = [t for stage in dict.fromkeys(STAGE_OF.values()) for t in tables_of(stage) if t.file]
+DECLARED = [t for t in OF_STUDIES if t.name not in NOT_THERE]
 
 
 def made_up(table: Table, rows: int = 3) -> pl.DataFrame:
