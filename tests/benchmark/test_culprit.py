@@ -170,7 +170,7 @@ def test_what_was_not_applied_is_a_finding_and_ends_with_1(planted, tmp_path, mo
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Culprit(num_prompts=20), r"p\.csv: 10 runs; 4 to order and 20 to judge are 24"),
+        (Culprit(num_prompts=20), r"p\.csv: 10 prompts; 4 to order and 20 to judge are 24"),
         (Culprit(num_prompts=4), "num_prompts: 4 is too few for an interval; take at least 8"),
         (Culprit(threshold=120.0), "threshold: 120 dB; equal pictures count as 100 dB"),
     ],
@@ -179,3 +179,10 @@ def test_bad_input(tmp_path, settings, message):
     (tmp_path / "p.csv").write_text("prompt\n" + "".join(f"a {i}\n" for i in range(10)))
     with pytest.raises(InputError, match=message):
         judged_runs([tmp_path / "p.csv"], settings)
+
+
+def test_seeds_of_a_prompt_are_no_units(tmp_path):
+    rows = [f"a {i},{seed}\n" for i in range(9) for seed in (0, 1)]
+    (tmp_path / "p.csv").write_text("prompt,seed\n" + "".join(rows))
+    judged = judged_runs([tmp_path / "p.csv"], Culprit(order_prompts=1, num_prompts=8))
+    assert [(run["prompt"], run["seed"]) for run in judged] == [(f"a {i}", 0) for i in range(9)]

@@ -57,8 +57,10 @@ class Culprit:
     threshold: float = setting(
         30.0, "What the mean over the prompts must reach with its whole 95 % interval", positive=True
     )
-    order_prompts: int = setting(4, "First runs, by which the layers are ordered and no set is judged", positive=True)
-    num_prompts: int = setting(16, "Further runs, by which sets are judged", positive=True)
+    order_prompts: int = setting(
+        4, "First prompts, by which the layers are ordered and no set is judged", positive=True
+    )
+    num_prompts: int = setting(16, "Further prompts, by which sets are judged", positive=True)
     batch_size: int = setting(4, "Pictures that are sampled together", positive=True)
     max_layers: int = setting(32, "Most layers to keep", positive=True)
     max_sets: int = setting(0, "Most smaller sets to try for the certificate; 0: all of at most two layers")
@@ -171,16 +173,24 @@ class Found:
 
 
 def judged_runs(prompts: Sequence[Path], settings: Culprit) -> list[dict]:
-    """The runs that order layers and those that judge sets. Raises InputError where they are too few."""
+    """The runs that order layers and those that judge sets, of each prompt its first seed: the prompt is the unit.
+
+    Raises InputError where they are too few.
+    """
     if settings.num_prompts < LEAST_UNITS:
         raise InputError(f"num_prompts: {settings.num_prompts} is too few for an interval; take at least {LEAST_UNITS}")
     if settings.metric == "psnr_db" and settings.threshold >= CAP_DB:
         raise InputError(f"threshold: {settings.threshold:g} dB; equal pictures count as {CAP_DB:g} dB, ask for less")
-    runs, needed = read_runs(*prompts), settings.order_prompts + settings.num_prompts
+    first: dict[str, dict] = {}
+    for run in read_runs(*prompts):
+        first.setdefault(run["prompt"], run)
+    runs, needed = list(first.values()), settings.order_prompts + settings.num_prompts
     if len(runs) < needed:
-        where = ", ".join(map(str, prompts))
-        raise InputError(f"{where}: {len(runs)} runs; {settings.order_prompts} to order and {settings.num_prompts} to "
-                         f"judge are {needed}: add prompts, or ask for fewer")  # fmt: skip
+        where, split = ", ".join(map(str, prompts)), (settings.order_prompts, settings.num_prompts)
+        raise InputError(
+            f"{where}: {len(runs)} prompts; {split[0]} to order and {split[1]} to judge are {needed}: add prompts, or "
+            "ask for fewer"
+        )
     return runs[:needed]
 
 
