@@ -20,6 +20,7 @@ import torch
 from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
 from ditscope.core.intervals import mean_interval
+from ditscope.core.metrics import psnr_of_floats
 from ditscope.core.tables import read_table
 from ditscope.models.loading import Generator, load_generator
 from ditscope.models.quantizers import QUANTIZERS, quantizable
@@ -79,8 +80,7 @@ def quantized_images(model: Generator, prompts: list[str], choices: Choices, col
 
 def psnr_db(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
     """PSNR of each picture, dB; at most 60, that of less than half a grey level."""
-    mse = ((reference - other) ** 2).mean(1)
-    return np.minimum(-10 * np.log10(np.maximum(mse, 1e-12)), 60)
+    return psnr_of_floats(reference, other, 60)
 
 
 def interval(values: np.ndarray) -> str:

@@ -33,6 +33,7 @@ from ditscope.calibrate.files import load_calibration
 from ditscope.calibrate.load import Batch, batches
 from ditscope.calibrate.settings import Calibrate
 from ditscope.calibrate.stage import calibrate
+from ditscope.core.metrics import psnr_of_floats
 from ditscope.models.loading import load_generator
 from ditscope.models.prepare import prepare
 from ditscope.models.sampling import pictures, sample
@@ -62,7 +63,7 @@ FORMATS = {
     "base": Scheme("base"),
 }
 ALONE = ("int3-g32", "int4-g32", "int6-g32", "int8", "fp8", "int8-dynamic")
-BATCH, CAP_DB = 16, 100.0
+BATCH = 16
 
 
 def document(menu: Menu, columns: np.ndarray, formats: dict[str, Scheme], steps: str) -> dict:
@@ -92,11 +93,6 @@ def images(name: str, entry: Model, plan: dict | None = None) -> tuple[np.ndarra
     return np.concatenate(found), spent
 
 
-def psnr_db(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """PSNR of each picture, dB, at most `CAP_DB`."""
-    return np.minimum(-10 * np.log10(np.maximum(((reference - other) ** 2).mean(1), 1e-12)), CAP_DB)
-
-
 def calibrated(name: str, folder: Path, images: int = 8) -> Path:
     """A calibration set of a shipped model."""
     made = Calibrate(num_images=images, num_steps=0, cfg_weight=SHIPPED[name].guidance, slice_size=8, statistics="")
@@ -123,7 +119,7 @@ def compare_formats(name: str, folder: Path) -> None:
         columns = menu.uniform(alone)
         limit = menu.totals(columns)["nominal_bytes"]
         chosen = solve(menu, "bytes", limit)
-        both = [psnr_db(reference, images(name, SHIPPED[name], document(menu, c, FORMATS, "all"))[0])
+        both = [psnr_of_floats(reference, images(name, SHIPPED[name], document(menu, c, FORMATS, "all"))[0])
                 for c in (columns, chosen)]  # fmt: skip
         predicted = [menu.totals(c)["predicted"] for c in (columns, chosen)]
         used = sorted({menu.combinations[c][0] for c in chosen})
@@ -148,7 +144,7 @@ def compare_steps(name: str, folder: Path) -> None:
                 plan = document(menu, chosen[steps], FORMATS, steps)
                 switched = sum(isinstance(names, dict) for names in plan["assignment"].values())
                 if steps == "all" or switched:
-                    scores[steps] = psnr_db(reference, images(name, SHIPPED[name], plan)[0])
+                    scores[steps] = psnr_of_floats(reference, images(name, SHIPPED[name], plan)[0])
                     told = f"PSNR {interval(scores[steps])}"
                     told += "" if steps == "all" else f"; over by layer {interval(scores[steps] - scores['all'])}"
                 else:
@@ -233,7 +229,7 @@ def compare_modelopt(name: str, folder: Path) -> None:
         columns = np.array([column[theirs.get(layer, "base")] for layer in menu.layers])
         limit = menu.totals(columns)["nominal_bytes"]
         chosen = solve(menu, "bytes", limit)
-        both = [psnr_db(reference, images(name, SHIPPED[name], document(menu, c, formats, "all"))[0])
+        both = [psnr_of_floats(reference, images(name, SHIPPED[name], document(menu, c, formats, "all"))[0])
                 for c in (columns, chosen)]  # fmt: skip
         kinds = Counter(theirs.get(layer, "base") for layer in menu.layers)
         print(f"  {bits:g} effective bits: modelopt in {told}, {limit} bytes (base as 16 bits), {dict(kinds)}: "

@@ -26,6 +26,7 @@ from ditscope.core.metrics import (
     lpips,
     precision_recall,
     psnr,
+    psnr_of_floats,
     quality_losses,
     ssim,
 )
@@ -49,6 +50,8 @@ def test_psnr_and_ssim_equal_scikit_image(amount):
     a = picture(0)
     b = noisy(a, amount)
     assert psnr(a, b) == pytest.approx(peak_signal_noise_ratio(a, b), rel=1e-12)
+    floats = psnr_of_floats(np.stack([a, a]) / 255, np.stack([b, a]) / 255)
+    assert floats == pytest.approx([psnr(a, b), psnr(a, a)], rel=1e-9)
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
     assert ssim(a, b) == pytest.approx(structural_similarity(a, b, channel_axis=-1, **options), abs=1e-12)
 

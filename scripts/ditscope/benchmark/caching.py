@@ -13,7 +13,8 @@ from ditscope.benchmark.run import wanted_runs
 from ditscope.benchmark.settings import Benchmark
 from ditscope.core.atomic import write_text
 from ditscope.core.errors import InputError
-from ditscope.core.intervals import mean_interval
+from ditscope.core.intervals import mean_interval, unit_means
+from ditscope.core.metrics import psnr_of_floats
 from ditscope.core.paths import InputFile, OutputFile
 from ditscope.models.loading import Generator, load_generator
 from ditscope.models.prepare import prepare
@@ -107,11 +108,11 @@ def measured(
             images, seconds = pictures(generator, part)
             took[threshold].append(seconds)
             skipped[threshold].append((cache.skipped - before[1]) / (cache.calls - before[0]))
-            psnr[threshold] += psnr_db(full, images).tolist()
+            psnr[threshold] += psnr_of_floats(full, images, CAP).tolist()
     return [
         Point(cache.method, threshold, float(np.mean(skipped[threshold])), ratio(took, threshold), mean, low, high)
         for threshold in thresholds
-        for mean, low, high in [interval(psnr[threshold])]
+        for mean, low, high in [interval(psnr[threshold], [prompt for prompt, _ in runs])]
     ]
 
 
@@ -125,14 +126,9 @@ def pictures(generator: Generator, runs: list[tuple[str, int]]) -> tuple[np.ndar
     return decode(generator, latents).numpy().reshape(len(prompts), -1) / 255, seconds
 
 
-def psnr_db(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """PSNR (images,) in dB of images (images, values) in [0, 1], at most CAP."""
-    return np.minimum(-10 * np.log10(np.maximum(((reference - other) ** 2).mean(1), 1e-12)), CAP)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean over prompts with its 95 % interval; None for a single one."""
-    found = mean_interval(np.array(values))
+def interval(values: Sequence[float], prompts: Sequence[str]) -> tuple[float, float | None, float | None]:
+    """Mean over prompts, whose seeds are averaged, with its 95 % interval; None for too few."""
+    found = mean_interval(unit_means(np.array(values), prompts))
     return found.mean, found.low, found.high
 
 

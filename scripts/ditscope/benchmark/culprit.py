@@ -27,6 +27,7 @@ from ditscope.calibrate.files import CalibrationSet
 from ditscope.calibrate.load import calibration_of_scheme, measure_on
 from ditscope.core.errors import InputError
 from ditscope.core.intervals import LEAST_UNITS, MeanInterval, mean_interval
+from ditscope.core.metrics import PSNR_CAP_DB, psnr_of_floats
 from ditscope.core.paths import InputFile, OutputFolder
 from ditscope.core.settings import setting
 from ditscope.core.tables import write_table
@@ -40,7 +41,6 @@ from ditscope.prompts.files import read_runs
 
 log = logging.getLogger(__name__)
 
-CAP_DB = 100.0
 SMALL = 2  # sets of at most so many layers are all tried
 
 
@@ -179,8 +179,10 @@ def judged_runs(prompts: Sequence[Path], settings: Culprit) -> list[dict]:
     """
     if settings.num_prompts < LEAST_UNITS:
         raise InputError(f"num_prompts: {settings.num_prompts} is too few for an interval; take at least {LEAST_UNITS}")
-    if settings.metric == "psnr_db" and settings.threshold >= CAP_DB:
-        raise InputError(f"threshold: {settings.threshold:g} dB; equal pictures count as {CAP_DB:g} dB, ask for less")
+    if settings.metric == "psnr_db" and settings.threshold >= PSNR_CAP_DB:
+        raise InputError(
+            f"threshold: {settings.threshold:g} dB; equal pictures count as {PSNR_CAP_DB:g} dB, ask for less"
+        )
     first: dict[str, dict] = {}
     for run in read_runs(*prompts):
         first.setdefault(run["prompt"], run)
@@ -312,12 +314,6 @@ def relative_change(reference: Tensor, other: Tensor) -> np.ndarray:
     return found
 
 
-def psnr_of(reference: Tensor, other: Tensor) -> np.ndarray:
-    """PSNR of each picture in dB, at most `CAP_DB`."""
-    error = (other.double() - reference.double()).flatten(1).square().mean(1).cpu().numpy()
-    return np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), CAP_DB)
-
-
 def judged(
     model: Generator, runs: Sequence[dict], latents: Sequence[Tensor], drawn: Sequence[Tensor], settings: Culprit
 ) -> tuple[np.ndarray, bool]:
@@ -330,7 +326,7 @@ def judged(
     for number, some in enumerate(slices(runs, settings.batch_size)):
         now = sample(model, *requests(list(some)))
         if settings.metric == "psnr_db":
-            of_slice = psnr_of(drawn[number], decoded(model, [now], settings)[0])
+            of_slice = psnr_of_floats(*(p.cpu().numpy() for p in (drawn[number], decoded(model, [now], settings)[0])))
         else:
             of_slice = relative_change(latents[number], now)
         values = np.concatenate([values, of_slice])
@@ -343,7 +339,7 @@ def hopeless(values: np.ndarray, total: int, settings: Culprit) -> bool:
     """Whether quality of the first prompts rules out that all `total` pass."""
     rest, interval = total - len(values), mean_interval(values)
     if settings.metric == "psnr_db":
-        best = (values.sum() + rest * CAP_DB) / total
+        best = (values.sum() + rest * PSNR_CAP_DB) / total
         return bool(best < settings.threshold or (interval.high is not None and interval.high < settings.threshold))
     best = values.sum() / total
     return bool(best > settings.threshold or (interval.low is not None and interval.low > settings.threshold))

@@ -33,6 +33,12 @@ def psnr(reference: np.ndarray, image: np.ndarray) -> float:
     return PSNR_CAP_DB if error == 0 else min(PSNR_CAP_DB, float(10 * np.log10(255**2 / error)))
 
 
+def psnr_of_floats(reference: np.ndarray, images: np.ndarray, cap_db: float = PSNR_CAP_DB) -> np.ndarray:
+    """PSNR (images,) in dB of float images (images, ...) in [0, 1], at most `cap_db`."""
+    error = np.square(images.astype(np.float64) - reference).reshape(len(images), -1).mean(1)
+    return np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), cap_db)
+
+
 def ssim(reference: np.ndarray, image: np.ndarray) -> float:
     """Structural similarity (Wang et al. 2004) of two uint8 images (height, width, 3), over pixels and channels.
 
